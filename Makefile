@@ -1,0 +1,115 @@
+# "make help" lists the commands.
+
+# A shell that stops at the first failure, also within a pipe.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+# The steps of "make test" run one after the other, whatever -j says.
+.NOTPARALLEL:
+
+# The host of "make demo": harness (bundled) or fluent-bit.
+HOST ?= harness
+# Some shells export the machine's name under this name.
+ifeq ($(origin HOST)$(filter harness fluent-bit,$(HOST)),environment)
+HOST := harness
+endif
+# A fluent-bit executable. With it, "make test" also tests in the real host.
+FLUENT_BIT ?=
+export HOST FLUENT_BIT
+
+# Cargo's target folder may be elsewhere; what people use always lies in target/.
+CARGO_TARGET_DIR ?= target
+export CARGO_TARGET_DIR
+RELEASE := $(CARGO_TARGET_DIR)/release
+DEBUG := $(CARGO_TARGET_DIR)/debug
+STARTED := $(shell date +%s)
+
+heading = @printf '\n=== %s\n' "$(1)"
+# Replaces a file in one step, so that a running host keeps the library it has mapped.
+publish = if [ "$(1)" -nt "$(2)" ]; then cp "$(1)" "$(2).new" && mv "$(2).new" "$(2)" && echo "made $(2)"; fi
+
+.PHONY: build
+build: cargo-present ## Build out_ferry.so and ferry-harness into target/ (the same as plain "make")
+	cargo build --release --workspace --locked
+	@mkdir -p target
+	@$(call publish,$(RELEASE)/libferry.so,target/out_ferry.so)
+	@$(call publish,$(RELEASE)/ferry-harness,target/ferry-harness)
+
+.PHONY: demo
+demo: build ## Ship a generated application log to target/demo/objects and count what arrived
+	$(call heading,Demo)
+	@tests/demo.sh
+
+.PHONY: test
+test: tools format-check clippy header-check emulators test-rust test-c demo ## Run every check and test, in order, up to the first failure
+	$(call heading,Passed in $$(($$(date +%s) - $(STARTED))) seconds)
+ifeq ($(FLUENT_BIT),)
+	@echo "Skipped: the tests in the real host. FLUENT_BIT=/path/to/fluent-bit runs them too."
+endif
+
+.PHONY: format-check
+format-check: cargo-present
+	$(call heading,Format)
+	cargo fmt --all --check
+
+.PHONY: clippy
+clippy: cargo-present ## Lint everything; warnings are errors
+	$(call heading,Lints)
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: header-check
+header-check: cargo-present
+	$(call heading,C header)
+	cargo test --workspace --locked --test ferry -- header::
+
+.PHONY: emulators
+emulators: ## Install Azurite and moto for the tests into target/emulators
+	$(call heading,Emulators)
+	@tests/emulators/install.sh
+
+.PHONY: test-rust
+test-rust: cargo-present ## Run the Rust tests alone; needs "make emulators" once
+	$(call heading,Rust tests)
+	cargo build --workspace --locked
+	cargo test --workspace --locked
+
+.PHONY: test-c
+test-c: cargo-present ## Run the C host alone, under the address and undefined-behaviour sanitizers
+	$(call heading,C host)
+	cargo build --workspace --locked
+	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/libferry.so" BUILD="$(abspath target/c)"
+
+.PHONY: header
+header: cargo-present ## Write include/ferry.h anew from src/ffi
+	FERRY_WRITE_HEADER=1 cargo test --workspace --locked --test ferry -- header::
+
+.PHONY: fmt
+fmt: cargo-present ## Format the Rust sources
+	cargo fmt --all
+
+.PHONY: clean
+clean: ## Remove everything that was built or installed here
+	cargo clean
+	rm -rf target
+
+.PHONY: help
+help: ## List the commands
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@echo
+	@echo "Variables:"
+	@echo "  FLUENT_BIT=/path/to/fluent-bit   make test: test in the real host too; make demo: the host to run"
+	@echo "  HOST=harness|fluent-bit          make demo: which host to run; harness is bundled and the default"
+
+# What a machine lacks is said before anything is built.
+.PHONY: tools
+tools: cargo-present
+	@tests/emulators/install.sh check
+	@command -v cc >/dev/null || { echo "error: there is no C compiler; remedy: apt install gcc libc6-dev" >&2; exit 1; }
+	@if [ -n "$(FLUENT_BIT)" ]; then \
+		[ -x "$(FLUENT_BIT)" ] || { echo "error: FLUENT_BIT is $(FLUENT_BIT), which cannot be executed; remedy: the full path of a fluent-bit executable" >&2; exit 1; }; \
+		"$(FLUENT_BIT)" --version | head -n 1; \
+	fi
+
+.PHONY: cargo-present
+cargo-present:
+	@command -v cargo >/dev/null || { echo "error: cargo is not on the PATH; remedy: install Rust 1.94.1 or later (rustup)" >&2; exit 1; }

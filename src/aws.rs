@@ -1,0 +1,628 @@
+//! Credentials, region and HTTP for AWS, shared by the Firehose sink and `s3://`.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::identity::IdentityCache;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::retry::RetryConfig;
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use futures::future::BoxFuture;
+use object_store::CredentialProvider;
+use object_store::aws::AwsCredential;
+use tokio::sync::Mutex;
+
+use crate::config;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the whole chain may take. Off the cloud the metadata service costs it one second.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
+/// Credentials are fetched anew this long before they expire: time for many failed attempts.
+const MARGIN: Duration = Duration::from_secs(5 * 60);
+/// Credentials without an expiry may still be rotated under us, in a profile's file for instance.
+const NEVER: Duration = Duration::from_secs(15 * 60);
+/// The least time between two fetches, whatever their outcome.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Installs the process's TLS implementation, which `reqwest` and `object_store` look for. Each shared
+/// library has its own, so the host's is not touched. Calling it again does nothing.
+pub fn install_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// What a client of an AWS service is made from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Region, credentials, HTTP client and timeouts; no retries. The endpoint of [`config::Aws`] is
+    /// not in it: that is the service's own, and must not become that of STS.
+    pub sdk: SdkConfig,
+    /// The credentials that `sdk` uses; to be told when they are refused.
+    pub credentials: CredentialCache,
+    /// The region in `sdk`.
+    pub region: String,
+}
+
+/// Finds region and credentials: what is configured, then the usual chain (environment, profile with
+/// SSO and `credential_process`, web identity, ECS, EC2), then the role to assume. Only the region may
+/// ask the network, where nothing names it; credentials are first fetched when they are used. Fails
+/// without a region or with a CA that [`config::check_ca`] refuses.
+pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, String> {
+    ca_pem
+        .map_or(Ok(()), config::check_ca)
+        .map_err(|e| format!("tls_ca_file {e}"))?;
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http_client(ca_pem))
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .build(),
+        );
+    if let Some(profile) = &aws.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(region) = &aws.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    let sdk = loader.load().await;
+    let region = sdk.region().map(ToString::to_string);
+    let region = region.ok_or("no region found: set region, AWS_REGION, or one in the profile")?;
+
+    let chain = sdk
+        .credentials_provider()
+        .expect("the loader always sets one");
+    let sts = sts_config(&sdk, aws.sts_endpoint.as_deref());
+    let chain = match WebIdentity::from_env(&sts) {
+        // The chain's own web identity cannot be told another endpoint.
+        Some(identity) if aws.sts_endpoint.is_some() && aws.profile.is_none() => {
+            let environment = EnvironmentVariableCredentialsProvider::new();
+            let chain = CredentialsProviderChain::first_try("Environment", environment)
+                .or_else("WebIdentity", identity)
+                .or_else("Default", chain);
+            SharedCredentialsProvider::new(chain)
+        }
+        _ => chain,
+    };
+    let source = match &aws.role_arn {
+        Some(role) => {
+            let mut role = AssumeRoleProvider::builder(role)
+                .session_name("ferry")
+                .configure(&sts);
+            if let Some(id) = &aws.external_id {
+                role = role.external_id(id);
+            }
+            SharedCredentialsProvider::new(role.build_from_provider(chain).await)
+        }
+        None => chain,
+    };
+    let credentials = CredentialCache::new(source);
+    let sdk = sdk
+        .into_builder()
+        .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
+        .identity_cache(IdentityCache::no_cache())
+        .retry_config(RetryConfig::disabled())
+        .build();
+    Ok(Loaded {
+        sdk,
+        credentials,
+        region,
+    })
+}
+
+/// Ring, the system's roots (or `SSL_CERT_FILE`) and a private CA, and the proxy of the environment.
+/// Its `NO_PROXY` has to name 169.254.169.254 where `HTTP_PROXY` is set on EC2, as AWS asks for.
+fn http_client(ca_pem: Option<&[u8]>) -> SharedHttpClient {
+    let mut trust = TrustStore::default();
+    if let Some(pem) = ca_pem {
+        trust.add_pem_certificate(pem);
+    }
+    let tls = TlsContext::builder().with_trust_store(trust).build();
+    let tls = tls.expect("a trust store alone cannot be wrong");
+    // The builder's shorter ways know no proxy.
+    Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder().proxy_config(ProxyConfig::from_env());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
+        connector
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(tls.clone())
+            .build()
+    })
+}
+
+/// What STS is called with. Built anew when it has an endpoint of its own, because one in the
+/// environment would win over one put into a copy of `sdk`.
+fn sts_config(sdk: &SdkConfig, endpoint: Option<&str>) -> SdkConfig {
+    let Some(endpoint) = endpoint else {
+        return sdk.clone();
+    };
+    let mut config = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(sdk.region().cloned())
+        .endpoint_url(endpoint);
+    config.set_http_client(sdk.http_client());
+    config.set_timeout_config(sdk.timeout_config().cloned());
+    config.set_retry_config(sdk.retry_config().cloned());
+    config.set_sleep_impl(sdk.sleep_impl());
+    config.set_time_source(sdk.time_source());
+    config.build()
+}
+
+/// A role for a token that Kubernetes writes into a file.
+#[derive(Debug)]
+struct WebIdentity {
+    sts: aws_sdk_sts::Client,
+    token_file: PathBuf,
+    role: String,
+    session: String,
+}
+
+impl WebIdentity {
+    /// The role that the environment names, if it does.
+    fn from_env(sts: &SdkConfig) -> Option<Self> {
+        Some(WebIdentity {
+            token_file: std::env::var_os("AWS_WEB_IDENTITY_TOKEN_FILE")?.into(),
+            role: std::env::var("AWS_ROLE_ARN").ok()?,
+            session: std::env::var("AWS_ROLE_SESSION_NAME").unwrap_or_else(|_| "ferry".into()),
+            sts: aws_sdk_sts::Client::new(sts),
+        })
+    }
+
+    async fn assume(&self) -> Result<Credentials, CredentialsError> {
+        let token = tokio::fs::read_to_string(&self.token_file).await;
+        let token = token.map_err(CredentialsError::provider_error)?;
+        let answer = self
+            .sts
+            .assume_role_with_web_identity()
+            .role_arn(&self.role)
+            .role_session_name(&self.session)
+            .web_identity_token(token.trim())
+            .send()
+            .await
+            .map_err(CredentialsError::provider_error)?;
+        let given = answer
+            .credentials
+            .ok_or_else(|| CredentialsError::unhandled("STS gave none"))?;
+        let expiry = SystemTime::try_from(given.expiration).map_err(CredentialsError::unhandled)?;
+        Ok(Credentials::new(
+            given.access_key_id,
+            given.secret_access_key,
+            Some(given.session_token),
+            Some(expiry),
+            "WebIdentity",
+        ))
+    }
+}
+
+impl ProvideCredentials for WebIdentity {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.assume())
+    }
+}
+
+/// Credentials kept until shortly before they expire, fetched by one caller while the others wait.
+#[derive(Clone, Debug)]
+pub struct CredentialCache {
+    source: SharedCredentialsProvider,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    credentials: Option<Credentials>,
+    refresh: Option<SystemTime>,
+    fetched: Option<Instant>,
+    error: Option<String>,
+}
+
+impl CredentialCache {
+    fn new(source: SharedCredentialsProvider) -> Self {
+        CredentialCache {
+            source,
+            held: Arc::default(),
+        }
+    }
+
+    /// To be called when a service refuses the credentials: the next request fetches others. Those
+    /// fetched just now stay, because they are not the ones that the refused request was signed with.
+    pub async fn refused(&self) {
+        let mut held = self.held.lock().await;
+        if held
+            .fetched
+            .is_some_and(|fetched| fetched.elapsed() > PAUSE)
+        {
+            *held = Held::default();
+        }
+    }
+
+    async fn current(&self) -> Result<Credentials, CredentialsError> {
+        let mut held = self.held.lock().await;
+        let now = SystemTime::now();
+        if let Some(credentials) = held.credentials.as_ref()
+            && held.refresh.is_some_and(|refresh| now < refresh)
+        {
+            return Ok(credentials.clone());
+        }
+        let recently = held
+            .fetched
+            .is_some_and(|fetched| fetched.elapsed() < PAUSE);
+        if let Some(error) = held.error.as_ref().filter(|_| recently) {
+            return Err(CredentialsError::provider_error(error.clone()));
+        }
+        let fetch = tokio::time::timeout(FETCH_TIMEOUT, self.source.provide_credentials());
+        let fetched = fetch.await;
+        held.fetched = Some(Instant::now());
+        match fetched.unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(FETCH_TIMEOUT))) {
+            Ok(credentials) => {
+                let expiry = credentials.expiry().unwrap_or(now + NEVER + MARGIN);
+                held.refresh = Some((expiry - MARGIN).max(now + PAUSE).min(expiry));
+                held.error = None;
+                held.credentials = Some(credentials.clone());
+                Ok(credentials)
+            }
+            Err(error) => match &held.credentials {
+                Some(old) if old.expiry().is_none_or(|expiry| now < expiry) => {
+                    let old = old.clone();
+                    held.refresh = Some(now + PAUSE);
+                    Ok(old)
+                }
+                _ => {
+                    held.error = Some(in_words(&error));
+                    Err(error)
+                }
+            },
+        }
+    }
+}
+
+/// An error and its causes, without the dumps of requests and answers that the SDK would add.
+fn in_words(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+impl ProvideCredentials for CredentialCache {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.current())
+    }
+}
+
+impl CredentialProvider for CredentialCache {
+    type Credential = AwsCredential;
+
+    fn get_credential<'s, 'f>(&'s self) -> BoxFuture<'f, object_store::Result<Arc<AwsCredential>>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(async {
+            let credentials = self.current().await.map_err(|error| {
+                let words = in_words(&error);
+                object_store::Error::Unauthenticated {
+                    path: String::new(),
+                    source: words.into(),
+                }
+            })?;
+            Ok(Arc::new(AwsCredential {
+                key_id: credentials.access_key_id().to_owned(),
+                secret_key: credentials.secret_access_key().to_owned(),
+                token: credentials.session_token().map(str::to_owned),
+            }))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex as StdMutex;
+
+    use super::*;
+    use crate::sink::blob::loopback::{Loopback, Reply, answer, with_environment};
+
+    const STATIC: [(&str, &str); 2] = [
+        ("AWS_ACCESS_KEY_ID", "AKIDCHAIN"),
+        ("AWS_SECRET_ACCESS_KEY", "c2VjcmV0"),
+    ];
+
+    fn aws(sts_endpoint: Option<String>, role_arn: Option<&str>) -> config::Aws {
+        config::Aws {
+            region: Some("eu-west-1".into()),
+            role_arn: role_arn.map(str::to_owned),
+            external_id: role_arn.map(|_| "ours".into()),
+            sts_endpoint,
+            ..config::Aws::default()
+        }
+    }
+
+    /// An answer of STS to either way of assuming a role.
+    fn assumed(operation: &str) -> Reply {
+        let body = format!(
+            "<{operation}Response><{operation}Result><Credentials><AccessKeyId>AKIDROLE</AccessKeyId>\
+             <SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>\
+             <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></{operation}Result>\
+             </{operation}Response>"
+        );
+        answer(200, &[("Content-Type", "text/xml")], &body)
+    }
+
+    async fn key_id(loaded: &Loaded) -> String {
+        let credentials = CredentialProvider::get_credential(&loaded.credentials).await;
+        credentials.expect("credentials").key_id.clone()
+    }
+
+    #[tokio::test]
+    async fn the_role_is_assumed_at_the_sts_endpoint_and_kept() {
+        let environment = [
+            &STATIC[..],
+            &[("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")],
+        ]
+        .concat();
+        if !with_environment(
+            "aws::tests::the_role_is_assumed_at_the_sts_endpoint_and_kept",
+            &environment,
+        ) {
+            return;
+        }
+        let sts = Loopback::start(vec![assumed("AssumeRole")]);
+        let aws = aws(Some(sts.url()), Some("arn:aws:iam::1:role/r"));
+        let loaded = load(&aws, None).await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(key_id(&loaded).await, "AKIDROLE");
+        }
+        let requests = sts.requests();
+        assert_eq!(requests.len(), 1);
+        for part in [
+            "RoleSessionName=ferry",
+            "ExternalId=ours",
+            "role%2Fr",
+            "Credential=AKIDCHAIN",
+        ] {
+            assert!(requests[0].contains(part), "{part} in {}", requests[0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_web_identity_goes_to_the_sts_endpoint_too() {
+        let token = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let environment = [
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", token),
+            ("AWS_ROLE_ARN", "arn:aws:iam::1:role/pod"),
+        ];
+        if !with_environment(
+            "aws::tests::a_web_identity_goes_to_the_sts_endpoint_too",
+            &environment,
+        ) {
+            return;
+        }
+        let sts = Loopback::start(vec![assumed("AssumeRoleWithWebIdentity")]);
+        let loaded = load(&aws(Some(sts.url()), None), None).await.unwrap();
+        assert_eq!(key_id(&loaded).await, "AKIDROLE");
+        let requests = sts.requests();
+        assert!(requests[0].contains("WebIdentityToken="), "{}", requests[0]);
+        assert!(requests[0].contains("role%2Fpod"), "{}", requests[0]);
+    }
+
+    #[tokio::test]
+    async fn proxies_of_the_environment_are_used_but_for_whom_they_are_not_meant() {
+        let proxy = Loopback::start(vec![assumed("AssumeRole"), Reply::Cut]);
+        let url = proxy.url();
+        let environment = [
+            ("HTTP_PROXY", url.as_str()),
+            ("HTTPS_PROXY", &url),
+            ("NO_PROXY", "127.0.0.1"),
+        ];
+        let environment = [&STATIC[..], &environment].concat();
+        if !with_environment(
+            "aws::tests::proxies_of_the_environment_are_used_but_for_whom_they_are_not_meant",
+            &environment,
+        ) {
+            let requests = proxy.requests();
+            assert!(
+                requests[0].starts_with("POST http://sts.invalid/ HTTP/1.1"),
+                "{requests:?}"
+            );
+            assert!(
+                requests[1].starts_with("CONNECT sts.invalid:443 HTTP/1.1"),
+                "{requests:?}"
+            );
+            return;
+        }
+        let role = Some("arn:aws:iam::1:role/r");
+        let direct = Loopback::start(vec![assumed("AssumeRole")]);
+        for endpoint in ["http://sts.invalid".to_owned(), direct.url()] {
+            let loaded = load(&aws(Some(endpoint), role), None).await.unwrap();
+            assert_eq!(key_id(&loaded).await, "AKIDROLE");
+        }
+        let loaded = load(&aws(Some("https://sts.invalid".into()), role), None)
+            .await
+            .unwrap();
+        assert!(
+            loaded.credentials.current().await.is_err(),
+            "the proxy hung up"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_role_that_may_not_be_assumed_is_told_in_the_words_of_sts() {
+        const NAME: &str = "aws::tests::a_role_that_may_not_be_assumed_is_told_in_the_words_of_sts";
+        if !with_environment(NAME, &STATIC) {
+            return;
+        }
+        let body = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>User: u is not authorized to \
+                    perform: sts:AssumeRole</Message></Error><RequestId>r</RequestId></ErrorResponse>";
+        let sts = Loopback::start(vec![answer(403, &[], body)]);
+        let loaded = load(&aws(Some(sts.url()), Some("arn:aws:iam::1:role/r")), None).await;
+        let error = CredentialProvider::get_credential(&loaded.unwrap().credentials).await;
+        let message = error.unwrap_err().to_string();
+        assert!(
+            message.contains("is not authorized to perform: sts:AssumeRole"),
+            "{message}"
+        );
+    }
+
+    #[tokio::test]
+    async fn without_a_region_the_remedy_is_named() {
+        if with_environment("aws::tests::without_a_region_the_remedy_is_named", &[]) {
+            let message = load(&config::Aws::default(), None).await.unwrap_err();
+            assert!(message.contains("set region, AWS_REGION"), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_metadata_service_that_stays_silent_is_given_up_within_seconds() {
+        let silent = Loopback::start(vec![Reply::Hang, Reply::Hang]);
+        let url = silent.url();
+        let environment = [
+            ("AWS_EC2_METADATA_DISABLED", "false"),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", url.as_str()),
+        ];
+        if !with_environment(
+            "aws::tests::a_metadata_service_that_stays_silent_is_given_up_within_seconds",
+            &environment,
+        ) {
+            return;
+        }
+        let loaded = load(&aws(None, None), None).await.unwrap();
+        let start = Instant::now();
+        let error = CredentialProvider::get_credential(&loaded.credentials)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, object_store::Error::Unauthenticated { .. }),
+            "{error}"
+        );
+        assert!(start.elapsed() < FETCH_TIMEOUT / 2, "{:?}", start.elapsed());
+    }
+
+    /// Gives what it is told to, in order; `None` is a failure.
+    #[derive(Debug)]
+    struct Source(StdMutex<VecDeque<Option<Credentials>>>);
+
+    impl ProvideCredentials for Source {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            let next = self
+                .0
+                .lock()
+                .unwrap()
+                .pop_front()
+                .expect("a fetch that was not foreseen");
+            let next = next.ok_or_else(|| CredentialsError::not_loaded("out of order"));
+            future::ProvideCredentials::ready(next)
+        }
+    }
+
+    fn cache(script: Vec<Option<Credentials>>) -> CredentialCache {
+        CredentialCache::new(SharedCredentialsProvider::new(Source(StdMutex::new(
+            script.into(),
+        ))))
+    }
+
+    fn key(id: &str, seconds: u64) -> Option<Credentials> {
+        let expiry = SystemTime::now() + Duration::from_secs(seconds);
+        Some(Credentials::new(id, "s", None, Some(expiry), "test"))
+    }
+
+    /// Lets the pause between two fetches, and the time until the next one, pass.
+    async fn later(cache: &CredentialCache) {
+        let mut held = cache.held.lock().await;
+        held.refresh = Some(SystemTime::now());
+        held.fetched = Instant::now().checked_sub(PAUSE + Duration::from_secs(1));
+    }
+
+    async fn current(cache: &CredentialCache) -> String {
+        match cache.current().await {
+            Ok(credentials) => credentials.access_key_id().to_owned(),
+            Err(error) => in_words(&error),
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_are_kept_and_fetched_anew_before_they_expire() {
+        let cache = cache(vec![
+            key("first", 3600),
+            key("second", 60),
+            key("third", 3600),
+        ]);
+        assert_eq!(
+            (current(&cache).await, current(&cache).await),
+            ("first".into(), "first".into())
+        );
+        let refresh = cache.held.lock().await.refresh.unwrap();
+        let left = refresh.duration_since(SystemTime::now()).unwrap();
+        assert!(
+            left > Duration::from_secs(3200) && left <= Duration::from_secs(3300),
+            "{left:?}"
+        );
+        later(&cache).await;
+        assert_eq!(current(&cache).await, "second");
+        // So near their end that they are overdue at once: still not fetched at every request.
+        assert_eq!(current(&cache).await, "second");
+        later(&cache).await;
+        assert_eq!(current(&cache).await, "third");
+    }
+
+    #[tokio::test]
+    async fn refused_credentials_are_fetched_anew_once() {
+        let cache = cache(vec![key("expired early", 3600), key("fresh", 3600)]);
+        assert_eq!(current(&cache).await, "expired early");
+        later(&cache).await;
+        for _ in 0..3 {
+            cache.refused().await;
+            assert_eq!(
+                current(&cache).await,
+                "fresh",
+                "later refusals are of the earlier ones"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_fetch_leaves_what_is_still_valid_and_is_not_repeated_at_once() {
+        let cache = cache(vec![
+            key("old", 3600),
+            None,
+            key("expired", 0),
+            None,
+            key("new", 3600),
+        ]);
+        assert_eq!(current(&cache).await, "old");
+        later(&cache).await;
+        assert_eq!(
+            (current(&cache).await, current(&cache).await),
+            ("old".into(), "old".into())
+        );
+        later(&cache).await;
+        assert_eq!(current(&cache).await, "expired");
+        later(&cache).await;
+        for _ in 0..3 {
+            assert!(current(&cache).await.contains("out of order"));
+        }
+        later(&cache).await;
+        assert_eq!(current(&cache).await, "new");
+    }
+}

@@ -1,0 +1,279 @@
+//! Encoded lines become records, and records become requests, within the destination's limits.
+//! Pure: no time, no I/O.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// What one request may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes in one record.
+    pub record_bytes: usize,
+    /// Lines in one record; 1 means that every line is a record of its own.
+    pub record_lines: u32,
+    /// Records in one request.
+    pub batch_records: usize,
+    /// Bytes in one request.
+    pub batch_bytes: usize,
+}
+
+/// Whole lines (or whole compressed members of them) that are delivered or not delivered together. At
+/// most [`Limits::record_bytes`] and [`Limits::record_lines`].
+#[derive(Debug)]
+pub struct Piece<T> {
+    /// What is sent.
+    pub bytes: Bytes,
+    /// Lines in it.
+    pub lines: u32,
+    /// Who is told what became of it.
+    pub ticket: T,
+}
+
+/// One record of a request: pieces, one behind the other.
+#[derive(Debug)]
+pub struct Record<T> {
+    /// Where it goes.
+    pub target: Arc<str>,
+    /// At least one.
+    pub pieces: Vec<Piece<T>>,
+    /// Times it was sent without success.
+    pub attempts: u32,
+    /// Sent in a request of its own, because a request with others was refused for one of its records.
+    pub alone: bool,
+    bytes: usize,
+    lines: u32,
+}
+
+impl<T> Record<T> {
+    fn new(target: Arc<str>, piece: Piece<T>) -> Self {
+        Record {
+            target,
+            bytes: piece.bytes.len(),
+            lines: piece.lines,
+            pieces: vec![piece],
+            attempts: 0,
+            alone: false,
+        }
+    }
+
+    /// The record's body. Costs a copy only where pieces are joined.
+    pub fn body(&self) -> Bytes {
+        if let [piece] = &self.pieces[..] {
+            return piece.bytes.clone();
+        }
+        let mut body = Vec::with_capacity(self.bytes);
+        for piece in &self.pieces {
+            body.extend_from_slice(&piece.bytes);
+        }
+        body.into()
+    }
+
+    /// Bytes in the record.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Lines in the record.
+    pub fn lines(&self) -> u32 {
+        self.lines
+    }
+}
+
+/// Records that wait for a request, in order.
+#[derive(Debug)]
+pub struct Packer<T> {
+    queue: VecDeque<Record<T>>,
+}
+
+impl<T> Default for Packer<T> {
+    fn default() -> Self {
+        Packer {
+            queue: VecDeque::new(),
+        }
+    }
+}
+
+impl<T> Packer<T> {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Adds a piece, to the record before it where that has room for it.
+    pub fn push(&mut self, target: &Arc<str>, piece: Piece<T>, limits: &Limits) {
+        debug_assert!(piece.bytes.len() <= limits.record_bytes);
+        if let Some(last) = self.queue.back_mut()
+            && last.attempts == 0
+            && last.target == *target
+            && last.bytes + piece.bytes.len() <= limits.record_bytes
+            && last.lines.saturating_add(piece.lines) <= limits.record_lines
+        {
+            last.bytes += piece.bytes.len();
+            last.lines += piece.lines;
+            last.pieces.push(piece);
+            return;
+        }
+        self.queue.push_back(Record::new(Arc::clone(target), piece));
+    }
+
+    /// Puts records back that were sent in vain. They go first: they are the oldest.
+    pub fn put_back(&mut self, records: Vec<Record<T>>) {
+        for record in records.into_iter().rev() {
+            self.queue.push_front(record);
+        }
+    }
+
+    /// Drops records whose every ticket is `stale`.
+    pub fn retain_fresh(&mut self, stale: impl Fn(&T) -> bool) {
+        self.queue
+            .retain(|record| !record.pieces.iter().all(|piece| stale(&piece.ticket)));
+    }
+
+    /// Where the next request goes.
+    pub fn next_target(&self) -> Option<Arc<str>> {
+        self.queue.front().map(|record| Arc::clone(&record.target))
+    }
+
+    /// Takes the next request's records: as many as fit, all for one target, in order.
+    pub fn take(&mut self, limits: &Limits) -> Vec<Record<T>> {
+        let mut batch: Vec<Record<T>> = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = self.queue.front() {
+            if let Some(first) = batch.first() {
+                let fits = batch.len() < limits.batch_records
+                    && bytes + next.bytes <= limits.batch_bytes
+                    && next.target == first.target
+                    && !next.alone
+                    && !first.alone;
+                if !fits {
+                    break;
+                }
+            }
+            bytes += next.bytes;
+            batch.extend(self.queue.pop_front());
+        }
+        batch
+    }
+}
+
+/// Cuts `text`, whole lines whose ends are `ends`, into runs of at most `bytes` bytes and `lines` lines.
+/// Gives index ranges of `ends`. A line longer than `bytes` is a run of its own.
+pub fn runs(ends: &[usize], bytes: usize, lines: u32) -> Vec<std::ops::Range<usize>> {
+    let mut runs = Vec::new();
+    let mut first = 0;
+    let mut start = 0;
+    for (line, &end) in ends.iter().enumerate() {
+        let full = end - start > bytes || line - first >= lines as usize;
+        if full && line > first {
+            runs.push(first..line);
+            first = line;
+            start = ends[line - 1];
+        }
+    }
+    if first < ends.len() {
+        runs.push(first..ends.len());
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn piece(len: usize, lines: u32, ticket: usize) -> Piece<usize> {
+        Piece {
+            bytes: vec![b'x'; len].into(),
+            lines,
+            ticket,
+        }
+    }
+
+    const SMALL: Limits = Limits {
+        record_bytes: 10,
+        record_lines: 3,
+        batch_records: 4,
+        batch_bytes: 25,
+    };
+
+    #[test]
+    fn pieces_join_until_a_limit_is_reached() {
+        let target: Arc<str> = "s".into();
+        let mut packer = Packer::default();
+        for (ticket, (len, lines)) in [(4, 1), (6, 1), (1, 3), (1, 1), (9, 1)]
+            .into_iter()
+            .enumerate()
+        {
+            packer.push(&target, piece(len, lines, ticket), &SMALL);
+        }
+        let joined: Vec<Vec<usize>> = packer
+            .take(&SMALL)
+            .iter()
+            .map(|record| record.pieces.iter().map(|piece| piece.ticket).collect())
+            .collect();
+        assert_eq!(joined, [vec![0, 1], vec![2], vec![3, 4]]);
+    }
+
+    #[test]
+    fn what_was_refused_with_others_goes_alone() {
+        let target: Arc<str> = "s".into();
+        let mut packer = Packer::default();
+        for ticket in 0..3 {
+            packer.push(&target, piece(8, 1, ticket), &SMALL);
+        }
+        let mut refused = packer.take(&SMALL);
+        assert_eq!(refused.len(), 3);
+        refused[1].alone = true;
+        packer.put_back(refused);
+        let sizes: Vec<usize> =
+            std::iter::from_fn(|| Some(packer.take(&SMALL).len()).filter(|n| *n > 0)).collect();
+        assert_eq!(sizes, [1, 1, 1]);
+    }
+
+    proptest! {
+        /// Limits are never exceeded, order is kept, every piece goes exactly once, also through retries.
+        #[test]
+        fn every_piece_once_in_order_within_limits(
+            pieces in proptest::collection::vec((1usize..=10, 1u32..=3, 0u8..2), 0..60),
+            fail in proptest::collection::vec(any::<bool>(), 0..20),
+        ) {
+            let targets: [Arc<str>; 2] = ["a".into(), "b".into()];
+            let mut packer = Packer::default();
+            for (ticket, (len, lines, target)) in pieces.iter().enumerate() {
+                packer.push(&targets[usize::from(*target)], piece(*len, *lines, ticket), &SMALL);
+            }
+            let mut fail = fail.into_iter();
+            let mut sent = Vec::new();
+            while !packer.is_empty() {
+                let batch = packer.take(&SMALL);
+                prop_assert!(!batch.is_empty() && batch.len() <= SMALL.batch_records);
+                prop_assert!(batch.iter().map(|r| r.body().len()).sum::<usize>() <= SMALL.batch_bytes);
+                prop_assert!(batch.iter().all(|r| r.target == batch[0].target));
+                for record in &batch {
+                    prop_assert!(record.body().len() <= SMALL.record_bytes);
+                    prop_assert!(record.pieces.iter().map(|p| p.lines).sum::<u32>() <= SMALL.record_lines);
+                }
+                if fail.next() == Some(true) {
+                    packer.put_back(batch);
+                } else {
+                    sent.extend(batch.into_iter().flat_map(|r| r.pieces).map(|p| p.ticket));
+                }
+            }
+            prop_assert_eq!(sent, (0..pieces.len()).collect::<Vec<_>>());
+        }
+
+        /// Runs cover every line once, in order, within both limits.
+        #[test]
+        fn runs_cover_every_line_once(lens in proptest::collection::vec(1usize..=15, 0..60), lines in 1u32..5) {
+            let ends: Vec<usize> = lens.iter().scan(0, |end, len| { *end += len; Some(*end) }).collect();
+            let runs = runs(&ends, 10, lines);
+            prop_assert_eq!(runs.iter().cloned().flatten().collect::<Vec<_>>(), (0..lens.len()).collect::<Vec<_>>());
+            for run in runs {
+                prop_assert!(run.len() <= lines as usize);
+                prop_assert!(run.len() == 1 || lens[run].iter().sum::<usize>() <= 10);
+            }
+        }
+    }
+}

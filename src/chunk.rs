@@ -1,0 +1,229 @@
+//! One chunk's events become lines, sorted by where they go. Pure.
+
+use std::collections::HashMap;
+
+use crate::dead_letter::Letter;
+use crate::decode::{Events, Item, Time};
+use crate::encode::{Encoder, MAX_DEPTH, Options, Skip};
+use crate::template::Template;
+
+/// A chunk's lines for one name.
+#[derive(Debug)]
+pub struct Part {
+    /// The delivery stream, or the object's folder.
+    pub name: String,
+    /// When the first of its events happened.
+    pub first: Time,
+    /// The lines.
+    pub text: Vec<u8>,
+    /// Where in `text` each line ends, its newline included.
+    pub ends: Vec<usize>,
+}
+
+/// What became of a chunk's events.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    /// In the order of their first events.
+    pub parts: Vec<Part>,
+    /// What could not be read, or not be written.
+    pub letters: Vec<Letter>,
+    /// Events without the `log_key`.
+    pub skipped: usize,
+}
+
+/// Encodes a chunk; `names` says where each event goes.
+pub fn encode(options: &Options, names: &Template, tag: &[u8], data: &[u8]) -> Encoded {
+    let tag_text = String::from_utf8_lossy(tag);
+    let mut encoder = Encoder::new(options);
+    let mut encoded = Encoded::default();
+    let mut sorter = Sorter::new(names);
+    for item in Events::new(data) {
+        let event = match item {
+            Item::Event(event) => event,
+            Item::Malformed {
+                bytes,
+                offset,
+                reason,
+            } => {
+                encoded.letters.push(Letter {
+                    tag: tag.to_vec(),
+                    reason: "malformed",
+                    detail: format!(
+                        "{} bytes at offset {offset} of a chunk: {reason}",
+                        bytes.len()
+                    ),
+                    request_id: None,
+                    record: bytes.to_vec(),
+                });
+                continue;
+            }
+        };
+        let part = sorter.part(&tag_text, &event, data.len(), &mut encoded.parts);
+        match encoder.line(tag, &event, &mut part.text) {
+            Ok(()) => part.ends.push(part.text.len()),
+            Err(Skip::NoLogKey) => encoded.skipped += 1,
+            Err(Skip::TooDeep) => encoded.letters.push(Letter {
+                tag: tag.to_vec(),
+                reason: "too_deep",
+                detail: format!(
+                    "nested deeper than {MAX_DEPTH} levels; the event is kept as msgpack"
+                ),
+                request_id: None,
+                record: event.raw.to_vec(),
+            }),
+        }
+    }
+    encoded.parts.retain(|part| !part.ends.is_empty());
+    encoded
+}
+
+/// Finds the part an event belongs to, with as little rendering of names as possible.
+struct Sorter<'t> {
+    names: &'t Template,
+    steady: bool,
+    last: Option<(i64, usize)>,
+    known: HashMap<String, usize>,
+}
+
+impl<'t> Sorter<'t> {
+    fn new(names: &'t Template) -> Self {
+        Sorter {
+            names,
+            steady: names.steady_within_a_second(),
+            last: None,
+            known: HashMap::new(),
+        }
+    }
+
+    fn part<'p>(
+        &mut self,
+        tag: &str,
+        event: &crate::decode::Event<'_>,
+        chunk_len: usize,
+        parts: &'p mut Vec<Part>,
+    ) -> &'p mut Part {
+        let second = event.time.seconds;
+        if let (true, Some((last, index))) = (self.steady, self.last)
+            && last == second
+        {
+            return &mut parts[index];
+        }
+        let mut name = String::new();
+        self.names.render(tag, event, &mut name);
+        let index = *self.known.entry(name).or_insert_with_key(|name| {
+            // The first part is likely the only one, and JSON is about as long as its msgpack.
+            let capacity = if parts.is_empty() {
+                chunk_len + chunk_len / 4
+            } else {
+                0
+            };
+            parts.push(Part {
+                name: name.clone(),
+                first: event.time,
+                text: Vec::with_capacity(capacity),
+                ends: Vec::new(),
+            });
+            parts.len() - 1
+        });
+        self.last = Some((second, index));
+        &mut parts[index]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(bodies: &[(u32, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (second, body) in bodies {
+            bytes.extend_from_slice(b"\x92\x92\xd7\x00");
+            bytes.extend_from_slice(&second.to_be_bytes());
+            bytes.extend_from_slice(b"\0\0\0\0\x80");
+            bytes.extend_from_slice(body);
+        }
+        bytes
+    }
+
+    fn sorted(template: &str, data: &[u8]) -> Vec<(String, i64, String)> {
+        encode(
+            &Options::default(),
+            &Template::parse(template, true).unwrap(),
+            b"t",
+            data,
+        )
+        .parts
+        .into_iter()
+        .map(|part| {
+            (
+                part.name,
+                part.first.seconds,
+                String::from_utf8(part.text).unwrap(),
+            )
+        })
+        .collect()
+    }
+
+    #[test]
+    fn events_are_sorted_by_their_own_time_and_keys() {
+        let data = chunk(&[
+            (3_599, b"\x81\xa1k\xa1a"),
+            (3_600, b"\x81\xa1k\xa1b"),
+            (3_599, b"\x81\xa1k\xa1c"),
+            (3_600, b"\x81\xa1k\xa1a"),
+        ]);
+        assert_eq!(
+            sorted("%H", &data),
+            [
+                (
+                    "00".into(),
+                    3_599,
+                    "{\"k\":\"a\"}\n{\"k\":\"c\"}\n".to_owned()
+                ),
+                (
+                    "01".into(),
+                    3_600,
+                    "{\"k\":\"b\"}\n{\"k\":\"a\"}\n".to_owned()
+                ),
+            ]
+        );
+        assert_eq!(
+            sorted("{record.k}", &data)
+                .iter()
+                .map(|(name, ..)| name.as_str())
+                .collect::<Vec<_>>(),
+            ["a", "b", "c"]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_a_line_becomes_a_letter_and_no_empty_part() {
+        let mut deep = b"\x81\xa1k".to_vec();
+        deep.extend([0x91; 10_000]);
+        deep.push(0xc0);
+        let mut data = chunk(&[(1, &deep)]);
+        data.extend_from_slice(b"\xc1\xc1");
+        let encoded = encode(
+            &Options::default(),
+            &Template::parse("{record.k}", true).unwrap(),
+            b"t",
+            &data,
+        );
+        assert!(encoded.parts.is_empty());
+        let reasons: Vec<&str> = encoded.letters.iter().map(|letter| letter.reason).collect();
+        assert_eq!(reasons, ["too_deep", "malformed"]);
+        assert_eq!(encoded.letters[0].record.len(), data.len() - 2);
+        assert_eq!(encoded.letters[1].record, b"\xc1\xc1");
+    }
+
+    #[test]
+    fn an_empty_chunk_is_no_lines_and_no_trouble() {
+        let encoded = encode(
+            &Options::default(),
+            &Template::parse("x", true).unwrap(),
+            b"t",
+            b"",
+        );
+        assert!(encoded.parts.is_empty() && encoded.letters.is_empty());
+    }
+}

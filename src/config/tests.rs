@@ -1,0 +1,460 @@
+use super::*;
+use std::collections::HashMap;
+
+struct Keys(HashMap<String, String>);
+
+impl Properties for Keys {
+    fn get(&self, key: &str) -> Option<String> {
+        self.0.get(key).cloned()
+    }
+}
+
+fn read(keys: &[(&str, &str)]) -> Result<Config, Vec<Problem>> {
+    Config::read(&Keys(
+        keys.iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    ))
+}
+
+/// Keys with problems, and what the problems say.
+fn problems(keys: &[(&str, &str)]) -> Vec<(&'static str, String)> {
+    read(keys)
+        .expect_err("a bad configuration")
+        .into_iter()
+        .map(|problem| (problem.key, problem.message))
+        .collect()
+}
+
+fn one(keys: &[(&str, &str)]) -> (&'static str, String) {
+    let mut all = problems(keys);
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+const FIREHOSE: (&str, &str) = ("delivery_stream", "app-logs");
+const FILE: (&str, &str) = ("url", "file:///logs");
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let firehose = read(&[FIREHOSE]).unwrap();
+    assert_eq!(firehose.compression, Compression::None);
+    assert_eq!(firehose.flush_deadline, Duration::from_secs(30));
+    assert_eq!(firehose.exit_deadline, Duration::from_secs(10));
+    assert_eq!(firehose.memory_limit, 64_000_000);
+    assert_eq!(firehose.concurrency, None);
+    assert_eq!(firehose.instance, "firehose-app-logs");
+    assert_eq!(
+        firehose.dead_letter_dir,
+        Path::new("/var/lib/ferry/firehose-app-logs/dead-letters")
+    );
+    let Destination::Firehose(destination) = firehose.destination else {
+        panic!("{:?}", firehose.destination)
+    };
+    assert_eq!(destination.aggregation, Aggregation::Auto);
+
+    let blob = read(&[FILE]).unwrap();
+    assert_eq!(blob.compression, Compression::Gzip(GZIP_LEVEL));
+    let Destination::Blob {
+        blob, extension, ..
+    } = blob.destination
+    else {
+        panic!("{:?}", blob.destination)
+    };
+    assert_eq!(extension, ".ndjson.gz");
+    assert_eq!(
+        (blob.content_type, blob.content_encoding),
+        ("application/x-ndjson", Some("gzip"))
+    );
+}
+
+#[test]
+fn stores_are_named_by_url_or_by_azures_own_keys() {
+    let store = |keys: &[(&str, &str)]| match read(keys).expect("good").destination {
+        Destination::Blob { blob, prefix, .. } => (blob.store, prefix),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        store(&[("url", "file://logs/here")]),
+        (Store::File("logs/here".into()), String::new())
+    );
+    assert_eq!(
+        store(&[("url", "s3://bucket/a/b"), ("region", "eu-west-1")]),
+        (
+            Store::S3 {
+                bucket: "bucket".into(),
+                aws: Aws {
+                    region: Some("eu-west-1".into()),
+                    ..Aws::default()
+                }
+            },
+            "a/b".into()
+        )
+    );
+    let azure = Azure {
+        account: "acct".into(),
+        container: "logs".into(),
+        auth: AzureAuth::SharedKey(SecretSource::Value(Secret::new("a2V5"))),
+        endpoint: None,
+        emulator: false,
+        auto_create_container: true,
+    };
+    let own = [
+        ("account_name", "acct"),
+        ("container_name", "logs"),
+        ("shared_key", "a2V5"),
+    ];
+    assert_eq!(store(&own), (Store::Azure(azure.clone()), String::new()));
+    let url = [
+        ("account_name", "acct"),
+        ("url", "az://logs/app"),
+        ("shared_key", "a2V5"),
+    ];
+    assert_eq!(store(&url), (Store::Azure(azure), "app".into()));
+}
+
+#[test]
+fn keys_of_the_plugins_people_come_from_are_understood() {
+    // kinesis_firehose and the Go plugin.
+    let config = read(&[
+        FIREHOSE,
+        ("region", "ap-northeast-2"),
+        ("time_key", "time"),
+        ("time_key_format", "%Y-%m-%dT%H:%M:%S.%3N"),
+        ("auto_retry_requests", "true"),
+        ("simple_aggregation", "true"),
+        ("replace_dots", "_"),
+        ("data_keys", "a, b"),
+        ("compression", "gzip"),
+    ])
+    .unwrap();
+    assert_eq!(config.encode.data_keys, ["a", "b"]);
+    assert!(matches!(
+        config.destination,
+        Destination::Firehose(Firehose {
+            aggregation: Aggregation::On,
+            ..
+        })
+    ));
+    // azure_blob.
+    let config = read(&[
+        ("account_name", "acct"),
+        ("container_name", "logs"),
+        ("auth_type", "sas"),
+        ("sas_token", "sv=1"),
+        ("blob_type", "blockblob"),
+        ("path", "app/$TAG/%Y"),
+        ("date_key", "@timestamp"),
+        ("compress", "gzip"),
+        ("auto_create_container", "off"),
+    ])
+    .unwrap();
+    assert_eq!(
+        config.encode.time.map(|(key, _)| key).as_deref(),
+        Some("@timestamp")
+    );
+}
+
+#[test]
+fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
+    let cases: &[(&[(&str, &str)], &str, &str)] = &[
+        (&[], "destination", "set delivery_stream"),
+        (
+            &[FIREHOSE, FILE],
+            "destination",
+            "delivery_stream and url are both set",
+        ),
+        (
+            &[FILE, ("destination", "firehose")],
+            "destination",
+            "does not go with url",
+        ),
+        (
+            &[FIREHOSE, ("destination", "blob")],
+            "destination",
+            "does not go with delivery_stream",
+        ),
+        (&[FILE, ("destination", "kafka")], "destination", "'kafka'"),
+        (
+            &[("destination", "firehose")],
+            "delivery_stream",
+            "is missing",
+        ),
+        (&[("delivery_stream", "")], "delivery_stream", "is empty"),
+        (
+            &[("delivery_stream", "app logs")],
+            "delivery_stream",
+            "'app logs'",
+        ),
+        (
+            &[("delivery_stream", "app-{tga}")],
+            "delivery_stream",
+            "'{tga}'",
+        ),
+        (
+            &[FIREHOSE, ("path", "x")],
+            "path",
+            "belongs to a blob destination",
+        ),
+        (
+            &[FIREHOSE, ("aggregation", "maybe")],
+            "aggregation",
+            "on, off or auto",
+        ),
+        (
+            &[FIREHOSE, ("endpoint", "firehose.example")],
+            "endpoint",
+            "full URL",
+        ),
+        (&[FIREHOSE, ("external_id", "x")], "external_id", "role_arn"),
+        (&[FIREHOSE, ("role_arn", "admin")], "role_arn", "'admin'"),
+        (&[FIREHOSE, ("concurrency", "0")], "concurrency", "1 to 64"),
+        (&[FIREHOSE, ("concurrency", "65")], "concurrency", "'65'"),
+        (&[FIREHOSE, ("memory_limit", "1M")], "memory_limit", "'1M'"),
+        (&[FIREHOSE, ("memory_limit", "lots")], "memory_limit", "64M"),
+        (
+            &[FIREHOSE, ("flush_deadline", "0")],
+            "flush_deadline",
+            "'0'",
+        ),
+        (
+            &[FIREHOSE, ("flush_deadline", "2x")],
+            "flush_deadline",
+            "30s",
+        ),
+        (
+            &[FIREHOSE, ("compression", "snappy")],
+            "compression",
+            "none, gzip or zstd",
+        ),
+        (
+            &[FIREHOSE, ("compression", "gzip"), ("compress", "zstd")],
+            "compression",
+            "keep one",
+        ),
+        (
+            &[
+                FIREHOSE,
+                ("compression", "gzip"),
+                ("compression_level", "10"),
+            ],
+            "compression_level",
+            "1 to 9",
+        ),
+        (
+            &[FIREHOSE, ("compression_level", "1")],
+            "compression_level",
+            "needs compression",
+        ),
+        (
+            &[FIREHOSE, ("time_key_format", "epoch")],
+            "time_key_format",
+            "needs time_key",
+        ),
+        (
+            &[FIREHOSE, ("time_key", "t"), ("time_key_format", "%Q")],
+            "time_key_format",
+            "'%Q'",
+        ),
+        (
+            &[FIREHOSE, ("time_key", "t"), ("tag_key", "t")],
+            "time_key",
+            "different names",
+        ),
+        (
+            &[FIREHOSE, ("log_key", "log"), ("tag_key", "t")],
+            "tag_key",
+            "beside log_key",
+        ),
+        (
+            &[FIREHOSE, ("tls_ca_file", "/no/such/file")],
+            "tls_ca_file",
+            "'/no/such/file' cannot be read",
+        ),
+        (
+            &[FIREHOSE, ("auto_retry_requests", "off")],
+            "auto_retry_requests",
+            "remove it",
+        ),
+        (
+            &[FIREHOSE, ("auto_retry_requests", "maybe")],
+            "auto_retry_requests",
+            "neither on nor off",
+        ),
+        (&[("url", "ftp://x")], "url", "'ftp://x'"),
+        (&[("url", "logs")], "url", "az://container/prefix"),
+        (&[("url", "s3://")], "url", "s3://bucket/prefix"),
+        (&[FILE, ("path", "%Q")], "path", "'%Q'"),
+        (&[FILE, ("path", "$UUID")], "path", "not needed"),
+        (
+            &[FILE, ("aggregation", "on")],
+            "aggregation",
+            "belongs to a Firehose destination",
+        ),
+        (
+            &[("url", "az://logs"), ("shared_key", "a2V5")],
+            "account_name",
+            "is missing",
+        ),
+        (
+            &[("url", "az://logs"), ("account_name", "a")],
+            "shared_key",
+            "@/path",
+        ),
+        (
+            &[
+                ("url", "az://logs"),
+                ("account_name", "a"),
+                ("auth_type", "sas"),
+            ],
+            "sas_token",
+            "is missing",
+        ),
+        (
+            &[
+                ("url", "az://logs"),
+                ("account_name", "a"),
+                ("shared_key", "@/no/such"),
+            ],
+            "shared_key",
+            "cannot be read",
+        ),
+        (
+            &[
+                ("url", "az://LOGS"),
+                ("account_name", "a"),
+                ("shared_key", "k"),
+            ],
+            "container_name",
+            "'LOGS'",
+        ),
+        (
+            &[("account_name", "a"), ("shared_key", "k")],
+            "container_name",
+            "is missing",
+        ),
+    ];
+    for (keys, key, message) in cases {
+        let (found, text) = one(keys);
+        assert_eq!(found, *key, "{keys:?}: {text}");
+        assert!(text.contains(message), "{keys:?}: {text}");
+    }
+}
+
+#[test]
+fn a_key_that_does_nothing_yet_is_refused_by_name() {
+    for (key, value) in [
+        ("spool", "on"),
+        ("spool_dir", "/var/spool"),
+        ("spool_limit", "1G"),
+        ("blob_max_size", "16M"),
+        ("blob_max_age", "5m"),
+        ("blob_type", "append"),
+        ("format", "parquet"),
+        ("auth_type", "managed_identity"),
+        ("connection_string", "x"),
+        ("client_secret", "x"),
+        ("buffering_enabled", "true"),
+        ("upload_file_size", "50M"),
+        ("metrics_listen", "127.0.0.1:1"),
+    ] {
+        let all = problems(&[
+            ("url", "az://logs"),
+            ("account_name", "a"),
+            ("shared_key", "k"),
+            (key, value),
+        ]);
+        assert!(all.iter().any(|(found, _)| *found == key), "{key}: {all:?}");
+    }
+    read(&[
+        FILE,
+        ("spool", "off"),
+        ("format", "json_lines"),
+        ("blob_type", "block"),
+    ])
+    .expect("what is so anyway");
+}
+
+#[test]
+fn everything_wrong_is_said_at_once() {
+    let keys: Vec<&str> = problems(&[
+        FIREHOSE,
+        ("memory_limit", "x"),
+        ("flush_deadline", "x"),
+        ("compression", "x"),
+        ("concurrency", "x"),
+    ])
+    .into_iter()
+    .map(|(key, _)| key)
+    .collect();
+    assert_eq!(
+        keys,
+        [
+            "compression",
+            "flush_deadline",
+            "memory_limit",
+            "concurrency"
+        ]
+    );
+}
+
+#[test]
+fn secrets_are_in_no_message_and_no_debug_output() {
+    let keys = [
+        ("url", "az://logs"),
+        ("account_name", "a"),
+        ("shared_key", "TOPSECRET"),
+        ("memory_limit", "x"),
+    ];
+    for (_, message) in problems(&keys) {
+        assert!(!message.contains("TOPSECRET"));
+    }
+    let config = read(&keys[..3]).unwrap();
+    assert!(!format!("{config:?}").contains("TOPSECRET"));
+    assert!(!config.summary().contains("TOPSECRET"));
+}
+
+#[test]
+fn a_ca_file_without_a_certificate_is_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "no pem here").unwrap();
+    let path = file.path().display().to_string();
+    let (key, message) = one(&[FIREHOSE, ("tls_ca_file", &path)]);
+    assert_eq!(key, "tls_ca_file");
+    assert!(message.contains("no certificate"), "{message}");
+}
+
+#[test]
+fn sizes_and_times_are_read_as_the_host_reads_them() {
+    for (text, size) in [
+        ("4M", Some(4_000_000)),
+        ("500k", Some(500_000)),
+        ("1GB", Some(1_000_000_000)),
+        ("1.5M", Some(1_500_000)),
+        ("17", Some(17)),
+        ("4MiB", None),
+        ("M", None),
+        ("-1M", None),
+        ("inf", None),
+    ] {
+        assert_eq!(parse_size(text), size, "{text}");
+    }
+    for (text, seconds) in [
+        ("30", Some(30)),
+        ("30s", Some(30)),
+        ("5m", Some(300)),
+        ("2H", Some(7_200)),
+        ("1d", Some(86_400)),
+        ("1w", None),
+        ("", None),
+        ("99999999999999999999d", None),
+    ] {
+        assert_eq!(parse_seconds(text), seconds, "{text}");
+    }
+}
+
+#[test]
+fn a_stream_name_made_from_a_tag_is_one_the_service_knows() {
+    assert_eq!(stream_name("app-kube.주문/x y"), "app-kube.---x-y");
+    assert_eq!(stream_name(&"x".repeat(100)).len(), MAX_STREAM_NAME);
+}

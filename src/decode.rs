@@ -1,0 +1,691 @@
+//! A chunk's msgpack, event by event.
+//!
+//! Events come as `[[time, metadata], body]` or, from older hosts and forward inputs, `[time, body]`;
+//! both may stand in one chunk. Nothing here recurses, allocates for an event, or trusts a length:
+//! an event is handed out only when every value in it lies within the chunk. What can't be read is
+//! handed out as [`Item::Malformed`], and reading goes on at the next whole event.
+
+use rmp::Marker;
+
+/// Extension type of Fluent Bit's event time: eight bytes, big-endian seconds and nanoseconds.
+const EVENT_TIME: i8 = 0;
+/// Seconds that mark the start of a group (OTLP resource and scope).
+const GROUP_START: u32 = 0xffff_ffff;
+/// Seconds that mark its end.
+const GROUP_END: u32 = 0xffff_fffe;
+/// Looking for the next whole event reads at most so many times the chunk's length, so that a hostile
+/// chunk costs linear time; what is left after that is malformed in one piece.
+const RESYNC_BUDGET: usize = 16;
+
+/// When an event happened, UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time {
+    /// Seconds since 1970.
+    pub seconds: i64,
+    /// Nanoseconds within the second, below 1,000,000,000.
+    pub nanos: u32,
+}
+
+/// What a group of events shares: OTLP's resource and scope. Both are whole msgpack maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group<'a> {
+    /// What the host says about the group itself (schema, ids).
+    pub metadata: &'a [u8],
+    /// Resource and scope.
+    pub body: &'a [u8],
+}
+
+/// One log event. The slices are whole, well-formed msgpack maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event<'a> {
+    /// When it happened.
+    pub time: Time,
+    /// The record's metadata; empty where there is none.
+    pub metadata: &'a [u8],
+    /// The record.
+    pub body: &'a [u8],
+    /// The group it stands in.
+    pub group: Option<Group<'a>>,
+    /// The whole event as it came, time and metadata included.
+    pub raw: &'a [u8],
+}
+
+/// What a chunk holds, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item<'a> {
+    /// A log event.
+    Event(Event<'a>),
+    /// Bytes that are no event, up to the next one that is.
+    Malformed {
+        /// The bytes.
+        bytes: &'a [u8],
+        /// Where in the chunk they begin.
+        offset: usize,
+        /// What is wrong with the first of them.
+        reason: Malformed,
+    },
+}
+
+/// Why bytes are not an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// A value reaches past the end of the chunk.
+    Truncated,
+    /// The byte that msgpack reserves and never uses (0xc1).
+    Reserved,
+    /// Well-formed, but not of an event's shape.
+    Shape(&'static str),
+}
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Malformed::Truncated => f.write_str("msgpack ends in the middle of a value"),
+            Malformed::Reserved => f.write_str("msgpack uses the reserved byte 0xc1"),
+            Malformed::Shape(what) => f.write_str(what),
+        }
+    }
+}
+
+/// One msgpack value, or the head of a container whose values follow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Token<'a> {
+    /// Nothing.
+    Nil,
+    /// A truth value.
+    Bool(bool),
+    /// An integer that was written with a sign.
+    Int(i64),
+    /// An integer that was written without a sign.
+    Uint(u64),
+    /// A 32-bit float.
+    F32(f32),
+    /// A 64-bit float.
+    F64(f64),
+    /// A string's bytes; msgpack does not promise that they are UTF-8.
+    Str(&'a [u8]),
+    /// Bytes.
+    Bin(&'a [u8]),
+    /// An extension: its type and its bytes.
+    Ext(i8, &'a [u8]),
+    /// So many values follow.
+    Array(u32),
+    /// So many pairs follow.
+    Map(u32),
+}
+
+/// A place in msgpack bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// Starts at the first byte.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Cursor { bytes, at: 0 }
+    }
+
+    /// Bytes read so far.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        let end = self.at.checked_add(n).ok_or(Malformed::Truncated)?;
+        let taken = self.bytes.get(self.at..end).ok_or(Malformed::Truncated)?;
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let taken = self.take(N)?;
+        Ok(taken.try_into().expect("take(N) gives N bytes"))
+    }
+
+    fn len8(&mut self) -> Result<usize, Malformed> {
+        Ok(usize::from(u8::from_be_bytes(self.fixed()?)))
+    }
+
+    fn len16(&mut self) -> Result<usize, Malformed> {
+        Ok(usize::from(u16::from_be_bytes(self.fixed()?)))
+    }
+
+    fn len32(&mut self) -> Result<usize, Malformed> {
+        Ok(u32::from_be_bytes(self.fixed()?) as usize)
+    }
+
+    fn ext(&mut self, len: usize) -> Result<Token<'a>, Malformed> {
+        let kind = i8::from_be_bytes(self.fixed()?);
+        Ok(Token::Ext(kind, self.take(len)?))
+    }
+
+    /// Reads one value, or the head of a container.
+    #[inline]
+    pub fn token(&mut self) -> Result<Token<'a>, Malformed> {
+        let [first] = self.fixed()?;
+        Ok(match Marker::from_u8(first) {
+            Marker::FixPos(n) => Token::Uint(n.into()),
+            Marker::FixNeg(n) => Token::Int(n.into()),
+            Marker::FixStr(n) => Token::Str(self.take(n.into())?),
+            Marker::FixMap(n) => Token::Map(n.into()),
+            Marker::FixArray(n) => Token::Array(n.into()),
+            Marker::Null => Token::Nil,
+            Marker::False => Token::Bool(false),
+            Marker::True => Token::Bool(true),
+            Marker::U8 => Token::Uint(u8::from_be_bytes(self.fixed()?).into()),
+            Marker::U16 => Token::Uint(u16::from_be_bytes(self.fixed()?).into()),
+            Marker::U32 => Token::Uint(u32::from_be_bytes(self.fixed()?).into()),
+            Marker::U64 => Token::Uint(u64::from_be_bytes(self.fixed()?)),
+            Marker::I8 => Token::Int(i8::from_be_bytes(self.fixed()?).into()),
+            Marker::I16 => Token::Int(i16::from_be_bytes(self.fixed()?).into()),
+            Marker::I32 => Token::Int(i32::from_be_bytes(self.fixed()?).into()),
+            Marker::I64 => Token::Int(i64::from_be_bytes(self.fixed()?)),
+            Marker::F32 => Token::F32(f32::from_be_bytes(self.fixed()?)),
+            Marker::F64 => Token::F64(f64::from_be_bytes(self.fixed()?)),
+            Marker::Str8 => {
+                let len = self.len8()?;
+                Token::Str(self.take(len)?)
+            }
+            Marker::Str16 => {
+                let len = self.len16()?;
+                Token::Str(self.take(len)?)
+            }
+            Marker::Str32 => {
+                let len = self.len32()?;
+                Token::Str(self.take(len)?)
+            }
+            Marker::Bin8 => {
+                let len = self.len8()?;
+                Token::Bin(self.take(len)?)
+            }
+            Marker::Bin16 => {
+                let len = self.len16()?;
+                Token::Bin(self.take(len)?)
+            }
+            Marker::Bin32 => {
+                let len = self.len32()?;
+                Token::Bin(self.take(len)?)
+            }
+            Marker::FixExt1 => self.ext(1)?,
+            Marker::FixExt2 => self.ext(2)?,
+            Marker::FixExt4 => self.ext(4)?,
+            Marker::FixExt8 => self.ext(8)?,
+            Marker::FixExt16 => self.ext(16)?,
+            Marker::Ext8 => {
+                let len = self.len8()?;
+                self.ext(len)?
+            }
+            Marker::Ext16 => {
+                let len = self.len16()?;
+                self.ext(len)?
+            }
+            Marker::Ext32 => {
+                let len = self.len32()?;
+                self.ext(len)?
+            }
+            Marker::Array16 => Token::Array(u16::from_be_bytes(self.fixed()?).into()),
+            Marker::Array32 => Token::Array(u32::from_be_bytes(self.fixed()?)),
+            Marker::Map16 => Token::Map(u16::from_be_bytes(self.fixed()?).into()),
+            Marker::Map32 => Token::Map(u32::from_be_bytes(self.fixed()?)),
+            Marker::Reserved => return Err(Malformed::Reserved),
+        })
+    }
+
+    /// Passes over one whole value, however deep, and gives its bytes.
+    pub fn value(&mut self) -> Result<&'a [u8], Malformed> {
+        let start = self.at;
+        // Counting what is still owed replaces a stack: depth costs nothing.
+        let mut owed: u64 = 1;
+        while owed > 0 {
+            owed -= 1;
+            match self.token()? {
+                Token::Array(n) => owed += u64::from(n),
+                Token::Map(n) => owed += 2 * u64::from(n),
+                _ => {}
+            }
+        }
+        Ok(&self.bytes[start..self.at])
+    }
+
+    fn map(&mut self, what: &'static str) -> Result<&'a [u8], Malformed> {
+        let value = self.value()?;
+        match Cursor::new(value).token()? {
+            Token::Map(_) => Ok(value),
+            _ => Err(Malformed::Shape(what)),
+        }
+    }
+}
+
+/// The value at `path`, a chain of string keys, in a whole msgpack map.
+pub fn lookup<'a, K: AsRef<[u8]>>(map: &'a [u8], path: &[K]) -> Option<&'a [u8]> {
+    let mut value = map;
+    'step: for key in path {
+        let mut cursor = Cursor::new(value);
+        let Ok(Token::Map(pairs)) = cursor.token() else {
+            return None;
+        };
+        for _ in 0..pairs {
+            let found = cursor.value().ok()?;
+            let here = cursor.value().ok()?;
+            if Cursor::new(found).token() == Ok(Token::Str(key.as_ref())) {
+                value = here;
+                continue 'step;
+            }
+        }
+        return None;
+    }
+    Some(value)
+}
+
+/// What one reading at an event's place gave.
+enum Read<'a> {
+    Event(Event<'a>),
+    GroupStart(Group<'a>),
+    GroupEnd,
+}
+
+/// Reads a chunk event by event.
+pub struct Events<'a> {
+    chunk: &'a [u8],
+    at: usize,
+    group: Option<Group<'a>>,
+    budget: usize,
+}
+
+impl<'a> Events<'a> {
+    /// Reads `chunk` as the host handed it over.
+    pub fn new(chunk: &'a [u8]) -> Self {
+        Events {
+            chunk,
+            at: 0,
+            group: None,
+            budget: chunk.len().saturating_mul(RESYNC_BUDGET),
+        }
+    }
+
+    /// Reads what stands at `at`, and says how far that went, right or wrong.
+    fn read(&self, at: usize) -> (usize, Result<Read<'a>, Malformed>) {
+        let mut cursor = Cursor {
+            bytes: self.chunk,
+            at,
+        };
+        let read = self.read_with(&mut cursor);
+        (cursor.at, read)
+    }
+
+    fn read_with(&self, cursor: &mut Cursor<'a>) -> Result<Read<'a>, Malformed> {
+        const PAIR: Malformed = Malformed::Shape("an event is an array of header and body");
+        const HEADER: Malformed = Malformed::Shape("a header is an array of time and metadata");
+        let start = cursor.at;
+        if cursor.token()? != Token::Array(2) {
+            return Err(PAIR);
+        }
+        let mut first = cursor.token()?;
+        let mut metadata: &[u8] = &[];
+        if let Token::Array(parts) = first {
+            if parts != 2 {
+                return Err(HEADER);
+            }
+            first = cursor.token()?;
+            metadata = cursor.map("an event's metadata is a map")?;
+        }
+        let mark = match first {
+            Token::Ext(EVENT_TIME, [a, b, c, d, 0, 0, 0, 0]) => {
+                Some(u32::from_be_bytes([*a, *b, *c, *d]))
+            }
+            _ => None,
+        };
+        let time = time(first)?;
+        let body = cursor.map("an event's body is a map")?;
+        Ok(match mark {
+            Some(GROUP_START) => Read::GroupStart(Group { metadata, body }),
+            Some(GROUP_END) => Read::GroupEnd,
+            _ => Read::Event(Event {
+                time,
+                metadata,
+                body,
+                group: self.group,
+                raw: &self.chunk[start..cursor.at],
+            }),
+        })
+    }
+
+    /// The next place after `start` where a whole event stands, or the chunk's end.
+    fn resync(&mut self, start: usize) -> usize {
+        let mut whole = Cursor {
+            bytes: self.chunk,
+            at: start,
+        };
+        // A well-formed value of the wrong shape ends where it says; inside it may lie what looks
+        // like an event and is not.
+        let well_formed = whole.value().is_ok();
+        self.spend(whole.at - start);
+        if well_formed && (whole.at == self.chunk.len() || self.reads(whole.at)) {
+            return whole.at;
+        }
+        for at in start + 1..self.chunk.len() {
+            if self.budget == 0 {
+                break;
+            }
+            if looks_like_an_event(self.chunk, at) && self.reads(at) {
+                return at;
+            }
+        }
+        self.chunk.len()
+    }
+
+    fn reads(&mut self, at: usize) -> bool {
+        let (end, read) = self.read(at);
+        self.spend(end - at);
+        read.is_ok()
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.budget = self.budget.saturating_sub(bytes);
+    }
+}
+
+/// Whether the head of an event with an event time stands at `at`, in either form.
+fn looks_like_an_event(chunk: &[u8], at: usize) -> bool {
+    const PAIR: u8 = 0x92;
+    let time =
+        |bytes: &[u8]| bytes.starts_with(&[0xd7, 0x00]) || bytes.starts_with(&[0xc7, 0x08, 0x00]);
+    match &chunk[at..] {
+        [PAIR, PAIR, rest @ ..] => time(rest),
+        // What stands in a pair of its own is the header of a newer event, whose metadata is no body.
+        [PAIR, rest @ ..] => {
+            time(rest) && at.checked_sub(1).is_none_or(|before| chunk[before] != PAIR)
+        }
+        _ => false,
+    }
+}
+
+fn time(token: Token<'_>) -> Result<Time, Malformed> {
+    const BAD: Malformed =
+        Malformed::Shape("an event's time is an event time, an integer or a float");
+    match token {
+        Token::Ext(EVENT_TIME, bytes) => {
+            let bytes: [u8; 8] = bytes.try_into().map_err(|_| BAD)?;
+            let [a, b, c, d, e, f, g, h] = bytes;
+            let nanos = u32::from_be_bytes([e, f, g, h]);
+            Ok(Time {
+                seconds: i64::from(u32::from_be_bytes([a, b, c, d]))
+                    + i64::from(nanos / 1_000_000_000),
+                nanos: nanos % 1_000_000_000,
+            })
+        }
+        Token::Uint(seconds) => Ok(Time {
+            seconds: i64::try_from(seconds).map_err(|_| BAD)?,
+            nanos: 0,
+        }),
+        Token::Int(seconds) => Ok(Time { seconds, nanos: 0 }),
+        Token::F32(float) => float_time(float.into()),
+        Token::F64(float) => float_time(float),
+        _ => Err(BAD),
+    }
+}
+
+fn float_time(float: f64) -> Result<Time, Malformed> {
+    // Beyond this a float has no second left to lose, and no calendar reaches it.
+    const FARTHEST: f64 = 1e15;
+    if !(-FARTHEST..=FARTHEST).contains(&float) {
+        return Err(Malformed::Shape("an event's time is no number of seconds"));
+    }
+    let floor = float.floor();
+    Ok(Time {
+        seconds: floor as i64,
+        nanos: (((float - floor) * 1e9) as u32).min(999_999_999),
+    })
+}
+
+impl<'a> Iterator for Events<'a> {
+    type Item = Item<'a>;
+
+    fn next(&mut self) -> Option<Item<'a>> {
+        while self.at < self.chunk.len() {
+            let start = self.at;
+            let (end, read) = self.read(start);
+            self.at = end;
+            match read {
+                Ok(Read::Event(event)) => return Some(Item::Event(event)),
+                Ok(Read::GroupStart(group)) => self.group = Some(group),
+                Ok(Read::GroupEnd) => self.group = None,
+                Err(reason) => {
+                    self.at = self.resync(start);
+                    return Some(Item::Malformed {
+                        bytes: &self.chunk[start..self.at],
+                        offset: start,
+                        reason,
+                    });
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![
+            0x92, 0x92, 0xd7, 0x00, 0x68, 0x15, 0x9a, 0x2f, 0, 0, 0, 7, 0x80,
+        ];
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    const K1: &[u8] = b"\x81\xa1k\x01";
+    const K2: &[u8] = b"\x81\xa1k\x02";
+
+    fn bodies(chunk: &[u8]) -> Vec<&[u8]> {
+        Events::new(chunk)
+            .filter_map(|item| match item {
+                Item::Event(event) => Some(event.body),
+                Item::Malformed { .. } => None,
+            })
+            .collect()
+    }
+
+    fn malformed(chunk: &[u8]) -> Vec<(usize, usize, Malformed)> {
+        Events::new(chunk)
+            .filter_map(|item| match item {
+                Item::Malformed {
+                    bytes,
+                    offset,
+                    reason,
+                } => Some((offset, bytes.len(), reason)),
+                Item::Event(_) => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_time_format_is_read() {
+        let cases: [(&[u8], Time); 6] = [
+            (
+                b"\xd7\x00\x00\x00\x00\x01\x00\x00\x00\x02",
+                Time {
+                    seconds: 1,
+                    nanos: 2,
+                },
+            ),
+            (
+                b"\xc7\x08\x00\x00\x00\x00\x01\x00\x00\x00\x02",
+                Time {
+                    seconds: 1,
+                    nanos: 2,
+                },
+            ),
+            (
+                b"\xce\x68\x15\x9a\x2f",
+                Time {
+                    seconds: 0x6815_9a2f,
+                    nanos: 0,
+                },
+            ),
+            (
+                b"\x05",
+                Time {
+                    seconds: 5,
+                    nanos: 0,
+                },
+            ),
+            (
+                b"\xcb\x3f\xf8\x00\x00\x00\x00\x00\x00",
+                Time {
+                    seconds: 1,
+                    nanos: 500_000_000,
+                },
+            ),
+            // Nanoseconds beyond a second are carried, not lost.
+            (
+                b"\xd7\x00\x00\x00\x00\x01\x77\x35\x94\x00",
+                Time {
+                    seconds: 3,
+                    nanos: 0,
+                },
+            ),
+        ];
+        for (bytes, expected) in cases {
+            for legacy in [false, true] {
+                let mut chunk = vec![0x92];
+                if !legacy {
+                    chunk.push(0x92);
+                }
+                chunk.extend_from_slice(bytes);
+                if !legacy {
+                    chunk.push(0x80);
+                }
+                chunk.extend_from_slice(K1);
+                match Events::new(&chunk).next() {
+                    Some(Item::Event(event)) => assert_eq!(event.time, expected, "{bytes:02x?}"),
+                    other => panic!("{bytes:02x?}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn groups_are_context_and_not_events() {
+        let mut chunk =
+            b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x81\xa1s\x01\x81\xa1r\x02".to_vec();
+        chunk.extend(event(K1));
+        chunk.extend_from_slice(b"\x92\x92\xd7\x00\xff\xff\xff\xfe\0\0\0\0\x80\x80");
+        chunk.extend(event(K2));
+        // Large seconds that are no marks are ordinary.
+        chunk.extend_from_slice(b"\x92\x92\xd7\x00\xff\xff\xff\xfd\0\0\0\0\x80\x80");
+        chunk.extend_from_slice(b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\x01\x80\x80");
+        let groups: Vec<_> = Events::new(&chunk)
+            .map(|item| match item {
+                Item::Event(event) => event.group.map(|group| (group.metadata, group.body)),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            groups,
+            [
+                Some((&b"\x81\xa1s\x01"[..], &b"\x81\xa1r\x02"[..])),
+                None,
+                None,
+                None
+            ]
+        );
+    }
+
+    #[test]
+    fn a_malformed_event_costs_its_own_bytes_and_nothing_else() {
+        let good = event(K1);
+        let broken: [(&str, Vec<u8>, Malformed); 7] = [
+            (
+                "a body that is no map",
+                event(b"\xa4oops"),
+                Malformed::Shape("an event's body is a map"),
+            ),
+            (
+                "a bare string",
+                b"\xa4oops".to_vec(),
+                Malformed::Shape("an event is an array of header and body"),
+            ),
+            (
+                "the reserved byte",
+                event(b"\x81\xa1k\xc1"),
+                Malformed::Reserved,
+            ),
+            (
+                "a string that claims 4 GiB",
+                event(b"\x81\xa1k\xdb\xff\xff\xff\xff"),
+                Malformed::Truncated,
+            ),
+            (
+                "an array that claims 4 billion",
+                event(b"\x81\xa1k\xdd\xff\xff\xff\xff"),
+                Malformed::Truncated,
+            ),
+            (
+                "a time that is a string",
+                b"\x92\x92\xa1t\x80\x80".to_vec(),
+                Malformed::Shape("an event's time is an event time, an integer or a float"),
+            ),
+            (
+                "a time that is not a number",
+                b"\x92\xcb\x7f\xf8\0\0\0\0\0\0\x80".to_vec(),
+                Malformed::Shape("an event's time is no number of seconds"),
+            ),
+        ];
+        for (what, bad, reason) in broken {
+            let chunk = [good.clone(), bad.clone(), event(K2)].concat();
+            assert_eq!(bodies(&chunk), [K1, K2], "{what}");
+            assert_eq!(
+                malformed(&chunk),
+                [(good.len(), bad.len(), reason)],
+                "{what}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_chunk_cut_anywhere_gives_every_whole_event_before_the_cut() {
+        let one = event(K1);
+        let chunk = [one.clone(), event(K2)].concat();
+        for cut in 0..chunk.len() {
+            let whole = usize::from(cut >= one.len());
+            assert_eq!(bodies(&chunk[..cut]).len(), whole, "cut at {cut}");
+            let lost: usize = malformed(&chunk[..cut]).iter().map(|(_, len, _)| len).sum();
+            assert_eq!(lost, cut - whole * one.len(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn depth_costs_no_stack() {
+        let mut body = b"\x81\xa1k".to_vec();
+        body.extend(std::iter::repeat_n(0x91, 1_000_000));
+        body.push(0xc0);
+        let chunk = [event(&body), event(K2)].concat();
+        assert_eq!(bodies(&chunk), [&body[..], K2]);
+    }
+
+    #[test]
+    fn a_hostile_chunk_ends() {
+        // Everywhere begins what looks like an event whose body reaches for the end: read to the end
+        // from each of them this would be 10^11 steps.
+        let head = b"\x92\x92\xd7\x00\0\0\0\x01\0\0\0\0\x80\xdd\x7f\xff\xff\xff";
+        let chunk = head.repeat(120_000);
+        let read: usize = malformed(&chunk).iter().map(|(_, len, _)| len).sum();
+        assert_eq!(read, chunk.len());
+    }
+
+    #[test]
+    fn lookup_walks_string_keys_only() {
+        // {1: 2, "a": {"b": "x"}, "c": 3}
+        let map = b"\x83\x01\x02\xa1a\x81\xa1b\xa1x\xa1c\x03";
+        assert_eq!(lookup(map, &["a", "b"]), Some(&b"\xa1x"[..]));
+        assert_eq!(lookup(map, &["c"]), Some(&b"\x03"[..]));
+        assert_eq!(lookup(map, &["c", "d"]), None);
+        assert_eq!(lookup(map, &["1"]), None);
+        assert_eq!(lookup::<&str>(map, &[]), Some(&map[..]));
+    }
+}

@@ -1,0 +1,84 @@
+//! A chunk that the host lends us for the time of a flush, shared with our threads without a copy.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use bytes::Bytes;
+
+/// The lent bytes. While one exists, [`lend`] has not returned.
+struct Loan {
+    data: *const u8,
+    len: usize,
+    /// Never used to send: that it is gone says that the loan is.
+    _returned: Sender<()>,
+}
+
+// SAFETY: the bytes are only read, and valid wherever they are read from: `lend` keeps its caller's borrow
+// alive until the loan is gone.
+unsafe impl Send for Loan {}
+
+impl AsRef<[u8]> for Loan {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `data` and `len` are of a slice that `lend` borrows until this loan is dropped.
+        unsafe { std::slice::from_raw_parts(self.data, self.len) }
+    }
+}
+
+/// Waits for the end of the loan, whichever way it is left.
+struct UntilReturned(Receiver<()>);
+
+impl Drop for UntilReturned {
+    fn drop(&mut self) {
+        // The only answer there is: the sender is gone, and with it the loan.
+        let _ = self.0.recv();
+    }
+}
+
+/// Calls `use_it` with `data` as shareable bytes, and returns when it has returned *and* every clone of
+/// those bytes is gone, on whichever thread; also when it panics.
+pub(super) fn lend<T>(data: &[u8], use_it: impl FnOnce(Bytes) -> T) -> T {
+    let (returned, wait) = channel();
+    let _until_returned = UntilReturned(wait);
+    use_it(Bytes::from_owner(Loan {
+        data: data.as_ptr(),
+        len: data.len(),
+        _returned: returned,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Barrier};
+
+    #[test]
+    fn a_loan_ends_only_when_the_last_clone_is_gone() {
+        let data = b"chunk".to_vec();
+        let gone = Arc::new(AtomicBool::new(false));
+        let returned = Arc::new(Barrier::new(2));
+        let thread = lend(&data, |bytes| {
+            let (gone, start) = (Arc::clone(&gone), Arc::clone(&returned));
+            let clone = bytes.clone();
+            let thread = std::thread::spawn(move || {
+                start.wait();
+                assert_eq!(&clone[..], b"chunk");
+                gone.store(true, Ordering::SeqCst);
+                drop(clone);
+            });
+            returned.wait();
+            thread
+        });
+        assert!(
+            gone.load(Ordering::SeqCst),
+            "lend returned while a clone was in use"
+        );
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_panic_returns_the_loan() {
+        let data = b"chunk".to_vec();
+        let panicked = std::panic::catch_unwind(|| lend(&data, |_bytes| panic!("on purpose")));
+        assert!(panicked.is_err());
+    }
+}

@@ -1,0 +1,233 @@
+//! The library's face to Fluent Bit: the exports of its Go-proxy interface.
+//!
+//! Every export reads alike: guard against panics, check what the host gave, call safe code, map the
+//! answer. Beside each stands what it falls back to. This module and those below it are the only ones
+//! with unsafe code.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::slice;
+use std::sync::{Arc, Mutex};
+
+pub mod abi;
+mod host;
+mod loan;
+mod threads;
+
+use abi::{FLB_ERROR, FLB_OK, FLB_RETRY, flb_plugin_proxy_def, flbgo_output_plugin};
+
+use crate::plugin::Instance;
+use crate::settle::Verdict;
+use host::Host;
+
+/// The running outputs. A context that the host hands us is looked up here and never dereferenced, so
+/// that a wrong one is an answer and not a crash.
+static RUNNING: Mutex<Vec<Arc<Running>>> = Mutex::new(Vec::new());
+
+struct Running {
+    instance: Instance,
+    engine: threads::ThreadId,
+}
+
+impl Running {
+    fn context(self: &Arc<Self>) -> *mut c_void {
+        Arc::as_ptr(self).cast_mut().cast()
+    }
+}
+
+/// Runs `body`; a panic becomes `fallback`.
+fn guard<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(fallback)
+}
+
+/// Panics are said in the host's log instead of on file descriptor 2: a host that runs as a daemon has
+/// closed that one and may have given its number to a pipe of its own.
+fn say_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        std::panic::set_hook(Box::new(|panic| {
+            // Not to be waited for: the thread that panics may hold it.
+            if let Ok(all) = RUNNING.try_lock() {
+                for running in all.iter() {
+                    running.instance.say_panic(&panic.to_string());
+                }
+            }
+        }));
+    });
+}
+
+fn running() -> std::sync::MutexGuard<'static, Vec<Arc<Running>>> {
+    RUNNING
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Called before everything else, once a load and once a hot reload. Nothing is to be done: what was
+/// loaded before goes on. Returns 0.
+#[unsafe(no_mangle)]
+pub extern "C" fn FLBPluginPreRegister(_hot_reload: c_int) -> c_int {
+    0
+}
+
+/// Tells the host who we are. Returns 0, or -1 where `def` is null.
+///
+/// # Safety
+/// `def` is null or points to at least the 32 bytes that every host's plugin def begins with.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn FLBPluginRegister(def: *mut flb_plugin_proxy_def) -> c_int {
+    if def.is_null() {
+        return -1;
+    }
+    // SAFETY: the host allocated and zeroed at least this prefix and nobody else uses it yet. What newer
+    // hosts have behind it is not touched: zero there means "logs", which is right.
+    unsafe { def.write(abi::definition()) };
+    0
+}
+
+/// Called when the host is done with the library. Nothing is owned by `def`.
+#[unsafe(no_mangle)]
+pub extern "C" fn FLBPluginUnregister(_def: *mut flb_plugin_proxy_def) {}
+
+/// Starts one output. Returns 1, or 0 when it can't run as configured; the host then does not start.
+///
+/// # Safety
+/// `plugin` is null or what the host passes: it and what it points to are valid for the call, its API and
+/// its instance until the output's exit.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn FLBPluginInit(plugin: *mut flbgo_output_plugin) -> c_int {
+    guard(FLB_ERROR, || {
+        // SAFETY: null or valid for reads, by this function's contract.
+        let Some(plugin) = (unsafe { plugin.as_ref() }) else {
+            return FLB_ERROR;
+        };
+        // SAFETY: the API and the instance are valid until the output's exit, by this function's contract.
+        let Some(host) = (unsafe { Host::new(plugin.api, plugin.o_ins) }) else {
+            return FLB_ERROR;
+        };
+        if plugin.context.is_null() {
+            return FLB_ERROR;
+        }
+        say_panics();
+        let started = threads::without_signals(|| Instance::start(&host, Box::new(host)));
+        let Some(instance) = started else {
+            return FLB_ERROR;
+        };
+        let instance = Arc::new(Running {
+            instance,
+            engine: threads::current(),
+        });
+        // SAFETY: the context is the host's own for this instance, not null, and used by nobody else now.
+        unsafe { (*plugin.context).remote_context = instance.context() };
+        running().push(instance);
+        FLB_OK
+    })
+}
+
+/// Takes one chunk for the output of `ctx`. Returns 1 when every record is safe, and 2 when the host
+/// shall hand the chunk over again; never 0, which drops the chunk.
+///
+/// # Safety
+/// `data` is null or valid for reads of `len` bytes until this returns; `tag` is null or a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn FLBPluginFlushCtx(
+    ctx: *mut c_void,
+    data: *const c_void,
+    len: c_int,
+    tag: *const c_char,
+) -> c_int {
+    guard(FLB_RETRY, || {
+        let found = running()
+            .iter()
+            .find(|running| running.context() == ctx)
+            .cloned();
+        // SAFETY: this function's contract is `flush`'s.
+        unsafe { flush(found, data, len, tag) }
+    })
+}
+
+/// Takes one chunk for the only output. Hosts that know contexts use `FLBPluginFlushCtx`. Returns as it
+/// does; 2 where there is not exactly one output.
+///
+/// # Safety
+/// As for `FLBPluginFlushCtx`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn FLBPluginFlush(
+    data: *const c_void,
+    len: c_int,
+    tag: *const c_char,
+) -> c_int {
+    guard(FLB_RETRY, || {
+        let only = match running().as_slice() {
+            [only] => Some(Arc::clone(only)),
+            _ => None,
+        };
+        // SAFETY: this function's contract is `flush`'s.
+        unsafe { flush(only, data, len, tag) }
+    })
+}
+
+/// # Safety
+/// As for `FLBPluginFlushCtx`.
+unsafe fn flush(
+    running: Option<Arc<Running>>,
+    data: *const c_void,
+    len: c_int,
+    tag: *const c_char,
+) -> c_int {
+    let (Some(running), Ok(len)) = (running, usize::try_from(len)) else {
+        return FLB_RETRY;
+    };
+    if len == 0 {
+        return FLB_OK;
+    }
+    if data.is_null() {
+        return FLB_RETRY;
+    }
+    let tag = if tag.is_null() {
+        &[]
+    } else {
+        // SAFETY: a C string that lives until we return, by this function's contract.
+        unsafe { CStr::from_ptr(tag) }.to_bytes()
+    };
+    // SAFETY: valid for reads of `len` bytes until we return, by this function's contract.
+    let data: &[u8] = unsafe { slice::from_raw_parts(data.cast(), len) };
+    let on_engine_thread = threads::current() == running.engine;
+    let verdict = loan::lend(data, |data| {
+        running.instance.flush(tag, data, on_engine_thread)
+    });
+    match verdict {
+        Verdict::Ok => FLB_OK,
+        Verdict::Retry => FLB_RETRY,
+    }
+}
+
+/// Called once before the outputs exit. Their own exits do what is to be done.
+#[unsafe(no_mangle)]
+pub extern "C" fn FLBPluginOutputPreExit(_by_hot_reload: c_int) {}
+
+/// Stops the output of `ctx` and joins its threads. Returns 1, or 0 where there is none.
+#[unsafe(no_mangle)]
+pub extern "C" fn FLBPluginExitCtx(ctx: *mut c_void) -> c_int {
+    guard(FLB_ERROR, || {
+        let mut all = running();
+        let Some(index) = all.iter().position(|running| running.context() == ctx) else {
+            return FLB_ERROR;
+        };
+        let gone = all.swap_remove(index);
+        drop(all);
+        gone.instance.stop();
+        FLB_OK
+    })
+}
+
+/// Stops every output. Hosts that know contexts use `FLBPluginExitCtx`. Returns 1.
+#[unsafe(no_mangle)]
+pub extern "C" fn FLBPluginExit() -> c_int {
+    guard(FLB_ERROR, || {
+        let all = std::mem::take(&mut *running());
+        for running in all {
+            running.instance.stop();
+        }
+        FLB_OK
+    })
+}

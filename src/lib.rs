@@ -1,0 +1,31 @@
+//! Ferry ships Fluent Bit's chunks to Amazon Data Firehose and to blob stores.
+//!
+//! The way of a chunk: [`ffi`] takes it from the host; [`plugin`] is one configured output; its
+//! [`pipeline`] admits it, has it decoded and encoded into lines ([`chunk`], [`decode`], [`encode`]),
+//! forms requests ([`batch`]), sends them ([`sink`]) and settles what became of them ([`settle`]).
+//! [`config`] turns what the user wrote into what all of these run with. Imports run in that direction
+//! only, and nothing imports [`ffi`].
+
+#![deny(unsafe_code)]
+
+pub mod aws;
+pub mod batch;
+pub mod chunk;
+pub mod compress;
+pub mod config;
+pub mod dead_letter;
+pub mod decode;
+pub mod encode;
+#[allow(
+    unsafe_code,
+    reason = "the C interface; every line of it carries its proof"
+)]
+pub mod ffi;
+pub mod log;
+pub mod pipeline;
+pub mod plugin;
+pub mod retry;
+pub mod settle;
+pub mod sink;
+pub mod template;
+pub mod time;

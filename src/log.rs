@@ -1,0 +1,189 @@
+//! What we say, and how often. Lines go wherever the host's log goes.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The same trouble is said at most so often.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
+/// A trouble is over when it did not come for so long: one that comes and goes has not ended.
+const OVER_AFTER: Duration = Duration::from_secs(10);
+
+/// How loud a line is. The numbers are the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Data is held back or lost, or we could not start.
+    Error = 1,
+    /// Something a person should look at.
+    Warn = 2,
+    /// What happens once: start, stop, recovery.
+    Info = 3,
+    /// What happens for every chunk.
+    Debug = 4,
+}
+
+/// Where lines go: the host, or a test.
+pub trait Output: Send + Sync {
+    /// Whether the user wants lines of this level.
+    fn enabled(&self, level: Level) -> bool;
+    /// Takes one line, without its newline.
+    fn write(&self, level: Level, line: &str);
+}
+
+/// The log of one instance.
+pub struct Log {
+    output: Box<dyn Output>,
+    name: String,
+    closed: AtomicBool,
+    said: Mutex<HashMap<&'static str, Said>>,
+}
+
+/// A trouble that lasts.
+struct Said {
+    said: Instant,
+    seen: Instant,
+    since: u64,
+}
+
+impl Log {
+    /// Lines begin with `name`, so that several instances can be told apart.
+    pub fn new(output: Box<dyn Output>, name: &str) -> Log {
+        Log {
+            output,
+            name: name.to_owned(),
+            closed: AtomicBool::new(false),
+            said: Mutex::default(),
+        }
+    }
+
+    /// Says `line`, if the user wants this level.
+    pub fn say(&self, level: Level, line: &str) {
+        if !self.closed.load(Ordering::Acquire) && self.output.enabled(level) {
+            self.output.write(level, &format!("[{}] {line}", self.name));
+        }
+    }
+
+    /// Says a trouble now and then at most once a minute, with how often it came in between. `kind` is
+    /// what counts as the same trouble.
+    pub fn trouble(&self, level: Level, kind: &'static str, line: &str) {
+        self.trouble_at(Instant::now(), level, kind, line);
+    }
+
+    fn trouble_at(&self, now: Instant, level: Level, kind: &'static str, line: &str) {
+        let again = {
+            let mut said = self.said.lock().expect("nothing panics with this lock");
+            let fresh = Said {
+                said: now,
+                seen: now,
+                since: 0,
+            };
+            match said.get_mut(kind) {
+                Some(before) if now.duration_since(before.said) < REPEAT_AFTER => {
+                    before.seen = now;
+                    before.since += 1;
+                    return;
+                }
+                Some(before) => std::mem::replace(before, fresh).since,
+                None => {
+                    said.insert(kind, fresh);
+                    0
+                }
+            }
+        };
+        if again > 0 {
+            self.say(
+                level,
+                &format!("{line} (and {again} times more since this was last said)"),
+            );
+        } else {
+            self.say(level, line);
+        }
+    }
+
+    /// What a trouble stood in the way of works: says so, where the trouble had been said and does not
+    /// come any more.
+    pub fn recovered(&self, kind: &'static str, line: &str) {
+        self.recovered_at(Instant::now(), kind, line);
+    }
+
+    fn recovered_at(&self, now: Instant, kind: &'static str, line: &str) {
+        let over = {
+            let mut said = self.said.lock().expect("nothing panics with this lock");
+            let over = said
+                .get(kind)
+                .is_some_and(|said| now.duration_since(said.seen) >= OVER_AFTER);
+            over && said.remove(kind).is_some()
+        };
+        if over {
+            self.say(Level::Info, line);
+        }
+    }
+
+    /// Nothing is written from here on: what the host lent us for writing is gone.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    /// Keeps lines for a test to read.
+    #[derive(Clone, Default)]
+    pub(crate) struct Lines(pub(crate) Arc<Mutex<Vec<(Level, String)>>>);
+
+    impl Output for Lines {
+        fn enabled(&self, level: Level) -> bool {
+            level <= Level::Info
+        }
+
+        fn write(&self, level: Level, line: &str) {
+            self.0.lock().unwrap().push((level, line.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_lasting_trouble_is_said_once_a_minute_with_a_count_and_its_end() {
+        let lines = Lines::default();
+        let log = Log::new(Box::new(lines.clone()), "ferry.app");
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        for second in [0, 1, 59, 60, 61, 121] {
+            log.trouble_at(at(second), Level::Warn, "throttle", "slow");
+            log.recovered_at(at(second), "throttle", "not over yet");
+        }
+        log.recovered_at(at(131), "throttle", "fast again");
+        log.recovered_at(at(132), "throttle", "said only once");
+        let said: Vec<String> = lines
+            .0
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, line)| line.clone())
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "[ferry.app] slow",
+                "[ferry.app] slow (and 2 times more since this was last said)",
+                "[ferry.app] slow (and 1 times more since this was last said)",
+                "[ferry.app] fast again",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_level_the_user_does_not_want_and_a_closed_log_are_silent() {
+        let lines = Lines::default();
+        let log = Log::new(Box::new(lines.clone()), "f");
+        log.say(Level::Debug, "too much");
+        log.close();
+        log.say(Level::Error, "too late");
+        assert!(lines.0.lock().unwrap().is_empty());
+    }
+}

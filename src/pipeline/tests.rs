@@ -1,0 +1,500 @@
+use super::*;
+use crate::batch::Limits;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tempfile::TempDir;
+use tokio::sync::Notify;
+
+use crate::config::{Config, Properties};
+use crate::log::tests::Lines;
+
+/// A destination that does what a test says, call by call, and then takes everything.
+struct Scripted {
+    shape: Shape,
+    script: Mutex<VecDeque<Step>>,
+    seen: Mutex<Vec<Batch>>,
+    go: Option<Arc<Notify>>,
+}
+
+type Step = Box<dyn Fn(&Batch) -> Vec<Outcome> + Send>;
+
+impl Sink for Scripted {
+    fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
+        Box::pin(std::future::ready(self.shape))
+    }
+
+    fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+        Box::pin(async move {
+            let step = self.script.lock().unwrap().pop_front();
+            self.seen.lock().unwrap().push(batch.clone());
+            if let Some(go) = &self.go {
+                go.notified().await;
+            }
+            step.map_or_else(
+                || vec![Outcome::Delivered; batch.records.len()],
+                |step| step(&batch),
+            )
+        })
+    }
+}
+
+impl Scripted {
+    /// The lines of each call, record by record.
+    fn calls(&self) -> Vec<Vec<String>> {
+        let text = |body: &Bytes| String::from_utf8(body.to_vec()).expect("plain text");
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|batch| batch.records.iter().map(text).collect())
+            .collect()
+    }
+
+    fn targets(&self) -> Vec<String> {
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|batch| batch.target.to_string())
+            .collect()
+    }
+}
+
+fn fault(class: Class) -> Arc<Fault> {
+    Arc::new(Fault {
+        class,
+        code: "Code".into(),
+        message: "message".into(),
+        request_id: Some("r-1".into()),
+    })
+}
+
+/// One line a record, three records a call.
+const ONE_LINE: Shape = Shape {
+    limits: Limits {
+        record_bytes: 1_000,
+        record_lines: 1,
+        batch_records: 3,
+        batch_bytes: 10_000,
+    },
+    piece_bytes: 100,
+    compression: false,
+};
+
+const OBJECT: Shape = Shape {
+    limits: Limits {
+        record_bytes: usize::MAX,
+        record_lines: u32::MAX,
+        batch_records: 1,
+        batch_bytes: usize::MAX,
+    },
+    piece_bytes: usize::MAX,
+    compression: true,
+};
+
+struct Keys(Vec<(&'static str, String)>);
+
+impl Properties for Keys {
+    fn get(&self, key: &str) -> Option<String> {
+        self.0
+            .iter()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value.clone())
+    }
+}
+
+/// A pipeline in front of a scripted sink.
+struct Bench {
+    pipeline: Arc<Pipeline>,
+    sink: Arc<Scripted>,
+    lines: Lines,
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new(shape: Shape, keys: &[(&'static str, &str)], script: Vec<Step>) -> Bench {
+        Bench::with_gate(shape, keys, script, None)
+    }
+
+    fn with_gate(
+        shape: Shape,
+        keys: &[(&'static str, &str)],
+        script: Vec<Step>,
+        go: Option<Arc<Notify>>,
+    ) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = dir.path().join("letters");
+        let mut all = vec![("dead_letter_dir", letters.display().to_string())];
+        all.extend(keys.iter().map(|(key, value)| (*key, (*value).to_owned())));
+        if !keys.iter().any(|(key, _)| *key == "url") {
+            all.push(("delivery_stream", "s".to_owned()));
+        }
+        let config = Config::read(&Keys(all)).expect("a good configuration");
+        let sink = Arc::new(Scripted {
+            shape,
+            script: Mutex::new(script.into()),
+            seen: Mutex::default(),
+            go,
+        });
+        let lines = Lines::default();
+        let log = Arc::new(Log::new(Box::new(lines.clone()), "ferry"));
+        let letters = DeadLetters::open(&letters).unwrap();
+        let pipeline = Arc::new(Pipeline::new(
+            config,
+            Arc::clone(&sink) as Arc<dyn Sink>,
+            letters,
+            log,
+        ));
+        Bench {
+            pipeline,
+            sink,
+            lines,
+            dir,
+        }
+    }
+
+    async fn flush(&self, events: &[&str]) -> Verdict {
+        self.pipeline.flush(b"app", chunk(events)).await
+    }
+
+    fn letters(&self) -> Vec<serde_json::Value> {
+        std::fs::read_to_string(
+            self.dir
+                .path()
+                .join("letters")
+                .join(crate::dead_letter::FILE),
+        )
+        .unwrap_or_default()
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("valid JSON"))
+        .collect()
+    }
+
+    fn said(&self, what: &str) -> bool {
+        self.lines
+            .0
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|(_, line)| line.contains(what))
+    }
+}
+
+/// A chunk of events `{"k": …}`.
+fn chunk(events: &[&str]) -> Bytes {
+    let mut bytes = Vec::new();
+    for event in events {
+        bytes.extend_from_slice(b"\x92\x92\xd7\x00\x68\x15\x9a\x2f\0\0\0\0\x80\x81\xa1k");
+        rmp::encode::write_str(&mut bytes, event).unwrap();
+    }
+    bytes.into()
+}
+
+fn line(event: &str) -> String {
+    format!("{{\"k\":\"{event}\"}}\n")
+}
+
+fn lines(events: &[&str]) -> Vec<String> {
+    events.iter().map(|event| line(event)).collect()
+}
+
+fn all(outcome: fn(Arc<Fault>) -> Outcome, class: Class) -> Step {
+    Box::new(move |batch| vec![outcome(fault(class)); batch.records.len()])
+}
+
+/// What outlasts a flush_deadline of a second: the waits after these are at least half a second and one.
+fn held_for_a_second() -> Vec<Step> {
+    vec![
+        all(Outcome::Retry, Class::Configuration),
+        all(Outcome::Retry, Class::Configuration),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_is_ok_when_every_record_is_acknowledged() {
+    let bench = Bench::new(ONE_LINE, &[], vec![]);
+    assert_eq!(bench.flush(&["a", "b", "c", "d"]).await, Verdict::Ok);
+    assert_eq!(bench.sink.calls(), [lines(&["a", "b", "c"]), lines(&["d"])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_records_that_failed_go_again() {
+    let second_fails: Step = Box::new(|batch| {
+        let mut outcomes = vec![Outcome::Delivered; batch.records.len()];
+        outcomes[1] = Outcome::Retry(fault(Class::Throttle));
+        outcomes
+    });
+    let bench = Bench::new(ONE_LINE, &[], vec![second_fails]);
+    assert_eq!(bench.flush(&["a", "b", "c"]).await, Verdict::Ok);
+    assert_eq!(bench.sink.calls(), [lines(&["a", "b", "c"]), lines(&["b"])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_counted_because_its_records_go_twice() {
+    let bench = Bench::new(
+        ONE_LINE,
+        &[],
+        vec![all(Outcome::Ambiguous, Class::Transient)],
+    );
+    assert_eq!(bench.flush(&["a", "b"]).await, Verdict::Ok);
+    assert_eq!(bench.sink.calls().len(), 2);
+    let summary = bench.pipeline.summary();
+    assert!(
+        summary.contains("2 records were delivered") && summary.contains("2 went twice"),
+        "{summary}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_record_is_kept_as_a_dead_letter_with_its_reason() {
+    let bench = Bench::new(ONE_LINE, &[], vec![all(Outcome::Rejected, Class::Record)]);
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+    let letters = bench.letters();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0]["tag"], "app");
+    assert_eq!(letters[0]["reason"], "refused");
+    assert_eq!(letters[0]["error"], "Code: message");
+    assert_eq!(letters[0]["request_id"], "r-1");
+    assert_eq!(letters[0]["record"], line("a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_bad_record_is_isolated_and_the_others_arrive() {
+    let refuse_b = || -> Step {
+        Box::new(|batch| {
+            let bad = batch
+                .records
+                .iter()
+                .any(|body| **body == *line("b").as_bytes());
+            let outcome = match (bad, batch.records.len()) {
+                (false, _) => Outcome::Delivered,
+                (true, 1) => Outcome::Rejected(fault(Class::Record)),
+                (true, _) => Outcome::Retry(fault(Class::Record)),
+            };
+            vec![outcome; batch.records.len()]
+        })
+    };
+    let bench = Bench::new(ONE_LINE, &[], (0..4).map(|_| refuse_b()).collect());
+    assert_eq!(bench.flush(&["a", "b", "c"]).await, Verdict::Ok);
+    assert_eq!(bench.sink.calls()[0], lines(&["a", "b", "c"]));
+    assert!(bench.sink.calls()[1..].iter().all(|call| call.len() == 1));
+    assert_eq!(bench.letters().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_too_large_goes_in_halves_from_then_on() {
+    let too_large: Step = all(Outcome::Retry, Class::TooLarge);
+    let shape = Shape {
+        limits: Limits {
+            record_bytes: 20,
+            batch_records: 8,
+            batch_bytes: 80,
+            ..ONE_LINE.limits
+        },
+        ..ONE_LINE
+    };
+    let bench = Bench::new(shape, &[], vec![too_large]);
+    assert_eq!(
+        bench.flush(&["a", "b", "c", "d", "e", "f"]).await,
+        Verdict::Ok
+    );
+    let sizes: Vec<usize> = bench.sink.calls().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [6, 3, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_does_not_answer_costs_the_deadline_and_then_retry() {
+    let never = Arc::new(Notify::new());
+    let bench = Bench::with_gate(ONE_LINE, &[("flush_deadline", "7s")], vec![], Some(never));
+    let start = tokio::time::Instant::now();
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
+    assert_eq!(start.elapsed(), Duration::from_secs(7));
+    assert!(bench.said("was not delivered within flush_deadline (7 s)"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_is_not_sent_any_more() {
+    let bench = Bench::new(ONE_LINE, &[("flush_deadline", "1s")], held_for_a_second());
+    assert_eq!(bench.flush(&["given up"]).await, Verdict::Retry);
+    let tries = bench.sink.calls().len();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.flush(&["next"]).await, Verdict::Ok);
+    assert_eq!(bench.sink.calls()[tries..], [lines(&["next"])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn flushes_that_wait_together_share_a_request() {
+    let go = Arc::new(Notify::new());
+    let bench = Bench::with_gate(
+        ONE_LINE,
+        &[("concurrency", "1")],
+        vec![],
+        Some(Arc::clone(&go)),
+    );
+    let flush = |event: &'static str| {
+        let pipeline = Arc::clone(&bench.pipeline);
+        tokio::spawn(async move { pipeline.flush(b"app", chunk(&[event])).await })
+    };
+    // Time stands still while anything can run: after a sleep, everything that can has.
+    let first = flush("a");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let flushes = [first, flush("b"), flush("c")];
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    for _ in 0..2 {
+        go.notify_one();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for flush in flushes {
+        assert_eq!(flush.await.unwrap(), Verdict::Ok);
+    }
+    assert_eq!(bench.sink.calls(), [lines(&["a"]), lines(&["b", "c"])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_no_record_can_hold_is_a_dead_letter_and_no_broken_line() {
+    let long = "x".repeat(2_000);
+    let bench = Bench::new(ONE_LINE, &[], vec![]);
+    assert_eq!(bench.flush(&["a", &long, "b"]).await, Verdict::Ok);
+    assert_eq!(bench.sink.calls(), [lines(&["a", "b"])]);
+    let letters = bench.letters();
+    assert_eq!(letters[0]["reason"], "too_large");
+    assert_eq!(letters[0]["record"], line(&long).trim_end());
+}
+
+#[tokio::test(start_paused = true)]
+async fn compressed_records_stay_within_their_limit_and_hold_every_line() {
+    let shape = Shape {
+        limits: Limits {
+            record_bytes: 600,
+            record_lines: u32::MAX,
+            ..ONE_LINE.limits
+        },
+        compression: true,
+        ..ONE_LINE
+    };
+    let bench = Bench::new(shape, &[("compression", "zstd")], vec![]);
+    // Hashes do not compress: halves are halved until they fit.
+    let events: Vec<String> = (0..100u32)
+        .map(|n| blake3::hash(&n.to_le_bytes()).to_hex().to_string())
+        .collect();
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    assert_eq!(bench.flush(&events).await, Verdict::Ok);
+    let mut text = String::new();
+    for record in bench
+        .sink
+        .seen
+        .lock()
+        .unwrap()
+        .iter()
+        .flat_map(|batch| &batch.records)
+    {
+        assert!(record.len() <= 600, "{}", record.len());
+        text.push_str(std::str::from_utf8(&zstd::decode_all(&record[..]).unwrap()).unwrap());
+    }
+    assert_eq!(text, lines(&events).concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_cannot_be_written_holds_its_chunk_back() {
+    let bench = Bench::new(ONE_LINE, &[], vec![]);
+    let letters = bench.dir.path().join("letters");
+    std::fs::remove_dir(&letters).unwrap();
+    let long = "x".repeat(2_000);
+    assert_eq!(bench.flush(&["a", &long]).await, Verdict::Retry);
+    assert!(
+        bench.sink.calls().is_empty(),
+        "nothing is sent that would have to be sent again"
+    );
+    std::fs::create_dir(&letters).unwrap();
+    assert_eq!(bench.flush(&["a", &long]).await, Verdict::Ok);
+    assert_eq!(bench.letters().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_has_the_same_name_when_its_chunk_comes_again_and_a_twin_has_its_own() {
+    let bench = Bench::new(
+        OBJECT,
+        &[
+            ("url", "file:///objects"),
+            ("flush_deadline", "1s"),
+            ("compression", "none"),
+        ],
+        held_for_a_second(),
+    );
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+    let tries = bench.sink.targets().len();
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+    let targets = bench.sink.targets();
+    assert!(targets[..tries].iter().all(|target| *target == targets[0]));
+    let stem = targets[0].strip_suffix(".ndjson").unwrap();
+    assert!(
+        stem.starts_with("app/2025/05/03/04/20250503T042311Z-"),
+        "{stem}"
+    );
+    assert_eq!(targets[tries], format!("{stem}-2.ndjson"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_bounds_what_is_in_flight() {
+    let go = Arc::new(Notify::new());
+    let bench = Bench::with_gate(
+        ONE_LINE,
+        &[("memory_limit", "4M"), ("flush_deadline", "5s")],
+        vec![],
+        Some(Arc::clone(&go)),
+    );
+    let large = "x".repeat(900);
+    let events = vec![large.as_str(); 2_100];
+    let flush = |data: Bytes| {
+        let pipeline = Arc::clone(&bench.pipeline);
+        tokio::spawn(async move { pipeline.flush(b"app", data).await })
+    };
+    let first = flush(chunk(&events));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let second_large = "y".repeat(900);
+    let second = flush(chunk(&vec![second_large.as_str(); 200]));
+    while !(first.is_finished() && second.is_finished()) {
+        go.notify_one();
+        tokio::time::sleep(Duration::from_micros(10)).await;
+    }
+    assert_eq!(
+        (first.await.unwrap(), second.await.unwrap()),
+        (Verdict::Ok, Verdict::Ok)
+    );
+    let letters: Vec<bool> = bench
+        .sink
+        .calls()
+        .iter()
+        .flatten()
+        .map(|line| line.contains('y'))
+        .collect();
+    assert!(
+        letters.is_sorted(),
+        "nothing of the second is encoded before the first is done"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_sink_answers_retry_and_the_next_chunk_goes_on() {
+    let bench = Bench::new(ONE_LINE, &[], vec![Box::new(|_| panic!("on purpose"))]);
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_a_person_must_mend_holds_data_and_says_so_until_it_is_mended() {
+    let bench = Bench::new(
+        ONE_LINE,
+        &[],
+        vec![all(Outcome::Retry, Class::Configuration)],
+    );
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+    assert!(bench.said("data is held back until this is mended"));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(bench.flush(&["b"]).await, Verdict::Ok);
+    assert!(bench.said("the destination takes records again"));
+}

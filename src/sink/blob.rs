@@ -1,0 +1,547 @@
+//! Objects into a store: Azure, S3, Google Cloud Storage, or a folder.
+//!
+//! An object is put whole, under a name that the caller made from its content, and only where nothing
+//! stands under that name. So a put whose answer was lost can be sent again: it then finds the object
+//! there, and a look at it tells our own from another's.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
+use object_store::local::LocalFileSystem;
+use object_store::path::{Path, PathPart};
+use object_store::{
+    Attribute, Attributes, Certificate, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt,
+    PutMode, PutOptions, RetryConfig, StaticCredentialProvider,
+};
+use reqwest::Url;
+use tokio::sync::OnceCell;
+
+use super::{Batch, Class, Outcome, Shape, Sink};
+use crate::aws::{self, CredentialCache};
+use crate::batch::Limits;
+use crate::config::{self, Problem};
+use answer::{Failure, Fate, Listening};
+
+mod answer;
+mod azure;
+#[cfg(test)]
+pub(crate) mod loopback;
+
+/// Metadata that says which object of ours this is. No hyphen: Azure wants identifiers.
+const TOKEN: &str = "ferry_name";
+/// How many other names an object may try when its own is taken by another's.
+const RENAMES: usize = 3;
+/// The slowest line that a request is still waited for, beside [`Patience::least`].
+const SLOWEST: u64 = 256 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The largest object that one put may make: 5 GiB in S3 and Google Cloud Storage, 5,000 MiB in Azure.
+/// <https://learn.microsoft.com/rest/api/storageservices/put-blob#remarks>
+const MAX_OBJECT_BYTES: usize = 5_000 * 1024 * 1024;
+
+/// Takes a warning for the log.
+pub type Warn = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Puts objects into one store.
+pub struct BlobSink {
+    config: config::Blob,
+    /// Filled at once but for S3, whose region may have to be asked for.
+    store: OnceCell<Store>,
+    warn: Warn,
+    patience: Patience,
+}
+
+struct Store {
+    objects: Arc<dyn ObjectStore>,
+    kind: Kind,
+}
+
+enum Kind {
+    File(PathBuf),
+    S3(CredentialCache),
+    Gcs,
+    Azure(azure::Container),
+}
+
+/// How long a request may take: `least`, and more the larger it is.
+struct Patience {
+    least: Duration,
+}
+
+impl Patience {
+    fn with(&self, bytes: usize) -> Duration {
+        self.least + Duration::from_secs(bytes as u64 / SLOWEST)
+    }
+}
+
+/// What stands under a name that we were not allowed to create.
+enum Found {
+    Ours,
+    Others,
+    Nothing,
+}
+
+impl BlobSink {
+    /// Checks the configuration and makes the store's client. Reads local files (a secret's, Google's
+    /// credentials, certificates) and makes the folder of a `file://` store; sends nothing.
+    /// `warn` is told what an operator should see and no outcome says.
+    pub fn new(config: &config::Blob, warn: Warn) -> Result<BlobSink, Problem> {
+        aws::install_tls();
+        let ca_pem = config.ca_pem.as_deref();
+        if let Some(pem) = ca_pem {
+            config::check_ca(pem).map_err(|e| Problem::new("tls_ca_file", e))?;
+        }
+        let store = match &config.store {
+            config::Store::File(root) => Some(file(root)?),
+            config::Store::Gcs { bucket, endpoint } => {
+                Some(gcs(bucket, endpoint.as_deref(), ca_pem)?)
+            }
+            config::Store::Azure(azure) => {
+                let (objects, container) = azure::open(azure, ca_pem, &warn)?;
+                Some(Store {
+                    objects,
+                    kind: Kind::Azure(container),
+                })
+            }
+            config::Store::S3 { bucket, aws } => {
+                check_bucket(bucket)?;
+                aws.endpoint.as_deref().map(endpoint_url).transpose()?;
+                None
+            }
+        };
+        Ok(BlobSink {
+            config: config.clone(),
+            store: OnceCell::new_with(store),
+            warn,
+            patience: Patience {
+                least: Duration::from_secs(30),
+            },
+        })
+    }
+
+    /// Does what needs the network and must be done once: makes the container where that is asked for,
+    /// finds the region. May be called again; the first put does what is still missing.
+    pub async fn prepare(&self) -> Result<(), super::Fault> {
+        let prepare = async {
+            let store = self.store().await?;
+            match &store.kind {
+                Kind::Azure(container) if container.auto_create => {
+                    let made = self.bounded(0, container.create()).await;
+                    made.map_err(|failure| container.explain(failure))
+                }
+                _ => Ok(()),
+            }
+        };
+        prepare.await.map_err(|failure: Failure| failure.fault)
+    }
+
+    async fn store(&self) -> Result<&Store, Failure> {
+        let open = async || match &self.config.store {
+            config::Store::S3 { bucket, aws } => {
+                self.bounded(0, s3(bucket, aws, self.config.ca_pem.as_deref()))
+                    .await
+            }
+            _ => unreachable!("every other store is made in new()"),
+        };
+        self.store.get_or_try_init(open).await
+    }
+
+    async fn put(&self, target: &str, body: &Bytes) -> Result<(), Failure> {
+        let store = self.store().await?;
+        let put = self.put_somewhere(store, target, body).await;
+        match (put, &store.kind) {
+            (Err(failure), Kind::Azure(container)) => Err(container.explain(failure)),
+            (Err(failure), Kind::S3(cache)) if failure.fault.class == Class::Credentials => {
+                cache.refused().await;
+                Err(failure)
+            }
+            (put, _) => put,
+        }
+    }
+
+    /// Puts an object under its name, or beside it where another's object has the name.
+    async fn put_somewhere(
+        &self,
+        store: &Store,
+        target: &str,
+        body: &Bytes,
+    ) -> Result<(), Failure> {
+        let token = token(target);
+        for rename in 0..=RENAMES {
+            let name = renamed(target, rename);
+            let path = object_path(&name);
+            let Err(failure) = self.put_once(store, &path, &token, body).await else {
+                return Ok(());
+            };
+            if !failure.says_taken() {
+                return Err(failure);
+            }
+            match self.look(store, &path, &token, body).await {
+                Ok(Found::Ours) => return Ok(()),
+                Ok(Found::Nothing) => return Err(failure),
+                Ok(Found::Others) => (self.warn)(&format!(
+                    "collision: '{name}' is taken by an object that is not this one; nothing is \
+                     overwritten, this one goes under another name"
+                )),
+                Err(look) => {
+                    let unsure = Failure {
+                        fate: Fate::Ambiguous,
+                        ..look
+                    };
+                    return Err(match unsure.status {
+                        Some(401 | 403) => unsure.note(format_args!(
+                            "something stands under '{name}' already and whose it is cannot be told: \
+                             allow reading, too"
+                        )),
+                        _ => unsure,
+                    });
+                }
+            }
+        }
+        let words = format!("'{target}' and {RENAMES} names beside it are taken by other objects");
+        Err(Failure::new(
+            Fate::Retry,
+            Class::Configuration,
+            "collision",
+            words,
+        ))
+    }
+
+    /// One conditional put, and a second where the container had to be made first.
+    async fn put_once(
+        &self,
+        store: &Store,
+        path: &Path,
+        token: &str,
+        body: &Bytes,
+    ) -> Result<(), Failure> {
+        let put = || async {
+            let mut options = PutOptions::from(PutMode::Create);
+            if !matches!(store.kind, Kind::File(_)) {
+                options.attributes = self.attributes(token);
+            }
+            store
+                .objects
+                .put_opts(path, body.clone().into(), options)
+                .await?;
+            Ok(())
+        };
+        match (self.bounded(body.len(), put()).await, &store.kind) {
+            (Err(absent), Kind::Azure(container)) if absent.fault.code == "ContainerNotFound" => {
+                if !container.auto_create {
+                    return Err(absent.note("make it, or set auto_create_container on"));
+                }
+                self.bounded(0, container.create()).await?;
+                self.bounded(body.len(), put()).await
+            }
+            (put, _) => put,
+        }
+    }
+
+    /// Tells whose object stands under a name: by its token; by its bytes where it has none, as on a
+    /// file system or behind a gateway that drops metadata.
+    async fn look(
+        &self,
+        store: &Store,
+        path: &Path,
+        token: &str,
+        body: &Bytes,
+    ) -> Result<Found, Failure> {
+        let head = async {
+            let options = GetOptions {
+                head: true,
+                ..GetOptions::default()
+            };
+            Ok(store.objects.get_opts(path, options).await?)
+        };
+        let found = match self.bounded(0, head).await {
+            Err(absent) if absent.status == Some(404) => return Ok(Found::Nothing),
+            found => found?,
+        };
+        if found.meta.size != body.len() as u64 {
+            return Ok(Found::Others);
+        }
+        let theirs = found.attributes.get(&Attribute::Metadata(TOKEN.into()));
+        let same = match theirs {
+            Some(theirs) => theirs.as_ref() == token,
+            None => {
+                let bytes = async { Ok(store.objects.get(path).await?.bytes().await?) };
+                self.bounded(body.len(), bytes).await? == body
+            }
+        };
+        if let (true, Kind::File(root)) = (same, &store.kind) {
+            self.bounded(0, sync_folders(root, path)).await?;
+        }
+        Ok(if same { Found::Ours } else { Found::Others })
+    }
+
+    fn attributes(&self, token: &str) -> Attributes {
+        let mut attributes = Attributes::new();
+        attributes.insert(Attribute::ContentType, self.config.content_type.into());
+        if let Some(encoding) = self.config.content_encoding {
+            attributes.insert(Attribute::ContentEncoding, encoding.into());
+        }
+        attributes.insert(Attribute::Metadata(TOKEN.into()), token.to_owned().into());
+        attributes
+    }
+
+    /// Waits for a request as long as its size allows. `object_store` only knows one limit for all.
+    async fn bounded<T>(
+        &self,
+        bytes: usize,
+        request: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let limit = self.patience.with(bytes);
+        tokio::time::timeout(limit, request)
+            .await
+            .unwrap_or_else(|_| {
+                let words = format!("no answer within {limit:?}");
+                Err(Failure::new(
+                    Fate::Ambiguous,
+                    Class::Transient,
+                    "timeout",
+                    words,
+                ))
+            })
+    }
+}
+
+impl Sink for BlobSink {
+    /// One object a request, as large as it comes.
+    fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
+        Box::pin(std::future::ready(Shape {
+            limits: Limits {
+                record_bytes: MAX_OBJECT_BYTES,
+                record_lines: u32::MAX,
+                batch_records: 1,
+                batch_bytes: MAX_OBJECT_BYTES,
+            },
+            piece_bytes: MAX_OBJECT_BYTES,
+            compression: true,
+        }))
+    }
+
+    /// Puts each record as an object of its own; a batch is expected to hold one.
+    fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+        Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(batch.records.len());
+            for body in &batch.records {
+                let put = self.put(&batch.target, body).await;
+                outcomes.push(put.map_or_else(Outcome::from, |()| Outcome::Delivered));
+            }
+            outcomes
+        })
+    }
+}
+
+fn file(root: &std::path::Path) -> Result<Store, Problem> {
+    let problem = |e: &dyn std::fmt::Display| {
+        let folder = root.display();
+        Problem::new(
+            "url",
+            format!("the folder '{folder}' cannot be made or entered: {e}"),
+        )
+    };
+    std::fs::create_dir_all(root).map_err(|e| problem(&e))?;
+    let root = root.canonicalize().map_err(|e| problem(&e))?;
+    let objects = LocalFileSystem::new_with_prefix(&root)
+        .map_err(|e| problem(&e))?
+        .with_fsync(true);
+    Ok(Store {
+        objects: Arc::new(objects),
+        kind: Kind::File(root),
+    })
+}
+
+/// Makes a file that is already there as safe from a power cut as one just written: the put that wrote
+/// it may have died between naming it and syncing the folders.
+async fn sync_folders(root: &std::path::Path, path: &Path) -> Result<(), Failure> {
+    let mut folder = root.to_owned();
+    let mut folders = vec![folder.clone()];
+    for part in path.parts() {
+        folder.push(part.as_ref());
+        folders.push(folder.clone());
+    }
+    folders.pop();
+    for folder in folders {
+        let synced = async { tokio::fs::File::open(&folder).await?.sync_all().await };
+        synced.await.map_err(|e| {
+            let words = format!("'{}' cannot be synced: {e}", folder.display());
+            Failure::new(Fate::Ambiguous, Class::Transient, "file", words)
+        })?;
+    }
+    Ok(())
+}
+
+fn gcs(bucket: &str, endpoint: Option<&str>, ca_pem: Option<&[u8]>) -> Result<Store, Problem> {
+    check_bucket(bucket)?;
+    let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
+    let mut plain = false;
+    if let Some(endpoint) = endpoint {
+        let url = endpoint_url(endpoint)?;
+        plain = url.scheme() == "http";
+        builder = builder.with_base_url(endpoint.trim_end_matches('/'));
+        // An emulator on this machine has no use for a token, and there may be none to be had here.
+        // (Skipping signatures is an option of the builder's, but its puts do not heed it.)
+        if plain && matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")) {
+            let bearer = "none".to_owned();
+            let none = StaticCredentialProvider::new(GcpCredential { bearer });
+            builder = builder.with_credentials(Arc::new(none));
+        }
+    }
+    let objects = builder
+        .with_client_options(client_options(ca_pem, plain)?)
+        .with_http_connector(Listening)
+        .with_retry(no_retries())
+        .build()
+        .map_err(|e| Problem::new("url", format!("no client for 'gs://{bucket}': {e}")))?;
+    Ok(Store {
+        objects: Arc::new(objects),
+        kind: Kind::Gcs,
+    })
+}
+
+async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Store, Failure> {
+    let failure = |words: String| Failure::new(Fate::Retry, Class::Configuration, "aws", words);
+    let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
+    let loaded = aws::load(aws, ca_pem).await.map_err(failure)?;
+    let endpoint = aws.endpoint.clone();
+    let endpoint = endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok());
+    let endpoint = endpoint.or_else(|| loaded.sdk.endpoint_url().map(str::to_owned));
+
+    let region = loaded.region;
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(bucket)
+        .with_region(&region);
+    let mut plain = false;
+    if let Some(endpoint) = &endpoint {
+        plain = endpoint_url(endpoint).map_err(problem)?.scheme() == "http";
+        builder = builder.with_endpoint(endpoint);
+    } else if region.starts_with("cn-") {
+        builder = builder.with_endpoint(format!("https://s3.{region}.amazonaws.com.cn"));
+    } else {
+        // A dot in the name would not fit the certificate of a host named after the bucket.
+        builder = builder.with_virtual_hosted_style_request(!bucket.contains('.'));
+    }
+    let objects = builder
+        .with_credentials(Arc::new(loaded.credentials.clone()))
+        .with_conditional_put(S3ConditionalPut::ETagMatch)
+        .with_client_options(client_options(ca_pem, plain).map_err(problem)?)
+        .with_http_connector(Listening)
+        .with_retry(no_retries())
+        .build()?;
+    Ok(Store {
+        objects: Arc::new(objects),
+        kind: Kind::S3(loaded.credentials),
+    })
+}
+
+fn check_bucket(bucket: &str) -> Result<(), Problem> {
+    let valid = !bucket.is_empty()
+        && bucket
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let message =
+        || format!("'{bucket}' is not a bucket's name: use letters, digits, '-', '.', '_'");
+    valid
+        .then_some(())
+        .ok_or_else(|| Problem::new("url", message()))
+}
+
+fn endpoint_url(endpoint: &str) -> Result<Url, Problem> {
+    let url = Url::parse(endpoint).ok();
+    let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    match url {
+        // Neither is shown: both may hold a secret.
+        Some(url) if url.query().is_some() || !url.username().is_empty() => {
+            let message = "holds a query or a user: give scheme, host and port; secrets have keys of their own";
+            Err(Problem::new("endpoint", message))
+        }
+        Some(url) => Ok(url),
+        None => {
+            let shown = endpoint.split(['?', '@']).next().unwrap_or_default();
+            let message = format!("'{shown}' is not a URL: write it with its scheme, https://host");
+            Err(Problem::new("endpoint", message))
+        }
+    }
+}
+
+fn client_options(ca_pem: Option<&[u8]>, allow_http: bool) -> Result<ClientOptions, Problem> {
+    let options = ClientOptions::new()
+        .with_allow_http(allow_http)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_timeout_disabled();
+    let problem = |e: object_store::Error| Problem::new("tls_ca_file", e.to_string());
+    let certificates = ca_pem
+        .map(Certificate::from_pem_bundle)
+        .transpose()
+        .map_err(problem)?;
+    Ok(certificates
+        .into_iter()
+        .flatten()
+        .fold(options, ClientOptions::with_root_certificate))
+}
+
+/// When to send again is the caller's to say.
+fn no_retries() -> RetryConfig {
+    RetryConfig {
+        max_retries: 0,
+        ..RetryConfig::default()
+    }
+}
+
+/// The path of an object. Takes any name, and never makes one path of two names: what stores, URLs or
+/// file systems read as something else is percent-encoded, the `%` itself first.
+fn object_path(target: &str) -> Path {
+    let segments = target.trim_start_matches('/').split('/').map(|segment| {
+        let mut escaped = String::with_capacity(segment.len());
+        for (at, c) in segment.char_indices() {
+            // Azure drops dots that end a segment, and `.` and `..` lead elsewhere; a backslash is a
+            // slash to it. `#` and digits at the end are object_store's mark of a file half written.
+            let dot = c == '.' && at + 1 == segment.len();
+            if dot || c.is_control() || matches!(c, '%' | '\\' | '#') {
+                let mut bytes = [0; 4];
+                escaped.extend(
+                    c.encode_utf8(&mut bytes)
+                        .bytes()
+                        .map(|b| format!("%{b:02X}")),
+                );
+            } else {
+                escaped.push(c);
+            }
+        }
+        // An empty segment would vanish, and `a//b` become `a/b`.
+        if escaped.is_empty() {
+            "%".to_owned()
+        } else {
+            escaped
+        }
+    });
+    let path = segments.collect::<Vec<_>>().join("/");
+    Path::parse(&path).unwrap_or_else(|_| Path::from(path))
+}
+
+/// What [`TOKEN`] says: the file's own name, in what HTTP allows in a header.
+fn token(target: &str) -> String {
+    let name = target.rsplit('/').next().unwrap_or(target);
+    PathPart::from(name).as_ref().trim().to_owned()
+}
+
+/// `logs/app.json.gz` becomes `logs/app-c1.json.gz`; the zeroth is the name itself.
+fn renamed(target: &str, rename: usize) -> String {
+    if rename == 0 {
+        return target.to_owned();
+    }
+    let file = target.rfind('/').map_or(0, |slash| slash + 1);
+    let stem = target[file..].find('.').filter(|dot| *dot > 0);
+    let (stem, extension) = target.split_at(stem.map_or(target.len(), |dot| file + dot));
+    format!("{stem}-c{rename}{extension}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,544 @@
+//! What a store's answer, or the lack of one, means.
+//!
+//! `object_store` keeps its request errors private: status, service code and request id could only be
+//! had back from its prose, and it maps every 409 to "already exists". So answers are read at the one
+//! place it lets us stand, the HTTP client, and travel through its errors as a [`Failure`].
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ReqwestConnector,
+};
+use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
+
+use crate::sink::{Class, Fault, Outcome};
+
+/// The longest message handed on, in bytes: a log line, not a page.
+const MESSAGE_LIMIT: usize = 400;
+
+/// What a failed request left behind at the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing; it may come again.
+    Retry,
+    /// Perhaps the object.
+    Ambiguous,
+    /// Nothing, and it never will.
+    Rejected,
+}
+
+/// A request that failed.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    /// HTTP status of the answer; a file system's errors that have one take it too.
+    pub(super) status: Option<u16>,
+    pub(super) fate: Fate,
+    pub(super) fault: Fault,
+}
+
+impl Failure {
+    pub(super) fn new(fate: Fate, class: Class, code: &str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        let line: Vec<_> = message.split_whitespace().collect();
+        let mut message = redact(&line.join(" ")).into_owned();
+        message.truncate(message.floor_char_boundary(MESSAGE_LIMIT));
+        Failure {
+            status: None,
+            fate,
+            fault: Fault {
+                class,
+                code: code.into(),
+                message,
+                request_id: None,
+            },
+        }
+    }
+
+    /// Whether the store says that something stands under the name already. Azure's 409 may also mean
+    /// a container being deleted, S3's a race with another writer: only a look at the object tells.
+    pub(super) fn says_taken(&self) -> bool {
+        matches!(self.status, Some(409 | 412))
+    }
+
+    /// Adds what a person should know beside the service's own words.
+    pub(super) fn note(mut self, note: impl fmt::Display) -> Self {
+        self.fault.message = format!("{}; {}", self.fault.message, redact(&note.to_string()));
+        self
+    }
+
+    fn with_status(mut self, status: u16) -> Self {
+        self.status = Some(status);
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fault.fmt(f)
+    }
+}
+
+impl StdError for Failure {}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Self {
+        let fault = Arc::new(failure.fault);
+        match failure.fate {
+            Fate::Retry => Outcome::Retry(fault),
+            Fate::Ambiguous => Outcome::Ambiguous(fault),
+            Fate::Rejected => Outcome::Rejected(fault),
+        }
+    }
+}
+
+impl From<HttpError> for Failure {
+    fn from(error: HttpError) -> Self {
+        Failure::from(Error::Generic {
+            store: "HTTP",
+            source: Box::new(error),
+        })
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if let Some(failure) = causes(&error).find_map(|e| e.downcast_ref::<Failure>()) {
+            return failure.clone();
+        }
+        let cause = causes(&error).last().unwrap_or(&error).to_string();
+        match &error {
+            Error::Unauthenticated { source, .. } => {
+                let words = source.to_string();
+                Failure::new(Fate::Retry, Class::Credentials, "credentials", words)
+            }
+            Error::AlreadyExists { .. } => {
+                Failure::new(Fate::Retry, Class::Transient, "exists", cause).with_status(409)
+            }
+            Error::NotFound { .. } => {
+                Failure::new(Fate::Retry, Class::Transient, "absent", cause).with_status(404)
+            }
+            Error::InvalidPath { .. } => {
+                Failure::new(Fate::Rejected, Class::Record, "name", error.to_string())
+            }
+            _ => match causes(&error).find_map(|e| e.downcast_ref::<io::Error>()) {
+                Some(io) => file_error(io),
+                None => Failure::new(Fate::Ambiguous, Class::Transient, "unexpected", cause),
+            },
+        }
+    }
+}
+
+/// What an answer means, from its HTTP status and the service's own code alone.
+pub(super) fn judge(status: u16, code: &str) -> (Fate, Class) {
+    match (status, code) {
+        // Who we are is refused, under whichever status.
+        (401, _)
+        | (
+            400 | 403,
+            "AuthenticationFailed"
+            | "ExpiredToken"
+            | "InvalidAccessKeyId"
+            | "InvalidAuthenticationInfo"
+            | "InvalidToken"
+            | "NoAuthenticationInformation"
+            | "RequestExpired"
+            | "RequestTimeTooSkewed"
+            | "SignatureDoesNotMatch"
+            | "TokenRefreshRequired",
+        ) => (Fate::Retry, Class::Credentials),
+        (429, _) | (503, "ServerBusy" | "SlowDown") => (Fate::Retry, Class::Throttle),
+        // Not the service's own words: a gateway that may have passed the request on.
+        (503, _) => (Fate::Ambiguous, Class::Throttle),
+        (501, _) => (Fate::Retry, Class::Configuration),
+        (408 | 500.., _) | (400, "RequestTimeout") => (Fate::Ambiguous, Class::Transient),
+        // Broken on the way.
+        (400, "BadDigest" | "IncompleteBody" | "Md5Mismatch" | "XAmzContentSHA256Mismatch") => {
+            (Fate::Retry, Class::Transient)
+        }
+        (409 | 412, _) => (Fate::Retry, Class::Transient),
+        // About the service or how it is addressed, not about this object.
+        (
+            400,
+            "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException"
+            | "InvalidBucketName"
+            | "InvalidHeaderValue"
+            | "UnsupportedHeader",
+        ) => (Fate::Retry, Class::Configuration),
+        (400 | 411 | 413 | 414, _) => (Fate::Rejected, Class::Record),
+        _ => (Fate::Retry, Class::Configuration),
+    }
+}
+
+/// Reads an answer that is not a success.
+fn answered(status: u16, reason: &str, headers: &HeaderMap, body: &str) -> Failure {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let code = element(body, "Code")
+        .or(header("x-ms-error-code"))
+        .filter(|code| {
+            code.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        })
+        .map_or_else(|| format!("HTTP {status}"), str::to_owned);
+    let (fate, class) = judge(status, &code);
+    let words = element(body, "Message").map_or(Cow::Borrowed(reason), unescape);
+    let mut failure = Failure::new(fate, class, &code, first_sentence(&words)).with_status(status);
+
+    // The only details worth their length, and free of signatures: they name the dates that do not fit.
+    let detail = element(body, "AuthenticationErrorDetail").map(unescape);
+    if let Some(dates) = detail.filter(|d| d.contains("time frame") || d.contains("date header")) {
+        failure = failure.note(dates);
+    }
+    if code == "RequestTimeTooSkewed" || failure.fault.message.contains("date header") {
+        let clock = header("date").unwrap_or("another time");
+        failure = failure.note(format_args!(
+            "the service's clock says {clock}: set this machine's clock"
+        ));
+    }
+    if (300..400).contains(&status) {
+        let region = header("x-amz-bucket-region").unwrap_or("another");
+        failure = failure.note(format_args!(
+            "the store is at another address (region {region}): check region and endpoint"
+        ));
+    }
+    failure.fault.request_id = [
+        "x-ms-request-id",
+        "x-amz-request-id",
+        "x-guploader-uploadid",
+    ]
+    .into_iter()
+    .find_map(header)
+    .or(element(body, "RequestId"))
+    .map(str::to_owned);
+    failure
+}
+
+/// Reads why no answer came from `host`.
+fn unanswered(host: &str, error: &HttpError) -> Failure {
+    let cause = causes(error)
+        .last()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let untrusted = causes(error)
+        .filter_map(|e| e.downcast_ref::<rustls::Error>())
+        .any(|e| matches!(e, rustls::Error::InvalidCertificate(_)));
+    let transport = causes(error).find_map(|e| e.downcast_ref::<reqwest::Error>());
+    match transport {
+        _ if untrusted => {
+            let failure = Failure::new(Fate::Retry, Class::Configuration, "tls", cause);
+            failure.note(format_args!(
+                "{host} is not trusted: a private CA goes into tls_ca_file"
+            ))
+        }
+        // The order matters: running out of time while connecting is both, and nothing was sent.
+        Some(e) if e.is_connect() || e.is_builder() => {
+            let words = format!("no connection to {host}: {cause}");
+            Failure::new(Fate::Retry, Class::Transient, "connect", words)
+        }
+        Some(e) if e.is_timeout() => Failure::new(
+            Fate::Ambiguous,
+            Class::Transient,
+            "timeout",
+            format!("no answer from {host}"),
+        ),
+        _ => {
+            let words = format!("the connection to {host} was lost before the answer: {cause}");
+            Failure::new(Fate::Ambiguous, Class::Transient, "interrupted", words)
+        }
+    }
+}
+
+/// What a file system's refusal means. Only the kinds that come before the file has its final name are
+/// certain not to have written it.
+fn file_error(error: &io::Error) -> Failure {
+    let (fate, class) = match error.kind() {
+        io::ErrorKind::InvalidFilename => (Fate::Rejected, Class::Record),
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::StorageFull
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::Unsupported => (Fate::Retry, Class::Configuration),
+        _ => (Fate::Ambiguous, Class::Transient),
+    };
+    Failure::new(fate, class, "file", error.to_string())
+}
+
+/// An error and what caused it, also through an [`io::Error`], which hides what it wraps.
+fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(wrapped) => Some(wrapped as &(dyn StdError + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
+/// The text of an XML element that has no attributes and occurs once.
+fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
+}
+
+fn unescape(text: &str) -> Cow<'_, str> {
+    let entities = [
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&quot;", "\""),
+        ("&apos;", "'"),
+        ("&amp;", "&"),
+    ];
+    match text.contains('&') {
+        true => entities
+            .iter()
+            .fold(text.to_owned(), |t, (from, to)| t.replace(from, to))
+            .into(),
+        false => text.into(),
+    }
+}
+
+fn first_sentence(text: &str) -> &str {
+    let line = text.trim().lines().next().unwrap_or_default();
+    line.split_once(". ")
+        .map_or(line, |(sentence, _)| sentence)
+        .trim_end_matches('.')
+}
+
+/// Blots out what a signed URL or a connection string would give away.
+fn redact(text: &str) -> Cow<'_, str> {
+    const MARKS: [&str; 5] = [
+        "sig=",
+        "sig%3d",
+        "signature=",
+        "accountkey=",
+        "security-token=",
+    ];
+    let lower = text.to_ascii_lowercase();
+    let next_secret = |from: usize| {
+        let starts = MARKS
+            .iter()
+            .filter_map(|mark| Some(from + lower[from..].find(mark)? + mark.len()));
+        starts.min()
+    };
+    let mut clean = String::new();
+    let mut done = 0;
+    while let Some(start) = next_secret(done) {
+        clean.push_str(&text[done..start]);
+        clean.push_str("***");
+        let length = text[start..].find(|c: char| "&;'\"<>".contains(c) || c.is_whitespace());
+        done = length.map_or(text.len(), |length| start + length);
+    }
+    match done {
+        0 => text.into(),
+        _ => (clean + &text[done..]).into(),
+    }
+}
+
+/// An HTTP client that turns whatever is not a success into a [`Failure`].
+#[derive(Debug)]
+pub(super) struct Listener(HttpClient);
+
+impl HttpService for Listener {
+    fn call<'s, 'f>(
+        &'s self,
+        mut request: HttpRequest,
+    ) -> BoxFuture<'f, Result<HttpResponse, HttpError>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(async move {
+            let host = request
+                .uri()
+                .authority()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            if request.method() == reqwest::Method::HEAD || request.method() == reqwest::Method::GET
+            {
+                // Google Cloud Storage would otherwise decompress what is stored with a content
+                // encoding, and then give no length.
+                request
+                    .headers_mut()
+                    .insert("accept-encoding", HeaderValue::from_static("gzip"));
+            }
+            // Unknown is the kind that object_store never retries: that is the caller's business.
+            let fail = |failure| HttpError::new(HttpErrorKind::Unknown, failure);
+            let answer = self.0.execute(request).await;
+            let answer = answer.map_err(|error| fail(unanswered(&host, &error)))?;
+            if answer.status().is_success() {
+                return Ok(answer);
+            }
+            let (parts, body) = answer.into_parts();
+            // An error without its words is still known by its status.
+            let body = body.bytes().await.unwrap_or_default();
+            let reason = parts.status.canonical_reason().unwrap_or("no reason given");
+            let body = String::from_utf8_lossy(&body);
+            Err(fail(answered(
+                parts.status.as_u16(),
+                reason,
+                &parts.headers,
+                &body,
+            )))
+        })
+    }
+}
+
+/// Makes the clients that `object_store` sends with.
+#[derive(Debug)]
+pub(super) struct Listening;
+
+impl HttpConnector for Listening {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let plain = ReqwestConnector::default().connect(options)?;
+        Ok(HttpClient::new(Listener(plain)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_has_its_meaning() {
+        use Class::*;
+        use Fate::*;
+        let table = [
+            (401, "HTTP 401", Retry, Credentials),
+            (403, "AuthenticationFailed", Retry, Credentials),
+            (403, "SignatureDoesNotMatch", Retry, Credentials),
+            (403, "RequestTimeTooSkewed", Retry, Credentials),
+            (400, "ExpiredToken", Retry, Credentials),
+            (403, "AuthorizationPermissionMismatch", Retry, Configuration),
+            (403, "AccessDenied", Retry, Configuration),
+            (404, "ContainerNotFound", Retry, Configuration),
+            (404, "NoSuchBucket", Retry, Configuration),
+            (301, "PermanentRedirect", Retry, Configuration),
+            (405, "HTTP 405", Retry, Configuration),
+            (407, "HTTP 407", Retry, Configuration),
+            (501, "NotImplemented", Retry, Configuration),
+            (400, "AuthorizationHeaderMalformed", Retry, Configuration),
+            (429, "HTTP 429", Retry, Throttle),
+            (503, "ServerBusy", Retry, Throttle),
+            (503, "SlowDown", Retry, Throttle),
+            (503, "HTTP 503", Ambiguous, Throttle),
+            (500, "InternalError", Ambiguous, Transient),
+            (500, "OperationTimedOut", Ambiguous, Transient),
+            (502, "HTTP 502", Ambiguous, Transient),
+            (504, "HTTP 504", Ambiguous, Transient),
+            (408, "HTTP 408", Ambiguous, Transient),
+            (400, "RequestTimeout", Ambiguous, Transient),
+            (400, "Md5Mismatch", Retry, Transient),
+            (409, "ContainerBeingDeleted", Retry, Transient),
+            (412, "ConditionNotMet", Retry, Transient),
+            (400, "InvalidResourceName", Rejected, Record),
+            (400, "KeyTooLongError", Rejected, Record),
+            (413, "RequestBodyTooLarge", Rejected, Record),
+        ];
+        for (status, code, fate, class) in table {
+            assert_eq!(judge(status, code), (fate, class), "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_told_in_one_sentence() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-ms-request-id", HeaderValue::from_static("2f1a"));
+        let body = "\u{feff}<?xml version=\"1.0\"?><Error><Code>AuthorizationFailure</Code><Message>This \
+                    request is &quot;not&quot; authorized. Ask someone.\nRequestId:2f1a</Message></Error>";
+        let failure = answered(403, "Forbidden", &headers, body);
+        let told = "AuthorizationFailure: This request is \"not\" authorized (request id 2f1a)";
+        assert_eq!(failure.to_string(), told);
+        assert_eq!(failure.status, Some(403));
+
+        let html = "<html><h1>Bad gateway</h1></html>";
+        let failure = answered(502, "Bad Gateway", &HeaderMap::new(), html);
+        assert_eq!(failure.to_string(), "HTTP 502: Bad Gateway");
+    }
+
+    #[test]
+    fn a_wrong_clock_is_named() {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            "date",
+            HeaderValue::from_static("Fri, 21 Nov 2025 13:00:00 GMT"),
+        );
+        let azure = "<Error><Code>AuthenticationFailed</Code><Message>Server failed to authenticate the \
+                     request. Make sure.</Message><AuthenticationErrorDetail>Request date header too old: \
+                     'Thu'</AuthenticationErrorDetail></Error>";
+        let s3 = "<Error><Code>RequestTimeTooSkewed</Code><Message>Too large.</Message></Error>";
+        for body in [azure, s3] {
+            let message = answered(403, "Forbidden", &headers, body).fault.message;
+            assert!(message.contains("clock says Fri, 21 Nov 2025"), "{message}");
+        }
+        let signature = "<Error><Code>AuthenticationFailed</Code><Message>No.</Message><AuthenticationErrorDetail>\
+                         The MAC signature 'c2VjcmV0' is not</AuthenticationErrorDetail></Error>";
+        assert_eq!(
+            answered(403, "Forbidden", &headers, signature)
+                .fault
+                .message,
+            "No"
+        );
+    }
+
+    #[test]
+    fn signatures_and_keys_never_reach_a_message() {
+        let table = [
+            (
+                "GET http://a/c?sv=1&sig=abc%2Bd%3D&se=2 failed",
+                "GET http://a/c?sv=1&sig=***&se=2 failed",
+            ),
+            ("?SIG=abc", "?SIG=***"),
+            ("x?url=a%3Fsig%3Dabc", "x?url=a%3Fsig%3D***"),
+            (
+                "'AccountName=a;AccountKey=Zm9v==;X=1'",
+                "'AccountName=a;AccountKey=***;X=1'",
+            ),
+            (
+                "X-Amz-Security-Token=t&X-Amz-Signature=s",
+                "X-Amz-Security-Token=***&X-Amz-Signature=***",
+            ),
+            ("sig=a sig=b", "sig=*** sig=***"),
+            ("nothing here", "nothing here"),
+        ];
+        for (text, clean) in table {
+            assert_eq!(redact(text), clean);
+        }
+        let failure =
+            Failure::new(Fate::Retry, Class::Transient, "x", "at ?sig=abc").note("?sig=def");
+        assert_eq!(failure.fault.message, "at ?sig=***; ?sig=***");
+    }
+
+    #[test]
+    fn a_file_system_says_what_it_cannot_do() {
+        use io::ErrorKind as Kind;
+        let table = [
+            (Kind::StorageFull, Fate::Retry, Class::Configuration),
+            (Kind::PermissionDenied, Fate::Retry, Class::Configuration),
+            (Kind::InvalidFilename, Fate::Rejected, Class::Record),
+            (Kind::Other, Fate::Ambiguous, Class::Transient),
+        ];
+        for (kind, fate, class) in table {
+            let error = Error::Generic {
+                store: "LocalFileSystem",
+                source: Box::new(io::Error::from(kind)),
+            };
+            let failure = Failure::from(error);
+            assert_eq!(
+                (failure.fate, failure.fault.class),
+                (fate, class),
+                "{kind:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! What Azure needs beyond `object_store`: where its service is, secrets that live in files and change
+//! while we run, and making the container.
+
+use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use object_store::azure::{
+    AzureAccessKey, AzureAuthorizer, AzureCredential, AzureCredentialProvider,
+    MicrosoftAzureBuilder, split_sas,
+};
+use object_store::client::{HttpClient, HttpConnector, HttpRequest};
+use object_store::{
+    ClientOptions, CredentialProvider, HeaderValue, ObjectStore, StaticCredentialProvider,
+};
+use reqwest::{Method, Url};
+
+use super::answer::{Failure, Listening};
+use super::{Warn, client_options, endpoint_url, no_retries};
+use crate::config::{self, Problem};
+use crate::sink::Class;
+
+const EMULATOR_URL: &str = "http://127.0.0.1:10000";
+
+/// A container of an account, open for writing.
+pub(super) struct Container {
+    account: String,
+    url: Url,
+    client: HttpClient,
+    credentials: AzureCredentialProvider,
+    secret_file: Option<Arc<SecretFile>>,
+    pub(super) auto_create: bool,
+}
+
+/// Makes the store and the container beside it. Reads a secret's file, sends nothing.
+pub(super) fn open(
+    azure: &config::Azure,
+    ca_pem: Option<&[u8]>,
+    warn: &Warn,
+) -> Result<(Arc<dyn ObjectStore>, Container), Problem> {
+    let account = azure.account.as_str();
+    let service = service_url(azure, account)?;
+    let (credentials, secret_file) = credentials(azure, warn)?;
+
+    let options = client_options(ca_pem, service.scheme() == "http")?;
+    let problem = |e: object_store::Error| Problem::new("endpoint", e.to_string());
+    let store = MicrosoftAzureBuilder::new()
+        .with_account(account)
+        .with_container_name(&azure.container)
+        .with_endpoint(service.to_string())
+        .with_credentials(Arc::clone(&credentials))
+        .with_client_options(options.clone())
+        .with_http_connector(Listening)
+        .with_retry(no_retries())
+        .build()
+        .map_err(problem)?;
+    let mut url = service;
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.push(&azure.container);
+    }
+    url.set_query(Some("restype=container"));
+    let container = Container {
+        account: account.to_owned(),
+        url,
+        client: connect(&options)?,
+        credentials,
+        secret_file,
+        auto_create: azure.auto_create_container,
+    };
+    Ok((Arc::new(store), container))
+}
+
+fn connect(options: &ClientOptions) -> Result<HttpClient, Problem> {
+    Listening
+        .connect(options)
+        .map_err(|e| Problem::new("tls_ca_file", e.to_string()))
+}
+
+impl Container {
+    /// Makes the container; that it is there already is as good.
+    pub(super) async fn create(&self) -> Result<(), Failure> {
+        let credential = self.credentials.get_credential().await?;
+        let mut request = HttpRequest::new(Bytes::new().into());
+        *request.method_mut() = Method::PUT;
+        *request.uri_mut() = self.url.as_str().parse().expect("a URL is a URI");
+        request
+            .headers_mut()
+            .insert("content-length", HeaderValue::from_static("0"));
+        AzureAuthorizer::new(&credential, &self.account).try_authorize(&mut request)?;
+        match self.client.execute(request).await {
+            Ok(_) => Ok(()),
+            Err(error) => match Failure::from(error) {
+                there if there.fault.code == "ContainerAlreadyExists" => Ok(()),
+                failure => Err(failure.note("the container could not be made")),
+            },
+        }
+    }
+
+    /// Adds to a refusal of our credentials that they may be old, where their file could not be read.
+    pub(super) fn explain(&self, failure: Failure) -> Failure {
+        let trouble = self.secret_file.as_ref().and_then(|file| file.trouble());
+        match trouble.filter(|_| failure.fault.class == Class::Credentials) {
+            Some(trouble) => failure.note(trouble),
+            None => failure,
+        }
+    }
+}
+
+/// The URL that the container's name is added to.
+fn service_url(azure: &config::Azure, account: &str) -> Result<Url, Problem> {
+    let host = account
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if account.is_empty() || !host {
+        let message =
+            format!("'{account}' is not a storage account: give its name, letters and digits");
+        return Err(Problem::new("account_name", message));
+    }
+    let given = match &azure.endpoint {
+        Some(endpoint) => endpoint.clone(),
+        None if azure.emulator => EMULATOR_URL.into(),
+        None => format!("https://{account}.blob.core.windows.net"),
+    };
+    let mut url = endpoint_url(&given)?;
+    let path = url.path().trim_matches('/').to_owned();
+    if path.is_empty() && azure.emulator {
+        url.set_path(account);
+    } else {
+        url.set_path(&path);
+    }
+    Ok(url)
+}
+
+type Parse = Box<dyn Fn(&str) -> Result<AzureCredential, String> + Send + Sync>;
+
+fn credentials(
+    azure: &config::Azure,
+    warn: &Warn,
+) -> Result<(AzureCredentialProvider, Option<Arc<SecretFile>>), Problem> {
+    let (key, source, parse): (_, _, Parse) = match &azure.auth {
+        config::AzureAuth::SharedKey(source) => ("shared_key", source, Box::new(shared_key)),
+        config::AzureAuth::Sas(source) => ("sas_token", source, Box::new(sas)),
+    };
+    match source {
+        config::SecretSource::Value(secret) => {
+            let credential = parse(secret.expose().trim());
+            let credential = credential.map_err(|e| Problem::new(key, format!("the value {e}")))?;
+            Ok((Arc::new(StaticCredentialProvider::new(credential)), None))
+        }
+        config::SecretSource::File(path) => {
+            let file = SecretFile::open(path.clone(), parse, Arc::clone(warn));
+            let file = Arc::new(file.map_err(|e| Problem::new(key, e))?);
+            Ok((Arc::clone(&file) as _, Some(file)))
+        }
+    }
+}
+
+fn shared_key(text: &str) -> Result<AzureCredential, String> {
+    match AzureAccessKey::try_new(text) {
+        Ok(key) if !text.is_empty() => Ok(AzureCredential::AccessKey(key)),
+        _ => {
+            Err("is not a storage account's key: give it in base64, as the portal shows it".into())
+        }
+    }
+}
+
+fn sas(text: &str) -> Result<AzureCredential, String> {
+    match split_sas(text) {
+        Ok(pairs) if pairs.iter().any(|(name, _)| name == "sig") => {
+            Ok(AzureCredential::SASToken(pairs))
+        }
+        _ => Err(
+            "is not a shared access signature: give it as it was issued, 'sv=...&sig=...'".into(),
+        ),
+    }
+}
+
+/// A secret kept in a file, read again whenever the file changes. While it cannot be read the last good
+/// one stays in use: a rotation that is half done must not stop what still works.
+struct SecretFile {
+    path: PathBuf,
+    parse: Parse,
+    warn: Warn,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    credential: Arc<AzureCredential>,
+    /// The file as it was when `credential` was read from it.
+    stamp: Stamp,
+    /// Why the file as it is now could not be read.
+    trouble: Option<String>,
+}
+
+/// What changes when a file is written or replaced: device, inode, length, time.
+type Stamp = (u64, u64, u64, i64, i64);
+
+fn stamp(file: &Metadata) -> Stamp {
+    (
+        file.dev(),
+        file.ino(),
+        file.len(),
+        file.mtime(),
+        file.mtime_nsec(),
+    )
+}
+
+impl SecretFile {
+    fn open(path: PathBuf, parse: Parse, warn: Warn) -> Result<Self, String> {
+        let (credential, stamp) = read(&path, &parse)?;
+        let held = Mutex::new(Held {
+            credential,
+            stamp,
+            trouble: None,
+        });
+        Ok(SecretFile {
+            path,
+            parse,
+            warn,
+            held,
+        })
+    }
+
+    /// The secret as it stands in the file. The file is small and local: a look at it costs less than
+    /// handing it to another thread.
+    fn current(&self) -> Arc<AzureCredential> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let unchanged = std::fs::metadata(&self.path).is_ok_and(|file| stamp(&file) == held.stamp);
+        if unchanged {
+            held.trouble = None;
+        } else {
+            match read(&self.path, &self.parse) {
+                Ok((credential, stamp)) => {
+                    *held = Held {
+                        credential,
+                        stamp,
+                        trouble: None,
+                    }
+                }
+                Err(trouble) => {
+                    let trouble = format!("the secret read earlier stays in use: {trouble}");
+                    if held.trouble.as_ref() != Some(&trouble) {
+                        (self.warn)(&trouble);
+                        held.trouble = Some(trouble);
+                    }
+                }
+            }
+        }
+        Arc::clone(&held.credential)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .trouble
+            .clone()
+    }
+}
+
+fn read(path: &Path, parse: &Parse) -> Result<(Arc<AzureCredential>, Stamp), String> {
+    let name = path.display();
+    // The stamp comes first: a write between the two is then seen next time.
+    let stamped = std::fs::metadata(path).map(|file| stamp(&file));
+    let text = stamped.and_then(|stamp| Ok((std::fs::read_to_string(path)?, stamp)));
+    let (text, stamp) = text.map_err(|e| format!("'{name}' cannot be read: {e}"))?;
+    let credential = parse(text.trim()).map_err(|e| format!("the content of '{name}' {e}"))?;
+    Ok((Arc::new(credential), stamp))
+}
+
+impl fmt::Debug for SecretFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SecretFile").field(&self.path).finish()
+    }
+}
+
+impl CredentialProvider for SecretFile {
+    type Credential = AzureCredential;
+
+    fn get_credential<'s, 'f>(&'s self) -> BoxFuture<'f, object_store::Result<Arc<AzureCredential>>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(async { Ok(self.current()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AzureAuth, SecretSource};
+
+    fn azure(endpoint: Option<&str>, emulator: bool) -> config::Azure {
+        config::Azure {
+            account: "logs".into(),
+            container: "c".into(),
+            auth: AzureAuth::SharedKey(SecretSource::Value(config::Secret::new(
+                config::EMULATOR_KEY,
+            ))),
+            endpoint: endpoint.map(str::to_owned),
+            emulator,
+            auto_create_container: false,
+        }
+    }
+
+    #[test]
+    fn the_service_is_found_from_account_endpoint_and_emulator_mode() {
+        let table = [
+            (None, false, "https://logs.blob.core.windows.net/"),
+            (None, true, "http://127.0.0.1:10000/logs"),
+            (
+                Some("http://127.0.0.1:7777"),
+                true,
+                "http://127.0.0.1:7777/logs",
+            ),
+            (
+                Some("http://127.0.0.1:7777/logs/"),
+                true,
+                "http://127.0.0.1:7777/logs",
+            ),
+            (
+                Some("http://127.0.0.1:7777/logs"),
+                false,
+                "http://127.0.0.1:7777/logs",
+            ),
+            (
+                Some("https://logs.blob.example/"),
+                false,
+                "https://logs.blob.example/",
+            ),
+        ];
+        for (endpoint, emulator, url) in table {
+            let found = service_url(&azure(endpoint, emulator), "logs").unwrap();
+            assert_eq!(found.as_str(), url, "{endpoint:?} {emulator}");
+        }
+        let wrong = service_url(&azure(Some("logs.blob.example"), false), "logs").unwrap_err();
+        assert!(wrong.message.contains("'logs.blob.example'"), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_wrong_secret_is_refused_without_being_shown() {
+        for (auth, key) in [
+            (
+                AzureAuth::SharedKey as fn(SecretSource) -> AzureAuth,
+                "shared_key",
+            ),
+            (AzureAuth::Sas, "sas_token"),
+        ] {
+            let secret = SecretSource::Value(config::Secret::new("hunter2 %"));
+            let azure = config::Azure {
+                auth: auth(secret),
+                ..azure(None, false)
+            };
+            let warn: Warn = Arc::new(|_| {});
+            let problem = credentials(&azure, &warn).unwrap_err();
+            assert_eq!(problem.key, key);
+            assert!(!problem.message.contains("hunter2"), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_file_is_read_again_when_it_changes_and_a_broken_one_leaves_the_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sas");
+        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+        let ear = Arc::clone(&heard);
+        let warn: Warn = Arc::new(move |text| ear.lock().unwrap().push(text.to_owned()));
+        let current = |file: &SecretFile| match &*file.current() {
+            AzureCredential::SASToken(pairs) => pairs[0].1.clone(),
+            other => panic!("{other:?}"),
+        };
+
+        std::fs::write(&path, "?sig=first\n").unwrap();
+        let file = SecretFile::open(path.clone(), Box::new(sas), warn).unwrap();
+        assert_eq!(current(&file), "first");
+
+        // A rotation by renaming, to the same length.
+        std::fs::write(folder.path().join("new"), "?sig=secnd\n").unwrap();
+        std::fs::rename(folder.path().join("new"), &path).unwrap();
+        assert_eq!(current(&file), "secnd");
+
+        std::fs::write(&path, "half a secr").unwrap();
+        assert_eq!(
+            (current(&file), current(&file)),
+            ("secnd".into(), "secnd".into())
+        );
+        let trouble = file.trouble().unwrap();
+        assert!(trouble.contains("sas' is not a shared access"), "{trouble}");
+        assert_eq!(
+            *heard.lock().unwrap(),
+            [trouble],
+            "said once, not at each request"
+        );
+
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(current(&file), "secnd");
+        std::fs::write(&path, "sig=third").unwrap();
+        assert_eq!((current(&file), file.trouble()), ("third".into(), None));
+        assert_eq!(heard.lock().unwrap().len(), 2);
+    }
+}

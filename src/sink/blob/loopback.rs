@@ -1,0 +1,148 @@
+//! A loopback server that plays a script, for what only a real connection shows.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+/// What the server does with one request.
+pub(crate) enum Reply {
+    /// Sends this and closes.
+    Text(String),
+    /// Closes without an answer.
+    Cut,
+    /// Says nothing until the script is over and the server dropped.
+    Hang,
+}
+
+/// An answer with a status, headers, and a body.
+pub(crate) fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Reply {
+    let headers: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let length = match headers.contains("Content-Length") {
+        true => String::new(),
+        false => format!("Content-Length: {}\r\n", body.len()),
+    };
+    Reply::Text(format!(
+        "HTTP/1.1 {status} X\r\n{headers}{length}Connection: close\r\n\r\n{body}"
+    ))
+}
+
+/// Plays its script, one connection a reply, and then refuses connections.
+pub(crate) struct Loopback {
+    address: SocketAddr,
+    requests: Receiver<String>,
+    release: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Loopback {
+    pub(crate) fn start(script: Vec<Reply>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (seen, requests) = channel();
+        let (release, released) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let mut hanging = Vec::new();
+            for reply in script {
+                let Ok((mut stream, _)) = listener.accept() else {
+                    return;
+                };
+                let request = read_request(&stream);
+                let ended = request.is_empty();
+                let _ = seen.send(request);
+                match reply {
+                    _ if ended => return,
+                    Reply::Text(text) => drop(stream.write_all(text.as_bytes())),
+                    Reply::Cut => {}
+                    Reply::Hang => hanging.push(stream),
+                }
+            }
+            drop(listener);
+            if !hanging.is_empty() {
+                let _ = released.recv();
+            }
+        });
+        Loopback {
+            address,
+            requests,
+            release: Some(release),
+            thread: Some(thread),
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The requests so far, heads and bodies, in order.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.requests.try_iter().collect()
+    }
+}
+
+impl Drop for Loopback {
+    fn drop(&mut self) {
+        self.release.take();
+        // Ends a script that was not played to its end.
+        drop(TcpStream::connect(self.address));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn read_request(stream: &TcpStream) -> String {
+    let mut reader = BufReader::new(stream);
+    let mut request = String::new();
+    let mut length = 0;
+    loop {
+        let start = request.len();
+        if reader.read_line(&mut request).unwrap_or(0) == 0 {
+            return String::new();
+        }
+        let line = request[start..].to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    request + &String::from_utf8_lossy(&body)
+}
+
+/// Runs a test again in a process whose environment a test may change: gives true there, and false,
+/// after it passed there, here.
+pub(crate) fn with_environment(test: &str, variables: &[(&str, &str)]) -> bool {
+    const MARK: &str = "FERRY_TEST_ENVIRONMENT";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let inherited = std::env::vars().filter(|(name, _)| {
+        let name = name.to_ascii_uppercase();
+        !name.starts_with("AWS_") && !name.ends_with("_PROXY")
+    });
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env_clear()
+        .envs(inherited)
+        .envs([
+            (MARK, "1"),
+            ("HOME", "/nonexistent"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ])
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    false
+}

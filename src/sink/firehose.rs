@@ -1,0 +1,756 @@
+//! Amazon Data Firehose: PutRecordBatch, what its answers mean, and what a stream can take.
+//!
+//! The SDK signs and sends; its own retries are off. Whether and when something goes again is decided
+//! where its settlement is known, in the pipeline.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_firehose::Client;
+use aws_sdk_firehose::config::http::HttpResponse;
+use aws_sdk_firehose::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_firehose::operation::RequestId;
+use aws_sdk_firehose::operation::put_record_batch::PutRecordBatchOutput;
+use aws_sdk_firehose::primitives::Blob;
+use aws_sdk_firehose::types::{DestinationDescription, ProcessorType, Record};
+use futures::future::BoxFuture;
+
+use super::{Batch, Class, Fault, Outcome, Shape, Sink, causes};
+use crate::aws::{CredentialCache, Loaded};
+use crate::batch::Limits;
+use crate::config::Aggregation;
+use crate::log::{Level, Log};
+
+// https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html
+/// Records in one call.
+pub const MAX_BATCH_RECORDS: usize = 500;
+/// Bytes in one call, before base64.
+pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes in one record, before base64.
+pub const MAX_RECORD_BYTES: usize = 1_000 * 1024;
+// https://docs.aws.amazon.com/firehose/latest/dev/dynamic-partitioning-multirecord-deaggergation.html
+/// Lines in one record of a stream that takes records apart again.
+pub const MAX_DEAGGREGATED_LINES: u32 = 500;
+/// How plain lines are cut: records then fill to at least 93% of their limit.
+const PIECE_BYTES: usize = 64 * 1024;
+/// A request that takes longer is given up: 4 MiB need 0.3 MiB/s.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A stream that could not be described for a passing reason is asked again after so long.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Sends records to delivery streams.
+pub struct FirehoseSink {
+    client: Client,
+    credentials: CredentialCache,
+    aggregation: Aggregation,
+    compressing: bool,
+    log: Arc<Log>,
+    shapes: Mutex<HashMap<String, Known>>,
+}
+
+/// A stream's shape, and until when to believe it.
+#[derive(Clone, Copy)]
+struct Known {
+    shape: Shape,
+    until: Option<Instant>,
+}
+
+impl FirehoseSink {
+    /// A sink that speaks through `aws`. `endpoint` is the service's full URL, where it is not the
+    /// region's own. `compressing` says whether the user asked for compression.
+    pub fn new(
+        aws: &Loaded,
+        endpoint: Option<&str>,
+        aggregation: Aggregation,
+        compressing: bool,
+        log: Arc<Log>,
+    ) -> FirehoseSink {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .operation_attempt_timeout(REQUEST_TIMEOUT)
+            .build();
+        let mut config = aws_sdk_firehose::config::Builder::from(&aws.sdk)
+            .timeout_config(timeouts)
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+        if let Some(endpoint) = endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        FirehoseSink {
+            client: Client::from_conf(config.build()),
+            credentials: aws.credentials.clone(),
+            aggregation,
+            compressing,
+            log,
+            shapes: Mutex::default(),
+        }
+    }
+
+    async fn shape_of(&self, stream: &str) -> Shape {
+        match self.aggregation {
+            Aggregation::On => return joined(u32::MAX, true),
+            Aggregation::Off => return joined(1, true),
+            Aggregation::Auto => {}
+        }
+        let now = Instant::now();
+        let known = self
+            .shapes
+            .lock()
+            .expect("nothing panics with this lock")
+            .get(stream)
+            .copied();
+        if let Some(known) = known
+            && known.until.is_none_or(|until| now < until)
+        {
+            return known.shape;
+        }
+        let answer = self
+            .client
+            .describe_delivery_stream()
+            .delivery_stream_name(stream)
+            .send()
+            .await;
+        let known = match answer {
+            Ok(answer) => {
+                let destination = answer
+                    .delivery_stream_description()
+                    .and_then(|stream| stream.destinations().first());
+                let (shape, what) =
+                    destination.map_or((joined(1, false), "an unknown destination"), described);
+                self.say_shape(stream, shape, what);
+                Known { shape, until: None }
+            }
+            Err(error) => {
+                let fault = fault(answer_of(error).0);
+                let lasting =
+                    fault.class == Class::Configuration && fault.code.contains("AccessDenied");
+                if lasting {
+                    self.log.say(
+                        Level::Warn,
+                        &format!(
+                            "may not ask what delivery stream '{stream}' takes ({fault}): each log line is \
+                             sent, and billed as at least 5 KB, by itself. Allow \
+                             firehose:DescribeDeliveryStream, or set aggregation on where the stream \
+                             delivers to S3"
+                        ),
+                    );
+                } else {
+                    self.log.trouble(
+                        Level::Warn,
+                        "describe",
+                        &format!("delivery stream '{stream}' could not be described: {fault}; not aggregating meanwhile"),
+                    );
+                }
+                Known {
+                    shape: joined(1, false),
+                    until: (!lasting).then(|| now + ASK_AGAIN),
+                }
+            }
+        };
+        self.shapes
+            .lock()
+            .expect("nothing panics with this lock")
+            .insert(stream.to_owned(), known);
+        known.shape
+    }
+
+    fn say_shape(&self, stream: &str, shape: Shape, what: &str) {
+        let lines = match shape.limits.record_lines {
+            1 => "one line a record".to_owned(),
+            u32::MAX => "as many lines a record as fit".to_owned(),
+            lines => format!("at most {lines} lines a record"),
+        };
+        self.log.say(
+            Level::Info,
+            &format!("delivery stream '{stream}' delivers to {what}: {lines}"),
+        );
+        if self.compressing && !shape.compression {
+            self.log.say(
+                Level::Error,
+                &format!(
+                    "compression is set, but delivery stream '{stream}' delivers to {what} and cannot read \
+                     compressed records: they are sent plain. Remove compression, or set aggregation on to \
+                     send them compressed all the same"
+                ),
+            );
+        }
+    }
+}
+
+impl Sink for FirehoseSink {
+    fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
+        Box::pin(self.shape_of(target))
+    }
+
+    fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+        Box::pin(async move {
+            let count = batch.records.len();
+            let records = batch
+                .records
+                .into_iter()
+                .map(|body| {
+                    Record::builder()
+                        .data(Blob::new(Vec::from(body)))
+                        .build()
+                        .expect("data is the only thing a record needs")
+                })
+                .collect();
+            let answer = self
+                .client
+                .put_record_batch()
+                .delivery_stream_name(&*batch.target)
+                .set_records(Some(records))
+                .send()
+                .await;
+            let (answer, request_id) = match answer {
+                Ok(output) => {
+                    let id = output.request_id().map(str::to_owned);
+                    (taken(&output), id)
+                }
+                Err(error) => answer_of(error),
+            };
+            let outcomes = outcomes(answer, request_id, count);
+            if let Some(Outcome::Retry(fault)) = outcomes.first()
+                && fault.class == Class::Credentials
+            {
+                self.credentials.refused().await;
+            }
+            outcomes
+        })
+    }
+}
+
+fn joined(record_lines: u32, compression: bool) -> Shape {
+    Shape {
+        limits: Limits {
+            record_bytes: MAX_RECORD_BYTES,
+            record_lines,
+            batch_records: MAX_BATCH_RECORDS,
+            batch_bytes: MAX_BATCH_BYTES,
+        },
+        piece_bytes: PIECE_BYTES,
+        compression,
+    }
+}
+
+/// What a stream takes, by what becomes of its records.
+fn described(destination: &DestinationDescription) -> (Shape, &'static str) {
+    if let Some(s3) = destination.extended_s3_destination_description() {
+        let processors: &[_] = s3
+            .processing_configuration()
+            .filter(|processing| processing.enabled() == Some(true))
+            .map_or(&[], |processing| processing.processors());
+        let has = |kind: ProcessorType| {
+            processors
+                .iter()
+                .any(|processor| *processor.r#type() == kind)
+        };
+        let on = |enabled: Option<bool>| enabled == Some(true);
+        if has(ProcessorType::Lambda) {
+            return (joined(1, false), "a Lambda function");
+        }
+        if has(ProcessorType::RecordDeAggregation)
+            || s3
+                .dynamic_partitioning_configuration()
+                .is_some_and(|d| on(d.enabled()))
+        {
+            return (
+                joined(MAX_DEAGGREGATED_LINES, false),
+                "S3 with dynamic partitioning",
+            );
+        }
+        if s3
+            .data_format_conversion_configuration()
+            .is_some_and(|d| on(d.enabled()))
+        {
+            return (joined(u32::MAX, false), "S3 with format conversion");
+        }
+        return (joined(u32::MAX, true), "S3");
+    }
+    if destination.redshift_destination_description().is_some() {
+        return (joined(u32::MAX, false), "Redshift");
+    }
+    (
+        joined(1, false),
+        "a destination that wants one document a record",
+    )
+}
+
+/// What came of a call, without the SDK's types.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Answer {
+    /// 200: for each record nothing, or its error's code and message.
+    Taken(Vec<Option<(String, String)>>),
+    /// The service's own refusal of the whole call.
+    Refused {
+        status: u16,
+        code: String,
+        message: String,
+    },
+    /// It certainly did not reach the service.
+    NotSent {
+        class: Class,
+        code: &'static str,
+        message: String,
+    },
+    /// It may have reached the service; there is no answer.
+    Lost { code: &'static str, message: String },
+}
+
+fn taken(output: &PutRecordBatchOutput) -> Answer {
+    let entries = output.request_responses().iter().map(|entry| {
+        // A record id is the only acknowledgement there is.
+        match (entry.record_id(), entry.error_code()) {
+            (Some(_), None) => None,
+            (_, code) => Some((
+                code.unwrap_or("NoRecordId").to_owned(),
+                entry.error_message().unwrap_or_default().to_owned(),
+            )),
+        }
+    });
+    Answer::Taken(entries.collect())
+}
+
+fn answer_of<E>(error: SdkError<E, HttpResponse>) -> (Answer, Option<String>)
+where
+    E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
+{
+    let request_id = error.request_id().map(str::to_owned);
+    let answer = match &error {
+        SdkError::ServiceError(refused) => Answer::Refused {
+            status: refused.raw().status().as_u16(),
+            code: refused.err().code().unwrap_or("Unknown").to_owned(),
+            message: refused.err().message().unwrap_or("no message").to_owned(),
+        },
+        SdkError::ResponseError(response) if response.raw().status().as_u16() >= 300 => {
+            Answer::Refused {
+                status: response.raw().status().as_u16(),
+                code: "Unknown".to_owned(),
+                message: "the answer is not the service's; is there a proxy in between?".to_owned(),
+            }
+        }
+        SdkError::ResponseError(_) => Answer::Lost {
+            code: "incomplete",
+            message: causes(&error),
+        },
+        _ => unanswered(&error),
+    };
+    (answer, request_id)
+}
+
+/// Tells by the chain of causes whether a request can have been received.
+fn unanswered(error: &(dyn StdError + 'static)) -> Answer {
+    let mut cause = Some(error);
+    while let Some(here) = cause {
+        if here.is::<CredentialsError>() {
+            return Answer::NotSent {
+                class: Class::Credentials,
+                code: "credentials",
+                message: causes(error),
+            };
+        }
+        let refused = here
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        let connecting = here
+            .downcast_ref::<hyper_util::client::legacy::Error>()
+            .is_some_and(hyper_util::client::legacy::Error::is_connect);
+        let never_written = here
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_canceled);
+        if refused || connecting || never_written {
+            return Answer::NotSent {
+                class: Class::Transient,
+                code: "connect",
+                message: causes(error),
+            };
+        }
+        cause = here.source();
+    }
+    Answer::Lost {
+        code: "no_answer",
+        message: causes(error),
+    }
+}
+
+/// The class of an error code, and whether the service may have written records before it answered so.
+fn classify(status: u16, code: &str, message: &str) -> (Class, bool) {
+    let has = |words: &[&str]| words.iter().any(|word| code.contains(word));
+    if message.contains("exceeds 4 MB limit") || status == 413 {
+        return (Class::TooLarge, false);
+    }
+    if has(&[
+        "ServiceUnavailable",
+        "Throttling",
+        "LimitExceeded",
+        "TooManyRequests",
+        "SlowDown",
+    ]) || status == 429
+    {
+        return (Class::Throttle, false);
+    }
+    if has(&[
+        "ExpiredToken",
+        "UnrecognizedClient",
+        "InvalidSignature",
+        "SignatureDoesNotMatch",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "InvalidClientTokenId",
+        "IncompleteSignature",
+        "MissingAuthentication",
+    ]) {
+        return (Class::Credentials, false);
+    }
+    if has(&[
+        "ResourceNotFound",
+        "AccessDenied",
+        "InvalidKMSResource",
+        "InvalidSource",
+        "OptInRequired",
+    ]) || matches!(status, 401 | 403 | 404 | 407)
+    {
+        return (Class::Configuration, false);
+    }
+    if status >= 500 || has(&["InternalFailure", "InternalServer"]) || status == 408 {
+        return (Class::Transient, true);
+    }
+    if has(&["Validation", "Serialization", "InvalidArgument"]) || status == 400 {
+        return (Class::Record, false);
+    }
+    (Class::Transient, true)
+}
+
+/// What a call's answer means for each of its records.
+fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Outcome> {
+    let Answer::Taken(entries) = answer else {
+        let written = match &answer {
+            Answer::Refused {
+                status,
+                code,
+                message,
+            } => classify(*status, code, message).1,
+            Answer::NotSent { .. } => false,
+            _ => true,
+        };
+        let fault = Arc::new(Fault {
+            request_id,
+            ..fault(answer)
+        });
+        let outcome = match fault.class {
+            // A single record cannot be isolated any further.
+            Class::Record | Class::TooLarge if count == 1 => Outcome::Rejected(fault),
+            _ if written => Outcome::Ambiguous(fault),
+            _ => Outcome::Retry(fault),
+        };
+        return vec![outcome; count];
+    };
+    if entries.len() != count {
+        let fault = Arc::new(Fault {
+            class: Class::Transient,
+            code: "incomplete".to_owned(),
+            message: format!("{} answers to {count} records", entries.len()),
+            request_id,
+        });
+        return vec![Outcome::Ambiguous(fault); count];
+    }
+    entries
+        .into_iter()
+        .map(|entry| match entry {
+            None => Outcome::Delivered,
+            Some((code, message)) => {
+                // An entry with an error was not written: the answer says so for each record.
+                let class = match classify(200, &code, &message).0 {
+                    Class::Throttle => Class::Throttle,
+                    _ => Class::Transient,
+                };
+                Outcome::Retry(Arc::new(Fault {
+                    class,
+                    code,
+                    message,
+                    request_id: request_id.clone(),
+                }))
+            }
+        })
+        .collect()
+}
+
+fn fault(answer: Answer) -> Fault {
+    let (class, code, message) = match answer {
+        Answer::Refused {
+            status,
+            code,
+            message,
+        } => {
+            let class = classify(status, &code, &message).0;
+            (class, format!("{code} (HTTP {status})"), message)
+        }
+        Answer::NotSent {
+            class,
+            code,
+            message,
+        } => (class, code.to_owned(), message),
+        Answer::Lost { code, message } => (Class::Transient, code.to_owned(), message),
+        Answer::Taken(_) => (Class::Transient, "incomplete".to_owned(), String::new()),
+    };
+    Fault {
+        class,
+        code,
+        message,
+        request_id: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_sdk_firehose::types::{
+        AmazonopensearchserviceDestinationDescription, BufferingHints, CompressionFormat,
+        DataFormatConversionConfiguration, DynamicPartitioningConfiguration,
+        EncryptionConfiguration, ExtendedS3DestinationDescription, ProcessingConfiguration,
+        Processor,
+    };
+
+    fn refused(status: u16, code: &str, message: &str) -> Answer {
+        Answer::Refused {
+            status,
+            code: code.into(),
+            message: message.into(),
+        }
+    }
+
+    #[test]
+    fn every_answer_has_one_meaning() {
+        let lost = Answer::Lost {
+            code: "no_answer",
+            message: "reset".into(),
+        };
+        let not_sent = Answer::NotSent {
+            class: Class::Transient,
+            code: "connect",
+            message: "refused".into(),
+        };
+        let cases = [
+            (
+                refused(400, "ThrottlingException", ""),
+                "retry",
+                Class::Throttle,
+            ),
+            (
+                refused(400, "LimitExceededException", ""),
+                "retry",
+                Class::Throttle,
+            ),
+            (
+                refused(503, "ServiceUnavailableException", ""),
+                "retry",
+                Class::Throttle,
+            ),
+            (refused(429, "Unknown", ""), "retry", Class::Throttle),
+            (
+                refused(500, "InternalFailure", ""),
+                "ambiguous",
+                Class::Transient,
+            ),
+            (refused(502, "Unknown", ""), "ambiguous", Class::Transient),
+            (refused(504, "Unknown", ""), "ambiguous", Class::Transient),
+            (
+                refused(400, "ExpiredTokenException", ""),
+                "retry",
+                Class::Credentials,
+            ),
+            (
+                refused(400, "UnrecognizedClientException", ""),
+                "retry",
+                Class::Credentials,
+            ),
+            (
+                refused(403, "InvalidSignatureException", ""),
+                "retry",
+                Class::Credentials,
+            ),
+            (
+                refused(400, "RequestExpired", ""),
+                "retry",
+                Class::Credentials,
+            ),
+            (
+                refused(400, "ResourceNotFoundException", ""),
+                "retry",
+                Class::Configuration,
+            ),
+            (
+                refused(400, "AccessDeniedException", ""),
+                "retry",
+                Class::Configuration,
+            ),
+            (
+                refused(400, "InvalidKMSResourceException", ""),
+                "retry",
+                Class::Configuration,
+            ),
+            (refused(403, "Unknown", ""), "retry", Class::Configuration),
+            (
+                refused(400, "ValidationException", ""),
+                "retry",
+                Class::Record,
+            ),
+            (
+                refused(400, "SerializationException", ""),
+                "retry",
+                Class::Record,
+            ),
+            (
+                refused(
+                    400,
+                    "InvalidArgumentException",
+                    "Records size exceeds 4 MB limit",
+                ),
+                "retry",
+                Class::TooLarge,
+            ),
+            (refused(413, "Unknown", ""), "retry", Class::TooLarge),
+            (lost, "ambiguous", Class::Transient),
+            (not_sent, "retry", Class::Transient),
+        ];
+        for (answer, expected, class) in cases {
+            let outcomes = outcomes(answer.clone(), Some("id".into()), 2);
+            assert_eq!(outcomes.len(), 2);
+            let (kind, fault) = match &outcomes[0] {
+                Outcome::Retry(fault) => ("retry", fault),
+                Outcome::Ambiguous(fault) => ("ambiguous", fault),
+                other => panic!("{answer:?}: {other:?}"),
+            };
+            assert_eq!((kind, fault.class), (expected, class), "{answer:?}");
+            assert_eq!(fault.request_id.as_deref(), Some("id"));
+        }
+    }
+
+    #[test]
+    fn a_refused_record_by_itself_is_rejected_for_good() {
+        for code in ["ValidationException", "SerializationException"] {
+            assert!(matches!(
+                outcomes(refused(400, code, "size"), None, 1)[..],
+                [Outcome::Rejected(_)]
+            ));
+        }
+    }
+
+    #[test]
+    fn a_partial_failure_concerns_only_the_records_that_failed() {
+        let entries = vec![
+            None,
+            Some((
+                "ServiceUnavailableException".to_owned(),
+                "Slow down.".to_owned(),
+            )),
+            Some(("InternalFailure".to_owned(), String::new())),
+            None,
+        ];
+        let outcomes = outcomes(Answer::Taken(entries), None, 4);
+        let classes: Vec<Option<Class>> = outcomes
+            .iter()
+            .map(|outcome| match outcome {
+                Outcome::Delivered => None,
+                Outcome::Retry(fault) => Some(fault.class),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(
+            classes,
+            [None, Some(Class::Throttle), Some(Class::Transient), None]
+        );
+    }
+
+    #[test]
+    fn an_answer_of_the_wrong_length_acknowledges_nothing() {
+        let outcomes = outcomes(Answer::Taken(vec![None]), None, 2);
+        assert!(
+            outcomes
+                .iter()
+                .all(|outcome| matches!(outcome, Outcome::Ambiguous(_)))
+        );
+    }
+
+    fn s3() -> aws_sdk_firehose::types::builders::ExtendedS3DestinationDescriptionBuilder {
+        ExtendedS3DestinationDescription::builder()
+            .role_arn("r")
+            .bucket_arn("b")
+            .buffering_hints(BufferingHints::builder().build())
+            .compression_format(CompressionFormat::Uncompressed)
+            .encryption_configuration(EncryptionConfiguration::builder().build())
+    }
+
+    fn processed_by(kind: ProcessorType) -> ProcessingConfiguration {
+        let processor = Processor::builder().r#type(kind).build().unwrap();
+        ProcessingConfiguration::builder()
+            .enabled(true)
+            .processors(processor)
+            .build()
+    }
+
+    #[test]
+    fn a_stream_is_aggregated_as_its_destination_can_read() {
+        let conversion = DataFormatConversionConfiguration::builder()
+            .enabled(true)
+            .build();
+        let partitioning = DynamicPartitioningConfiguration::builder()
+            .enabled(true)
+            .build();
+        let cases = [
+            (s3(), (u32::MAX, true)),
+            (
+                s3().data_format_conversion_configuration(conversion.clone()),
+                (u32::MAX, false),
+            ),
+            (
+                s3().dynamic_partitioning_configuration(partitioning.clone()),
+                (500, false),
+            ),
+            (
+                s3().dynamic_partitioning_configuration(partitioning)
+                    .data_format_conversion_configuration(conversion),
+                (500, false),
+            ),
+            (
+                s3().processing_configuration(processed_by(ProcessorType::RecordDeAggregation)),
+                (500, false),
+            ),
+            (
+                s3().processing_configuration(processed_by(ProcessorType::Lambda)),
+                (1, false),
+            ),
+            (
+                s3().processing_configuration(processed_by(ProcessorType::AppendDelimiterToRecord)),
+                (u32::MAX, true),
+            ),
+        ];
+        for (s3, expected) in cases {
+            let destination = DestinationDescription::builder()
+                .destination_id("d")
+                .extended_s3_destination_description(s3.build().unwrap())
+                .build()
+                .unwrap();
+            let shape = described(&destination).0;
+            assert_eq!(
+                (shape.limits.record_lines, shape.compression),
+                expected,
+                "{destination:?}"
+            );
+        }
+        let search = DestinationDescription::builder()
+            .destination_id("d")
+            .amazonopensearchservice_destination_description(
+                AmazonopensearchserviceDestinationDescription::builder().build(),
+            )
+            .build()
+            .unwrap();
+        assert_eq!(described(&search).0.limits.record_lines, 1);
+    }
+}

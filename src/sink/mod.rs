@@ -1,0 +1,113 @@
+//! Where batches go. A sink sends one request's worth and says what became of each record; it keeps
+//! no state about chunks, never retries by itself, and never sees a spool.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use crate::batch::Limits;
+
+pub mod blob;
+pub mod firehose;
+
+/// One request's worth of encoded records.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The delivery stream, or the whole name of the object below the store's root.
+    pub target: Arc<str>,
+    /// The bodies, in order. A blob sink is given exactly one.
+    pub records: Vec<Bytes>,
+}
+
+/// What became of one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Acknowledged by the destination.
+    Delivered,
+    /// Certainly not written: sending it again cannot make a duplicate.
+    Retry(Arc<Fault>),
+    /// Perhaps written: the answer was lost after the request may have been received.
+    Ambiguous(Arc<Fault>),
+    /// Never going to be accepted as it is.
+    Rejected(Arc<Fault>),
+}
+
+/// What kind of trouble a fault is, and so what is to be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The destination asks for less: slow down, send again.
+    Throttle,
+    /// Passes by itself: back off, send again.
+    Transient,
+    /// Credentials are missing, expired or refused, or the clock is wrong: hold the data, refresh.
+    Credentials,
+    /// A person has to mend something at the destination: hold the data, say what.
+    Configuration,
+    /// This record, whenever it is sent: dead letter.
+    Record,
+    /// The request is larger than the service takes: send it in halves.
+    TooLarge,
+}
+
+/// Why the destination did not take something, in words for the log and the dead-letter file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What is to be done about it.
+    pub class: Class,
+    /// The destination's own code, or one of ours for what never reached it (`timeout`, `connect`).
+    pub code: String,
+    /// The destination's own words, without secrets.
+    pub message: String,
+    /// The destination's name for the request, where it gave one.
+    pub request_id: Option<String>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)?;
+        if let Some(id) = &self.request_id {
+            write!(f, " (request id {id})")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a target takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes, lines and records in a request.
+    pub limits: Limits,
+    /// Plain lines are cut in pieces of about so many bytes: small enough that records fill up to their
+    /// limit, large enough that pieces are few.
+    pub piece_bytes: usize,
+    /// Whether it takes compressed bodies, if the user wants them.
+    pub compression: bool,
+}
+
+/// A destination.
+pub trait Sink: Send + Sync + 'static {
+    /// What `target` takes. May ask the destination, the first time.
+    fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape>;
+
+    /// Sends one request and gives an outcome for each record, in their order. Bounded in time by the
+    /// sink's own request timeout.
+    fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>>;
+}
+
+/// An error and its causes in one line; what each says once.
+pub fn causes(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(here) = cause {
+        let more = here.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = here.source();
+    }
+    text
+}

@@ -1,0 +1,266 @@
+//! Names made from an event: `{tag}`, `{tag[1]}`, `{record.app.name}`, and strftime for its time.
+//! `$TAG` and `$TAG[1]` are read as well, since Fluent Bit's own outputs write them so.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use crate::decode::{Cursor, Event, Time, Token, lookup};
+use crate::time::Strftime;
+
+/// The longest piece of a name that comes from a tag or a record, in bytes: 1,024 is what blob stores
+/// take for a whole name.
+const LONGEST_VALUE: usize = 128;
+
+/// A name with places for what differs from event to event.
+#[derive(Clone, Debug)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Literal(String),
+    Time(Strftime),
+    Tag,
+    TagPart(usize),
+    Record { keys: Vec<String>, default: String },
+}
+
+impl Template {
+    /// Parses a template. `with_time` says whether `%` begins a time specifier; where it does not, `%`
+    /// is an ordinary character. The error says what is wrong and what may stand there.
+    pub fn parse(text: &str, with_time: bool) -> Result<Template, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(open) = rest.find(['{', '$']) {
+            literal(&rest[..open], with_time, &mut parts)?;
+            let (part, used) = match &rest[open..] {
+                dollar if dollar.starts_with('$') => dollar_placeholder(dollar)?,
+                brace => {
+                    let close = brace
+                        .find('}')
+                        .ok_or_else(|| format!("'{{' without '}}' in '{brace}'"))?;
+                    (placeholder(&brace[1..close])?, close + 1)
+                }
+            };
+            parts.push(part);
+            rest = &rest[open + used..];
+        }
+        literal(rest, with_time, &mut parts)?;
+        Ok(Template { parts })
+    }
+
+    /// The name, where it is the same for every event.
+    pub fn fixed(&self) -> Option<String> {
+        self.parts
+            .iter()
+            .map(|part| match part {
+                Part::Literal(text) => Some(text.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Whether events with the same tag and second have the same name.
+    pub fn steady_within_a_second(&self) -> bool {
+        self.parts.iter().all(|part| match part {
+            Part::Literal(_) | Part::Tag | Part::TagPart(_) => true,
+            Part::Time(format) => format.whole_seconds(),
+            Part::Record { .. } => false,
+        })
+    }
+
+    /// Appends the name for `event` with `tag`. What comes from the tag or the record is made safe: it
+    /// never contains a slash or a control character and is never only dots.
+    pub fn render(&self, tag: &str, event: &Event<'_>, out: &mut String) {
+        for part in &self.parts {
+            match part {
+                Part::Literal(text) => out.push_str(text),
+                Part::Time(format) => format.write(event.time, out),
+                Part::Tag => safe(tag, out),
+                Part::TagPart(n) => safe(tag.split('.').nth(*n).unwrap_or("none"), out),
+                Part::Record { keys, default } => match lookup(event.body, keys).and_then(text) {
+                    Some(value) => safe(&value, out),
+                    None => out.push_str(default),
+                },
+            }
+        }
+    }
+}
+
+fn literal(text: &str, with_time: bool, parts: &mut Vec<Part>) -> Result<(), String> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    parts.push(if with_time && text.contains('%') {
+        Part::Time(Strftime::parse(text)?)
+    } else {
+        Part::Literal(text.to_owned())
+    });
+    Ok(())
+}
+
+/// `$TAG` or `$TAG[1]` at the start of `text`, and its length.
+fn dollar_placeholder(text: &str) -> Result<(Part, usize), String> {
+    const TAG: &str = "$TAG";
+    if let Some(rest) = text.strip_prefix(TAG) {
+        let Some(index) = rest.strip_prefix('[') else {
+            return Ok((Part::Tag, TAG.len()));
+        };
+        if let Some((number, _)) = index.split_once(']')
+            && let Ok(n) = number.parse()
+        {
+            return Ok((Part::TagPart(n), TAG.len() + number.len() + 2));
+        }
+    }
+    Err(format!(
+        "'{text}': of what begins with '$' only $TAG and $TAG[0] are known; use {{record.key}} for a \
+         record's key. $UUID is not needed: names hold a hash of what is in them"
+    ))
+}
+
+fn placeholder(text: &str) -> Result<Part, String> {
+    if text == "tag" {
+        return Ok(Part::Tag);
+    }
+    if let Some(n) = text.strip_prefix("tag[").and_then(|t| t.strip_suffix(']')) {
+        return n
+            .parse()
+            .map(Part::TagPart)
+            .map_err(|_| format!("'{{{text}}}': the part of the tag is a number from 0"));
+    }
+    if let Some(path) = text.strip_prefix("record.") {
+        let (path, default) = path.split_once('|').unwrap_or((path, "none"));
+        let keys: Vec<String> = path.split('.').map(str::to_owned).collect();
+        if keys.iter().all(|key| !key.is_empty()) {
+            let mut name = String::new();
+            safe(default, &mut name);
+            return Ok(Part::Record {
+                keys,
+                default: name,
+            });
+        }
+    }
+    Err(format!(
+        "'{{{text}}}' is not known: use {{tag}}, {{tag[0]}}, {{record.key}}, {{record.key.inner}} or \
+         {{record.key|default}}"
+    ))
+}
+
+/// A scalar as it stands in a name; containers, nothing and empty strings have no name.
+fn text(value: &[u8]) -> Option<String> {
+    match Cursor::new(value).token().ok()? {
+        Token::Str([]) => None,
+        Token::Str(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        Token::Uint(n) => Some(n.to_string()),
+        Token::Int(n) => Some(n.to_string()),
+        Token::Bool(b) => Some(b.to_string()),
+        _ => None,
+    }
+}
+
+fn safe(value: &str, out: &mut String) {
+    let start = out.len();
+    for c in value.chars() {
+        if out.len() - start + c.len_utf8() > LONGEST_VALUE {
+            break;
+        }
+        let plain = c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '=' | '+' | ',');
+        out.push(if plain { c } else { '_' });
+    }
+    if out[start..].bytes().all(|b| b == b'.') {
+        let dots: Range<usize> = start..out.len();
+        let len = dots.len().max(1);
+        out.replace_range(dots, &"_".repeat(len));
+    }
+}
+
+/// `time` as it stands in an object's name: sortable, without characters that need quoting.
+pub fn compact_time(time: Time, out: &mut String) {
+    let at = crate::time::utc(time);
+    let _ = write!(out, "{}", at.format("%Y%m%dT%H%M%SZ"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str, tag: &str) -> String {
+        // {"app": {"name": "주문/결제", "n": 7}, "dots": "..", "empty": ""}
+        let mut body = b"\x83\xa3app\x82\xa4name\xad".to_vec();
+        body.extend_from_slice("주문/결제".as_bytes());
+        body.extend_from_slice(b"\xa1n\x07\xa4dots\xa2..\xa5empty\xa0");
+        let event = Event {
+            time: Time {
+                seconds: 1_751_489_071,
+                nanos: 123_456_789,
+            },
+            metadata: &[],
+            body: &body,
+            group: None,
+            raw: &[],
+        };
+        let mut out = String::new();
+        Template::parse(template, true)
+            .unwrap()
+            .render(tag, &event, &mut out);
+        out
+    }
+
+    #[test]
+    fn names_come_from_tag_time_and_record() {
+        let cases = [
+            ("logs", "logs"),
+            ("{tag}/%Y/%m/%d/%H", "app.http/2025/07/02/20"),
+            ("{tag[1]}-{tag[0]}-{tag[9]}", "http-app-none"),
+            ("a/$TAG/$TAG[1]x", "a/app.http/httpx"),
+            ("%H%M%S.%3N", "204431.123"),
+            ("{record.app.name}", "주문_결제"),
+            ("{record.app.n}", "7"),
+            ("{record.app}", "none"),
+            ("{record.missing|other}", "other"),
+            ("{record.dots}", "__"),
+            ("{record.empty|e}", "e"),
+        ];
+        for (template, expected) in cases {
+            assert_eq!(render(template, "app.http"), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn a_tag_cannot_leave_its_folder() {
+        assert_eq!(render("{tag}", "../../etc/passwd\n"), ".._.._etc_passwd_");
+        assert_eq!(render("{tag}", ".."), "__");
+        assert_eq!(render("{tag}", ""), "_");
+        assert_eq!(render("{tag}", &"x".repeat(5_000)).len(), LONGEST_VALUE);
+    }
+
+    #[test]
+    fn what_is_impossible_is_refused_with_what_is_possible() {
+        for template in [
+            "{tag",
+            "{TAG}",
+            "{tag[x]}",
+            "{record.}",
+            "{record.a..b}",
+            "{}",
+            "%Q",
+            "a%",
+        ] {
+            let error = Template::parse(template, true).unwrap_err();
+            assert!(error.contains('\''), "{template}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_name_is_known_at_start() {
+        assert_eq!(
+            Template::parse("app-logs", false)
+                .unwrap()
+                .fixed()
+                .as_deref(),
+            Some("app-logs")
+        );
+        assert_eq!(Template::parse("{tag}", false).unwrap().fixed(), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! Event times as text.
+
+use std::fmt::Write as _;
+
+use chrono::format::{Fixed, Item, Numeric, StrftimeItems};
+use chrono::{DateTime, Utc};
+
+use crate::decode::Time;
+
+/// The calendar's view of a time. What no calendar reaches becomes its nearest end.
+pub fn utc(time: Time) -> DateTime<Utc> {
+    DateTime::from_timestamp(time.seconds, time.nanos).unwrap_or(if time.seconds < 0 {
+        DateTime::<Utc>::MIN_UTC
+    } else {
+        DateTime::<Utc>::MAX_UTC
+    })
+}
+
+/// How a time is written into a record.
+#[derive(Clone, Debug)]
+pub enum TimeFormat {
+    /// `2025-07-02T20:44:31.123Z`: what Athena, Spark and the OpenX SerDe read.
+    Iso8601,
+    /// Seconds since 1970, a number.
+    Epoch,
+    /// Milliseconds since 1970, a number.
+    EpochMs,
+    /// The user's own format.
+    Strftime(Strftime),
+}
+
+/// A strftime format, always UTC, with `%3N`, `%6N`, `%9N`, `%N` and `%L` for fractions of a second.
+#[derive(Clone, Debug)]
+pub struct Strftime {
+    items: Vec<Item<'static>>,
+}
+
+impl Strftime {
+    /// Parses a format; the error names the first specifier that is not known.
+    pub fn parse(format: &str) -> Result<Strftime, String> {
+        let native = fractions(format);
+        let items = StrftimeItems::new(&native)
+            .parse_to_owned()
+            .map_err(|_| unknown(format))?;
+        Ok(Strftime { items })
+    }
+
+    /// Appends `time`.
+    pub fn write(&self, time: Time, out: &mut String) {
+        let _ = write!(out, "{}", utc(time).format_with_items(self.items.iter()));
+    }
+
+    /// Whether two times within one second are written alike.
+    pub fn whole_seconds(&self) -> bool {
+        !self.items.iter().any(|item| {
+            matches!(
+                item,
+                Item::Numeric(Numeric::Nanosecond, _)
+                    | Item::Fixed(
+                        Fixed::Nanosecond
+                            | Fixed::Nanosecond3
+                            | Fixed::Nanosecond6
+                            | Fixed::Nanosecond9
+                            | Fixed::Internal(_)
+                            | Fixed::RFC3339
+                    )
+            )
+        })
+    }
+}
+
+/// Fluent Bit's and the AWS plugins' names for fractions, in chrono's.
+fn fractions(format: &str) -> String {
+    let mut native = String::with_capacity(format.len());
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        native.push_str(&rest[..at]);
+        let (name, len) = match &rest.as_bytes()[at + 1..] {
+            [b'3', b'N', ..] => ("%3f", 3),
+            [b'6', b'N', ..] => ("%6f", 3),
+            [b'9', b'N', ..] => ("%9f", 3),
+            [b'N', ..] => ("%9f", 2),
+            [b'L', ..] => ("%3f", 2),
+            [b'%', ..] => ("%%", 2),
+            _ => ("%", 1),
+        };
+        native.push_str(name);
+        rest = &rest[at + len..];
+    }
+    native + rest
+}
+
+fn unknown(format: &str) -> String {
+    let native = fractions(format);
+    let mut last = 0;
+    for (at, _) in native.match_indices('%') {
+        if at < last {
+            continue;
+        }
+        let specifier: String = native[at..].chars().take(2).collect();
+        last = at + specifier.len();
+        if StrftimeItems::new(&specifier).any(|item| item == Item::Error) {
+            return format!("'{specifier}' is no time specifier");
+        }
+    }
+    format!("'{format}' is no time format")
+}
+
+/// Writes the default format. Years outside 0 to 9999 get their sign, as ISO 8601 wants.
+pub fn write_iso8601(time: Time, out: &mut Vec<u8>) {
+    let _ = std::io::Write::write_fmt(
+        out,
+        format_args!("{}", utc(time).format("%Y-%m-%dT%H:%M:%S%.3fZ")),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: Time = Time {
+        seconds: 1_751_489_071,
+        nanos: 123_456_789,
+    };
+
+    #[test]
+    fn fractions_have_the_fields_own_names() {
+        let cases = [
+            ("%Y-%m-%dT%H:%M:%S", "2025-07-02T20:44:31"),
+            ("%S.%3N", "31.123"),
+            ("%S.%6N", "31.123456"),
+            ("%S.%9N", "31.123456789"),
+            ("%S.%N", "31.123456789"),
+            ("%S.%L", "31.123"),
+            ("%%3N %z", "%3N +0000"),
+            ("%s", "1751489071"),
+            ("%F %T", "2025-07-02 20:44:31"),
+        ];
+        for (format, expected) in cases {
+            let mut out = String::new();
+            Strftime::parse(format).unwrap().write(AT, &mut out);
+            assert_eq!(out, expected, "{format}");
+        }
+    }
+
+    #[test]
+    fn the_default_is_iso_8601_with_milliseconds_and_a_zone() {
+        let mut out = Vec::new();
+        write_iso8601(AT, &mut out);
+        assert_eq!(out, b"2025-07-02T20:44:31.123Z");
+    }
+
+    #[test]
+    fn times_beyond_the_calendar_are_written_all_the_same() {
+        for seconds in [i64::MIN, -1, 253_402_300_800, i64::MAX] {
+            let mut out = Vec::new();
+            write_iso8601(Time { seconds, nanos: 0 }, &mut out);
+            assert!(out.ends_with(b"Z"), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn whole_seconds_are_known_as_such() {
+        for (format, whole) in [
+            ("%H:%M:%S", true),
+            ("%3N", false),
+            ("%s", true),
+            ("%L", false),
+            ("%.3f", false),
+        ] {
+            assert_eq!(
+                Strftime::parse(format).unwrap().whole_seconds(),
+                whole,
+                "{format}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_specifier_is_named() {
+        assert_eq!(
+            Strftime::parse("%Y/%Q").unwrap_err(),
+            "'%Q' is no time specifier"
+        );
+    }
+}

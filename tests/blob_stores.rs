@@ -1,0 +1,331 @@
+//! The blob sink against real services: Azurite for Azure, moto for S3 and STS.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use ferry::config::{Aws, Azure, AzureAuth, Blob, Secret, SecretSource, Store};
+use ferry::sink::blob::BlobSink;
+use ferry::sink::{Batch, Class, Outcome, Sink};
+use futures::TryStreamExt;
+use object_store::aws::AmazonS3Builder;
+use object_store::path::Path;
+use object_store::{Attribute, ObjectStore, ObjectStoreExt};
+use reqwest::{Client, Method, Response};
+
+use crate::support::emulators::{Azurite, azurite, azurite_tls, moto};
+
+const BODY: &[u8] = b"\x1f\x8b stands for a compressed body";
+/// Accepted by every Azurite: signed with the well-known key, for everything, until 2099.
+const SAS: &str = "sv=2021-12-02&ss=b&srt=sco&sp=rwdlac&se=2099-01-01T00%3A00%3A00Z&spr=https,http&\
+                   sig=jlSI%2B5DohmjtlB2oCr2Vhd9u7l%2F%2FvB9E8D7vhfmKGX4%3D";
+/// The same, for reading only.
+const SAS_READ: &str = "sv=2021-12-02&ss=b&srt=sco&sp=r&se=2099-01-01T00%3A00%3A00Z&spr=https,http&\
+                        sig=Z22ARgKlx1Xu5AXgowNuaIWr8SkcM2TbzpleLaVK024%3D";
+/// The same, out of date since 2020.
+const SAS_EXPIRED: &str = "sv=2021-12-02&ss=b&srt=sco&sp=rwdlac&se=2020-01-01T00%3A00%3A00Z&spr=https,http&\
+                           sig=co3goPa1b4z5UhprfvnaLAJDbxHIpvhP8TP5As4kSs0%3D";
+
+fn key(value: &str) -> AzureAuth {
+    AzureAuth::SharedKey(SecretSource::Value(Secret::new(value)))
+}
+
+fn sas(value: &str) -> AzureAuth {
+    AzureAuth::Sas(SecretSource::Value(Secret::new(value)))
+}
+
+fn azure(server: &Azurite, container: &str, auth: AzureAuth, auto_create_container: bool) -> Blob {
+    blob(Store::Azure(Azure {
+        account: Azurite::ACCOUNT.into(),
+        container: container.into(),
+        auth,
+        endpoint: Some(server.blob_url()),
+        emulator: true,
+        auto_create_container,
+    }))
+}
+
+fn blob(store: Store) -> Blob {
+    Blob {
+        store,
+        content_type: "application/x-ndjson",
+        content_encoding: Some("gzip"),
+        ca_pem: None,
+    }
+}
+
+/// A sink, and what it warns of.
+fn sink(blob: &Blob) -> (BlobSink, Arc<Mutex<Vec<String>>>) {
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let ear = Arc::clone(&heard);
+    let warn = Arc::new(move |text: &str| ear.lock().unwrap().push(text.to_owned()));
+    (
+        BlobSink::new(blob, warn).expect("the configuration is right"),
+        heard,
+    )
+}
+
+async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
+    let batch = Batch {
+        target: target.into(),
+        records: vec![Bytes::from_static(body)],
+    };
+    sink.send(batch).await.remove(0)
+}
+
+/// What a person would see of one object, or of a list: status and headers, and the body if it is GET.
+async fn seen(method: Method, url: &str) -> Response {
+    let client = Client::builder()
+        .no_proxy()
+        .build()
+        .expect("a client can be made");
+    client
+        .request(method, url)
+        .send()
+        .await
+        .expect("the emulator answers")
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response
+        .headers()
+        .get(name)
+        .map_or("", |value| value.to_str().expect("text"))
+}
+
+async fn names(server: &Azurite, container: &str) -> Vec<String> {
+    let list = format!(
+        "{}/{container}?restype=container&comp=list&{SAS}",
+        server.blob_url()
+    );
+    let list = seen(Method::GET, &list).await.text().await.expect("a list");
+    let names = list
+        .split("<Name>")
+        .skip(1)
+        .filter_map(|rest| rest.split("</Name>").next());
+    names.map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn an_object_reaches_azure_once_with_its_type_encoding_and_name() {
+    let server = azurite();
+    for (container, auth) in [("by-key", key(Azurite::KEY)), ("by-sas", sas(SAS))] {
+        let (sink, heard) = sink(&azure(server, container, auth, true));
+        sink.prepare().await.expect("the container is made");
+        sink.prepare().await.expect("it may be there already");
+        for _ in 0..2 {
+            assert_eq!(
+                put(&sink, "logs/2025/11/a b+c é.json.gz", BODY).await,
+                Outcome::Delivered
+            );
+        }
+        assert_eq!(
+            names(server, container).await,
+            ["logs/2025/11/a b+c é.json.gz"]
+        );
+        let url = format!(
+            "{}/{container}/logs/2025/11/a%20b+c%20%C3%A9.json.gz?{SAS}",
+            server.blob_url()
+        );
+        let object = seen(Method::GET, &url).await;
+        assert_eq!(header(&object, "content-type"), "application/x-ndjson");
+        assert_eq!(header(&object, "content-encoding"), "gzip");
+        assert_eq!(header(&object, "x-ms-blob-type"), "BlockBlob");
+        assert_eq!(
+            header(&object, "x-ms-meta-ferry_name"),
+            "a b+c %C3%A9.json.gz"
+        );
+        assert_eq!(object.bytes().await.unwrap(), BODY);
+        assert!(heard.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn odd_names_stay_apart_in_azure() {
+    let server = azurite();
+    let (sink, heard) = sink(&azure(server, "odd-names", key(Azurite::KEY), true));
+    let odd = [
+        "a/b",
+        "a//b",
+        "a/../b",
+        "a/b.",
+        "a/b\\c",
+        "a/b#1",
+        "a/%2Fb",
+        "a/b?c&d",
+        "a/[x]{y}~'",
+        "日本/\n",
+    ];
+    for name in odd {
+        assert_eq!(put(&sink, name, BODY).await, Outcome::Delivered, "{name}");
+    }
+    let stored = names(server, "odd-names").await;
+    assert_eq!(stored.len(), odd.len(), "{stored:?}");
+    assert!(heard.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_container_that_goes_missing_is_made_again() {
+    let server = azurite();
+    let (sink, _) = sink(&azure(server, "goes-missing", sas(SAS), true));
+    assert_eq!(put(&sink, "one", BODY).await, Outcome::Delivered);
+    let container = format!("{}/goes-missing?restype=container&{SAS}", server.blob_url());
+    assert!(seen(Method::DELETE, &container).await.status().is_success());
+    assert_eq!(put(&sink, "two", BODY).await, Outcome::Delivered);
+    assert_eq!(names(server, "goes-missing").await, ["two"]);
+}
+
+#[tokio::test]
+async fn another_object_under_the_name_stays_as_it_is_in_azure() {
+    let server = azurite();
+    let (sink, heard) = sink(&azure(server, "collision", key(Azurite::KEY), true));
+    sink.prepare().await.unwrap();
+    assert_eq!(put(&sink, "x.json", b"another's").await, Outcome::Delivered);
+    assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
+    assert_eq!(names(server, "collision").await, ["x-c1.json", "x.json"]);
+    let url = format!("{}/collision/x.json?{SAS}", server.blob_url());
+    assert_eq!(
+        seen(Method::GET, &url).await.text().await.unwrap(),
+        "another's"
+    );
+    assert_eq!(heard.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn azure_says_in_its_own_words_what_is_wrong() {
+    let server = azurite();
+    // Where Azure says AuthenticationFailed, Azurite says AuthorizationFailure, which Azure keeps for its
+    // firewall. So these faults are of another class here than there.
+    let table = [
+        (
+            key(Azurite::KEY),
+            "ContainerNotFound",
+            "does not exist; make it, or set auto_create_container on",
+        ),
+        (
+            key("d3Jvbmc="),
+            "AuthorizationFailure",
+            "failed to authenticate",
+        ),
+        (
+            sas(SAS_EXPIRED),
+            "AuthorizationFailure",
+            "failed to authenticate",
+        ),
+        (
+            sas(SAS_READ),
+            "AuthorizationPermissionMismatch",
+            "not authorized to perform this operation",
+        ),
+    ];
+    for (auth, code, words) in table {
+        let (sink, _) = sink(&azure(server, "nowhere", auth, false));
+        let Outcome::Retry(fault) = put(&sink, "x.json", BODY).await else {
+            panic!("{code}")
+        };
+        assert_eq!(
+            (fault.class, fault.code.as_str()),
+            (Class::Configuration, code),
+            "{fault}"
+        );
+        assert!(
+            fault.message.contains(words) && fault.request_id.is_some(),
+            "{fault}"
+        );
+        assert!(!fault.to_string().contains("sig="), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_private_ca_is_trusted_only_when_it_is_given() {
+    let server = azurite_tls();
+    let mut blob = azure(server, "private-ca", key(Azurite::KEY), true);
+    let Outcome::Retry(fault) = put(&sink(&blob).0, "x.json", BODY).await else {
+        panic!("not refused")
+    };
+    assert_eq!(
+        (fault.class, fault.code.as_str()),
+        (Class::Configuration, "tls")
+    );
+    assert!(fault.message.contains("tls_ca_file"), "{fault}");
+    blob.ca_pem = server.ca_pem.clone().map(String::into_bytes);
+    assert_eq!(
+        put(&sink(&blob).0, "x.json", BODY).await,
+        Outcome::Delivered
+    );
+}
+
+#[tokio::test]
+async fn an_object_reaches_s3_once_with_credentials_of_an_assumed_role() {
+    let url = moto().url();
+    let aws = Aws {
+        region: Some("eu-west-1".into()),
+        endpoint: Some(url.into()),
+        sts_endpoint: Some(url.into()),
+        role_arn: Some("arn:aws:iam::123456789012:role/ferry".into()),
+        external_id: Some("ours".into()),
+        profile: None,
+    };
+    let (sink, heard) = sink(&blob(Store::S3 {
+        bucket: "ferry-logs".into(),
+        aws,
+    }));
+    sink.prepare()
+        .await
+        .expect("region and credentials are found");
+    let Outcome::Retry(fault) = put(&sink, "x", BODY).await else {
+        panic!("no bucket, no refusal")
+    };
+    assert_eq!(
+        (fault.class, fault.code.as_str()),
+        (Class::Configuration, "NoSuchBucket")
+    );
+
+    assert!(
+        seen(Method::PUT, &format!("{url}/ferry-logs"))
+            .await
+            .status()
+            .is_success()
+    );
+    for _ in 0..2 {
+        assert_eq!(
+            put(&sink, "logs/a b é//x.json.gz", BODY).await,
+            Outcome::Delivered
+        );
+    }
+    let reader = AmazonS3Builder::new()
+        .with_bucket_name("ferry-logs")
+        .with_endpoint(url)
+        .with_allow_http(true)
+        .with_access_key_id("a")
+        .with_secret_access_key("b")
+        .build()
+        .expect("a client can be made");
+    let object = reader
+        .get(&Path::parse("logs/a b é/%/x.json.gz").unwrap())
+        .await
+        .expect("the object");
+    let expected = [
+        (Attribute::ContentType, "application/x-ndjson"),
+        (Attribute::ContentEncoding, "gzip"),
+        (Attribute::Metadata("ferry_name".into()), "x.json.gz"),
+    ];
+    for (attribute, value) in expected {
+        assert_eq!(
+            object.attributes.get(&attribute).map(AsRef::as_ref),
+            Some(value)
+        );
+    }
+    assert_eq!(object.bytes().await.unwrap(), BODY);
+
+    assert_eq!(
+        put(&sink, "logs/a b é//x.json.gz", b"another").await,
+        Outcome::Delivered
+    );
+    assert_eq!(
+        heard.lock().unwrap().len(),
+        1,
+        "the second is kept beside the first"
+    );
+    let stored: Vec<_> = reader.list(None).try_collect().await.expect("a list");
+    assert_eq!(stored.len(), 2, "{stored:?}");
+}

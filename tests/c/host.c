@@ -1,0 +1,511 @@
+/*
+ * A host in C: loads the library the way Fluent Bit does, against the committed header, and does to it
+ * what a host may do.
+ *
+ *   host LIBRARY CHUNKS KEY=VALUE...
+ *
+ * Three times over it starts an instance with the given properties, flushes every CHUNKS/NAME.msgpack
+ * under the tag NAME, twice, and one record of its own without a tag, and stops the instance. From the
+ * first to the second it goes as in a hot reload, with the library loaded once more beside the running
+ * instance; from the second to the third the library is unloaded and loaded anew. What the library must
+ * not touch lies behind a page that faults; the build adds the address, undefined-behaviour and leak
+ * sanitizers.
+ * Ends with 0, or with 1 and a message on stderr.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ferry.h"
+
+enum {
+    ROUNDS = 3,
+    CHUNKS_MAX = 64,
+    WATCHDOG_SECONDS = 120,
+    THREADS_GONE_WITHIN_MS = 5000,
+};
+
+/* What the host reads from the calls. */
+enum { ANSWER_OK = 1, ANSWER_RETRY = 2 };
+enum { TYPE_OUTPUT = 2, PROXY_GO = 11 };
+enum { LEVEL_ERROR = 1, LEVEL_INFO = 3, LEVEL_TRACE = 5 };
+
+/* ---- The host's side of the interface, declared apart from the header. ---- */
+
+/* All that hosts before 4.2 allocate. */
+struct host_def {
+    int type;
+    int proxy;
+    int flags;
+    char *name;
+    char *description;
+};
+_Static_assert(sizeof(struct host_def) == 32, "the definition of old hosts has 32 bytes");
+
+struct host_api {
+    const char *(*output_get_property)(const char *key, void *instance);
+    const char *(*input_get_property)(const char *key, void *instance);
+    void *(*output_get_cmt_instance)(void *instance);
+    void *(*input_get_cmt_instance)(void *instance);
+    void (*log_print)(int level, const char *file, int line, const char *format, ...);
+    int (*input_log_check)(void *instance, int level);
+    int (*output_log_check)(void *instance, int level);
+    const char *(*custom_get_property)(const char *key, void *instance);
+    int (*custom_log_check)(void *instance, int level);
+};
+
+struct host_context {
+    void *remote_context;
+    void *proxy;
+};
+
+struct host_plugin {
+    char *name;
+    struct host_api *api;
+    void *instance;
+    struct host_context *context;
+};
+
+/* The header must say how things lie with the host, and what it calls. */
+#define SAME_PLACE(field)                                                                         \
+    _Static_assert(offsetof(struct flb_plugin_proxy_def, field) == offsetof(struct host_def, field), \
+                   #field " does not lie where the host has it")
+_Static_assert(sizeof(struct flb_plugin_proxy_def) == sizeof(struct host_def), "more is written than old hosts have");
+SAME_PLACE(type);
+SAME_PLACE(proxy);
+SAME_PLACE(flags);
+SAME_PLACE(name);
+SAME_PLACE(description);
+#define SAME_TYPE(function, type)                                               \
+    _Static_assert(__builtin_types_compatible_p(__typeof__(&function), type),   \
+                   #function " is not declared as the host calls it")
+SAME_TYPE(FLBPluginPreRegister, int (*)(int));
+SAME_TYPE(FLBPluginRegister, int (*)(struct flb_plugin_proxy_def *));
+SAME_TYPE(FLBPluginUnregister, void (*)(struct flb_plugin_proxy_def *));
+SAME_TYPE(FLBPluginInit, int (*)(struct flbgo_output_plugin *));
+SAME_TYPE(FLBPluginFlush, int (*)(const void *, int, const char *));
+SAME_TYPE(FLBPluginFlushCtx, int (*)(void *, const void *, int, const char *));
+SAME_TYPE(FLBPluginOutputPreExit, void (*)(int));
+SAME_TYPE(FLBPluginExitCtx, int (*)(void *));
+SAME_TYPE(FLBPluginExit, int (*)(void));
+
+/* ---- Surprises. ---- */
+
+#define CHECK(condition, ...) ((condition) ? (void) 0 : surprise(__LINE__, __VA_ARGS__))
+
+__attribute__((format(printf, 2, 3), noreturn))
+static void surprise(int line, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "host.c:%d: ", line);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+    _exit(1);
+}
+
+/* ---- Memory that ends, to the byte, where a page that faults begins. ---- */
+
+struct fence {
+    void *pages;
+    size_t length;
+    void *bytes;
+};
+
+static struct fence fence_around(size_t size)
+{
+    size_t page = (size_t) sysconf(_SC_PAGESIZE);
+    size_t room = (size + page - 1) / page * page;
+    struct fence fence = {.length = room + page};
+
+    fence.pages = mmap(NULL, fence.length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(fence.pages != MAP_FAILED, "mmap failed");
+    CHECK(mprotect((char *) fence.pages + room, page, PROT_NONE) == 0, "mprotect failed");
+    fence.bytes = (char *) fence.pages + room - size;
+    return fence;
+}
+
+/* The library may read what it is lent, not write it. */
+static struct fence fence_lent(const void *data, size_t size)
+{
+    struct fence fence = fence_around(size);
+    memcpy(fence.bytes, data, size);
+    CHECK(mprotect(fence.pages, fence.length - (size_t) sysconf(_SC_PAGESIZE), PROT_READ) == 0, "mprotect failed");
+    return fence;
+}
+
+static void fence_gone(struct fence fence)
+{
+    CHECK(munmap(fence.pages, fence.length) == 0, "munmap failed");
+}
+
+struct library {
+    void *image;
+    struct fence def;
+    __typeof__(&FLBPluginPreRegister) pre_register;
+    __typeof__(&FLBPluginRegister) registration;
+    __typeof__(&FLBPluginUnregister) unregister;
+    __typeof__(&FLBPluginInit) init;
+    __typeof__(&FLBPluginFlush) flush;
+    __typeof__(&FLBPluginFlushCtx) flush_ctx;
+    __typeof__(&FLBPluginOutputPreExit) pre_exit;
+    __typeof__(&FLBPluginExitCtx) exit_ctx;
+    __typeof__(&FLBPluginExit) exit;
+};
+
+/* ---- What the library may call. ---- */
+
+static char **properties;
+static int property_count;
+static void *instance;
+static atomic_int errors_logged;
+
+static const char *host_get_property(const char *key, void *asked)
+{
+    CHECK(asked == instance, "a property was asked of another instance");
+    for (int i = 0; i < property_count; i++) {
+        size_t length = strcspn(properties[i], "=");
+        if (strncasecmp(properties[i], key, length) == 0 && key[length] == '\0') {
+            return properties[i] + length + 1;
+        }
+    }
+    return NULL;
+}
+
+static void *host_get_cmt(void *asked)
+{
+    CHECK(asked == instance, "metrics were asked of another instance");
+    /* Opaque too, and without the host's own functions there is nothing to do with it. */
+    return instance;
+}
+
+static int host_log_check(void *asked, int level)
+{
+    CHECK(asked == instance, "the log level was asked of another instance");
+    return level <= LEVEL_INFO;
+}
+
+__attribute__((format(printf, 4, 5)))
+static void host_log(int level, const char *file, int line, const char *format, ...)
+{
+    (void) file;
+    (void) line;
+    CHECK(level >= LEVEL_ERROR && level <= LEVEL_TRACE, "a line of level %d was logged", level);
+    CHECK(strcmp(format, "%s") == 0, "log_print was given the format '%s'", format);
+    if (level == LEVEL_ERROR) {
+        atomic_fetch_add(&errors_logged, 1);
+    }
+
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "  log %d: ", level);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+}
+
+static const char *not_for_outputs_get(const char *key, void *asked)
+{
+    (void) asked;
+    surprise(__LINE__, "an output asked for the property %s of something else", key);
+}
+
+static void *not_for_outputs_cmt(void *asked)
+{
+    (void) asked;
+    surprise(__LINE__, "an output asked for the metrics of something else");
+}
+
+static int not_for_outputs_check(void *asked, int level)
+{
+    (void) asked;
+    surprise(__LINE__, "an output asked for the log level (%d) of something else", level);
+}
+
+static struct host_api api = {
+    .output_get_property = host_get_property,
+    .input_get_property = not_for_outputs_get,
+    .output_get_cmt_instance = host_get_cmt,
+    .input_get_cmt_instance = not_for_outputs_cmt,
+    .log_print = host_log,
+    .input_log_check = not_for_outputs_check,
+    .output_log_check = host_log_check,
+    .custom_get_property = not_for_outputs_get,
+    .custom_log_check = not_for_outputs_check,
+};
+
+/* ---- The process. ---- */
+
+static int entries(const char *path)
+{
+    int count = 0;
+    DIR *folder = opendir(path);
+    CHECK(folder != NULL, "%s cannot be read", path);
+    while (readdir(folder) != NULL) {
+        count++;
+    }
+    closedir(folder);
+    return count;
+}
+
+/* A joined thread leaves /proc a moment after the join. */
+static void wait_for_threads(int expected)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    for (int ms = 0; entries("/proc/self/task") > expected; ms++) {
+        CHECK(ms < THREADS_GONE_WITHIN_MS, "threads of the library run after the last exit");
+        nanosleep(&pause, NULL);
+    }
+}
+
+/* ---- Chunks. ---- */
+
+struct chunk {
+    char tag[NAME_MAX + 1];
+    void *data;
+    size_t size;
+};
+
+/* [[1970-01-01T00:00:01, {}], {"k": 1}] */
+static const unsigned char one_record[] = {
+    0x92, 0x92, 0xd7, 0x00, 0, 0, 0, 1, 0, 0, 0, 0, 0x80, 0x81, 0xa1, 'k', 1,
+};
+
+static struct chunk chunks[CHUNKS_MAX];
+static int chunk_count;
+
+static void load_chunk(const char *folder, const char *name, size_t tag_length)
+{
+    CHECK(chunk_count < CHUNKS_MAX, "more than %d chunks in %s", (int) CHUNKS_MAX, folder);
+    struct chunk *chunk = &chunks[chunk_count++];
+    memcpy(chunk->tag, name, tag_length);
+
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "rb");
+    CHECK(file != NULL, "%s cannot be opened", path);
+    CHECK(fseek(file, 0, SEEK_END) == 0, "%s cannot be read", path);
+    chunk->size = (size_t) ftell(file);
+    rewind(file);
+    chunk->data = malloc(chunk->size);
+    CHECK(chunk->data != NULL, "no memory for %s", path);
+    CHECK(fread(chunk->data, 1, chunk->size, file) == chunk->size, "%s cannot be read", path);
+    fclose(file);
+}
+
+static void load_chunks(const char *path)
+{
+    static const char ending[] = ".msgpack";
+    DIR *folder = opendir(path);
+    CHECK(folder != NULL, "%s cannot be read", path);
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+        size_t length = strlen(entry->d_name);
+        if (length >= sizeof ending && strcmp(entry->d_name + length - (sizeof ending - 1), ending) == 0) {
+            load_chunk(path, entry->d_name, length - (sizeof ending - 1));
+        }
+    }
+    closedir(folder);
+    CHECK(chunk_count > 0, "no chunks in %s", path);
+}
+
+/* ---- The story. ---- */
+
+static void *symbol(void *image, const char *name)
+{
+    void *address = dlsym(image, name);
+    CHECK(address != NULL, "%s is not exported", name);
+    return address;
+}
+
+static struct library load(const char *path, bool hot_reload)
+{
+    struct library library = {.image = dlopen(path, RTLD_LAZY)};
+    CHECK(library.image != NULL, "dlopen: %s", dlerror());
+    /* ISO C has no cast from an object's pointer to a function's. */
+    *(void **) &library.pre_register = symbol(library.image, "FLBPluginPreRegister");
+    *(void **) &library.registration = symbol(library.image, "FLBPluginRegister");
+    *(void **) &library.unregister = symbol(library.image, "FLBPluginUnregister");
+    *(void **) &library.init = symbol(library.image, "FLBPluginInit");
+    *(void **) &library.flush = symbol(library.image, "FLBPluginFlush");
+    *(void **) &library.flush_ctx = symbol(library.image, "FLBPluginFlushCtx");
+    *(void **) &library.pre_exit = symbol(library.image, "FLBPluginOutputPreExit");
+    *(void **) &library.exit_ctx = symbol(library.image, "FLBPluginExitCtx");
+    *(void **) &library.exit = symbol(library.image, "FLBPluginExit");
+
+    library.def = fence_around(sizeof(struct host_def));
+    const struct host_def *def = library.def.bytes;
+    CHECK(library.pre_register(hot_reload) != -1, "FLBPluginPreRegister refused");
+    CHECK(library.registration(NULL) == -1, "FLBPluginRegister accepted no definition");
+    CHECK(library.registration(library.def.bytes) != -1, "FLBPluginRegister refused");
+    CHECK(def->type == TYPE_OUTPUT, "registered as type %d", def->type);
+    CHECK(def->proxy == PROXY_GO, "registered for proxy %d", def->proxy);
+    CHECK(def->name != NULL && strcmp(def->name, "ferry") == 0, "registered under another name");
+    CHECK(def->description != NULL && *def->description != '\0', "registered without a description");
+    return library;
+}
+
+static void unload(const struct library *library)
+{
+    library->unregister(library->def.bytes);
+    fence_gone(library->def);
+    CHECK(dlclose(library->image) == 0, "dlclose: %s", dlerror());
+}
+
+/* With a context as hosts do today, without as they did before there was one. */
+static void flush_lent(const struct library *library, void *context, const struct chunk *chunk)
+{
+    struct fence data = fence_lent(chunk->data, chunk->size);
+    struct fence tag = fence_lent(chunk->tag, strlen(chunk->tag) + 1);
+    int answer = context != NULL ? library->flush_ctx(context, data.bytes, (int) chunk->size, tag.bytes)
+                                 : library->flush(data.bytes, (int) chunk->size, tag.bytes);
+    CHECK(answer == ANSWER_OK, "chunk %s was answered %d", chunk->tag, answer);
+    /* Both are the host's again: whoever still reads them now faults. */
+    fence_gone(data);
+    fence_gone(tag);
+}
+
+/* A host would not do this; a library that crashes takes every other pipeline with it. */
+static void flush_nonsense(const struct library *library, void *context)
+{
+    int size = (int) sizeof one_record;
+    const struct {
+        const char *name;
+        void *context;
+        const void *data;
+        int size;
+        int answer;
+    } cases[] = {
+        {"no context", NULL, one_record, size, ANSWER_RETRY},
+        {"another's context", instance, one_record, size, ANSWER_RETRY},
+        {"no data", context, NULL, size, ANSWER_RETRY},
+        {"a negative length", context, one_record, -1, ANSWER_RETRY},
+        {"the least length", context, one_record, INT_MIN, ANSWER_RETRY},
+        {"no bytes", context, one_record, 0, ANSWER_OK},
+        {"neither data nor bytes", context, NULL, 0, ANSWER_OK},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int answer = library->flush_ctx(cases[i].context, cases[i].data, cases[i].size, "nonsense");
+        CHECK(answer == cases[i].answer, "a flush with %s was answered %d", cases[i].name, answer);
+    }
+    library->flush_ctx(NULL, NULL, 0, NULL);
+    library->flush(NULL, -1, NULL);
+}
+
+static void start_must_fail(const struct library *library, struct host_plugin *plugin)
+{
+    static char *nonsense[] = {"destination=nowhere"};
+    char **given = properties;
+    int given_count = property_count;
+    int errors = atomic_load(&errors_logged);
+
+    properties = nonsense;
+    property_count = 1;
+    CHECK(library->init((void *) plugin) <= 0, "an instance started with %s", nonsense[0]);
+    CHECK(atomic_load(&errors_logged) > errors, "an instance did not say why it does not start");
+    CHECK(library->init(NULL) <= 0, "an instance started from nothing");
+    properties = given;
+    property_count = given_count;
+    atomic_store(&errors_logged, 0);
+}
+
+static void *start(const struct library *library)
+{
+    static char name[] = "ferry";
+    struct host_context context = {0};
+    struct host_plugin plugin = {.name = name, .api = &api, .instance = instance, .context = &context};
+
+    int threads = entries("/proc/self/task");
+    start_must_fail(library, &plugin);
+    wait_for_threads(threads);
+    CHECK(library->init((void *) &plugin) == 1, "the instance did not start");
+    CHECK(context.remote_context != NULL, "the instance left no context");
+    return context.remote_context;
+}
+
+static void flush(const struct library *library, void *context)
+{
+    for (int i = 0; i < chunk_count; i++) {
+        flush_lent(library, context, &chunks[i]);
+        flush_lent(library, NULL, &chunks[i]);
+    }
+    int answer = library->flush_ctx(context, one_record, (int) sizeof one_record, NULL);
+    CHECK(answer == ANSWER_OK, "a chunk without a tag was answered %d", answer);
+    CHECK(atomic_load(&errors_logged) == 0, "errors were logged");
+    flush_nonsense(library, context);
+}
+
+static void stop(const struct library *library, void *context, bool hot_reload)
+{
+    library->pre_exit(hot_reload);
+    CHECK(library->exit_ctx(context) == 1, "FLBPluginExitCtx failed");
+    CHECK(library->exit_ctx(context) != 1, "an instance was stopped twice");
+    CHECK(library->exit_ctx(NULL) != 1, "no instance was stopped");
+    CHECK(library->exit() == 1, "FLBPluginExit failed");
+    int answer = library->flush_ctx(context, one_record, (int) sizeof one_record, "late");
+    CHECK(answer == ANSWER_RETRY, "a flush after the exit was answered %d", answer);
+}
+
+int main(int count, char **arguments)
+{
+    if (count < 3) {
+        fprintf(stderr, "usage: %s LIBRARY CHUNKS KEY=VALUE...\n", arguments[0]);
+        return 2;
+    }
+    for (int i = 3; i < count; i++) {
+        CHECK(strchr(arguments[i], '=') != NULL, "%s is not KEY=VALUE", arguments[i]);
+    }
+    properties = arguments + 3;
+    property_count = count - 3;
+    load_chunks(arguments[2]);
+    /* The library may hand this pointer around, not look behind it. */
+    struct fence opaque = fence_around(0);
+    instance = opaque.bytes;
+    alarm(WATCHDOG_SECONDS);
+
+    int threads = entries("/proc/self/task");
+    int open_after_first = 0;
+    struct library library = load(arguments[1], false);
+    for (int round = 0; round < ROUNDS; round++) {
+        bool hot_reload = round == 0;
+        struct library next = {0};
+
+        void *context = start(&library);
+        flush(&library, context);
+        if (hot_reload) {
+            next = load(arguments[1], true);
+        }
+        stop(&library, context, hot_reload);
+        wait_for_threads(threads);
+        unload(&library);
+        int open = entries("/proc/self/fd");
+        if (round == 0) {
+            open_after_first = open;
+        }
+        CHECK(open <= open_after_first, "%d files are open after round %d, %d were after the first", open, round + 1,
+              open_after_first);
+        if (!hot_reload && round + 1 < ROUNDS) {
+            next = load(arguments[1], false);
+        }
+        library = next;
+    }
+
+    for (int i = 0; i < chunk_count; i++) {
+        free(chunks[i].data);
+    }
+    fence_gone(opaque);
+    printf("host: %d rounds of %d chunks, no surprise\n", (int) ROUNDS, chunk_count);
+    return 0;
+}

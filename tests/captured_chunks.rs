@@ -1,0 +1,179 @@
+//! Chunks as a real host handed them over, byte for byte, become valid JSON, line for line.
+
+use std::fs;
+use std::path::PathBuf;
+
+use ferry::chunk::{Encoded, encode};
+use ferry::encode::Options;
+use ferry::template::Template;
+use serde_json::{Value, json};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/chunks")
+}
+
+fn encoded(name: &str, options: &Options) -> Encoded {
+    let data = fs::read(folder().join(format!("{name}.msgpack"))).expect("a captured chunk");
+    encode(
+        options,
+        &Template::parse("all", true).unwrap(),
+        name.as_bytes(),
+        &data,
+    )
+}
+
+fn text(name: &str, options: &Options) -> String {
+    let encoded = encoded(name, options);
+    assert!(encoded.letters.is_empty(), "{name}: {:?}", encoded.letters);
+    String::from_utf8(
+        encoded
+            .parts
+            .into_iter()
+            .flat_map(|part| part.text)
+            .collect(),
+    )
+    .expect("UTF-8")
+}
+
+fn parsed(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+/// The host's own output for the same records, where it is valid JSON.
+fn hosts(name: &str) -> Vec<Option<Value>> {
+    fs::read_to_string(folder().join(format!("{name}.fluent-bit.ndjson")))
+        .expect("the host's own lines")
+        .lines()
+        .map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+#[test]
+fn every_chunk_is_valid_json_line_for_line() {
+    let mut chunks = 0;
+    for entry in fs::read_dir(folder()).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "msgpack")
+        {
+            continue;
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let lines = parsed(&text(name, &Options::default()));
+        assert!(lines.iter().all(Value::is_object), "{name}");
+        if name != "host.cpu" {
+            assert_eq!(lines.len(), hosts(name).len(), "{name}");
+        }
+        chunks += 1;
+    }
+    assert_eq!(chunks, 8);
+}
+
+#[test]
+fn ordinary_records_say_what_the_hosts_own_output_says() {
+    for name in ["app.types", "fwd.msg"] {
+        for (ours, theirs) in parsed(&text(name, &Options::default()))
+            .iter()
+            .zip(hosts(name))
+        {
+            assert_eq!(Some(ours), theirs.as_ref(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn text_stands_as_itself_and_is_shorter_for_it() {
+    let text = text("app.types", &Options::default());
+    assert!(text.contains("회원가입에 성공했습니다."));
+    assert!(text.contains("😀👨‍👩‍👧‍👦"));
+    assert!(text.contains(r#""u64max":18446744073709551615"#));
+    assert!(text.contains(r#""i64min":-9223372036854775808"#));
+    let hosts = fs::read_to_string(folder().join("app.types.fluent-bit.ndjson")).unwrap();
+    assert!(text.len() < hosts.len());
+}
+
+#[test]
+fn bytes_that_are_no_text_are_replaced_and_the_rest_is_kept() {
+    let lines = parsed(&text("app.raw", &Options::default()));
+    let logs: Vec<&str> = lines
+        .iter()
+        .map(|line| line["log"].as_str().unwrap())
+        .collect();
+    assert_eq!(logs[0], "plain line");
+    assert_eq!(logs[1], "latin1 caf\u{fffd} end");
+    assert_eq!(logs[3], "nul \0 mid");
+    assert_eq!(logs[6], "  {\"json\":\"inside \\\"log\\\"\"}  ");
+    assert_eq!(logs[7].len(), 40_000);
+}
+
+#[test]
+fn odd_keys_and_values_of_forwarded_records_are_valid() {
+    let expected = [
+        json!({"k": "int-time"}),
+        json!({"k": "ext-time"}),
+        json!({"k": "bin", "b": "AAH/", "ext": "YWJj"}),
+        json!({"1": "bool key", "null": "nil key", "2.5": "float key", "k": "odd-keys"}),
+        json!({"k": "dup", "f32": 1.5}),
+    ];
+    assert_eq!(parsed(&text("fwd.array", &Options::default())), expected);
+    let packed = text("fwd.packed", &Options::default());
+    let packed = packed.replace("\"b\":\"AwAB/w==\"", "\"b\":\"AAH/\"");
+    assert_eq!(parsed(&packed), expected);
+    assert_eq!(
+        text("fwd.f32", &Options::default()),
+        "{\"k\":\"f32\",\"v\":1.1}\n"
+    );
+}
+
+#[test]
+fn otlp_records_keep_their_metadata_resource_and_scope() {
+    let options = Options {
+        metadata_key: Some("meta".into()),
+        ..Options::default()
+    };
+    let lines = parsed(&text("otel", &options));
+    assert_eq!(lines.len(), 2, "group marks are no records");
+    assert_eq!(lines[0]["log"], "boom");
+    let meta = &lines[0]["meta"];
+    assert_eq!(meta["otlp"]["severity_text"], "ERROR");
+    assert_eq!(meta["otlp"]["trace_id"], "W47/95gDgQPSabYzgT/GDA==");
+    assert_eq!(meta["resource"]["attributes"]["service.name"], "user");
+    assert_eq!(meta["scope"]["version"], "1");
+    assert_eq!(meta["group"]["schema"], "otlp");
+    assert_eq!(lines[1]["meta"]["scope"]["name"], "lib");
+}
+
+#[test]
+fn a_captured_chunk_cut_or_corrupted_anywhere_loses_only_what_is_broken() {
+    let data = fs::read(folder().join("fwd.array.msgpack")).unwrap();
+    let names = Template::parse("all", true).unwrap();
+    let lines = |data: &[u8]| {
+        let encoded = encode(&Options::default(), &names, b"t", data);
+        let text: Vec<u8> = encoded
+            .parts
+            .into_iter()
+            .flat_map(|part| part.text)
+            .collect();
+        let text = String::from_utf8(text).expect("UTF-8");
+        parsed(&text);
+        (text.lines().count(), encoded.letters.len())
+    };
+    assert_eq!(lines(&data), (5, 0));
+    for cut in 0..data.len() {
+        let (lines, letters) = lines(&data[..cut]);
+        assert!(lines + letters >= 1 || cut == 0, "cut at {cut}");
+    }
+    for at in 0..data.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut corrupt = data.clone();
+            corrupt[at] ^= flip;
+            // A flipped bit may make an event another valid one, or swallow its neighbour; what is not
+            // a line is a letter, and the chunk is never lost as a whole.
+            let (lines, _) = lines(&corrupt);
+            assert!(lines >= 1, "byte {at} ^ {flip:02x}");
+        }
+    }
+}

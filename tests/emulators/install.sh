@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Installs the emulators of the tests into target/emulators (or $FERRY_EMULATORS):
+#   azurite/  Azure Blob, from package-lock.json
+#   moto/     Firehose and S3, from requirements.txt
+# Each is stamped with the hash of its lock file and the interpreter it was made for; while the
+# stamp holds there is nothing to do. "install.sh check" only says whether the tools are there.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+destination=${FERRY_EMULATORS:-$root/target/emulators}
+
+missing() {
+    echo "error: $1" >&2
+    echo "  remedy: $2" >&2
+    exit 1
+}
+
+check() {
+    command -v node >/dev/null || missing "node is not installed; Azurite runs on it" "apt install nodejs"
+    command -v npm >/dev/null || missing "npm is not installed; it installs Azurite" "apt install npm"
+    local major
+    major=$(node -p 'process.versions.node.split(".")[0]')
+    [ "$major" -ge 18 ] || missing "node is version $major, Azurite needs 18 or later" "install Debian 12's nodejs or a newer one"
+    command -v python3 >/dev/null || missing "python3 is not installed; moto runs on it" "apt install python3 python3-venv"
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        missing "$(python3 --version) is too old, the pinned packages need 3.11 or later" "install Debian 12's python3 or a newer one"
+    python3 -c 'import ensurepip, venv' 2>/dev/null ||
+        missing "python3 cannot make a virtual environment (no ensurepip)" "apt install python3-venv"
+}
+
+# Debian's node and python3 may be replaced under an installation, which then no longer runs.
+stamp() { # LOCK_FILE INTERPRETER
+    echo "$(sha256sum <"$1" | cut -d' ' -f1) $("$2" --version)"
+}
+
+installed() { # NAME STAMP
+    [ -f "$destination/$1.stamp" ] && [ "$(cat "$destination/$1.stamp")" = "$2" ]
+}
+
+install_azurite() {
+    local wanted
+    wanted=$(stamp "$here/package-lock.json" node)
+    if installed azurite "$wanted"; then
+        echo "azurite: up to date"
+        return
+    fi
+    echo "azurite: installing (about 190 MB)"
+    rm -rf "$destination/azurite" "$destination/azurite.stamp"
+    mkdir -p "$destination/azurite"
+    cp "$here/package.json" "$here/package-lock.json" "$destination/azurite/"
+    (cd "$destination/azurite" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+    echo "$wanted" >"$destination/azurite.stamp"
+}
+
+install_moto() {
+    local wanted
+    wanted=$(stamp "$here/requirements.txt" python3)
+    if installed moto "$wanted"; then
+        echo "moto: up to date"
+        return
+    fi
+    echo "moto: installing"
+    rm -rf "$destination/moto" "$destination/moto.stamp"
+    python3 -m venv "$destination/moto"
+    "$destination/moto/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --require-hashes --no-deps --only-binary :all: -r "$here/requirements.txt"
+    echo "$wanted" >"$destination/moto.stamp"
+}
+
+check
+[ "${1:-}" = check ] && exit 0
+
+mkdir -p "$destination"
+# Two runs at once would install over each other.
+exec 9>"$destination/.lock"
+flock 9
+install_azurite
+install_moto

@@ -1,0 +1,463 @@
+//! The built library in a host: the bundled harness always, and a real Fluent Bit where there is one.
+//!
+//! What the real host has no place for (its own retry schedule made short, reloads at a chunk's end) is
+//! the harness's part.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ferry_harness::firehose::{FakeFirehose, Options};
+use ferry_harness::ledger::verify_objects;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support;
+use crate::support::emulators::{azurite, moto};
+
+/// A folder with a configuration, and what a run in it left behind.
+struct Scene {
+    dir: TempDir,
+}
+
+impl Scene {
+    /// `input` and `output` are the bodies of their sections; `@HERE@` in them is the scene's folder.
+    fn new(input: &str, output: &str) -> Scene {
+        Scene::with_service(
+            "Flush 0.2\n    scheduler.base 1\n    scheduler.cap 2",
+            input,
+            output,
+        )
+    }
+
+    fn with_service(service: &str, input: &str, output: &str) -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().display().to_string();
+        let plugins = format!("[PLUGINS]\n    Path {}\n", support::library().display());
+        fs::write(dir.path().join("plugins.conf"), plugins).unwrap();
+        let config = format!(
+            "[SERVICE]\n    {service}\n    Grace 30\n    Log_Level info\n    Plugins_File {here}/plugins.conf\n\n\
+             [INPUT]\n{input}\n\n\
+             [OUTPUT]\n    Name ferry\n    Match *\n    dead_letter_dir {here}/letters\n{output}\n"
+        );
+        fs::write(
+            dir.path().join("fluent-bit.conf"),
+            config.replace("@HERE@", &here),
+        )
+        .unwrap();
+        Scene { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs the harness to its end and gives its report.
+    fn run(&self, extra: &[&str]) -> Value {
+        let report = self.path("report.json");
+        let output = Command::new(support::harness())
+            .args(["run", "--quiet", "-c"])
+            .arg(self.path("fluent-bit.conf"))
+            .arg("--report")
+            .arg(&report)
+            .args(extra)
+            .output()
+            .expect("the harness starts");
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        fs::write(self.path("log"), &text).unwrap();
+        let report =
+            fs::read(&report).unwrap_or_else(|error| panic!("no report ({error}): {text}"));
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        assert_eq!(
+            report["exit_status"],
+            output.status.code().unwrap(),
+            "{text}"
+        );
+        report
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+}
+
+/// Nothing dropped, every thread joined, and no more of the stack used than the oldest host gives.
+fn assert_clean(report: &Value, records: u64) {
+    assert_eq!(report["records_in"], records, "{report:#}");
+    assert_eq!(report["records_acknowledged"], records, "{report:#}");
+    assert_eq!(report["records_dropped"], 0, "{report:#}");
+    assert_eq!(report["threads_left_behind"], 0, "{report:#}");
+    assert_eq!(report["coro_stack_bytes"], 24 * 1024);
+    let deepest = report["stack_high_water_bytes"].as_u64().unwrap();
+    assert!(
+        (1..16 * 1024).contains(&deepest),
+        "flush used {deepest} bytes of a coroutine's stack"
+    );
+}
+
+fn firehose_output(fake: &FakeFirehose, more: &str) -> String {
+    format!(
+        "    delivery_stream app\n    region us-east-1\n    endpoint {}\n    Retry_Limit no_limits\n{more}",
+        fake.url()
+    )
+}
+
+fn fake(faults: &str) -> FakeFirehose {
+    FakeFirehose::start(Options {
+        faults: faults.to_owned(),
+        ..Options::default()
+    })
+    .expect("a fake Firehose")
+}
+
+const FAULTS: &str = "1% records ServiceUnavailableException; 5% throttle";
+
+#[test]
+fn of_200_000_records_under_faults_none_is_lost_and_none_is_duplicated() {
+    for aggregation in ["off", "auto"] {
+        let fake = fake(FAULTS);
+        let scene = Scene::new(
+            "    Name http_sample\n    Tag app.http\n    Samples 200000",
+            &firehose_output(
+                &fake,
+                &format!("    Workers 4\n    aggregation {aggregation}"),
+            ),
+        );
+        let report = scene.run(&[]);
+        assert_clean(&report, 200_000);
+        let ledger = fake.report(Some(200_000));
+        assert_eq!((ledger.missing, ledger.duplicates), (0, 0), "{ledger}");
+        assert_eq!(
+            (ledger.limit_violations, ledger.totals.invalid_lines),
+            (0, 0),
+            "{ledger}"
+        );
+    }
+}
+
+#[test]
+fn hot_reloads_under_faults_lose_nothing_and_leave_no_thread() {
+    let fake = fake(FAULTS);
+    let scene = Scene::new(
+        "    Name http_sample\n    Tag app.http\n    Samples 60000",
+        &firehose_output(&fake, "    Workers 4"),
+    );
+    let report = scene.run(&["--reload-after-chunks", "3", "--reload-after-chunks", "6"]);
+    assert_eq!(report["reloads"], 2, "{report:#}");
+    assert_eq!(report["records_dropped"], 0, "{report:#}\n{}", scene.log());
+    assert_eq!(report["threads_left_behind"], 0);
+    let ledger = fake.report(None);
+    // A reload begins the sample input anew, with the first sequence number.
+    assert_eq!(
+        ledger.totals.lines,
+        report["records_acknowledged"].as_u64().unwrap(),
+        "{ledger}"
+    );
+}
+
+#[test]
+fn without_workers_everything_arrives_and_the_user_is_told_what_it_costs() {
+    let fake = fake("");
+    let scene = Scene::new(
+        "    Name nestjs_sample\n    Tag app\n    Samples 5000",
+        &firehose_output(&fake, ""),
+    );
+    assert_clean(&scene.run(&[]), 5_000);
+    assert_eq!(fake.report(Some(5_000)).missing, 0);
+    assert_eq!(
+        scene
+            .log()
+            .matches("flush runs on the host's engine thread")
+            .count(),
+        1,
+        "{}",
+        scene.log()
+    );
+}
+
+#[test]
+fn captured_chunks_become_objects_that_a_replay_does_not_double() {
+    let chunks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chunks");
+    let scene = Scene::new(
+        &format!("    Name chunks\n    Path {}", chunks.display()),
+        "    url file://@HERE@/objects\n    Workers 2\n    Retry_Limit no_limits",
+    );
+    let first = scene.run(&[]);
+    assert_eq!(first["records_dropped"], 0, "{first:#}");
+    let objects = verify_objects(&scene.path("objects"), "seq")
+        .unwrap()
+        .report(None);
+    assert_eq!(objects.totals.invalid_lines, 0, "{objects}");
+    assert_eq!(
+        objects.totals.lines,
+        first["records_acknowledged"].as_u64().unwrap()
+    );
+    scene.run(&[]);
+    let again = verify_objects(&scene.path("objects"), "seq")
+        .unwrap()
+        .report(None);
+    assert_eq!(
+        again.totals.lines, objects.totals.lines,
+        "a replay makes no second object"
+    );
+}
+
+#[test]
+fn two_outputs_in_one_configuration_each_get_everything() {
+    let fake = fake("");
+    let scene = Scene::new(
+        "    Name http_sample\n    Tag app\n    Samples 20000",
+        &format!(
+            "{}\n    Workers 2\n\n[OUTPUT]\n    Name ferry\n    Match *\n    Workers 1\n    Retry_Limit no_limits\n    \
+             dead_letter_dir @HERE@/letters2\n    url file://@HERE@/objects",
+            firehose_output(&fake, "")
+        ),
+    );
+    let report = scene.run(&[]);
+    assert_eq!(report["records_dropped"], 0, "{report:#}");
+    assert_eq!(fake.report(Some(20_000)).missing, 0);
+    let objects = verify_objects(&scene.path("objects"), "seq")
+        .unwrap()
+        .report(Some(20_000));
+    assert_eq!((objects.missing, objects.duplicates), (0, 0), "{objects}");
+}
+
+#[test]
+fn a_configuration_that_cannot_work_stops_the_host_with_every_reason() {
+    let scene = Scene::new(
+        "    Name http_sample\n    Tag app\n    Samples 1",
+        "    url ftp://nowhere\n    memory_limit lots\n    spool on",
+    );
+    let output = Command::new(support::harness())
+        .args(["run", "--quiet", "-c"])
+        .arg(scene.path("fluent-bit.conf"))
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let log = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for reason in [
+        "url: 'ftp://nowhere'",
+        "memory_limit: 'lots'",
+        "spool: 'on'",
+    ] {
+        assert!(log.contains(reason), "{reason} is missing in: {log}");
+    }
+}
+
+#[test]
+fn logs_arrive_in_azurite_once() {
+    let scene = Scene::new(
+        "    Name http_sample\n    Tag app.http\n    Samples 20000",
+        &azurite_output(),
+    );
+    assert_clean(&scene.run(&[]), 20_000);
+    // The same chunks again, as after a crash between our OK and the host's own deletion.
+    assert_clean(&scene.run(&[]), 20_000);
+}
+
+fn azurite_output() -> String {
+    format!(
+        "    account_name devstoreaccount1\n    container_name end-to-end\n    emulator_mode on\n    endpoint {}\n    \
+         Workers 2\n    Retry_Limit no_limits",
+        azurite().blob_url()
+    )
+}
+
+#[test]
+fn logs_arrive_through_motos_firehose() {
+    let moto = moto();
+    let scene = Scene::new(
+        "    Name http_sample\n    Tag app.http\n    Samples 5000",
+        &format!(
+            "    delivery_stream moto-stream\n    region us-east-1\n    endpoint {}\n    aggregation on\n    Workers 2\n    \
+             Retry_Limit no_limits",
+            moto.url()
+        ),
+    );
+    moto.create_stream("moto-stream", "moto-bucket");
+    assert_clean(&scene.run(&[]), 5_000);
+    let lines: usize = moto
+        .objects("moto-bucket")
+        .iter()
+        .map(|object| object.lines().count())
+        .sum();
+    assert_eq!(lines, 5_000);
+}
+
+// In the real host.
+
+/// A process that is ended with its scene, whatever happens.
+struct Host(Child);
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Host {
+    fn start(fluent_bit: &Path, scene: &Scene) -> Host {
+        let log = fs::File::create(scene.path("log")).unwrap();
+        let child = Command::new(fluent_bit)
+            .arg("-c")
+            .arg(scene.path("fluent-bit.conf"))
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("Fluent Bit starts");
+        Host(child)
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill")
+            .args(["-s", signal, &self.0.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for what must come, and looks often.
+    fn until(&mut self, scene: &Scene, what: &str, mut done: impl FnMut() -> bool) {
+        let limit = Instant::now() + Duration::from_secs(120);
+        while !done() {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                assert!(
+                    done(),
+                    "{what}: the host ended with {status}: {}",
+                    scene.log()
+                );
+                return;
+            }
+            assert!(
+                Instant::now() < limit,
+                "{what}: not within 120 s: {}",
+                scene.log()
+            );
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    }
+
+    /// Stops the host as a service manager does.
+    fn stop(mut self, scene: &Scene) {
+        self.signal("TERM");
+        let limit = Instant::now() + Duration::from_secs(60);
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(
+                Instant::now() < limit,
+                "the host does not stop: {}",
+                scene.log()
+            );
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        assert!(self.0.wait().unwrap().success(), "{}", scene.log());
+    }
+}
+
+/// A log of `records` lines for tail.
+fn write_log(scene: &Scene, records: usize) {
+    let status = Command::new(support::harness())
+        .args([
+            "generate",
+            "--shape",
+            "http",
+            "-n",
+            &records.to_string(),
+            "-o",
+        ])
+        .arg(scene.path("app.log"))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    fs::write(
+        scene.path("parsers.conf"),
+        "[PARSER]\n    Name json\n    Format json\n",
+    )
+    .unwrap();
+}
+
+const TAIL: &str = "    Name tail\n    Tag app.http\n    Path @HERE@/app.log\n    Parser json\n    Read_from_Head on\n    \
+                    Buffer_Max_Size 1M\n    Buffer_Chunk_Size 1M\n    DB @HERE@/tail.db";
+const REAL_SERVICE: &str = "Flush 1\n    Hot_Reload on\n    scheduler.base 1\n    scheduler.cap 2\n    Parsers_File @HERE@/parsers.conf";
+
+#[test]
+fn in_the_real_host_nothing_is_lost_under_faults_and_hot_reloads() {
+    let Some(fluent_bit) = support::fluent_bit() else {
+        println!("skipped: FLUENT_BIT is not set");
+        return;
+    };
+    for reloads in [0, 3] {
+        let fake = fake(FAULTS);
+        let scene =
+            Scene::with_service(REAL_SERVICE, TAIL, &firehose_output(&fake, "    Workers 4"));
+        write_log(&scene, 200_000);
+        let mut host = Host::start(&fluent_bit, &scene);
+        for n in 1..=reloads {
+            let lines = n * 30_000;
+            host.until(&scene, "a part arrives", || {
+                fake.report(None).totals.lines >= lines
+            });
+            host.signal("HUP");
+        }
+        host.until(&scene, "all arrives", || {
+            fake.report(Some(200_000)).missing == 0
+        });
+        host.stop(&scene);
+        let ledger = fake.report(Some(200_000));
+        assert_eq!(
+            (ledger.missing, ledger.duplicates),
+            (0, 0),
+            "{reloads} reloads: {ledger}\n{}",
+            scene.log()
+        );
+        assert_eq!(ledger.limit_violations, 0);
+    }
+}
+
+#[test]
+fn in_the_real_host_objects_appear_once() {
+    let Some(fluent_bit) = support::fluent_bit() else {
+        println!("skipped: FLUENT_BIT is not set");
+        return;
+    };
+    let output = "    url file://@HERE@/objects\n    Retry_Limit no_limits";
+    let scene = Scene::with_service(REAL_SERVICE, TAIL, output);
+    write_log(&scene, 50_000);
+    let mut host = Host::start(&fluent_bit, &scene);
+    let objects = |expect| {
+        verify_objects(&scene.path("objects"), "seq")
+            .unwrap()
+            .report(expect)
+    };
+    host.until(&scene, "all arrives", || {
+        scene.path("objects").exists() && objects(Some(50_000)).missing == 0
+    });
+    host.stop(&scene);
+    let ledger = objects(Some(50_000));
+    assert_eq!(
+        (
+            ledger.missing,
+            ledger.duplicates,
+            ledger.totals.invalid_lines
+        ),
+        (0, 0, 0),
+        "{ledger}"
+    );
+    assert!(
+        scene
+            .log()
+            .contains("flush runs on the host's engine thread"),
+        "{}",
+        scene.log()
+    );
+}

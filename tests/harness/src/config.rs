@@ -1,0 +1,871 @@
+//! The classic configuration format, read as Fluent Bit reads it: sections, indentation, `@SET`,
+//! `@INCLUDE` and `${VARIABLE}` with its habits, the odd ones too.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+/// A file and a line in it, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    file: Arc<str>,
+    line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// One `Key value` line. The value is `None` where nothing was left of it once its variables were
+/// resolved: the host then answers "not set".
+#[derive(Clone, Debug)]
+pub struct Property {
+    /// The key as written; keys compare without regard to case.
+    pub key: String,
+    /// The value, with its variables resolved.
+    pub value: Option<String>,
+    /// Where it was written.
+    pub place: Place,
+}
+
+/// An `[INPUT]`, `[OUTPUT]` or `[PARSER]` section: a name, and properties in the order written.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The value of `Name`.
+    pub name: String,
+    /// All properties but `Name`.
+    pub properties: Vec<Property>,
+    /// Where the section begins.
+    pub place: Place,
+}
+
+/// Same name and properties, wherever they are written.
+impl PartialEq for Instance {
+    fn eq(&self, other: &Self) -> bool {
+        let plain = |of: &Self| -> Vec<_> {
+            let pairs = of.properties.iter();
+            pairs
+                .map(|p| (p.key.to_lowercase(), p.value.clone()))
+                .collect()
+        };
+        self.name.eq_ignore_ascii_case(&other.name) && plain(self) == plain(other)
+    }
+}
+
+impl Instance {
+    /// The first property of that name, as the host looks it up.
+    pub fn property(&self, key: &str) -> Option<&Property> {
+        let mut properties = self.properties.iter();
+        properties.find(|property| property.key.eq_ignore_ascii_case(key))
+    }
+
+    /// The value of a property that is set and not empty.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.property(key).and_then(|found| found.value.as_deref())
+    }
+
+    /// The value of a property that the section cannot do without.
+    pub fn require(&self, key: &str) -> Result<&str> {
+        self.get(key)
+            .with_context(|| format!("{}: '{}' needs the key '{key}'", self.place, self.name))
+    }
+
+    /// A parsed value, or `default` where the key is not set.
+    pub fn parse<T>(
+        &self,
+        key: &str,
+        default: T,
+        read: impl Fn(&str) -> Option<T>,
+        want: &str,
+    ) -> Result<T> {
+        match self.property(key) {
+            Some(Property {
+                value: Some(value),
+                place,
+                ..
+            }) => {
+                read(value).ok_or_else(|| anyhow!("{place}: {key} is '{value}'; it must be {want}"))
+            }
+            _ => Ok(default),
+        }
+    }
+
+    /// A number of any kind.
+    pub fn number<T: FromStr>(&self, key: &str, default: T) -> Result<T> {
+        self.parse(key, default, |text| text.parse().ok(), "a number")
+    }
+
+    /// `on`, `true`, `yes` or their opposites.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        self.parse(key, default, flag, "on or off")
+    }
+
+    /// A size such as `64M`; Fluent Bit's units are powers of ten.
+    pub fn size(&self, key: &str, default: usize) -> Result<usize> {
+        self.parse(key, default, size, "a size such as 5M")
+    }
+}
+
+/// What `[SERVICE]` says.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Time between two flushes of what the inputs gathered.
+    pub flush: Duration,
+    /// How long running work may take at stop; `None` waits for all of it (`Grace -1`).
+    pub grace: Option<Duration>,
+    /// 0 off, 1 error, 2 warn, 3 info, 4 debug, 5 trace.
+    pub log_level: i32,
+    /// Go to the background between registering the libraries and starting them.
+    pub daemon: bool,
+    /// Whether SIGHUP reloads.
+    pub hot_reload: bool,
+    /// Whether a reload waits for every pending chunk, however long it takes; the host's default.
+    pub reload_waits: bool,
+    /// Bytes of stack that a flush runs on.
+    pub coro_stack_size: usize,
+    /// Smallest wait before a retry, in seconds. A fraction, which the host would not take, makes
+    /// waits of fractions of a second for tests.
+    pub scheduler_base: f64,
+    /// Largest wait before a retry, in seconds.
+    pub scheduler_cap: f64,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            flush: Duration::from_secs(1),
+            grace: Some(Duration::from_secs(5)),
+            log_level: 3,
+            daemon: false,
+            hot_reload: false,
+            reload_waits: true,
+            // The size of hosts before 5.1 on Linux: the tightest that a plugin meets.
+            coro_stack_size: 24 * 1024,
+            scheduler_base: 5.0,
+            scheduler_cap: 2000.0,
+        }
+    }
+}
+
+/// A whole configuration: the main file, its plugins files and its parsers files.
+#[derive(Debug, Default)]
+pub struct Config {
+    /// `[SERVICE]`.
+    pub service: Service,
+    /// Libraries to load, in order, with the place that names each.
+    pub plugins: Vec<(PathBuf, Place)>,
+    /// `[PARSER]` sections.
+    pub parsers: Vec<Instance>,
+    /// `[INPUT]` sections.
+    pub inputs: Vec<Instance>,
+    /// `[OUTPUT]` sections.
+    pub outputs: Vec<Instance>,
+    /// What was read but is not acted upon, each said once.
+    pub warnings: Vec<String>,
+}
+
+const SERVICE_IGNORED: &[&str] = &[
+    "log_file",
+    "http_server",
+    "http_listen",
+    "http_port",
+    "http_monitor",
+    "health_check",
+    "hc_errors_count",
+    "hc_retry_failure_count",
+    "hc_period",
+    "streams_file",
+    "multiline_buffer_limit",
+    "hot_reload.timeout",
+    "enable_chunk_trace",
+];
+const SERVICE_IGNORED_GROUPS: &[&str] = &[
+    "storage.",
+    "dns.",
+    "json.",
+    "flush.",
+    "sp.",
+    "security.",
+    "windows.",
+];
+const SECTIONS_IGNORED: &[&str] = &[
+    "filter",
+    "custom",
+    "stream_task",
+    "upstream",
+    "node",
+    "multiline_parser",
+];
+
+impl Config {
+    /// Reads `path` and what it names. Errors name file and line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let document = Document::read(path)?;
+        let root = document.root.clone();
+        let mut config = Self::default();
+        let mut variables = Variables::with(&document.sets);
+        for section in &document.sections {
+            match section.name.to_lowercase().as_str() {
+                "service" => config.read_service(section, &root, &mut variables)?,
+                "input" => config.inputs.push(instance(section, &mut variables)?),
+                "output" => config.outputs.push(instance(section, &mut variables)?),
+                "env" => {}
+                "parser" | "multiline_parser" => bail!(
+                    "{}: a [{}] section belongs in a file named by Parsers_File, not in the main file",
+                    section.place,
+                    section.name
+                ),
+                "plugins" => bail!(
+                    "{}: a [PLUGINS] section belongs in a file named by Plugins_File",
+                    section.place
+                ),
+                _ => config.ignore_section(section),
+            }
+        }
+        if let Ok(level) = std::env::var("FLB_LOG_LEVEL") {
+            config.service.log_level = log_level(&level)
+                .with_context(|| format!("FLB_LOG_LEVEL is '{level}'; it must be {LOG_LEVELS}"))?;
+        }
+        ensure!(
+            !config.inputs.is_empty(),
+            "{}: there is no [INPUT] section",
+            path.display()
+        );
+        ensure!(
+            !config.outputs.is_empty(),
+            "{}: there is no [OUTPUT] section",
+            path.display()
+        );
+        config.warnings.extend(variables.warnings);
+        let mut said = HashSet::new();
+        config.warnings.retain(|text| said.insert(text.clone()));
+        Ok(config)
+    }
+
+    fn ignore_section(&mut self, section: &Section) {
+        let known = SECTIONS_IGNORED.contains(&section.name.to_lowercase().as_str());
+        let kind = if known { "not run" } else { "not known" };
+        self.warnings.push(format!(
+            "[config] {}: [{}] sections are {kind} here and ignored",
+            section.place, section.name
+        ));
+    }
+
+    fn read_service(
+        &mut self,
+        section: &Section,
+        root: &Path,
+        variables: &mut Variables,
+    ) -> Result<()> {
+        // The last of two equal keys counts, since the host sets them one after the other.
+        for entry in &section.entries {
+            let value = variables.resolve(&entry.value);
+            let one = Instance {
+                name: "SERVICE".to_owned(),
+                properties: vec![Property {
+                    key: entry.key.clone(),
+                    value: Some(value.clone()),
+                    place: entry.place.clone(),
+                }],
+                place: entry.place.clone(),
+            };
+            let service = &mut self.service;
+            let key = entry.key.as_str();
+            match key.to_lowercase().as_str() {
+                "flush" => {
+                    service.flush =
+                        one.parse(key, service.flush, positive_seconds, "seconds above 0")?;
+                }
+                "grace" => {
+                    service.grace = one.parse(key, service.grace, grace, "seconds, or -1")?;
+                }
+                "log_level" => service.log_level = one.parse(key, 3, log_level, LOG_LEVELS)?,
+                "daemon" => service.daemon = one.flag(key, false)?,
+                "hot_reload" => service.hot_reload = one.flag(key, false)?,
+                "hot_reload.ensure_thread_safety" => {
+                    service.reload_waits = one.flag(key, true)?;
+                }
+                "coro_stack_size" => {
+                    let enough = |text: &str| text.parse().ok().filter(|&bytes| bytes >= 4096);
+                    service.coro_stack_size = one.parse(key, 0, enough, "4096 bytes or more")?;
+                }
+                "scheduler.base" => service.scheduler_base = one.parse(key, 5.0, wait, WAIT)?,
+                "scheduler.cap" => service.scheduler_cap = one.parse(key, 2000.0, wait, WAIT)?,
+                "plugins_file" => self.read_plugins(&value, root, &entry.place)?,
+                "parsers_file" => self.read_parsers(&value, root, &entry.place, variables)?,
+                lower => {
+                    let mut groups = SERVICE_IGNORED_GROUPS.iter();
+                    let known = SERVICE_IGNORED.contains(&lower)
+                        || groups.any(|group| lower.starts_with(group));
+                    let kind = if known { "not acted upon" } else { "not known" };
+                    self.warnings.push(format!(
+                        "[config] {}: the service key '{key}' is {kind} here and ignored",
+                        entry.place
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_plugins(&mut self, file: &str, root: &Path, place: &Place) -> Result<()> {
+        let document = Document::read(&beside(file, root))
+            .with_context(|| format!("{place}: Plugins_File is '{file}'"))?;
+        for section in &document.sections {
+            if !section.name.eq_ignore_ascii_case("plugins") {
+                self.ignore_section(section);
+                continue;
+            }
+            for entry in &section.entries {
+                if entry.key.eq_ignore_ascii_case("path") {
+                    // The host resolves no variables here.
+                    let library = PathBuf::from(&entry.value);
+                    self.plugins.push((library, entry.place.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_parsers(
+        &mut self,
+        file: &str,
+        root: &Path,
+        place: &Place,
+        variables: &mut Variables,
+    ) -> Result<()> {
+        let document = Document::read(&beside(file, root))
+            .with_context(|| format!("{place}: Parsers_File is '{file}'"))?;
+        for section in &document.sections {
+            if section.name.eq_ignore_ascii_case("parser") {
+                self.parsers.push(instance(section, variables)?);
+            } else {
+                self.ignore_section(section);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn instance(section: &Section, variables: &mut Variables) -> Result<Instance> {
+    let mut name = None;
+    let mut properties = Vec::new();
+    for entry in &section.entries {
+        let value = Some(variables.resolve(&entry.value)).filter(|value| !value.is_empty());
+        if entry.key.eq_ignore_ascii_case("name") {
+            name = name.or(value);
+        } else {
+            properties.push(Property {
+                key: entry.key.clone(),
+                value,
+                place: entry.place.clone(),
+            });
+        }
+    }
+    let name = name.with_context(|| format!("{}: the section has no Name", section.place))?;
+    Ok(Instance {
+        name,
+        properties,
+        place: section.place.clone(),
+    })
+}
+
+/// A file named in the main file: as it stands, or else in the main file's directory.
+fn beside(file: &str, root: &Path) -> PathBuf {
+    let path = Path::new(file);
+    if path.exists() || path.is_absolute() {
+        path.to_owned()
+    } else {
+        root.join(path)
+    }
+}
+
+const WAIT: &str = "seconds, 0 or more";
+const LOG_LEVELS: &str = "off, error, warn, info, debug or trace";
+
+/// `on`, `true`, `yes` or their opposites, in any case.
+fn flag(text: &str) -> Option<bool> {
+    match text.to_lowercase().as_str() {
+        "on" | "true" | "yes" => Some(true),
+        "off" | "false" | "no" => Some(false),
+        _ => None,
+    }
+}
+
+/// The host's number for a level's name.
+pub(crate) fn log_level(text: &str) -> Option<i32> {
+    const NAMES: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let lower = text.to_lowercase();
+    let lower = if lower == "warning" { "warn" } else { &lower };
+    NAMES
+        .iter()
+        .position(|&name| name == lower)
+        .map(|n| n as i32)
+}
+
+/// A size as the host reads it: `5M`, `5MB`, `500k`; a thousand bytes to the K.
+fn size(text: &str) -> Option<usize> {
+    let digits = text
+        .trim_end_matches(['b', 'B'])
+        .trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G']);
+    let scale = match text[digits.len()..].to_lowercase().as_str() {
+        "" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        _ => return None,
+    };
+    let number = digits.parse::<f64>().ok().filter(|n| *n >= 0.0)?;
+    Some((number * scale) as usize)
+}
+
+fn wait(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|n: &f64| (0.0..1e9).contains(n))
+}
+
+fn positive_seconds(text: &str) -> Option<Duration> {
+    wait(text).filter(|n| *n > 0.0).map(Duration::from_secs_f64)
+}
+
+fn grace(text: &str) -> Option<Option<Duration>> {
+    match text {
+        "-1" => Some(None),
+        _ => wait(text).map(|n| Some(Duration::from_secs_f64(n))),
+    }
+}
+
+/// What `${…}` stands for: `@SET` first, then the environment.
+struct Variables {
+    set: HashMap<String, String>,
+    warnings: Vec<String>,
+}
+
+impl Variables {
+    fn with(sets: &[(String, String)]) -> Self {
+        let mut set: HashMap<_, _> = sets.iter().cloned().collect();
+        // Shells know HOSTNAME but seldom export it, so the host provides it.
+        if std::env::var_os("HOSTNAME").is_none()
+            && let Ok(name) = fs::read_to_string("/proc/sys/kernel/hostname")
+        {
+            set.entry("HOSTNAME".to_owned())
+                .or_insert_with(|| name.trim_end().to_owned());
+        }
+        Self {
+            set,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn lookup(&self, name: &str) -> Option<String> {
+        let set = self.set.get(name).cloned();
+        set.or_else(|| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// Puts values in for `${name}` and `${name:-default}`. An unset variable leaves nothing. As in
+    /// the host, a `}` before the next `${` ends the search, and nothing after it is resolved.
+    fn resolve(&mut self, value: &str) -> String {
+        let mut out = String::new();
+        let mut resolved = false;
+        let mut tail = None;
+        let mut at = 0;
+        while let Some(start) = value[at..].find("${").map(|found| at + found) {
+            tail = value[at..].find('}').map(|found| at + found);
+            let Some(end) = tail.filter(|&end| end > start + 2) else {
+                break;
+            };
+            resolved = true;
+            out.push_str(&value[at..start]);
+            let inner = &value[start + 2..end];
+            let (name, default) = match inner.split_once(':') {
+                Some((name, rest)) if rest.starts_with('-') => (name, Some(&rest[1..])),
+                _ => (inner, None),
+            };
+            match (self.lookup(name), default) {
+                (Some(found), _) => out.push_str(&found),
+                (None, Some(default)) => out.push_str(default),
+                (None, None) => self
+                    .warnings
+                    .push(format!("[env] variable ${{{name}}} is used but not set")),
+            }
+            at = end + 1;
+        }
+        if !resolved {
+            return value.to_owned();
+        }
+        if let Some(end) = tail {
+            out.push_str(&value[end + 1..]);
+        }
+        out
+    }
+}
+
+/// Sections and `@SET` commands of one file and all it includes.
+struct Document {
+    sections: Vec<Section>,
+    sets: Vec<(String, String)>,
+    root: PathBuf,
+    seen: Vec<(u64, u64)>,
+}
+
+struct Section {
+    name: String,
+    entries: Vec<Entry>,
+    place: Place,
+}
+
+struct Entry {
+    key: String,
+    value: String,
+    place: Place,
+}
+
+impl Document {
+    fn read(path: &Path) -> Result<Self> {
+        let real = fs::canonicalize(path)
+            .with_context(|| format!("cannot open the configuration file {}", path.display()))?;
+        let mut document = Self {
+            sections: Vec::new(),
+            sets: Vec::new(),
+            root: real.parent().unwrap_or(Path::new("/")).to_owned(),
+            seen: Vec::new(),
+        };
+        document.read_file(path)?;
+        Ok(document)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<()> {
+        let metadata =
+            fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let identity = (metadata.dev(), metadata.ino());
+        ensure!(
+            !self.seen.contains(&identity),
+            "{} is read twice",
+            path.display()
+        );
+        self.seen.push(identity);
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read {} as UTF-8 text", path.display()))?;
+
+        let file: Arc<str> = path.to_string_lossy().into();
+        let mut indent: Option<&str> = None;
+        // Not the last one read: that may belong to an included file.
+        let mut current = None;
+        let mut in_group = false;
+        for (number, line) in text.lines().enumerate() {
+            let place = Place {
+                file: file.clone(),
+                line: number + 1,
+            };
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            if let Some(command) = line.strip_prefix('@') {
+                self.command(command, &place)?;
+                continue;
+            }
+            if let Some(header) = line.strip_prefix('[') {
+                let (name, _) = header
+                    .split_once(']')
+                    .with_context(|| format!("{place}: the section header has no ']'"))?;
+                self.sections.push(Section {
+                    name: name.to_owned(),
+                    entries: Vec::new(),
+                    place,
+                });
+                (current, in_group) = (Some(self.sections.len() - 1), false);
+                continue;
+            }
+            let body = line.trim_start_matches([' ', '\t']);
+            let margin = &line[..line.len() - body.len()];
+            if body.is_empty() || body.starts_with('#') {
+                continue;
+            }
+            ensure!(
+                !margin.is_empty(),
+                "{place}: indentation level is too low: keys are indented below their section"
+            );
+            let first = *indent.get_or_insert(margin);
+            let deeper = margin.strip_prefix(first).with_context(|| {
+                format!("{place}: invalid indentation level: the file's first key sets it")
+            })?;
+            ensure!(
+                deeper.is_empty() || deeper.len() == first.len(),
+                "{place}: extra indentation level found"
+            );
+            let section =
+                current.with_context(|| format!("{place}: the key stands before any section"))?;
+            if deeper.is_empty() {
+                in_group = body.starts_with('[');
+            }
+            if in_group {
+                continue; // processors and the like: Fluent Bit's own, no business of a proxy output
+            }
+            let (key, value) = body.split_once(' ').with_context(|| {
+                format!(
+                    "{place}: '{body}' has no value: a space, not a tab, must part key and value"
+                )
+            })?;
+            self.sections[section].entries.push(Entry {
+                key: key.trim().to_owned(),
+                value: value.trim().to_owned(),
+                place,
+            });
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: &str, place: &Place) -> Result<()> {
+        let (name, rest) = command.split_once(' ').unwrap_or((command, ""));
+        match name.to_lowercase().as_str() {
+            "include" => {
+                let files = self.included(rest.trim(), place)?;
+                for file in files {
+                    self.read_file(&file)
+                        .with_context(|| format!("{place}: @INCLUDE {rest}"))?;
+                }
+            }
+            "set" => {
+                let (key, value) = rest
+                    .trim()
+                    .split_once('=')
+                    .with_context(|| format!("{place}: '@SET {rest}' must be '@SET name=value'"))?;
+                self.sets.push((key.to_owned(), value.to_owned()));
+            }
+            _ => bail!("{place}: '@{name}' is not a command; there are @SET and @INCLUDE"),
+        }
+        Ok(())
+    }
+
+    fn included(&self, pattern: &str, place: &Place) -> Result<Vec<PathBuf>> {
+        if !pattern.contains('*') {
+            return Ok(vec![beside(pattern, &self.root)]);
+        }
+        let pattern = self.root.join(pattern);
+        let found: Vec<_> = glob::glob(&pattern.to_string_lossy())
+            .with_context(|| format!("{place}: @INCLUDE {}", pattern.display()))?
+            .collect::<Result<_, _>>()?;
+        ensure!(
+            !found.is_empty(),
+            "{place}: @INCLUDE {}: no file matches",
+            pattern.display()
+        );
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Loads `main` as `fluent-bit.conf`, beside the other files given.
+    fn load(main: &str, files: &[(&str, &str)]) -> Result<Config> {
+        let directory = tempfile::tempdir()?;
+        for (name, text) in files.iter().chain(&[("fluent-bit.conf", main)]) {
+            fs::write(directory.path().join(name), text)?;
+        }
+        Config::load(&directory.path().join("fluent-bit.conf"))
+    }
+
+    const PIPELINE: &str = "[INPUT]\n  Name dummy\n[OUTPUT]\n  Name x\n";
+
+    #[test]
+    fn the_classic_format_is_read_as_the_host_reads_it() {
+        let main = "\
+# a comment
+@SET fruit=a pear
+
+[Service]
+    flush          0.25
+    GRACE          -1
+    # an indented comment
+    Log_Level      warning
+    Coro_Stack_Size 65536
+    Hot_Reload     Yes
+    Plugins_File   plugins.conf
+    Parsers_File   parsers.conf
+    Flush          0.5
+@INCLUDE more-*.conf
+[INPUT]
+\tName dummy
+[OUTPUT]
+    Name  x
+"
+        .replace("\tName", "    Name");
+        let config = load(
+            &main,
+            &[
+                ("plugins.conf", "[PLUGINS]\n  Path /a/out_${x}.so\n  Path b.so\n"),
+                ("parsers.conf", "[PARSER]\n  Name p\n  Format json\n"),
+                (
+                    "more-1.conf",
+                    "[INPUT]\n\tName  tail # not a comment\n\tPath ${fruit}\n\tTag  \n\t[PROCESSORS]\n\t\tx y\n\tKey k\r\n",
+                ),
+            ],
+        )
+        .unwrap();
+        let service = &config.service;
+        assert_eq!(
+            service.flush,
+            Duration::from_millis(500),
+            "the later of two counts"
+        );
+        assert_eq!(
+            (service.grace, service.log_level, service.hot_reload),
+            (None, 2, true)
+        );
+        assert_eq!(service.coro_stack_size, 65_536);
+        let libraries: Vec<_> = config
+            .plugins
+            .iter()
+            .map(|(path, _)| path.to_str())
+            .collect();
+        assert_eq!(
+            libraries,
+            [Some("/a/out_${x}.so"), Some("b.so")],
+            "taken as written"
+        );
+        assert_eq!(config.parsers[0].get("format"), Some("json"));
+        let names: Vec<_> = config
+            .inputs
+            .iter()
+            .map(|input| input.name.as_str())
+            .collect();
+        assert_eq!(names, ["tail # not a comment", "dummy"]);
+        let tail = &config.inputs[0];
+        assert_eq!(tail.get("PATH"), Some("a pear"));
+        assert_eq!(tail.get("key"), Some("k"));
+        assert!(tail.property("tag").is_some() && tail.get("tag").is_none());
+        assert_eq!(
+            tail.get("x"),
+            None,
+            "what is in a group is not the section's"
+        );
+        assert_eq!(config.outputs.len(), 1);
+    }
+
+    #[test]
+    fn mistakes_name_file_and_line() {
+        let cases = [
+            ("[SERVICE\n", ":1: the section header has no ']'"),
+            ("[INPUT]\nName dummy\n", ":2: indentation level is too low"),
+            (
+                "[INPUT]\n  Name dummy\n\tTag x\n",
+                ":3: invalid indentation level",
+            ),
+            (
+                "[INPUT]\n  Name dummy\n   Tag x\n",
+                ":3: extra indentation level",
+            ),
+            ("[INPUT]\n  Name\tdummy\n", ":2: 'Name\tdummy' has no value"),
+            ("  Name dummy\n", ":1: the key stands before any section"),
+            ("[INPUT]\n  Tag x\n", ":1: the section has no Name"),
+            (
+                "[PARSER]\n  Name x\n",
+                ":1: a [PARSER] section belongs in a file",
+            ),
+            ("@SET x\n", ":1: '@SET x' must be '@SET name=value'"),
+            ("@DO x\n", ":1: '@DO' is not a command"),
+            ("@INCLUDE none.conf\n", ":1: @INCLUDE none.conf"),
+            ("@INCLUDE none-*.conf\n", "no file matches"),
+            ("@INCLUDE fluent-bit.conf\n", "is read twice"),
+            (
+                "[SERVICE]\n  Flush 0\n",
+                ":2: Flush is '0'; it must be seconds above 0",
+            ),
+            (
+                "[SERVICE]\n  Daemon maybe\n",
+                ":2: Daemon is 'maybe'; it must be on or off",
+            ),
+            ("[SERVICE]\n  Log_Level loud\n", ":2: Log_Level is 'loud'"),
+            (
+                "[SERVICE]\n  Coro_Stack_Size 100\n",
+                ":2: Coro_Stack_Size is '100'",
+            ),
+            (
+                "[SERVICE]\n  Plugins_File none\n",
+                ":2: Plugins_File is 'none'",
+            ),
+            ("[OUTPUT]\n  Name x\n", "there is no [INPUT] section"),
+            ("[INPUT]\n  Name x\n", "there is no [OUTPUT] section"),
+        ];
+        for (main, message) in cases {
+            let error = format!("{:#}", load(main, &[]).expect_err(main));
+            assert!(error.contains(message), "{main:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_acted_upon_is_said_once() {
+        let filter = "[FILTER]\n  Name grep\n";
+        let service = "[SERVICE]\n  storage.path /x\n  HTTP_Server on\n  Surprise 1\n";
+        let twice = "[OUTPUT]\n  Name x\n  Path ${UNSET_A}${UNSET_A}\n";
+        let config = load(&format!("{service}{filter}{PIPELINE}{twice}"), &[]).unwrap();
+        let endings = [
+            ":2: the service key 'storage.path' is not acted upon here and ignored",
+            ":3: the service key 'HTTP_Server' is not acted upon here and ignored",
+            ":4: the service key 'Surprise' is not known here and ignored",
+            ":5: [FILTER] sections are not run here and ignored",
+            "variable ${UNSET_A} is used but not set",
+        ];
+        assert_eq!(
+            config.warnings.len(),
+            endings.len(),
+            "{:?}",
+            config.warnings
+        );
+        for (warning, ending) in config.warnings.iter().zip(endings) {
+            assert!(warning.ends_with(ending), "{warning}");
+        }
+    }
+
+    #[test]
+    fn variables_are_resolved_with_the_hosts_habits() {
+        let sets = [("a", "1"), ("b", "two")];
+        let sets = sets.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let mut variables = Variables::with(&sets);
+        let cases = [
+            ("plain", "plain"),
+            ("${a}", "1"),
+            ("x${a}y${b}z", "x1ytwoz"),
+            ("${UNSET_B}", ""),
+            ("x${UNSET_B}y", "xy"),
+            ("${UNSET_B:-word}", "word"),
+            ("${a:-word}", "1"),
+            ("${a:word}", ""),
+            ("$a {a} ${", "$a {a} ${"),
+            ("${}", "${}"),
+            (r#"{"k": "${a}"}"#, r#"{"k": "1"}"#),
+            (r#"{"k": {}, "v": "${a}"}"#, r#"{"k": {}, "v": "${a}"}"#),
+            ("${a}} ${b}", "1 ${b}"),
+            ("${a} ${b", "1"),
+        ];
+        for (value, resolved) in cases {
+            assert_eq!(variables.resolve(value), resolved, "{value}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_decimal() {
+        let cases = [
+            ("1500", Some(1500)),
+            ("5M", Some(5_000_000)),
+            ("1.5k", Some(1500)),
+            ("2GB", Some(2_000_000_000)),
+            ("-1", None),
+            ("5 apples", None),
+            ("", None),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(size(text), bytes, "{text}");
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! A stand-in for Fluent Bit's engine: it loads any Go-proxy output, and treats it as the host does.
+//!
+//! - [`abi`]: the calls into a library
+//! - [`stack`]: the stacks that flushes run on, and what tells of their overflow
+//! - [`input`], [`chunk`]: where events come from, and how they are put together
+//! - [`pipeline`]: the engine's thread: tasks, retries, workers
+//! - [`schedule`]: when a retry comes
+//! - [`report`]: what a run did and cost
+//!
+//! This file is the host's main thread: it loads configurations and libraries, forks for `Daemon on`,
+//! waits for signals, and carries out hot reloads. The engine itself runs on a thread of its own, a new
+//! one after each reload, as in the host; a plugin can tell by thread numbers.
+
+mod abi;
+mod chunk;
+mod input;
+mod pipeline;
+mod report;
+mod schedule;
+mod stack;
+
+use std::env;
+use std::path::PathBuf;
+use std::process::{self, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use self::abi::{LOG_ERROR, LOG_INFO, LOG_WARN, Proxy};
+use self::input::Slot;
+use self::pipeline::{Event, Generation, Lasting, Order, Plan, Shared};
+use self::report::{Tally, foreign_threads, own_this_thread, process_cpu, spawn_own};
+use self::schedule::RetryLimit;
+use crate::config::{Config, Instance, Service, log_level};
+
+pub use self::report::{Cpu, Dropped, InputReport, Latency, OutputReport, Report};
+pub use self::stack::{EXIT_DEF_OVERRUN, EXIT_RAN_AFTER_UNLOAD, EXIT_STACK_OVERFLOW};
+
+/// How often the supervisor looks at signals and clocks.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a thread that was joined may still be listed.
+const THREADS_MAY_LINGER: Duration = Duration::from_millis(250);
+
+/// Arguments of `run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// The configuration, in the classic format
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+    /// A library to load before the configuration; may be given several times
+    #[arg(short = 'e', long = "plugin", value_name = "LIB.so")]
+    plugins: Vec<PathBuf>,
+    /// Hot-reload once N chunks were made in all; may be given several times
+    #[arg(long, value_name = "N")]
+    reload_after_chunks: Vec<u64>,
+    /// Write the report to this file too, as JSON
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+    /// No progress line every second
+    #[arg(short, long)]
+    quiet: bool,
+    /// Stop as on SIGTERM after this time, such as 500ms, 10s or 5m
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    stop_after: Option<Duration>,
+    /// Seed of the retry jitter
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+/// A configuration with its libraries loaded and registered, and nothing started.
+struct Loaded {
+    service: Service,
+    proxies: Vec<Proxy>,
+    plans: Vec<Plan>,
+    slots: Vec<Slot>,
+}
+
+impl Loaded {
+    /// `FLBPluginPreRegister(hot_reload)` and `FLBPluginRegister` are called on the way: first for the
+    /// libraries of the command line, then for those of the configuration.
+    fn load(args: &RunArgs, hot_reload: bool) -> Result<Self> {
+        let mut proxies = Vec::new();
+        match Self::load_into(&mut proxies, args, hot_reload) {
+            Ok((service, plans, slots)) => Ok(Self {
+                service,
+                proxies,
+                plans,
+                slots,
+            }),
+            Err(error) => {
+                unload(proxies);
+                Err(error)
+            }
+        }
+    }
+
+    fn load_into(
+        proxies: &mut Vec<Proxy>,
+        args: &RunArgs,
+        hot_reload: bool,
+    ) -> Result<(Service, Vec<Plan>, Vec<Slot>)> {
+        for library in &args.plugins {
+            proxies.extend(Proxy::load(library, hot_reload)?);
+        }
+        let config = Config::load(&args.config)?;
+        for warning in &config.warnings {
+            abi::log(LOG_WARN, warning);
+        }
+        for (library, place) in &config.plugins {
+            let proxy = Proxy::load(library, hot_reload);
+            proxies.extend(proxy.with_context(|| place.to_string())?);
+        }
+        let one_to_one = config.inputs.len() == 1 && config.outputs.len() == 1;
+        let plans = config.outputs.iter().enumerate();
+        let plans = plans
+            .map(|(number, output)| {
+                plan(
+                    output,
+                    number,
+                    one_to_one,
+                    config.service.log_level,
+                    proxies,
+                )
+            })
+            .collect::<Result<_>>()?;
+        let slots = input::build(&config.inputs, &config.parsers)?;
+        Ok((config.service, plans, slots))
+    }
+}
+
+/// What the host itself reads of an output. Of two equal keys the later counts.
+fn plan(
+    output: &Instance,
+    number: usize,
+    one_to_one: bool,
+    service_log_level: i32,
+    proxies: &[Proxy],
+) -> Result<Plan> {
+    let mut proxies_by_name = proxies.iter();
+    let Some(proxy) = proxies_by_name.position(|p| p.name.eq_ignore_ascii_case(&output.name))
+    else {
+        let known: Vec<_> = proxies.iter().map(|proxy| proxy.name.as_str()).collect();
+        bail!(
+            "{}: there is no output '{}'; the libraries loaded have: {}",
+            output.place,
+            output.name,
+            if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            }
+        );
+    };
+    let library = &proxies[proxy];
+    let mut plan = Plan {
+        name: format!("{}.{number}", library.name),
+        proxy,
+        definition: output.clone(),
+        tag_pattern: one_to_one.then(|| "*".to_owned()),
+        retry_limit: RetryLimit::Limit(1),
+        workers: 0,
+        log_level: service_log_level,
+    };
+    for property in &output.properties {
+        let (key, place) = (&property.key, &property.place);
+        let Some(value) = property.value.as_deref() else {
+            continue;
+        };
+        match key.to_lowercase().as_str() {
+            "match" => plan.tag_pattern = Some(value.to_owned()),
+            "match_regex" => bail!("{place}: {key} is not known here; use Match"),
+            "alias" => plan.name = value.to_owned(),
+            "workers" => {
+                let workers = value.parse();
+                plan.workers = workers
+                    .with_context(|| format!("{place}: {key} is '{value}'; it must be a number"))?;
+            }
+            "retry_limit" => {
+                let understood;
+                (plan.retry_limit, understood) = RetryLimit::read(value);
+                if !understood {
+                    let text = format!("[config] {place}: invalid retry_limit '{value}': it is 1");
+                    abi::log(LOG_WARN, &text);
+                }
+            }
+            "log_level" => {
+                plan.log_level = log_level(value)
+                    .with_context(|| format!("{place}: {key} is '{value}'; it is not a level"))?;
+            }
+            "tls" => {
+                let on = output.flag(key, false)?;
+                ensure!(
+                    !on || library.does_tls(),
+                    "{place}: [config] {} does not support TLS",
+                    plan.name
+                );
+            }
+            _ => {}
+        }
+    }
+    if plan.tag_pattern.is_none() {
+        abi::log(
+            LOG_WARN,
+            &format!("[router] NO match for {} output instance", plan.name),
+        );
+    }
+    Ok(plan)
+}
+
+fn unload(proxies: Vec<Proxy>) {
+    proxies.into_iter().for_each(Proxy::unload);
+}
+
+/// Signals, as flags that their handlers set.
+struct Signals {
+    stop: Arc<AtomicBool>,
+    reload: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn catch() -> Result<Self> {
+        let signals = Self {
+            stop: Arc::default(),
+            reload: Arc::default(),
+        };
+        for signal in [SIGTERM, SIGINT] {
+            signal_hook::flag::register(signal, signals.stop.clone())?;
+        }
+        signal_hook::flag::register(SIGHUP, signals.reload.clone())?;
+        Ok(signals)
+    }
+}
+
+/// Runs a configuration to its end. The status is 0, or 1 when a record was dropped; an error is one of
+/// configuration.
+pub fn run(mut args: RunArgs) -> Result<ExitCode> {
+    own_this_thread();
+    let signals = Signals::catch()?;
+    let loaded = Loaded::load(&args, false)?;
+    let daemon = loaded.service.daemon;
+    let mut threads_lost_at_fork = 0;
+    if daemon {
+        // A daemon's directory is `/`; what was meant from here stays meant.
+        args.config = std::path::absolute(&args.config)?;
+        for library in args.plugins.iter_mut().filter(|library| library.exists()) {
+            *library = std::path::absolute(&library)?;
+        }
+        args.report = args.report.map(std::path::absolute).transpose()?;
+        threads_lost_at_fork = go_to_the_background()?;
+    }
+    let coro_stack_bytes = loaded.service.coro_stack_size;
+    let began = Instant::now();
+    let mut supervisor = Supervisor {
+        quiet: args.quiet || daemon,
+        deadline: args.stop_after.map(|after| began + after),
+        args,
+        signals,
+        began,
+        shared: Arc::new(Shared {
+            progress: Default::default(),
+            cpu: Default::default(),
+            wants_reload: AtomicBool::new(false),
+            supervisor: thread::current(),
+        }),
+        lines: 0,
+        bytes_at_line: 0,
+        reloads: 0,
+    };
+    let tally = supervisor.run(loaded)?;
+
+    stack::libraries_are_unloaded();
+    let patience = Instant::now() + THREADS_MAY_LINGER;
+    while !foreign_threads().is_empty() && Instant::now() < patience {
+        thread::sleep(Duration::from_millis(1));
+    }
+    supervisor.shared.sample_cpu();
+    let mut report = tally.report(supervisor.began.elapsed().as_secs_f64());
+    report.threads_left_behind = foreign_threads().len();
+    report.threads_lost_at_fork = threads_lost_at_fork;
+    report.coro_stack_bytes = coro_stack_bytes;
+    report.reloads = supervisor.reloads;
+    report.cpu_seconds = Cpu {
+        process: process_cpu().as_secs_f64(),
+        library_threads: supervisor.library_cpu().as_secs_f64(),
+    };
+    if !daemon {
+        print!("{}", report.table());
+    }
+    if let Some(path) = &supervisor.args.report {
+        report
+            .write(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(ExitCode::from(report.exit_status))
+}
+
+/// Forks; only the child returns, with the number of threads that it lost.
+fn go_to_the_background() -> Result<usize> {
+    let threads = foreign_threads().len();
+    if threads > 0 {
+        let text = format!("[daemon] the library runs {threads} threads already: they end here");
+        abi::log(LOG_WARN, &text);
+    }
+    // SAFETY: this is the only thread of our own, so no lock of ours is held by another.
+    match unsafe { libc::fork() } {
+        -1 => return Err(std::io::Error::last_os_error()).context("cannot fork for 'Daemon on'"),
+        0 => {}
+        _ => process::exit(0),
+    }
+    own_this_thread();
+    // SAFETY: umask has no preconditions.
+    unsafe { libc::umask(0) };
+    // SAFETY: setsid has no preconditions.
+    unsafe { libc::setsid() };
+    env::set_current_dir("/")?;
+    let text = format!("switching to background mode (PID={})", process::id());
+    abi::log(LOG_INFO, &text);
+    // As in the host, the descriptors are free for whatever the library opens next.
+    abi::mute_log();
+    for descriptor in [libc::STDERR_FILENO, libc::STDOUT_FILENO] {
+        // SAFETY: nothing of ours writes there any more.
+        unsafe { libc::close(descriptor) };
+    }
+    Ok(threads)
+}
+
+/// The host's main thread while the engine runs.
+struct Supervisor {
+    args: RunArgs,
+    signals: Signals,
+    shared: Arc<Shared>,
+    quiet: bool,
+    began: Instant,
+    /// When `--stop-after` is over.
+    deadline: Option<Instant>,
+    /// Progress lines written.
+    lines: u64,
+    bytes_at_line: u64,
+    reloads: u32,
+}
+
+impl Supervisor {
+    /// Generation after generation, until one ends that no reload has ended.
+    fn run(&mut self, mut loaded: Loaded) -> Result<Tally> {
+        let mut reload_after = self.args.reload_after_chunks.clone();
+        reload_after.sort_unstable();
+        let mut lasting = Lasting {
+            tally: Tally::default(),
+            random: SmallRng::seed_from_u64(self.args.seed),
+            reload_after: reload_after.into(),
+            chunks_made: 0,
+        };
+        loop {
+            let generation = Generation {
+                service: loaded.service,
+                proxies: loaded.proxies,
+                plans: loaded.plans,
+                slots: loaded.slots,
+                lasting,
+            };
+            let (generation, result, next) = self.supervise(generation)?;
+            unload(generation.proxies);
+            if let Err(failure) = result {
+                if let Some(next) = next {
+                    unload(next.proxies);
+                }
+                bail!(failure);
+            }
+            lasting = generation.lasting;
+            let Some(mut next) = next else {
+                return Ok(lasting.tally);
+            };
+            input::carry_over(generation.slots, &mut next.slots);
+            self.reloads += 1;
+            loaded = next;
+        }
+    }
+
+    /// Runs one generation. Gives it back with what follows it.
+    fn supervise(
+        &mut self,
+        generation: Generation,
+    ) -> Result<(Generation, Result<(), String>, Option<Loaded>)> {
+        let hot_reload = generation.service.hot_reload;
+        let (orders, events) = mpsc::channel();
+        let (results, shared) = (orders.clone(), self.shared.clone());
+        let engine = spawn_own("flb-pipeline".to_owned(), move || {
+            let ended = generation.run(shared.clone(), results, &events);
+            shared.supervisor.unpark();
+            ended
+        })?;
+        // The engine may be gone already: then nobody needs the order.
+        let order = |order| drop(orders.send(Event::Order(order)));
+
+        let mut next = None;
+        let mut stopping = false;
+        while !engine.is_finished() {
+            let busy = stopping || next.is_some();
+            let reload = self.is_reload_wanted(hot_reload);
+            let time_is_up = self
+                .deadline
+                .is_some_and(|deadline| Instant::now() >= deadline);
+            if !busy && (time_is_up || self.signals.stop.load(Ordering::Relaxed)) {
+                abi::log(LOG_INFO, "[engine] caught a signal to stop");
+                order(Order::Stop { by_reload: false });
+                stopping = true;
+            } else if !busy && reload {
+                match Loaded::load(&self.args, true) {
+                    Ok(loaded) => {
+                        abi::log(LOG_INFO, "[reload] stop everything of the old context");
+                        order(Order::Stop { by_reload: true });
+                        next = Some(loaded);
+                    }
+                    Err(error) => {
+                        let text = format!("[reload] {error:#}. Reloading is halted");
+                        abi::log(LOG_ERROR, &text);
+                        order(Order::Resume);
+                    }
+                }
+            }
+            self.shared.sample_cpu();
+            self.print_progress();
+            thread::park_timeout(TICK);
+        }
+        let (generation, result) = match engine.join() {
+            Ok(ended) => ended,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        Ok((generation, result, next))
+    }
+
+    fn is_reload_wanted(&self, enabled: bool) -> bool {
+        let signalled = self.signals.reload.swap(false, Ordering::Relaxed);
+        if signalled && !enabled {
+            abi::log(
+                LOG_WARN,
+                "[reload] hot reloading is not enabled: set 'Hot_Reload on'",
+            );
+        }
+        self.shared.wants_reload.swap(false, Ordering::AcqRel) || (signalled && enabled)
+    }
+
+    fn print_progress(&mut self) {
+        let second = self.began.elapsed().as_secs();
+        if self.quiet || second <= self.lines {
+            return;
+        }
+        let progress = &self.shared.progress;
+        eprintln!("{}", progress.line(second, self.bytes_at_line));
+        self.bytes_at_line = progress.bytes.load(Ordering::Relaxed);
+        self.lines = second;
+    }
+
+    fn library_cpu(&self) -> Duration {
+        let cpu = self.shared.cpu.lock();
+        cpu.map(|cpu| cpu.total()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,7 @@
+//! The command line of the harness; see `ferry-harness --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ferry_harness::cli::main()
+}

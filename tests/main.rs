@@ -1,0 +1,10 @@
+//! One integration binary; each module is a story.
+
+mod support;
+
+mod blob_stores;
+mod captured_chunks;
+mod end_to_end;
+mod firehose;
+mod header;
+mod reference;

@@ -1,0 +1,312 @@
+//! Azurite (Azure Blob) and moto (Firehose, S3), each started once for a test process, on a port of the
+//! system's choice. They are installed by `tests/emulators/install.sh`.
+
+use std::collections::VecDeque;
+use std::env;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use object_store::aws::AmazonS3Builder;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+/// On two cores busy with compilers moto took 50 seconds.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+/// Of what an emulator said before it failed, so much is shown.
+const LINES_SHOWN: usize = 20;
+
+/// A running Azurite.
+pub(crate) struct Azurite {
+    origin: String,
+    /// The CA that its certificate comes from (PEM), where it speaks TLS.
+    pub(crate) ca_pem: Option<String>,
+}
+
+impl Azurite {
+    /// The account that every Azurite has, and everybody knows.
+    pub(crate) const ACCOUNT: &str = "devstoreaccount1";
+    /// The shared key of [`Self::ACCOUNT`], as public as the account.
+    pub(crate) const KEY: &str =
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+    /// The blob service of [`Self::ACCOUNT`], such as `http://127.0.0.1:40000/devstoreaccount1`.
+    pub(crate) fn blob_url(&self) -> String {
+        format!("{}/{}", self.origin, Self::ACCOUNT)
+    }
+}
+
+/// A running moto.
+pub(crate) struct Moto {
+    origin: String,
+}
+
+impl Moto {
+    /// The endpoint of every service, such as `http://127.0.0.1:40000`.
+    pub(crate) fn url(&self) -> &str {
+        &self.origin
+    }
+
+    /// Makes a delivery stream in us-east-1 that delivers into a new bucket.
+    pub(crate) fn create_stream(&self, stream: &str, bucket: &str) {
+        self.call("PUT", &format!("/{bucket}"), "s3", "", "");
+        let body = serde_json::json!({
+            "DeliveryStreamName": stream,
+            "ExtendedS3DestinationConfiguration": {
+                "RoleARN": "arn:aws:iam::123456789012:role/firehose",
+                "BucketARN": format!("arn:aws:s3:::{bucket}"),
+            },
+        });
+        self.call(
+            "POST",
+            "/",
+            "firehose",
+            "Firehose_20150804.CreateDeliveryStream",
+            &body.to_string(),
+        );
+    }
+
+    /// The text of every object in a bucket, in the order of their names.
+    pub(crate) fn objects(&self, bucket: &str) -> Vec<String> {
+        let store = AmazonS3Builder::new()
+            .with_endpoint(&self.origin)
+            .with_allow_http(true)
+            .with_bucket_name(bucket)
+            .with_access_key_id("moto")
+            .with_secret_access_key("takes any")
+            .build()
+            .expect("the settings are complete");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let mut found: Vec<_> = store
+                .list(None)
+                .try_collect()
+                .await
+                .expect("moto lists a bucket");
+            found.sort_by(|a, b| a.location.cmp(&b.location));
+            let mut texts = Vec::new();
+            for object in found {
+                let got = store
+                    .get(&object.location)
+                    .await
+                    .expect("moto gives an object it lists");
+                let bytes = got.bytes().await.expect("moto gives a whole object");
+                texts.push(String::from_utf8(bytes.into()).expect("the object is text"));
+            }
+            texts
+        })
+    }
+
+    /// One request that must succeed. moto finds the service in the signature's scope, and checks no more
+    /// of the signature.
+    fn call(&self, method: &str, path: &str, service: &str, target: &str, body: &str) {
+        let address = self
+            .origin
+            .strip_prefix("http://")
+            .expect("moto speaks plain HTTP");
+        let mut connection = TcpStream::connect(address).expect("moto takes a connection");
+        write!(
+            connection,
+            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nX-Amz-Target: {target}\r\n\
+             Authorization: AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/{service}/aws4_request\r\n\
+             Content-Type: application/x-amz-json-1.1\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("moto takes a request");
+        let mut answer = String::new();
+        connection
+            .read_to_string(&mut answer)
+            .expect("moto answers");
+        let status = answer.split(' ').nth(1);
+        assert_eq!(status, Some("200"), "{method} {path} {target}: {answer}");
+    }
+}
+
+/// Azurite over plain HTTP.
+///
+/// # Panics
+/// When it is not installed, or not ready in time.
+pub(crate) fn azurite() -> &'static Azurite {
+    static RUNNING: OnceLock<Azurite> = OnceLock::new();
+    RUNNING.get_or_init(|| Azurite {
+        origin: start("Azurite", azurite_command()),
+        ca_pem: None,
+    })
+}
+
+/// Azurite over TLS, with a certificate for `127.0.0.1` from a CA that nobody else trusts.
+///
+/// # Panics
+/// As [`azurite`].
+pub(crate) fn azurite_tls() -> &'static Azurite {
+    static RUNNING: OnceLock<Azurite> = OnceLock::new();
+    RUNNING.get_or_init(|| {
+        // Azurite reads its certificate before it listens, so the files need not outlive the start.
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (certificate, key) = (
+            folder.path().join("leaf.pem"),
+            folder.path().join("leaf.key"),
+        );
+        let ca_pem = write_certificate(&certificate, &key).expect("a certificate can be made");
+        let mut command = azurite_command();
+        command
+            .arg("--cert")
+            .arg(&certificate)
+            .arg("--key")
+            .arg(&key);
+        Azurite {
+            origin: start("Azurite", command),
+            ca_pem: Some(ca_pem),
+        }
+    })
+}
+
+/// moto's server, for Firehose and for S3.
+///
+/// # Panics
+/// As [`azurite`].
+pub(crate) fn moto() -> &'static Moto {
+    static RUNNING: OnceLock<Moto> = OnceLock::new();
+    RUNNING.get_or_init(|| {
+        let mut command = Command::new(installed("moto/bin/moto_server"));
+        // Python holds back what it writes to a pipe.
+        command
+            .args(["-H", "127.0.0.1", "-p", "0"])
+            .env("PYTHONUNBUFFERED", "1");
+        Moto {
+            origin: start("moto", command),
+        }
+    })
+}
+
+fn azurite_command() -> Command {
+    let mut command = Command::new(installed("azurite/node_modules/.bin/azurite-blob"));
+    command.args(["--blobHost", "127.0.0.1", "--blobPort", "0"]);
+    command.args(["--inMemoryPersistence", "--extentMemoryLimit", "1024"]);
+    command.args(["--skipApiVersionCheck", "--disableTelemetry", "--silent"]);
+    command
+}
+
+fn installed(program: &str) -> PathBuf {
+    let folder = env::var_os("FERRY_EMULATORS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators"),
+        PathBuf::from,
+    );
+    let path = folder.join(program);
+    assert!(
+        path.exists(),
+        "{} is not installed. Remedy: make emulators (or make test, which does it too)",
+        path.display()
+    );
+    path
+}
+
+/// Starts an emulator and waits until it says where it listens; gives that origin.
+fn start(name: &str, mut command: Command) -> String {
+    let (ready, origin) = mpsc::channel();
+    let parent = process::id();
+    // SAFETY: between fork and exec the closure makes system calls only: it takes no lock and no memory.
+    unsafe { command.pre_exec(move || end_with(parent)) };
+
+    // The kernel ends the child together with the *thread* that made it, and the thread of a test ends with
+    // its test. So a thread of the child's own makes it, and stays to drain its output.
+    let thread = thread::Builder::new().name(name.to_owned());
+    let attend = move || {
+        let end = run(command, |origin| {
+            // Nobody waits any more for a second line that says it.
+            ready.send(Ok(origin)).ok();
+        });
+        ready
+            .send(Err(
+                end.unwrap_or_else(|error| format!("cannot be run: {error}"))
+            ))
+            .ok();
+    };
+    thread.spawn(attend).expect("a thread can be started");
+
+    match origin.recv_timeout(READY_WITHIN) {
+        Ok(Ok(origin)) => origin,
+        Ok(Err(reason)) => {
+            panic!("{name} {reason}\nRemedy: make emulators, and look at what it says above")
+        }
+        Err(error) => {
+            panic!("{name} did not say within {READY_WITHIN:?} where it listens: {error}")
+        }
+    }
+}
+
+/// Runs an emulator to its end, tells where it listens, and gives the reason of the end.
+fn run(mut command: Command, on_listening: impl Fn(String)) -> io::Result<String> {
+    let (reader, writer) = io::pipe()?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer);
+    let mut child = command.spawn()?;
+    // It holds our copies of the pipe's writing end; as long as they are open the pipe does not end.
+    drop(command);
+    let mut said = VecDeque::new();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        if let Some(origin) = listening(&line) {
+            on_listening(origin);
+        }
+        if said.len() == LINES_SHOWN {
+            said.pop_front();
+        }
+        said.push_back(line);
+    }
+    let status = child.wait()?;
+    Ok(format!(
+        "ended with {status}\n{}",
+        Vec::from(said).join("\n")
+    ))
+}
+
+/// The origin in a line such as `Azurite Blob service successfully listens on http://127.0.0.1:40000`.
+fn listening(line: &str) -> Option<String> {
+    let (_, rest) = line
+        .split_once("listens on ")
+        .or_else(|| line.split_once("Running on "))?;
+    Some(rest.trim_end().trim_end_matches('/').to_owned())
+}
+
+/// In the child: die when the parent does, however it dies.
+fn end_with(parent: u32) -> io::Result<()> {
+    // SAFETY: prctl reads its integer arguments only.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // It may have died before we asked.
+    if std::os::unix::process::parent_id() != parent {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+/// Writes a leaf certificate and its key; gives the CA's certificate.
+///
+/// rustls refuses a CA in the place of a leaf, so there are two.
+fn write_certificate(certificate: &Path, key: &Path) -> Result<String, Box<dyn std::error::Error>> {
+    let mut ca = rcgen::CertificateParams::default();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    ca.distinguished_name
+        .push(rcgen::DnType::CommonName, "CA of the tests");
+    ca.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let ca = rcgen::CertifiedIssuer::self_signed(ca, rcgen::KeyPair::generate()?)?;
+    let leaf_key = rcgen::KeyPair::generate()?;
+    let leaf =
+        rcgen::CertificateParams::new(["127.0.0.1".to_owned()])?.signed_by(&leaf_key, &ca)?;
+    std::fs::write(certificate, leaf.pem())?;
+    std::fs::write(key, leaf_key.serialize_pem())?;
+    Ok(ca.pem())
+}

@@ -1,0 +1,57 @@
+//! What the integration tests share: where the built things are, and the emulators.
+
+pub(crate) mod emulators;
+pub(crate) mod plugin;
+
+use std::env;
+use std::path::PathBuf;
+
+/// The library as Fluent Bit would load it, of the same profile as this test and never older than it:
+/// cargo builds it for the test's own sake, into the folder of the test's executable.
+pub(crate) fn library() -> PathBuf {
+    built(executables().join("libferry.so"))
+}
+
+/// The bundled harness, of the same profile as this test.
+///
+/// # Panics
+/// When it is not built: a run of this test alone does not build it.
+pub(crate) fn harness() -> PathBuf {
+    let folder = executables();
+    built(
+        folder
+            .parent()
+            .expect("tests lie in <profile>/deps")
+            .join("ferry-harness"),
+    )
+}
+
+/// The real host, where the person who runs the tests has one: `FLUENT_BIT=/path/to/fluent-bit`.
+///
+/// # Panics
+/// When the variable names no file. A mistyped path must not pass as a skipped test.
+pub(crate) fn fluent_bit() -> Option<PathBuf> {
+    let path = PathBuf::from(env::var_os("FLUENT_BIT").filter(|path| !path.is_empty())?);
+    assert!(
+        path.is_file(),
+        "FLUENT_BIT is {}, which is not a file. Remedy: the full path of a fluent-bit executable, or unset it",
+        path.display()
+    );
+    Some(path)
+}
+
+fn executables() -> PathBuf {
+    let test = env::current_exe().expect("a test knows its own executable");
+    test.parent()
+        .expect("an executable lies in a folder")
+        .to_owned()
+}
+
+fn built(path: PathBuf) -> PathBuf {
+    assert!(
+        path.is_file(),
+        "{} is not built. Remedy: make test, or cargo test --workspace",
+        path.display()
+    );
+    path
+}

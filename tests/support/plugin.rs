@@ -1,0 +1,130 @@
+//! One output in this process: the whole plugin, without a host.
+
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use ferry::config::Properties;
+use ferry::log::{Level, Output};
+use ferry::plugin::Instance;
+use ferry::settle::Verdict;
+use ferry_harness::samples::{Shape, generate};
+use tempfile::TempDir;
+
+/// What an output logged.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Output for Lines {
+    fn enabled(&self, _level: Level) -> bool {
+        true
+    }
+
+    fn write(&self, level: Level, line: &str) {
+        self.0.lock().unwrap().push(format!("{level:?} {line}"));
+    }
+}
+
+struct Keys(Vec<(String, String)>);
+
+impl Properties for Keys {
+    fn get(&self, key: &str) -> Option<String> {
+        self.0
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.clone())
+    }
+}
+
+/// An output and its folder.
+pub(crate) struct Plugin {
+    instance: Instance,
+    lines: Lines,
+    dir: TempDir,
+}
+
+impl Plugin {
+    /// Starts an output with dead letters in a folder of its own, or says what it logged.
+    pub(crate) fn try_start(keys: &[(&str, &str)]) -> Result<Plugin, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all: Vec<(String, String)> = keys
+            .iter()
+            .map(|(key, value)| ((*key).into(), (*value).into()))
+            .collect();
+        all.push((
+            "dead_letter_dir".into(),
+            dir.path().join("letters").display().to_string(),
+        ));
+        let lines = Lines::default();
+        match Instance::start(&Keys(all), Box::new(lines.clone())) {
+            Some(instance) => Ok(Plugin {
+                instance,
+                lines,
+                dir,
+            }),
+            None => Err(lines.0.lock().unwrap().join("\n")),
+        }
+    }
+
+    /// As `try_start`, where it must work.
+    pub(crate) fn start(keys: &[(&str, &str)]) -> Plugin {
+        Plugin::try_start(keys).unwrap_or_else(|log| panic!("{log}"))
+    }
+
+    /// Hands a chunk over, as a host's worker thread would.
+    pub(crate) fn flush(&self, tag: &str, chunk: &[u8]) -> Verdict {
+        self.instance
+            .flush(tag.as_bytes(), Bytes::copy_from_slice(chunk), false)
+    }
+
+    /// Hands a chunk over again and again until it is taken, as a host with `Retry_Limit no_limits` would.
+    pub(crate) fn deliver(&self, tag: &str, chunk: &[u8]) {
+        for _ in 0..20 {
+            if self.flush(tag, chunk) == Verdict::Ok {
+                return;
+            }
+        }
+        panic!("not delivered in 20 tries: {}", self.log());
+    }
+
+    /// All that was logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.lines.0.lock().unwrap().join("\n")
+    }
+
+    /// The dead letters.
+    pub(crate) fn letters(&self) -> Vec<serde_json::Value> {
+        std::fs::read_to_string(self.dir.path().join("letters/dead-letters.ndjson"))
+            .unwrap_or_default()
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("valid JSON"))
+            .collect()
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        self.instance.stop();
+    }
+}
+
+/// Sample HTTP logs with sequence numbers `range`, as a chunk.
+pub(crate) fn chunk(range: std::ops::Range<usize>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let lines = generate(Shape::Http, 1, SystemTime::UNIX_EPOCH);
+    for (number, (time, value)) in lines.enumerate().take(range.end).skip(range.start) {
+        assert_eq!(value["seq"], number);
+        push_event(&mut bytes, time, &value);
+    }
+    bytes
+}
+
+/// Appends one event as a host writes it.
+pub(crate) fn push_event(chunk: &mut Vec<u8>, time: SystemTime, body: &serde_json::Value) {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    chunk.extend_from_slice(&[0x92, 0x92, 0xd7, 0x00]);
+    chunk.extend_from_slice(&u32::try_from(since.as_secs()).unwrap().to_be_bytes());
+    chunk.extend_from_slice(&since.subsec_nanos().to_be_bytes());
+    chunk.push(0x80);
+    chunk.extend(rmp_serde::to_vec(body).unwrap());
+}
