@@ -22,7 +22,7 @@ enum Part {
     Literal(String),
     Time(Strftime),
     Tag,
-    TagPart(usize),
+    TagSegment(usize),
     Record { keys: Vec<String>, default: String },
 }
 
@@ -64,7 +64,7 @@ impl Template {
     /// Whether events with the same tag and second have the same name.
     pub fn steady_within_a_second(&self) -> bool {
         self.parts.iter().all(|part| match part {
-            Part::Literal(_) | Part::Tag | Part::TagPart(_) => true,
+            Part::Literal(_) | Part::Tag | Part::TagSegment(_) => true,
             Part::Time(format) => format.whole_seconds(),
             Part::Record { .. } => false,
         })
@@ -78,7 +78,7 @@ impl Template {
                 Part::Literal(text) => out.push_str(text),
                 Part::Time(format) => format.write(event.time, out),
                 Part::Tag => safe(tag, out),
-                Part::TagPart(n) => safe(tag.split('.').nth(*n).unwrap_or("none"), out),
+                Part::TagSegment(n) => safe(tag.split('.').nth(*n).unwrap_or("none"), out),
                 Part::Record { keys, default } => match lookup(event.body, keys).and_then(text) {
                     Some(value) => safe(&value, out),
                     None => out.push_str(default),
@@ -110,7 +110,7 @@ fn dollar_placeholder(text: &str) -> Result<(Part, usize), String> {
         if let Some((number, _)) = index.split_once(']')
             && let Ok(n) = number.parse()
         {
-            return Ok((Part::TagPart(n), TAG.len() + number.len() + 2));
+            return Ok((Part::TagSegment(n), TAG.len() + number.len() + 2));
         }
     }
     Err(format!(
@@ -126,7 +126,7 @@ fn placeholder(text: &str) -> Result<Part, String> {
     if let Some(n) = text.strip_prefix("tag[").and_then(|t| t.strip_suffix(']')) {
         return n
             .parse()
-            .map(Part::TagPart)
+            .map(Part::TagSegment)
             .map_err(|_| format!("'{{{text}}}': the part of the tag is a number from 0"));
     }
     if let Some(path) = text.strip_prefix("record.") {

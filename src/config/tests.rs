@@ -157,7 +157,9 @@ fn keys_of_the_plugins_people_come_from_are_understood() {
 
 #[test]
 fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
-    let cases: &[(&[(&str, &str)], &str, &str)] = &[
+    /// What is written, the key that is named, and what is said of it.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+    let cases: &[Case<'_>] = &[
         (&[], "destination", "set delivery_stream"),
         (
             &[FIREHOSE, FILE],
