@@ -968,7 +968,7 @@ impl Reader<'_> {
             Some(Destination::Blob { blob, .. }) => blob.store.to_string(),
             None => String::new(),
         });
-        stream_name(&name.replace("://", "-"))
+        stream_name(&name.replace(":///", "-").replace("://", "-"))
     }
 }
 

@@ -59,7 +59,10 @@ pub struct Pipeline {
 struct Counts {
     delivered: AtomicU64,
     requests: AtomicU64,
-    repeated: AtomicU64,
+    /// Sent again because an answer was lost.
+    unsure: AtomicU64,
+    /// Delivered before their chunk was answered RETRY.
+    partly: AtomicU64,
     dead: AtomicU64,
 }
 
@@ -111,12 +114,18 @@ impl Pipeline {
     /// What was done so far, in a line.
     pub fn summary(&self) -> String {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (unsure, partly) = (count(&self.counts.unsure), count(&self.counts.partly));
+        let twice = match &self.config.destination {
+            Destination::Firehose(_) => " and may be there twice",
+            Destination::Blob { .. } => " and are there once",
+        };
         format!(
-            "{} records were delivered in {} requests, {} are dead letters; {} went twice because an answer was lost",
+            "{} records were delivered in {} requests, {} are dead letters; {} were sent again{twice} \
+             ({unsure} because an answer was lost, {partly} because their chunk was handed over again)",
             count(&self.counts.delivered),
             count(&self.counts.requests),
             count(&self.counts.dead),
-            count(&self.counts.repeated),
+            unsure + partly,
         )
     }
 
@@ -173,23 +182,27 @@ impl Pipeline {
         for (lane, pieces) in lanes {
             self.enqueue(lane, pieces);
         }
-        match timeout_at(deadline, flight.landed()).await {
-            Ok(verdict) => verdict,
-            Err(_) => {
-                flight.give_up();
-                self.log.trouble(
-                    Level::Warn,
-                    "deadline",
-                    &format!(
-                        "a chunk of {lines} records was not delivered within flush_deadline ({} s); the \
-                         host keeps it and hands it over again. {} of its records had been delivered",
-                        self.config.flush_deadline.as_secs(),
-                        flight.delivered_lines()
-                    ),
-                );
-                Verdict::Retry
-            }
+        let landed = timeout_at(deadline, flight.landed()).await;
+        if landed == Ok(Verdict::Ok) {
+            return Verdict::Ok;
         }
+        flight.give_up();
+        let delivered = flight.delivered_lines();
+        self.counts
+            .partly
+            .fetch_add(delivered as u64, Ordering::Relaxed);
+        if landed.is_err() {
+            self.log.trouble(
+                Level::Warn,
+                "deadline",
+                &format!(
+                    "a chunk of {lines} records was not delivered within flush_deadline ({} s); the host \
+                     keeps it and hands it over again. {delivered} of its records had been delivered",
+                    self.config.flush_deadline.as_secs(),
+                ),
+            );
+        }
+        Verdict::Retry
     }
 
     async fn admit(&self, chunk_bytes: usize) -> OwnedSemaphorePermit {
@@ -377,7 +390,7 @@ impl Pipeline {
                     packer.retain_fresh(Ticket::is_stale);
                     let Some(target) = packer.next_target() else { continue };
                     let mut limits = self.sink.shape(&target).await.limits;
-                    limits.batch_bytes = limits.batch_bytes.min(most_bytes.max(limits.record_bytes));
+                    limits.batch_bytes = limits.batch_bytes.min(most_bytes);
                     let records = packer.take(&limits);
                     sends.spawn(Arc::clone(&self).send(records, leave));
                 }
@@ -408,16 +421,16 @@ impl Pipeline {
                     continue;
                 }
                 Outcome::Rejected(fault) => {
+                    // Where it cannot be kept either, its flush answers RETRY and the host keeps it.
                     if self.refuse(&record, &fault).await.is_continue() {
                         keep(record);
-                        continue;
                     }
-                    fault
+                    continue;
                 }
                 Outcome::Retry(fault) => fault,
                 Outcome::Ambiguous(fault) => {
                     self.counts
-                        .repeated
+                        .unsure
                         .fetch_add(record.lines().into(), Ordering::Relaxed);
                     fault
                 }

@@ -228,6 +228,41 @@ fn two_outputs_in_one_configuration_each_get_everything() {
 }
 
 #[test]
+fn a_daemon_delivers_after_the_fork() {
+    let fake = fake("");
+    let scene = Scene::with_service(
+        "Flush 0.2\n    Daemon on",
+        "    Name http_sample\n    Tag app\n    Samples 5000",
+        &firehose_output(&fake, "    Workers 2"),
+    );
+    // The parent ends as soon as the daemon is on its way; the report is the daemon's last word.
+    let report = scene.path("report.json");
+    let parent = Command::new(support::harness())
+        .args(["run", "--quiet", "-c"])
+        .arg(scene.path("fluent-bit.conf"))
+        .arg("--report")
+        .arg(&report)
+        .status()
+        .unwrap();
+    assert!(parent.success());
+    let limit = Instant::now() + Duration::from_secs(60);
+    let report: Value = loop {
+        let read = fs::read(&report).unwrap_or_default();
+        if let Ok(report) = serde_json::from_slice(&read) {
+            break report;
+        }
+        assert!(Instant::now() < limit, "the daemon leaves no report");
+        std::thread::park_timeout(Duration::from_millis(20));
+    };
+    assert_clean(&report, 5_000);
+    assert_eq!(
+        report["threads_lost_at_fork"], 0,
+        "no thread is started before Init"
+    );
+    assert_eq!(fake.report(Some(5_000)).missing, 0);
+}
+
+#[test]
 fn a_configuration_that_cannot_work_stops_the_host_with_every_reason() {
     let scene = Scene::new(
         "    Name http_sample\n    Tag app\n    Samples 1",

@@ -2,6 +2,7 @@
 
 mod support;
 
+mod bad_input;
 mod blob_stores;
 mod captured_chunks;
 mod end_to_end;

@@ -242,7 +242,8 @@ async fn a_lost_answer_is_counted_because_its_records_go_twice() {
     assert_eq!(bench.sink.calls().len(), 2);
     let summary = bench.pipeline.summary();
     assert!(
-        summary.contains("2 records were delivered") && summary.contains("2 went twice"),
+        summary.contains("2 records were delivered")
+            && summary.contains("2 because an answer was lost"),
         "{summary}"
     );
 }
@@ -410,6 +411,30 @@ async fn a_dead_letter_that_cannot_be_written_holds_its_chunk_back() {
     std::fs::create_dir(&letters).unwrap();
     assert_eq!(bench.flush(&["a", &long]).await, Verdict::Ok);
     assert_eq!(bench.letters().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_record_that_cannot_be_kept_goes_back_to_the_host_at_once() {
+    let bench = Bench::new(ONE_LINE, &[], vec![all(Outcome::Rejected, Class::Record)]);
+    std::fs::remove_dir(bench.dir.path().join("letters")).unwrap();
+    let start = tokio::time::Instant::now();
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert_eq!(
+        bench.sink.calls().len(),
+        1,
+        "the destination is not asked again and again"
+    );
+    assert!(bench.said("dead letters cannot be written"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_takes_less_and_less_is_not_asked_without_end() {
+    let too_large = || all(Outcome::Retry, Class::TooLarge);
+    let bench = Bench::new(ONE_LINE, &[], vec![too_large(), too_large(), too_large()]);
+    assert_eq!(bench.flush(&["a", "b", "c"]).await, Verdict::Ok);
+    let sizes: Vec<usize> = bench.sink.calls().iter().map(Vec::len).collect();
+    assert_eq!(sizes[..2], [3, 1]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -73,8 +73,13 @@ impl Plugin {
 
     /// Hands a chunk over, as a host's worker thread would.
     pub(crate) fn flush(&self, tag: &str, chunk: &[u8]) -> Verdict {
+        self.flush_bytes(tag.as_bytes(), chunk)
+    }
+
+    /// As `flush`, with a tag of any bytes.
+    pub(crate) fn flush_bytes(&self, tag: &[u8], chunk: &[u8]) -> Verdict {
         self.instance
-            .flush(tag.as_bytes(), Bytes::copy_from_slice(chunk), false)
+            .flush(tag, Bytes::copy_from_slice(chunk), false)
     }
 
     /// Hands a chunk over again and again until it is taken, as a host with `Retry_Limit no_limits` would.
