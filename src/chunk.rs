@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::dead_letter::Letter;
 use crate::decode::{Events, Item, Time};
 use crate::encode::{Encoder, MAX_DEPTH, Options, Skip};
+use crate::settle::EventSet;
 use crate::template::Template;
 
 /// A chunk's lines for one name.
@@ -18,6 +19,8 @@ pub struct Part {
     pub text: Vec<u8>,
     /// Where in `text` each line ends, its newline included.
     pub ends: Vec<usize>,
+    /// Each line's event, by its number in the chunk.
+    pub events: Vec<u32>,
 }
 
 /// What became of a chunk's events.
@@ -27,17 +30,36 @@ pub struct Encoded {
     pub parts: Vec<Part>,
     /// What could not be read, or not be written.
     pub letters: Vec<Letter>,
+    /// The events that the letters are of, by their numbers in the chunk.
+    pub lettered: Vec<u32>,
     /// Events without the `log_key`.
     pub skipped: usize,
 }
 
-/// Encodes a chunk; `names` says where each event goes.
-pub fn encode(options: &Options, names: &Template, tag: &[u8], data: &[u8]) -> Encoded {
+impl Encoded {
+    /// Adds the letter of one event.
+    pub fn letter(&mut self, event: u32, letter: Letter) {
+        self.lettered.push(event);
+        self.letters.push(letter);
+    }
+}
+
+/// Encodes a chunk; `names` says where each event goes. Events in `settled` are passed over.
+pub fn encode(
+    options: &Options,
+    names: &Template,
+    tag: &[u8],
+    data: &[u8],
+    settled: &EventSet,
+) -> Encoded {
     let tag_text = String::from_utf8_lossy(tag);
     let mut encoder = Encoder::new(options);
     let mut encoded = Encoded::default();
     let mut sorter = Sorter::new(names);
-    for item in Events::new(data) {
+    for (number, item) in (0u32..).zip(Events::new(data)) {
+        if settled.contains(number) {
+            continue;
+        }
         let event = match item {
             Item::Event(event) => event,
             Item::Malformed {
@@ -45,32 +67,43 @@ pub fn encode(options: &Options, names: &Template, tag: &[u8], data: &[u8]) -> E
                 offset,
                 reason,
             } => {
-                encoded.letters.push(Letter {
-                    tag: tag.to_vec(),
-                    reason: "malformed",
-                    detail: format!(
-                        "{} bytes at offset {offset} of a chunk: {reason}",
-                        bytes.len()
-                    ),
-                    request_id: None,
-                    record: bytes.to_vec(),
-                });
+                encoded.letter(
+                    number,
+                    Letter {
+                        tag: tag.to_vec(),
+                        reason: "malformed",
+                        detail: format!(
+                            "{} bytes at offset {offset} of a chunk: {reason}",
+                            bytes.len()
+                        ),
+                        request_id: None,
+                        record: bytes.to_vec(),
+                    },
+                );
                 continue;
             }
         };
         let part = sorter.part(&tag_text, &event, data.len(), &mut encoded.parts);
         match encoder.line(tag, &event, &mut part.text) {
-            Ok(()) => part.ends.push(part.text.len()),
+            Ok(()) => {
+                part.ends.push(part.text.len());
+                part.events.push(number);
+            }
             Err(Skip::NoLogKey) => encoded.skipped += 1,
-            Err(Skip::TooDeep) => encoded.letters.push(Letter {
-                tag: tag.to_vec(),
-                reason: "too_deep",
-                detail: format!(
-                    "nested deeper than {MAX_DEPTH} levels; the event is kept as msgpack"
-                ),
-                request_id: None,
-                record: event.raw.to_vec(),
-            }),
+            Err(Skip::TooDeep) => {
+                encoded.letter(
+                    number,
+                    Letter {
+                        tag: tag.to_vec(),
+                        reason: "too_deep",
+                        detail: format!(
+                            "nested deeper than {MAX_DEPTH} levels; the event is kept as msgpack"
+                        ),
+                        request_id: None,
+                        record: event.raw.to_vec(),
+                    },
+                );
+            }
         }
     }
     encoded.parts.retain(|part| !part.ends.is_empty());
@@ -122,6 +155,7 @@ impl<'t> Sorter<'t> {
                 first: event.time,
                 text: Vec::with_capacity(capacity),
                 ends: Vec::new(),
+                events: Vec::new(),
             });
             parts.len() - 1
         });
@@ -151,6 +185,7 @@ mod tests {
             &Template::parse(template, true).unwrap(),
             b"t",
             data,
+            &EventSet::default(),
         )
         .parts
         .into_iter()
@@ -208,6 +243,7 @@ mod tests {
             &Template::parse("{record.k}", true).unwrap(),
             b"t",
             &data,
+            &EventSet::default(),
         );
         assert!(encoded.parts.is_empty());
         let reasons: Vec<&str> = encoded.letters.iter().map(|letter| letter.reason).collect();
@@ -217,12 +253,28 @@ mod tests {
     }
 
     #[test]
+    fn events_that_were_settled_before_are_passed_over_by_their_number() {
+        let data = chunk(&[
+            (1, b"\x81\xa1k\xa1a"),
+            (1, b"\x81\xa1k\xa1b"),
+            (1, b"\x81\xa1k\xa1c"),
+        ]);
+        let mut settled = EventSet::default();
+        settled.insert(1);
+        let names = Template::parse("x", true).unwrap();
+        let encoded = encode(&Options::default(), &names, b"t", &data, &settled);
+        assert_eq!(encoded.parts[0].text, b"{\"k\":\"a\"}\n{\"k\":\"c\"}\n");
+        assert_eq!(encoded.parts[0].events, [0, 2]);
+    }
+
+    #[test]
     fn an_empty_chunk_is_no_lines_and_no_trouble() {
         let encoded = encode(
             &Options::default(),
             &Template::parse("x", true).unwrap(),
             b"t",
             b"",
+            &EventSet::default(),
         );
         assert!(encoded.parts.is_empty() && encoded.letters.is_empty());
     }

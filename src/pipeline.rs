@@ -7,26 +7,25 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use bytes::Bytes;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use crate::batch::{Packer, Piece, Record, runs};
-use crate::chunk::{self, Part};
+use crate::chunk::{self, Encoded, Part};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
 use crate::dead_letter::{DeadLetters, Letter};
 use crate::log::{Level, Log};
 use crate::retry::{Adaptive, backoff};
-use crate::settle::{Flight, Ticket, Twins, Verdict, chunk_id};
+use crate::settle::{ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id};
 use crate::sink::{Batch, Class, Fault, Outcome, Shape, Sink};
 use crate::template::compact_time;
 
@@ -51,6 +50,7 @@ pub struct Pipeline {
     gate: Arc<Gate>,
     lanes: Mutex<HashMap<String, mpsc::UnboundedSender<Vec<Queued>>>>,
     twins: Twins,
+    partials: Partials,
     counts: Counts,
 }
 
@@ -61,8 +61,8 @@ struct Counts {
     requests: AtomicU64,
     /// Sent again because an answer was lost.
     unsure: AtomicU64,
-    /// Delivered before their chunk was answered RETRY.
-    partly: AtomicU64,
+    /// Of chunks that were handed over again: settled before, and not sent again.
+    spared: AtomicU64,
     dead: AtomicU64,
 }
 
@@ -77,6 +77,7 @@ impl Pipeline {
             gate: Arc::new(Gate::new(config.concurrency)),
             lanes: Mutex::default(),
             twins: Twins::default(),
+            partials: Partials::default(),
             counts: Counts::default(),
             config,
             sink,
@@ -97,7 +98,7 @@ impl Pipeline {
         if number > 0 {
             let _ = write!(name, "-{}", number + 1);
         }
-        let verdict = self.deliver(tag, data, &name).await;
+        let verdict = self.deliver(tag, data, id, &name).await;
         self.twins.answered(id, number, verdict);
         verdict
     }
@@ -114,23 +115,29 @@ impl Pipeline {
     /// What was done so far, in a line.
     pub fn summary(&self) -> String {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (unsure, partly) = (count(&self.counts.unsure), count(&self.counts.partly));
         let twice = match &self.config.destination {
-            Destination::Firehose(_) => " and may be there twice",
-            Destination::Blob { .. } => " and are there once",
+            Destination::Firehose(_) => "may be there twice",
+            Destination::Blob { .. } => "are there once",
         };
         format!(
-            "{} records were delivered in {} requests, {} are dead letters; {} were sent again{twice} \
-             ({unsure} because an answer was lost, {partly} because their chunk was handed over again)",
+            "{} records were delivered in {} requests, {} are dead letters; {} were sent again after a lost \
+             answer and {twice}; {} came again with their chunk and were not sent twice",
             count(&self.counts.delivered),
             count(&self.counts.requests),
             count(&self.counts.dead),
-            unsure + partly,
+            count(&self.counts.unsure),
+            count(&self.counts.spared),
         )
     }
 
-    async fn deliver(self: &Arc<Self>, tag: &[u8], data: Bytes, name: &str) -> Verdict {
-        let deadline = tokio::time::Instant::now() + self.config.flush_deadline;
+    async fn deliver(
+        self: &Arc<Self>,
+        tag: &[u8],
+        data: Bytes,
+        id: ChunkId,
+        name: &str,
+    ) -> Verdict {
+        let deadline = Instant::now() + self.config.flush_deadline;
         let Ok(_memory) = timeout_at(deadline, self.admit(data.len())).await else {
             self.log.trouble(
                 Level::Warn,
@@ -142,7 +149,51 @@ impl Pipeline {
         };
         self.log.recovered("memory", "chunks are admitted again");
 
-        let mut encoded = chunk::encode(&self.config.encode, self.names(), tag, &data);
+        let settled = match self.partials.take(id) {
+            None => EventSet::default(),
+            Some(before) => {
+                // What an earlier flush of this chunk still has on its way decides what is left to send.
+                if timeout_at(deadline, before.landed()).await.is_err() {
+                    self.partials.leave(id, before);
+                    return Verdict::Retry;
+                }
+                before.settled()
+            }
+        };
+        self.counts
+            .spared
+            .fetch_add(settled.len() as u64, Ordering::Relaxed);
+        let flight = Arc::new(Flight::new(tag, settled));
+        let verdict = self.fly(&flight, data, name, deadline).await;
+        if verdict == Verdict::Retry {
+            flight.give_up();
+            if self.remembers_partials() {
+                self.partials.leave(id, flight);
+            }
+        }
+        verdict
+    }
+
+    /// Whether what was settled of a chunk must not be sent again with the rest. An object must: its
+    /// name stands for the whole chunk, and its store tells whether it is there.
+    fn remembers_partials(&self) -> bool {
+        matches!(self.config.destination, Destination::Firehose(_))
+    }
+
+    async fn fly(
+        self: &Arc<Self>,
+        flight: &Arc<Flight>,
+        data: Bytes,
+        name: &str,
+        deadline: Instant,
+    ) -> Verdict {
+        let mut encoded = chunk::encode(
+            &self.config.encode,
+            self.names(),
+            flight.tag(),
+            &data,
+            &flight.settled(),
+        );
         drop(data);
         if encoded.skipped > 0 {
             self.log.trouble(
@@ -155,16 +206,13 @@ impl Pipeline {
             );
         }
 
-        let flight = Arc::new(Flight::new(tag));
         let mut lanes: Vec<(String, Vec<Queued>)> = Vec::new();
-        let mut lines = 0;
         for part in std::mem::take(&mut encoded.parts) {
             let (lane, target) = self.target(&part, name);
             let Ok(shape) = timeout_at(deadline, self.sink.shape(&target)).await else {
                 return Verdict::Retry;
             };
-            lines += part.ends.len();
-            let pieces = self.pieces(part, shape, &flight, &mut encoded.letters);
+            let pieces = self.pieces(part, shape, flight, &mut encoded);
             lanes.push((
                 lane,
                 pieces
@@ -179,30 +227,27 @@ impl Pipeline {
         if self.keep_letters(encoded.letters).await.is_break() {
             return Verdict::Retry;
         }
+        flight.settle(&encoded.lettered);
+        let lines: u64 = lanes
+            .iter()
+            .flat_map(|(_, pieces)| pieces)
+            .map(|(_, piece)| u64::from(piece.lines))
+            .sum();
         for (lane, pieces) in lanes {
             self.enqueue(lane, pieces);
         }
-        let landed = timeout_at(deadline, flight.landed()).await;
-        if landed == Ok(Verdict::Ok) {
-            return Verdict::Ok;
-        }
-        flight.give_up();
-        let delivered = flight.delivered_lines();
-        self.counts
-            .partly
-            .fetch_add(delivered as u64, Ordering::Relaxed);
-        if landed.is_err() {
+        timeout_at(deadline, flight.landed()).await.unwrap_or_else(|_| {
             self.log.trouble(
                 Level::Warn,
                 "deadline",
                 &format!(
-                    "a chunk of {lines} records was not delivered within flush_deadline ({} s); the host \
-                     keeps it and hands it over again. {delivered} of its records had been delivered",
+                    "of a chunk not all of {lines} records were delivered within flush_deadline ({} s); the \
+                     host keeps it and hands it over again",
                     self.config.flush_deadline.as_secs(),
                 ),
             );
-        }
-        Verdict::Retry
+            Verdict::Retry
+        })
     }
 
     async fn admit(&self, chunk_bytes: usize) -> OwnedSemaphorePermit {
@@ -254,7 +299,7 @@ impl Pipeline {
         mut part: Part,
         shape: Shape,
         flight: &Arc<Flight>,
-        letters: &mut Vec<Letter>,
+        encoded: &mut Encoded,
     ) -> Vec<Piece<Ticket>> {
         let limits = shape.limits;
         let compression = if shape.compression {
@@ -263,47 +308,33 @@ impl Pipeline {
             Compression::None
         };
         if compression == Compression::None {
-            drop_long_lines(&mut part, flight.tag(), limits.record_bytes, letters);
-            let bytes = Bytes::from(part.text);
-            return runs(&part.ends, shape.piece_bytes, limits.record_lines)
-                .into_iter()
-                .map(|run| {
-                    let start = run
-                        .start
-                        .checked_sub(1)
-                        .map_or(0, |before| part.ends[before]);
-                    Piece {
-                        bytes: bytes.slice(start..part.ends[run.end - 1]),
-                        lines: count(run.len()),
-                        ticket: flight.ticket(),
-                    }
-                })
-                .collect();
+            drop_long_lines(&mut part, flight.tag(), limits.record_bytes, encoded);
+            let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
+            let (text, events) = (Bytes::from(part.text), part.events.into());
+            let piece = |run: Range<usize>| Piece {
+                bytes: text.slice(span(&part.ends, &run)),
+                lines: count(run.len()),
+                ticket: flight.ticket(&events, run),
+            };
+            return runs.into_iter().map(piece).collect();
         }
-        let mut pieces = Vec::new();
         let text_bytes = limits.record_bytes.max(COMPRESSED_RUN_BYTES);
         let mut todo = runs(&part.ends, text_bytes, limits.record_lines);
         todo.reverse();
+        let events = part.events.into();
+        let mut pieces = Vec::new();
         while let Some(run) = todo.pop() {
-            let start = run
-                .start
-                .checked_sub(1)
-                .map_or(0, |before| part.ends[before]);
-            let text = &part.text[start..part.ends[run.end - 1]];
+            let text = &part.text[span(&part.ends, &run)];
             let body = compression.apply(text);
             if body.len() <= limits.record_bytes {
                 pieces.push(Piece {
                     bytes: body.into(),
                     lines: count(run.len()),
-                    ticket: flight.ticket(),
+                    ticket: flight.ticket(&events, run),
                 });
             } else if run.len() == 1 {
-                letters.push(too_large(
-                    flight.tag(),
-                    text,
-                    body.len(),
-                    limits.record_bytes,
-                ));
+                let letter = too_large(flight.tag(), text, body.len(), limits.record_bytes);
+                encoded.letter(events[run.start], letter);
             } else {
                 let middle = run.start + run.len() / 2;
                 todo.push(middle..run.end);
@@ -518,7 +549,7 @@ fn count(lines: usize) -> u32 {
 
 fn keep(record: Record<Ticket>) {
     for piece in record.pieces {
-        piece.ticket.keep(piece.lines);
+        piece.ticket.keep();
     }
 }
 
@@ -532,30 +563,38 @@ fn too_large(tag: &[u8], line: &[u8], bytes: usize, limit: usize) -> Letter {
     }
 }
 
+/// Where the text of some lines begins and ends.
+fn span(ends: &[usize], lines: &Range<usize>) -> Range<usize> {
+    let start = lines.start.checked_sub(1).map_or(0, |before| ends[before]);
+    start..ends[lines.end - 1]
+}
+
 /// Takes lines out of a part that no record can hold.
-fn drop_long_lines(part: &mut Part, tag: &[u8], limit: usize, letters: &mut Vec<Letter>) {
-    let starts = std::iter::once(0).chain(part.ends.iter().copied());
-    let long = |(start, end): &(usize, usize)| end - start > limit;
-    if !starts
-        .clone()
-        .zip(part.ends.iter().copied())
-        .any(|line| long(&line))
-    {
+fn drop_long_lines(part: &mut Part, tag: &[u8], limit: usize, encoded: &mut Encoded) {
+    let spans: Vec<Range<usize>> = (0..part.ends.len())
+        .map(|line| span(&part.ends, &(line..line + 1)))
+        .collect();
+    if spans.iter().all(|span| span.len() <= limit) {
         return;
     }
-    let mut text = Vec::with_capacity(part.text.len());
-    let mut ends = Vec::with_capacity(part.ends.len());
-    for line in starts.zip(part.ends.iter().copied()) {
-        let bytes = &part.text[line.0..line.1];
-        if long(&line) {
-            letters.push(too_large(tag, bytes, bytes.len(), limit));
+    let mut kept = Part {
+        text: Vec::with_capacity(part.text.len()),
+        ends: Vec::with_capacity(part.ends.len()),
+        events: Vec::with_capacity(part.events.len()),
+        name: std::mem::take(&mut part.name),
+        ..*part
+    };
+    for (span, event) in spans.into_iter().zip(&part.events) {
+        let line = &part.text[span];
+        if line.len() > limit {
+            encoded.letter(*event, too_large(tag, line, line.len(), limit));
         } else {
-            text.extend_from_slice(bytes);
-            ends.push(text.len());
+            kept.text.extend_from_slice(line);
+            kept.ends.push(kept.text.len());
+            kept.events.push(*event);
         }
     }
-    part.text = text;
-    part.ends = ends;
+    *part = kept;
 }
 
 /// What came back from a request.
@@ -620,7 +659,7 @@ impl Leave {
         let mut state = state.lock().expect("nothing panics with this lock");
         match taken {
             Some(true) => state.adaptive.success(),
-            Some(false) => state.adaptive.throttled(Instant::now()),
+            Some(false) => state.adaptive.throttled(Instant::now().into_std()),
             None => {}
         }
         let limit = state.adaptive.limit();

@@ -1,6 +1,7 @@
 //! Who is owed an answer, and what it will be.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +16,43 @@ pub enum Verdict {
     Retry,
 }
 
+/// Some of a chunk's events, by their number in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventSet {
+    bits: Vec<u64>,
+}
+
+impl EventSet {
+    /// Puts an event in.
+    pub fn insert(&mut self, event: u32) {
+        let (word, bit) = (event as usize / 64, event % 64);
+        if self.bits.len() <= word {
+            self.bits.resize(word + 1, 0);
+        }
+        self.bits[word] |= 1 << bit;
+    }
+
+    /// Whether an event is in.
+    pub fn contains(&self, event: u32) -> bool {
+        self.bits
+            .get(event as usize / 64)
+            .is_some_and(|word| word >> (event % 64) & 1 == 1)
+    }
+
+    /// How many are in.
+    pub fn len(&self) -> usize {
+        self.bits
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// One flush that waits for its pieces.
 #[derive(Debug, Default)]
 pub struct Flight {
@@ -22,15 +60,17 @@ pub struct Flight {
     left: AtomicUsize,
     failed: AtomicBool,
     given_up: AtomicBool,
-    delivered_lines: AtomicUsize,
+    /// Events that are acknowledged or kept as dead letters, in this flush or an earlier one.
+    settled: Mutex<EventSet>,
     done: Notify,
 }
 
 impl Flight {
-    /// A flush of a chunk with `tag`.
-    pub fn new(tag: &[u8]) -> Flight {
+    /// A flush of a chunk with `tag`, of which `settled` was settled before.
+    pub fn new(tag: &[u8], settled: EventSet) -> Flight {
         Flight {
             tag: tag.into(),
+            settled: Mutex::new(settled),
             ..Flight::default()
         }
     }
@@ -40,12 +80,23 @@ impl Flight {
         &self.tag
     }
 
-    /// A ticket for one more piece. All tickets are made before the first is settled.
-    pub fn ticket(self: &Arc<Self>) -> Ticket {
+    /// A ticket for one more piece, which holds `events[range]`. All tickets are made before the first
+    /// is settled.
+    pub fn ticket(self: &Arc<Self>, events: &Arc<[u32]>, range: Range<usize>) -> Ticket {
         self.left.fetch_add(1, Ordering::AcqRel);
         Ticket {
             flight: Arc::clone(self),
+            events: Arc::clone(events),
+            range,
             kept: false,
+        }
+    }
+
+    /// These events need no piece any more.
+    pub fn settle(&self, events: &[u32]) {
+        let mut settled = self.settled.lock().expect("nothing panics with this lock");
+        for event in events {
+            settled.insert(*event);
         }
     }
 
@@ -66,9 +117,12 @@ impl Flight {
         self.given_up.store(true, Ordering::Release);
     }
 
-    /// Lines that were acknowledged so far.
-    pub fn delivered_lines(&self) -> usize {
-        self.delivered_lines.load(Ordering::Acquire)
+    /// Events that are settled so far.
+    pub fn settled(&self) -> EventSet {
+        self.settled
+            .lock()
+            .expect("nothing panics with this lock")
+            .clone()
     }
 }
 
@@ -77,16 +131,16 @@ impl Flight {
 #[derive(Debug)]
 pub struct Ticket {
     flight: Arc<Flight>,
+    events: Arc<[u32]>,
+    range: Range<usize>,
     kept: bool,
 }
 
 impl Ticket {
-    /// The piece, of so many lines, is safe: acknowledged, or kept as a dead letter.
-    pub fn keep(mut self, lines: u32) {
+    /// The piece is safe: acknowledged, or kept as a dead letter.
+    pub fn keep(mut self) {
         self.kept = true;
-        self.flight
-            .delivered_lines
-            .fetch_add(lines as usize, Ordering::AcqRel);
+        self.flight.settle(&self.events[self.range.clone()]);
     }
 
     /// The tag of the chunk it came with.
@@ -123,6 +177,36 @@ pub fn chunk_id(tag: &[u8], data: &[u8]) -> ChunkId {
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     id
+}
+
+/// Flights that are remembered after their chunk went back to the host. Each costs a bit for an event.
+const PARTIALS: usize = 1_024;
+
+/// Chunks that went back to the host partly settled.
+///
+/// When the same bytes come again, what was settled is not sent again. An entry is taken once: two chunks
+/// with the same bytes leave two entries, and each takes one.
+#[derive(Debug, Default)]
+pub struct Partials {
+    left: Mutex<VecDeque<(ChunkId, Arc<Flight>)>>,
+}
+
+impl Partials {
+    /// A chunk goes back. Pieces of it may still be on their way.
+    pub fn leave(&self, id: ChunkId, flight: Arc<Flight>) {
+        let mut left = self.left.lock().expect("nothing panics with this lock");
+        left.push_back((id, flight));
+        if left.len() > PARTIALS {
+            left.pop_front();
+        }
+    }
+
+    /// A chunk comes: what an earlier flush of it left behind.
+    pub fn take(&self, id: ChunkId) -> Option<Arc<Flight>> {
+        let mut left = self.left.lock().expect("nothing panics with this lock");
+        let at = left.iter().position(|(known, _)| *known == id)?;
+        left.remove(at).map(|(_, flight)| flight)
+    }
 }
 
 /// Chunks that are remembered after they were delivered.
@@ -199,18 +283,38 @@ mod tests {
     async fn a_flush_is_ok_only_when_every_piece_was_kept() {
         for (keep, verdict) in [([true, true], Verdict::Ok), ([true, false], Verdict::Retry)] {
             let flight = Arc::new(Flight::default());
-            let tickets = [flight.ticket(), flight.ticket()];
+            let events: Arc<[u32]> = [0, 1, 2, 70, 71].into();
+            let tickets = [flight.ticket(&events, 0..3), flight.ticket(&events, 3..5)];
             for (ticket, keep) in tickets.into_iter().zip(keep) {
                 if keep {
-                    ticket.keep(5);
+                    ticket.keep();
                 }
             }
             assert_eq!(flight.landed().await, verdict);
-            assert_eq!(
-                flight.delivered_lines(),
-                5 * keep.iter().filter(|k| **k).count()
-            );
+            let settled = flight.settled();
+            assert!(settled.contains(2) && !settled.contains(3));
+            assert_eq!(settled.contains(70), keep[1]);
+            assert_eq!(settled.len(), if keep[1] { 5 } else { 3 });
         }
+    }
+
+    #[test]
+    fn what_a_chunk_left_behind_is_taken_once() {
+        let partials = Partials::default();
+        let id = chunk_id(b"t", b"bytes");
+        for event in [1, 2] {
+            let flight = Flight::default();
+            flight.settle(&[event]);
+            partials.leave(id, Arc::new(flight));
+        }
+        assert!(partials.take(chunk_id(b"t", b"other")).is_none());
+        assert!(partials.take(id).unwrap().settled().contains(1));
+        assert!(partials.take(id).unwrap().settled().contains(2));
+        assert!(partials.take(id).is_none());
+        for n in 0..2 * PARTIALS as u64 {
+            partials.leave(chunk_id(b"t", &n.to_le_bytes()), Arc::default());
+        }
+        assert_eq!(partials.left.lock().unwrap().len(), PARTIALS);
     }
 
     #[tokio::test]
