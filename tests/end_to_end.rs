@@ -9,7 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ferry_harness::firehose::{FakeFirehose, Options};
-use ferry_harness::ledger::verify_objects;
+use ferry_harness::ledger::{Ledger, verify_objects};
+use futures::TryStreamExt as _;
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -290,18 +292,67 @@ fn a_configuration_that_cannot_work_stops_the_host_with_every_reason() {
 
 #[test]
 fn logs_arrive_in_azurite_once() {
-    let scene = Scene::new(
+    let samples = Scene::new(
         "    Name http_sample\n    Tag app.http\n    Samples 20000",
-        &azurite_output(),
+        &azurite_output("samples"),
     );
-    assert_clean(&scene.run(&[]), 20_000);
-    // The same chunks again, as after a crash between our OK and the host's own deletion.
-    assert_clean(&scene.run(&[]), 20_000);
+    assert_clean(&samples.run(&[]), 20_000);
+    let ledger = ledger_of(&azurite().store("samples")).report(Some(20_000));
+    assert_eq!(
+        (
+            ledger.missing,
+            ledger.duplicates,
+            ledger.totals.invalid_lines
+        ),
+        (0, 0, 0),
+        "{ledger}"
+    );
+
+    let chunks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chunks");
+    let replay = Scene::new(
+        &format!("    Name chunks\n    Path {}", chunks.display()),
+        &azurite_output("replay"),
+    );
+    let lines = || {
+        ledger_of(&azurite().store("replay"))
+            .report(None)
+            .totals
+            .lines
+    };
+    let first = replay.run(&[]);
+    assert_eq!(lines(), first["records_acknowledged"].as_u64().unwrap());
+    // The same chunks again, as after a crash between our OK and the host's own deletion of them.
+    let again = replay.run(&[]);
+    assert_eq!(again["records_acknowledged"], first["records_acknowledged"]);
+    assert_eq!(lines(), first["records_acknowledged"].as_u64().unwrap());
 }
 
-fn azurite_output() -> String {
+/// What lies in a store, by way of a folder.
+fn ledger_of(store: &dyn ObjectStore) -> Ledger {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let listed: Vec<_> = store.list(None).try_collect().await.unwrap();
+        for (number, object) in listed.into_iter().enumerate() {
+            let bytes = store
+                .get(&object.location)
+                .await
+                .unwrap()
+                .bytes()
+                .await
+                .unwrap();
+            fs::write(dir.path().join(number.to_string()), bytes).unwrap();
+        }
+    });
+    verify_objects(dir.path(), "seq").unwrap()
+}
+
+fn azurite_output(container: &str) -> String {
     format!(
-        "    account_name devstoreaccount1\n    container_name end-to-end\n    emulator_mode on\n    endpoint {}\n    \
+        "    account_name devstoreaccount1\n    container_name {container}\n    emulator_mode on\n    endpoint {}\n    \
          Workers 2\n    Retry_Limit no_limits",
         azurite().blob_url()
     )
@@ -320,12 +371,16 @@ fn logs_arrive_through_motos_firehose() {
     );
     moto.create_stream("moto-stream", "moto-bucket");
     assert_clean(&scene.run(&[]), 5_000);
-    let lines: usize = moto
-        .objects("moto-bucket")
-        .iter()
-        .map(|object| object.lines().count())
-        .sum();
-    assert_eq!(lines, 5_000);
+    let ledger = ledger_of(&moto.store("moto-bucket")).report(Some(5_000));
+    assert_eq!(
+        (
+            ledger.missing,
+            ledger.duplicates,
+            ledger.totals.invalid_lines
+        ),
+        (0, 0, 0),
+        "{ledger}"
+    );
 }
 
 // In the real host.

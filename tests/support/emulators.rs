@@ -13,9 +13,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use futures::TryStreamExt;
+use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::azure::MicrosoftAzureBuilder;
 
 /// On two cores busy with compilers moto took 50 seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -39,6 +39,19 @@ impl Azurite {
     /// The blob service of [`Self::ACCOUNT`], such as `http://127.0.0.1:40000/devstoreaccount1`.
     pub(crate) fn blob_url(&self) -> String {
         format!("{}/{}", self.origin, Self::ACCOUNT)
+    }
+
+    /// A container, to be read.
+    pub(crate) fn store(&self, container: &str) -> impl ObjectStore {
+        ferry::aws::install_tls();
+        MicrosoftAzureBuilder::new()
+            .with_endpoint(self.blob_url())
+            .with_allow_http(true)
+            .with_account(Self::ACCOUNT)
+            .with_access_key(Self::KEY)
+            .with_container_name(container)
+            .build()
+            .expect("the settings are complete")
     }
 }
 
@@ -72,38 +85,17 @@ impl Moto {
         );
     }
 
-    /// The text of every object in a bucket, in the order of their names.
-    pub(crate) fn objects(&self, bucket: &str) -> Vec<String> {
-        let store = AmazonS3Builder::new()
+    /// A bucket, to be read.
+    pub(crate) fn store(&self, bucket: &str) -> impl ObjectStore {
+        ferry::aws::install_tls();
+        AmazonS3Builder::new()
             .with_endpoint(&self.origin)
             .with_allow_http(true)
             .with_bucket_name(bucket)
             .with_access_key_id("moto")
             .with_secret_access_key("takes any")
             .build()
-            .expect("the settings are complete");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async {
-            let mut found: Vec<_> = store
-                .list(None)
-                .try_collect()
-                .await
-                .expect("moto lists a bucket");
-            found.sort_by(|a, b| a.location.cmp(&b.location));
-            let mut texts = Vec::new();
-            for object in found {
-                let got = store
-                    .get(&object.location)
-                    .await
-                    .expect("moto gives an object it lists");
-                let bytes = got.bytes().await.expect("moto gives a whole object");
-                texts.push(String::from_utf8(bytes.into()).expect("the object is text"));
-            }
-            texts
-        })
+            .expect("the settings are complete")
     }
 
     /// One request that must succeed. moto finds the service in the signature's scope, and checks no more
