@@ -70,14 +70,15 @@ emulators: ## Install Azurite and moto for the tests into target/emulators
 .PHONY: test-rust
 test-rust: cargo-present ## Run the Rust tests alone; needs "make emulators" once
 	$(call heading,Rust tests)
-	cargo build --workspace --locked
 	cargo test --workspace --locked
 
 .PHONY: test-c
 test-c: cargo-present ## Run the C host alone, under the address and undefined-behaviour sanitizers
 	$(call heading,C host)
-	cargo build --workspace --locked
-	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/libferry.so" BUILD="$(abspath target/c)"
+	# The library as the Rust tests have it: "cargo build" would choose other features of its
+	# dependencies, and build all of them once more.
+	cargo test --workspace --locked --no-run
+	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
 
 .PHONY: header
 header: cargo-present ## Write include/ferry.h anew from src/ffi

@@ -1,8 +1,7 @@
 //! Credentials, region and HTTP for AWS, shared by the Firehose sink and `s3://`.
 
-use std::error::Error;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_config::environment::EnvironmentVariableCredentialsProvider;
@@ -20,16 +19,16 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt as _, Shared};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
-use tokio::sync::Mutex;
 
 use crate::config;
+use crate::sink;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the whole chain may take. Off the cloud the metadata service costs it one second.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Credentials are fetched anew this long before they expire: time for many failed attempts.
 const MARGIN: Duration = Duration::from_secs(5 * 60);
 /// Credentials without an expiry may still be rotated under us, in a profile's file for instance.
@@ -215,12 +214,15 @@ impl ProvideCredentials for WebIdentity {
     }
 }
 
-/// Credentials kept until shortly before they expire, fetched by one caller while the others wait.
+/// Credentials kept until shortly before they expire. Callers that need new ones share one fetch.
 #[derive(Clone, Debug)]
 pub struct CredentialCache {
     source: SharedCredentialsProvider,
     held: Arc<Mutex<Held>>,
 }
+
+/// A fetch on its way. Its error is said in words, for everybody who waits.
+type Fetch = Shared<BoxFuture<'static, Result<Credentials, String>>>;
 
 #[derive(Debug, Default)]
 struct Held {
@@ -228,6 +230,50 @@ struct Held {
     refresh: Option<SystemTime>,
     fetched: Option<Instant>,
     error: Option<String>,
+    fetching: Option<Fetch>,
+}
+
+impl Held {
+    /// What can be said without asking: good credentials, or an error that is still fresh.
+    fn known(&self) -> Option<Result<Credentials, String>> {
+        if let Some(credentials) = &self.credentials
+            && self
+                .refresh
+                .is_some_and(|refresh| SystemTime::now() < refresh)
+        {
+            return Some(Ok(credentials.clone()));
+        }
+        let recently = self
+            .fetched
+            .is_some_and(|fetched| fetched.elapsed() < PAUSE);
+        self.error.clone().filter(|_| recently).map(Err)
+    }
+
+    /// Keeps what a fetch gave; where it failed, the old ones serve until they expire.
+    fn keep(&mut self, fetched: Result<Credentials, String>) -> Result<Credentials, String> {
+        let now = SystemTime::now();
+        self.fetching = None;
+        self.fetched = Some(Instant::now());
+        match fetched {
+            Ok(credentials) => {
+                let expiry = credentials.expiry().unwrap_or(now + NEVER + MARGIN);
+                self.refresh = Some((expiry - MARGIN).max(now + PAUSE).min(expiry));
+                self.error = None;
+                self.credentials = Some(credentials.clone());
+                Ok(credentials)
+            }
+            Err(error) => match &self.credentials {
+                Some(old) if old.expiry().is_none_or(|expiry| now < expiry) => {
+                    self.refresh = Some(now + PAUSE);
+                    Ok(old.clone())
+                }
+                _ => {
+                    self.error = Some(error.clone());
+                    Err(error)
+                }
+            },
+        }
+    }
 }
 
 impl CredentialCache {
@@ -238,65 +284,43 @@ impl CredentialCache {
         }
     }
 
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().expect("nothing panics with this lock")
+    }
+
     /// To be called when a service refuses the credentials: the next request fetches others. Those
     /// fetched just now stay, because they are not the ones that the refused request was signed with.
-    pub async fn refused(&self) {
-        let mut held = self.held.lock().await;
+    pub fn refused(&self) {
+        let mut held = self.held();
         if held
             .fetched
             .is_some_and(|fetched| fetched.elapsed() > PAUSE)
         {
-            *held = Held::default();
+            held.credentials = None;
+            held.error = None;
         }
     }
 
     async fn current(&self) -> Result<Credentials, CredentialsError> {
-        let mut held = self.held.lock().await;
-        let now = SystemTime::now();
-        if let Some(credentials) = held.credentials.as_ref()
-            && held.refresh.is_some_and(|refresh| now < refresh)
-        {
-            return Ok(credentials.clone());
-        }
-        let recently = held
-            .fetched
-            .is_some_and(|fetched| fetched.elapsed() < PAUSE);
-        if let Some(error) = held.error.as_ref().filter(|_| recently) {
-            return Err(CredentialsError::provider_error(error.clone()));
-        }
-        let fetch = tokio::time::timeout(FETCH_TIMEOUT, self.source.provide_credentials());
-        let fetched = fetch.await;
-        held.fetched = Some(Instant::now());
-        match fetched.unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(FETCH_TIMEOUT))) {
-            Ok(credentials) => {
-                let expiry = credentials.expiry().unwrap_or(now + NEVER + MARGIN);
-                held.refresh = Some((expiry - MARGIN).max(now + PAUSE).min(expiry));
-                held.error = None;
-                held.credentials = Some(credentials.clone());
-                Ok(credentials)
+        let fetch = {
+            let mut held = self.held();
+            if let Some(known) = held.known() {
+                return known.map_err(CredentialsError::provider_error);
             }
-            Err(error) => match &held.credentials {
-                Some(old) if old.expiry().is_none_or(|expiry| now < expiry) => {
-                    let old = old.clone();
-                    held.refresh = Some(now + PAUSE);
-                    Ok(old)
-                }
-                _ => {
-                    held.error = Some(in_words(&error));
-                    Err(error)
-                }
-            },
-        }
+            let begin = || self.clone().fetch().boxed().shared();
+            held.fetching.get_or_insert_with(begin).clone()
+        };
+        fetch.await.map_err(CredentialsError::provider_error)
     }
-}
 
-/// An error and its causes, without the dumps of requests and answers that the SDK would add.
-fn in_words(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |&error| error.source());
-    causes
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    async fn fetch(self) -> Result<Credentials, String> {
+        let fetch = tokio::time::timeout(FETCH_TIMEOUT, self.source.provide_credentials());
+        let fetched = fetch
+            .await
+            .unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(FETCH_TIMEOUT)))
+            .map_err(|error| sink::causes(&error));
+        self.held().keep(fetched)
+    }
 }
 
 impl ProvideCredentials for CredentialCache {
@@ -318,7 +342,7 @@ impl CredentialProvider for CredentialCache {
     {
         Box::pin(async {
             let credentials = self.current().await.map_err(|error| {
-                let words = in_words(&error);
+                let words = sink::causes(&error);
                 object_store::Error::Unauthenticated {
                     path: String::new(),
                     source: words.into(),
@@ -549,7 +573,7 @@ mod tests {
 
     /// Lets the pause between two fetches, and the time until the next one, pass.
     async fn later(cache: &CredentialCache) {
-        let mut held = cache.held.lock().await;
+        let mut held = cache.held();
         held.refresh = Some(SystemTime::now());
         held.fetched = Instant::now().checked_sub(PAUSE + Duration::from_secs(1));
     }
@@ -557,7 +581,7 @@ mod tests {
     async fn current(cache: &CredentialCache) -> String {
         match cache.current().await {
             Ok(credentials) => credentials.access_key_id().to_owned(),
-            Err(error) => in_words(&error),
+            Err(error) => sink::causes(&error),
         }
     }
 
@@ -572,7 +596,7 @@ mod tests {
             (current(&cache).await, current(&cache).await),
             ("first".into(), "first".into())
         );
-        let refresh = cache.held.lock().await.refresh.unwrap();
+        let refresh = cache.held().refresh.unwrap();
         let left = refresh.duration_since(SystemTime::now()).unwrap();
         assert!(
             left > Duration::from_secs(3200) && left <= Duration::from_secs(3300),
@@ -592,7 +616,7 @@ mod tests {
         assert_eq!(current(&cache).await, "expired early");
         later(&cache).await;
         for _ in 0..3 {
-            cache.refused().await;
+            cache.refused();
             assert_eq!(
                 current(&cache).await,
                 "fresh",

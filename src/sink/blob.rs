@@ -157,7 +157,7 @@ impl BlobSink {
         match (put, &store.kind) {
             (Err(failure), Kind::Azure(container)) => Err(container.explain(failure)),
             (Err(failure), Kind::S3(cache)) if failure.fault.class == Class::Credentials => {
-                cache.refused().await;
+                cache.refused();
                 Err(failure)
             }
             (put, _) => put,

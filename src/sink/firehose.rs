@@ -219,7 +219,7 @@ impl Sink for FirehoseSink {
             if let Some(Outcome::Retry(fault)) = outcomes.first()
                 && fault.class == Class::Credentials
             {
-                self.credentials.refused().await;
+                self.credentials.refused();
             }
             outcomes
         })
