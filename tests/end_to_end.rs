@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ferry_harness::firehose::{FakeFirehose, Options};
-use ferry_harness::ledger::{Ledger, verify_objects};
+use ferry_harness::ledger::{Ledger, Report, verify_objects};
 use futures::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde_json::Value;
@@ -102,6 +102,12 @@ fn assert_clean(report: &Value, records: u64) {
     );
 }
 
+/// Every sequence number arrived, once, in lines that are valid and within every limit.
+fn assert_each_once(ledger: &Report) {
+    assert!(ledger.is_exact(), "{ledger}");
+    assert_eq!(ledger.limit_violations, 0, "{ledger}");
+}
+
 fn firehose_output(fake: &FakeFirehose, more: &str) -> String {
     format!(
         "    delivery_stream app\n    region us-east-1\n    endpoint {}\n    Retry_Limit no_limits\n{more}",
@@ -133,12 +139,7 @@ fn of_200_000_records_under_faults_none_is_lost_and_none_is_duplicated() {
         let report = scene.run(&[]);
         assert_clean(&report, 200_000);
         let ledger = fake.report(Some(200_000));
-        assert_eq!((ledger.missing, ledger.duplicates), (0, 0), "{ledger}");
-        assert_eq!(
-            (ledger.limit_violations, ledger.totals.invalid_lines),
-            (0, 0),
-            "{ledger}"
-        );
+        assert_each_once(&ledger);
     }
 }
 
@@ -226,7 +227,7 @@ fn two_outputs_in_one_configuration_each_get_everything() {
     let objects = verify_objects(&scene.path("objects"), "seq")
         .unwrap()
         .report(Some(20_000));
-    assert_eq!((objects.missing, objects.duplicates), (0, 0), "{objects}");
+    assert_each_once(&objects);
 }
 
 #[test]
@@ -298,15 +299,7 @@ fn logs_arrive_in_azurite_once() {
     );
     assert_clean(&samples.run(&[]), 20_000);
     let ledger = ledger_of(&azurite().store("samples")).report(Some(20_000));
-    assert_eq!(
-        (
-            ledger.missing,
-            ledger.duplicates,
-            ledger.totals.invalid_lines
-        ),
-        (0, 0, 0),
-        "{ledger}"
-    );
+    assert_each_once(&ledger);
 
     let chunks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chunks");
     let replay = Scene::new(
@@ -372,15 +365,7 @@ fn logs_arrive_through_motos_firehose() {
     moto.create_stream("moto-stream", "moto-bucket");
     assert_clean(&scene.run(&[]), 5_000);
     let ledger = ledger_of(&moto.store("moto-bucket")).report(Some(5_000));
-    assert_eq!(
-        (
-            ledger.missing,
-            ledger.duplicates,
-            ledger.totals.invalid_lines
-        ),
-        (0, 0, 0),
-        "{ledger}"
-    );
+    assert_each_once(&ledger);
 }
 
 // In the real host.
@@ -534,15 +519,7 @@ fn in_the_real_host_objects_appear_once() {
     });
     host.stop(&scene);
     let ledger = objects(Some(50_000));
-    assert_eq!(
-        (
-            ledger.missing,
-            ledger.duplicates,
-            ledger.totals.invalid_lines
-        ),
-        (0, 0, 0),
-        "{ledger}"
-    );
+    assert_each_once(&ledger);
     assert!(
         scene
             .log()
