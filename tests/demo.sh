@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-records=20000
+records=200000
 patience=120 # seconds; the demo itself takes a few
 config=fluent-bit.conf.example
 demo=target/demo
