@@ -72,11 +72,11 @@ test-rust: cargo-present ## Run the Rust tests alone; needs "make emulators" onc
 	$(call heading,Rust tests)
 	cargo test --workspace --locked
 
+# The library as the Rust tests have it: "cargo build" would choose other features of its dependencies, and
+# build many of them once more.
 .PHONY: test-c
 test-c: cargo-present ## Run the C host alone, under the address and undefined-behaviour sanitizers
 	$(call heading,C host)
-	# The library as the Rust tests have it: "cargo build" would choose other features of its
-	# dependencies, and build all of them once more.
 	cargo test --workspace --locked --no-run
 	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
 

@@ -75,6 +75,8 @@ pub enum Malformed {
     Reserved,
     /// Well-formed, but not of an event's shape.
     Shape(&'static str),
+    /// The mark of a group with an event inside: a length in it lies, and reaches over what follows.
+    Swallows,
 }
 
 impl std::fmt::Display for Malformed {
@@ -83,6 +85,9 @@ impl std::fmt::Display for Malformed {
             Malformed::Truncated => f.write_str("msgpack ends in the middle of a value"),
             Malformed::Reserved => f.write_str("msgpack uses the reserved byte 0xc1"),
             Malformed::Shape(what) => f.write_str(what),
+            Malformed::Swallows => {
+                f.write_str("the mark of a group reaches over the events behind it")
+            }
         }
     }
 }
@@ -339,6 +344,11 @@ impl<'a> Events<'a> {
         };
         let time = time(first)?;
         let body = cursor.map("an event's body is a map")?;
+        if matches!(mark, Some(GROUP_START | GROUP_END))
+            && (holds_event_time(metadata) || holds_event_time(body))
+        {
+            return Err(Malformed::Swallows);
+        }
         Ok(match mark {
             Some(GROUP_START) => Read::GroupStart(Group { metadata, body }),
             Some(GROUP_END) => Read::GroupEnd,
@@ -353,7 +363,7 @@ impl<'a> Events<'a> {
     }
 
     /// The next place after `start` where a whole event stands, or the chunk's end.
-    fn resync(&mut self, start: usize) -> usize {
+    fn resync(&mut self, start: usize, reason: Malformed) -> usize {
         let mut whole = Cursor {
             bytes: self.chunk,
             at: start,
@@ -362,7 +372,8 @@ impl<'a> Events<'a> {
         // like an event and is not.
         let well_formed = whole.value().is_ok();
         self.spend(whole.at - start);
-        if well_formed && (whole.at == self.chunk.len() || self.reads(whole.at)) {
+        let ends_there = well_formed && reason != Malformed::Swallows;
+        if ends_there && (whole.at == self.chunk.len() || self.reads(whole.at)) {
             return whole.at;
         }
         for at in start + 1..self.chunk.len() {
@@ -400,6 +411,17 @@ fn looks_like_an_event(chunk: &[u8], at: usize) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether an event time stands anywhere in a whole value. Resources and scopes have none.
+fn holds_event_time(value: &[u8]) -> bool {
+    let mut cursor = Cursor::new(value);
+    while let Ok(token) = cursor.token() {
+        if matches!(token, Token::Ext(EVENT_TIME, [_, _, _, _, _, _, _, _])) {
+            return true;
+        }
+    }
+    false
 }
 
 fn time(token: Token<'_>) -> Result<Time, Malformed> {
@@ -453,7 +475,7 @@ impl<'a> Iterator for Events<'a> {
                 Ok(Read::GroupStart(group)) => self.group = Some(group),
                 Ok(Read::GroupEnd) => self.group = None,
                 Err(reason) => {
-                    self.at = self.resync(start);
+                    self.at = self.resync(start, reason);
                     return Some(Item::Malformed {
                         bytes: &self.chunk[start..self.at],
                         offset: start,
@@ -593,6 +615,18 @@ mod tests {
                 None,
                 None
             ]
+        );
+    }
+
+    #[test]
+    fn a_group_mark_whose_length_lies_does_not_swallow_the_events_behind_it() {
+        let mark = b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x80\x81\xa1r".to_vec();
+        // The resource claims to be an array of two: the events behind it.
+        let chunk = [mark.clone(), vec![0x92], event(K1), event(K2)].concat();
+        assert_eq!(bodies(&chunk), [K1, K2]);
+        assert_eq!(
+            malformed(&chunk),
+            [(0, mark.len() + 1, Malformed::Swallows)]
         );
     }
 

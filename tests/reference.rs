@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use base64_simd::STANDARD;
+use ferry::chunk::encode;
 use ferry::decode::{Event, Time};
 use ferry::encode::{Encoder, Options};
+use ferry::settle::EventSet;
+use ferry::template::Template;
 use proptest::prelude::*;
 use rmpv::Value as Packed;
 use serde_json::{Map, Value};
@@ -141,5 +144,34 @@ proptest! {
         // Through text as well: serde_json reads floats to within their last digit.
         let expected: Value = serde_json::from_str(&reference(&body).to_string()).expect("valid JSON");
         prop_assert_eq!(read, expected);
+    }
+
+    /// A real chunk with some bytes overwritten, put in or taken out: what comes of it is lines that are
+    /// valid and letters for the rest, never a crash and never nothing.
+    #[test]
+    fn a_chunk_that_was_tampered_with_is_lines_and_letters(
+        name in prop_oneof![Just("fwd.array"), Just("fwd.packed"), Just("otel"), Just("app.types")],
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..12),
+    ) {
+        let path = format!("{}/tests/chunks/{name}.msgpack", env!("CARGO_MANIFEST_DIR"));
+        let mut chunk = std::fs::read(path).expect("a captured chunk");
+        for (at, byte, edit) in edits {
+            let at = at.index(chunk.len());
+            match edit {
+                0 => chunk[at] = byte,
+                1 => chunk.insert(at, byte),
+                _ => drop(chunk.remove(at)),
+            }
+        }
+        let names = Template::parse("{tag}/{record.k}/%H", true).unwrap();
+        let encoded = encode(&Options::default(), &names, b"t", &chunk, &EventSet::default());
+        prop_assert!(!encoded.parts.is_empty() || !encoded.letters.is_empty());
+        for part in encoded.parts {
+            let text = String::from_utf8(part.text).expect("UTF-8");
+            prop_assert_eq!(text.lines().count(), part.ends.len());
+            for line in text.lines() {
+                serde_json::from_str::<Value>(line).expect("valid JSON");
+            }
+        }
     }
 }
