@@ -382,14 +382,18 @@ impl Pipeline {
     }
 
     fn enqueue(self: &Arc<Self>, lane: String, pieces: Vec<Queued>) {
-        let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
-        let sender = lanes.entry(lane).or_insert_with(|| {
+        let begin = || {
             let (sender, receiver) = mpsc::unbounded_channel();
             tokio::spawn(Arc::clone(self).lane(receiver));
             sender
-        });
-        // A lane ends only with the runtime; pieces that nobody takes settle their flush as RETRY.
-        let _ = sender.send(pieces);
+        };
+        let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
+        let sender = lanes.entry(lane).or_insert_with(begin);
+        // A lane ends only by a panic, or with the runtime. What it held has answered RETRY.
+        if let Err(unsent) = sender.send(pieces) {
+            *sender = begin();
+            let _ = sender.send(unsent.0);
+        }
     }
 
     /// Forms requests from pieces as they come, and sends them as the gate lets it.

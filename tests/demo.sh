@@ -59,6 +59,8 @@ trap - EXIT
 
 echo
 echo "exit status of the host: $status (its log: $demo/host.log)"
+# The harness ends its log with a report.
+sed -n '/^records in /,$p' "$demo/host.log"
 verdict=0
 "$harness" verify --expect "$records" "$objects" || verdict=$?
 echo "objects: $(list | wc -l) in $objects, $(du -sh "$objects" | cut -f1)"

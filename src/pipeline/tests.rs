@@ -16,13 +16,25 @@ struct Scripted {
     script: Mutex<VecDeque<Step>>,
     seen: Mutex<Vec<Batch>>,
     go: Option<Arc<Notify>>,
+    asked: AtomicU64,
+    /// Which asking for its shape panics; 0 for none.
+    panic_when_asked: AtomicU64,
 }
 
 type Step = Box<dyn Fn(&Batch) -> Vec<Outcome> + Send>;
 
 impl Sink for Scripted {
     fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
-        Box::pin(std::future::ready(self.shape))
+        Box::pin(async {
+            // Asked once for a flush, and then by its lane.
+            let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+            assert_ne!(
+                asked,
+                self.panic_when_asked.load(Ordering::Relaxed),
+                "on purpose"
+            );
+            self.shape
+        })
     }
 
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
@@ -137,6 +149,8 @@ impl Bench {
             script: Mutex::new(script.into()),
             seen: Mutex::default(),
             go,
+            asked: AtomicU64::new(0),
+            panic_when_asked: AtomicU64::new(0),
         });
         let lines = Lines::default();
         let log = Arc::new(Log::new(Box::new(lines.clone()), "ferry"));
@@ -508,6 +522,15 @@ async fn a_panic_in_a_sink_answers_retry_and_the_next_chunk_goes_on() {
     let bench = Bench::new(ONE_LINE, &[], vec![Box::new(|_| panic!("on purpose"))]);
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
     assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_panicked_is_begun_anew() {
+    let bench = Bench::new(ONE_LINE, &[], vec![]);
+    bench.sink.panic_when_asked.store(2, Ordering::Relaxed);
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+    assert_eq!(bench.sink.calls(), [lines(&["a"])]);
 }
 
 #[tokio::test(start_paused = true)]
