@@ -24,7 +24,7 @@ use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
 
 use crate::config;
-use crate::sink;
+use crate::log::causes;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the whole chain may take. Off the cloud the metadata service costs it one second.
@@ -318,7 +318,7 @@ impl CredentialCache {
         let fetched = fetch
             .await
             .unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(FETCH_TIMEOUT)))
-            .map_err(|error| sink::causes(&error));
+            .map_err(|error| causes(&error));
         self.held().keep(fetched)
     }
 }
@@ -342,7 +342,7 @@ impl CredentialProvider for CredentialCache {
     {
         Box::pin(async {
             let credentials = self.current().await.map_err(|error| {
-                let words = sink::causes(&error);
+                let words = causes(&error);
                 object_store::Error::Unauthenticated {
                     path: String::new(),
                     source: words.into(),
@@ -581,7 +581,7 @@ mod tests {
     async fn current(cache: &CredentialCache) -> String {
         match cache.current().await {
             Ok(credentials) => credentials.access_key_id().to_owned(),
-            Err(error) => sink::causes(&error),
+            Err(error) => causes(&error),
         }
     }
 

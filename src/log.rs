@@ -1,6 +1,7 @@
 //! What we say, and how often. Lines go wherever the host's log goes.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -126,6 +127,21 @@ impl Log {
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
+}
+
+/// An error and its causes in one line; what each says once.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(here) = cause {
+        let more = here.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = here.source();
+    }
+    text
 }
 
 #[cfg(test)]

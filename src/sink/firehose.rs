@@ -21,11 +21,11 @@ use aws_sdk_firehose::primitives::Blob;
 use aws_sdk_firehose::types::{DestinationDescription, ProcessorType, Record};
 use futures::future::BoxFuture;
 
-use super::{Batch, Class, Fault, Outcome, Shape, Sink, causes};
+use super::{Batch, Class, Fault, Outcome, Shape, Sink};
 use crate::aws::{CredentialCache, Loaded};
 use crate::batch::Limits;
 use crate::config::Aggregation;
-use crate::log::{Level, Log};
+use crate::log::{Level, Log, causes};
 
 // https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html
 /// Records in one call.

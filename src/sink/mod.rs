@@ -1,7 +1,6 @@
 //! Where batches go. A sink sends one request's worth and says what became of each record; it keeps
 //! no state about chunks, never retries by itself, and never sees a spool.
 
-use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
@@ -95,19 +94,4 @@ pub trait Sink: Send + Sync + 'static {
     /// Sends one request and gives an outcome for each record, in their order. Bounded in time by the
     /// sink's own request timeout.
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>>;
-}
-
-/// An error and its causes in one line; what each says once.
-pub fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(here) = cause {
-        let more = here.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = here.source();
-    }
-    text
 }
