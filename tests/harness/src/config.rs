@@ -137,6 +137,10 @@ pub struct Service {
     pub scheduler_base: f64,
     /// Largest wait before a retry, in seconds.
     pub scheduler_cap: f64,
+    /// `storage.path`, made absolute, and where it is written.
+    pub storage_path: Option<(PathBuf, Place)>,
+    /// `storage.backlog.mem_limit`: bytes of the backlog that are on their way at once.
+    pub backlog_mem_limit: usize,
 }
 
 impl Default for Service {
@@ -152,6 +156,8 @@ impl Default for Service {
             coro_stack_size: 24 * 1024,
             scheduler_base: 5.0,
             scheduler_cap: 2000.0,
+            storage_path: None,
+            backlog_mem_limit: 5_000_000,
         }
     }
 }
@@ -236,8 +242,8 @@ impl Config {
                 .with_context(|| format!("FLB_LOG_LEVEL is '{level}'; it must be {LOG_LEVELS}"))?;
         }
         ensure!(
-            !config.inputs.is_empty(),
-            "{}: there is no [INPUT] section",
+            !config.inputs.is_empty() || config.service.storage_path.is_some(),
+            "{}: there is no [INPUT] section, and no storage.path that may hold a backlog",
             path.display()
         );
         ensure!(
@@ -300,6 +306,15 @@ impl Config {
                 }
                 "scheduler.base" => service.scheduler_base = one.parse(key, 5.0, wait, WAIT)?,
                 "scheduler.cap" => service.scheduler_cap = one.parse(key, 2000.0, wait, WAIT)?,
+                "storage.path" => {
+                    let place = &entry.place;
+                    let dir = std::path::absolute(&value)
+                        .with_context(|| format!("{place}: {key} is '{value}'"))?;
+                    service.storage_path = Some((dir, place.clone()));
+                }
+                "storage.backlog.mem_limit" => {
+                    service.backlog_mem_limit = one.size(key, service.backlog_mem_limit)?;
+                }
                 "plugins_file" => self.read_plugins(&value, root, &entry.place)?,
                 "parsers_file" => self.read_parsers(&value, root, &entry.place, variables)?,
                 lower => {
@@ -795,6 +810,14 @@ mod tests {
                 ":2: Plugins_File is 'none'",
             ),
             ("[OUTPUT]\n  Name x\n", "there is no [INPUT] section"),
+            (
+                "[SERVICE]\n  storage.path ${UNSET_PATH}\n",
+                ":2: storage.path is ''",
+            ),
+            (
+                "[SERVICE]\n  storage.backlog.mem_limit much\n",
+                ":2: storage.backlog.mem_limit is 'much'",
+            ),
             ("[INPUT]\n  Name x\n", "there is no [OUTPUT] section"),
         ];
         for (main, message) in cases {
@@ -806,11 +829,11 @@ mod tests {
     #[test]
     fn what_is_not_acted_upon_is_said_once() {
         let filter = "[FILTER]\n  Name grep\n";
-        let service = "[SERVICE]\n  storage.path /x\n  HTTP_Server on\n  Surprise 1\n";
+        let service = "[SERVICE]\n  storage.sync full\n  HTTP_Server on\n  Surprise 1\n";
         let twice = "[OUTPUT]\n  Name x\n  Path ${UNSET_A}${UNSET_A}\n";
         let config = load(&format!("{service}{filter}{PIPELINE}{twice}"), &[]).unwrap();
         let endings = [
-            ":2: the service key 'storage.path' is not acted upon here and ignored",
+            ":2: the service key 'storage.sync' is not acted upon here and ignored",
             ":3: the service key 'HTTP_Server' is not acted upon here and ignored",
             ":4: the service key 'Surprise' is not known here and ignored",
             ":5: [FILTER] sections are not run here and ignored",

@@ -14,6 +14,31 @@ pub(crate) const CHUNK_LIMIT: usize = 2_048_000;
 pub(crate) struct Chunk {
     pub(crate) tag: Arc<str>,
     pub(crate) data: Vec<u8>,
+    /// Where it lies besides the memory, if anywhere.
+    pub(crate) origin: Option<Box<dyn Origin>>,
+}
+
+/// Where a chunk lies until it is settled. Dropped untold, it stays there: the engine has ended before.
+pub(crate) trait Origin: Send {
+    /// What the chunk is called in the log.
+    fn name(&self) -> String;
+
+    /// Whether it stays there when no output wants it; else that settles it.
+    fn stays_without_a_match(&self) -> bool;
+
+    /// The last output has answered for good.
+    fn settled(self: Box<Self>, outcome: Outcome);
+}
+
+/// How a chunk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Every output answered OK.
+    Delivered,
+    /// The last output answered OK, but when the engine had ended.
+    DeliveredTooLate,
+    /// An output did not take it, or there was none.
+    Dropped,
 }
 
 /// What an input has gathered and the engine has not yet taken.
@@ -55,16 +80,18 @@ impl Appender {
             self.closed.push(Chunk {
                 tag: tag.clone(),
                 data,
+                origin: None,
             });
         }
     }
 
     /// Adds bytes that are a chunk of their own.
-    pub(crate) fn whole(&mut self, tag: &Arc<str>, data: Vec<u8>) {
+    pub(crate) fn whole(&mut self, tag: &Arc<str>, data: Vec<u8>, origin: Option<Box<dyn Origin>>) {
         self.bytes += data.len();
         self.closed.push(Chunk {
             tag: tag.clone(),
             data,
+            origin,
         });
     }
 
@@ -84,7 +111,12 @@ impl Appender {
         if all {
             let mut open: Vec<_> = self.open.drain().collect();
             open.sort();
-            chunks.extend(open.into_iter().map(|(tag, data)| Chunk { tag, data }));
+            let chunk = |(tag, data)| Chunk {
+                tag,
+                data,
+                origin: None,
+            };
+            chunks.extend(open.into_iter().map(chunk));
         }
         self.bytes -= chunks.iter().map(|chunk| chunk.data.len()).sum::<usize>();
         chunks

@@ -16,7 +16,8 @@ use serde_json::Value;
 
 use super::abi::{self, LOG_WARN};
 use super::chunk::{Appender, count_records};
-use crate::config::Instance;
+use super::storage::Backlog;
+use crate::config::{Instance, Service};
 use crate::samples::{self, Shape};
 
 /// Bytes that an unlimited input adds before it lets the engine look at other things.
@@ -54,13 +55,37 @@ pub(crate) struct Slot {
     pub(crate) name: String,
     /// Bytes in chunks, waiting or being flushed, at which the input pauses.
     pub(crate) mem_buf_limit: Option<usize>,
+    /// `storage.type filesystem`.
+    pub(crate) on_disk: bool,
     pub(crate) input: Box<dyn Input>,
     pub(crate) ended: bool,
 }
 
-/// Makes all inputs of a configuration.
-pub(crate) fn build(inputs: &[Instance], parsers: &[Instance]) -> Result<Vec<Slot>> {
+/// The input that hands over what a predecessor left on disk, under the host's own name for it.
+pub(crate) const BACKLOG: &str = "storage_backlog.0";
+
+/// Makes all inputs of a configuration; with a `storage.path` the backlog comes first.
+pub(crate) fn build(
+    inputs: &[Instance],
+    parsers: &[Instance],
+    service: &Service,
+) -> Result<Vec<Slot>> {
     let mut slots: Vec<Slot> = Vec::new();
+    if let Some((dir, place)) = &service.storage_path {
+        slots.push(Slot {
+            definition: Instance {
+                name: "storage_backlog".to_owned(),
+                properties: Vec::new(),
+                place: place.clone(),
+            },
+            name: BACKLOG.to_owned(),
+            // Even a limit of 0 lets one chunk after the other through.
+            mem_buf_limit: Some(service.backlog_mem_limit.max(1)),
+            on_disk: false,
+            input: Box::new(Backlog::new(dir)),
+            ended: false,
+        });
+    }
     for definition in inputs {
         let kind = definition.name.to_lowercase();
         let same = slots.iter();
@@ -73,6 +98,12 @@ pub(crate) fn build(inputs: &[Instance], parsers: &[Instance]) -> Result<Vec<Slo
             None => Ok(None),
         };
         let mut limit = definition.size("mem_buf_limit", 0)?;
+        let on_disk = definition.parse("storage.type", false, on_disk, STORAGE_TYPES)?;
+        ensure!(
+            !on_disk || service.storage_path.is_some(),
+            "{}: storage.type filesystem needs a folder: set storage.path in [SERVICE]",
+            definition.place
+        );
         let (input, own_keys): (Box<dyn Input>, &[&str]) = match kind.as_str() {
             "dummy" => (
                 Box::new(Dummy::new(definition, tag)?),
@@ -119,7 +150,7 @@ pub(crate) fn build(inputs: &[Instance], parsers: &[Instance]) -> Result<Vec<Slo
         };
         for property in &definition.properties {
             let key = property.key.to_lowercase();
-            if !["tag", "alias", "mem_buf_limit"].contains(&key.as_str())
+            if !["tag", "alias", "mem_buf_limit", "storage.type"].contains(&key.as_str())
                 && !own_keys.contains(&key.as_str())
             {
                 let text = format!(
@@ -132,12 +163,23 @@ pub(crate) fn build(inputs: &[Instance], parsers: &[Instance]) -> Result<Vec<Slo
         slots.push(Slot {
             name: definition.get("alias").unwrap_or(&own_name).to_owned(),
             mem_buf_limit: Some(limit).filter(|&limit| limit > 0),
+            on_disk,
             input,
             ended: false,
             definition: definition.clone(),
         });
     }
     Ok(slots)
+}
+
+const STORAGE_TYPES: &str = "memory, memrb or filesystem";
+
+fn on_disk(kind: &str) -> Option<bool> {
+    match kind.to_lowercase().as_str() {
+        "memory" | "memrb" => Some(false),
+        "filesystem" => Some(true),
+        _ => None,
+    }
 }
 
 /// The same record at a steady rate.
@@ -300,7 +342,7 @@ impl Input for Chunks {
         let stop = out.bytes() + SLICE;
         while self.rounds > 0 {
             let (tag, data) = &self.chunks[self.next];
-            out.whole(tag, data.clone());
+            out.whole(tag, data.clone(), None);
             self.next += 1;
             if self.next == self.chunks.len() {
                 (self.next, self.rounds) = (0, self.rounds - 1);

@@ -3,6 +3,7 @@
 //! - [`abi`]: the calls into a library
 //! - [`stack`]: the stacks that flushes run on, and what tells of their overflow
 //! - [`input`], [`chunk`]: where events come from, and how they are put together
+//! - [`storage`]: chunks on disk
 //! - [`pipeline`]: the engine's thread: tasks, retries, workers
 //! - [`schedule`]: when a retry comes
 //! - [`report`]: what a run did and cost
@@ -18,6 +19,7 @@ mod pipeline;
 mod report;
 mod schedule;
 mod stack;
+pub mod storage;
 
 use std::env;
 use std::path::PathBuf;
@@ -39,6 +41,7 @@ use self::input::Slot;
 use self::pipeline::{Event, Generation, Lasting, Order, Plan, Shared};
 use self::report::{Tally, foreign_threads, own_this_thread, process_cpu, spawn_own};
 use self::schedule::RetryLimit;
+use self::storage::Store;
 use crate::config::{Config, Instance, Service, log_level};
 
 pub use self::report::{Cpu, Dropped, InputReport, Latency, OutputReport, Report};
@@ -70,6 +73,10 @@ pub struct RunArgs {
     /// Stop as on SIGTERM after this time, such as 500ms, 10s or 5m
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     stop_after: Option<Duration>,
+    /// Remove the file of a settled chunk only so long after the answer: kill -9 in between, and the
+    /// chunk comes again
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    settle_late: Duration,
     /// Seed of the retry jitter
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -81,6 +88,7 @@ struct Loaded {
     proxies: Vec<Proxy>,
     plans: Vec<Plan>,
     slots: Vec<Slot>,
+    store: Option<Store>,
 }
 
 impl Loaded {
@@ -89,12 +97,7 @@ impl Loaded {
     fn load(args: &RunArgs, hot_reload: bool) -> Result<Self> {
         let mut proxies = Vec::new();
         match Self::load_into(&mut proxies, args, hot_reload) {
-            Ok((service, plans, slots)) => Ok(Self {
-                service,
-                proxies,
-                plans,
-                slots,
-            }),
+            Ok(loaded) => Ok(Self { proxies, ..loaded }),
             Err(error) => {
                 unload(proxies);
                 Err(error)
@@ -102,11 +105,8 @@ impl Loaded {
         }
     }
 
-    fn load_into(
-        proxies: &mut Vec<Proxy>,
-        args: &RunArgs,
-        hot_reload: bool,
-    ) -> Result<(Service, Vec<Plan>, Vec<Slot>)> {
+    /// All but the libraries, which `proxies` gets one by one: they are to be unloaded after an error.
+    fn load_into(proxies: &mut Vec<Proxy>, args: &RunArgs, hot_reload: bool) -> Result<Self> {
         for library in &args.plugins {
             proxies.extend(Proxy::load(library, hot_reload)?);
         }
@@ -131,8 +131,16 @@ impl Loaded {
                 )
             })
             .collect::<Result<_>>()?;
-        let slots = input::build(&config.inputs, &config.parsers)?;
-        Ok((config.service, plans, slots))
+        let slots = input::build(&config.inputs, &config.parsers, &config.service)?;
+        let store = config.service.storage_path.as_ref();
+        let store = store.map(|(dir, place)| Store::open(dir).with_context(|| place.to_string()));
+        Ok(Self {
+            proxies: Vec::new(),
+            plans,
+            slots,
+            store: store.transpose()?,
+            service: config.service,
+        })
     }
 }
 
@@ -257,6 +265,7 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
         threads_lost_at_fork = go_to_the_background()?;
     }
     let coro_stack_bytes = loaded.service.coro_stack_size;
+    let storage = loaded.service.storage_path.clone();
     let began = Instant::now();
     let mut supervisor = Supervisor {
         quiet: args.quiet || daemon,
@@ -287,6 +296,9 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     report.threads_lost_at_fork = threads_lost_at_fork;
     report.coro_stack_bytes = coro_stack_bytes;
     report.reloads = supervisor.reloads;
+    if let Some((dir, _)) = storage {
+        report.chunks_left_on_disk = storage::count(&dir)?;
+    }
     report.cpu_seconds = Cpu {
         process: process_cpu().as_secs_f64(),
         library_threads: supervisor.library_cpu().as_secs_f64(),
@@ -364,6 +376,8 @@ impl Supervisor {
                 proxies: loaded.proxies,
                 plans: loaded.plans,
                 slots: loaded.slots,
+                store: loaded.store,
+                settle_late: self.args.settle_late,
                 lasting,
             };
             let (generation, result, next) = self.supervise(generation)?;

@@ -20,11 +20,12 @@ use rand::rngs::SmallRng;
 use super::abi::{
     self, FLB_OK, FLB_RETRY, FlushCall, LOG_DEBUG, LOG_ERROR, LOG_INFO, LOG_WARN, Plugin, Proxy,
 };
-use super::chunk::{Appender, Chunk, count_records};
+use super::chunk::{Appender, Chunk, Origin, Outcome, count_records};
 use super::input::{Next, Slot};
 use super::report::{Dropped, LibraryCpu, Progress, Tally, spawn_own};
 use super::schedule::{RetryLimit, Schedule};
 use super::stack::{AlternateStack, FlushStack};
+use super::storage::Store;
 use crate::config::{Instance, Service};
 
 /// Chunks on their way at once (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE_LIMIT`); others wait.
@@ -66,6 +67,10 @@ pub(crate) struct Generation {
     pub(crate) proxies: Vec<Proxy>,
     pub(crate) plans: Vec<Plan>,
     pub(crate) slots: Vec<Slot>,
+    /// Where inputs with `storage.type filesystem` keep their chunks.
+    pub(crate) store: Option<Store>,
+    /// How long after the last answer a chunk's origin is told of it.
+    pub(crate) settle_late: Duration,
     /// What outlives a reload.
     pub(crate) lasting: Lasting,
 }
@@ -130,6 +135,9 @@ struct Task {
     data: Arc<Vec<u8>>,
     records: u64,
     routes: Vec<Route>,
+    origin: Option<Box<dyn Origin>>,
+    /// [`Outcome::Dropped`] as soon as one output has not taken it.
+    outcome: Outcome,
 }
 
 struct Route {
@@ -245,6 +253,10 @@ struct Engine {
     schedule: Schedule,
     state: State,
     next_flush: Instant,
+    store: Option<Store>,
+    settle_late: Duration,
+    /// Settled chunks whose origins are not told yet, the oldest first.
+    late: VecDeque<(Instant, Box<dyn Origin>, Outcome)>,
     lasting: Lasting,
     shared: Arc<Shared>,
 }
@@ -323,6 +335,9 @@ impl Generation {
             },
             state: State::Running,
             next_flush: Instant::now() + self.service.flush,
+            store: self.store.take(),
+            settle_late: self.settle_late,
+            late: VecDeque::new(),
             service: self.service.clone(),
             lasting: self.lasting,
             shared,
@@ -343,6 +358,7 @@ impl Engine {
                 self.handle(event, now);
             }
             self.start_due_retries(now);
+            self.tell_origins(now);
             if now >= self.next_flush {
                 self.next_flush = (self.next_flush + self.service.flush).max(now);
                 self.gather(true);
@@ -372,7 +388,8 @@ impl Engine {
             State::Stopping { deadline, .. } => deadline,
             _ => None,
         };
-        let due = [wake, retry, deadline].into_iter().flatten();
+        let late = self.late.front().map(|(due, ..)| *due);
+        let due = [wake, retry, deadline, late].into_iter().flatten();
         let due = due.fold(self.next_flush, Instant::min);
         match events.recv_timeout(due.saturating_duration_since(now)) {
             Ok(event) => self.handle(event, Instant::now()),
@@ -502,7 +519,7 @@ impl Engine {
     /// Takes the inputs' full chunks, or all, and counts what is in them.
     fn gather(&mut self, all: bool) {
         for (slot, buffer) in self.slots.iter().zip(&mut self.buffers) {
-            for chunk in buffer.appender.take(all) {
+            for mut chunk in buffer.appender.take(all) {
                 let records = count_records(&chunk.data)
                     .expect("inputs make whole events, and captured chunks were checked");
                 let tally = self
@@ -518,6 +535,18 @@ impl Engine {
                     .progress
                     .records_in
                     .fetch_add(records, Ordering::Relaxed);
+                if let Some(store) = self.store.as_mut().filter(|_| slot.on_disk) {
+                    match store.keep(&chunk.tag, &chunk.data) {
+                        Ok(origin) => chunk.origin = Some(origin),
+                        Err(error) => {
+                            let text = format!(
+                                "[storage] a chunk of {} stays in memory: {error}",
+                                slot.name
+                            );
+                            abi::log(LOG_ERROR, &text);
+                        }
+                    }
+                }
                 buffer.on_the_way += chunk.data.len();
                 buffer.ready.push_back((chunk, records));
             }
@@ -552,6 +581,17 @@ impl Engine {
         if outputs.is_empty() {
             self.buffers[slot].on_the_way -= chunk.data.len();
             let name = self.slots[slot].name.clone();
+            if let Some(origin) = chunk.origin {
+                if origin.stays_without_a_match() {
+                    let (file, tag) = (origin.name(), chunk.tag);
+                    let text = format!(
+                        "[storage] no output matches the tag '{tag}': {file} stays on disk"
+                    );
+                    self.say(LOG_INFO, &text);
+                    return;
+                }
+                origin.settled(Outcome::Dropped);
+            }
             self.say(
                 LOG_DEBUG,
                 &format!("[task] no output matches the tag '{}'", chunk.tag),
@@ -573,13 +613,16 @@ impl Engine {
             retries: 0,
             in_flight: false,
         };
+        let in_memory = || format!("{}-{seconds}.{nanos:09}.flb", process::id());
         let task = Task {
-            chunk_name: format!("{}-{seconds}.{nanos:09}.flb", process::id()),
+            chunk_name: chunk.origin.as_ref().map_or_else(in_memory, |it| it.name()),
             slot,
             tag: chunk.tag,
             data: Arc::new(chunk.data),
             records,
             routes: outputs.iter().map(route).collect(),
+            origin: chunk.origin,
+            outcome: Outcome::Delivered,
         };
         self.tasks.insert(id, task);
         for output in outputs {
@@ -718,6 +761,8 @@ impl Engine {
             .progress
             .dropped
             .fetch_add(records, Ordering::Relaxed);
+        let task = self.tasks.get_mut(&id).expect("a route belongs to a task");
+        task.outcome = Outcome::Dropped;
         self.release(id, at);
     }
 
@@ -727,8 +772,21 @@ impl Engine {
         task.routes.retain(|route| route.output != at);
         if task.routes.is_empty() {
             self.buffers[task.slot].on_the_way -= task.data.len();
-            self.tasks.remove(&id);
+            let task = self.tasks.remove(&id).expect("it was there just now");
             self.free.insert(id);
+            if let Some(origin) = task.origin {
+                let due = Instant::now() + self.settle_late;
+                self.late.push_back((due, origin, task.outcome));
+                self.tell_origins(Instant::now());
+            }
+        }
+    }
+
+    fn tell_origins(&mut self, now: Instant) {
+        while self.late.front().is_some_and(|(due, ..)| *due <= now) {
+            if let Some((_, origin, outcome)) = self.late.pop_front() {
+                origin.settled(outcome);
+            }
         }
     }
 
@@ -777,9 +835,14 @@ impl Engine {
             let report = &mut self.lasting.tally.outputs.entry(name).or_default().report;
             report.stack_high_water_bytes = report.stack_high_water_bytes.max(high_water);
         }
+        let settled = self.late.drain(..);
+        settled.for_each(|(_, origin, outcome)| origin.settled(outcome));
+        self.settle_late = Duration::ZERO;
         for event in events.try_iter() {
             match event {
                 Event::Flushed(flushed) if flushed.answer == FLB_OK => {
+                    let task = self.tasks.get_mut(&flushed.task);
+                    task.expect("a flush runs for a task").outcome = Outcome::DeliveredTooLate;
                     self.settle(flushed, Instant::now());
                 }
                 Event::Flushed(flushed) => self.count_call(&flushed),
@@ -790,14 +853,17 @@ impl Engine {
         self.publish();
     }
 
-    /// Drops what is still pending.
+    /// Drops what is still pending. What has an origin stays there.
     fn abandon(&mut self, by_reload: bool) {
         // Chunks that never had a task need one to be dropped from, whatever the limit.
         for slot in 0..self.slots.len() {
             while let Some((chunk, records)) = self.buffers[slot].ready.pop_front() {
-                self.start_task(slot, chunk, records);
+                if chunk.origin.is_none() {
+                    self.start_task(slot, chunk, records);
+                }
             }
         }
+        self.tasks.retain(|_, task| task.origin.is_none());
         let routes = self.tasks.iter();
         let routes: Vec<_> = routes
             .flat_map(|(&id, task)| task.routes.iter().map(move |route| (id, route.output)))

@@ -13,6 +13,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::input::BACKLOG;
+
 /// Records that were lost, by why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dropped {
@@ -119,8 +121,12 @@ pub struct Report {
     pub records_dropped: u64,
     /// Why they were lost.
     pub dropped: Dropped,
-    /// Chunks that the inputs made.
+    /// Chunks that the inputs made, and those of the backlog.
     pub chunks: u64,
+    /// Chunks that were found on disk. One that a hot reload left there counts again.
+    pub backlog_chunks: u64,
+    /// Chunks that lie on disk at the end.
+    pub chunks_left_on_disk: u64,
     /// Chunks acknowledged in a second.
     pub chunks_per_second: f64,
     /// Bytes of chunks acknowledged in a second.
@@ -199,6 +205,7 @@ impl Tally {
             report.chunks += input.chunks;
             report.dropped.unmatched += input.unmatched;
         }
+        report.backlog_chunks = self.inputs.get(BACKLOG).map_or(0, |input| input.chunks);
         let mut all = new_histogram();
         let (mut chunks, mut bytes) = (0, 0);
         for (name, output) in self.outputs {
@@ -249,6 +256,15 @@ impl Report {
         for (name, input) in &self.inputs {
             let text = format!("{} records, {} pauses", input.records, input.pauses);
             line(&format!("  {name}"), text);
+        }
+        if self.backlog_chunks + self.chunks_left_on_disk > 0 {
+            line(
+                "on disk",
+                format!(
+                    "{} chunks found, {} left",
+                    self.backlog_chunks, self.chunks_left_on_disk
+                ),
+            );
         }
         line("acknowledged", self.records_acknowledged.to_string());
         line(

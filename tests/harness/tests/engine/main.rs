@@ -1,5 +1,7 @@
 //! The engine against a plugin that does as it is told: `fixture/out_probe.c`.
 
+mod storage;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -76,7 +78,12 @@ impl Run {
     }
 
     fn with_library(configuration: &str, library: &Path) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::in_directory(tempfile::tempdir().unwrap(), configuration, library)
+    }
+
+    /// In the directory of a run before; its log begins anew.
+    fn in_directory(directory: TempDir, configuration: &str, library: &Path) -> Self {
+        let _ = fs::remove_file(directory.path().join("log"));
         let at = |name: &str| directory.path().join(name);
         fs::write(at("fluent-bit.conf"), configuration).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ferry-harness"));
@@ -659,6 +666,29 @@ fn a_daemon_leaves_its_parent_and_works_on() {
 }
 
 #[test]
+fn a_steady_load_of_small_chunks_is_measured() {
+    let load = "
+[INPUT]
+    Name     http_sample
+    Tag      app
+    Tags     50
+    Samples  50
+    Rate     5000
+";
+    let ran = Run::new(&output("    Workers 1\n").replace(ONE_RECORD, load)).run();
+    assert_eq!(ran.number("/chunks"), 50, "a chunk for each tag");
+    assert_eq!(ran.number("/flush_calls"), 50);
+    let report = |pointer: &str| ran.report.pointer(pointer).and_then(Value::as_f64).unwrap();
+    let rate = report("/chunks_per_second") * report("/seconds");
+    assert!((49.9..50.1).contains(&rate), "{rate}");
+    for at in ["", "/outputs/probe.0"] {
+        let latency = ["p50_ms", "p99_ms", "max_ms"];
+        let latency = latency.map(|name| report(&format!("{at}/flush_latency/{name}")));
+        assert!(latency[0] > 0.0 && latency.is_sorted(), "{latency:?}");
+    }
+}
+
+#[test]
 fn wrong_configurations_are_status_2_and_name_the_place() {
     let cases = [
         (
@@ -677,6 +707,16 @@ fn wrong_configurations_are_status_2_and_name_the_place() {
             "Samples  1",
             "Samples  few",
             "Samples is 'few'; it must be a number",
+        ),
+        (
+            "Samples  1",
+            "storage.type filesystem",
+            "set storage.path in [SERVICE]",
+        ),
+        (
+            "Samples  1",
+            "storage.type disk",
+            "storage.type is 'disk'; it must be memory, memrb or filesystem",
         ),
     ];
     for (good, bad, message) in cases {
