@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 /// What one request may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Record<T> {
     pub pieces: Vec<Piece<T>>,
     /// Times it was sent without success.
     pub attempts: u32,
+    /// Since when its first piece waits.
+    pub since: Instant,
     /// Sent in a request of its own, because a request with others was refused for one of its records.
     pub alone: bool,
     bytes: usize,
@@ -47,13 +50,14 @@ pub struct Record<T> {
 }
 
 impl<T> Record<T> {
-    fn new(target: Arc<str>, piece: Piece<T>) -> Self {
+    fn new(target: Arc<str>, piece: Piece<T>, now: Instant) -> Self {
         Record {
             target,
             bytes: piece.bytes.len(),
             lines: piece.lines,
             pieces: vec![piece],
             attempts: 0,
+            since: now,
             alone: false,
         }
     }
@@ -85,12 +89,14 @@ impl<T> Record<T> {
 #[derive(Debug)]
 pub struct Packer<T> {
     queue: VecDeque<Record<T>>,
+    bytes: usize,
 }
 
 impl<T> Default for Packer<T> {
     fn default() -> Self {
         Packer {
             queue: VecDeque::new(),
+            bytes: 0,
         }
     }
 }
@@ -102,8 +108,9 @@ impl<T> Packer<T> {
     }
 
     /// Adds a piece, to the record before it where that has room for it.
-    pub fn push(&mut self, target: &Arc<str>, piece: Piece<T>, limits: &Limits) {
+    pub fn push(&mut self, target: &Arc<str>, piece: Piece<T>, limits: &Limits, now: Instant) {
         debug_assert!(piece.bytes.len() <= limits.record_bytes);
+        self.bytes += piece.bytes.len();
         if let Some(last) = self.queue.back_mut()
             && last.attempts == 0
             && last.target == *target
@@ -115,12 +122,14 @@ impl<T> Packer<T> {
             last.pieces.push(piece);
             return;
         }
-        self.queue.push_back(Record::new(Arc::clone(target), piece));
+        self.queue
+            .push_back(Record::new(Arc::clone(target), piece, now));
     }
 
     /// Puts records back that were sent in vain. They go first: they are the oldest.
     pub fn put_back(&mut self, records: Vec<Record<T>>) {
         for record in records.into_iter().rev() {
+            self.bytes += record.bytes;
             self.queue.push_front(record);
         }
     }
@@ -129,6 +138,18 @@ impl<T> Packer<T> {
     pub fn retain_fresh(&mut self, stale: impl Fn(&T) -> bool) {
         self.queue
             .retain(|record| !record.pieces.iter().all(|piece| stale(&piece.ticket)));
+        self.bytes = self.queue.iter().map(|record| record.bytes).sum();
+    }
+
+    /// Whether what waits is more than one request: waiting longer would not fill the next one better.
+    pub fn is_full(&self, limits: &Limits) -> bool {
+        self.queue.len() > limits.batch_records || self.bytes >= limits.batch_bytes
+    }
+
+    /// Since when the first record waits. One that was sent in vain has waited long enough: `None`.
+    pub fn since(&self) -> Option<Instant> {
+        let first = self.queue.front()?;
+        (first.attempts == 0).then_some(first.since)
     }
 
     /// Where the next request goes.
@@ -152,6 +173,7 @@ impl<T> Packer<T> {
                 }
             }
             bytes += next.bytes;
+            self.bytes -= next.bytes;
             batch.extend(self.queue.pop_front());
         }
         batch
@@ -191,6 +213,10 @@ mod tests {
         }
     }
 
+    fn now() -> Instant {
+        Instant::now()
+    }
+
     const SMALL: Limits = Limits {
         record_bytes: 10,
         record_lines: 3,
@@ -206,7 +232,7 @@ mod tests {
             .into_iter()
             .enumerate()
         {
-            packer.push(&target, piece(len, lines, ticket), &SMALL);
+            packer.push(&target, piece(len, lines, ticket), &SMALL, Instant::now());
         }
         let joined: Vec<Vec<usize>> = packer
             .take(&SMALL)
@@ -221,7 +247,7 @@ mod tests {
         let target: Arc<str> = "s".into();
         let mut packer = Packer::default();
         for ticket in 0..3 {
-            packer.push(&target, piece(8, 1, ticket), &SMALL);
+            packer.push(&target, piece(8, 1, ticket), &SMALL, now());
         }
         let mut refused = packer.take(&SMALL);
         assert_eq!(refused.len(), 3);
@@ -230,6 +256,25 @@ mod tests {
         let sizes: Vec<usize> =
             std::iter::from_fn(|| Some(packer.take(&SMALL).len()).filter(|n| *n > 0)).collect();
         assert_eq!(sizes, [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_request_is_full_when_more_waits_than_it_holds_and_knows_how_long_its_oldest_waits() {
+        let target: Arc<str> = "s".into();
+        let mut packer = Packer::default();
+        let start = now();
+        for (ticket, full) in [false, false, false, true].into_iter().enumerate() {
+            let later = start + std::time::Duration::from_millis(ticket as u64);
+            packer.push(&target, piece(8, 1, ticket), &SMALL, later);
+            assert_eq!(packer.is_full(&SMALL), full, "{ticket}");
+        }
+        assert_eq!(packer.since(), Some(start));
+        let mut sent = packer.take(&SMALL);
+        assert!(!packer.is_full(&SMALL));
+        assert!(packer.since() > Some(start));
+        sent.iter_mut().for_each(|record| record.attempts += 1);
+        packer.put_back(sent);
+        assert!(packer.is_full(&SMALL) && packer.since().is_none());
     }
 
     proptest! {
@@ -242,7 +287,7 @@ mod tests {
             let targets: [Arc<str>; 2] = ["a".into(), "b".into()];
             let mut packer = Packer::default();
             for (ticket, (len, lines, target)) in pieces.iter().enumerate() {
-                packer.push(&targets[usize::from(*target)], piece(*len, *lines, ticket), &SMALL);
+                packer.push(&targets[usize::from(*target)], piece(*len, *lines, ticket), &SMALL, now());
             }
             let mut fail = fail.into_iter();
             let mut sent = Vec::new();

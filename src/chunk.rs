@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use crate::dead_letter::Letter;
 use crate::decode::{Events, Item, Time};
 use crate::encode::{Encoder, MAX_DEPTH, Options, Skip};
-use crate::settle::EventSet;
 use crate::template::Template;
 
 /// A chunk's lines for one name.
@@ -32,8 +31,10 @@ pub struct Encoded {
     pub letters: Vec<Letter>,
     /// The events that the letters are of, by their numbers in the chunk.
     pub lettered: Vec<u32>,
-    /// Events without the `log_key`.
-    pub skipped: usize,
+    /// Events without the `log_key`, by their numbers in the chunk.
+    pub skipped: Vec<u32>,
+    /// How many events the chunk has, those passed over among them.
+    pub events: u32,
 }
 
 impl Encoded {
@@ -44,20 +45,22 @@ impl Encoded {
     }
 }
 
-/// Encodes a chunk; `names` says where each event goes. Events in `settled` are passed over.
+/// Encodes a chunk; `names` says where each event goes. Events that are not `wanted`, by their number,
+/// are passed over.
 pub fn encode(
     options: &Options,
     names: &Template,
     tag: &[u8],
     data: &[u8],
-    settled: &EventSet,
+    wanted: impl Fn(u32) -> bool,
 ) -> Encoded {
     let tag_text = String::from_utf8_lossy(tag);
     let mut encoder = Encoder::new(options);
     let mut encoded = Encoded::default();
     let mut sorter = Sorter::new(names);
     for (number, item) in (0u32..).zip(Events::new(data)) {
-        if settled.contains(number) {
+        encoded.events = number + 1;
+        if !wanted(number) {
             continue;
         }
         let event = match item {
@@ -76,6 +79,7 @@ pub fn encode(
                             "{} bytes at offset {offset} of a chunk: {reason}",
                             bytes.len()
                         ),
+                        target: None,
                         request_id: None,
                         record: bytes.to_vec(),
                     },
@@ -89,7 +93,7 @@ pub fn encode(
                 part.ends.push(part.text.len());
                 part.events.push(number);
             }
-            Err(Skip::NoLogKey) => encoded.skipped += 1,
+            Err(Skip::NoLogKey) => encoded.skipped.push(number),
             Err(Skip::TooDeep) => {
                 encoded.letter(
                     number,
@@ -99,6 +103,7 @@ pub fn encode(
                         detail: format!(
                             "nested deeper than {MAX_DEPTH} levels; the event is kept as msgpack"
                         ),
+                        target: None,
                         request_id: None,
                         record: event.raw.to_vec(),
                     },
@@ -185,7 +190,7 @@ mod tests {
             &Template::parse(template, true).unwrap(),
             b"t",
             data,
-            &EventSet::default(),
+            |_| true,
         )
         .parts
         .into_iter()
@@ -243,7 +248,7 @@ mod tests {
             &Template::parse("{record.k}", true).unwrap(),
             b"t",
             &data,
-            &EventSet::default(),
+            |_| true,
         );
         assert!(encoded.parts.is_empty());
         let reasons: Vec<&str> = encoded.letters.iter().map(|letter| letter.reason).collect();
@@ -253,18 +258,17 @@ mod tests {
     }
 
     #[test]
-    fn events_that_were_settled_before_are_passed_over_by_their_number() {
+    fn events_that_are_not_wanted_are_passed_over_by_their_number() {
         let data = chunk(&[
             (1, b"\x81\xa1k\xa1a"),
             (1, b"\x81\xa1k\xa1b"),
             (1, b"\x81\xa1k\xa1c"),
         ]);
-        let mut settled = EventSet::default();
-        settled.insert(1);
         let names = Template::parse("x", true).unwrap();
-        let encoded = encode(&Options::default(), &names, b"t", &data, &settled);
+        let encoded = encode(&Options::default(), &names, b"t", &data, |event| event != 1);
         assert_eq!(encoded.parts[0].text, b"{\"k\":\"a\"}\n{\"k\":\"c\"}\n");
         assert_eq!(encoded.parts[0].events, [0, 2]);
+        assert_eq!(encoded.events, 3);
     }
 
     #[test]
@@ -274,7 +278,7 @@ mod tests {
             &Template::parse("x", true).unwrap(),
             b"t",
             b"",
-            &EventSet::default(),
+            |_| true,
         );
         assert!(encoded.parts.is_empty() && encoded.letters.is_empty());
     }

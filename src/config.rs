@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,6 +70,28 @@ pub struct Config {
     pub concurrency: Option<usize>,
     /// Where dead letters are kept.
     pub dead_letter_dir: PathBuf,
+    /// Bytes of dead letters.
+    pub dead_letter_limit: u64,
+    /// The buffer on disk between the host and the destination; `None` is direct mode.
+    pub spool: Option<SpoolPlace>,
+}
+
+/// Where a spool is, and how large it may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolPlace {
+    /// Its folder, which no other instance may use.
+    pub dir: PathBuf,
+    /// Bytes of all its files.
+    pub limit: u64,
+}
+
+/// When a spooled object is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectBounds {
+    /// Compressed bytes.
+    pub bytes: usize,
+    /// Time since its first line came.
+    pub age: Duration,
 }
 
 /// Where records go.
@@ -86,6 +109,8 @@ pub enum Destination {
         folder: Template,
         /// The end of each object's name.
         extension: String,
+        /// When an object is sealed that is built from the spool.
+        object: ObjectBounds,
     },
 }
 
@@ -100,6 +125,8 @@ pub struct Firehose {
     pub aggregation: Aggregation,
     /// PEM of certificates to trust beside the system's.
     pub ca_pem: Option<Vec<u8>>,
+    /// How long a request from the spool that is not full waits for more.
+    pub linger: Duration,
 }
 
 /// How many lines share a Firehose record.
@@ -237,16 +264,6 @@ pub struct Blob {
 
 /// Keys that this version does not act on, and what to do instead.
 const NOT_YET: &[(&str, &str)] = &[
-    ("spool_dir", "there is no spool yet; remove it"),
-    ("spool_limit", "there is no spool yet; remove it"),
-    (
-        "blob_max_size",
-        "objects are made of one chunk each; remove it, and use Flush in [SERVICE] for larger chunks",
-    ),
-    (
-        "blob_max_age",
-        "objects are made of one chunk each; remove it, and use Flush in [SERVICE] for larger chunks",
-    ),
     (
         "connection_string",
         "use account_name with shared_key or sas_token",
@@ -259,22 +276,10 @@ const NOT_YET: &[(&str, &str)] = &[
         "there are no metrics yet; remove it",
     ),
     ("metrics_listen", "there are no metrics yet; remove it"),
-    // azure_blob's own buffer, and its ways to give up data.
-    (
-        "buffer_dir",
-        "chunks are delivered before they are acknowledged; use storage.type filesystem on the input for a buffer on disk",
-    ),
-    (
-        "store_dir_limit_size",
-        "use storage.total_limit_size for the host's own buffer",
-    ),
+    // azure_blob counts its buffer before compression, in a file for each tag.
     (
         "upload_file_size",
-        "objects are made of one chunk each; remove it",
-    ),
-    (
-        "upload_timeout",
-        "objects are made of one chunk each; remove it",
+        "use blob_max_size, the size of an object as it is stored",
     ),
     (
         "database_file",
@@ -322,8 +327,23 @@ impl Config {
         let concurrency = self
             .concurrency
             .map_or("auto".to_owned(), |n| n.to_string());
+        let mut mode = match &self.spool {
+            None => "direct".to_owned(),
+            Some(spool) => format!(
+                "spooled in {} (at most {} bytes)",
+                spool.dir.display(),
+                spool.limit
+            ),
+        };
+        if let (Some(_), Destination::Blob { object, .. }) = (&self.spool, &self.destination) {
+            mode += &format!(
+                ", objects of at most {} bytes or {} s",
+                object.bytes,
+                object.age.as_secs()
+            );
+        }
         format!(
-            "to {destination}, direct, compression {:?}, flush_deadline {} s, memory_limit {} bytes, \
+            "to {destination}, {mode}, compression {:?}, flush_deadline {} s, memory_limit {} bytes, \
              concurrency {concurrency}, dead letters in {}",
             self.compression,
             self.flush_deadline.as_secs(),
@@ -338,15 +358,6 @@ impl Reader<'_> {
         for (key, remedy) in NOT_YET {
             if self.text(key).is_some() {
                 self.problem(key, format!("does nothing in this version: {remedy}"));
-            }
-        }
-        for key in ["spool", "buffering_enabled"] {
-            if self.flag(key) == Some(true) {
-                self.problem(
-                    key,
-                    "'on' is not possible in this version, which delivers before it acknowledges: remove it, and \
-                     use storage.type filesystem on the input for a buffer on disk",
-                );
             }
         }
         if self.flag("auto_retry_requests") == Some(false) {
@@ -372,11 +383,28 @@ impl Reader<'_> {
         let memory_limit = self.size("memory_limit", 64_000_000, 4_000_000..=64_000_000_000);
         let concurrency = self.concurrency();
         let instance = self.instance(destination.as_ref());
+        let spool = self.spool(kind, &instance);
+        if let (Some(_), Some(Destination::Blob { object, .. })) = (&spool, &destination)
+            && object.bytes > memory_limit / 2
+        {
+            self.problem(
+                "blob_max_size",
+                format!(
+                    "{} bytes are more than half of memory_limit ({memory_limit} bytes), which holds what is \
+                     open: raise memory_limit, or lower this",
+                    object.bytes
+                ),
+            );
+        }
+        let dead_letter_limit = self.size(
+            "dead_letter_limit",
+            256_000_000,
+            1_000_000..=1_000_000_000_000,
+        ) as u64;
         let dead_letter_dir = self.text("dead_letter_dir").map_or_else(
-            || {
-                Path::new("/var/lib/ferry")
-                    .join(&instance)
-                    .join("dead-letters")
+            || match &spool {
+                Some(spool) => spool.dir.join("dead-letters"),
+                None => Path::new(STATE_DIR).join(&instance).join("dead-letters"),
             },
             PathBuf::from,
         );
@@ -390,6 +418,8 @@ impl Reader<'_> {
             memory_limit,
             concurrency,
             dead_letter_dir,
+            dead_letter_limit,
+            spool,
         })
     }
 
@@ -455,13 +485,19 @@ impl Reader<'_> {
         first.or(second)
     }
 
-    fn size(
+    fn size(&mut self, key: &'static str, default: usize, allowed: RangeInclusive<usize>) -> usize {
+        let value = self.text(key);
+        self.size_in(key, value, default, allowed)
+    }
+
+    fn size_in(
         &mut self,
         key: &'static str,
+        value: Option<String>,
         default: usize,
-        allowed: std::ops::RangeInclusive<usize>,
+        allowed: RangeInclusive<usize>,
     ) -> usize {
-        let Some(value) = self.text(key) else {
+        let Some(value) = value else {
             return default;
         };
         match parse_size(&value) {
@@ -484,25 +520,39 @@ impl Reader<'_> {
         &mut self,
         key: &'static str,
         default: u64,
-        allowed: std::ops::RangeInclusive<u64>,
+        allowed: RangeInclusive<u64>,
     ) -> Duration {
-        let seconds = self
-            .text(key)
-            .map_or(default, |value| match parse_seconds(&value) {
-                Some(seconds) if allowed.contains(&seconds) => seconds,
-                _ => {
-                    self.problem(
-                        key,
-                        format!(
-                            "'{value}' is not a time from {} to {} seconds; write 30s, 5m or 1h",
-                            allowed.start(),
-                            allowed.end()
-                        ),
-                    );
-                    default
-                }
-            });
-        Duration::from_secs(seconds)
+        let value = self.text(key);
+        self.time_in(key, value, default, allowed)
+    }
+
+    fn time_in(
+        &mut self,
+        key: &'static str,
+        value: Option<String>,
+        default: u64,
+        allowed: RangeInclusive<u64>,
+    ) -> Duration {
+        let default = Duration::from_secs(default);
+        let Some(value) = value else {
+            return default;
+        };
+        let seconds = |seconds: &u64| Duration::from_secs(*seconds);
+        let (least, most) = (seconds(allowed.start()), seconds(allowed.end()));
+        match parse_time(&value) {
+            Some(time) if (least..=most).contains(&time) => time,
+            _ => {
+                self.problem(
+                    key,
+                    format!(
+                        "'{value}' is not a time from {} to {} seconds; write 500ms, 30s, 5m or 1h",
+                        allowed.start(),
+                        allowed.end()
+                    ),
+                );
+                default
+            }
+        }
     }
 
     fn file(&mut self, key: &'static str, path: &str) -> Option<Vec<u8>> {
@@ -740,6 +790,52 @@ impl Reader<'_> {
         aws
     }
 
+    /// The spool: on for a blob store, where one object a flush would be slow and dear; off for Firehose,
+    /// which acknowledges at once.
+    fn spool(&mut self, kind: Option<Kind>, instance: &str) -> Option<SpoolPlace> {
+        let on = match (self.flag("spool"), self.flag("buffering_enabled")) {
+            (Some(spool), Some(alias)) if spool != alias => {
+                self.problem(
+                    "spool",
+                    "and its other name buffering_enabled say the opposite: keep one of them",
+                );
+                spool
+            }
+            (spool, alias) => spool.or(alias).unwrap_or(kind == Some(Kind::Blob)),
+        };
+        let dir = self.either("spool_dir", "buffer_dir");
+        let limit = self.either("spool_limit", "store_dir_limit_size");
+        if !on {
+            for (key, set) in [
+                ("spool_dir", dir.is_some()),
+                ("spool_limit", limit.is_some()),
+            ] {
+                if set {
+                    self.problem(key, "needs spool on");
+                }
+            }
+            for key in ["blob_max_size", "blob_max_age", "upload_timeout", "linger"] {
+                if self.properties.get(key).is_some() {
+                    self.problem(
+                        key,
+                        "needs spool on: without it each chunk is sent by itself",
+                    );
+                }
+            }
+            return None;
+        }
+        let limit = self.size_in(
+            "spool_limit",
+            limit,
+            1_000_000_000,
+            16_000_000..=100_000_000_000_000,
+        );
+        Some(SpoolPlace {
+            dir: dir.map_or_else(|| Path::new(STATE_DIR).join(instance), PathBuf::from),
+            limit: limit as u64,
+        })
+    }
+
     fn firehose(&mut self, ca_pem: Option<Vec<u8>>) -> Option<Firehose> {
         for key in [
             "path",
@@ -749,6 +845,8 @@ impl Reader<'_> {
             "sas_token",
             "emulator_mode",
             "auto_create_container",
+            "blob_max_size",
+            "blob_max_age",
         ] {
             if self.text(key).is_some() {
                 self.problem(key, "belongs to a blob destination; remove it");
@@ -756,6 +854,7 @@ impl Reader<'_> {
         }
         let aws = self.aws();
         let aggregation = self.aggregation();
+        let linger = self.seconds("linger", 1, 0..=60);
         let Some(name) = self.text("delivery_stream") else {
             if self.properties.get("delivery_stream").is_none() {
                 self.problem(
@@ -779,6 +878,7 @@ impl Reader<'_> {
             aws,
             aggregation,
             ca_pem,
+            linger,
         })
     }
 
@@ -806,7 +906,7 @@ impl Reader<'_> {
         compression: Compression,
         raw: bool,
     ) -> Option<Destination> {
-        for key in ["aggregation", "simple_aggregation"] {
+        for key in ["aggregation", "simple_aggregation", "linger"] {
             if self.text(key).is_some() {
                 self.problem(key, "belongs to a Firehose destination; remove it");
             }
@@ -815,6 +915,11 @@ impl Reader<'_> {
             .text("path")
             .unwrap_or_else(|| "{tag}/%Y/%m/%d/%H".to_owned());
         let folder = self.template("path", &path, true);
+        let age = self.either("blob_max_age", "upload_timeout");
+        let object = ObjectBounds {
+            bytes: self.size("blob_max_size", 16_000_000, 10_000..=4_000_000_000),
+            age: self.time_in("blob_max_age", age, 300, 1..=86_400),
+        };
         let (store, prefix) = self.store()?;
         Some(Destination::Blob {
             blob: Blob {
@@ -829,6 +934,7 @@ impl Reader<'_> {
             },
             prefix,
             folder: folder?,
+            object,
             extension: format!(
                 "{}{}",
                 if raw { ".log" } else { ".ndjson" },
@@ -978,6 +1084,9 @@ enum Kind {
     Blob,
 }
 
+/// Where an instance keeps what must outlive it, in a folder of its own.
+const STATE_DIR: &str = "/var/lib/ferry";
+
 /// Level 2 of zlib-rs packs structured logs at twice the speed of its level 6, into 13% more bytes
 /// (229 MB/s and 7.5 times smaller, against 108 MB/s and 8.5 times).
 const GZIP_LEVEL: u32 = 2;
@@ -1054,17 +1163,19 @@ fn parse_size(value: &str) -> Option<usize> {
     (0.0..1e15).contains(&bytes).then_some(bytes as usize)
 }
 
-/// `30`, `30s`, `5m`, `1h` or `1d`.
-fn parse_seconds(value: &str) -> Option<u64> {
+/// `30`, `500ms`, `30s`, `5m`, `1h` or `1d`.
+fn parse_time(value: &str) -> Option<Duration> {
     let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match value[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
+    let millis = match value[digits.len()..].to_ascii_lowercase().as_str() {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return None,
     };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
+    let number = digits.parse::<u64>().ok()?;
+    Some(Duration::from_millis(number.checked_mul(millis)?))
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! What no destination will take is kept here, with its reason, for a person to look at.
 //!
-//! One file of JSON lines in the dead-letter folder. A letter counts as kept when the file is synced.
+//! One file of JSON lines in the dead-letter folder. A letter counts as kept when the file is synced and
+//! still has its name: a person, or a replay, may take the file away at any time by renaming it, and finds
+//! in it, or in the next one, every letter that was kept.
+//!
+//! The folder is bounded: what would take it beyond its limit is refused, and its sender holds it back.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,6 +21,10 @@ use crate::time::write_iso8601;
 
 /// The file in the dead-letter folder.
 pub const FILE: &str = "dead-letters.ndjson";
+/// Files whose names begin like this count towards the limit: [`FILE`], and what was renamed beside it.
+const COUNTED: &[u8] = b"dead-letters";
+/// Letters are written so often, at most, where their file is taken away meanwhile.
+const ATTEMPTS: usize = 2;
 
 /// One thing that was not delivered and never will be as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,33 +37,107 @@ pub struct Letter {
     pub detail: String,
     /// The destination's request id, where it had one.
     pub request_id: Option<String>,
+    /// The delivery stream or the object it was on its way to, where that was known.
+    pub target: Option<String>,
     /// The line without its newline, or the bytes as they came.
     pub record: Vec<u8>,
 }
 
 impl Letter {
-    /// A letter for what the destination refused.
-    pub fn refused(tag: &[u8], fault: &Fault, record: &[u8]) -> Letter {
+    /// A letter for what the destination refused, on its way to `target`.
+    pub fn refused(tag: &[u8], target: &str, fault: &Fault, record: &[u8]) -> Letter {
         Letter {
             tag: tag.to_vec(),
             reason: "refused",
             detail: format!("{}: {}", fault.code, fault.message),
             request_id: fault.request_id.clone(),
+            target: Some(target.to_owned()),
             record: record.to_vec(),
         }
+    }
+}
+
+/// How full the dead-letter folder is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of dead letters in it.
+    pub bytes: u64,
+    /// Bytes there may be.
+    pub limit: u64,
+}
+
+impl Usage {
+    /// What to tell a person while there is still time: `None` up to 80 % of the limit.
+    pub fn warning(&self) -> Option<String> {
+        let Usage { bytes, limit } = self;
+        (u128::from(*bytes) * 5 > u128::from(*limit) * 4).then(|| {
+            format!(
+                "dead letters take {bytes} of {limit} bytes; where more do not fit, their data is held back: \
+                 replay or move the dead-letters* files, or raise dead_letter_limit"
+            )
+        })
+    }
+}
+
+/// Why letters were not kept. Whoever sent them still has the data, and holds it back.
+#[derive(Debug)]
+pub enum Unkept {
+    /// They do not fit.
+    Full {
+        /// Bytes of dead letters in the folder.
+        bytes: u64,
+        /// Bytes there may be.
+        limit: u64,
+        /// Bytes that were to be added.
+        more: u64,
+        /// The folder.
+        path: PathBuf,
+    },
+    /// They could not be written and synced.
+    Disk(io::Error),
+}
+
+impl fmt::Display for Unkept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unkept::Full {
+                bytes,
+                limit,
+                more,
+                path,
+            } => write!(
+                f,
+                "{more} bytes more do not fit into {}, where dead letters take {bytes} of {limit} bytes; \
+                 replay or move its dead-letters* files, or raise dead_letter_limit",
+                path.display()
+            ),
+            Unkept::Disk(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Unkept {}
+
+impl From<io::Error> for Unkept {
+    fn from(error: io::Error) -> Self {
+        Unkept::Disk(error)
     }
 }
 
 /// The dead-letter folder of one instance.
 #[derive(Debug)]
 pub struct DeadLetters {
+    dir: PathBuf,
     path: PathBuf,
+    limit: u64,
+    /// Kept open also so that its inode's number is not given to another file.
     file: Mutex<Option<File>>,
 }
 
 impl DeadLetters {
-    /// Makes the folder (0700) and makes sure that a file can be written in it.
-    pub fn open(dir: &Path) -> io::Result<DeadLetters> {
+    /// Makes the folder (0700) and makes sure that a file can be written in it, and that what it holds
+    /// can be counted. There may be `limit` bytes of dead letters in it.
+    pub fn open(dir: &Path, limit: u64) -> io::Result<DeadLetters> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -62,10 +145,14 @@ impl DeadLetters {
         let probe = dir.join(format!(".probe-{}", std::process::id()));
         File::create(&probe)?;
         fs::remove_file(&probe)?;
-        Ok(DeadLetters {
+        let letters = DeadLetters {
+            dir: dir.to_owned(),
             path: dir.join(FILE),
+            limit,
             file: Mutex::new(None),
-        })
+        };
+        letters.usage()?;
+        Ok(letters)
     }
 
     /// Where letters are written.
@@ -73,44 +160,113 @@ impl DeadLetters {
         &self.path
     }
 
-    /// Appends letters and syncs them. On an error none of them counts as kept.
-    pub fn write(&self, letters: &[Letter]) -> io::Result<()> {
-        if letters.is_empty() {
-            return Ok(());
+    /// How full the folder is. Looks into it: whatever a person moved, deleted or put there counts.
+    pub fn usage(&self) -> io::Result<Usage> {
+        let mut bytes = 0;
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if !entry.file_name().as_encoded_bytes().starts_with(COUNTED) {
+                continue;
+            }
+            // Through links, as the file itself is opened.
+            match fs::metadata(entry.path()) {
+                Ok(found) if found.is_file() => bytes += found.len(),
+                Ok(_) => {}
+                Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
-        let mut lines = Vec::new();
+        Ok(Usage {
+            bytes,
+            limit: self.limit,
+        })
+    }
+
+    /// Appends letters and syncs them; says how full the folder is then. On an error none of them counts
+    /// as kept. Letters that would not fit even into an empty folder are kept where it is empty: nothing
+    /// but another limit would ever help them.
+    ///
+    /// Letters may stand in a file twice: where a write or a sync fails, some of them may be there
+    /// already when their sender comes again. They are not cut off again, because another output may
+    /// have been given the same folder, and its letters may stand behind them.
+    pub fn write(&self, letters: &[Letter]) -> Result<Usage, Unkept> {
+        if letters.is_empty() {
+            return Ok(self.usage()?);
+        }
+        // The first newline is for the end of a torn line.
+        let mut lines = vec![b'\n'];
         let now = now();
         for letter in letters {
             line(now, letter, &mut lines);
         }
         let mut slot = self.file.lock().expect("nothing panics with this lock");
-        let mut file = match slot.take() {
-            Some(file) => file,
-            None => self.append()?,
-        };
-        // A failed file is not used again: what it holds is not known.
-        file.write_all(&lines)?;
-        file.sync_data()?;
-        *slot = Some(file);
-        Ok(())
+        for _ in 0..ATTEMPTS {
+            // A file is put back only where nothing failed: else what it holds is not known.
+            let mut file = match slot.take() {
+                Some(file) if self.is_named(&file)? => file,
+                _ => self.append()?,
+            };
+            let lines = if torn(&file)? { &lines } else { &lines[1..] };
+            let more = lines.len() as u64;
+            let Usage { bytes, limit } = self.usage()?;
+            if bytes > 0 && bytes.saturating_add(more) > limit {
+                *slot = Some(file);
+                return Err(Unkept::Full {
+                    bytes,
+                    limit,
+                    more,
+                    path: self.dir.clone(),
+                });
+            }
+            file.write_all(lines)?;
+            file.sync_data()?;
+            // Whoever took the file away in between may have read it before these letters were in it,
+            // and may delete it now. Then they are written again: twice is better than not at all.
+            if self.is_named(&file)? {
+                *slot = Some(file);
+                return Ok(Usage {
+                    bytes: bytes + more,
+                    limit,
+                });
+            }
+        }
+        Err(io::Error::other(format!(
+            "the file was moved or deleted {ATTEMPTS} times while it was written"
+        ))
+        .into())
     }
 
     fn append(&self) -> io::Result<File> {
-        let new = !self.path.exists();
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
+            .read(true)
             .append(true)
             .create(true)
             .mode(0o600)
             .open(&self.path)?;
-        if new {
-            let dir = self.path.parent().expect("the file stands in a folder");
-            File::open(dir)?.sync_all()?;
-        } else {
-            // A write that a crash or a full disk cut short must not swallow the next letter.
-            file.write_all(b"\n")?;
-        }
+        // Its name must outlive a power cut, too, whoever made it.
+        File::open(&self.dir)?.sync_all()?;
         Ok(file)
     }
+
+    /// Whether `file` still stands under the name it was opened by.
+    fn is_named(&self, file: &File) -> io::Result<bool> {
+        let ours = file.metadata()?;
+        match fs::metadata(&self.path) {
+            Ok(found) => Ok((found.dev(), found.ino()) == (ours.dev(), ours.ino())),
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the last line has no end, because a crash or a full disk cut a write short: it must not
+/// swallow the next letter.
+fn torn(file: &File) -> io::Result<bool> {
+    let mut last = [b'\n'];
+    if let Some(end) = file.metadata()?.len().checked_sub(1) {
+        file.read_exact_at(&mut last, end)?;
+    }
+    Ok(last != *b"\n")
 }
 
 fn now() -> Time {
@@ -139,6 +295,9 @@ fn line(now: Time, letter: &Letter, out: &mut Vec<u8>) {
     if let Some(id) = &letter.request_id {
         field("request_id", id.as_bytes());
     }
+    if let Some(target) = &letter.target {
+        field("target", target.as_bytes());
+    }
     if std::str::from_utf8(&letter.record).is_ok() {
         field("record", &letter.record);
     } else {
@@ -153,6 +312,12 @@ fn line(now: Time, letter: &Letter, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const NO_LIMIT: u64 = u64::MAX;
+    /// Set for a process of this test that may only write small files: the folder to write to.
+    const SMALL_DISK: &str = "FERRY_TEST_SMALL_DISK";
 
     fn letter(record: &[u8]) -> Letter {
         Letter {
@@ -160,32 +325,68 @@ mod tests {
             reason: "too_large",
             detail: "a record of 1,024,001 bytes".into(),
             request_id: Some("r-1".into()),
+            target: None,
             record: record.to_vec(),
         }
     }
 
-    fn read(letters: &DeadLetters) -> Vec<serde_json::Value> {
-        fs::read_to_string(letters.path())
+    fn read(file: &Path) -> Vec<serde_json::Value> {
+        fs::read_to_string(file)
             .unwrap()
             .lines()
-            .filter(|line| !line.is_empty())
             .map(|line| serde_json::from_str(line).expect("valid JSON"))
             .collect()
+    }
+
+    fn records(file: &Path) -> Vec<String> {
+        read(file)
+            .iter()
+            .map(|letter| letter["record"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// The bytes a letter takes in the file.
+    fn size(record: &[u8]) -> u64 {
+        let mut text = Vec::new();
+        line(now(), &letter(record), &mut text);
+        text.len() as u64
+    }
+
+    #[track_caller]
+    fn assert_full(written: Result<Usage, Unkept>, expected: u64) {
+        match written {
+            Err(Unkept::Full { bytes, .. }) => assert_eq!(bytes, expected),
+            other => panic!("not refused as full: {other:?}"),
+        }
     }
 
     #[test]
     fn letters_say_what_and_why_and_keep_the_bytes() {
         let dir = tempfile::tempdir().unwrap();
-        let letters = DeadLetters::open(&dir.path().join("a/b")).unwrap();
+        let letters = DeadLetters::open(&dir.path().join("a/b"), NO_LIMIT).unwrap();
+        let fault = Fault {
+            class: crate::sink::Class::Record,
+            code: "InvalidArgument".into(),
+            message: "no".into(),
+            request_id: None,
+        };
         letters
-            .write(&[letter("{\"k\":\"회\"}".as_bytes()), letter(b"\xff\x00")])
+            .write(&[
+                letter("{\"k\":\"회\"}".as_bytes()),
+                letter(b"\xff\x00"),
+                Letter::refused(b"app", "orders", &fault, b"x"),
+            ])
             .unwrap();
-        let read = read(&letters);
+        let read = read(letters.path());
         assert_eq!(read[0]["tag"], "app\n\u{fffd}");
         assert_eq!(read[0]["reason"], "too_large");
         assert_eq!(read[0]["request_id"], "r-1");
+        assert_eq!(read[0].get("target"), None);
         assert_eq!(read[0]["record"], "{\"k\":\"회\"}");
         assert_eq!(read[1]["record_base64"], "/wA=");
+        assert_eq!(read[2]["reason"], "refused");
+        assert_eq!(read[2]["error"], "InvalidArgument: no");
+        assert_eq!(read[2]["target"], "orders");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(letters.path()), 0o600);
         assert_eq!(mode(letters.path().parent().unwrap()), 0o700);
@@ -195,17 +396,203 @@ mod tests {
     fn a_torn_letter_does_not_swallow_the_next() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), b"{\"time\":\"20").unwrap();
-        let letters = DeadLetters::open(dir.path()).unwrap();
+        let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
         letters.write(&[letter(b"x")]).unwrap();
+        letters.write(&[letter(b"y")]).unwrap();
         let text = fs::read_to_string(letters.path()).unwrap();
-        assert_eq!(text.lines().count(), 2);
-        assert!(text.lines().nth(1).unwrap().contains("\"record\":\"x\""));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].contains("\"record\":\"x\""));
+        assert!(lines[2].contains("\"record\":\"y\""));
+    }
+
+    #[test]
+    fn a_letter_the_disk_takes_half_of_is_not_kept_and_swallows_nothing() {
+        let half = || letter("h".repeat(8_192).as_bytes());
+        if let Some(dir) = std::env::var_os(SMALL_DISK) {
+            let letters = DeadLetters::open(Path::new(&dir), NO_LIMIT).unwrap();
+            let unkept = letters.write(&[half()]).unwrap_err();
+            assert!(matches!(unkept, Unkept::Disk(_)), "{unkept}");
+            assert!(letters.usage().unwrap().bytes > 0, "half of it is there");
+            fs::rename(letters.path(), Path::new(&dir).join("dead-letters-half")).unwrap();
+            letters.write(&[letter(b"small")]).unwrap();
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let name = concat!(
+            "dead_letter::tests::",
+            "a_letter_the_disk_takes_half_of_is_not_kept_and_swallows_nothing"
+        );
+        // The signal is ignored, so that a write beyond the size ends as one on a full disk does.
+        let child = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(SMALL_DISK, dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(
+            child.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+        assert_eq!(records(&dir.path().join(FILE)), ["small"]);
+
+        fs::rename(dir.path().join("dead-letters-half"), dir.path().join(FILE)).unwrap();
+        let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
+        letters.write(&[half()]).unwrap();
+        let text = fs::read_to_string(letters.path()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(serde_json::from_str::<serde_json::Value>(lines[0]).is_err());
+        assert!(serde_json::from_str::<serde_json::Value>(lines[1]).is_ok());
+    }
+
+    #[test]
+    fn a_full_folder_takes_nothing_until_a_person_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let aside = dir.path().join("dead-letters-before.ndjson");
+        fs::write(&aside, "x".repeat(1_000)).unwrap();
+        fs::write(dir.path().join("notes.txt"), "x".repeat(9_000)).unwrap();
+        let one = size(b"1");
+        let letters = DeadLetters::open(dir.path(), 1_000 + 2 * one).unwrap();
+        assert_eq!(letters.usage().unwrap().bytes, 1_000);
+
+        assert_eq!(
+            letters.write(&[letter(b"1")]).unwrap().bytes,
+            1_000 + one,
+            "what lies beside the file counts"
+        );
+        assert_full(letters.write(&[letter(b"2"), letter(b"3")]), 1_000 + one);
+        assert_eq!(records(letters.path()), ["1"], "all of them or none");
+        letters.write(&[letter(b"4")]).unwrap();
+        assert_full(letters.write(&[letter(b"5")]), 1_000 + 2 * one);
+
+        fs::remove_file(&aside).unwrap();
+        assert_eq!(letters.write(&[letter(b"6")]).unwrap().bytes, 3 * one);
+        assert_eq!(records(letters.path()), ["1", "4", "6"]);
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), "x".repeat(100)).unwrap();
+        let letters = DeadLetters::open(dir.path(), 100).unwrap();
+        let said = letters.write(&[letter(b"1")]).unwrap_err().to_string();
+        let more = size(b"1") + 1;
+        assert_eq!(
+            said,
+            format!(
+                "{more} bytes more do not fit into {}, where dead letters take 100 of 100 bytes; replay or \
+                 move its dead-letters* files, or raise dead_letter_limit",
+                dir.path().display()
+            )
+        );
+    }
+
+    #[test]
+    fn letters_larger_than_the_limit_are_kept_where_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(dir.path(), 10).unwrap();
+        let (one, two) = (size(b"1"), size(b"2"));
+        let usage = letters.write(&[letter(b"1"), letter(b"2")]).unwrap();
+        assert_eq!(usage.bytes, one + two);
+        assert_full(letters.write(&[letter(b"3")]), one + two);
+        File::create(letters.path()).unwrap();
+        letters.write(&[letter(b"3")]).unwrap();
+        assert_eq!(records(letters.path()), ["3"]);
+    }
+
+    #[test]
+    fn a_person_is_warned_above_four_fifths() {
+        for (bytes, limit, warned) in [
+            (0, 100, false),
+            (80, 100, false),
+            (81, 100, true),
+            (200, 100, true),
+            (0, 1, false),
+            (1, 1, true),
+            (u64::MAX, u64::MAX, true),
+        ] {
+            let warning = Usage { bytes, limit }.warning();
+            assert_eq!(warning.is_some(), warned, "{bytes} of {limit}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(dir.path(), 9 * size(b"0") / 8).unwrap();
+        let warning = letters.write(&[letter(b"0")]).unwrap().warning().unwrap();
+        assert!(
+            warning.contains("raise dead_letter_limit"),
+            "the letter that fills the folder is the one to warn with: {warning}"
+        );
+    }
+
+    #[test]
+    fn letters_go_to_the_file_of_that_name_whatever_became_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
+        let taken = dir.path().join("taken");
+        letters.write(&[letter(b"1")]).unwrap();
+        fs::rename(letters.path(), &taken).unwrap();
+        letters.write(&[letter(b"2")]).unwrap();
+        assert_eq!(records(&taken), ["1"]);
+        assert_eq!(records(letters.path()), ["2"]);
+
+        fs::remove_file(letters.path()).unwrap();
+        letters.write(&[letter(b"3")]).unwrap();
+        assert_eq!(records(letters.path()), ["3"]);
+
+        fs::rename(&taken, letters.path()).unwrap();
+        letters.write(&[letter(b"4")]).unwrap();
+        assert_eq!(records(letters.path()), ["1", "4"]);
+    }
+
+    /// What was in the file, which is deleted; nothing where there is none.
+    fn take(file: &Path) -> Option<Vec<u8>> {
+        let taken = file.with_file_name("taken");
+        fs::rename(file, &taken).ok()?;
+        let text = fs::read(&taken).unwrap();
+        fs::remove_file(&taken).unwrap();
+        Some(text)
+    }
+
+    #[test]
+    fn a_person_who_takes_the_file_while_it_is_written_finds_every_letter_that_was_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
+        for number in 0..50 {
+            let record = format!("letter {number}.");
+            if number % 2 == 0 {
+                // Then it is taken as soon as it is there, most likely before anything is in it.
+                take(letters.path());
+            }
+            let written = AtomicBool::new(false);
+            let (result, taken) = std::thread::scope(|scope| {
+                let person = scope.spawn(|| {
+                    while !written.load(Ordering::Acquire) {
+                        if let Some(text) = take(letters.path()) {
+                            return text;
+                        }
+                    }
+                    Vec::new()
+                });
+                let result = letters.write(&[letter(record.as_bytes())]);
+                written.store(true, Ordering::Release);
+                (result, person.join().unwrap())
+            });
+            result.expect("taking it once keeps no letter from being written");
+            let left = fs::read(letters.path()).unwrap_or_default();
+            let found = [taken, left].concat();
+            assert!(
+                String::from_utf8_lossy(&found).contains(&record),
+                "{record} was kept and is gone"
+            );
+        }
     }
 
     #[test]
     fn a_folder_that_cannot_be_made_is_an_error_at_start() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), b"").unwrap();
-        assert!(DeadLetters::open(&dir.path().join("file/inside")).is_err());
+        assert!(DeadLetters::open(&dir.path().join("file/inside"), NO_LIMIT).is_err());
     }
 }

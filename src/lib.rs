@@ -2,7 +2,8 @@
 //!
 //! The way of a chunk: [`ffi`] takes it from the host; [`plugin`] is one configured output; its
 //! [`pipeline`] admits it, has it decoded and encoded into lines ([`chunk`], [`decode`], [`encode`]),
-//! forms requests ([`batch`]), sends them ([`sink`]) and settles what became of them ([`settle`]).
+//! forms requests ([`batch`]), sends them ([`sink`]) and settles what became of them ([`settle`]). In
+//! spooled mode the chunk is kept on disk first ([`spool`]), and the rest happens in its own time.
 //! [`config`] turns what the user wrote into what all of these run with. Imports run in that direction
 //! only, and nothing imports [`ffi`].
 
@@ -27,5 +28,6 @@ pub mod plugin;
 pub mod retry;
 pub mod settle;
 pub mod sink;
+pub mod spool;
 pub mod template;
 pub mod time;

@@ -1,33 +1,43 @@
 //! The way of a chunk: admit, decode and encode, batch, send, settle.
 //!
-//! A flush is answered OK when each of its pieces is acknowledged by the destination or kept as a dead
-//! letter, and RETRY otherwise. Pieces of several flushes share requests. Requests to one delivery
-//! stream (or to the blob store) are formed by one *lane*: while it waits for leave to send, what
-//! arrives meanwhile fills the next request.
+//! *Direct*: a flush is answered OK when each of its pieces is acknowledged by the destination or kept as a
+//! dead letter, and RETRY otherwise. Pieces of several flushes share requests. *Spooled*: a flush is
+//! answered OK when its chunk is synced into the spool; the [`spooled`] feed does the rest in its own
+//! time. Requests are formed and sent by a [`lane`] for each destination.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::io;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Duration, Instant, sleep, timeout_at};
 
-use crate::batch::{Packer, Piece, Record, runs};
+use crate::batch::{Piece, runs};
 use crate::chunk::{self, Encoded, Part};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
-use crate::dead_letter::{DeadLetters, Letter};
+use crate::dead_letter::{DeadLetters, Letter, Unkept};
+use crate::decode::Time;
 use crate::log::{Level, Log};
-use crate::retry::{Adaptive, backoff};
+use crate::retry::backoff;
 use crate::settle::{ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id};
-use crate::sink::{Batch, Class, Fault, Outcome, Shape, Sink};
+use crate::sink::{Class, Shape, Sink};
+use crate::spool::{self, Appended, Durability, Note, Recovered, Refusal, Spool};
 use crate::template::compact_time;
+use crate::time::now;
+use lane::Gate;
+use objects::Why;
+use spooled::Feed;
+
+mod lane;
+mod objects;
+mod spooled;
 
 /// Text that is compressed in one go, at least: more than a chunk of the host's holds.
 const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
@@ -35,10 +45,6 @@ const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
 const MEMORY_FACTOR: usize = 2;
 /// Memory is counted in units of so many bytes.
 const MEMORY_UNIT: usize = 1024;
-/// Requests in flight where the user leaves it to us: where to start, and where to end. Each holds up to
-/// 4 MiB in its plain form, its base64 form and its TLS buffers.
-const ADAPTIVE_START: usize = 4;
-const ADAPTIVE_MOST: usize = 8;
 
 /// One instance's machinery. Cheap to share.
 pub struct Pipeline {
@@ -49,8 +55,14 @@ pub struct Pipeline {
     memory: Arc<Semaphore>,
     gate: Arc<Gate>,
     lanes: Mutex<HashMap<String, mpsc::UnboundedSender<Vec<Queued>>>>,
+    /// How long a request that is not full waits for more.
+    linger: Duration,
     twins: Twins,
     partials: Partials,
+    spool: OnceLock<Arc<Spool>>,
+    next_batch: AtomicU64,
+    /// True once we stop: what waits to be filled goes as it is.
+    draining: watch::Sender<bool>,
     counts: Counts,
 }
 
@@ -64,10 +76,21 @@ struct Counts {
     /// Of chunks that were handed over again: settled before, and not sent again.
     spared: AtomicU64,
     dead: AtomicU64,
+    /// Chunks that a killed host handed over again.
+    replayed: AtomicU64,
+    /// Chunks that the spool could not give back.
+    corrupt: AtomicU64,
+    /// Records on their way when an earlier run ended.
+    in_flight_at_crash: AtomicU64,
+    /// Objects sealed: by size, age, memory, at the end.
+    sealed: [AtomicU64; 4],
 }
 
-/// A piece and where it goes.
-type Queued = (Arc<str>, Piece<Ticket>);
+impl Counts {
+    fn sealed(&self, why: Why) {
+        self.sealed[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 impl Pipeline {
     /// Puts an instance together. Nothing runs before the first flush.
@@ -76,8 +99,15 @@ impl Pipeline {
             memory: Arc::new(Semaphore::new(config.memory_limit / MEMORY_UNIT)),
             gate: Arc::new(Gate::new(config.concurrency)),
             lanes: Mutex::default(),
+            linger: match (&config.spool, &config.destination) {
+                (Some(_), Destination::Firehose(firehose)) => firehose.linger,
+                _ => Duration::ZERO,
+            },
             twins: Twins::default(),
             partials: Partials::default(),
+            spool: OnceLock::new(),
+            next_batch: AtomicU64::new(0),
+            draining: watch::Sender::new(false),
             counts: Counts::default(),
             config,
             sink,
@@ -86,10 +116,44 @@ impl Pipeline {
         }
     }
 
-    /// Takes a chunk as the host hands it over, and gives the host's answer within `flush_deadline`.
-    /// Every clone of `data` is gone when it returns.
+    /// Puts a spool between the host and the destination, and begins to deliver what is in it. The task
+    /// ends after [`Pipeline::drain`], when everything is delivered.
+    pub fn feed_from(
+        self: &Arc<Self>,
+        spool: Arc<Spool>,
+        recovered: Recovered,
+    ) -> tokio::task::JoinHandle<()> {
+        for finding in &recovered.findings {
+            self.log.say(Level::Warn, finding);
+        }
+        if recovered.unfinished > 0 {
+            self.log.say(
+                Level::Info,
+                &format!(
+                    "{} chunks of an earlier run are in the spool and are delivered now",
+                    recovered.unfinished
+                ),
+            );
+        }
+        self.next_batch
+            .store(recovered.next_batch, Ordering::Relaxed);
+        self.spool.get_or_init(|| Arc::clone(&spool));
+        tokio::spawn(Feed::new(Arc::clone(self), spool, recovered).run())
+    }
+
+    /// Seals what is open and sends what waits to be filled.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Takes a chunk as the host hands it over, and gives the host's answer: in direct mode within
+    /// `flush_deadline`; in spooled mode when the disk has answered. Every clone of `data` is gone when it
+    /// returns.
     pub async fn flush(self: &Arc<Self>, tag: &[u8], data: Bytes) -> Verdict {
         let id = chunk_id(tag, &data);
+        if let Some(spool) = self.spool.get() {
+            return self.keep(spool, tag, data, id).await;
+        }
         let number = self.twins.number(id);
         let mut name = String::new();
         for byte in id {
@@ -101,6 +165,103 @@ impl Pipeline {
         let verdict = self.deliver(tag, data, id, &name).await;
         self.twins.answered(id, number, verdict);
         verdict
+    }
+
+    /// Whether a flush waits for the destination, and not only for the disk.
+    pub fn is_direct(&self) -> bool {
+        self.spool.get().is_none()
+    }
+
+    async fn keep(&self, spool: &Spool, tag: &[u8], data: Bytes, id: ChunkId) -> Verdict {
+        let deadline = Instant::now() + self.config.flush_deadline;
+        let chunk = spool::Chunk {
+            id,
+            tag,
+            data,
+            arrived: now(),
+        };
+        match spool.append(chunk, deadline).await {
+            Ok(Appended::Kept) => {
+                for trouble in ["spool", "spool_full"] {
+                    self.log
+                        .recovered(trouble, "chunks are kept in the spool again");
+                }
+                Verdict::Ok
+            }
+            Ok(Appended::Replayed) => {
+                self.counts.replayed.fetch_add(1, Ordering::Relaxed);
+                self.log.trouble(
+                    Level::Info,
+                    "replay",
+                    "a chunk that an earlier run had accepted was handed over again, and was not taken twice",
+                );
+                Verdict::Ok
+            }
+            Err(Refusal::Full { bytes, limit }) => {
+                self.log.trouble(
+                    Level::Warn,
+                    "spool_full",
+                    &format!(
+                        "the spool is full ({bytes} of {limit} bytes) and the destination takes too little: the                          host is asked to hold chunks back until there is room; spool_limit says how much it                          may hold"
+                    ),
+                );
+                Verdict::Retry
+            }
+            Err(Refusal::TooLate) => {
+                self.log.trouble(
+                    Level::Warn,
+                    "spool",
+                    "the disk of the spool did not answer within flush_deadline: the host is asked to hand \
+                     the chunk over again",
+                );
+                Verdict::Retry
+            }
+            Err(Refusal::Disk(error)) => {
+                self.spool_trouble(&error);
+                Verdict::Retry
+            }
+            Err(Refusal::Closed) => Verdict::Retry,
+        }
+    }
+
+    /// Says that the spool's disk fails. Whatever failed is tried again.
+    fn spool_trouble(&self, error: &io::Error) {
+        let place = match &self.config.spool {
+            Some(spool) => spool.dir.display().to_string(),
+            None => String::new(),
+        };
+        self.log.trouble(
+            Level::Error,
+            "spool",
+            &format!(
+                "the spool in {place} cannot be used: {error}; data is held back until it can: look at the                  disk's space and health"
+            ),
+        );
+    }
+
+    /// Where requests are written down: in a spool, where the destination cannot say what it has.
+    fn journal(&self) -> Option<&Arc<Spool>> {
+        match &self.config.destination {
+            Destination::Firehose(_) => self.spool.get(),
+            Destination::Blob { .. } => None,
+        }
+    }
+
+    /// Writes a note, however often that has to be tried.
+    async fn insist(&self, spool: &Spool, note: Note, durability: Durability) {
+        let mut attempts = 0;
+        while let Err(error) = spool.note(note.clone(), durability).await {
+            self.spool_trouble(&error);
+            attempts += 1;
+            sleep(backoff(
+                Class::Transient,
+                attempts,
+                &mut StdRng::from_os_rng(),
+            ))
+            .await;
+        }
+        self.log
+            .recovered("spool", "the spool can be written again");
     }
 
     /// Says that the whole host waits while a flush waits.
@@ -119,7 +280,7 @@ impl Pipeline {
             Destination::Firehose(_) => "may be there twice",
             Destination::Blob { .. } => "are there once",
         };
-        format!(
+        let mut line = format!(
             "{} records were delivered in {} requests, {} are dead letters; {} were sent again after a lost \
              answer and {twice}; {} came again with their chunk and were not sent twice",
             count(&self.counts.delivered),
@@ -127,7 +288,37 @@ impl Pipeline {
             count(&self.counts.dead),
             count(&self.counts.unsure),
             count(&self.counts.spared),
-        )
+        );
+        let Some(spool) = self.spool.get() else {
+            return line;
+        };
+        let usage = spool.usage();
+        let _ = write!(
+            line,
+            "; {} chunks stay in the spool ({} bytes), {} came again after a restart and were not taken twice",
+            usage.unfinished,
+            usage.bytes,
+            count(&self.counts.replayed),
+        );
+        if self.counts.corrupt.load(Ordering::Relaxed) > 0 {
+            let _ = write!(
+                line,
+                ", {} were damaged and lie in its quarantine",
+                count(&self.counts.corrupt)
+            );
+        }
+        if let Destination::Blob { .. } = &self.config.destination {
+            let [size, age, memory, stop] = &self.counts.sealed;
+            let _ = write!(
+                line,
+                "; objects were sealed by size: {}, by age: {}, by memory_limit: {}, at the end: {}",
+                count(size),
+                count(age),
+                count(memory),
+                count(stop)
+            );
+        }
+        line
     }
 
     async fn deliver(
@@ -187,24 +378,10 @@ impl Pipeline {
         name: &str,
         deadline: Instant,
     ) -> Verdict {
-        let mut encoded = chunk::encode(
-            &self.config.encode,
-            self.names(),
-            flight.tag(),
-            &data,
-            &flight.settled(),
-        );
+        let settled = flight.settled();
+        let mut encoded = self.encode(flight.tag(), &data, |event| !settled.contains(event));
         drop(data);
-        if encoded.skipped > 0 {
-            self.log.trouble(
-                Level::Warn,
-                "log_key",
-                &format!(
-                    "{} records without the log_key were skipped",
-                    encoded.skipped
-                ),
-            );
-        }
+        self.say_skipped(encoded.skipped.len());
 
         let mut lanes: Vec<(String, Vec<Queued>)> = Vec::new();
         for part in std::mem::take(&mut encoded.parts) {
@@ -212,7 +389,7 @@ impl Pipeline {
             let Ok(shape) = timeout_at(deadline, self.sink.shape(&target)).await else {
                 return Verdict::Retry;
             };
-            let pieces = self.pieces(part, shape, flight, &mut encoded);
+            let pieces = self.pieces(part, shape, flight.tag(), flight, &mut encoded);
             lanes.push((
                 lane,
                 pieces
@@ -250,6 +427,20 @@ impl Pipeline {
         })
     }
 
+    fn encode(&self, tag: &[u8], data: &[u8], wanted: impl Fn(u32) -> bool) -> Encoded {
+        chunk::encode(&self.config.encode, self.names(), tag, data, wanted)
+    }
+
+    fn say_skipped(&self, skipped: usize) {
+        if skipped > 0 {
+            self.log.trouble(
+                Level::Warn,
+                "log_key",
+                &format!("{skipped} records without the log_key were skipped"),
+            );
+        }
+    }
+
     async fn admit(&self, chunk_bytes: usize) -> OwnedSemaphorePermit {
         let all = self.config.memory_limit / MEMORY_UNIT;
         // A chunk larger than all we may use goes alone.
@@ -271,26 +462,40 @@ impl Pipeline {
     /// The lane a part travels in, and its target: the stream, or an object named after its chunk.
     fn target(&self, part: &Part, chunk: &str) -> (String, Arc<str>) {
         match &self.config.destination {
-            Destination::Firehose(_) => {
-                let stream = stream_name(&part.name);
-                (stream.clone(), stream.into())
-            }
-            Destination::Blob {
-                prefix, extension, ..
-            } => {
-                let mut name = String::with_capacity(128);
-                for folder in [prefix, &part.name] {
-                    let folder = folder.trim_matches('/');
-                    if !folder.is_empty() {
-                        name.push_str(folder);
-                        name.push('/');
-                    }
-                }
-                compact_time(part.first, &mut name);
-                let _ = write!(name, "-{chunk}{extension}");
+            Destination::Firehose(_) => self.stream(part),
+            Destination::Blob { .. } => {
+                let name = self.object_name(&part.name, part.first, chunk);
                 (String::new(), name.into())
             }
         }
+    }
+
+    /// The lane of a delivery stream, and the stream.
+    fn stream(&self, part: &Part) -> (String, Arc<str>) {
+        let stream = stream_name(&part.name);
+        (stream.clone(), stream.into())
+    }
+
+    /// The whole name of an object below the store's root: its folder, when its first event happened, and
+    /// what tells it from others.
+    fn object_name(&self, folder: &str, first: Time, unique: &str) -> String {
+        let (prefix, extension) = match &self.config.destination {
+            Destination::Blob {
+                prefix, extension, ..
+            } => (prefix.as_str(), extension.as_str()),
+            Destination::Firehose(_) => ("", ""),
+        };
+        let mut name = String::with_capacity(128);
+        for folder in [prefix, folder] {
+            let folder = folder.trim_matches('/');
+            if !folder.is_empty() {
+                name.push_str(folder);
+                name.push('/');
+            }
+        }
+        compact_time(first, &mut name);
+        let _ = write!(name, "-{unique}{extension}");
+        name
     }
 
     /// Cuts a part into pieces its target takes. Lines that are too long become letters.
@@ -298,6 +503,7 @@ impl Pipeline {
         &self,
         mut part: Part,
         shape: Shape,
+        tag: &[u8],
         flight: &Arc<Flight>,
         encoded: &mut Encoded,
     ) -> Vec<Piece<Ticket>> {
@@ -308,7 +514,7 @@ impl Pipeline {
             Compression::None
         };
         if compression == Compression::None {
-            drop_long_lines(&mut part, flight.tag(), limits.record_bytes, encoded);
+            drop_long_lines(&mut part, tag, limits.record_bytes, encoded);
             let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
             let (text, events) = (Bytes::from(part.text), part.events.into());
             let piece = |run: Range<usize>| Piece {
@@ -333,7 +539,7 @@ impl Pipeline {
                     ticket: flight.ticket(&events, run),
                 });
             } else if run.len() == 1 {
-                let letter = too_large(flight.tag(), text, body.len(), limits.record_bytes);
+                let letter = too_large(tag, text, body.len(), limits.record_bytes);
                 encoded.letter(events[run.start], letter);
             } else {
                 let middle = run.start + run.len() / 2;
@@ -354,24 +560,27 @@ impl Pipeline {
         let written = tokio::task::spawn_blocking(move || pipeline.letters.write(&letters)).await;
         let path = self.letters.path().display();
         match written {
-            Ok(Ok(())) => {
+            Ok(Ok(usage)) => {
                 self.counts.dead.fetch_add(count as u64, Ordering::Relaxed);
                 self.log.trouble(
                     Level::Warn,
                     "dead_letter",
                     &format!("{count} dead letters were written to {path}; the first: {first}"),
                 );
+                if let Some(warning) = usage.warning() {
+                    self.log.trouble(Level::Warn, "dead_letter_room", &warning);
+                }
                 self.log
                     .recovered("dead_letter_disk", "dead letters can be written again");
                 ControlFlow::Continue(())
             }
-            Ok(Err(error)) => {
+            Ok(Err(unkept @ (Unkept::Full { .. } | Unkept::Disk(_)))) => {
                 self.log.trouble(
                     Level::Error,
                     "dead_letter_disk",
                     &format!(
-                        "dead letters cannot be written to {path}: {error}; their chunks are held back \
-                         until they can"
+                        "dead letters cannot be written to {path}: {unkept}; their chunks are held back until \
+                         they can"
                     ),
                 );
                 ControlFlow::Break(())
@@ -380,181 +589,13 @@ impl Pipeline {
             Err(_) => ControlFlow::Break(()),
         }
     }
-
-    fn enqueue(self: &Arc<Self>, lane: String, pieces: Vec<Queued>) {
-        let begin = || {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Arc::clone(self).lane(receiver));
-            sender
-        };
-        let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
-        let sender = lanes.entry(lane).or_insert_with(begin);
-        // A lane ends only by a panic, or with the runtime. What it held has answered RETRY.
-        if let Err(unsent) = sender.send(pieces) {
-            *sender = begin();
-            let _ = sender.send(unsent.0);
-        }
-    }
-
-    /// Forms requests from pieces as they come, and sends them as the gate lets it.
-    async fn lane(self: Arc<Self>, mut arriving: mpsc::UnboundedReceiver<Vec<Queued>>) {
-        let mut packer = Packer::default();
-        let mut sends: JoinSet<Returned> = JoinSet::new();
-        // The service may take less than it says it does.
-        let mut most_bytes = usize::MAX;
-        loop {
-            tokio::select! {
-                biased;
-                Some(returned) = sends.join_next(), if !sends.is_empty() => {
-                    // A send that panicked has dropped its tickets, which answers RETRY.
-                    let Ok(returned) = returned else { continue };
-                    if let Some(too_many) = returned.too_many_bytes {
-                        most_bytes = most_bytes.min(too_many / 2);
-                    }
-                    packer.put_back(returned.records);
-                }
-                pieces = arriving.recv() => {
-                    let Some(pieces) = pieces else { return };
-                    let Some((target, _)) = pieces.first() else { continue };
-                    let limits = self.sink.shape(target).await.limits;
-                    for (target, piece) in pieces {
-                        packer.push(&target, piece, &limits);
-                    }
-                }
-                leave = Gate::enter(&self.gate), if !packer.is_empty() => {
-                    packer.retain_fresh(Ticket::is_stale);
-                    let Some(target) = packer.next_target() else { continue };
-                    let mut limits = self.sink.shape(&target).await.limits;
-                    limits.batch_bytes = limits.batch_bytes.min(most_bytes);
-                    let records = packer.take(&limits);
-                    sends.spawn(Arc::clone(&self).send(records, leave));
-                }
-            }
-        }
-    }
-
-    /// Sends one request, settles what is settled, and gives back what must go again, after the wait it
-    /// needs.
-    async fn send(self: Arc<Self>, records: Vec<Record<Ticket>>, leave: Leave) -> Returned {
-        let batch = Batch {
-            target: Arc::clone(&records[0].target),
-            records: records.iter().map(Record::body).collect(),
-        };
-        let bytes = records.iter().map(Record::bytes).sum::<usize>();
-        self.counts.requests.fetch_add(1, Ordering::Relaxed);
-        let outcomes = self.sink.send(batch).await;
-        let mut returned = Returned::default();
-        let sent = records.len();
-        let mut worst: Option<(Arc<Fault>, u32)> = None;
-        for (mut record, outcome) in records.into_iter().zip(outcomes) {
-            let fault = match outcome {
-                Outcome::Delivered => {
-                    self.counts
-                        .delivered
-                        .fetch_add(record.lines().into(), Ordering::Relaxed);
-                    keep(record);
-                    continue;
-                }
-                Outcome::Rejected(fault) => {
-                    // Where it cannot be kept either, its flush answers RETRY and the host keeps it.
-                    if self.refuse(&record, &fault).await.is_continue() {
-                        keep(record);
-                    }
-                    continue;
-                }
-                Outcome::Retry(fault) => fault,
-                Outcome::Ambiguous(fault) => {
-                    self.counts
-                        .unsure
-                        .fetch_add(record.lines().into(), Ordering::Relaxed);
-                    fault
-                }
-            };
-            record.attempts += 1;
-            match fault.class {
-                Class::Record => record.alone = true,
-                Class::TooLarge => returned.too_many_bytes = Some(bytes),
-                _ => {}
-            }
-            let attempts = record.attempts;
-            if worst.as_ref().is_none_or(|(_, most)| attempts > *most) {
-                worst = Some((fault, attempts));
-            }
-            returned.records.push(record);
-        }
-        let Some((fault, attempts)) = worst else {
-            leave.done(Some(true));
-            for class in [
-                Class::Throttle,
-                Class::Transient,
-                Class::Credentials,
-                Class::Configuration,
-            ] {
-                self.log
-                    .recovered(name(class), "the destination takes records again");
-            }
-            return returned;
-        };
-        // Real throttling fails most of a request or all of it; a record here and there says nothing.
-        let throttled = fault.class == Class::Throttle && returned.records.len() * 2 > sent;
-        leave.done(throttled.then_some(false));
-        self.report(&fault, returned.records.len());
-        let wait = backoff(fault.class, attempts, &mut StdRng::from_os_rng());
-        tokio::time::sleep(wait).await;
-        returned
-    }
-
-    /// Keeps a record that will never be taken as a dead letter.
-    async fn refuse(self: &Arc<Self>, record: &Record<Ticket>, fault: &Fault) -> ControlFlow<()> {
-        let letters = record
-            .pieces
-            .iter()
-            .map(|piece| Letter::refused(piece.ticket.tag(), fault, &piece.bytes))
-            .collect();
-        self.keep_letters(letters).await
-    }
-
-    fn report(&self, fault: &Fault, records: usize) {
-        let (level, remedy) = match fault.class {
-            Class::Throttle => (Level::Warn, "sending less at once, and trying again"),
-            Class::Transient => (Level::Warn, "trying again"),
-            Class::Record | Class::TooLarge => (Level::Info, "sending in smaller parts"),
-            Class::Credentials => (
-                Level::Error,
-                "data is held back; check the credentials, their expiry and this machine's clock",
-            ),
-            Class::Configuration => (
-                Level::Error,
-                "data is held back until this is mended at the destination or in the configuration",
-            ),
-        };
-        self.log.trouble(
-            level,
-            name(fault.class),
-            &format!("{records} records were not taken: {fault}; {remedy}"),
-        );
-    }
 }
 
-fn name(class: Class) -> &'static str {
-    match class {
-        Class::Throttle => "throttle",
-        Class::Transient => "transient",
-        Class::Credentials => "credentials",
-        Class::Configuration => "configuration",
-        Class::Record => "record",
-        Class::TooLarge => "too_large",
-    }
-}
+/// A piece and where it goes.
+type Queued = (Arc<str>, Piece<Ticket>);
 
 fn count(lines: usize) -> u32 {
     u32::try_from(lines).unwrap_or(u32::MAX)
-}
-
-fn keep(record: Record<Ticket>) {
-    for piece in record.pieces {
-        piece.ticket.keep();
-    }
 }
 
 fn too_large(tag: &[u8], line: &[u8], bytes: usize, limit: usize) -> Letter {
@@ -562,6 +603,7 @@ fn too_large(tag: &[u8], line: &[u8], bytes: usize, limit: usize) -> Letter {
         tag: tag.to_vec(),
         reason: "too_large",
         detail: format!("a record of {bytes} bytes; the destination takes at most {limit}"),
+        target: None,
         request_id: None,
         record: line.strip_suffix(b"\n").unwrap_or(line).to_vec(),
     }
@@ -599,84 +641,6 @@ fn drop_long_lines(part: &mut Part, tag: &[u8], limit: usize, encoded: &mut Enco
         }
     }
     *part = kept;
-}
-
-/// What came back from a request.
-#[derive(Default)]
-struct Returned {
-    /// To be sent again.
-    records: Vec<Record<Ticket>>,
-    /// The service said that a request of so many bytes is too large.
-    too_many_bytes: Option<usize>,
-}
-
-/// Bounds the requests in flight.
-struct Gate {
-    slots: Arc<Semaphore>,
-    state: Option<Mutex<GateState>>,
-}
-
-struct GateState {
-    adaptive: Adaptive,
-    /// Slots that exist, free and taken.
-    slots: usize,
-}
-
-/// Leave to send one request.
-struct Leave {
-    gate: Arc<Gate>,
-    slot: Option<OwnedSemaphorePermit>,
-}
-
-impl Gate {
-    fn new(fixed: Option<usize>) -> Gate {
-        let slots = fixed.unwrap_or(ADAPTIVE_START);
-        Gate {
-            slots: Arc::new(Semaphore::new(slots)),
-            state: fixed.is_none().then(|| {
-                Mutex::new(GateState {
-                    adaptive: Adaptive::new(ADAPTIVE_START, ADAPTIVE_MOST),
-                    slots,
-                })
-            }),
-        }
-    }
-
-    async fn enter(gate: &Arc<Gate>) -> Leave {
-        let slot = Arc::clone(&gate.slots)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
-        Leave {
-            gate: Arc::clone(gate),
-            slot: Some(slot),
-        }
-    }
-}
-
-impl Leave {
-    /// The request is over: taken, throttled (`Some(false)`), or neither.
-    fn done(mut self, taken: Option<bool>) {
-        let Some(state) = &self.gate.state else {
-            return;
-        };
-        let mut state = state.lock().expect("nothing panics with this lock");
-        match taken {
-            Some(true) => state.adaptive.success(),
-            Some(false) => state.adaptive.throttled(Instant::now().into_std()),
-            None => {}
-        }
-        let limit = state.adaptive.limit();
-        if state.slots > limit {
-            state.slots -= 1;
-            if let Some(slot) = self.slot.take() {
-                slot.forget();
-            }
-        } else if state.slots < limit {
-            self.gate.slots.add_permits(limit - state.slots);
-            state.slots = limit;
-        }
-    }
 }
 
 #[cfg(test)]

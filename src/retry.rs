@@ -71,9 +71,123 @@ impl Adaptive {
     }
 }
 
+/// What a [`Breaker`] says to one who wants to send a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Send it.
+    Go,
+    /// Send it: it is the one that finds out whether the destination is back.
+    Probe,
+    /// Do not, and ask again at this time, or when an answer came. `None`: a probe is on its way, and
+    /// its answer decides.
+    Wait(Option<Instant>),
+}
+
+/// Keeps requests from a destination that takes none, and finds out with one at a time when it does
+/// again.
+///
+/// Each request that was let go, before it opened or since, reports how it ended, with the leave it had:
+/// [`succeeded`](Self::succeeded), [`failed`](Self::failed) or [`abandoned`](Self::abandoned). Any
+/// answer may let those who wait go, or let them wait until another time: they ask again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Breaker {
+    /// In a row, while it is closed.
+    failures: u32,
+    open: Option<Open>,
+    /// A probe has not reported yet. It is the only one even if the breaker closed and opened meanwhile.
+    probing: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Open {
+    /// Waits so far, this one included.
+    waits: u32,
+    wait: Duration,
+    next_probe: Instant,
+}
+
+impl Breaker {
+    /// So many requests fail as a whole, one after the other, before it opens.
+    const FAILURES: u32 = 5;
+
+    /// Whether a request may be sent now.
+    pub fn leave(&mut self, now: Instant) -> Leave {
+        let Some(open) = &mut self.open else {
+            return Leave::Go;
+        };
+        if self.probing {
+            return Leave::Wait(None);
+        }
+        if now < open.next_probe {
+            return Leave::Wait(Some(open.next_probe));
+        }
+        self.probing = true;
+        // For the case that this one never answers.
+        open.next_probe = now + open.wait;
+        Leave::Probe
+    }
+
+    /// A request was taken, if only in part: the destination lives. Says whether this closed it.
+    pub fn succeeded(&mut self, leave: Leave) -> bool {
+        self.reported(leave);
+        self.failures = 0;
+        self.open.take().is_some()
+    }
+
+    /// A request failed as a whole, for this reason. Says whether this opened it.
+    ///
+    /// Only what says that the destination can take nothing counts. One that asks for less, or that
+    /// minds what is in the request, lives: that closes the breaker as a success does.
+    pub fn failed(&mut self, leave: Leave, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
+        match class {
+            Class::Transient | Class::Credentials | Class::Configuration => {}
+            Class::Throttle | Class::Record | Class::TooLarge => {
+                self.succeeded(leave);
+                return false;
+            }
+        }
+        self.reported(leave);
+        let waits = match &self.open {
+            // What was sent before it opened says nothing new.
+            Some(_) if leave != Leave::Probe => return false,
+            Some(open) => open.waits.saturating_add(1),
+            None => {
+                self.failures += 1;
+                if self.failures < Self::FAILURES {
+                    return false;
+                }
+                1
+            }
+        };
+        let wait = backoff(class, waits, rng);
+        let opened = self.open.replace(Open {
+            waits,
+            wait,
+            next_probe: now + wait,
+        });
+        opened.is_none()
+    }
+
+    /// A request ended without an answer, by a panic, or was not sent after all. After a probe, the next
+    /// one follows when as much time has passed as before it.
+    pub fn abandoned(&mut self, leave: Leave) {
+        self.reported(leave);
+    }
+
+    /// Whether requests are being kept back.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    fn reported(&mut self, leave: Leave) {
+        self.probing &= leave != Leave::Probe;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;
 
@@ -129,5 +243,356 @@ mod tests {
             adaptive.success();
         }
         assert_eq!(adaptive.limit(), 16);
+    }
+
+    /// What a request reports.
+    #[derive(Clone, Copy, Debug)]
+    enum Report {
+        Success,
+        Failure(Class),
+        Nothing,
+    }
+
+    use Report::{Failure, Nothing, Success};
+
+    const CLASSES: [Class; 6] = [
+        Class::Throttle,
+        Class::Transient,
+        Class::Credentials,
+        Class::Configuration,
+        Class::Record,
+        Class::TooLarge,
+    ];
+
+    /// Reports, and gives whether that opened or closed the breaker as it says.
+    fn report(
+        breaker: &mut Breaker,
+        leave: Leave,
+        report: Report,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> bool {
+        match report {
+            Success => breaker.succeeded(leave),
+            Failure(class) => breaker.failed(leave, class, now, rng),
+            Nothing => {
+                breaker.abandoned(leave);
+                false
+            }
+        }
+    }
+
+    fn opened(class: Class, now: Instant, rng: &mut StdRng) -> Breaker {
+        let mut breaker = Breaker::default();
+        for number in 1..=5 {
+            assert_eq!(breaker.leave(now), Leave::Go);
+            assert_eq!(breaker.failed(Leave::Go, class, now, rng), number == 5);
+        }
+        assert!(breaker.is_open());
+        breaker
+    }
+
+    /// The time a breaker that is open and has no probe out waits for.
+    #[track_caller]
+    fn next_probe(breaker: &mut Breaker, now: Instant) -> Instant {
+        match breaker.leave(now) {
+            Leave::Wait(Some(until)) => until,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn five_failures_in_a_row_of_a_destination_that_takes_nothing_open_it() {
+        const DOWN: Report = Failure(Class::Transient);
+        let cases: [(&str, Vec<Report>, Option<usize>); 8] = [
+            ("five", vec![DOWN; 9], Some(5)),
+            (
+                "of different kinds",
+                vec![
+                    DOWN,
+                    Failure(Class::Credentials),
+                    Failure(Class::Configuration),
+                    DOWN,
+                    Failure(Class::Credentials),
+                ],
+                Some(5),
+            ),
+            (
+                "a success between",
+                [vec![DOWN; 4], vec![Success], vec![DOWN; 4]].concat(),
+                None,
+            ),
+            (
+                "after a success",
+                [vec![DOWN, Success], vec![DOWN; 5]].concat(),
+                Some(7),
+            ),
+            (
+                "a request without an answer between",
+                [vec![DOWN; 4], vec![Nothing], vec![DOWN]].concat(),
+                Some(6),
+            ),
+            (
+                "one that asks for less lives",
+                [
+                    vec![DOWN; 4],
+                    vec![Failure(Class::Throttle); 9],
+                    vec![DOWN; 4],
+                ]
+                .concat(),
+                None,
+            ),
+            (
+                "one that minds a record lives",
+                [vec![DOWN; 4], vec![Failure(Class::Record)], vec![DOWN; 4]].concat(),
+                None,
+            ),
+            (
+                "one that minds the size lives",
+                [vec![DOWN; 4], vec![Failure(Class::TooLarge)], vec![DOWN; 4]].concat(),
+                None,
+            ),
+        ];
+        let now = Instant::now();
+        for (name, reports, expected) in cases {
+            let mut rng = StdRng::seed_from_u64(1);
+            let mut breaker = Breaker::default();
+            let opened_by = reports
+                .iter()
+                .position(|what| {
+                    let was_open = breaker.is_open();
+                    report(&mut breaker, Leave::Go, *what, now, &mut rng);
+                    breaker.is_open() && !was_open
+                })
+                .map(|index| index + 1);
+            assert_eq!(opened_by, expected, "{name}");
+            assert_eq!(breaker.is_open(), expected.is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn probes_go_one_at_a_time_and_ever_less_often_down_to_a_floor() {
+        let transient = [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000, 10_000];
+        let held = [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000];
+        for (class, limits) in [
+            (Class::Transient, &transient[..]),
+            (Class::Credentials, &held),
+            (Class::Configuration, &held),
+        ] {
+            let mut rng = StdRng::seed_from_u64(1);
+            let mut now = Instant::now();
+            let mut breaker = opened(class, now, &mut rng);
+            for most in limits {
+                let until = next_probe(&mut breaker, now);
+                let wait = (until - now).as_millis();
+                assert!(
+                    (most / 2..=*most).contains(&wait),
+                    "{class:?}: {wait} of {most}"
+                );
+                assert_eq!(
+                    breaker.leave(until - Duration::from_nanos(1)),
+                    Leave::Wait(Some(until))
+                );
+                now = until;
+                assert_eq!(breaker.leave(now), Leave::Probe);
+                now += Duration::from_secs(3_600);
+                assert_eq!(breaker.leave(now), Leave::Wait(None), "it may take long");
+                assert!(!breaker.failed(Leave::Probe, class, now, &mut rng));
+            }
+        }
+    }
+
+    #[test]
+    fn a_wait_is_as_long_as_the_last_answer_asks_for() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let now = Instant::now();
+        let mut breaker = opened(Class::Transient, now, &mut rng);
+        let now = next_probe(&mut breaker, now);
+        assert_eq!(breaker.leave(now), Leave::Probe);
+        breaker.failed(Leave::Probe, Class::Credentials, now, &mut rng);
+        let wait = next_probe(&mut breaker, now) - now;
+        assert!(
+            (HELD_BASE..=2 * HELD_BASE).contains(&wait),
+            "the second wait of its kind: {wait:?}"
+        );
+    }
+
+    #[test]
+    fn any_sign_of_life_closes_it_and_the_next_outage_begins_anew() {
+        let alive = [
+            (Leave::Probe, Success),
+            (Leave::Go, Success),
+            (Leave::Probe, Failure(Class::Throttle)),
+            (Leave::Go, Failure(Class::Throttle)),
+            (Leave::Probe, Failure(Class::Record)),
+            (Leave::Probe, Failure(Class::TooLarge)),
+        ];
+        for (leave, what) in alive {
+            let mut rng = StdRng::seed_from_u64(1);
+            let mut now = Instant::now();
+            let mut breaker = opened(Class::Transient, now, &mut rng);
+            for _ in 0..9 {
+                now = next_probe(&mut breaker, now);
+                assert_eq!(breaker.leave(now), Leave::Probe);
+                breaker.failed(Leave::Probe, Class::Transient, now, &mut rng);
+            }
+            now = next_probe(&mut breaker, now);
+            assert_eq!(breaker.leave(now), Leave::Probe);
+            let says_closed = report(&mut breaker, leave, what, now, &mut rng);
+            assert_eq!(
+                says_closed,
+                matches!(what, Success),
+                "{leave:?} {what:?}: a failure never says that it opened it"
+            );
+            assert!(!breaker.is_open(), "{leave:?} {what:?}");
+            assert!(!breaker.succeeded(Leave::Go), "closed once");
+            if leave != Leave::Probe {
+                breaker.succeeded(Leave::Probe);
+            }
+            assert_eq!(
+                breaker,
+                Breaker::default(),
+                "{leave:?} {what:?}: nothing is remembered"
+            );
+        }
+    }
+
+    #[test]
+    fn requests_from_before_it_opened_do_not_pass_for_the_probe() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let now = Instant::now();
+        let mut breaker = opened(Class::Transient, now, &mut rng);
+        let waiting = breaker.clone();
+        assert!(!breaker.failed(Leave::Go, Class::Configuration, now, &mut rng));
+        assert_eq!(breaker, waiting, "nor do they make the wait longer");
+
+        let now = next_probe(&mut breaker, now);
+        assert_eq!(breaker.leave(now), Leave::Probe);
+        assert!(!breaker.failed(Leave::Go, Class::Transient, now, &mut rng));
+        breaker.abandoned(Leave::Go);
+        assert_eq!(breaker.leave(now), Leave::Wait(None));
+    }
+
+    #[test]
+    fn a_probe_is_the_only_one_even_when_it_outlasts_a_good_time() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let now = Instant::now();
+        let mut breaker = opened(Class::Transient, now, &mut rng);
+        let now = next_probe(&mut breaker, now);
+        assert_eq!(breaker.leave(now), Leave::Probe);
+        assert!(breaker.succeeded(Leave::Go));
+        for _ in 0..5 {
+            assert_eq!(breaker.leave(now), Leave::Go);
+            breaker.failed(Leave::Go, Class::Transient, now, &mut rng);
+        }
+        let later = now + HELD_CAP;
+        assert_eq!(breaker.leave(later), Leave::Wait(None));
+        breaker.failed(Leave::Probe, Class::Transient, later, &mut rng);
+        let until = next_probe(&mut breaker, later);
+        assert_eq!(breaker.leave(until), Leave::Probe);
+    }
+
+    #[test]
+    fn after_a_probe_without_an_answer_the_next_one_follows_and_not_at_once() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let opened_at = Instant::now();
+        let mut breaker = opened(Class::Transient, opened_at, &mut rng);
+        let first = next_probe(&mut breaker, opened_at);
+        assert_eq!(breaker.leave(first), Leave::Probe);
+        breaker.abandoned(Leave::Probe);
+        let second = next_probe(&mut breaker, first);
+        assert_eq!(second - first, first - opened_at);
+        assert_eq!(breaker.leave(second), Leave::Probe);
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// So many milliseconds pass.
+        Pass(u64),
+        Ask,
+        /// One of the requests that are out reports.
+        Report(usize, Report),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        // Mostly failures: a breaker that is closed has little to show.
+        let reports = prop_oneof![
+            1 => Just(Success),
+            1 => Just(Nothing),
+            1 => proptest::sample::select(&CLASSES[..]).prop_map(Failure),
+            12 => proptest::sample::select(&CLASSES[1..4]).prop_map(Failure),
+        ];
+        proptest::collection::vec(
+            prop_oneof![
+                (0u64..15_000).prop_map(Step::Pass),
+                Just(Step::Ask),
+                (any::<usize>(), reports).prop_map(|(which, what)| Step::Report(which, what)),
+            ],
+            0..300,
+        )
+    }
+
+    proptest! {
+        /// Never two probes at once; open never lets anything else go; what it says to wait for comes
+        /// true; a success closes it; and only an answer to a probe changes when the next one goes.
+        #[test]
+        fn a_breaker_probes_alone_and_always_again(steps in steps(), seed in any::<u64>()) {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut now = Instant::now();
+            let mut breaker = Breaker::default();
+            let mut out: Vec<Leave> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Pass(millis) => now += Duration::from_millis(millis),
+                    Step::Ask => {
+                        let open = breaker.is_open();
+                        let probing = out.contains(&Leave::Probe);
+                        let leave = breaker.leave(now);
+                        match leave {
+                            Leave::Go => prop_assert!(!open),
+                            Leave::Probe => prop_assert!(open && !probing),
+                            Leave::Wait(None) => prop_assert!(open && probing),
+                            Leave::Wait(Some(until)) => {
+                                prop_assert!(open && !probing);
+                                prop_assert!(until > now && until - now <= HELD_CAP);
+                                prop_assert_eq!(breaker.clone().leave(until), Leave::Probe);
+                            }
+                        }
+                        if matches!(leave, Leave::Go | Leave::Probe) {
+                            out.push(leave);
+                        }
+                    }
+                    Step::Report(which, what) => {
+                        if out.is_empty() {
+                            continue;
+                        }
+                        let leave = out.swap_remove(which % out.len());
+                        let before = breaker.clone();
+                        let said = report(&mut breaker, leave, what, now, &mut rng);
+                        let (was, is) = (before.is_open(), breaker.is_open());
+                        match what {
+                            Success => prop_assert!(!is && said == was),
+                            Failure(Class::Throttle | Class::Record | Class::TooLarge) => prop_assert!(!is && !said),
+                            Failure(_) => {
+                                prop_assert!(is || !was);
+                                prop_assert_eq!(said, is && !was);
+                                prop_assert!(!was || leave == Leave::Probe || breaker == before);
+                            }
+                            Nothing => prop_assert_eq!(is, was),
+                        }
+                    }
+                }
+            }
+            // Once everything that is out has failed, a probe goes, and its success ends it.
+            for leave in out {
+                breaker.failed(leave, Class::Transient, now, &mut rng);
+            }
+            if let Leave::Wait(until) = breaker.leave(now) {
+                now = until.expect("no probe is out");
+                prop_assert_eq!(breaker.leave(now), Leave::Probe);
+            }
+            breaker.succeeded(Leave::Probe);
+            prop_assert_eq!(breaker.leave(now), Leave::Go);
+        }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 /// What the host is told about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +51,27 @@ impl EventSet {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Puts all of another's events in.
+    pub fn unite(&mut self, other: &EventSet) {
+        if self.bits.len() < other.bits.len() {
+            self.bits.resize(other.bits.len(), 0);
+        }
+        for (word, more) in self.bits.iter_mut().zip(&other.bits) {
+            *word |= more;
+        }
+    }
+
+    /// Puts events in, given as ranges.
+    pub fn extend(&mut self, ranges: &[Range<u32>]) {
+        for event in ranges.iter().cloned().flatten() {
+            self.insert(event);
+        }
+    }
 }
 
-/// One flush that waits for its pieces.
+/// Something that lands when its last piece does: a flush that the host waits for, a chunk of the spool,
+/// or an object made of many chunks.
 #[derive(Debug, Default)]
 pub struct Flight {
     tag: Box<[u8]>,
@@ -62,7 +80,29 @@ pub struct Flight {
     given_up: AtomicBool,
     /// Events that are acknowledged or kept as dead letters, in this flush or an earlier one.
     settled: Mutex<EventSet>,
+    /// How many events its chunk has, once that is known.
+    events: AtomicU32,
     done: Notify,
+    lands: Option<(Owner, mpsc::UnboundedSender<Landed>)>,
+    token: Option<Arc<str>>,
+}
+
+/// What of ours a flight carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A chunk of the spool, by its number there.
+    Chunk(u64),
+    /// An object, by the number of its batch.
+    Object(u64),
+}
+
+/// A flight has landed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landed {
+    /// Which.
+    pub owner: Owner,
+    /// OK, or that some of it has to go again.
+    pub verdict: Verdict,
 }
 
 impl Flight {
@@ -75,9 +115,42 @@ impl Flight {
         }
     }
 
+    /// The same for a chunk of the spool: nobody waits, `landed` is told instead. Hold a ticket
+    /// ([`Flight::hold`]) until all others are made.
+    pub fn of_chunk(
+        tag: &[u8],
+        settled: EventSet,
+        chunk: u64,
+        landed: mpsc::UnboundedSender<Landed>,
+    ) -> Flight {
+        Flight {
+            lands: Some((Owner::Chunk(chunk), landed)),
+            ..Flight::new(tag, settled)
+        }
+    }
+
+    /// The same for an object with its `token`, made of chunks of which the first has `tag`.
+    pub fn of_object(
+        tag: &[u8],
+        token: &str,
+        batch: u64,
+        landed: mpsc::UnboundedSender<Landed>,
+    ) -> Flight {
+        Flight {
+            lands: Some((Owner::Object(batch), landed)),
+            token: Some(token.into()),
+            ..Flight::new(tag, EventSet::default())
+        }
+    }
+
     /// The chunk's tag.
     pub fn tag(&self) -> &[u8] {
         &self.tag
+    }
+
+    /// How many events the chunk has.
+    pub fn has_events(&self, events: u32) {
+        self.events.store(events, Ordering::Release);
     }
 
     /// A ticket for one more piece, which holds `events[range]`. All tickets are made before the first
@@ -92,6 +165,11 @@ impl Flight {
         }
     }
 
+    /// A ticket for no event: while it lasts the flight does not land.
+    pub fn hold(self: &Arc<Self>) -> Ticket {
+        self.ticket(&Arc::default(), 0..0)
+    }
+
     /// These events need no piece any more.
     pub fn settle(&self, events: &[u32]) {
         let mut settled = self.settled.lock().expect("nothing panics with this lock");
@@ -100,11 +178,21 @@ impl Flight {
         }
     }
 
+    /// The same for a set of them.
+    pub fn settle_all(&self, events: &EventSet) {
+        let mut settled = self.settled.lock().expect("nothing panics with this lock");
+        settled.unite(events);
+    }
+
     /// Waits until every ticket is gone, and says what they amount to.
     pub async fn landed(&self) -> Verdict {
         while self.left.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
         }
+        self.verdict()
+    }
+
+    fn verdict(&self) -> Verdict {
         if self.failed.load(Ordering::Acquire) {
             Verdict::Retry
         } else {
@@ -126,8 +214,8 @@ impl Flight {
     }
 }
 
-/// One piece's part in a flush. Dropped without [`Ticket::keep`], for whatever reason, it makes the
-/// flush answer RETRY: forgetting a piece cannot lose it.
+/// One piece's part in a flight. Dropped without [`Ticket::keep`], for whatever reason, it makes the
+/// flight fail (a flush answers RETRY): forgetting a piece cannot lose it.
 #[derive(Debug)]
 pub struct Ticket {
     flight: Arc<Flight>,
@@ -148,9 +236,31 @@ impl Ticket {
         self.flight.tag()
     }
 
+    /// What the object is known by that this is the ticket of.
+    pub fn token(&self) -> Option<Arc<str>> {
+        self.flight.token.clone()
+    }
+
     /// Whether the flush has given up waiting.
     pub fn is_stale(&self) -> bool {
         self.flight.given_up.load(Ordering::Acquire)
+    }
+
+    /// Of a chunk of the spool: its number there, the events this ticket is for, and how many it has.
+    pub fn of_chunk(&self) -> Option<(u64, &[u32], u32)> {
+        match self.flight.lands {
+            Some((Owner::Chunk(chunk), _)) => Some((
+                chunk,
+                &self.events[self.range.clone()],
+                self.flight.events.load(Ordering::Acquire),
+            )),
+            _ => None,
+        }
+    }
+
+    /// Bytes of memory it needs, about.
+    pub fn footprint(&self) -> usize {
+        size_of::<Ticket>() + size_of::<u32>() * self.range.len()
     }
 }
 
@@ -160,6 +270,13 @@ impl Drop for Ticket {
             self.flight.failed.store(true, Ordering::Release);
         }
         if self.flight.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            if let Some((owner, landed)) = &self.flight.lands {
+                // Nobody listens once we stop; then the spool keeps what is not settled.
+                let _ = landed.send(Landed {
+                    owner: *owner,
+                    verdict: self.flight.verdict(),
+                });
+            }
             self.flight.done.notify_one();
         }
     }

@@ -10,11 +10,11 @@ use tempfile::TempDir;
 
 use crate::support::plugin::{Plugin, chunk, push_event};
 
-/// An output into a folder.
+/// An output into a folder, directly: what a flush says is what became of its chunk.
 fn plugin() -> (Plugin, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("file://{}", dir.path().display());
-    (Plugin::start(&[("url", &url)]), dir)
+    (Plugin::start(&[("url", &url), ("spool", "off")]), dir)
 }
 
 /// Lines that arrived in a folder.

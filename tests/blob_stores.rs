@@ -68,6 +68,7 @@ async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
     let batch = Batch {
         target: target.into(),
         records: vec![Bytes::from_static(body)],
+        token: None,
     };
     sink.send(batch).await.remove(0)
 }

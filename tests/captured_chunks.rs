@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use ferry::chunk::{Encoded, encode};
 use ferry::encode::Options;
-use ferry::settle::EventSet;
 use ferry::template::Template;
 use serde_json::{Value, json};
 
@@ -20,7 +19,7 @@ fn encoded(name: &str, options: &Options) -> Encoded {
         &Template::parse("all", true).unwrap(),
         name.as_bytes(),
         &data,
-        &EventSet::default(),
+        |_| true,
     )
 }
 
@@ -153,13 +152,7 @@ fn a_captured_chunk_cut_or_corrupted_anywhere_loses_only_what_is_broken() {
     let data = fs::read(folder().join("fwd.array.msgpack")).unwrap();
     let names = Template::parse("all", true).unwrap();
     let lines = |data: &[u8]| {
-        let encoded = encode(
-            &Options::default(),
-            &names,
-            b"t",
-            data,
-            &EventSet::default(),
-        );
+        let encoded = encode(&Options::default(), &names, b"t", data, |_| true);
         let text: Vec<u8> = encoded
             .parts
             .into_iter()

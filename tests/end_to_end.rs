@@ -38,10 +38,17 @@ impl Scene {
         let here = dir.path().display().to_string();
         let plugins = format!("[PLUGINS]\n    Path {}\n", support::library().display());
         fs::write(dir.path().join("plugins.conf"), plugins).unwrap();
+        // A blob store is spooled unless the scene says otherwise.
+        let spooled = !output.contains("delivery_stream") && !output.contains("spool off");
+        let spool = if spooled {
+            "    spool_dir @HERE@/spool\n"
+        } else {
+            ""
+        };
         let config = format!(
             "[SERVICE]\n    {service}\n    Grace 30\n    Log_Level info\n    Plugins_File {here}/plugins.conf\n\n\
              [INPUT]\n{input}\n\n\
-             [OUTPUT]\n    Name ferry\n    Match *\n    dead_letter_dir {here}/letters\n{output}\n"
+             [OUTPUT]\n    Name ferry\n    Match *\n    dead_letter_dir {here}/letters\n{spool}{output}\n"
         );
         fs::write(
             dir.path().join("fluent-bit.conf"),
@@ -188,7 +195,7 @@ fn captured_chunks_become_objects_that_a_replay_does_not_double() {
     let chunks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chunks");
     let scene = Scene::new(
         &format!("    Name chunks\n    Path {}", chunks.display()),
-        "    url file://@HERE@/objects\n    Workers 2\n    Retry_Limit no_limits",
+        "    url file://@HERE@/objects\n    spool off\n    Workers 2\n    Retry_Limit no_limits",
     );
     let first = scene.run(&[]);
     assert_eq!(first["records_dropped"], 0, "{first:#}");
@@ -217,7 +224,7 @@ fn two_outputs_in_one_configuration_each_get_everything() {
         "    Name http_sample\n    Tag app\n    Samples 20000",
         &format!(
             "{}\n    Workers 2\n\n[OUTPUT]\n    Name ferry\n    Match *\n    Workers 1\n    Retry_Limit no_limits\n    \
-             dead_letter_dir @HERE@/letters2\n    url file://@HERE@/objects",
+             dead_letter_dir @HERE@/letters2\n    spool_dir @HERE@/spool\n    url file://@HERE@/objects",
             firehose_output(&fake, "")
         ),
     );
@@ -269,7 +276,7 @@ fn a_daemon_delivers_after_the_fork() {
 fn a_configuration_that_cannot_work_stops_the_host_with_every_reason() {
     let scene = Scene::new(
         "    Name http_sample\n    Tag app\n    Samples 1",
-        "    url ftp://nowhere\n    memory_limit lots\n    spool on",
+        "    url ftp://nowhere\n    memory_limit lots\n    format parquet",
     );
     let output = Command::new(support::harness())
         .args(["run", "--quiet", "-c"])
@@ -285,7 +292,7 @@ fn a_configuration_that_cannot_work_stops_the_host_with_every_reason() {
     for reason in [
         "url: 'ftp://nowhere'",
         "memory_limit: 'lots'",
-        "spool: 'on'",
+        "format: 'parquet'",
     ] {
         assert!(log.contains(reason), "{reason} is missing in: {log}");
     }

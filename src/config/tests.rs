@@ -346,17 +346,11 @@ fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
 #[test]
 fn a_key_that_does_nothing_yet_is_refused_by_name() {
     for (key, value) in [
-        ("spool", "on"),
-        ("spool_dir", "/var/spool"),
-        ("spool_limit", "1G"),
-        ("blob_max_size", "16M"),
-        ("blob_max_age", "5m"),
         ("blob_type", "append"),
         ("format", "parquet"),
         ("auth_type", "managed_identity"),
         ("connection_string", "x"),
         ("client_secret", "x"),
-        ("buffering_enabled", "true"),
         ("upload_file_size", "50M"),
         ("metrics_listen", "127.0.0.1:1"),
     ] {
@@ -375,6 +369,89 @@ fn a_key_that_does_nothing_yet_is_refused_by_name() {
         ("blob_type", "block"),
     ])
     .expect("what is so anyway");
+}
+
+#[test]
+fn a_blob_store_is_spooled_and_firehose_is_not_unless_told_otherwise() {
+    assert_eq!(read(&[FIREHOSE]).unwrap().spool, None);
+    let spooled = read(&[FIREHOSE, ("spool", "on"), ("linger", "250ms")]).unwrap();
+    assert_eq!(
+        spooled.spool,
+        Some(SpoolPlace {
+            dir: "/var/lib/ferry/firehose-app-logs".into(),
+            limit: 1_000_000_000
+        })
+    );
+    let Destination::Firehose(firehose) = spooled.destination else {
+        panic!("{:?}", spooled.destination)
+    };
+    assert_eq!(firehose.linger, Duration::from_millis(250));
+
+    let blob = read(&[FILE]).unwrap();
+    assert!(blob.spool.is_some());
+    let Destination::Blob { object, .. } = blob.destination else {
+        panic!("{:?}", blob.destination)
+    };
+    assert_eq!(
+        object,
+        ObjectBounds {
+            bytes: 16_000_000,
+            age: Duration::from_secs(300)
+        }
+    );
+    assert_eq!(read(&[FILE, ("spool", "off")]).unwrap().spool, None);
+
+    // azure_blob's names.
+    let moved = read(&[
+        FILE,
+        ("buffering_enabled", "true"),
+        ("buffer_dir", "/data/spool"),
+        ("store_dir_limit_size", "8G"),
+        ("upload_timeout", "30m"),
+    ])
+    .unwrap();
+    assert_eq!(
+        moved.spool,
+        Some(SpoolPlace {
+            dir: "/data/spool".into(),
+            limit: 8_000_000_000
+        })
+    );
+    assert_eq!(
+        moved.dead_letter_dir,
+        Path::new("/data/spool/dead-letters"),
+        "beside the spool"
+    );
+}
+
+#[test]
+fn what_needs_the_spool_says_so() {
+    for (key, value) in [
+        ("spool_dir", "/data"),
+        ("spool_limit", "1G"),
+        ("blob_max_size", "1M"),
+        ("blob_max_age", "1m"),
+    ] {
+        let (found, text) = one(&[FILE, ("spool", "off"), (key, value)]);
+        assert_eq!(found, key);
+        assert!(text.contains("needs spool on"), "{text}");
+    }
+    let (key, text) = one(&[FIREHOSE, ("linger", "2s")]);
+    assert!(
+        key == "linger" && text.contains("needs spool on"),
+        "{key}: {text}"
+    );
+    let (key, text) = one(&[FILE, ("spool", "on"), ("buffering_enabled", "off")]);
+    assert!(key == "spool" && text.contains("opposite"), "{key}: {text}");
+    let (key, text) = one(&[FILE, ("blob_max_size", "64M")]);
+    assert!(
+        key == "blob_max_size" && text.contains("memory_limit"),
+        "{key}: {text}"
+    );
+    let (key, _) = one(&[FILE, ("spool_limit", "1K")]);
+    assert_eq!(key, "spool_limit");
+    let (key, _) = one(&[FIREHOSE, ("spool", "on"), ("blob_max_size", "1M")]);
+    assert_eq!(key, "blob_max_size");
 }
 
 #[test]
@@ -451,8 +528,10 @@ fn sizes_and_times_are_read_as_the_host_reads_them() {
         ("", None),
         ("99999999999999999999d", None),
     ] {
-        assert_eq!(parse_seconds(text), seconds, "{text}");
+        let time = seconds.map(Duration::from_secs);
+        assert_eq!(parse_time(text), time, "{text}");
     }
+    assert_eq!(parse_time("250ms"), Some(Duration::from_millis(250)));
 }
 
 #[test]

@@ -209,14 +209,21 @@ pub extern "C" fn FLBPluginOutputPreExit(_by_hot_reload: c_int) {}
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginExitCtx(ctx: *mut c_void) -> c_int {
     guard(FLB_ERROR, || {
-        let mut all = running();
-        let Some(index) = all.iter().position(|running| running.context() == ctx) else {
+        let found = running()
+            .iter()
+            .find(|running| running.context() == ctx)
+            .cloned();
+        let Some(gone) = found else {
             return FLB_ERROR;
         };
-        let gone = all.swap_remove(index);
-        drop(all);
-        gone.instance.stop();
-        FLB_OK
+        // It is gone afterwards whatever happens, but not before: a panic is said by the outputs there
+        // are.
+        let stopped = catch_unwind(AssertUnwindSafe(|| gone.instance.stop()));
+        running().retain(|running| running.context() != ctx);
+        match stopped {
+            Ok(()) => FLB_OK,
+            Err(_) => FLB_ERROR,
+        }
     })
 }
 

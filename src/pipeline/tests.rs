@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use crate::config::{Config, Properties};
 use crate::log::tests::Lines;
+use crate::sink::{Batch, Fault, Outcome};
 
 /// A destination that does what a test says, call by call, and then takes everything.
 struct Scripted {
@@ -142,6 +143,8 @@ impl Bench {
         all.extend(keys.iter().map(|(key, value)| (*key, (*value).to_owned())));
         if !keys.iter().any(|(key, _)| *key == "url") {
             all.push(("delivery_stream", "s".to_owned()));
+        } else if !keys.iter().any(|(key, _)| *key == "spool") {
+            all.push(("spool", "off".to_owned()));
         }
         let config = Config::read(&Keys(all)).expect("a good configuration");
         let sink = Arc::new(Scripted {
@@ -154,7 +157,7 @@ impl Bench {
         });
         let lines = Lines::default();
         let log = Arc::new(Log::new(Box::new(lines.clone()), "ferry"));
-        let letters = DeadLetters::open(&letters).unwrap();
+        let letters = DeadLetters::open(&letters, 1_000_000).unwrap();
         let pipeline = Arc::new(Pipeline::new(
             config,
             Arc::clone(&sink) as Arc<dyn Sink>,

@@ -1,7 +1,7 @@
 //! Objects into a store: Azure, S3, Google Cloud Storage, or a folder.
 //!
-//! An object is put whole, under a name that the caller made from its content, and only where nothing
-//! stands under that name. So a put whose answer was lost can be sent again: it then finds the object
+//! An object is put whole, under a name that the caller fixed before, and only where nothing stands under
+//! that name. So a put whose answer was lost can be sent again: it then finds the object
 //! there, and a look at it tells our own from another's.
 
 use std::path::PathBuf;
@@ -79,6 +79,13 @@ impl Patience {
     }
 }
 
+/// What an object is known by.
+struct Token {
+    text: String,
+    /// Made for this object alone: another length then only means that it was compressed otherwise.
+    unique: bool,
+}
+
 /// What stands under a name that we were not allowed to create.
 enum Found {
     Ours,
@@ -151,9 +158,9 @@ impl BlobSink {
         self.store.get_or_try_init(open).await
     }
 
-    async fn put(&self, target: &str, body: &Bytes) -> Result<(), Failure> {
+    async fn put(&self, target: &str, body: &Bytes, known_by: &Token) -> Result<(), Failure> {
         let store = self.store().await?;
-        let put = self.put_somewhere(store, target, body).await;
+        let put = self.put_somewhere(store, target, body, known_by).await;
         match (put, &store.kind) {
             (Err(failure), Kind::Azure(container)) => Err(container.explain(failure)),
             (Err(failure), Kind::S3(cache)) if failure.fault.class == Class::Credentials => {
@@ -170,18 +177,18 @@ impl BlobSink {
         store: &Store,
         target: &str,
         body: &Bytes,
+        token: &Token,
     ) -> Result<(), Failure> {
-        let token = token(target);
         for rename in 0..=RENAMES {
             let name = renamed(target, rename);
             let path = object_path(&name);
-            let Err(failure) = self.put_once(store, &path, &token, body).await else {
+            let Err(failure) = self.put_once(store, &path, &token.text, body).await else {
                 return Ok(());
             };
             if !failure.says_taken() {
                 return Err(failure);
             }
-            match self.look(store, &path, &token, body).await {
+            match self.look(store, &path, token, body).await {
                 Ok(Found::Ours) => return Ok(()),
                 Ok(Found::Nothing) => return Err(failure),
                 Ok(Found::Others) => (self.warn)(&format!(
@@ -244,12 +251,13 @@ impl BlobSink {
     }
 
     /// Tells whose object stands under a name: by its token; by its bytes where it has none, as on a
-    /// file system or behind a gateway that drops metadata.
+    /// file system or behind a gateway that drops metadata. On a file system a name that was made for one
+    /// object alone is enough.
     async fn look(
         &self,
         store: &Store,
         path: &Path,
-        token: &str,
+        token: &Token,
         body: &Bytes,
     ) -> Result<Found, Failure> {
         let head = async {
@@ -263,12 +271,12 @@ impl BlobSink {
             Err(absent) if absent.status == Some(404) => return Ok(Found::Nothing),
             found => found?,
         };
-        if found.meta.size != body.len() as u64 {
-            return Ok(Found::Others);
-        }
         let theirs = found.attributes.get(&Attribute::Metadata(TOKEN.into()));
+        let same_length = found.meta.size == body.len() as u64;
         let same = match theirs {
-            Some(theirs) => theirs.as_ref() == token,
+            Some(theirs) => theirs.as_ref() == token.text && (same_length || token.unique),
+            None if token.unique && matches!(store.kind, Kind::File(_)) => true,
+            None if !same_length => false,
             None => {
                 let bytes = async { Ok(store.objects.get(path).await?.bytes().await?) };
                 self.bounded(body.len(), bytes).await? == body
@@ -329,9 +337,16 @@ impl Sink for BlobSink {
     /// Puts each record as an object of its own; a batch is expected to hold one.
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
+            let known_by = Token {
+                unique: batch.token.is_some(),
+                text: match &batch.token {
+                    Some(token) => token.to_string(),
+                    None => token(&batch.target),
+                },
+            };
             let mut outcomes = Vec::with_capacity(batch.records.len());
             for body in &batch.records {
-                let put = self.put(&batch.target, body).await;
+                let put = self.put(&batch.target, body, &known_by).await;
                 outcomes.push(put.map_or_else(Outcome::from, |()| Outcome::Delivered));
             }
             outcomes
@@ -526,7 +541,7 @@ fn object_path(target: &str) -> Path {
     Path::parse(&path).unwrap_or_else(|_| Path::from(path))
 }
 
-/// What [`TOKEN`] says: the file's own name, in what HTTP allows in a header.
+/// What [`TOKEN`] says where the caller does not: the file's own name, in what HTTP allows in a header.
 fn token(target: &str) -> String {
     let name = target.rsplit('/').next().unwrap_or(target);
     PathPart::from(name).as_ref().trim().to_owned()

@@ -19,6 +19,10 @@ pub struct Batch {
     pub target: Arc<str>,
     /// The bodies, in order. A blob sink is given exactly one.
     pub records: Vec<Bytes>,
+    /// What an object is known by, where its name was made for it alone: whatever stands under that name
+    /// with this token is this object, even if it was compressed otherwise. Without one an object is
+    /// known by its name and its length.
+    pub token: Option<Arc<str>>,
 }
 
 /// What became of one record.

@@ -51,6 +51,7 @@ async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
     let batch = Batch {
         target: target.into(),
         records: vec![Bytes::from_static(body)],
+        token: None,
     };
     let mut outcomes = sink.send(batch).await;
     assert_eq!(outcomes.len(), 1);

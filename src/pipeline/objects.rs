@@ -1,0 +1,465 @@
+//! Objects that are being built: one for each folder, from the lines of many chunks.
+//!
+//! Lines gather in a block, blocks are compressed one by one and joined: gzip members and zstd frames in a
+//! row read as one. So an object's compressed size is known as it grows, and it is never larger than it
+//! may be, unless a single block is. Pure: time is an argument, nothing is sent.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::batch::runs;
+use crate::chunk::Part;
+use crate::compress::Compression;
+use crate::decode::Time;
+use crate::settle::{Flight, Ticket};
+
+/// Text that is compressed in one go. Larger blocks hardly pack better, smaller ones do worse: gzip looks
+/// back 32 KiB, and each member costs 18 bytes.
+const BLOCK_BYTES: usize = 256 * 1024;
+/// Objects that may be open at once. Beyond it the oldest is sealed.
+const MOST_OPEN: usize = 1_024;
+/// What an open object needs beside its bytes, about.
+const OPEN_BYTES: usize = 512;
+
+/// Why an object was sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// `blob_max_size` is reached.
+    Size,
+    /// `blob_max_age` is reached.
+    Age,
+    /// Memory or the number of open objects is at its bound.
+    Memory,
+    /// We stop.
+    Stop,
+}
+
+/// What bounds the objects.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// `blob_max_size`: compressed bytes of one.
+    pub(super) object_bytes: usize,
+    /// `blob_max_age`: since its first line came.
+    pub(super) age: Duration,
+    /// Of all together.
+    pub(super) bytes: usize,
+}
+
+/// Text that is compressed as it comes.
+pub(super) struct Body {
+    compression: Compression,
+    packed: Vec<u8>,
+    block: Vec<u8>,
+}
+
+impl Body {
+    pub(super) fn new(compression: Compression) -> Body {
+        Body {
+            compression,
+            packed: Vec::new(),
+            block: Vec::new(),
+        }
+    }
+
+    /// Adds whole lines. They may be more than a block.
+    pub(super) fn push(&mut self, text: &[u8]) {
+        self.block.extend_from_slice(text);
+        if self.block.len() >= BLOCK_BYTES {
+            let block = self.take_block();
+            self.packed.extend_from_slice(&block);
+        }
+    }
+
+    fn take_block(&mut self) -> Vec<u8> {
+        if self.compression == Compression::None {
+            return std::mem::take(&mut self.block);
+        }
+        let packed = self.compression.apply(&self.block);
+        self.block.clear();
+        packed
+    }
+
+    /// All of it, compressed.
+    pub(super) fn finish(mut self) -> Bytes {
+        if !self.block.is_empty() {
+            let block = self.take_block();
+            self.packed.extend_from_slice(&block);
+        }
+        self.packed.into()
+    }
+
+    fn bytes(&self) -> usize {
+        self.packed.len() + self.block.len()
+    }
+}
+
+/// An object that grows.
+struct Open {
+    /// When the first of its events happened.
+    first: Time,
+    /// When that came to us.
+    since: Instant,
+    body: Body,
+    /// Of what is compressed, and of the block behind it.
+    tickets: Vec<Ticket>,
+    block_tickets: Vec<Ticket>,
+    lines: u64,
+    block_lines: u64,
+    ticket_bytes: usize,
+}
+
+/// An object that grows no more.
+pub(super) struct Sealed {
+    /// Its folder, below the store's prefix.
+    pub(super) folder: String,
+    /// When the first of its events happened.
+    pub(super) first: Time,
+    /// What is put.
+    pub(super) body: Bytes,
+    /// Of all that is in it.
+    pub(super) tickets: Vec<Ticket>,
+    /// Lines in it.
+    pub(super) lines: u64,
+    /// Why it was sealed.
+    pub(super) why: Why,
+}
+
+/// The open objects of one instance.
+pub(super) struct Objects {
+    compression: Compression,
+    bounds: Bounds,
+    open: HashMap<String, Open>,
+    bytes: usize,
+}
+
+impl Open {
+    fn new(first: Time, now: Instant, compression: Compression) -> Open {
+        Open {
+            first,
+            since: now,
+            body: Body::new(compression),
+            tickets: Vec::new(),
+            block_tickets: Vec::new(),
+            lines: 0,
+            block_lines: 0,
+            ticket_bytes: 0,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        OPEN_BYTES + self.body.bytes() + self.ticket_bytes
+    }
+
+    fn seal(mut self, folder: String, why: Why) -> Sealed {
+        self.tickets.append(&mut self.block_tickets);
+        Sealed {
+            folder,
+            first: self.first,
+            body: self.body.finish(),
+            tickets: self.tickets,
+            lines: self.lines + self.block_lines,
+            why,
+        }
+    }
+}
+
+impl Objects {
+    pub(super) fn new(compression: Compression, bounds: Bounds) -> Objects {
+        Objects {
+            compression,
+            bounds,
+            open: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Adds a part of a chunk to its folder's object. Gives the objects that are full by it.
+    pub(super) fn add(&mut self, part: Part, flight: &Arc<Flight>, now: Instant) -> Vec<Sealed> {
+        let mut sealed = Vec::new();
+        let events: Arc<[u32]> = part.events.into();
+        let block = BLOCK_BYTES.min(self.bounds.object_bytes);
+        let mut start = 0;
+        for run in runs(&part.ends, block, u32::MAX) {
+            let text = &part.text[start..part.ends[run.end - 1]];
+            start += text.len();
+            let mut open = match self.open.remove(&part.name) {
+                Some(open) => {
+                    self.bytes -= open.bytes();
+                    open
+                }
+                None => Open::new(part.first, now, self.compression),
+            };
+            let waiting = open.body.block.len();
+            if waiting > 0 && waiting + text.len() > block {
+                open = self.close_block(&part.name, part.first, open, now, &mut sealed);
+            }
+            open.body.block.extend_from_slice(text);
+            open.block_lines += run.len() as u64;
+            let ticket = flight.ticket(&events, run);
+            open.ticket_bytes += ticket.footprint();
+            open.block_tickets.push(ticket);
+            if open.body.block.len() >= block {
+                open = self.close_block(&part.name, part.first, open, now, &mut sealed);
+            }
+            if open.body.packed.len() >= self.bounds.object_bytes {
+                sealed.push(open.seal(part.name.clone(), Why::Size));
+            } else {
+                self.bytes += open.bytes();
+                self.open.insert(part.name.clone(), open);
+            }
+        }
+        sealed.extend(self.trim());
+        sealed
+    }
+
+    /// Compresses the block. Where the object has no room for it, the object is sealed without it, and
+    /// the block begins the next one.
+    fn close_block(
+        &self,
+        folder: &str,
+        first: Time,
+        mut open: Open,
+        now: Instant,
+        sealed: &mut Vec<Sealed>,
+    ) -> Open {
+        let block = open.body.take_block();
+        let tickets = std::mem::take(&mut open.block_tickets);
+        let lines = std::mem::take(&mut open.block_lines);
+        let room = self
+            .bounds
+            .object_bytes
+            .saturating_sub(open.body.packed.len());
+        if block.len() > room && !open.body.packed.is_empty() {
+            let mut next = Open::new(first, now, self.compression);
+            next.ticket_bytes = tickets.iter().map(Ticket::footprint).sum();
+            sealed.push(open.seal(folder.to_owned(), Why::Size));
+            open = next;
+        }
+        open.body.packed.extend_from_slice(&block);
+        open.tickets.extend(tickets);
+        open.lines += lines;
+        open
+    }
+
+    /// Seals what is too much: the largest while there are too many bytes, the oldest while there are too
+    /// many objects.
+    fn trim(&mut self) -> Vec<Sealed> {
+        let mut sealed = Vec::new();
+        while self.bytes > self.bounds.bytes || self.open.len() > MOST_OPEN {
+            let too_large = self.bytes > self.bounds.bytes;
+            let next = self.open.iter().max_by_key(|(_, open)| {
+                let size = if too_large { open.bytes() } else { 0 };
+                (size, std::cmp::Reverse(open.since))
+            });
+            let Some(folder) = next.map(|(folder, _)| folder.clone()) else {
+                break;
+            };
+            sealed.extend(self.seal(&folder, Why::Memory));
+        }
+        sealed
+    }
+
+    fn seal(&mut self, folder: &str, why: Why) -> Vec<Sealed> {
+        let Some((folder, open)) = self.open.remove_entry(folder) else {
+            return Vec::new();
+        };
+        self.bytes -= open.bytes();
+        let (first, since) = (open.first, open.since);
+        let mut sealed = Vec::new();
+        let last = self.close_block(&folder, first, open, since, &mut sealed);
+        sealed.push(last.seal(folder, why));
+        sealed
+    }
+
+    fn seal_all_that(&mut self, why: Why, so: impl Fn(&Open) -> bool) -> Vec<Sealed> {
+        let those = self.open.iter().filter(|(_, open)| so(open));
+        let folders: Vec<String> = those.map(|(folder, _)| folder.clone()).collect();
+        let sealed = folders.iter().flat_map(|folder| self.seal(folder, why));
+        sealed.collect()
+    }
+
+    /// When the next object reaches its age.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let oldest = self.open.values().map(|open| open.since).min()?;
+        Some(oldest + self.bounds.age)
+    }
+
+    /// Seals what has reached its age.
+    pub(super) fn seal_aged(&mut self, now: Instant) -> Vec<Sealed> {
+        let age = self.bounds.age;
+        self.seal_all_that(Why::Age, |open| open.since + age <= now)
+    }
+
+    /// Seals everything.
+    pub(super) fn seal_all(&mut self) -> Vec<Sealed> {
+        self.seal_all_that(Why::Stop, |_| true)
+    }
+
+    /// What they are built with.
+    pub(super) fn settings(&self) -> (Compression, Bounds) {
+        (self.compression, self.bounds)
+    }
+
+    /// Whether none is open.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settle::EventSet;
+    use flate2::read::MultiGzDecoder;
+    use std::io::Read as _;
+    use tokio::sync::mpsc;
+
+    fn flight(chunk: u64) -> Arc<Flight> {
+        let (landed, _) = mpsc::unbounded_channel();
+        let flight = Arc::new(Flight::of_chunk(b"t", EventSet::default(), chunk, landed));
+        flight.has_events(1_000_000);
+        flight
+    }
+
+    /// Lines that do not compress well.
+    fn part(folder: &str, from: u32, lines: u32) -> Part {
+        let mut part = Part {
+            name: folder.to_owned(),
+            first: Time {
+                seconds: i64::from(from),
+                nanos: 0,
+            },
+            text: Vec::new(),
+            ends: Vec::new(),
+            events: Vec::new(),
+        };
+        for event in from..from + lines {
+            let noise = blake3::hash(&event.to_le_bytes());
+            part.text
+                .extend_from_slice(format!("{event} {}\n", noise.to_hex()).as_bytes());
+            part.ends.push(part.text.len());
+            part.events.push(event);
+        }
+        part
+    }
+
+    fn objects(compression: Compression, object_bytes: usize, bytes: usize) -> Objects {
+        Objects::new(
+            compression,
+            Bounds {
+                object_bytes,
+                age: Duration::from_secs(300),
+                bytes,
+            },
+        )
+    }
+
+    fn text(sealed: &Sealed) -> String {
+        let mut text = String::new();
+        let mut reader = MultiGzDecoder::new(&sealed.body[..]);
+        reader.read_to_string(&mut text).expect("gzip");
+        text
+    }
+
+    fn events(sealed: &Sealed) -> Vec<u32> {
+        let each = sealed.tickets.iter();
+        each.filter_map(|ticket| ticket.of_chunk())
+            .flat_map(|(_, events, _)| events.to_vec())
+            .collect()
+    }
+
+    #[test]
+    fn an_object_is_sealed_by_its_compressed_size_and_never_larger() {
+        let most = 500_000;
+        let mut objects = objects(Compression::Gzip(2), most, usize::MAX);
+        let flight = flight(1);
+        let mut sealed = Vec::new();
+        for n in 0..20 {
+            sealed.extend(objects.add(part("a", n * 2_000, 2_000), &flight, Instant::now()));
+        }
+        assert!(sealed.len() >= 3, "{}", sealed.len());
+        for object in &sealed {
+            assert_eq!(object.why, Why::Size);
+            assert!(object.body.len() <= most, "{}", object.body.len());
+            assert!(object.body.len() > most / 2, "{}", object.body.len());
+        }
+        sealed.extend(objects.seal_all());
+        assert!(objects.is_empty() && objects.bytes == 0);
+        let mut seen = Vec::new();
+        for object in &sealed {
+            let text = text(object);
+            let said: Vec<u32> = text
+                .lines()
+                .map(|line| line.split(' ').next().unwrap().parse().unwrap())
+                .collect();
+            assert_eq!(said, events(object), "its tickets are those of its lines");
+            assert_eq!(said.len() as u64, object.lines);
+            seen.extend(said);
+        }
+        assert_eq!(
+            seen,
+            (0..40_000).collect::<Vec<_>>(),
+            "each line once, in order"
+        );
+    }
+
+    #[test]
+    fn plain_objects_keep_to_their_size_too() {
+        for most in [10_000, 300_000, 1_000_000] {
+            let mut objects = objects(Compression::None, most, usize::MAX);
+            let flight = flight(1);
+            let mut sealed = Vec::new();
+            for n in 0..10 {
+                sealed.extend(objects.add(part("a", n * 2_000, 2_000), &flight, Instant::now()));
+            }
+            sealed.extend(objects.seal_all());
+            let largest = sealed.iter().map(|object| object.body.len()).max();
+            assert!(largest <= Some(most), "{most}: {largest:?}");
+            let all: Vec<u32> = sealed.iter().flat_map(events).collect();
+            assert_eq!(all, (0..20_000).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn age_counts_from_the_first_line_and_memory_seals_the_largest() {
+        let start = Instant::now();
+        let mut objects = objects(Compression::None, usize::MAX, 100_000);
+        let flight = flight(1);
+        assert!(objects.due().is_none());
+        assert!(objects.add(part("a", 0, 10), &flight, start).is_empty());
+        let later = start + Duration::from_secs(10);
+        assert!(objects.add(part("a", 10, 10), &flight, later).is_empty());
+        assert!(objects.add(part("b", 20, 10), &flight, later).is_empty());
+        assert_eq!(objects.due(), Some(start + Duration::from_secs(300)));
+        let aged = objects.seal_aged(start + Duration::from_secs(300));
+        assert_eq!(aged.len(), 1);
+        assert_eq!((aged[0].folder.as_str(), aged[0].why), ("a", Why::Age));
+        assert_eq!(aged[0].first.seconds, 0);
+        let sealed = objects.add(part("c", 30, 2_000), &flight, later);
+        assert_eq!(sealed.len(), 1);
+        assert_eq!(
+            (sealed[0].folder.as_str(), sealed[0].why),
+            ("c", Why::Memory)
+        );
+    }
+
+    #[test]
+    fn open_objects_are_bounded_in_number_and_the_oldest_goes_first() {
+        let start = Instant::now();
+        let mut objects = objects(Compression::None, usize::MAX, usize::MAX);
+        let flight = flight(1);
+        let mut sealed = Vec::new();
+        for n in 0..MOST_OPEN as u32 + 2 {
+            let now = start + Duration::from_millis(n.into());
+            sealed.extend(objects.add(part(&format!("f{n}"), n, 1), &flight, now));
+        }
+        let folders: Vec<&str> = sealed.iter().map(|object| object.folder.as_str()).collect();
+        assert_eq!(folders, ["f0", "f1"]);
+        assert_eq!(objects.seal_all().len(), MOST_OPEN);
+        assert_eq!(objects.bytes, 0);
+    }
+}

@@ -1,0 +1,664 @@
+//! From the spool to the destination, in our own time.
+//!
+//! The feed reads chunk after chunk, as memory allows, and encodes them. For Firehose the pieces go to
+//! their lanes, as in direct mode. For a blob store they go into [`Objects`]; a sealed object gets a name
+//! and a token, both are synced into the spool together with what is in it, and only then it is sent.
+//! A chunk is finished when everything in it has landed.
+//!
+//! After a crash the spool says which objects had begun. Each is built again from the same events and put
+//! under the same name, where the store takes it only if it is not there yet.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngCore as _, SeedableRng as _};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::objects::{Body, Bounds, Objects, Sealed};
+use super::{MEMORY_FACTOR, Pipeline, Queued};
+use crate::batch::Piece;
+use crate::chunk::Encoded;
+use crate::config::Destination;
+use crate::dead_letter::Letter;
+use crate::log::Level;
+use crate::retry::backoff;
+use crate::settle::{EventSet, Flight, Landed, Owner, Ticket, Verdict};
+use crate::sink::Class;
+use crate::spool::{
+    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Unreadable,
+};
+
+/// Chunks that may wait for another try before no further ones are read.
+const MOST_HELD: usize = 1_000;
+
+/// What of the spool's chunks some tickets hold, by chunk.
+pub(super) fn contents<'t>(tickets: impl Iterator<Item = &'t Ticket>) -> Vec<Content> {
+    let mut chunks: BTreeMap<Seq, (Vec<u32>, u32)> = BTreeMap::new();
+    for (chunk, events, all) in tickets.filter_map(Ticket::of_chunk) {
+        let (held, _) = chunks.entry(chunk).or_insert((Vec::new(), all));
+        held.extend_from_slice(events);
+    }
+    let content = |(chunk, (mut events, all)): (Seq, (Vec<u32>, u32))| {
+        events.sort_unstable();
+        let runs = ranges(&events);
+        let whole = matches!(&runs[..], [run] if *run == (0..all));
+        let events = if whole {
+            Events::All
+        } else {
+            Events::Runs(runs)
+        };
+        Content { chunk, events }
+    };
+    chunks.into_iter().map(content).collect()
+}
+
+fn ranges(sorted: &[u32]) -> Vec<Range<u32>> {
+    let mut ranges: Vec<Range<u32>> = Vec::new();
+    for &event in sorted {
+        match ranges.last_mut() {
+            Some(last) if last.end == event => last.end += 1,
+            Some(last) if last.contains(&event) => {}
+            _ => ranges.push(event..event + 1),
+        }
+    }
+    ranges
+}
+
+/// Whether an event is among some.
+fn is_in(events: &Events, event: u32) -> bool {
+    match events {
+        Events::All => true,
+        Events::Runs(runs) => {
+            let at = runs.partition_point(|run| run.end <= event);
+            runs.get(at).is_some_and(|run| run.contains(&event))
+        }
+    }
+}
+
+/// What of a chunk is not to be read again.
+enum Skip {
+    All,
+    Some(EventSet),
+}
+
+impl Default for Skip {
+    fn default() -> Self {
+        Skip::Some(EventSet::default())
+    }
+}
+
+/// A chunk on its way.
+struct Airborne {
+    flight: Arc<Flight>,
+    /// Memory it is taken to need.
+    bytes: usize,
+    tries: u32,
+    /// Of a chunk that has pieces in the air before it is read: those that had begun before a restart.
+    hold: Option<Ticket>,
+}
+
+/// An object on its way.
+struct Sending {
+    target: Arc<str>,
+    token: String,
+    body: Bytes,
+    tickets: Vec<Ticket>,
+    lines: u32,
+    tries: u32,
+}
+
+/// Reads the spool and sees to it that everything in it is delivered.
+pub(super) struct Feed {
+    pipeline: Arc<Pipeline>,
+    spool: Arc<Spool>,
+    /// The chunk that was read last.
+    after: Option<Seq>,
+    skip: HashMap<Seq, Skip>,
+    chunks: HashMap<Seq, Airborne>,
+    /// Of `chunks`.
+    chunk_bytes: usize,
+    /// Chunks to be read again, and when.
+    again: BTreeSet<(Instant, Seq, u32)>,
+    /// For a blob store.
+    objects: Option<Objects>,
+    /// Objects that had begun before a restart, and their tickets.
+    begun: VecDeque<(Pending, Vec<Ticket>)>,
+    sending: HashMap<u64, Sending>,
+    sending_bytes: usize,
+    /// Notes about objects, which must not be forgotten.
+    notes: JoinSet<()>,
+    landed: mpsc::UnboundedSender<Landed>,
+    landing: mpsc::UnboundedReceiver<Landed>,
+}
+
+impl Feed {
+    pub(super) fn new(pipeline: Arc<Pipeline>, spool: Arc<Spool>, recovered: Recovered) -> Feed {
+        let config = &pipeline.config;
+        let objects = match &config.destination {
+            Destination::Firehose(_) => None,
+            Destination::Blob { object, .. } => Some(Objects::new(
+                config.compression,
+                Bounds {
+                    object_bytes: object.bytes,
+                    age: object.age,
+                    bytes: config.memory_limit / 2,
+                },
+            )),
+        };
+        let (landed, landing) = mpsc::unbounded_channel();
+        let mut feed = Feed {
+            spool,
+            after: None,
+            skip: HashMap::new(),
+            chunks: HashMap::new(),
+            chunk_bytes: 0,
+            again: BTreeSet::new(),
+            objects,
+            begun: VecDeque::new(),
+            sending: HashMap::new(),
+            sending_bytes: 0,
+            notes: JoinSet::new(),
+            landed,
+            landing,
+            pipeline,
+        };
+        feed.take_up(recovered);
+        feed
+    }
+
+    /// Goes on where an earlier run stopped.
+    fn take_up(&mut self, recovered: Recovered) {
+        for (chunk, runs) in recovered.settled {
+            let mut settled = EventSet::default();
+            settled.extend(&runs);
+            self.skip.insert(chunk, Skip::Some(settled));
+        }
+        let (mut requests, mut lines) = (0u64, 0u64);
+        for pending in recovered.pending {
+            if self.objects.is_some() && !pending.token.is_empty() {
+                self.resume(pending);
+                continue;
+            }
+            requests += 1;
+            lines += pending.lines;
+            // What was on its way goes again, in other requests.
+            let released = Note::Ended {
+                batch: pending.batch,
+                delivered: Some(Vec::new()),
+            };
+            self.note(released, Durability::Written, Vec::new());
+        }
+        self.pipeline
+            .counts
+            .in_flight_at_crash
+            .store(lines, Ordering::Relaxed);
+        if requests > 0 {
+            self.pipeline.log.say(
+                Level::Warn,
+                &format!(
+                    "{lines} records in {requests} requests were on their way when the last run ended, and their \
+                     answers are not known: they are sent again, and may be there twice"
+                ),
+            );
+        }
+    }
+
+    /// An object had begun: its events belong to it and to no other, and its chunks are not finished
+    /// before it is.
+    fn resume(&mut self, pending: Pending) {
+        let mut tickets = Vec::new();
+        for content in &pending.contents {
+            if !self.spool.holds(content.chunk) {
+                continue;
+            }
+            match (&content.events, self.skip.entry(content.chunk).or_default()) {
+                (Events::Runs(runs), Skip::Some(skip)) => skip.extend(runs),
+                (_, skip) => *skip = Skip::All,
+            }
+            let landed = &self.landed;
+            let airborne = self.chunks.entry(content.chunk).or_insert_with(|| {
+                let flight =
+                    Flight::of_chunk(b"", EventSet::default(), content.chunk, landed.clone());
+                let flight = Arc::new(flight);
+                Airborne {
+                    hold: Some(flight.hold()),
+                    flight,
+                    bytes: 0,
+                    tries: 0,
+                }
+            });
+            // Its events count as settled for whoever reads the chunk: this object is sent until it is
+            // there.
+            tickets.push(airborne.flight.hold());
+        }
+        self.begun.push_back((pending, tickets));
+    }
+
+    /// Runs until we stop and nothing is left to be sent.
+    pub(super) async fn run(mut self) {
+        let mut draining = self.pipeline.draining.subscribe();
+        loop {
+            while let Ok(landed) = self.landing.try_recv() {
+                self.land(landed);
+            }
+            while self.notes.try_join_next().is_some() {}
+            let now = Instant::now();
+            let stopping = *draining.borrow_and_update();
+            if let Some(objects) = &mut self.objects {
+                let sealed = objects.seal_aged(now);
+                self.dispatch(sealed);
+            }
+            let spool = Arc::clone(&self.spool);
+            let more = spool.more();
+            let room = self.has_room();
+            if room && self.advance(now).await {
+                continue;
+            }
+            let all_read = self.spool.peek(self.after).is_none() && self.begun.is_empty();
+            if stopping && all_read {
+                if let Some(objects) = &mut self.objects
+                    && !objects.is_empty()
+                {
+                    let sealed = objects.seal_all();
+                    self.dispatch(sealed);
+                    continue;
+                }
+                if self.is_done() {
+                    // Lanes hold on to the pipeline for as long as they may get something.
+                    let mut lanes = self.pipeline.lanes.lock();
+                    lanes
+                        .as_mut()
+                        .expect("nothing panics with this lock")
+                        .clear();
+                    return;
+                }
+            }
+            let due = self.objects.as_ref().and_then(Objects::due);
+            let again = self.again.first().map(|(at, ..)| *at).filter(|_| room);
+            let wake = [due, again].into_iter().flatten().min();
+            tokio::select! {
+                biased;
+                Some(landed) = self.landing.recv() => self.land(landed),
+                Some(_) = self.notes.join_next(), if stopping => {}
+                Ok(()) = draining.changed() => {}
+                () = more, if room => {}
+                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let budget = self.pipeline.config.memory_limit / 2;
+        let free = match &self.objects {
+            // A sealed object gives its bytes back only when it is there.
+            Some(_) => self.sending_bytes <= budget || self.sending.is_empty(),
+            None => {
+                let next = self.spool.peek(self.after).map_or(0, |(_, bytes)| bytes);
+                let needed = self.chunk_bytes + next * MEMORY_FACTOR;
+                needed <= self.pipeline.config.memory_limit || self.chunk_bytes == 0
+            }
+        };
+        free && self.again.len() < MOST_HELD
+    }
+
+    fn is_done(&self) -> bool {
+        self.chunks.is_empty()
+            && self.again.is_empty()
+            && self.sending.is_empty()
+            && self.notes.is_empty()
+    }
+
+    /// Takes the next thing up: an object that had begun, a chunk that is due again, a chunk that was not
+    /// read yet. False where there is none.
+    async fn advance(&mut self, now: Instant) -> bool {
+        if let Some((pending, tickets)) = self.begun.pop_front() {
+            self.rebuild(pending, tickets).await;
+            return true;
+        }
+        if let Some(&(at, chunk, tries)) = self.again.first()
+            && at <= now
+        {
+            self.again.pop_first();
+            let spool = Arc::clone(&self.spool);
+            let stored = tokio::task::spawn_blocking(move || spool.read(chunk)).await;
+            self.launch(chunk, tries, stored.unwrap_or_else(|_| Err(went_down())))
+                .await;
+            return true;
+        }
+        let Some((chunk, _)) = self.spool.peek(self.after) else {
+            return false;
+        };
+        self.after = Some(chunk);
+        if let Some(Skip::All) = self.skip.get(&chunk) {
+            // All of it is in objects that had begun.
+            self.skip.remove(&chunk);
+            if let Some(hold) = self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
+                hold.keep();
+            }
+            return true;
+        }
+        let spool = Arc::clone(&self.spool);
+        let stored = tokio::task::spawn_blocking(move || spool.read(chunk)).await;
+        self.launch(chunk, 0, stored.unwrap_or_else(|_| Err(went_down())))
+            .await;
+        true
+    }
+
+    /// Encodes a chunk and sends its lines on their way.
+    async fn launch(&mut self, chunk: Seq, tries: u32, stored: Result<Stored, Unreadable>) {
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(Unreadable::Corrupt(words)) => {
+                self.pipeline.log.say(Level::Error, &words);
+                self.pipeline.counts.corrupt.fetch_add(1, Ordering::Relaxed);
+                self.skip.remove(&chunk);
+                match self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
+                    Some(hold) => hold.keep(),
+                    None => self.spool.finish(chunk),
+                }
+                return;
+            }
+            Err(Unreadable::Disk(error)) => {
+                self.pipeline.spool_trouble(&error);
+                self.hold_back(chunk, tries);
+                return;
+            }
+        };
+        let settled = match self.skip.remove(&chunk).unwrap_or_default() {
+            Skip::Some(settled) => settled,
+            Skip::All => EventSet::default(),
+        };
+        let landed = &self.landed;
+        let airborne = self.chunks.entry(chunk).or_insert_with(|| Airborne {
+            flight: Arc::new(Flight::of_chunk(
+                &stored.tag,
+                settled.clone(),
+                chunk,
+                landed.clone(),
+            )),
+            bytes: 0,
+            tries,
+            hold: None,
+        });
+        airborne.tries = tries;
+        let flight = Arc::clone(&airborne.flight);
+        let hold = airborne.hold.take().unwrap_or_else(|| flight.hold());
+        if self.objects.is_none() {
+            airborne.bytes = stored.data.len() * MEMORY_FACTOR;
+            self.chunk_bytes += airborne.bytes;
+        }
+
+        let pipeline = Arc::clone(&self.pipeline);
+        let tag = stored.tag.clone();
+        let skip = settled.clone();
+        flight.settle_all(&settled);
+        let encoded = tokio::task::spawn_blocking(move || {
+            pipeline.encode(&stored.tag, &stored.data, |event| !skip.contains(event))
+        });
+        // A panic drops the hold: the chunk's flight fails, and it is read again later.
+        let Ok(mut encoded) = encoded.await else {
+            return;
+        };
+        flight.has_events(encoded.events);
+        flight.settle(&encoded.skipped);
+        self.pipeline.say_skipped(encoded.skipped.len());
+        let parts = std::mem::take(&mut encoded.parts);
+        let mut lanes: Vec<(String, Vec<Queued>)> = Vec::new();
+        if self.objects.is_none() {
+            for part in parts {
+                let (lane, target) = self.pipeline.stream(&part);
+                let shape = self.pipeline.sink.shape(&target).await;
+                let pieces = self
+                    .pipeline
+                    .pieces(part, shape, &tag, &flight, &mut encoded);
+                let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
+                lanes.push((lane, queued.collect()));
+            }
+            if !self.keep_letters(chunk, &flight, encoded).await {
+                return;
+            }
+            for (lane, pieces) in lanes {
+                self.pipeline.enqueue(lane, pieces);
+            }
+        } else {
+            if !self.keep_letters(chunk, &flight, encoded).await {
+                return;
+            }
+            let Some(mut objects) = self.objects.take() else {
+                return;
+            };
+            let (compression, bounds) = objects.settings();
+            let built = tokio::task::spawn_blocking(move || {
+                let now = Instant::now();
+                let add = |part| objects.add(part, &flight, now);
+                let sealed: Vec<Sealed> = parts.into_iter().flat_map(add).collect();
+                (objects, sealed)
+            });
+            match built.await {
+                Ok((objects, sealed)) => {
+                    self.objects = Some(objects);
+                    self.dispatch(sealed);
+                }
+                // The open objects are gone, and nothing of them was sent: their chunks' flights fail.
+                Err(_) => self.objects = Some(Objects::new(compression, bounds)),
+            }
+        }
+        hold.keep();
+    }
+
+    /// Keeps what cannot be sent. Where that fails the chunk's flight fails.
+    async fn keep_letters(&mut self, chunk: Seq, flight: &Flight, encoded: Encoded) -> bool {
+        if encoded.letters.is_empty() {
+            return true;
+        }
+        if self.pipeline.keep_letters(encoded.letters).await.is_break() {
+            return false;
+        }
+        flight.settle(&encoded.lettered);
+        let mut lettered = encoded.lettered;
+        lettered.sort_unstable();
+        let done = Note::Done {
+            contents: vec![Content {
+                chunk,
+                events: Events::Runs(ranges(&lettered)),
+            }],
+        };
+        // Were the note lost, the letters would be written once more after a restart.
+        self.note(done, Durability::Synced, Vec::new());
+        true
+    }
+
+    fn hold_back(&mut self, chunk: Seq, tries: u32) {
+        let wait = backoff(Class::Transient, tries + 1, &mut StdRng::from_os_rng());
+        self.again.insert((Instant::now() + wait, chunk, tries + 1));
+    }
+
+    fn land(&mut self, landed: Landed) {
+        match (landed.owner, landed.verdict) {
+            (Owner::Chunk(chunk), verdict) => {
+                let Some(airborne) = self.chunks.remove(&chunk) else {
+                    return;
+                };
+                self.chunk_bytes -= airborne.bytes;
+                if verdict == Verdict::Ok {
+                    self.spool.finish(chunk);
+                } else {
+                    let settled = airborne.flight.settled();
+                    self.skip.insert(chunk, Skip::Some(settled));
+                    self.hold_back(chunk, airborne.tries);
+                }
+            }
+            (Owner::Object(batch), Verdict::Ok) => {
+                let Some(sending) = self.sending.remove(&batch) else {
+                    return;
+                };
+                self.sending_bytes -= sending.body.len();
+                let ended = Note::Ended {
+                    batch,
+                    delivered: None,
+                };
+                self.note(ended, Durability::Synced, sending.tickets);
+            }
+            (Owner::Object(batch), Verdict::Retry) => {
+                let Some(sending) = self.sending.get_mut(&batch) else {
+                    return;
+                };
+                sending.tries += 1;
+                let wait = backoff(Class::Transient, sending.tries, &mut StdRng::from_os_rng());
+                let queued = self.queued(batch);
+                let pipeline = Arc::clone(&self.pipeline);
+                tokio::spawn(async move {
+                    sleep(wait).await;
+                    pipeline.enqueue(String::new(), queued.into_iter().collect());
+                });
+            }
+        }
+    }
+
+    /// Writes a note until it is written, and keeps `tickets` then.
+    fn note(&mut self, note: Note, durability: Durability, tickets: Vec<Ticket>) {
+        let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
+        self.notes.spawn(async move {
+            pipeline.insist(&spool, note, durability).await;
+            tickets.into_iter().for_each(Ticket::keep);
+        });
+    }
+
+    /// Gives sealed objects their names, and sends them once these are in the spool.
+    fn dispatch(&mut self, sealed: Vec<Sealed>) {
+        for object in sealed {
+            let batch = self.pipeline.next_batch.fetch_add(1, Ordering::Relaxed);
+            let token = token();
+            let name = self
+                .pipeline
+                .object_name(&object.folder, object.first, &token);
+            self.pipeline.counts.sealed(object.why);
+            let begun = Note::Begun {
+                batch,
+                name: name.clone(),
+                token: token.clone(),
+                lines: object.lines,
+                contents: contents(object.tickets.iter()),
+            };
+            self.sending_bytes += object.body.len();
+            let sending = Sending {
+                target: name.into(),
+                token,
+                body: object.body,
+                tickets: object.tickets,
+                lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
+                tries: 0,
+            };
+            self.sending.insert(batch, sending);
+            let queued = self.queued(batch);
+            let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
+            self.notes.spawn(async move {
+                pipeline.insist(&spool, begun, Durability::Synced).await;
+                pipeline.enqueue(String::new(), queued.into_iter().collect());
+            });
+        }
+    }
+
+    /// An object, ready for its lane.
+    fn queued(&self, batch: u64) -> Option<Queued> {
+        let sending = self.sending.get(&batch)?;
+        let tag = sending.tickets.first().map_or(&b""[..], Ticket::tag);
+        let flight = Flight::of_object(tag, &sending.token, batch, self.landed.clone());
+        let piece = Piece {
+            bytes: sending.body.clone(),
+            lines: sending.lines,
+            ticket: Arc::new(flight).hold(),
+        };
+        Some((Arc::clone(&sending.target), piece))
+    }
+
+    /// Builds an object again that had begun, from the same events, and sends it under its name.
+    async fn rebuild(&mut self, pending: Pending, tickets: Vec<Ticket>) {
+        let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
+        let contents = pending.contents.clone();
+        let built = tokio::task::spawn_blocking(move || build_again(&pipeline, &spool, &contents));
+        let body = match built.await {
+            Ok(Ok((body, letters))) => {
+                let kept = self.pipeline.keep_letters(letters).await;
+                kept.is_continue().then_some(body)
+            }
+            Ok(Err(error)) => {
+                self.pipeline.spool_trouble(&error);
+                None
+            }
+            Err(_) => None,
+        };
+        let Some(body) = body else {
+            sleep(backoff(Class::Transient, 4, &mut StdRng::from_os_rng())).await;
+            self.begun.push_back((pending, tickets));
+            return;
+        };
+        self.sending_bytes += body.len();
+        let batch = pending.batch;
+        let sending = Sending {
+            target: pending.name.into(),
+            token: pending.token,
+            body,
+            tickets,
+            lines: u32::try_from(pending.lines).unwrap_or(u32::MAX),
+            tries: 0,
+        };
+        self.sending.insert(batch, sending);
+        if let Some(queued) = self.queued(batch) {
+            self.pipeline.enqueue(String::new(), vec![queued]);
+        }
+    }
+}
+
+fn went_down() -> Unreadable {
+    Unreadable::Disk(std::io::Error::other("the reading thread ended"))
+}
+
+/// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
+/// and said; what was a line when the note was written and is none any more becomes a letter.
+fn build_again(
+    pipeline: &Pipeline,
+    spool: &Spool,
+    contents: &[Content],
+) -> std::io::Result<(Bytes, Vec<Letter>)> {
+    let mut body = Body::new(pipeline.config.compression);
+    let mut letters = Vec::new();
+    for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
+        let stored = match spool.read(content.chunk) {
+            Ok(stored) => stored,
+            Err(Unreadable::Corrupt(words)) => {
+                pipeline.log.say(Level::Error, &words);
+                continue;
+            }
+            Err(Unreadable::Disk(error)) => return Err(error),
+        };
+        let wanted = |event| is_in(&content.events, event);
+        let mut encoded = pipeline.encode(&stored.tag, &stored.data, wanted);
+        for part in encoded.parts {
+            body.push(&part.text);
+        }
+        letters.append(&mut encoded.letters);
+    }
+    Ok((body.finish(), letters))
+}
+
+/// Names an object that never was and never will be again.
+fn token() -> String {
+    let mut bytes = [0; 16];
+    StdRng::from_os_rng().fill_bytes(&mut bytes);
+    let mut token = String::with_capacity(32);
+    for byte in bytes {
+        let _ = write!(token, "{byte:02x}");
+    }
+    token
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,503 @@
+use super::*;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::batch::Limits;
+use crate::config::{Config, Properties};
+use crate::dead_letter::{self, DeadLetters};
+use crate::log::Log;
+use crate::log::tests::Lines;
+use crate::sink::{Batch, Fault, Outcome, Shape, Sink};
+use crate::spool::Options;
+use crate::spool::disk::LocalDisk;
+
+/// A destination that takes as many requests as it has permits for, and keeps what it took.
+struct Store {
+    shape: Shape,
+    permits: Semaphore,
+    /// What reached it, whether its answer came or not.
+    reached: Mutex<Vec<Batch>>,
+    reached_now: tokio::sync::Notify,
+}
+
+impl Store {
+    fn new(shape: Shape, permits: usize) -> Arc<Store> {
+        Arc::new(Store {
+            shape,
+            permits: Semaphore::new(permits),
+            reached: Mutex::default(),
+            reached_now: tokio::sync::Notify::new(),
+        })
+    }
+
+    fn batches(&self) -> Vec<Batch> {
+        self.reached.lock().unwrap().clone()
+    }
+
+    /// All lines of all requests that reached it, sorted.
+    fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        for body in self.batches().into_iter().flat_map(|batch| batch.records) {
+            let text = String::from_utf8(body.to_vec()).expect("plain text");
+            lines.extend(text.lines().map(str::to_owned));
+        }
+        lines.sort();
+        lines
+    }
+
+    async fn reached(&self, requests: usize) {
+        while self.reached.lock().unwrap().len() < requests {
+            self.reached_now.notified().await;
+        }
+    }
+}
+
+impl Sink for Store {
+    fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
+        Box::pin(std::future::ready(self.shape))
+    }
+
+    fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+        Box::pin(async move {
+            let records = batch.records.len();
+            self.reached.lock().unwrap().push(batch);
+            self.reached_now.notify_one();
+            self.permits.acquire().await.unwrap().forget();
+            vec![Outcome::Delivered; records]
+        })
+    }
+}
+
+const MANY: usize = Semaphore::MAX_PERMITS / 2;
+
+const OBJECT: Shape = Shape {
+    limits: Limits {
+        record_bytes: usize::MAX,
+        record_lines: u32::MAX,
+        batch_records: 1,
+        batch_bytes: usize::MAX,
+    },
+    piece_bytes: usize::MAX,
+    compression: true,
+};
+
+/// Two lines a request.
+const STREAM: Shape = Shape {
+    limits: Limits {
+        record_bytes: 1_000,
+        record_lines: 1,
+        batch_records: 2,
+        batch_bytes: 10_000,
+    },
+    piece_bytes: 100,
+    compression: false,
+};
+
+struct Keys(Vec<(&'static str, String)>);
+
+impl Properties for Keys {
+    fn get(&self, key: &str) -> Option<String> {
+        // What a test adds comes last and counts.
+        let found = self.0.iter().rev().find(|(name, _)| *name == key);
+        found.map(|(_, value)| value.clone())
+    }
+}
+
+/// A spooled pipeline in front of a store.
+struct Bench {
+    pipeline: Arc<Pipeline>,
+    spool: Arc<Spool>,
+    feed: JoinHandle<()>,
+    lines: Lines,
+    dir: PathBuf,
+}
+
+const BLOB: &[(&str, &str)] = &[("url", "file:///nowhere"), ("compression", "none")];
+const FIREHOSE: &[(&str, &str)] = &[("delivery_stream", "s"), ("spool", "on"), ("linger", "0")];
+
+fn start(dir: &Path, store: &Arc<impl Sink>, keys: &[(&'static str, &str)]) -> Bench {
+    let letters = dir.join("letters");
+    let mut all = vec![
+        ("dead_letter_dir", letters.display().to_string()),
+        ("spool_dir", dir.join("spool").display().to_string()),
+    ];
+    all.extend(keys.iter().map(|(key, value)| (*key, (*value).to_owned())));
+    let config = Config::read(&Keys(all)).expect("a good configuration");
+    let place = config.spool.clone().expect("a spool");
+    let lines = Lines::default();
+    let log = Arc::new(Log::new(Box::new(lines.clone()), "ferry"));
+    let letters = DeadLetters::open(&letters, 1_000_000).unwrap();
+    let disk = LocalDisk::open(&place.dir).unwrap();
+    let options = Options {
+        limit: place.limit,
+        segment_bytes: None,
+    };
+    let (spool, recovered) = Spool::open(Arc::new(disk), options).unwrap();
+    let sink = Arc::clone(store) as Arc<dyn Sink>;
+    let pipeline = Arc::new(Pipeline::new(config, sink, letters, log));
+    let feed = pipeline.feed_from(Arc::clone(&spool), recovered);
+    Bench {
+        pipeline,
+        spool,
+        feed,
+        lines,
+        dir: dir.to_owned(),
+    }
+}
+
+impl Bench {
+    async fn flush(&self, events: &[&str]) -> Verdict {
+        self.pipeline.flush(b"app", chunk(events)).await
+    }
+
+    /// Ends as the library does.
+    async fn stop(self) {
+        self.pipeline.drain();
+        self.feed.await.expect("the feed does not panic");
+        self.spool.close();
+    }
+
+    /// What a machine that stops now leaves on its disk.
+    fn crash_image(&self) -> TempDir {
+        let image = tempfile::tempdir().unwrap();
+        copy(&self.dir, image.path());
+        image
+    }
+
+    fn said(&self, what: &str) -> bool {
+        let lines = self.lines.0.lock().unwrap();
+        lines.iter().any(|(_, line)| line.contains(what))
+    }
+}
+
+fn letters(dir: &Path) -> usize {
+    let file = dir.join("letters").join(dead_letter::FILE);
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter(|line| !line.is_empty()).count()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// A chunk of events `{"k": …}`.
+fn chunk(events: &[&str]) -> Bytes {
+    let mut bytes = Vec::new();
+    for event in events {
+        bytes.extend_from_slice(b"\x92\x92\xd7\x00\x68\x15\x9a\x2f\0\0\0\0\x80\x81\xa1k");
+        rmp::encode::write_str(&mut bytes, event).unwrap();
+    }
+    bytes.into()
+}
+
+fn lines(events: &[&str]) -> Vec<String> {
+    let line = |event: &&str| format!("{{\"k\":\"{event}\"}}");
+    events.iter().map(line).collect()
+}
+
+#[tokio::test]
+async fn a_chunk_on_disk_is_ok_whatever_the_destination_does_and_many_make_one_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let bench = start(dir.path(), &store, BLOB);
+    assert_eq!(bench.flush(&["a", "b"]).await, Verdict::Ok);
+    assert_eq!(bench.flush(&["c"]).await, Verdict::Ok);
+    assert_eq!(bench.flush(&[]).await, Verdict::Ok);
+    assert!(store.batches().is_empty(), "nothing is full, old or ending");
+    store.permits.add_permits(1);
+    let spool = Arc::clone(&bench.spool);
+    bench.stop().await;
+    let batches = store.batches();
+    assert_eq!(batches.len(), 1);
+    assert_eq!(store.lines(), lines(&["a", "b", "c"]));
+    let name = &batches[0].target;
+    let token = batches[0].token.as_ref().expect("an object has a token");
+    assert!(name.starts_with("app/2025/05/03/04/20250503T"), "{name}");
+    assert!(name.ends_with(&format!("-{token}.ndjson")), "{name}");
+    assert_eq!(spool.usage().unfinished, 0);
+}
+
+#[tokio::test]
+async fn objects_are_sealed_by_size_and_kept_apart_by_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, MANY);
+    let mut keys = BLOB.to_vec();
+    keys.extend([("path", "{record.k}"), ("blob_max_size", "10K")]);
+    let bench = start(dir.path(), &store, &keys);
+    let long = "x".repeat(100);
+    for _ in 0..20 {
+        let mut events = vec![long.as_str(); 10];
+        events.push("b");
+        assert_eq!(bench.flush(&events).await, Verdict::Ok);
+    }
+    bench.stop().await;
+    let batches = store.batches();
+    let (b, x): (Vec<&Batch>, Vec<&Batch>) = batches
+        .iter()
+        .partition(|batch| batch.target.starts_with("b/"));
+    assert_eq!(b.len(), 1, "small enough for one");
+    assert!(x.len() >= 3, "{}", x.len());
+    assert!(batches.iter().all(|batch| batch.records[0].len() <= 10_000));
+    assert_eq!(store.lines().len(), 220);
+}
+
+#[tokio::test]
+async fn an_object_that_had_begun_goes_again_under_its_own_name_with_its_own_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let bench = start(dir.path(), &store, BLOB);
+    bench.flush(&["a", "b"]).await;
+    bench.pipeline.drain();
+    store.reached(1).await;
+    // It is put, and nobody hears of it.
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(OBJECT, MANY);
+    let bench = start(image.path(), &after, BLOB);
+    bench.flush(&["c"]).await;
+    bench.stop().await;
+    let (before, after) = (store.batches(), after.batches());
+    let again: Vec<&Batch> = after
+        .iter()
+        .filter(|batch| batch.target == before[0].target)
+        .collect();
+    assert_eq!(again.len(), 1);
+    assert_eq!(again[0].token, before[0].token);
+    assert_eq!(again[0].records, before[0].records);
+    assert_eq!(
+        after.len(),
+        2,
+        "and what came since in an object of its own"
+    );
+}
+
+#[tokio::test]
+async fn an_object_that_is_there_is_not_sent_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, MANY);
+    let mut keys = BLOB.to_vec();
+    keys.push(("blob_max_size", "10K"));
+    let bench = start(dir.path(), &store, &keys);
+    let long = "x".repeat(12_000);
+    bench.flush(&[&long]).await;
+    store.reached(1).await;
+    bench.flush(&["b"]).await;
+    // The answer has come when its chunk is finished.
+    while bench.spool.usage().unfinished > 1 {
+        tokio::task::yield_now().await;
+    }
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(OBJECT, MANY);
+    start(image.path(), &after, &keys).stop().await;
+    assert_eq!(after.lines(), lines(&["b"]));
+}
+
+#[tokio::test]
+async fn a_chunk_that_a_killed_host_hands_over_again_is_taken_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, MANY);
+    let bench = start(dir.path(), &store, BLOB);
+    bench.flush(&["a"]).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(OBJECT, MANY);
+    let bench = start(image.path(), &after, BLOB);
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok, "the same one again");
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok, "another one");
+    let summary = bench.pipeline.summary();
+    assert!(
+        summary.contains("1 came again after a restart"),
+        "{summary}"
+    );
+    bench.stop().await;
+    assert_eq!(after.lines(), lines(&["a", "a"]));
+}
+
+#[tokio::test]
+async fn requests_fill_across_chunks_and_only_those_in_flight_go_again_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(STREAM, 1);
+    let mut keys = FIREHOSE.to_vec();
+    keys.extend([("concurrency", "1"), ("linger", "1m")]);
+    let bench = start(dir.path(), &store, &keys);
+    for event in ["a", "b", "c", "d", "e"] {
+        bench.flush(&[event]).await;
+    }
+    // The first is answered, the second is on its way.
+    store.reached(2).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(STREAM, MANY);
+    let bench = start(image.path(), &after, FIREHOSE);
+    assert!(bench.said("2 records in 1 requests were on their way"));
+    bench.stop().await;
+    assert_eq!(after.lines(), lines(&["c", "d", "e"]));
+}
+
+#[tokio::test]
+async fn what_waits_to_fill_a_request_goes_when_it_has_waited_long_enough_or_we_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(STREAM, MANY);
+    let mut keys = FIREHOSE.to_vec();
+    keys[2] = ("linger", "10ms");
+    let bench = start(dir.path(), &store, &keys);
+    bench.flush(&["a"]).await;
+    store.reached(1).await;
+    bench.stop().await;
+
+    keys[2] = ("linger", "1m");
+    let bench = start(dir.path(), &store, &keys);
+    bench.flush(&["b"]).await;
+    bench.stop().await;
+    assert_eq!(store.lines(), lines(&["a", "b"]));
+}
+
+#[tokio::test]
+async fn a_full_spool_answers_retry_and_takes_chunks_again_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let mut keys = BLOB.to_vec();
+    keys.extend([("spool_limit", "16M"), ("blob_max_size", "1M")]);
+    let bench = start(dir.path(), &store, &keys);
+    let event = "x".repeat(1_000_000);
+    let mut kept = 0;
+    while bench.flush(&[&event]).await == Verdict::Ok {
+        kept += 1;
+        assert!(kept <= 16, "the limit is 16 MB");
+    }
+    assert!(kept >= 14, "{kept}");
+    assert!(bench.said("the spool is full"));
+    store.permits.add_permits(MANY);
+    while bench.flush(&["y"]).await == Verdict::Retry {
+        tokio::task::yield_now().await;
+    }
+    bench.stop().await;
+    assert_eq!(store.lines().len(), kept + 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_a_letter_once_and_holds_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let bench = start(dir.path(), &store, BLOB);
+    let mut broken = chunk(&["a"]).to_vec();
+    broken.extend_from_slice(b"\xc1\xc1\xc1");
+    broken.extend_from_slice(&chunk(&["b"]));
+    assert_eq!(
+        bench.pipeline.flush(b"app", broken.into()).await,
+        Verdict::Ok
+    );
+    bench.pipeline.drain();
+    store.reached(1).await;
+    assert_eq!(letters(dir.path()), 1);
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(OBJECT, MANY);
+    let bench = start(image.path(), &after, BLOB);
+    bench.stop().await;
+    assert_eq!(after.lines(), lines(&["a", "b"]));
+    assert_eq!(letters(image.path()), 1);
+}
+
+#[tokio::test]
+async fn a_letter_that_cannot_be_kept_holds_its_chunk_until_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, MANY);
+    let bench = start(dir.path(), &store, BLOB);
+    let file = dir.path().join("letters").join(dead_letter::FILE);
+    std::fs::create_dir(&file).unwrap();
+    bench.pipeline.flush(b"app", b"\xc1"[..].into()).await;
+    while !bench.said("dead letters cannot be written") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(bench.spool.usage().unfinished, 1);
+    std::fs::remove_dir(&file).unwrap();
+    bench.stop().await;
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains("malformed"), "{text}");
+}
+
+#[tokio::test]
+async fn an_object_that_is_refused_for_good_is_a_letter_and_ends() {
+    struct Refusing;
+    impl Sink for Refusing {
+        fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
+            Box::pin(std::future::ready(OBJECT))
+        }
+        fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+            let fault = Fault {
+                class: Class::Record,
+                code: "InvalidInput".into(),
+                message: "no".into(),
+                request_id: None,
+            };
+            let outcome = Outcome::Rejected(Arc::new(fault));
+            Box::pin(std::future::ready(vec![outcome; batch.records.len()]))
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let bench = start(dir.path(), &Arc::new(Refusing), BLOB);
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+    let spool = Arc::clone(&bench.spool);
+    bench.stop().await;
+    assert_eq!((letters(dir.path()), spool.usage().unfinished), (1, 0));
+}
+
+#[test]
+fn contents_are_told_by_chunk_whole_or_in_runs() {
+    let (landed, _landing) = mpsc::unbounded_channel();
+    let flight = |chunk| {
+        let flight = Flight::of_chunk(b"t", EventSet::default(), chunk, landed.clone());
+        flight.has_events(4);
+        Arc::new(flight)
+    };
+    let events: Arc<[u32]> = [0, 1, 2, 3].into();
+    let some: Arc<[u32]> = [3, 1].into();
+    let (one, two) = (flight(1), flight(2));
+    let tickets = [
+        two.ticket(&some, 0..2),
+        one.ticket(&events, 2..4),
+        one.ticket(&events, 0..2),
+    ];
+    assert_eq!(
+        contents(tickets.iter()),
+        [
+            Content {
+                chunk: 1,
+                events: Events::All
+            },
+            Content {
+                chunk: 2,
+                events: Events::Runs(vec![1..2, 3..4])
+            },
+        ]
+    );
+    for (event, wanted) in [(0, false), (1, true), (2, false), (3, true), (4, false)] {
+        assert_eq!(
+            is_in(&Events::Runs(vec![1..2, 3..4]), event),
+            wanted,
+            "{event}"
+        );
+    }
+}

@@ -1,0 +1,241 @@
+//! The one directory a spool lives in, behind a trait so that tests can make it fail and crash.
+
+use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, IoSlice, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// One directory.
+pub trait Disk: Send + Sync + 'static {
+    /// The names of all files (those one folder down as `quarantine/x`) and their lengths in bytes.
+    fn list(&self) -> io::Result<Vec<(String, u64)>>;
+    /// Makes a file that is not there yet (0600), and `quarantine/` (0700) where the name asks for it.
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>>;
+    /// Opens a file that is there.
+    fn open(&self, name: &str) -> io::Result<Box<dyn File>>;
+    /// Unlinks a file.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes all earlier creations and removals durable.
+    fn sync_dir(&self) -> io::Result<()>;
+}
+
+/// One file.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a length on disk, which can fail to be read"
+)]
+pub trait File: Send + Sync {
+    /// Its length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Writes all of `parts` at the end, or fails with an unknown part of it written.
+    fn append(&self, parts: &[IoSlice<'_>]) -> io::Result<()>;
+    /// Reads at most a buffer full; 0 bytes at the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Cuts it to `len` bytes.
+    fn truncate(&self, len: u64) -> io::Result<()>;
+    /// Makes data and length durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// How long a predecessor that is just exiting may hold the lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the lock is asked for in that time.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+const LOCK: &str = "lock";
+const QUARANTINE: &str = "quarantine";
+
+/// A directory of this machine.
+#[derive(Debug)]
+pub struct LocalDisk {
+    dir: PathBuf,
+    /// Held for as long as the directory may be written to; `None`: only looked at.
+    lock: Option<fs::File>,
+}
+
+impl LocalDisk {
+    /// Makes the directory (0700, its parents too) and takes an exclusive lock on the file `lock` in it,
+    /// for as long as the value lives. [`ErrorKind::WouldBlock`]: another one holds it still after 2 s.
+    pub fn open(path: &Path) -> io::Result<LocalDisk> {
+        make_dir(path)?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path.join(LOCK))?;
+        let since = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_PATIENCE => {
+                    thread::sleep(LOCK_INTERVAL);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(io::Error::new(
+                        ErrorKind::WouldBlock,
+                        format!(
+                            "{} is in use: another instance holds its lock; each needs a directory of its own",
+                            path.display()
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(LocalDisk {
+            dir: path.to_owned(),
+            lock: Some(lock),
+        })
+    }
+
+    /// A directory that is only looked at, with or without a spool at work in it: takes no lock, makes
+    /// nothing, refuses to create and to remove, and opens files for reading only.
+    pub fn look(path: &Path) -> io::Result<LocalDisk> {
+        fs::read_dir(path)?;
+        Ok(LocalDisk {
+            dir: path.to_owned(),
+            lock: None,
+        })
+    }
+
+    fn writable(&self) -> io::Result<()> {
+        match self.lock {
+            Some(_) => Ok(()),
+            None => Err(io::Error::new(
+                ErrorKind::PermissionDenied,
+                "this directory is only looked at",
+            )),
+        }
+    }
+}
+
+/// Makes a directory and its parents, and makes them durable: without their entries all that is synced
+/// within would be lost in a power cut.
+fn make_dir(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    for made in missing {
+        let parent = match made.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn list_into(dir: &Path, prefix: &str, files: &mut Vec<(String, u64)>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            Ok(metadata) => metadata,
+            // Removed since, by an instance that is at work here.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if metadata.is_file()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            files.push((format!("{prefix}{name}"), metadata.len()));
+        }
+    }
+    Ok(())
+}
+
+impl Disk for LocalDisk {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        list_into(&self.dir, "", &mut files)?;
+        match list_into(&self.dir.join(QUARANTINE), "quarantine/", &mut files) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                Ok(files)
+            }
+            done => done.map(|()| files),
+        }
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
+        self.writable()?;
+        let path = self.dir.join(name);
+        if let Some(folder) = path.parent().filter(|folder| *folder != self.dir) {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Box::new(LocalFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(self.lock.is_some())
+            .open(self.dir.join(name))?;
+        Ok(Box::new(LocalFile(file)))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.writable()?;
+        fs::remove_file(self.dir.join(name))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        match fs::File::open(self.dir.join(QUARANTINE)) {
+            Ok(quarantine) => quarantine.sync_all()?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        fs::File::open(&self.dir)?.sync_all()
+    }
+}
+
+struct LocalFile(fs::File);
+
+impl File for LocalFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.metadata().map(|metadata| metadata.len())
+    }
+
+    fn append(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let mut parts = parts.to_vec();
+        let mut left = &mut parts[..];
+        // Passes over empty parts, which would read as a write of nothing.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match (&self.0).write_vectored(left) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut left, written),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match self.0.read_at(buf, offset) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

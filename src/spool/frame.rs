@@ -1,0 +1,309 @@
+//! One frame of the log, as bytes.
+
+use flate2::Crc;
+
+use super::Seq;
+use crate::decode::Time;
+use crate::settle::{ChunkId, chunk_id};
+
+/// Bytes before a frame's payload.
+pub(super) const HEADER: u64 = 64;
+/// The version of the format that a segment's Begin frame names.
+pub(super) const VERSION: u32 = 1;
+/// Frames begin at multiples of this.
+pub(super) const ALIGN: u64 = 8;
+/// No number comes near this one; what has a greater one was not written by a spool.
+pub(super) const NUMBERS: Seq = 1 << 63;
+
+/// What a frame begins with. Not text, so that logs about logs seldom look like it.
+const MAGIC: [u8; 4] = [0xf5, b'S', b'p', 0x0a];
+/// Bytes of a Begin frame's payload before its window.
+const BEGIN: usize = 16;
+const ID: usize = size_of::<ChunkId>();
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A segment's first.
+    Begin,
+    /// A chunk: its tag and its bytes.
+    Chunk,
+    /// What became of chunks.
+    Note,
+}
+
+/// A frame's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) kind: Kind,
+    pub(super) number: Seq,
+    /// The spool it was written for: what other files left in a recycled block, or what somebody logs to
+    /// look like a frame, has another one.
+    pub(super) spool: u64,
+    pub(super) tag_len: u32,
+    pub(super) data_len: u32,
+    /// Chunks only.
+    pub(super) arrived: Time,
+    /// `chunk_id` of tag and data: identity and checksum in one.
+    pub(super) id: ChunkId,
+}
+
+impl Head {
+    pub(super) fn encode(&self) -> [u8; HEADER as usize] {
+        let mut bytes = [0; HEADER as usize];
+        let mut at = 0;
+        let mut put = |part: &[u8]| {
+            bytes[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        };
+        put(&MAGIC);
+        put(&[0; 4]);
+        let kind = match self.kind {
+            Kind::Begin => 0u32,
+            Kind::Chunk => 1,
+            Kind::Note => 2,
+        };
+        put(&kind.to_le_bytes());
+        put(&self.tag_len.to_le_bytes());
+        put(&self.data_len.to_le_bytes());
+        put(&self.arrived.nanos.to_le_bytes());
+        put(&self.number.to_le_bytes());
+        put(&self.arrived.seconds.to_le_bytes());
+        put(&self.spool.to_le_bytes());
+        put(&self.id);
+        let crc = crc(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header at the start of `bytes`, if there is one and its checksum is right.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Head> {
+        let bytes = bytes.get(..HEADER as usize)?;
+        if bytes[..4] != MAGIC {
+            return None;
+        }
+        let mut fields = Fields(&bytes[4..]);
+        if fields.u32()? != crc(&bytes[8..]) {
+            return None;
+        }
+        let kind = match fields.u32()? {
+            0 => Kind::Begin,
+            1 => Kind::Chunk,
+            2 => Kind::Note,
+            _ => return None,
+        };
+        let (tag_len, data_len, nanos) = (fields.u32()?, fields.u32()?, fields.u32()?);
+        let number = fields.u64()?;
+        let seconds = i64::from_le_bytes(fields.take()?);
+        let head = Head {
+            kind,
+            number,
+            spool: fields.u64()?,
+            tag_len,
+            data_len,
+            arrived: Time { seconds, nanos },
+            id: fields.take()?,
+        };
+        (number < NUMBERS).then_some(head)
+    }
+
+    /// Bytes of tag and data.
+    pub(super) fn payload(&self) -> u64 {
+        u64::from(self.tag_len) + u64::from(self.data_len)
+    }
+
+    /// Bytes of the whole frame, with what aligns the next one.
+    pub(super) fn length(&self) -> u64 {
+        (HEADER + self.payload()).next_multiple_of(ALIGN)
+    }
+
+    /// Whether `payload` (tag, data) is what the frame was written with.
+    pub(super) fn vouches_for(&self, payload: &[u8]) -> bool {
+        let tag = (self.tag_len as usize).min(payload.len());
+        let (tag, data) = payload.split_at(tag);
+        data.len() == self.data_len as usize && chunk_id(tag, data) == self.id
+    }
+}
+
+/// Zeros that stand behind a payload.
+pub(super) fn padding(payload: u64) -> &'static [u8] {
+    const ZEROS: [u8; ALIGN as usize] = [0; ALIGN as usize];
+    let end = HEADER + payload;
+    &ZEROS[..(end.next_multiple_of(ALIGN) - end) as usize]
+}
+
+fn crc(bytes: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+/// What a segment begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Begin {
+    /// Greater than every batch number before it.
+    pub(super) next_batch: u64,
+    /// The last chunks accepted before it, oldest first.
+    pub(super) window: Vec<ChunkId>,
+}
+
+/// Why a Begin frame's payload is not usable, though it is undamaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OtherVersion(pub(super) u32);
+
+impl Begin {
+    /// Bytes of the whole frame with `ids` in its window.
+    pub(super) fn length(ids: usize) -> u64 {
+        HEADER + (BEGIN + ids * ID) as u64
+    }
+
+    pub(super) fn encode<'a>(
+        next_batch: u64,
+        window: impl ExactSizeIterator<Item = &'a ChunkId>,
+    ) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(BEGIN + window.len() * ID);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&next_batch.to_le_bytes());
+        for id in window {
+            bytes.extend_from_slice(id);
+        }
+        bytes
+    }
+
+    pub(super) fn decode(payload: &[u8]) -> Result<Begin, OtherVersion> {
+        let mut fields = Fields(payload);
+        let version = fields.u32().unwrap_or(0);
+        if version != VERSION {
+            return Err(OtherVersion(version));
+        }
+        fields.u32();
+        Ok(Begin {
+            next_batch: fields.u64().unwrap_or(0),
+            window: std::iter::from_fn(|| fields.take()).collect(),
+        })
+    }
+}
+
+/// Reads fixed-size fields, one after the other.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (field, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*field)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+}
+
+/// A segment's file name.
+pub(super) fn segment_name(first: Seq) -> String {
+    format!("{first:020}.seg")
+}
+
+/// The number in a segment's file name, if it is one.
+pub(super) fn segment_first(name: &str) -> Option<Seq> {
+    let digits = name.strip_suffix(".seg")?;
+    if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok().filter(|first| *first < NUMBERS)
+}
+
+/// The folder that damaged bytes are copied to.
+pub(super) const QUARANTINE: &str = "quarantine/";
+
+/// Where the damaged bytes at `offset` of a segment are copied to.
+pub(super) fn quarantine_name(first: Seq, offset: u64) -> String {
+    format!("{QUARANTINE}{first:020}-{offset}.bin")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head() -> Head {
+        Head {
+            kind: Kind::Chunk,
+            number: 7,
+            spool: 0x0102_0304_0506_0708,
+            tag_len: 3,
+            data_len: 5,
+            arrived: Time {
+                seconds: -1,
+                nanos: 999_999_999,
+            },
+            id: chunk_id(b"tag", b"bytes"),
+        }
+    }
+
+    #[test]
+    fn a_header_says_what_was_written_and_no_flipped_bit_passes() {
+        let head = head();
+        let bytes = head.encode();
+        assert_eq!(Head::decode(&bytes), Some(head));
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Head::decode(&flipped), None, "bit {bit}");
+        }
+        for cut in 0..bytes.len() {
+            assert_eq!(Head::decode(&bytes[..cut]), None, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_frame_fills_up_to_the_next_one() {
+        for data_len in 0..20 {
+            let head = Head { data_len, ..head() };
+            let padded = HEADER + head.payload() + padding(head.payload()).len() as u64;
+            assert_eq!(head.length(), padded);
+            assert_eq!(padded % ALIGN, 0);
+        }
+    }
+
+    #[test]
+    fn a_payload_is_vouched_for_only_as_it_was() {
+        let head = head();
+        assert!(head.vouches_for(b"tagbytes"));
+        for other in [&b"tagbytez"[..], b"tagbyte", b"tagbytess", b"ta", b""] {
+            assert!(!head.vouches_for(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_begin_frame_keeps_its_window_and_tells_another_version() {
+        let window = [[1; 16], [2; 16], [1; 16]];
+        let payload = Begin::encode(9, window.iter());
+        assert_eq!(HEADER + payload.len() as u64, Begin::length(3));
+        let begin = Begin::decode(&payload).unwrap();
+        assert_eq!((begin.next_batch, &begin.window[..]), (9, &window[..]));
+        let mut newer = payload;
+        newer[0] = 2;
+        assert_eq!(Begin::decode(&newer), Err(OtherVersion(2)));
+    }
+
+    #[test]
+    fn only_a_segment_has_a_segments_name() {
+        assert_eq!(segment_first(&segment_name(42)), Some(42));
+        for name in [
+            "lock",
+            "42.seg",
+            "00000000000000000042.seg.bak",
+            "+0000000000000000042.seg",
+            "18446744073709551615.seg",
+            "99999999999999999999.seg",
+            "quarantine/00000000000000000042.seg",
+        ] {
+            assert_eq!(segment_first(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,821 @@
+//! The spool: an append-only, segmented, checksummed log in one directory.
+//!
+//! A chunk that is [`Appended::Kept`] is on disk and survives kill -9 and a power cut, until it is finished.
+//! The same log holds [notes](Note) on what became of chunks, so that one stream of fsyncs serves both.
+//!
+//! # Format
+//!
+//! Segments are files `<number of the first frame, 20 digits>.seg`. A segment is a sequence of frames that
+//! begin at multiples of 8 bytes:
+//!
+//! ```text
+//!  0  magic      f5 'S' 'p' 0a
+//!  4  checksum   CRC-32 of bytes 8 to 63
+//!  8  kind       0 Begin, 1 chunk, 2 note
+//! 12  tag        its length
+//! 16  data       its length
+//! 20  arrival    nanoseconds (chunks; else 0)
+//! 24  number     of the frame, 64 bits
+//! 32  arrival    seconds since 1970, signed, 64 bits
+//! 40  spool      the spool's own random number, 64 bits
+//! 48  id         16 bytes: settle::chunk_id(tag, data)
+//! 64  tag, data, zeros up to the next multiple of 8
+//! ```
+//!
+//! All numbers are little-endian; where nothing is said they have 32 bits. The id is a chunk's identity and
+//! the payload's checksum in one. Notes and Begin frames have no tag. A note's data is msgpack (`note.rs`).
+//! A Begin frame is a segment's first; its data is the format's version (32 bits), 32 zero bits, a number
+//! greater than every batch's before it (64 bits), and the *window*: the ids of the chunks accepted last.
+//!
+//! Frames are numbered one up across segments, and a number that was acknowledged is never used again.
+//! Numbers are missing only where frames are damaged.
+//!
+//! **Void frames.** When a write or an fsync fails, what was not synced in that segment is void: its numbers
+//! are used again by the next segment. So a frame counts only if its number is smaller than the first one of
+//! the next segment. Notes among the void frames that were answered already ([`Durability::Written`]) are
+//! held in memory until an fsync, and the next segment begins with them.
+//!
+//! **The spool's number in each header** tells a frame from what a recycled disk block held before, and from
+//! what somebody writes into a log to look like a frame.
+//!
+//! # The medium
+//!
+//! It may tear and lose what was not synced, in any order of pages, lengths and directory entries. A write
+//! that was synced stays. An fsync that failed says nothing: the file is never relied on again beyond what
+//! was synced before, since the kernel may call pages clean that it could not write. One gap is left: where
+//! an fsync fails, cutting the file back fails too, and then the process (not the machine) dies, the next
+//! process finds frames in the page cache, and has only a new fsync's word that they are on the disk.
+//!
+//! # What each fsync buys
+//!
+//! - *A group's* (the segment's file): its chunks may be answered, and become visible to readers.
+//! - *A new segment's* (its file with the Begin frame, then the directory), before anything in it counts:
+//!   that it voids what the one before it failed to write, and that a power cut does not take it away whole.
+//! - *Before a segment is removed* (the active segment's): the notes that finished its chunks. Otherwise
+//!   chunks of the next one might come back without what was settled of them.
+//! - *After a segment is removed* (the directory), before the next one is: an unlink that was not durable
+//!   may come back, but then all newer segments with the notes about it are still there.
+//! - *At open* (the last segment, the directory): what the last process wrote and did not live to sync is
+//!   relied on from there on.
+//!
+//! # Who does what
+//!
+//! `frame.rs` and `note.rs` are the format. `scan.rs` reads it, for recovery and for the tool alike;
+//! `recovery.rs` makes what was found fit to go on with. `writer.rs` is the one thread that writes, in
+//! groups: it takes all that waits, writes it in one go, syncs once, answers all. Readers open files on
+//! their own and are not in its way. `disk.rs` is the directory.
+//!
+//! # Limits
+//!
+//! Chunks are refused when all files together would grow over [`Options::limit`]. Notes and the Begin
+//! frames of the segments they need are written in any case, since they are what lets chunks be finished;
+//! so are copies of damaged bytes in `quarantine/`, since they were acknowledged. Whoever has looked at
+//! those may delete them; they are counted again at the next open.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::ops::{Bound, Range};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use crate::decode::Time;
+use crate::settle::{ChunkId, chunk_id};
+
+pub mod disk;
+mod frame;
+mod note;
+mod recovery;
+mod scan;
+mod writer;
+
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+
+use disk::Disk;
+use frame::{HEADER, Head, Kind, segment_name};
+use recovery::Quarantine;
+use scan::{Damage, fill};
+use writer::{Job, Slot, Waiting, Writer};
+
+/// A frame's number in the log.
+pub type Seq = u64;
+
+/// Some events of a chunk, by their numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// All of them.
+    All,
+    /// These: sorted, not touching, not empty.
+    Runs(Vec<Range<u32>>),
+}
+
+/// Some events of one chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// The chunk.
+    pub chunk: Seq,
+    /// Its events.
+    pub events: Events,
+}
+
+/// What became of events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A batch (an object, a request) is about to be sent for the first time. Written before its first byte.
+    Begun {
+        /// Its number.
+        batch: u64,
+        /// The object's name, or the stream's.
+        name: String,
+        /// What it is recognised by at the destination.
+        token: String,
+        /// Lines in it.
+        lines: u64,
+        /// What it is made of.
+        contents: Vec<Content>,
+    },
+    /// The batch has its final answer.
+    Ended {
+        /// Its number.
+        batch: u64,
+        /// What needs nothing more; the rest goes into another batch. `None`: all of it.
+        delivered: Option<Vec<Content>>,
+    },
+    /// These events need nothing more (dead letters, skipped).
+    Done {
+        /// The events.
+        contents: Vec<Content>,
+    },
+}
+
+/// When a note is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// After write(2): survives the end of the process.
+    Written,
+    /// After fsync: survives a power cut.
+    Synced,
+}
+
+/// How a spool is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes that all files together may have before chunks are refused.
+    pub limit: u64,
+    /// Bytes of a segment; `None`: a 16th of the limit, between 1 MiB and 32 MiB. A frame that is larger
+    /// gets a segment of its own.
+    pub segment_bytes: Option<u64>,
+}
+
+/// A chunk to be kept.
+#[derive(Clone, Debug)]
+pub struct Chunk<'a> {
+    /// `settle::chunk_id(tag, data)`. With another id the chunk would be found corrupt when it is read.
+    pub id: ChunkId,
+    /// Its tag.
+    pub tag: &'a [u8],
+    /// Its msgpack. No clone of it is held when the answer is given.
+    pub data: Bytes,
+    /// When it came.
+    pub arrived: Time,
+}
+
+/// A chunk that the host may forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It is on disk.
+    Kept,
+    /// It was on disk already, from before the restart: nothing was written.
+    Replayed,
+}
+
+/// Why a chunk was not kept. It will not be seen in this run. Should the process or the machine die before
+/// the disk works again, then the next run may find it nevertheless, and recognises it when it comes again.
+#[derive(Debug)]
+pub enum Refusal {
+    /// It does not fit.
+    Full {
+        /// Bytes of all files.
+        bytes: u64,
+        /// What they may be.
+        limit: u64,
+    },
+    /// Its deadline passed while it waited.
+    TooLate,
+    /// The disk failed.
+    Disk(io::Error),
+    /// The spool is closed.
+    Closed,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Full { bytes, limit } => {
+                write!(f, "the spool is full: {bytes} of {limit} bytes")
+            }
+            Refusal::TooLate => {
+                f.write_str("the spool's disk is too slow for the flush's deadline")
+            }
+            Refusal::Disk(error) => write!(f, "the spool's disk fails: {error}"),
+            Refusal::Closed => f.write_str(CLOSED),
+        }
+    }
+}
+
+const CLOSED: &str = "the spool is closed";
+
+/// What was found at open.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Chunks that are not finished.
+    pub unfinished: u64,
+    /// Batches begun and not ended, by their numbers. Those of finished chunks only are left out.
+    pub pending: Vec<Pending>,
+    /// Settled events of unfinished chunks, without what is in `pending`.
+    pub settled: HashMap<Seq, Vec<Range<u32>>>,
+    /// Greater than every batch number ever seen in the log.
+    pub next_batch: u64,
+    /// What a person should read in the log: truncated, quarantined, with file, offset, bytes.
+    pub findings: Vec<String>,
+}
+
+/// A batch that was begun and not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Its number.
+    pub batch: u64,
+    /// The object's name, or the stream's.
+    pub name: String,
+    /// What it is recognised by at the destination.
+    pub token: String,
+    /// Lines in it.
+    pub lines: u64,
+    /// What it is made of.
+    pub contents: Vec<Content>,
+}
+
+/// A chunk as it was kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its tag.
+    pub tag: Vec<u8>,
+    /// Its msgpack.
+    pub data: Bytes,
+    /// When it came.
+    pub arrived: Time,
+}
+
+/// Why a chunk cannot be read.
+#[derive(Debug)]
+pub enum Unreadable {
+    /// It is finished, and never will be readable. Words for the log: what, where, kept where.
+    Corrupt(String),
+    /// The disk failed; may be tried again.
+    Disk(io::Error),
+}
+
+/// How full the spool is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// What they may be.
+    pub limit: u64,
+    /// Chunks that are not finished.
+    pub unfinished: u64,
+    /// When the oldest of them came.
+    pub oldest: Option<Time>,
+}
+
+/// Chunks that are remembered across restarts, so that they are recognised when a killed host hands them
+/// over again. In the window they cost 16 bytes each, in every segment.
+const REMEMBERED: u64 = 16_384;
+/// The part of a segment that its window may take.
+const WINDOW_SHARE: u64 = 16;
+
+/// What a spool holds to.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    limit: u64,
+    segment_bytes: u64,
+    /// Ids in the window.
+    window: usize,
+}
+
+impl Limits {
+    fn new(options: Options) -> Limits {
+        const MIB: u64 = 1 << 20;
+        let of_limit = || (options.limit / 16).clamp(MIB, 32 * MIB);
+        let segment_bytes = options.segment_bytes.unwrap_or_else(of_limit);
+        let ids = segment_bytes / WINDOW_SHARE / size_of::<ChunkId>() as u64;
+        Limits {
+            limit: options.limit,
+            segment_bytes,
+            window: ids.min(REMEMBERED) as usize,
+        }
+    }
+}
+
+/// Where an unfinished chunk is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    segment: Seq,
+    /// Of its tag; its data stands behind.
+    offset: u64,
+    tag_len: u32,
+    data_len: u32,
+    arrived: Time,
+    id: ChunkId,
+}
+
+/// A segment, as far as it is known from memory.
+#[derive(Clone, Copy, Debug)]
+struct Holding {
+    bytes: u64,
+    /// Chunks.
+    unfinished: u64,
+    /// It holds its Begin frame and nothing else.
+    bare: bool,
+}
+
+/// What the thread and the callers share.
+#[derive(Debug, Default)]
+struct State {
+    closed: bool,
+    /// Of all files.
+    bytes: u64,
+    /// Of frames that wait in the queue.
+    reserved: u64,
+    /// Unfinished and visible.
+    chunks: BTreeMap<Seq, Place>,
+    segments: BTreeMap<Seq, Holding>,
+    /// How many chunks of an id an earlier run kept, that were not handed over again in this run.
+    armed: HashMap<ChunkId, u32>,
+    /// The ids of the chunks kept last, oldest first.
+    window: VecDeque<ChunkId>,
+    next_batch: u64,
+    /// A chunk was refused for want of room since the last one was kept.
+    hungry: bool,
+    /// The thread was asked to tidy, and has not begun yet.
+    tidying: bool,
+}
+
+impl State {
+    fn keep(&mut self, chunk: Seq, place: Place, window: usize) {
+        self.hungry = false;
+        self.window.push_back(place.id);
+        while self.window.len() > window {
+            self.window.pop_front();
+        }
+        if let Some(holding) = self.segments.get_mut(&place.segment) {
+            holding.unfinished += 1;
+        }
+        self.chunks.insert(chunk, place);
+    }
+
+    fn finish(&mut self, chunk: Seq) {
+        let Some(place) = self.chunks.remove(&chunk) else {
+            return;
+        };
+        if let Some(holding) = self.segments.get_mut(&place.segment) {
+            holding.unfinished -= 1;
+        }
+    }
+
+    /// Whether a chunk with this id was kept by an earlier run, and is handed over again only now.
+    fn take_armed(&mut self, id: &ChunkId) -> bool {
+        match self.armed.get_mut(id) {
+            None => false,
+            Some(1) => self.armed.remove(id).is_some(),
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+        }
+    }
+
+    /// A chunk is lost: should it be handed over again, then it is welcome.
+    fn disown(&mut self, id: &ChunkId) {
+        self.take_armed(id);
+        if let Some(at) = self.window.iter().position(|known| known == id) {
+            self.window.remove(at);
+        }
+    }
+
+    /// A segment's file has this length now.
+    fn resize(&mut self, segment: Seq, bytes: u64) {
+        if let Some(holding) = self.segments.get_mut(&segment) {
+            self.bytes = self.bytes - holding.bytes + bytes;
+            holding.bytes = bytes;
+            holding.bare = false;
+        }
+    }
+
+    /// A segment's file is gone.
+    fn forget(&mut self, segment: Seq) {
+        if let Some(holding) = self.segments.remove(&segment) {
+            self.bytes -= holding.bytes;
+        }
+    }
+
+    /// The oldest segment, if nothing in it is needed and it is not the newest.
+    fn removable(&self) -> Option<Seq> {
+        let (first, holding) = self.segments.first_key_value()?;
+        (self.segments.len() > 1 && holding.unfinished == 0).then_some(*first)
+    }
+
+    /// Whether nothing but finished chunks in the newest segment is in the way of one that did not fit.
+    fn wants_room(&self) -> bool {
+        self.hungry && self.segments.len() == 1 && self.can_be_shorter()
+    }
+
+    /// Whether all chunks are finished, and more is left of them than one small file.
+    fn can_be_shorter(&self) -> bool {
+        let bare = |holding: &Holding| holding.bare;
+        self.chunks.is_empty() && (self.segments.len() > 1 || !self.segments.values().all(bare))
+    }
+}
+
+struct Shared {
+    disk: Arc<dyn Disk>,
+    limits: Limits,
+    spool: u64,
+    state: Mutex<State>,
+    more: Notify,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics with this lock")
+    }
+}
+
+/// A spool that is at work. It holds the directory's lock for as long as it lives.
+pub struct Spool {
+    shared: Arc<Shared>,
+    jobs: Sender<Job>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Spool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut spool = f.debug_struct("Spool");
+        spool.field("id", &self.id()).field("usage", &self.usage());
+        spool.finish_non_exhaustive()
+    }
+}
+
+impl Spool {
+    /// Recovers what is in the directory and starts the thread `ferry`, which writes. Fails only where the
+    /// disk or the system does, never for what the files contain.
+    pub fn open(disk: Arc<dyn Disk>, options: Options) -> io::Result<(Arc<Spool>, Recovered)> {
+        let limits = Limits::new(options);
+        let resumed = recovery::recover(&*disk, &limits)?;
+        let shared = Arc::new(Shared {
+            disk,
+            limits,
+            spool: resumed
+                .spool
+                .unwrap_or_else(|| StdRng::from_os_rng().random()),
+            state: Mutex::new(resumed.state),
+            more: Notify::new(),
+        });
+        let (jobs, queue) = channel();
+        let mut writer = Writer::new(Arc::clone(&shared), queue, resumed.active, resumed.next);
+        writer.tidy();
+        let thread = thread::Builder::new()
+            .name("ferry".into())
+            .spawn(move || writer.run())?;
+        let spool = Arc::new(Spool {
+            shared,
+            jobs,
+            thread: Mutex::new(Some(thread)),
+        });
+        Ok((spool, resumed.recovered))
+    }
+
+    /// The spool's own random number. The same in every run, once anything was written.
+    pub fn id(&self) -> u64 {
+        self.shared.spool
+    }
+
+    /// Keeps a chunk. The answer comes when it is on disk, or at the deadline if it still waits for its
+    /// turn then; when its turn has come, the disk decides how long it takes.
+    ///
+    /// When the future is dropped, the chunk is kept or not.
+    pub async fn append(&self, chunk: Chunk<'_>, deadline: Instant) -> Result<Appended, Refusal> {
+        debug_assert_eq!(chunk.id, chunk_id(chunk.tag, &chunk.data));
+        let too_long = || {
+            let words = "a chunk and its tag have at most 4 GiB each";
+            Refusal::Disk(io::Error::new(ErrorKind::InvalidInput, words))
+        };
+        let head = Head {
+            kind: Kind::Chunk,
+            number: 0,
+            spool: 0,
+            tag_len: u32::try_from(chunk.tag.len()).map_err(|_| too_long())?,
+            data_len: u32::try_from(chunk.data.len()).map_err(|_| too_long())?,
+            arrived: chunk.arrived,
+            id: chunk.id,
+        };
+        let length = head.length();
+        if let Some(answer) = self.answer_at_once(&chunk.id, length, deadline) {
+            return answer;
+        }
+        let mut waits = Waits {
+            shared: &self.shared,
+            length,
+            slot: Arc::new(Slot::new(Waiting {
+                head,
+                tag: chunk.tag.into(),
+                data: chunk.data,
+            })),
+        };
+        let (answer, mut answered) = oneshot::channel();
+        let job = Job::Chunk {
+            slot: Arc::clone(&waits.slot),
+            length,
+            answer,
+        };
+        if self.jobs.send(job).is_err() {
+            return Err(Refusal::Closed);
+        }
+        let answer = match timeout_at(deadline, &mut answered).await {
+            Ok(answer) => answer,
+            Err(_) if waits.cancel() => return Err(Refusal::TooLate),
+            Err(_) => answered.await,
+        };
+        answer.unwrap_or(Err(Refusal::Closed))
+    }
+
+    /// The answer to a chunk that need not wait. `None`: its frame's bytes are reserved.
+    fn answer_at_once(
+        &self,
+        id: &ChunkId,
+        length: u64,
+        deadline: Instant,
+    ) -> Option<Result<Appended, Refusal>> {
+        let limit = self.shared.limits.limit;
+        let mut state = self.shared.state();
+        if state.closed {
+            return Some(Err(Refusal::Closed));
+        }
+        if state.take_armed(id) {
+            return Some(Ok(Appended::Replayed));
+        }
+        if deadline <= Instant::now() {
+            return Some(Err(Refusal::TooLate));
+        }
+        if state.bytes + state.reserved + length > limit {
+            state.hungry |= length <= limit;
+            let bytes = state.bytes;
+            self.ask_to_tidy(state);
+            return Some(Err(Refusal::Full { bytes, limit }));
+        }
+        state.reserved += length;
+        None
+    }
+
+    /// Writes a note, whatever the limit. When the future is dropped after it was polled once, the note is
+    /// still written or failed as a whole.
+    pub async fn note(&self, note: Note, durability: Durability) -> io::Result<()> {
+        let (answer, answered) = oneshot::channel();
+        self.queue_note(&note, durability, answer)?;
+        answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    fn queue_note(
+        &self,
+        note: &Note,
+        durability: Durability,
+        answer: oneshot::Sender<io::Result<()>>,
+    ) -> io::Result<()> {
+        let payload = note::encode(note);
+        if u32::try_from(payload.len()).is_err() {
+            let words = "a note has at most 4 GiB";
+            return Err(io::Error::new(ErrorKind::InvalidInput, words));
+        }
+        if self.shared.state().closed {
+            return Err(closed());
+        }
+        let next_batch = match note {
+            Note::Begun { batch, .. } | Note::Ended { batch, .. } => batch.saturating_add(1),
+            Note::Done { .. } => 0,
+        };
+        let job = Job::Note {
+            payload: payload.into(),
+            durability,
+            next_batch,
+            answer,
+        };
+        self.jobs.send(job).map_err(|_| closed())
+    }
+
+    /// The chunk needs nothing any more. That is forgotten at the end of the process, if no note says so.
+    pub fn finish(&self, chunk: Seq) {
+        let mut state = self.shared.state();
+        state.finish(chunk);
+        if state.removable().is_some() || state.wants_room() {
+            self.ask_to_tidy(state);
+        }
+    }
+
+    fn ask_to_tidy(&self, mut state: MutexGuard<'_, State>) {
+        if !state.tidying {
+            state.tidying = true;
+            drop(state);
+            // Fails where the spool is closed and there is nobody to tidy.
+            let _ = self.jobs.send(Job::Tidy);
+        }
+    }
+
+    /// Whether the log has this chunk, and it is not finished.
+    pub fn holds(&self, chunk: Seq) -> bool {
+        self.shared.state().chunks.contains_key(&chunk)
+    }
+
+    /// One chunk, checked. Blocks on the disk.
+    pub fn read(&self, chunk: Seq) -> Result<Stored, Unreadable> {
+        let place = self.shared.state().chunks.get(&chunk).copied();
+        let stored = place.and_then(|place| self.fetch(chunk, place));
+        stored.unwrap_or_else(|| {
+            Err(Unreadable::Corrupt(format!(
+                "chunk {chunk} is not in the spool: it is finished, or never was"
+            )))
+        })
+    }
+
+    /// The next unfinished chunk behind `after` (the oldest: `None`). Blocks on the disk, waits for nobody.
+    /// `None`: there is none yet.
+    pub fn next(&self, mut after: Option<Seq>) -> Option<(Seq, Result<Stored, Unreadable>)> {
+        loop {
+            let (chunk, place) = self.behind(after)?;
+            if let Some(stored) = self.fetch(chunk, place) {
+                return Some((chunk, stored));
+            }
+            after = Some(chunk);
+        }
+    }
+
+    /// The number and the bytes (of its data) of that next chunk, without reading it.
+    pub fn peek(&self, after: Option<Seq>) -> Option<(Seq, usize)> {
+        let (chunk, place) = self.behind(after)?;
+        Some((chunk, place.data_len as usize))
+    }
+
+    fn behind(&self, after: Option<Seq>) -> Option<(Seq, Place)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let state = self.shared.state();
+        let (chunk, place) = state.chunks.range((from, Bound::Unbounded)).next()?;
+        Some((*chunk, *place))
+    }
+
+    /// Reads a chunk. `None`: somebody finished it meanwhile, and it may be gone.
+    fn fetch(&self, chunk: Seq, place: Place) -> Option<Result<Stored, Unreadable>> {
+        let bytes = match self.payload(place) {
+            Ok(Some(bytes)) => bytes,
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Some(Err(Unreadable::Disk(error)));
+            }
+            corrupt_or_gone => {
+                let gone = corrupt_or_gone.is_err();
+                return Some(Err(Unreadable::Corrupt(self.condemn(chunk, place, gone)?)));
+            }
+        };
+        let mut data = Bytes::from(bytes);
+        let tag = data.split_to(place.tag_len as usize).to_vec();
+        Some(Ok(Stored {
+            tag,
+            data,
+            arrived: place.arrived,
+        }))
+    }
+
+    /// A chunk's tag and data, if they are what was written.
+    fn payload(&self, place: Place) -> io::Result<Option<Vec<u8>>> {
+        let file = self.shared.disk.open(&segment_name(place.segment))?;
+        let tag_len = place.tag_len as usize;
+        let mut payload = vec![0; tag_len + place.data_len as usize];
+        let read = fill(&*file, &mut payload, place.offset)?;
+        let (tag, data) = payload.split_at(tag_len);
+        let intact = read == payload.len() && chunk_id(tag, data) == place.id;
+        Ok(intact.then_some(payload))
+    }
+
+    /// Finishes a chunk that cannot be read, for good, and keeps apart what there is of it. Gives the words
+    /// for the log; `None`: it was finished already.
+    fn condemn(&self, chunk: Seq, place: Place, gone: bool) -> Option<String> {
+        {
+            let mut state = self.shared.state();
+            state.chunks.get(&chunk)?;
+            state.disown(&place.id);
+        }
+        let words = if gone {
+            format!("{} is gone", segment_name(place.segment))
+        } else {
+            let bytes = u64::from(place.tag_len) + u64::from(place.data_len);
+            let damage = Damage {
+                offset: place.offset - HEADER,
+                bytes: HEADER + bytes,
+                missing: chunk..chunk + 1,
+            };
+            let mut quarantine = Quarantine::new(&*self.shared.disk);
+            let words = quarantine.keep(place.segment, &damage);
+            self.shared.state().bytes += quarantine.bytes;
+            words.unwrap_or_default()
+        };
+        let note = Note::Done {
+            contents: Vec::from([Content {
+                chunk,
+                events: Events::All,
+            }]),
+        };
+        // Nobody waits for it: without the note the next run finds out for itself.
+        let (answer, _) = oneshot::channel();
+        let _ = self.queue_note(&note, Durability::Written, answer);
+        self.finish(chunk);
+        Some(format!("chunk {chunk} is lost: {words}"))
+    }
+
+    /// Waits for a chunk that becomes visible after this call; nothing is missed between the call and the
+    /// first poll.
+    pub fn more(&self) -> impl Future<Output = ()> + Send + '_ {
+        self.shared.more.notified()
+    }
+
+    /// How full it is.
+    pub fn usage(&self) -> Usage {
+        let state = self.shared.state();
+        Usage {
+            bytes: state.bytes,
+            limit: self.shared.limits.limit,
+            unfinished: state.chunks.len() as u64,
+            oldest: state.chunks.values().next().map(|place| place.arrived),
+        }
+    }
+
+    /// Writes what waits, syncs, leaves one small file where every chunk is finished, and ends the thread.
+    /// Later calls are refused [`Refusal::Closed`]; reading goes on. Blocks on the disk. Once is enough.
+    pub fn close(&self) {
+        self.shared.state().closed = true;
+        self.stop(true);
+    }
+
+    fn stop(&self, shorten: bool) {
+        let thread = self
+            .thread
+            .lock()
+            .expect("nothing panics with this lock")
+            .take();
+        if let Some(thread) = thread {
+            let _ = self.jobs.send(Job::Stop { shorten });
+            // A thread that panicked has answered everybody by its end.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.stop(false);
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::other(CLOSED)
+}
+
+/// A chunk in the queue. When its caller goes away, it is taken out again if it still waits.
+struct Waits<'s> {
+    shared: &'s Shared,
+    length: u64,
+    slot: Arc<Slot>,
+}
+
+impl Waits<'_> {
+    /// Whether the chunk still waited. Its bytes are let go then.
+    fn cancel(&mut self) -> bool {
+        let waited = self.slot.take().is_some();
+        if waited {
+            self.shared.state().reserved -= self.length;
+        }
+        waited
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}

@@ -1,0 +1,274 @@
+//! Makes what a run left behind fit to be gone on with.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::{self, ErrorKind, IoSlice};
+
+use super::disk::{Disk, File};
+use super::frame::{HEADER, quarantine_name, segment_name};
+use super::scan::{self, Check, Damage, Segment, Survey, fill};
+use super::writer::Active;
+use super::{Events, Holding, Limits, Place, Recovered, Seq, State};
+use crate::settle::ChunkId;
+
+/// Bytes that are copied into the quarantine at once.
+const BLOCK: usize = 256 * 1024;
+
+/// What a run begins with.
+pub(super) struct Resumed {
+    pub(super) spool: Option<u64>,
+    pub(super) state: State,
+    /// The number of the next frame.
+    pub(super) next: Seq,
+    /// The segment that is gone on with, where the last one is fit for it.
+    pub(super) active: Option<Active>,
+    pub(super) recovered: Recovered,
+}
+
+/// Reads the directory, keeps damaged bytes apart, cuts a torn tail off, and makes durable what is there.
+///
+/// Fails only where the disk does, whatever the files hold.
+pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
+    let mut survey = scan::survey(disk, Check::LastSegment)?;
+    let mut findings: Vec<String> = survey
+        .foreign
+        .iter()
+        .map(|(first, what)| format!("{} is left alone: {what}", segment_name(*first)))
+        .collect();
+    let mut quarantine = Quarantine {
+        disk,
+        bytes: survey.quarantine.iter().map(|(_, bytes)| bytes).sum(),
+        there: survey
+            .quarantine
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect(),
+    };
+    for segment in &survey.segments {
+        for damage in &segment.damage {
+            findings.extend(quarantine.keep(segment.first, damage));
+        }
+    }
+    let next = next_number(&survey);
+    let active = match survey.segments.last_mut() {
+        None => None,
+        Some(last) => settle_last(disk, last, limits, &mut quarantine, &mut findings)?,
+    };
+    for first in &survey.empty {
+        // Nothing is lost with it, and nothing hangs on it: its name alone could be in the way.
+        let _ = disk.remove(&segment_name(*first));
+    }
+    // What a crash interrupted may be in the page cache only; from here on it is relied on.
+    disk.sync_dir()?;
+
+    let state = state(&survey, limits, quarantine.bytes);
+    let recovered = recovered(&survey, &state, findings);
+    Ok(Resumed {
+        spool: survey.spool,
+        next,
+        active,
+        recovered,
+        state,
+    })
+}
+
+/// A number that no frame ever had, the unreadable ones included.
+fn next_number(survey: &Survey) -> Seq {
+    let own = survey.segments.last().map(|last| {
+        let unread = last.torn + last.damage.iter().map(|damage| damage.bytes).sum::<u64>();
+        last.next + unread / HEADER
+    });
+    let foreign = survey.foreign.iter().map(|(first, _)| first + 1);
+    foreign.chain(own).max().unwrap_or(1)
+}
+
+/// Cuts the torn tail off and makes the segment durable. Gives it back where it can be gone on with.
+fn settle_last(
+    disk: &dyn Disk,
+    last: &mut Segment,
+    limits: &Limits,
+    quarantine: &mut Quarantine<'_>,
+    findings: &mut Vec<String>,
+) -> io::Result<Option<Active>> {
+    let name = segment_name(last.first);
+    let file = disk.open(&name)?;
+    let mut sound = last.damage.is_empty() && last.void == 0;
+    if last.torn > 0 && !last.is_readable() {
+        let damage = Damage {
+            offset: 0,
+            bytes: last.torn,
+            missing: last.first..last.first + 1,
+        };
+        findings.extend(quarantine.keep(last.first, &damage));
+        sound = false;
+    } else if last.torn > 0 {
+        let whole = last.bytes - last.torn;
+        match file.truncate(whole) {
+            Ok(()) => {
+                findings.push(format!(
+                    "{name} was truncated from {} to {whole} bytes: its last write was never finished",
+                    last.bytes
+                ));
+                last.bytes = whole;
+            }
+            Err(error) => {
+                findings.push(format!(
+                    "{name} ends in {} bytes of a write that was never finished; they cannot be cut off: {error}",
+                    last.torn
+                ));
+                sound = false;
+            }
+        }
+    }
+    file.sync()?;
+    Ok(last
+        .begin
+        .filter(|_| sound && last.bytes < limits.segment_bytes)
+        .map(|_| Active {
+            file,
+            first: last.first,
+            len: last.bytes,
+            bare: last.is_bare(),
+        }))
+}
+
+fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
+    let mut chunks = BTreeMap::new();
+    let mut segments = BTreeMap::new();
+    for segment in &survey.segments {
+        let mut unfinished = 0;
+        for frame in &segment.chunks {
+            let number = frame.head.number;
+            if survey.is_finished(number) {
+                continue;
+            }
+            unfinished += 1;
+            let place = Place {
+                segment: segment.first,
+                offset: frame.offset + HEADER,
+                tag_len: frame.head.tag_len,
+                data_len: frame.head.data_len,
+                arrived: frame.head.arrived,
+                id: frame.head.id,
+            };
+            chunks.insert(number, place);
+        }
+        let holding = Holding {
+            bytes: segment.bytes,
+            unfinished,
+            bare: segment.is_bare(),
+        };
+        segments.insert(segment.first, holding);
+    }
+    let excess = survey.window.len().saturating_sub(limits.window);
+    let window: VecDeque<ChunkId> = survey.window.iter().skip(excess).copied().collect();
+    let mut armed: HashMap<ChunkId, u32> = HashMap::new();
+    for id in &window {
+        *armed.entry(*id).or_insert(0) += 1;
+    }
+    State {
+        bytes: segments
+            .values()
+            .map(|segment: &Holding| segment.bytes)
+            .sum::<u64>()
+            + quarantined,
+        chunks,
+        segments,
+        armed,
+        window,
+        next_batch: survey.ledger.next_batch(),
+        ..State::default()
+    }
+}
+
+fn recovered(survey: &Survey, state: &State, findings: Vec<String>) -> Recovered {
+    let settled = |chunk: &Seq| match survey.ledger.settled(*chunk) {
+        Some(Events::Runs(runs)) if !runs.is_empty() => Some((*chunk, runs.clone())),
+        _ => None,
+    };
+    Recovered {
+        unfinished: state.chunks.len() as u64,
+        pending: survey
+            .ledger
+            .pending(|chunk| state.chunks.contains_key(&chunk)),
+        settled: state.chunks.keys().filter_map(settled).collect(),
+        next_batch: state.next_batch,
+        findings,
+    }
+}
+
+/// Copies damaged bytes to where a person finds them.
+pub(super) struct Quarantine<'d> {
+    disk: &'d dyn Disk,
+    /// Bytes of all files in it, as far as they are known of.
+    pub(super) bytes: u64,
+    /// Names of the files that are in it already.
+    there: Vec<String>,
+}
+
+impl<'d> Quarantine<'d> {
+    pub(super) fn new(disk: &'d dyn Disk) -> Quarantine<'d> {
+        Quarantine {
+            disk,
+            bytes: 0,
+            there: Vec::new(),
+        }
+    }
+
+    /// Keeps damaged bytes, and says so; says nothing where an earlier run did both.
+    pub(super) fn keep(&mut self, segment: Seq, damage: &Damage) -> Option<String> {
+        let name = quarantine_name(segment, damage.offset);
+        if self.there.contains(&name) {
+            return None;
+        }
+        let kept = self.copy(segment, damage, &name);
+        let what = format!("{}: {damage}", segment_name(segment));
+        Some(match kept {
+            Ok(()) => format!("{what}; they are kept in {name}, and reading goes on behind them"),
+            Err(error) => {
+                format!(
+                    "{what}; reading goes on behind them. They cannot be kept in {name}: {error}"
+                )
+            }
+        })
+    }
+
+    fn copy(&mut self, segment: Seq, damage: &Damage, name: &str) -> io::Result<()> {
+        let from = self.disk.open(&segment_name(segment))?;
+        let to = match self.disk.create(name) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+            created => created?,
+        };
+        let copied = copy(&*from, damage.offset, damage.bytes, &*to);
+        match copied.and_then(|bytes| to.sync().map(|()| bytes)) {
+            Ok(bytes) => {
+                self.bytes += bytes;
+                self.there.push(name.to_owned());
+                Ok(())
+            }
+            Err(error) => {
+                let left = to.len().unwrap_or(damage.bytes);
+                if self.disk.remove(name).is_err() {
+                    self.bytes += left;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn copy(from: &dyn File, mut offset: u64, mut left: u64, to: &dyn File) -> io::Result<u64> {
+    let mut buffer = vec![0; BLOCK.min(usize::try_from(left).unwrap_or(BLOCK))];
+    let mut copied = 0;
+    while left > 0 {
+        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(BLOCK));
+        let read = fill(from, &mut buffer[..wanted], offset)?;
+        if read == 0 {
+            break;
+        }
+        to.append(&[IoSlice::new(&buffer[..read])])?;
+        offset += read as u64;
+        left -= read as u64;
+        copied += read as u64;
+    }
+    Ok(copied)
+}

@@ -1,0 +1,392 @@
+//! Reads what is in a spool's directory. The one reader of the format: recovery acts on what it finds, the
+//! tool prints it. Changes nothing.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+
+use super::Seq;
+use super::disk::{Disk, File};
+use super::frame::{
+    ALIGN, Begin, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, segment_first,
+    segment_name,
+};
+use super::note::{self, Ledger};
+use crate::settle::ChunkId;
+
+/// Bytes that are read at once where frames are small.
+const BLOCK: usize = 64 * 1024;
+
+/// Whose chunks' payloads are checked. Those of notes always are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Check {
+    /// Those in the last segment: the only one that a crash can have torn.
+    LastSegment,
+    /// All.
+    All,
+}
+
+/// Where a chunk's frame stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Frame {
+    pub(super) offset: u64,
+    pub(super) head: Head,
+}
+
+/// Bytes that should be frames and are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Damage {
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    /// The numbers of the frames that are missing there.
+    pub(super) missing: std::ops::Range<Seq>,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Damage { offset, bytes, .. } = self;
+        write!(f, "{bytes} bytes at offset {offset} are damaged")?;
+        match self.missing.end.saturating_sub(self.missing.start) {
+            1 => write!(f, " (frame {})", self.missing.start),
+            _ => write!(
+                f,
+                " (frames {} to {})",
+                self.missing.start,
+                self.missing.end - 1
+            ),
+        }
+    }
+}
+
+/// One segment.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// The number in its name.
+    pub(super) first: Seq,
+    /// The file's length.
+    pub(super) bytes: u64,
+    /// Bytes of its Begin frame, if that can be read.
+    pub(super) begin: Option<u64>,
+    pub(super) chunks: Vec<Frame>,
+    pub(super) notes: u64,
+    pub(super) damage: Vec<Damage>,
+    /// Bytes of frames that were never acknowledged, whose numbers a newer segment uses again.
+    pub(super) void: u64,
+    /// The last segment only: bytes behind the last whole frame.
+    pub(super) torn: u64,
+    /// Greater than every number in it.
+    pub(super) next: Seq,
+}
+
+impl Segment {
+    /// Whether any frame can be read.
+    pub(super) fn is_readable(&self) -> bool {
+        self.begin.is_some() || self.notes > 0 || !self.chunks.is_empty()
+    }
+
+    /// Whether it has a Begin frame and nothing else.
+    pub(super) fn is_bare(&self) -> bool {
+        self.begin == Some(self.bytes)
+    }
+}
+
+/// What is in a spool's directory.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// The spool's own number, where any frame can be read.
+    pub(super) spool: Option<u64>,
+    /// Oldest first.
+    pub(super) segments: Vec<Segment>,
+    /// What the notes amount to.
+    pub(super) ledger: Ledger,
+    /// The ids of the last accepted chunks, oldest first.
+    pub(super) window: VecDeque<ChunkId>,
+    /// Segments that are another spool's or another version's, with what they are. Left alone.
+    pub(super) foreign: Vec<(Seq, String)>,
+    /// Empty files: creations that were cut short. They stand for nothing.
+    pub(super) empty: Vec<Seq>,
+    /// Files of damaged bytes, and their lengths.
+    pub(super) quarantine: Vec<(String, u64)>,
+}
+
+impl Survey {
+    /// Whether a chunk needs nothing any more, by the notes.
+    pub(super) fn is_finished(&self, chunk: Seq) -> bool {
+        self.ledger.settled(chunk) == Some(&super::Events::All)
+    }
+}
+
+/// Reads a directory. Segments that are removed meanwhile are passed over: they were done.
+///
+/// Fails only where the disk does.
+pub(super) fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
+    let mut survey = Survey::default();
+    let mut names = Vec::new();
+    for (name, bytes) in disk.list()? {
+        if let Some(first) = segment_first(&name) {
+            names.push((first, bytes));
+        } else if name.starts_with(QUARANTINE) {
+            survey.quarantine.push((name, bytes));
+        }
+    }
+    names.sort_unstable();
+    let empty = names.extract_if(.., |(_, bytes)| *bytes == 0);
+    survey.empty = empty.map(|(first, _)| first).collect();
+
+    let mut files = Vec::new();
+    for (first, _) in names {
+        let name = segment_name(first);
+        match disk.open(&name) {
+            Ok(file) => files.push(Source::new(first, name, file)?),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(named(&name, 0, &error)),
+        }
+    }
+    survey.spool = whose(&mut files)?;
+    let mut own = Vec::new();
+    for mut source in files {
+        match source.stranger(survey.spool)? {
+            Some(what) => survey.foreign.push((source.first, what)),
+            None => own.push(source),
+        }
+    }
+
+    let firsts: Vec<Seq> = own.iter().map(|source| source.first).collect();
+    for (index, source) in own.into_iter().enumerate() {
+        let bound = firsts.get(index + 1).copied();
+        let check_chunks = bound.is_none() || check == Check::All;
+        let segment = read_segment(source, bound, check_chunks, &mut survey)?;
+        survey.segments.push(segment);
+    }
+    Ok(survey)
+}
+
+/// The number of the spool that the segments belong to: the newest one's word counts.
+fn whose(files: &mut [Source]) -> io::Result<Option<u64>> {
+    for source in files.iter_mut().rev() {
+        if let Some(head) = source.head(0)?.filter(|head| head.kind == Kind::Begin) {
+            return Ok(Some(head.spool));
+        }
+    }
+    for source in files.iter_mut().rev() {
+        if let Some((_, head)) = source.search(0, |_| true)? {
+            return Ok(Some(head.spool));
+        }
+    }
+    Ok(None)
+}
+
+fn read_segment(
+    mut source: Source,
+    bound: Option<Seq>,
+    check_chunks: bool,
+    survey: &mut Survey,
+) -> io::Result<Segment> {
+    let mut segment = Segment {
+        first: source.first,
+        bytes: source.len,
+        begin: None,
+        chunks: Vec::new(),
+        notes: 0,
+        damage: Vec::new(),
+        void: 0,
+        torn: 0,
+        next: source.first,
+    };
+    let spool = survey.spool;
+    let mut at = 0;
+    // Where the bytes begin that are no frame, if the last ones were none.
+    let mut broken: Option<u64> = None;
+    while at < source.len {
+        let next = segment.next;
+        let fits = |head: &Head| Some(head.spool) == spool && head.number >= next;
+        let head = source.head(at)?.filter(|head| fits(head));
+        let whole = head.filter(|head| at + head.length() <= source.len);
+        let Some(head) = whole else {
+            broken.get_or_insert(at);
+            let found = source.search(at + ALIGN, fits)?;
+            at = found.map_or(source.len, |(offset, _)| offset);
+            continue;
+        };
+        if bound.is_some_and(|bound| head.number >= bound) {
+            // Nothing behind a void frame was acknowledged.
+            let end = broken.take().unwrap_or(at);
+            lay_to_rest(&mut segment, end..source.len, bound);
+            return Ok(segment);
+        }
+        let frame = Frame { offset: at, head };
+        at += head.length();
+        if !take_frame(&mut source, frame, check_chunks, &mut segment, survey)? {
+            broken.get_or_insert(frame.offset);
+            continue;
+        }
+        if let Some(start) = broken.take() {
+            lay_to_rest(&mut segment, start..frame.offset, Some(head.number));
+        }
+        segment.next = head.number + 1;
+    }
+    if let Some(start) = broken {
+        lay_to_rest(&mut segment, start..source.len, bound);
+    }
+    Ok(segment)
+}
+
+/// Says what bytes are that no frame was read from. `until` is the number that comes behind them.
+fn lay_to_rest(segment: &mut Segment, range: std::ops::Range<u64>, until: Option<Seq>) {
+    let bytes = range.end - range.start;
+    match until {
+        None => segment.torn = bytes,
+        // No number is missing, and so no frame: they were given up in the run that wrote them.
+        Some(until) if until <= segment.next => segment.void += bytes,
+        Some(until) => segment.damage.push(Damage {
+            offset: range.start,
+            bytes,
+            missing: segment.next..until,
+        }),
+    }
+}
+
+/// Takes note of a frame whose header is good. `false`: its payload is not.
+fn take_frame(
+    source: &mut Source,
+    frame: Frame,
+    check_chunks: bool,
+    segment: &mut Segment,
+    survey: &mut Survey,
+) -> io::Result<bool> {
+    let Frame { offset, head } = frame;
+    if head.kind == Kind::Chunk && !check_chunks {
+        segment.chunks.push(frame);
+        survey.window.push_back(head.id);
+        return Ok(true);
+    }
+    let payload = source.bytes(offset + HEADER, head.payload())?;
+    if !head.vouches_for(payload) {
+        return Ok(false);
+    }
+    match head.kind {
+        Kind::Chunk => {
+            segment.chunks.push(frame);
+            survey.window.push_back(head.id);
+        }
+        Kind::Note => match note::decode(payload) {
+            Some(note) => {
+                segment.notes += 1;
+                survey.ledger.take(note);
+            }
+            None => return Ok(false),
+        },
+        Kind::Begin => match Begin::decode(payload) {
+            Ok(begin) if offset == 0 => {
+                segment.begin = Some(head.length());
+                survey.ledger.batches_before(begin.next_batch);
+                survey.window = begin.window.into();
+            }
+            Ok(_) | Err(OtherVersion(_)) => return Ok(false),
+        },
+    }
+    Ok(true)
+}
+
+/// A segment's file, read through a buffer.
+struct Source {
+    first: Seq,
+    name: String,
+    file: Box<dyn File>,
+    len: u64,
+    buffer: Vec<u8>,
+    start: u64,
+}
+
+impl Source {
+    fn new(first: Seq, name: String, file: Box<dyn File>) -> io::Result<Source> {
+        let len = file.len().map_err(|error| named(&name, 0, &error))?;
+        Ok(Source {
+            first,
+            name,
+            file,
+            len,
+            buffer: Vec::new(),
+            start: 0,
+        })
+    }
+
+    /// So many bytes at `offset`, or what there is of them.
+    fn bytes(&mut self, offset: u64, wanted: u64) -> io::Result<&[u8]> {
+        let there = self.len.saturating_sub(offset).min(wanted) as usize;
+        let held =
+            offset >= self.start && offset + there as u64 <= self.start + self.buffer.len() as u64;
+        if !held {
+            let ahead = self.len.saturating_sub(offset).min(BLOCK as u64) as usize;
+            self.buffer.resize(there.max(ahead), 0);
+            self.start = offset;
+            let read = fill(&*self.file, &mut self.buffer, offset);
+            let read = read.inspect_err(|_| self.buffer.clear());
+            let read = read.map_err(|error| named(&self.name, offset, &error))?;
+            self.buffer.truncate(read);
+        }
+        let from = (offset - self.start) as usize;
+        let to = (from + there).min(self.buffer.len());
+        Ok(&self.buffer[from.min(to)..to])
+    }
+
+    fn head(&mut self, offset: u64) -> io::Result<Option<Head>> {
+        Ok(Head::decode(self.bytes(offset, HEADER)?))
+    }
+
+    /// The next place from `offset` on where a header stands that is `wanted`.
+    fn search(
+        &mut self,
+        offset: u64,
+        wanted: impl Fn(&Head) -> bool,
+    ) -> io::Result<Option<(u64, Head)>> {
+        let mut at = offset.next_multiple_of(ALIGN);
+        while at + HEADER <= self.len {
+            if let Some(head) = self.head(at)?.filter(&wanted) {
+                return Ok(Some((at, head)));
+            }
+            at += ALIGN;
+        }
+        Ok(None)
+    }
+
+    /// Why this is no segment of ours, if it is certainly none.
+    fn stranger(&mut self, spool: Option<u64>) -> io::Result<Option<String>> {
+        let Some(head) = self.head(0)?.filter(|head| head.kind == Kind::Begin) else {
+            return Ok(None);
+        };
+        if Some(head.spool) != spool {
+            return Ok(Some("it belongs to another spool".into()));
+        }
+        let payload = self.bytes(HEADER, head.payload())?;
+        if !head.vouches_for(payload) {
+            return Ok(None);
+        }
+        Ok(match Begin::decode(payload) {
+            Ok(_) => None,
+            Err(OtherVersion(version)) => Some(format!(
+                "its format is version {version}, this program reads version {VERSION}"
+            )),
+        })
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(super) fn fill(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match file.read_at(&mut buffer[read..], offset + read as u64)? {
+            0 => break,
+            more => read += more,
+        }
+    }
+    Ok(read)
+}
+
+fn named(name: &str, offset: u64, error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!(
+            "{name} cannot be read at offset {offset}: {error}; should it stay so, move the file out of the spool's folder to start without it"
+        ),
+    )
+}

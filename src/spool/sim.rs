@@ -1,0 +1,511 @@
+//! A disk that fails, tears and forgets, for the tests.
+//!
+//! Each file has what programs see and what is on the medium; each page of a file that was not synced
+//! survives a crash or not, each on its own, and so do lengths and directory entries. After an fsync that
+//! failed, some of the dirty pages count as clean though the medium never got them: no later fsync saves
+//! them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind, IoSlice};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::disk::{Disk, File};
+use super::frame::segment_first;
+
+/// Small, so that small tests have many.
+const PAGE: usize = 64;
+
+/// What a call is, for faults and for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    List,
+    Create,
+    Open,
+    Remove,
+    SyncDir,
+    Len,
+    Append,
+    Read,
+    Truncate,
+    Sync,
+}
+
+/// What is wrong with the disk just now.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Faults {
+    /// Appends fail with ENOSPC when all files would be larger than this; what fits is written.
+    pub(super) capacity: Option<u64>,
+    /// Calls that always fail. An append that fails has written a part.
+    pub(super) broken: Vec<Call>,
+    /// Every so-manieth call fails, at random, whatever it is. 0: none.
+    pub(super) one_in: u32,
+    /// At this call (counted from the boot) the machine goes down.
+    pub(super) down_at: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Inode {
+    seen: Vec<u8>,
+    medium: Vec<u8>,
+    /// Pages that no fsync writes any more.
+    lost: BTreeSet<usize>,
+}
+
+impl Inode {
+    fn pages(&self) -> usize {
+        self.seen.len().max(self.medium.len()).div_ceil(PAGE)
+    }
+
+    fn touch(&mut self, from: usize, to: usize) {
+        self.lost
+            .retain(|page| (page + 1) * PAGE <= from || page * PAGE >= to);
+    }
+
+    /// Puts pages that are `chosen` onto the medium, and gives it a length.
+    fn write_back(&mut self, len: usize, mut chosen: impl FnMut(usize) -> bool) {
+        let pages = self.pages();
+        let mut medium = std::mem::take(&mut self.medium);
+        medium.resize(medium.len().max(len), 0);
+        for page in (0..pages).filter(|page| chosen(*page)) {
+            let to = ((page + 1) * PAGE).min(self.seen.len());
+            for at in (page * PAGE).min(to)..to {
+                if at < medium.len() {
+                    medium[at] = self.seen[at];
+                }
+            }
+        }
+        medium.truncate(len);
+        self.medium = medium;
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Entry {
+    Made(String, usize),
+    Removed(String),
+}
+
+impl Entry {
+    fn apply(&self, names: &mut BTreeMap<String, usize>) {
+        match self {
+            Entry::Made(name, inode) => drop(names.insert(name.clone(), *inode)),
+            Entry::Removed(name) => drop(names.remove(name)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    boot: u64,
+    down: bool,
+    inodes: Vec<Inode>,
+    names: BTreeMap<String, usize>,
+    medium: BTreeMap<String, usize>,
+    /// Since the directory was synced.
+    entries: Vec<Entry>,
+    faults: Faults,
+    faulted: u64,
+    calls: u64,
+    log: Vec<(Call, String)>,
+    dice: StdRng,
+    held: bool,
+    waiting: usize,
+}
+
+/// The disk. Clones are the same disk.
+#[derive(Clone, Debug)]
+pub(super) struct Sim(Arc<(Mutex<State>, Condvar)>);
+
+impl Sim {
+    pub(super) fn new(seed: u64) -> Sim {
+        let state = State {
+            boot: 0,
+            down: false,
+            inodes: Vec::new(),
+            names: BTreeMap::new(),
+            medium: BTreeMap::new(),
+            entries: Vec::new(),
+            faults: Faults::default(),
+            faulted: 0,
+            calls: 0,
+            log: Vec::new(),
+            dice: StdRng::seed_from_u64(seed),
+            held: false,
+            waiting: 0,
+        };
+        Sim(Arc::new((Mutex::new(state), Condvar::new())))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().unwrap()
+    }
+
+    /// The disk as one process sees it: of no use any more after a crash.
+    pub(super) fn mount(&self) -> Arc<dyn Disk> {
+        let boot = self.state().boot;
+        Arc::new(Mount {
+            sim: self.clone(),
+            boot,
+        })
+    }
+
+    /// From now on this is wrong.
+    pub(super) fn fault(&self, faults: Faults) {
+        self.state().faults = faults;
+    }
+
+    /// Calls that failed so far, by a fault.
+    pub(super) fn faulted(&self) -> u64 {
+        self.state().faulted
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        self.state().down
+    }
+
+    /// Calls since the boot.
+    pub(super) fn calls(&self) -> u64 {
+        self.state().calls
+    }
+
+    /// The calls since this was asked last, with the files' names.
+    pub(super) fn take_log(&self) -> Vec<(Call, String)> {
+        std::mem::take(&mut self.state().log)
+    }
+
+    /// Lets no fsync end (`true`), or all.
+    pub(super) fn hold_syncs(&self, held: bool) {
+        self.state().held = held;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until an fsync is held.
+    pub(super) fn wait_for_a_held_sync(&self) {
+        let state = self.state();
+        drop(
+            self.0
+                .1
+                .wait_while(state, |state| state.waiting == 0)
+                .unwrap(),
+        );
+    }
+
+    /// The power goes: of what was not synced, anything may be lost. The machine comes up again without
+    /// faults.
+    pub(super) fn crash(&self) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut names = state.medium.clone();
+        for entry in std::mem::take(&mut state.entries) {
+            if state.dice.random() {
+                entry.apply(&mut names);
+            }
+        }
+        for inode in &mut state.inodes {
+            let (a, b) = (inode.medium.len(), inode.seen.len());
+            let len = match state.dice.random_range(0..3) {
+                0 => a,
+                1 => b,
+                _ => state.dice.random_range(a.min(b)..=a.max(b)),
+            };
+            let odds = state.dice.random_range(0..=4);
+            let lost = inode.lost.clone();
+            let dice = &mut state.dice;
+            inode.write_back(len, |page| {
+                !lost.contains(&page) && dice.random_range(0..4) < odds
+            });
+            inode.seen = inode.medium.clone();
+            inode.lost.clear();
+        }
+        state.medium = names.clone();
+        state.names = names;
+        state.reboot();
+    }
+
+    /// The process dies and the machine lives: all that was written is there. Pages that an fsync failed
+    /// for are gone from memory.
+    pub(super) fn kill(&self) {
+        let mut state = self.state();
+        for inode in &mut state.inodes {
+            for page in std::mem::take(&mut inode.lost) {
+                let to = ((page + 1) * PAGE).min(inode.seen.len());
+                for at in (page * PAGE).min(to)..to {
+                    inode.seen[at] = inode.medium.get(at).copied().unwrap_or(0);
+                }
+            }
+        }
+        state.reboot();
+    }
+
+    /// The spool's files and their lengths.
+    pub(super) fn files(&self) -> Vec<(String, u64)> {
+        let state = self.state();
+        let len = |inode: &usize| state.inodes[*inode].seen.len() as u64;
+        let names = state.names.iter();
+        names
+            .map(|(name, inode)| (name.clone(), len(inode)))
+            .collect()
+    }
+
+    /// Bytes of all segments and quarantined files.
+    pub(super) fn bytes(&self) -> u64 {
+        let files = self.files().into_iter();
+        files
+            .filter(|(name, _)| segment_first(name).is_some() || name.starts_with("quarantine/"))
+            .map(|(_, len)| len)
+            .sum()
+    }
+
+    /// A file's bytes.
+    pub(super) fn contents(&self, name: &str) -> Vec<u8> {
+        let state = self.state();
+        state.inodes[state.names[name]].seen.clone()
+    }
+
+    /// Puts a file there, durably.
+    pub(super) fn put(&self, name: &str, bytes: Vec<u8>) {
+        let mut state = self.state();
+        let inode = state.inodes.len();
+        state.inodes.push(Inode {
+            seen: bytes.clone(),
+            medium: bytes,
+            lost: BTreeSet::new(),
+        });
+        state.names.insert(name.to_owned(), inode);
+        state.medium.insert(name.to_owned(), inode);
+    }
+
+    /// Takes a file away, durably.
+    pub(super) fn take(&self, name: &str) {
+        let mut state = self.state();
+        state.names.remove(name);
+        state.medium.remove(name);
+    }
+}
+
+impl State {
+    fn reboot(&mut self) {
+        self.boot += 1;
+        self.down = false;
+        self.calls = 0;
+        self.faults = Faults::default();
+        self.held = false;
+    }
+
+    /// Whether a call of this boot fails, and how.
+    fn enter(&mut self, boot: u64, call: Call, name: &str) -> io::Result<()> {
+        if boot != self.boot || self.down {
+            return Err(io::Error::other("the machine is down"));
+        }
+        self.log.push((call, name.to_owned()));
+        if self.faults.down_at == Some(self.calls) {
+            self.down = true;
+            return Err(io::Error::other("the machine goes down"));
+        }
+        self.calls += 1;
+        let unlucky = self.faults.one_in > 0 && self.dice.random_ratio(1, self.faults.one_in);
+        if unlucky || self.faults.broken.contains(&call) {
+            self.faulted += 1;
+            return Err(match call {
+                Call::Create | Call::Remove => ErrorKind::ReadOnlyFilesystem.into(),
+                _ => io::Error::from_raw_os_error(5),
+            });
+        }
+        Ok(())
+    }
+
+    /// Some of a file's dirty pages count as clean from now on.
+    fn lose_dirty_pages(&mut self, inode: usize) {
+        let inode = &mut self.inodes[inode];
+        for page in 0..inode.pages() {
+            let of = |bytes: &[u8]| {
+                let to = ((page + 1) * PAGE).min(bytes.len());
+                bytes[(page * PAGE).min(to)..to].to_vec()
+            };
+            if of(&inode.seen) != of(&inode.medium) && self.dice.random() {
+                inode.lost.insert(page);
+            }
+        }
+    }
+
+    fn used(&self) -> u64 {
+        let inodes = self.names.values();
+        inodes
+            .map(|inode| self.inodes[*inode].seen.len() as u64)
+            .sum()
+    }
+}
+
+struct Mount {
+    sim: Sim,
+    boot: u64,
+}
+
+impl Mount {
+    fn enter(&self, call: Call, name: &str) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.sim.state();
+        state.enter(self.boot, call, name)?;
+        Ok(state)
+    }
+
+    fn file(&self, name: &str, inode: usize) -> Box<dyn File> {
+        Box::new(Handle {
+            sim: self.sim.clone(),
+            boot: self.boot,
+            name: name.to_owned(),
+            inode,
+        })
+    }
+}
+
+impl Disk for Mount {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        drop(self.enter(Call::List, "")?);
+        Ok(self.sim.files())
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
+        let mut state = self.enter(Call::Create, name)?;
+        if state.names.contains_key(name) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        let inode = state.inodes.len();
+        state.inodes.push(Inode::default());
+        state.names.insert(name.to_owned(), inode);
+        state.entries.push(Entry::Made(name.to_owned(), inode));
+        Ok(self.file(name, inode))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
+        let state = self.enter(Call::Open, name)?;
+        let inode = state.names.get(name).ok_or(ErrorKind::NotFound)?;
+        Ok(self.file(name, *inode))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.enter(Call::Remove, name)?;
+        state.names.remove(name).ok_or(ErrorKind::NotFound)?;
+        state.entries.push(Entry::Removed(name.to_owned()));
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        let mut state = self.enter(Call::SyncDir, "")?;
+        state.medium = state.names.clone();
+        state.entries.clear();
+        Ok(())
+    }
+}
+
+struct Handle {
+    sim: Sim,
+    boot: u64,
+    name: String,
+    inode: usize,
+}
+
+/// A call that was begun.
+struct Begun<'s> {
+    state: MutexGuard<'s, State>,
+    /// Whether it changes anything at all: it does not when the machine is down, or the process gone.
+    alive: bool,
+    outcome: io::Result<()>,
+}
+
+impl Handle {
+    fn begin(&self, call: Call) -> Begun<'_> {
+        let mut state = self.sim.state();
+        let alive = self.boot == state.boot && !state.down;
+        let outcome = state.enter(self.boot, call, &self.name);
+        Begun {
+            state,
+            alive,
+            outcome,
+        }
+    }
+
+    fn enter(&self, call: Call) -> io::Result<MutexGuard<'_, State>> {
+        let Begun { state, outcome, .. } = self.begin(call);
+        outcome.map(|()| state)
+    }
+}
+
+impl File for Handle {
+    fn len(&self) -> io::Result<u64> {
+        let state = self.enter(Call::Len)?;
+        Ok(state.inodes[self.inode].seen.len() as u64)
+    }
+
+    fn append(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let Begun {
+            mut state,
+            alive,
+            mut outcome,
+        } = self.begin(Call::Append);
+        if !alive {
+            return outcome;
+        }
+        let mut written = bytes.len();
+        if outcome.is_err() {
+            written = state.dice.random_range(0..=bytes.len());
+        } else if let Some(capacity) = state.faults.capacity {
+            let left = capacity.saturating_sub(state.used()) as usize;
+            if left < bytes.len() {
+                written = left;
+                outcome = Err(ErrorKind::StorageFull.into());
+                state.faulted += 1;
+            }
+        }
+        let inode = &mut state.inodes[self.inode];
+        let from = inode.seen.len();
+        inode.seen.extend_from_slice(&bytes[..written]);
+        inode.touch(from, from + written);
+        outcome
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let state = self.enter(Call::Read)?;
+        let seen = &state.inodes[self.inode].seen;
+        let from = (offset as usize).min(seen.len());
+        let read = buf.len().min(seen.len() - from);
+        buf[..read].copy_from_slice(&seen[from..from + read]);
+        Ok(read)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        let mut state = self.enter(Call::Truncate)?;
+        let inode = &mut state.inodes[self.inode];
+        let (from, to) = (inode.seen.len().min(len as usize), inode.seen.len());
+        inode.seen.resize(len as usize, 0);
+        inode.touch(from, to);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let Begun {
+            mut state,
+            alive,
+            outcome,
+        } = self.begin(Call::Sync);
+        if let Err(error) = outcome {
+            if alive {
+                state.lose_dirty_pages(self.inode);
+            }
+            return Err(error);
+        }
+        if state.held {
+            state.waiting += 1;
+            self.sim.0.1.notify_all();
+            state = self.sim.0.1.wait_while(state, |state| state.held).unwrap();
+            state.waiting -= 1;
+        }
+        let inode = &mut state.inodes[self.inode];
+        let lost = inode.lost.clone();
+        inode.write_back(inode.seen.len(), |page| !lost.contains(&page));
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! What a spool promises, told on a disk that fails and forgets.
+
+mod crashes;
+mod damage;
+mod model;
+mod stories;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::Instant;
+
+use super::sim::Sim;
+use super::*;
+
+/// Small segments, so that few chunks fill many.
+const SMALL: Options = Options {
+    limit: 64 * 1024,
+    segment_bytes: Some(4_096),
+};
+
+/// A spool and what drives it, one call after the other.
+struct Bench {
+    sim: Sim,
+    options: Options,
+    runtime: Runtime,
+    /// `None`: between two runs.
+    spool: Option<Arc<Spool>>,
+}
+
+impl Bench {
+    fn new(options: Options) -> Bench {
+        Bench::on(Sim::new(1), options).0
+    }
+
+    /// Opens what is on a disk.
+    fn on(sim: Sim, options: Options) -> (Bench, Recovered) {
+        let mut bench = Bench {
+            sim,
+            options,
+            runtime: Builder::new_current_thread().enable_time().build().unwrap(),
+            spool: None,
+        };
+        let recovered = bench.open().unwrap();
+        (bench, recovered)
+    }
+
+    fn open(&mut self) -> io::Result<Recovered> {
+        let (spool, recovered) = Spool::open(self.sim.mount(), self.options)?;
+        self.spool = Some(spool);
+        Ok(recovered)
+    }
+
+    fn spool(&self) -> &Arc<Spool> {
+        self.spool.as_ref().unwrap()
+    }
+
+    fn append(&self, tag: &[u8], data: &[u8]) -> Result<Appended, Refusal> {
+        let deadline = Instant::now() + Duration::from_secs(600);
+        let append = self.spool().append(chunk(tag, data), deadline);
+        self.runtime.block_on(append)
+    }
+
+    /// Keeps a chunk of one byte, so many times.
+    fn keep(&self, byte: u8, len: usize) {
+        let answer = self.append(b"app.log", &vec![byte; len]);
+        assert!(matches!(answer, Ok(Appended::Kept)), "{answer:?}");
+    }
+
+    fn note(&self, note: Note, durability: Durability) -> io::Result<()> {
+        self.runtime.block_on(self.spool().note(note, durability))
+    }
+
+    /// Waits until the thread has done all it was asked to.
+    fn rest(&self) {
+        let nothing = Note::Done {
+            contents: Vec::new(),
+        };
+        for _ in 0..2 {
+            self.note(nothing.clone(), Durability::Written).unwrap();
+        }
+    }
+
+    /// All chunks that are visible, in order.
+    fn visible(&self) -> Vec<(Seq, Stored)> {
+        let mut after = None;
+        let read = || {
+            let (seq, stored) = self.spool().next(after)?;
+            after = Some(seq);
+            Some((seq, stored.unwrap()))
+        };
+        std::iter::from_fn(read).collect()
+    }
+
+    /// The first bytes of all visible chunks.
+    fn bytes(&self) -> Vec<u8> {
+        let visible = self.visible();
+        visible.iter().map(|(_, stored)| stored.data[0]).collect()
+    }
+
+    fn finish_all(&self) {
+        for (chunk, _) in self.visible() {
+            self.note(done(chunk), Durability::Written).unwrap();
+            self.spool().finish(chunk);
+        }
+        self.rest();
+    }
+
+    /// The power goes, and comes again.
+    fn crash(&mut self) -> Recovered {
+        self.sim.fault(sim::Faults {
+            down_at: Some(self.sim.calls()),
+            ..Default::default()
+        });
+        self.spool = None;
+        self.sim.crash();
+        self.open().unwrap()
+    }
+
+    /// The process ends as it should, and another begins.
+    fn restart(&mut self) -> Recovered {
+        self.spool().close();
+        self.spool = None;
+        self.sim.kill();
+        self.open().unwrap()
+    }
+
+    fn segments(&self) -> Vec<String> {
+        let files = self.sim.files().into_iter();
+        files
+            .map(|(name, _)| name)
+            .filter(|name| name.ends_with(".seg"))
+            .collect()
+    }
+}
+
+fn chunk<'a>(tag: &'a [u8], data: &[u8]) -> Chunk<'a> {
+    Chunk {
+        id: chunk_id(tag, data),
+        tag,
+        data: Bytes::copy_from_slice(data),
+        arrived: Time {
+            seconds: i64::from(data.first().copied().unwrap_or(0)),
+            nanos: 7,
+        },
+    }
+}
+
+fn all(chunk: Seq) -> Content {
+    let events = Events::All;
+    Content { chunk, events }
+}
+
+fn runs(chunk: Seq, runs: &[Range<u32>]) -> Content {
+    let events = Events::Runs(runs.to_vec());
+    Content { chunk, events }
+}
+
+fn done(chunk: Seq) -> Note {
+    Note::Done {
+        contents: Vec::from([all(chunk)]),
+    }
+}
+
+fn begun(batch: u64, contents: &[Content]) -> Note {
+    Note::Begun {
+        batch,
+        name: format!("app/{batch}.gz"),
+        token: "0123".into(),
+        lines: 3,
+        contents: contents.to_vec(),
+    }
+}
+
+fn ended(batch: u64) -> Note {
+    Note::Ended {
+        batch,
+        delivered: None,
+    }
+}

@@ -1,0 +1,660 @@
+//! One behaviour each.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::task::Poll;
+
+use futures::FutureExt as _;
+
+use super::*;
+use crate::spool::disk::LocalDisk;
+use crate::spool::sim::{Call, Faults};
+
+fn broken(calls: &[Call]) -> Faults {
+    Faults {
+        broken: calls.to_vec(),
+        ..Faults::default()
+    }
+}
+
+#[test]
+fn what_is_kept_is_read_as_it_came_in_order_and_after_a_restart() {
+    let mut bench = Bench::new(SMALL);
+    let id = {
+        bench.keep(1, 100);
+        bench.keep(2, 5_000);
+        bench.append(b"", b"").unwrap();
+        bench.spool().id()
+    };
+    for run in 0..3 {
+        let visible = bench.visible();
+        assert_eq!(visible.len(), 3, "run {run}");
+        assert_eq!(visible[0].1.tag, b"app.log");
+        assert_eq!(visible[1].1.data, vec![2; 5_000]);
+        assert_eq!(
+            visible[1].1.arrived,
+            Time {
+                seconds: 2,
+                nanos: 7
+            }
+        );
+        assert_eq!(
+            (&visible[2].1.tag[..], &visible[2].1.data[..]),
+            (&b""[..], &b""[..])
+        );
+        let (second, _) = visible[1];
+        assert_eq!(bench.spool().read(second).unwrap(), visible[1].1);
+        assert_eq!(
+            bench.spool().peek(Some(visible[0].0)),
+            Some((second, 5_000))
+        );
+        assert_eq!(bench.spool().peek(Some(visible[2].0)), None);
+        let usage = bench.spool().usage();
+        assert_eq!((usage.unfinished, usage.limit), (3, SMALL.limit));
+        assert_eq!(usage.oldest.map(|time| time.seconds), Some(1));
+        assert_eq!(bench.spool().id(), id, "run {run}");
+        let recovered = if run == 0 {
+            bench.crash()
+        } else {
+            bench.restart()
+        };
+        assert_eq!(recovered.unfinished, 3);
+        assert!(recovered.findings.is_empty(), "{:?}", recovered.findings);
+    }
+}
+
+#[test]
+fn a_finished_chunk_is_gone_and_asking_for_it_says_so() {
+    let bench = Bench::new(SMALL);
+    bench.keep(1, 10);
+    bench.keep(2, 10);
+    let [(first, _), (second, _)] = bench.visible()[..] else {
+        panic!("two chunks");
+    };
+    for _ in 0..2 {
+        bench.spool().finish(first);
+        assert_eq!(bench.spool().peek(None).map(|(seq, _)| seq), Some(second));
+        assert_eq!(bench.spool().usage().unfinished, 1);
+    }
+    match bench.spool().read(first) {
+        Err(Unreadable::Corrupt(words)) => assert!(words.contains("finished"), "{words}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(
+        !bench
+            .sim
+            .files()
+            .iter()
+            .any(|(name, _)| name.starts_with("quarantine"))
+    );
+}
+
+#[test]
+fn more_is_woken_by_what_comes_between_the_call_and_the_wait() {
+    let bench = Bench::new(SMALL);
+    let more = bench.spool().more();
+    bench.keep(1, 10);
+    assert_eq!(more.now_or_never(), Some(()));
+    // A note wakes nobody.
+    let mut more = Box::pin(bench.spool().more());
+    bench.rest();
+    assert_eq!(more.as_mut().now_or_never(), None);
+    bench.keep(2, 10);
+    assert_eq!(more.now_or_never(), Some(()));
+}
+
+#[test]
+fn many_appends_share_one_sync() {
+    const MANY: usize = 200;
+    let bench = Bench::new(Options {
+        limit: 1 << 20,
+        segment_bytes: None,
+    });
+    bench.keep(0, 10);
+    bench.sim.take_log();
+    bench.sim.hold_syncs(true);
+    let contents: Vec<[u8; 2]> = (0..MANY).map(|n| (n as u16 + 1).to_be_bytes()).collect();
+    let deadline = Instant::now() + Duration::from_secs(600);
+    let mut appends: Vec<_> = contents
+        .iter()
+        .map(|data| Box::pin(bench.spool().append(chunk(b"t", data), deadline)))
+        .collect();
+    bench.runtime.block_on(async {
+        // Each is polled once, and so waits in the queue, or in the group whose sync is held.
+        for append in &mut appends {
+            assert!(matches!(futures::poll!(append), Poll::Pending));
+        }
+        bench.sim.wait_for_a_held_sync();
+        assert_eq!(
+            bench.spool().usage().unfinished,
+            1,
+            "nothing is visible before its sync"
+        );
+        bench.sim.hold_syncs(false);
+        for append in appends {
+            assert!(matches!(append.await, Ok(Appended::Kept)));
+        }
+    });
+    let log = bench.sim.take_log();
+    let count = |call| log.iter().filter(|(made, _)| *made == call).count();
+    assert!(
+        (1..=2).contains(&count(Call::Sync)),
+        "{} syncs",
+        count(Call::Sync)
+    );
+    assert!(
+        (1..=2).contains(&count(Call::Append)),
+        "{} writes",
+        count(Call::Append)
+    );
+    assert_eq!(bench.spool().usage().unfinished, MANY as u64 + 1);
+}
+
+#[test]
+fn a_chunk_whose_deadline_passes_in_the_queue_is_not_written_and_its_bytes_are_let_go() {
+    let bench = Bench::new(SMALL);
+    bench.keep(0, 10);
+    bench.sim.hold_syncs(true);
+    let loan = Bytes::from(vec![2; 10]);
+    bench.runtime.block_on(async {
+        let patient = Instant::now() + Duration::from_secs(600);
+        let mut first = Box::pin(bench.spool().append(chunk(b"t", &[1; 10]), patient));
+        assert!(futures::poll!(&mut first).is_pending());
+        bench.sim.wait_for_a_held_sync();
+        // The thread is busy: what comes now waits.
+        let soon = Instant::now() + Duration::from_millis(20);
+        let late = Chunk {
+            data: loan.clone(),
+            ..chunk(b"t", &loan)
+        };
+        assert!(matches!(
+            bench.spool().append(late.clone(), soon).await,
+            Err(Refusal::TooLate)
+        ));
+        drop(late);
+        assert!(loan.is_unique());
+        // A caller that goes away leaves nothing behind either.
+        let gone = Chunk {
+            data: loan.clone(),
+            ..chunk(b"t", &loan)
+        };
+        let mut gone = Box::pin(bench.spool().append(gone, patient));
+        assert!(futures::poll!(&mut gone).is_pending());
+        drop(gone);
+        assert!(loan.is_unique());
+        // It is too late for one whose time is over when it comes.
+        let over = bench.spool().append(chunk(b"t", &[3; 10]), Instant::now());
+        assert!(matches!(over.await, Err(Refusal::TooLate)));
+        bench.sim.hold_syncs(false);
+        assert!(matches!(first.await, Ok(Appended::Kept)));
+    });
+    bench.rest();
+    assert_eq!(bench.bytes(), [0, 1]);
+    assert_eq!(bench.spool().shared.state().reserved, 0);
+}
+
+#[test]
+fn a_chunk_whose_turn_has_come_is_waited_for_beyond_its_deadline() {
+    let bench = Bench::new(SMALL);
+    bench.sim.hold_syncs(true);
+    bench.runtime.block_on(async {
+        let soon = Instant::now() + Duration::from_millis(20);
+        let mut append = Box::pin(bench.spool().append(chunk(b"t", &[1; 10]), soon));
+        assert!(futures::poll!(&mut append).is_pending());
+        bench.sim.wait_for_a_held_sync();
+        tokio::time::sleep_until(soon + Duration::from_millis(1)).await;
+        assert!(futures::poll!(&mut append).is_pending());
+        bench.sim.hold_syncs(false);
+        assert!(matches!(append.await, Ok(Appended::Kept)));
+    });
+    assert_eq!(bench.bytes(), [1]);
+}
+
+#[test]
+fn a_full_spool_refuses_at_once_and_takes_again_after_a_finish() {
+    // One segment fills it, many do, and a chunk fills it alone.
+    for (segment_bytes, len) in [(1 << 20, 1_000), (4_096, 1_000), (4_096, 30_000)] {
+        let limit = 32 * 1024;
+        let bench = Bench::new(Options {
+            limit,
+            segment_bytes: Some(segment_bytes),
+        });
+        for round in 0..5 {
+            let mut kept = 0;
+            let refusal = loop {
+                match bench.append(b"t", &vec![round; len]) {
+                    Ok(Appended::Kept) => kept += 1,
+                    other => break other,
+                }
+            };
+            match refusal {
+                Err(Refusal::Full { bytes, limit: of }) => {
+                    assert_eq!((bytes, of), (bench.spool().usage().bytes, limit));
+                    assert_eq!(bytes, bench.sim.bytes());
+                    assert!(bytes <= limit);
+                }
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(kept, bench.visible().len());
+            assert!(
+                kept * (len + 200) > limit as usize / 2,
+                "{kept} of {len} bytes"
+            );
+            // Full is answered without waiting for the thread; notes are written all the same.
+            bench.sim.hold_syncs(true);
+            assert!(matches!(
+                bench.append(b"t", &vec![9; len]),
+                Err(Refusal::Full { .. })
+            ));
+            bench.sim.hold_syncs(false);
+            bench.finish_all();
+            assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
+        }
+    }
+}
+
+#[test]
+fn a_chunk_that_never_fits_changes_nothing() {
+    let bench = Bench::new(SMALL);
+    bench.keep(1, 10);
+    bench.finish_all();
+    bench.sim.take_log();
+    for _ in 0..3 {
+        let refused = bench.append(b"t", &vec![1; 100_000]);
+        assert!(matches!(refused, Err(Refusal::Full { .. })), "{refused:?}");
+    }
+    bench.rest();
+    let log = bench.sim.take_log();
+    assert!(log.iter().all(|(call, _)| *call == Call::Append), "{log:?}");
+}
+
+#[test]
+fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
+    let bench = Bench::new(SMALL);
+    for byte in 0..12 {
+        bench.keep(byte, 1_500);
+    }
+    let segments = bench.segments();
+    assert!(segments.len() >= 5, "{segments:?}");
+    let chunks: Vec<Seq> = bench.visible().iter().map(|(seq, _)| *seq).collect();
+    bench.sim.take_log();
+    // All but the oldest: nothing can go.
+    for chunk in &chunks[1..] {
+        bench.note(done(*chunk), Durability::Written).unwrap();
+        bench.spool().finish(*chunk);
+    }
+    bench.rest();
+    assert_eq!(bench.segments()[..segments.len()], segments);
+    let before = bench.segments();
+    bench.note(done(chunks[0]), Durability::Written).unwrap();
+    bench.spool().finish(chunks[0]);
+    bench.rest();
+    let log = bench.sim.take_log();
+    let removed: Vec<&String> = log
+        .iter()
+        .filter(|(call, _)| *call == Call::Remove)
+        .map(|(_, name)| name)
+        .collect();
+    assert_eq!(bench.segments().len(), 1);
+    assert_eq!(
+        removed,
+        before.iter().take(removed.len()).collect::<Vec<_>>()
+    );
+    assert!(removed.len() >= segments.len());
+    assert!(removed.is_sorted());
+    let at = |wanted: &String| {
+        log.iter()
+            .position(|entry| *entry == (Call::Remove, wanted.clone()))
+    };
+    let calls: Vec<Call> = log.iter().map(|(call, _)| *call).collect();
+    let first = at(removed[0]).unwrap();
+    // The notes are durable before the first goes.
+    let last_note = calls[..first]
+        .iter()
+        .rposition(|call| *call == Call::Append)
+        .unwrap();
+    assert!(calls[last_note..first].contains(&Call::Sync), "{calls:?}");
+    for pair in removed.windows(2) {
+        let (one, next) = (at(pair[0]).unwrap(), at(pair[1]).unwrap());
+        assert!(calls[one..next].contains(&Call::SyncDir), "{calls:?}");
+    }
+    assert_eq!(
+        calls
+            .iter()
+            .rfind(|call| matches!(call, Call::Remove | Call::SyncDir)),
+        Some(&Call::SyncDir)
+    );
+}
+
+#[test]
+fn close_leaves_one_small_file_when_all_is_finished_and_nothing_behind_is_forgotten() {
+    let mut bench = Bench::new(SMALL);
+    for byte in 0..12 {
+        bench.keep(byte, 1_500);
+    }
+    let (last, _) = *bench.visible().last().unwrap();
+    bench
+        .note(begun(41, &[all(last)]), Durability::Written)
+        .unwrap();
+    bench.finish_all();
+    let id = bench.spool().id();
+    bench.spool().close();
+    bench.spool().close();
+    let files = bench.sim.files();
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert!(files[0].1 < 512, "{files:?}");
+    assert!(matches!(bench.append(b"t", b"x"), Err(Refusal::Closed)));
+    assert!(bench.note(ended(41), Durability::Written).is_err());
+    bench.spool = None;
+    bench.sim.crash();
+    let recovered = bench.open().unwrap();
+    assert_eq!(recovered.next_batch, 42);
+    assert_eq!(bench.spool().id(), id);
+    assert!(matches!(
+        bench.append(b"app.log", &[11; 1_500]),
+        Ok(Appended::Replayed)
+    ));
+    // A second run that changes nothing leaves the same.
+    bench.spool().close();
+    assert_eq!(bench.sim.files(), files);
+    bench.spool = None;
+    bench.open().unwrap();
+    bench.keep(12, 10);
+    let (seq, _) = bench.visible()[0];
+    assert!(seq > last, "numbers are not used again");
+}
+
+#[test]
+fn close_with_chunks_left_keeps_them() {
+    let mut bench = Bench::new(SMALL);
+    bench.keep(1, 10);
+    bench.keep(2, 10);
+    let (first, _) = bench.visible()[0];
+    bench.note(done(first), Durability::Written).unwrap();
+    bench.spool().finish(first);
+    bench.spool().close();
+    assert_eq!(bench.bytes(), [2], "reading goes on");
+    bench.spool = None;
+    bench.sim.crash();
+    assert_eq!(bench.open().unwrap().unfinished, 1);
+    assert_eq!(bench.bytes(), [2]);
+}
+
+#[test]
+fn a_disk_that_fails_fails_what_came_meanwhile_and_nothing_after() {
+    let cases: [(&str, Faults); 6] = [
+        ("write", broken(&[Call::Append])),
+        (
+            "write and cut back",
+            broken(&[Call::Append, Call::Truncate]),
+        ),
+        ("sync", broken(&[Call::Sync])),
+        ("sync and cut back", broken(&[Call::Sync, Call::Truncate])),
+        (
+            "read-only",
+            broken(&[
+                Call::Append,
+                Call::Sync,
+                Call::SyncDir,
+                Call::Create,
+                Call::Remove,
+                Call::Truncate,
+            ]),
+        ),
+        (
+            "full",
+            Faults {
+                capacity: Some(900),
+                ..Faults::default()
+            },
+        ),
+    ];
+    for (what, faults) in cases {
+        let mut bench = Bench::new(SMALL);
+        bench.keep(1, 300);
+        bench
+            .note(begun(7, &[all(2)]), Durability::Written)
+            .unwrap();
+        bench.sim.fault(faults);
+        for _ in 0..3 {
+            let refused = bench.append(b"t", &[2; 400]);
+            assert!(
+                matches!(refused, Err(Refusal::Disk(_))),
+                "{what}: {refused:?}"
+            );
+            assert!(bench.note(done(99), Durability::Synced).is_err() || what == "full");
+            assert_eq!(bench.bytes(), [1], "{what}");
+        }
+        bench.sim.fault(Faults::default());
+        bench.keep(3, 400);
+        bench.keep(2, 400);
+        assert_eq!(bench.bytes(), [1, 3, 2], "{what}");
+        bench.rest();
+        assert_eq!(bench.spool().usage().bytes, bench.sim.bytes(), "{what}");
+        for _ in 0..2 {
+            let recovered = bench.crash();
+            assert_eq!(bench.bytes(), [1, 3, 2], "{what}");
+            // A torn note at the end at most.
+            let whole = |finding: &String| finding.contains("truncated");
+            assert!(
+                recovered.findings.iter().all(whole),
+                "{what}: {:?}",
+                recovered.findings
+            );
+            // The note that was only written before the disk failed was carried over.
+            assert_eq!(recovered.pending.len(), 1, "{what}");
+        }
+        bench.finish_all();
+        bench.spool().close();
+        assert_eq!(bench.segments().len(), 1, "{what}");
+    }
+}
+
+#[test]
+fn a_disk_that_stays_full_does_not_fill_with_beginnings() {
+    let bench = Bench::new(SMALL);
+    bench.keep(1, 300);
+    bench.sim.fault(Faults {
+        capacity: Some(bench.sim.bytes() + 500),
+        ..Faults::default()
+    });
+    let before = bench.segments();
+    for round in 0..50 {
+        let refused = bench.append(b"t", &[round; 1_000]);
+        assert!(matches!(refused, Err(Refusal::Disk(_))), "{refused:?}");
+        bench.note(done(99), Durability::Synced).ok();
+    }
+    assert_eq!(bench.segments(), before);
+}
+
+#[test]
+fn what_an_earlier_run_kept_is_recognised_once_for_each_time_it_was_kept() {
+    let mut bench = Bench::new(SMALL);
+    // Twins within a run are two chunks.
+    bench.keep(1, 10);
+    bench.keep(1, 10);
+    bench.keep(2, 10);
+    bench.keep(1, 10);
+    assert_eq!(bench.bytes(), [1, 1, 2, 1]);
+    for run in 0..3 {
+        bench.crash();
+        let mut answers = Vec::new();
+        for byte in [2, 1, 1, 1] {
+            answers.push(bench.append(b"app.log", &[byte; 10]).unwrap());
+        }
+        assert_eq!(answers, [Appended::Replayed; 4], "run {run}");
+        assert_eq!(bench.bytes(), [1, 1, 2, 1], "run {run}");
+    }
+    // The next of the same bytes are new ones, and so are those under another tag.
+    bench.keep(2, 10);
+    assert_eq!(bench.append(b"other", &[1; 10]).unwrap(), Appended::Kept);
+    assert_eq!(bench.bytes(), [1, 1, 2, 1, 2, 1]);
+    // A replay is recognised by a spool that is full, too.
+    bench.crash();
+    while bench.append(b"fill", &[0; 3_000]).is_ok() {}
+    assert_eq!(
+        bench.append(b"app.log", &[2; 10]).unwrap(),
+        Appended::Replayed
+    );
+}
+
+#[test]
+fn the_window_outlives_its_segments_and_has_an_end() {
+    let mut bench = Bench::new(SMALL);
+    let window = Limits::new(SMALL).window;
+    assert_eq!(window, 16);
+    for byte in 0..20 {
+        bench.keep(byte, 1_500);
+    }
+    let oldest = bench.segments()[0].clone();
+    bench.finish_all();
+    assert!(!bench.segments().contains(&oldest));
+    bench.crash();
+    assert_eq!(bench.visible().len(), 0);
+    for byte in 0..20 {
+        let answer = bench.append(b"app.log", &vec![byte; 1_500]).unwrap();
+        let expected = if byte < 4 {
+            Appended::Kept
+        } else {
+            Appended::Replayed
+        };
+        assert_eq!(answer, expected, "chunk {byte}");
+    }
+}
+
+#[test]
+fn notes_are_folded_into_what_is_pending_and_what_is_settled() {
+    let mut bench = Bench::new(SMALL);
+    for byte in 0..4 {
+        bench.keep(byte, 100);
+    }
+    let chunks: Vec<Seq> = bench.visible().iter().map(|(seq, _)| *seq).collect();
+    let [a, b, c, d] = chunks[..] else {
+        panic!("four chunks");
+    };
+    let contents = [runs(a, &[0..5]), all(b)];
+    for note in [
+        begun(1, &contents),
+        begun(2, &[runs(a, &[5..9]), all(c)]),
+        begun(3, &[all(d)]),
+        ended(1),
+        Note::Ended {
+            batch: 3,
+            delivered: Some(Vec::from([runs(d, &[2..3])])),
+        },
+        Note::Done {
+            contents: Vec::from([runs(d, &[0..1, 7..9])]),
+        },
+    ] {
+        bench.note(note, Durability::Written).unwrap();
+    }
+    for run in 0..2 {
+        let recovered = bench.restart();
+        assert_eq!(recovered.unfinished, 3, "run {run}");
+        let pending = Pending {
+            batch: 2,
+            name: "app/2.gz".into(),
+            token: "0123".into(),
+            lines: 3,
+            contents: Vec::from([runs(a, &[5..9]), all(c)]),
+        };
+        assert_eq!(recovered.pending, [pending]);
+        let settled = HashMap::from([(a, Vec::from([0..5])), (d, Vec::from([0..1, 2..3, 7..9]))]);
+        assert_eq!(recovered.settled, settled);
+        assert_eq!(recovered.next_batch, 4);
+    }
+}
+
+#[test]
+fn a_note_is_written_though_nobody_waits_for_it_any_more() {
+    let mut bench = Bench::new(SMALL);
+    bench.keep(1, 10);
+    let (chunk, _) = bench.visible()[0];
+    bench.sim.hold_syncs(true);
+    bench.runtime.block_on(async {
+        let mut note = Box::pin(bench.spool().note(done(chunk), Durability::Synced));
+        assert!(futures::poll!(&mut note).is_pending());
+    });
+    bench.sim.hold_syncs(false);
+    bench.rest();
+    assert_eq!(bench.crash().unfinished, 0);
+}
+
+#[test]
+fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a/b");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let disk = Arc::new(LocalDisk::open(&path).unwrap());
+    let error = LocalDisk::open(&path).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
+
+    let (spool, _) = Spool::open(disk, SMALL).unwrap();
+    let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(600);
+    for data in [&b"some bytes"[..], &[7; 10_000]] {
+        let kept = runtime.block_on(spool.append(chunk(b"tag", data), deadline));
+        assert!(matches!(kept, Ok(Appended::Kept)), "{kept:?}");
+    }
+    for (made, expected) in [
+        (&path, 0o700),
+        (&path.join("lock"), 0o600),
+        (&dir.path().join("a"), 0o700),
+    ] {
+        assert_eq!(mode(made), expected, "{}", made.display());
+    }
+    let segment = path.join(segment_name(1));
+    assert_eq!(mode(&segment), 0o600);
+    // A byte of the first chunk rots.
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let at = bytes
+        .windows(10)
+        .position(|window| window == b"some bytes")
+        .unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let (first, corrupt) = spool.next(None).unwrap();
+    let Err(Unreadable::Corrupt(words)) = corrupt else {
+        panic!("{corrupt:?}");
+    };
+    let kept = format!("{:020}-{}.bin", 1, at - 3 - HEADER as usize);
+    assert!(words.contains(&kept), "{words}");
+    assert_eq!(mode(&path.join("quarantine")), 0o700);
+    assert_eq!(mode(&path.join("quarantine").join(kept)), 0o600);
+    let (_, second) = spool.next(Some(first)).unwrap();
+    assert_eq!(second.unwrap().data, vec![7; 10_000]);
+    let there: u64 = LocalDisk::look(&path)
+        .unwrap()
+        .list()
+        .unwrap()
+        .iter()
+        .map(|(_, len)| len)
+        .sum();
+    assert_eq!(spool.usage().bytes, there);
+
+    // The lock goes with the spool.
+    spool.close();
+    drop(spool);
+    let (spool, recovered) = Spool::open(Arc::new(LocalDisk::open(&path).unwrap()), SMALL).unwrap();
+    assert_eq!(recovered.unfinished, 1);
+    drop(spool);
+}
+
+#[test]
+fn a_directory_that_is_only_looked_at_is_not_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("x"), b"bytes").unwrap();
+    let disk = LocalDisk::look(dir.path()).unwrap();
+    assert_eq!(disk.list().unwrap(), [("x".to_owned(), 5)]);
+    assert!(disk.create("y").is_err());
+    assert!(disk.remove("x").is_err());
+    let file = disk.open("x").unwrap();
+    assert!(file.append(&[io::IoSlice::new(b"more")]).is_err());
+    assert!(file.truncate(0).is_err());
+    assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"bytes");
+    assert!(LocalDisk::look(&dir.path().join("none")).is_err());
+}

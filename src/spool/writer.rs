@@ -1,0 +1,664 @@
+//! The thread that writes: it alone appends to segments, begins them and removes them.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::disk::File;
+use super::frame::{Begin, HEADER, Head, Kind, padding, segment_name};
+use super::{Appended, Durability, Holding, Place, Refusal, Seq, Shared, State};
+use crate::decode::Time;
+use crate::settle::chunk_id;
+
+/// Bytes that are written and synced at once. More would make the first in the group wait for the last.
+const GROUP_BYTES: u64 = 8 << 20;
+/// Bytes of notes that may be written without being synced: they are held in memory as long.
+const CARRIED_BYTES: u64 = 1 << 20;
+
+/// What the thread is asked to do.
+pub(super) enum Job {
+    /// Keep a chunk.
+    Chunk {
+        slot: Arc<Slot>,
+        /// Bytes of its frame: reserved since it waits.
+        length: u64,
+        answer: oneshot::Sender<Result<Appended, Refusal>>,
+    },
+    /// Write a note.
+    Note {
+        payload: Bytes,
+        durability: Durability,
+        /// Greater than the number of the batch it is about.
+        next_batch: u64,
+        answer: oneshot::Sender<io::Result<()>>,
+    },
+    /// Remove what is finished.
+    Tidy,
+    /// End; `shorten`: leave as little as possible behind.
+    Stop { shorten: bool },
+}
+
+/// A chunk that waits in the queue. Whoever takes it out first decides: the thread writes it, or the caller
+/// gives up, and then its bytes are let go at once.
+pub(super) struct Slot(Mutex<Option<Waiting>>);
+
+/// A chunk that waits.
+pub(super) struct Waiting {
+    /// Its header, the number and the spool still missing.
+    pub(super) head: Head,
+    pub(super) tag: Box<[u8]>,
+    pub(super) data: Bytes,
+}
+
+impl Slot {
+    pub(super) fn new(waiting: Waiting) -> Slot {
+        Slot(Mutex::new(Some(waiting)))
+    }
+
+    pub(super) fn take(&self) -> Option<Waiting> {
+        self.0.lock().expect("nothing panics with this lock").take()
+    }
+}
+
+/// The header of a note. [`Writer::number`] fills in what is missing.
+fn note_head(payload: &[u8]) -> Head {
+    Head {
+        kind: Kind::Note,
+        number: 0,
+        spool: 0,
+        tag_len: 0,
+        data_len: u32::try_from(payload.len()).expect("checked before it was queued"),
+        arrived: Time::default(),
+        id: chunk_id(b"", payload),
+    }
+}
+
+/// One frame of a group.
+struct Entry {
+    head: Head,
+    tag: Box<[u8]>,
+    data: Bytes,
+    then: Then,
+}
+
+/// Who waits for it.
+enum Then {
+    Chunk(oneshot::Sender<Result<Appended, Refusal>>),
+    Note {
+        durability: Durability,
+        next_batch: u64,
+        answer: oneshot::Sender<io::Result<()>>,
+    },
+}
+
+impl Entry {
+    fn wants_sync(&self) -> bool {
+        match self.then {
+            Then::Chunk(_) => true,
+            Then::Note { durability, .. } => durability == Durability::Synced,
+        }
+    }
+}
+
+/// The segment that is written to.
+pub(super) struct Active {
+    pub(super) file: Box<dyn File>,
+    pub(super) first: Seq,
+    /// Bytes of what was answered for. What stands behind them is being written, or is void.
+    pub(super) len: u64,
+    /// It holds its Begin frame and nothing else.
+    pub(super) bare: bool,
+}
+
+/// A file that was begun, was not finished, and could not be removed.
+struct Debris {
+    name: String,
+    bytes: u64,
+}
+
+/// Where the next group goes.
+struct Plan {
+    /// Bytes in its segment before it.
+    base: u64,
+    /// How many of them are still to be written.
+    begin: u64,
+}
+
+/// The thread's own.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    jobs: Receiver<Job>,
+    /// Taken from the queue, and no part of the group that was gathered.
+    held: Option<Job>,
+    /// `None`: the next group begins a segment.
+    active: Option<Active>,
+    /// The number of the next frame.
+    next: Seq,
+    /// Notes that were written and answered, and not synced. When their segment is given up, the next one
+    /// begins with them.
+    carried: Vec<(Head, Bytes)>,
+    /// Segments that were given up and could not be cut to their good length, and that length.
+    untrimmed: Vec<(Seq, u64)>,
+    debris: Option<Debris>,
+    /// A removal is not durable yet.
+    removed: bool,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        jobs: Receiver<Job>,
+        active: Option<Active>,
+        next: Seq,
+    ) -> Writer {
+        Writer {
+            shared,
+            jobs,
+            held: None,
+            active,
+            next,
+            carried: Vec::new(),
+            untrimmed: Vec::new(),
+            debris: None,
+            removed: false,
+        }
+    }
+
+    /// Works until it is told to stop.
+    pub(super) fn run(mut self) {
+        while let Some(job) = self.held.take().or_else(|| self.jobs.recv().ok()) {
+            match job {
+                Job::Tidy => self.tidy(),
+                Job::Stop { shorten } => {
+                    if shorten {
+                        self.shorten();
+                    }
+                    return;
+                }
+                Job::Chunk { .. } | Job::Note { .. } => {
+                    let group = self.gather(job);
+                    if !group.is_empty() {
+                        self.commit(group);
+                    }
+                    if self.is_untidy() {
+                        self.tidy();
+                    }
+                }
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+
+    /// The first of a group, and what else waits and fits.
+    fn gather(&mut self, first: Job) -> Vec<Entry> {
+        let mut group: Vec<Entry> = Vec::new();
+        let mut bytes = 0;
+        let mut plan = Plan { base: 0, begin: 0 };
+        let mut next = Some(first);
+        while let Some(job) = next.take().or_else(|| self.jobs.try_recv().ok()) {
+            let length = match &job {
+                Job::Chunk { length, .. } => *length,
+                Job::Note { payload, .. } => note_length(payload),
+                // It is seen to behind the group.
+                Job::Tidy => continue,
+                Job::Stop { .. } => {
+                    self.held = Some(job);
+                    break;
+                }
+            };
+            if group.is_empty() {
+                plan = self.plan(length);
+            } else if bytes + length > GROUP_BYTES
+                || plan.base + bytes + length > self.shared.limits.segment_bytes
+            {
+                self.held = Some(job);
+                break;
+            }
+            let entry = match job {
+                Job::Chunk { slot, answer, .. } => self.take_chunk(&slot, answer, &plan, bytes),
+                Job::Note {
+                    payload,
+                    durability,
+                    next_batch,
+                    answer,
+                } => Some(Entry {
+                    head: note_head(&payload),
+                    tag: Box::default(),
+                    data: payload,
+                    then: Then::Note {
+                        durability,
+                        next_batch,
+                        answer,
+                    },
+                }),
+                Job::Tidy | Job::Stop { .. } => None,
+            };
+            if let Some(entry) = entry {
+                bytes += length;
+                group.push(entry);
+            }
+        }
+        group
+    }
+
+    fn plan(&self, length: u64) -> Plan {
+        match &self.active {
+            Some(active) if self.takes(active, length) => Plan {
+                base: active.len,
+                begin: 0,
+            },
+            _ => {
+                let carried: u64 = self.carried.iter().map(|(head, _)| head.length()).sum();
+                let begin = Begin::length(self.state().window.len()) + carried;
+                Plan { base: begin, begin }
+            }
+        }
+    }
+
+    /// Whether so many bytes go into the active segment. A frame larger than a segment gets one of its own.
+    fn takes(&self, active: &Active, bytes: u64) -> bool {
+        active.bare || active.len + bytes <= self.shared.limits.segment_bytes
+    }
+
+    /// A chunk's entry, unless its caller has given it up or it does not fit behind `before` bytes.
+    fn take_chunk(
+        &mut self,
+        slot: &Slot,
+        answer: oneshot::Sender<Result<Appended, Refusal>>,
+        plan: &Plan,
+        before: u64,
+    ) -> Option<Entry> {
+        let Waiting { head, tag, data } = slot.take()?;
+        let limit = self.shared.limits.limit;
+        let needed = plan.begin + before + head.length();
+        if self.state().bytes + needed > limit {
+            self.tidy();
+        }
+        let mut state = self.state();
+        if state.bytes + needed > limit {
+            state.reserved -= head.length();
+            let bytes = state.bytes;
+            drop(state);
+            drop(data);
+            let _ = answer.send(Err(Refusal::Full { bytes, limit }));
+            return None;
+        }
+        Some(Entry {
+            head,
+            tag,
+            data,
+            then: Then::Chunk(answer),
+        })
+    }
+
+    /// Writes a group, and answers all in it.
+    fn commit(&mut self, mut group: Vec<Entry>) {
+        match self.write(&mut group) {
+            Ok(start) => self.publish(group, start),
+            Err(error) => self.refuse(group, &error),
+        }
+    }
+
+    /// Writes a group, and syncs it if anybody in it asks for that. Gives the segment, and where in it the
+    /// group begins.
+    fn write(&mut self, group: &mut [Entry]) -> io::Result<(Seq, u64)> {
+        let bytes: u64 = group.iter().map(|entry| entry.head.length()).sum();
+        let active = self.active.as_ref();
+        if !active.is_some_and(|active| self.takes(active, bytes)) {
+            self.rotate()?;
+        }
+        let active = self.active.as_mut().expect("rotating begins a segment");
+        for (entry, number) in group.iter_mut().zip(self.next..) {
+            entry.head.number = number;
+            entry.head.spool = self.shared.spool;
+        }
+        let start = (active.first, active.len);
+        let frames = group.iter().map(|e| (&e.head, &e.tag[..], &e.data[..]));
+        if let Err(error) = append(&*active.file, frames) {
+            self.unwrite();
+            return Err(error);
+        }
+        let notes = |entry: &&Entry| matches!(entry.then, Then::Note { .. });
+        let fresh = group.iter().filter(notes).map(|e| (e.head, e.data.clone()));
+        let unsynced: u64 = self.carried.iter().map(|(head, _)| head.length()).sum();
+        if group.iter().any(Entry::wants_sync) || unsynced + bytes > CARRIED_BYTES {
+            if let Err(error) = active.file.sync() {
+                self.give_up();
+                return Err(error);
+            }
+            self.carried.clear();
+        } else {
+            self.carried.extend(fresh);
+        }
+        active.len += bytes;
+        active.bare = false;
+        self.next += group.len() as u64;
+        let len = active.len;
+        self.state().resize(start.0, len);
+        Ok(start)
+    }
+
+    /// Makes what was written visible, and answers.
+    fn publish(&mut self, group: Vec<Entry>, (segment, mut offset): (Seq, u64)) {
+        let mut kept = false;
+        {
+            let mut state = self.shared.state();
+            for Entry { head, then, .. } in &group {
+                match then {
+                    Then::Note { next_batch, .. } => {
+                        state.next_batch = state.next_batch.max(*next_batch);
+                    }
+                    Then::Chunk(_) => {
+                        kept = true;
+                        state.reserved -= head.length();
+                        state.keep(
+                            head.number,
+                            Place {
+                                segment,
+                                offset: offset + HEADER,
+                                tag_len: head.tag_len,
+                                data_len: head.data_len,
+                                arrived: head.arrived,
+                                id: head.id,
+                            },
+                            self.shared.limits.window,
+                        );
+                    }
+                }
+                offset += head.length();
+            }
+        }
+        if kept {
+            self.shared.more.notify_waiters();
+        }
+        for Entry { data, then, .. } in group {
+            // The host waits until nobody holds its bytes any more.
+            drop(data);
+            match then {
+                Then::Chunk(answer) => drop(answer.send(Ok(Appended::Kept))),
+                Then::Note { answer, .. } => drop(answer.send(Ok(()))),
+            }
+        }
+    }
+
+    /// Answers that nothing of the group was kept.
+    fn refuse(&mut self, group: Vec<Entry>, error: &io::Error) {
+        for Entry {
+            head, data, then, ..
+        } in group
+        {
+            drop(data);
+            match then {
+                Then::Chunk(answer) => {
+                    self.state().reserved -= head.length();
+                    let _ = answer.send(Err(Refusal::Disk(same(error))));
+                }
+                Then::Note { answer, .. } => drop(answer.send(Err(same(error)))),
+            }
+        }
+    }
+
+    /// Takes back what a failed write may have left. Only where that certainly succeeds the segment is
+    /// gone on with: on a disk that is full, a new one for each attempt would make matters worse.
+    fn unwrite(&mut self) {
+        let Some(active) = &self.active else { return };
+        let undone = active
+            .file
+            .truncate(active.len)
+            .and_then(|()| active.file.len())
+            .is_ok_and(|len| len == active.len)
+            && active.file.sync().is_ok();
+        if undone {
+            self.carried.clear();
+        } else {
+            self.give_up();
+        }
+    }
+
+    /// Nothing is written to this segment any more. All of it that was not synced is void; the notes among
+    /// that are written again.
+    fn give_up(&mut self) {
+        let Some(active) = self.active.take() else {
+            return;
+        };
+        self.next -= self.carried.len() as u64;
+        self.untrimmed.push((active.first, active.len));
+        self.trim(&*active.file, active.first, active.len);
+    }
+
+    /// Cuts a given-up segment to its good length, and takes note of the length it has.
+    fn trim(&mut self, file: &dyn File, first: Seq, good: u64) {
+        match file.truncate(good) {
+            Ok(()) => {
+                self.untrimmed.retain(|(segment, _)| *segment != first);
+                self.state().resize(first, good);
+            }
+            Err(_) => {
+                if let Ok(len) = file.len() {
+                    self.state().resize(first, len);
+                }
+            }
+        }
+    }
+
+    /// Goes on in a new segment. Should it fail, the old one is not gone on with all the same: the new one
+    /// may be there after a crash, and what is in the old one and numbered like it would then be void.
+    fn rotate(&mut self) -> io::Result<()> {
+        if self.sync_notes().is_err() {
+            self.give_up();
+        }
+        self.active = None;
+        self.begin_segment()
+    }
+
+    /// Makes the notes durable that were only written.
+    fn sync_notes(&mut self) -> io::Result<()> {
+        if let (false, Some(active)) = (self.carried.is_empty(), &self.active) {
+            active.file.sync()?;
+            self.carried.clear();
+        }
+        Ok(())
+    }
+
+    /// Begins a segment with the window and the carried notes, and makes it durable before it is used: what
+    /// it says of earlier segments (which frames are void) must not be lost once anything in it counts.
+    fn begin_segment(&mut self) -> io::Result<()> {
+        self.clear_debris()?;
+        let first = self.next;
+        let name = segment_name(first);
+        let window = {
+            let state = self.state();
+            Begin::encode(state.next_batch, state.window.iter())
+        };
+        let begin = Head {
+            kind: Kind::Begin,
+            ..note_head(&window)
+        };
+        let mut frames = Vec::from([(begin, Bytes::from(window))]);
+        frames.append(&mut self.carried.clone());
+        for ((head, _), number) in frames.iter_mut().zip(first..) {
+            head.number = number;
+            head.spool = self.shared.spool;
+        }
+        let len = frames.iter().map(|(head, _)| head.length()).sum();
+        let file = self.create(&name)?;
+        let frames_here = frames.iter().map(|(head, data)| (head, &[][..], &data[..]));
+        let begun = append(&*file, frames_here)
+            .and_then(|()| file.sync())
+            .and_then(|()| self.shared.disk.sync_dir());
+        if let Err(error) = begun {
+            let bytes = file.len().unwrap_or(len);
+            self.state().bytes += bytes;
+            self.debris = Some(Debris { name, bytes });
+            let _ = self.clear_debris();
+            return Err(error);
+        }
+        self.removed = false;
+        self.next = first + frames.len() as u64;
+        self.carried.clear();
+        let bare = frames.len() == 1;
+        self.active = Some(Active {
+            file,
+            first,
+            len,
+            bare,
+        });
+        let mut state = self.state();
+        state.bytes += len;
+        state.segments.insert(
+            first,
+            Holding {
+                bytes: len,
+                unfinished: 0,
+                bare,
+            },
+        );
+        Ok(())
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
+        let disk = &self.shared.disk;
+        match disk.create(name) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                // An earlier attempt failed, and made it all the same.
+                if disk.open(name)?.len()? > 0 {
+                    return Err(error);
+                }
+                disk.remove(name)?;
+                disk.create(name)
+            }
+            created => created,
+        }
+    }
+
+    fn clear_debris(&mut self) -> io::Result<()> {
+        let Some(debris) = &self.debris else {
+            return Ok(());
+        };
+        match self.shared.disk.remove(&debris.name) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => {
+                let bytes = debris.bytes;
+                self.debris = None;
+                self.state().bytes -= bytes;
+                Ok(())
+            }
+        }
+    }
+
+    fn is_untidy(&self) -> bool {
+        let state = self.state();
+        !self.untrimmed.is_empty()
+            || self.debris.is_some()
+            || self.removed
+            || state.removable().is_some()
+            || state.wants_room()
+    }
+
+    /// Removes what nobody needs any more. What fails is tried again when something else happens.
+    pub(super) fn tidy(&mut self) {
+        self.state().tidying = false;
+        for (first, good) in self.untrimmed.clone() {
+            match self.shared.disk.open(&segment_name(first)) {
+                Ok(file) => self.trim(&*file, first, good),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.untrimmed.retain(|(segment, _)| *segment != first);
+                }
+                Err(_) => {}
+            }
+        }
+        let _ = self.clear_debris();
+        let _ = self.remove_finished();
+        let roll = self.state().wants_room();
+        if roll && self.rotate().is_ok() {
+            self.state().hungry = false;
+            let _ = self.remove_finished();
+        }
+    }
+
+    /// Removes the oldest segments as long as they are finished. The newest one stays: it has the window,
+    /// and the numbers go on behind it.
+    fn remove_finished(&mut self) -> io::Result<()> {
+        loop {
+            let Some(first) = self.state().removable() else {
+                break;
+            };
+            if self.removed {
+                // Should it come back after a power cut, all newer ones must be there still.
+                self.shared.disk.sync_dir()?;
+                self.removed = false;
+            }
+            self.secure_notes()?;
+            match self.shared.disk.remove(&segment_name(first)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {
+                    self.removed = true;
+                    self.state().forget(first);
+                    self.untrimmed.retain(|(segment, _)| *segment != first);
+                }
+            }
+        }
+        if self.removed {
+            self.shared.disk.sync_dir()?;
+            self.removed = false;
+        }
+        Ok(())
+    }
+
+    /// Makes all notes durable, in a new segment if need be.
+    fn secure_notes(&mut self) -> io::Result<()> {
+        if self.sync_notes().is_err() {
+            self.give_up();
+        }
+        if self.carried.is_empty() {
+            return Ok(());
+        }
+        self.begin_segment()
+    }
+
+    /// Makes all durable, and leaves one small file where everything is finished.
+    fn shorten(&mut self) {
+        let _ = self.secure_notes();
+        let roll = self.state().can_be_shorter();
+        if roll {
+            let _ = self.rotate();
+        }
+        self.tidy();
+    }
+}
+
+fn note_length(payload: &[u8]) -> u64 {
+    let payload = payload.len() as u64;
+    HEADER + payload + padding(payload).len() as u64
+}
+
+/// Writes frames, straight from where their bytes are.
+fn append<'a>(
+    file: &dyn File,
+    frames: impl Iterator<Item = (&'a Head, &'a [u8], &'a [u8])> + Clone,
+) -> io::Result<()> {
+    let heads: Vec<_> = frames.clone().map(|(head, ..)| head.encode()).collect();
+    let mut parts = Vec::with_capacity(heads.len() * 4);
+    for (encoded, (head, tag, data)) in heads.iter().zip(frames) {
+        for part in [&encoded[..], tag, data, padding(head.payload())] {
+            if !part.is_empty() {
+                parts.push(IoSlice::new(part));
+            }
+        }
+    }
+    file.append(&parts)
+}
+
+/// The same error once more, for another one who waits.
+fn same(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
