@@ -5,6 +5,9 @@
 //! chunks to the host's backlog, starts it, and kills it with SIGKILL at a random moment of a seeded
 //! sequence; the last round lets it finish. Then everything is counted.
 //!
+//! With `FLUENT_BIT` set the same is done to the real host, whose `storage.type filesystem` is what the
+//! harness imitates.
+//!
 //! `FERRY_KILLS` says how often (a dozen otherwise), `FERRY_SEED` which moments.
 
 use std::fs::{self, File};
@@ -157,18 +160,17 @@ impl Machine {
         logs.map(Result::unwrap_or_default).collect()
     }
 
-    /// Sums the number before `words` over all starts.
-    fn said(&self, words: &str) -> u64 {
-        let logs = self.logs();
-        let before = logs.split(words).map(|text| text.rsplit(' ').next());
-        let numbers = before.take(logs.matches(words).count());
-        numbers.filter_map(|word| word?.parse::<u64>().ok()).sum()
-    }
-
     fn assert_each_once(&self, report: &Report) {
         assert!(report.is_exact(), "{report}\n{}", self.logs());
         assert_eq!(report.totals.lines, self.lines as u64);
     }
+}
+
+/// The sum of all numbers that stand before `words` in a text.
+fn number_before(words: &str, text: &str) -> u64 {
+    let before = text.split(words).map(|text| text.rsplit(' ').next());
+    let numbers = before.take(text.matches(words).count());
+    numbers.filter_map(|word| word?.parse::<u64>().ok()).sum()
 }
 
 fn segments(spool: &Path) -> Vec<(String, u64)> {
@@ -243,11 +245,180 @@ fn killed_at_any_moment_firehose_has_twice_no_more_than_was_on_its_way() {
     let report = fake.report(Some(machine.lines as u64));
     assert_eq!(report.missing, 0, "{report}\n{}", machine.logs());
     assert_eq!(report.limit_violations, 0, "{report}");
-    let said = machine.said(" records in ");
+    let said = number_before(" records in ", &machine.logs());
     assert!(
         report.duplicates <= said,
         "{} duplicates, but only {said} records were said to be on their way: {report}\n{}",
         report.duplicates,
+        machine.logs()
+    );
+}
+
+/// A real host's machine, with lines in its own chunks on disk.
+struct RealMachine {
+    dir: TempDir,
+    fluent_bit: PathBuf,
+    runs: usize,
+}
+
+const REAL_LINES: u64 = 60_000;
+
+impl RealMachine {
+    /// Has the host read a log while its output reaches nobody, so that the chunks stay in its storage.
+    fn with_a_backlog(fluent_bit: PathBuf, output: &str) -> RealMachine {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().display().to_string();
+        let write = |name: &str, text: String| {
+            fs::write(dir.path().join(name), text.replace("@HERE@", &here)).unwrap();
+        };
+        let generated = Command::new(support::harness())
+            .args([
+                "generate",
+                "--shape",
+                "http",
+                "-n",
+                &REAL_LINES.to_string(),
+                "-o",
+            ])
+            .arg(dir.path().join("app.log"))
+            .status();
+        assert!(generated.unwrap().success());
+        write(
+            "plugins.conf",
+            format!("[PLUGINS]\n    Path {}\n", support::library().display()),
+        );
+        write(
+            "parsers.conf",
+            "[PARSER]\n    Name json\n    Format json\n".to_owned(),
+        );
+        let service = "[SERVICE]\n    Flush 0.2\n    scheduler.base 1\n    scheduler.cap 2\n    \
+                       storage.path @HERE@/storage\n    Plugins_File @HERE@/plugins.conf\n    \
+                       Parsers_File @HERE@/parsers.conf\n";
+        write(
+            "fill.conf",
+            format!(
+                "{service}    Grace 2\n\n[INPUT]\n    Name tail\n    Tag app.http\n    Path @HERE@/app.log\n    \
+                 Parser json\n    Read_from_Head on\n    Exit_On_Eof on\n    Buffer_Max_Size 1M\n    \
+                 Buffer_Chunk_Size 1M\n    storage.type filesystem\n\n\
+                 [OUTPUT]\n    Name ferry\n    Match *\n    Workers 2\n    Retry_Limit no_limits\n    \
+                 flush_deadline 1s\n    delivery_stream nobody\n    region us-east-1\n    \
+                 endpoint http://127.0.0.1:1\n    dead_letter_dir @HERE@/letters\n"
+            ),
+        );
+        write(
+            "run.conf",
+            format!(
+                "{service}    Grace 30\n\n[INPUT]\n    Name dummy\n    Tag idle\n\n\
+                 [OUTPUT]\n    Name ferry\n    Match app.*\n    Workers 4\n    Retry_Limit no_limits\n    \
+                 spool_dir @HERE@/spool\n{output}\n"
+            ),
+        );
+        let mut machine = RealMachine {
+            dir,
+            fluent_bit,
+            runs: 0,
+        };
+        let status = machine.start("fill.conf").wait().unwrap();
+        assert!(status.success(), "{status}: {}", machine.logs());
+        machine
+    }
+
+    fn start(&mut self, config: &str) -> Child {
+        self.runs += 1;
+        let log = File::create(self.dir.path().join(format!("log-{:04}", self.runs))).unwrap();
+        Command::new(&self.fluent_bit)
+            .arg("-c")
+            .arg(self.dir.path().join(config))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("the host starts")
+    }
+
+    /// Starts the host and kills it, again and again, and then lets it deliver all and stops it.
+    fn kill_again_and_again(&mut self, all_is_there: impl Fn() -> bool) {
+        let mut random = StdRng::seed_from_u64(setting("FERRY_SEED", 20_261_121));
+        for _ in 0..setting("FERRY_KILLS", 12) {
+            let mut host = self.start("run.conf");
+            std::thread::sleep(
+                random.random_range(Duration::from_millis(200)..Duration::from_secs(1)),
+            );
+            host.kill().expect("SIGKILL");
+            host.wait().unwrap();
+        }
+        let mut host = self.start("run.conf");
+        let began = Instant::now();
+        while !all_is_there() {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "not all arrives: {}",
+                self.logs()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let stopped = Command::new("kill").arg(host.id().to_string()).status();
+        assert!(stopped.unwrap().success());
+        let status = host.wait().unwrap();
+        assert!(status.success(), "{status}: {}", self.logs());
+    }
+
+    fn logs(&self) -> String {
+        let log = |n| fs::read_to_string(self.dir.path().join(format!("log-{n:04}")));
+        (1..=self.runs)
+            .map(|n| log(n).unwrap_or_default())
+            .collect()
+    }
+}
+
+#[test]
+fn in_the_real_host_killed_at_any_moment_objects_have_each_line_once() {
+    let Some(fluent_bit) = support::fluent_bit() else {
+        println!("skipped: FLUENT_BIT is not set");
+        return;
+    };
+    let mut machine = RealMachine::with_a_backlog(
+        fluent_bit,
+        "    url file://@HERE@/objects\n    blob_max_size 100K\n    blob_max_age 1s",
+    );
+    let objects = machine.dir.path().join("objects");
+    // While the host works, a file that was listed may be gone: objects are written beside their name.
+    let report = || {
+        Some(
+            verify_objects(&objects, "seq")
+                .ok()?
+                .report(Some(REAL_LINES)),
+        )
+    };
+    machine.kill_again_and_again(|| report().is_some_and(|report| report.missing == 0));
+    let report = report().expect("objects");
+    assert!(report.is_exact(), "{report}\n{}", machine.logs());
+}
+
+#[test]
+fn in_the_real_host_killed_at_any_moment_firehose_has_twice_no_more_than_was_on_its_way() {
+    let Some(fluent_bit) = support::fluent_bit() else {
+        println!("skipped: FLUENT_BIT is not set");
+        return;
+    };
+    let fake = FakeFirehose::start(Options {
+        faults: "2% records ServiceUnavailableException".to_owned(),
+        ..Options::default()
+    })
+    .expect("a fake Firehose");
+    let mut machine = RealMachine::with_a_backlog(
+        fluent_bit,
+        &format!(
+            "    delivery_stream app\n    region us-east-1\n    endpoint {}\n    spool on\n    linger 100ms",
+            fake.url()
+        ),
+    );
+    machine.kill_again_and_again(|| fake.report(Some(REAL_LINES)).missing == 0);
+    let report = fake.report(Some(REAL_LINES));
+    let said = number_before(" records in ", &machine.logs());
+    assert!(
+        report.missing == 0 && report.duplicates <= said,
+        "{said} records were said to be on their way: {report}\n{}",
         machine.logs()
     );
 }

@@ -512,7 +512,7 @@ fn in_the_real_host_objects_appear_once() {
         println!("skipped: FLUENT_BIT is not set");
         return;
     };
-    let output = "    url file://@HERE@/objects\n    Retry_Limit no_limits";
+    let output = "    url file://@HERE@/objects\n    spool off\n    Retry_Limit no_limits";
     let scene = Scene::with_service(REAL_SERVICE, TAIL, output);
     write_log(&scene, 50_000);
     let mut host = Host::start(&fluent_bit, &scene);
