@@ -4,6 +4,7 @@
 //! answer. Beside each stands what it falls back to. This module and those below it are the only ones
 //! with unsafe code.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
@@ -16,6 +17,7 @@ mod threads;
 
 use abi::{FLB_ERROR, FLB_OK, FLB_RETRY, flb_plugin_proxy_def, flbgo_output_plugin};
 
+use crate::log::{Level, Output as _};
 use crate::plugin::Instance;
 use crate::settle::Verdict;
 use host::Host;
@@ -40,12 +42,21 @@ fn guard<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(fallback)
 }
 
+thread_local! {
+    /// The host of the output that this thread starts: it is not among the running ones yet.
+    static STARTING: Cell<Option<Host>> = const { Cell::new(None) };
+}
+
 /// Panics are said in the host's log instead of on file descriptor 2: a host that runs as a daemon has
 /// closed that one and may have given its number to a pipe of its own.
 fn say_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|panic| {
+            if let Some(host) = STARTING.get() {
+                let line = format!("[ferry] a bug in Ferry, please report it: {panic}");
+                host.write(Level::Error, &line);
+            }
             // Not to be waited for: the thread that panics may hold it.
             if let Ok(all) = RUNNING.try_lock() {
                 for running in all.iter() {
@@ -108,8 +119,12 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *mut flbgo_output_plugin) -> c_in
             return FLB_ERROR;
         }
         say_panics();
-        let started = threads::without_signals(|| Instance::start(&host, Box::new(host)));
-        let Some(instance) = started else {
+        STARTING.set(Some(host));
+        let started = catch_unwind(AssertUnwindSafe(|| {
+            threads::without_signals(|| Instance::start(&host, Box::new(host)))
+        }));
+        STARTING.set(None);
+        let Ok(Some(instance)) = started else {
             return FLB_ERROR;
         };
         let instance = Arc::new(Running {

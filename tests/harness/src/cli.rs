@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::engine::replay::{self, ReplayArgs};
 use crate::engine::{self, RunArgs};
 use crate::firehose::{self, FirehoseArgs};
 use crate::ledger::{self, VerifyArgs};
+use crate::proxy::{self, ProxyArgs};
 use crate::samples::{self, GenerateArgs};
 
 /// Runs a Fluent Bit output without Fluent Bit, and Amazon Data Firehose without Amazon.
@@ -17,15 +19,15 @@ struct Cli {
     command: Command,
 }
 
+/// What a command without words here does stands at its arguments.
 #[derive(Subcommand)]
 enum Command {
-    /// Load outputs and feed them, as Fluent Bit's engine does
+    /// Loads outputs and feeds them, as Fluent Bit's engine does
     Run(RunArgs),
-    /// Serve a fake Firehose on loopback
+    Replay(ReplayArgs),
     Firehose(FirehoseArgs),
-    /// Compare what arrived with what was sent
+    Proxy(ProxyArgs),
     Verify(VerifyArgs),
-    /// Write sample records
     Generate(GenerateArgs),
 }
 
@@ -33,7 +35,9 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => engine::run(args),
+        Command::Replay(args) => replay::run(args),
         Command::Firehose(args) => firehose::run(args),
+        Command::Proxy(args) => proxy::run(args),
         Command::Verify(args) => ledger::run_verify(args),
         Command::Generate(args) => samples::run_generate(args),
     };

@@ -174,7 +174,8 @@ impl Delivery {
     }
 }
 
-fn decode(mut data: &[u8], lines: &mut Vec<u8>) -> std::io::Result<usize> {
+/// Unpacks gzip members or zstd frames, known by the magic bytes; anything else stays as it is.
+pub(crate) fn decode(mut data: &[u8], lines: &mut Vec<u8>) -> std::io::Result<usize> {
     match data {
         [0x1f, 0x8b, ..] => flate2::bufread::MultiGzDecoder::new(data).read_to_end(lines),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::Decoder::with_buffer(data)?.read_to_end(lines),

@@ -1,9 +1,13 @@
-//! The bundled harness: a stand-in for Fluent Bit's engine ([`engine`]), and a fake Firehose
-//! ([`firehose`]) whose [`ledger`] tells what arrived, what did not, and what arrived twice.
+//! The bundled harness: a stand-in for Fluent Bit's engine ([`engine`]), a fake Firehose ([`firehose`])
+//! whose [`ledger`] tells what arrived, what did not, and what arrived twice, and a [`proxy`] that makes
+//! any other HTTP server fail.
 
 pub mod cli;
 pub mod config;
 pub mod engine;
+mod faults;
 pub mod firehose;
 pub mod ledger;
+mod letters;
+pub mod proxy;
 pub mod samples;

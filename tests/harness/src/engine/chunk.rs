@@ -123,7 +123,8 @@ impl Appender {
     }
 }
 
-fn begin_event(out: &mut Vec<u8>, time: SystemTime) {
+/// The part of an event before its body.
+pub(crate) fn begin_event(out: &mut Vec<u8>, time: SystemTime) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     // Two arrays of two, then the EventTime: extension type 0 of 8 bytes.
     out.extend_from_slice(&[0x92, 0x92, 0xd7, 0x00]);

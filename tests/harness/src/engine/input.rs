@@ -482,7 +482,7 @@ impl Input for Tail {
 }
 
 /// A line as it stands, whatever its bytes: `{key: line}`.
-fn raw(key: &str, line: &[u8]) -> Vec<u8> {
+pub(crate) fn raw(key: &str, line: &[u8]) -> Vec<u8> {
     let mut body = vec![0x81];
     for text in [key.as_bytes(), line] {
         rmp::encode::write_str_len(&mut body, text.len() as u32).expect("memory takes it");

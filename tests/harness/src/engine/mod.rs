@@ -7,6 +7,7 @@
 //! - [`pipeline`]: the engine's thread: tasks, retries, workers
 //! - [`schedule`]: when a retry comes
 //! - [`report`]: what a run did and cost
+//! - [`replay`]: dead letters sent again
 //!
 //! This file is the host's main thread: it loads configurations and libraries, forks for `Daemon on`,
 //! waits for signals, and carries out hot reloads. The engine itself runs on a thread of its own, a new
@@ -16,6 +17,7 @@ mod abi;
 mod chunk;
 mod input;
 mod pipeline;
+pub mod replay;
 mod report;
 mod schedule;
 mod stack;
@@ -266,23 +268,8 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     }
     let coro_stack_bytes = loaded.service.coro_stack_size;
     let storage = loaded.service.storage_path.clone();
-    let began = Instant::now();
-    let mut supervisor = Supervisor {
-        quiet: args.quiet || daemon,
-        deadline: args.stop_after.map(|after| began + after),
-        args,
-        signals,
-        began,
-        shared: Arc::new(Shared {
-            progress: Default::default(),
-            cpu: Default::default(),
-            wants_reload: AtomicBool::new(false),
-            supervisor: thread::current(),
-        }),
-        lines: 0,
-        bytes_at_line: 0,
-        reloads: 0,
-    };
+    args.quiet |= daemon;
+    let mut supervisor = Supervisor::new(args, signals);
     let tally = supervisor.run(loaded)?;
 
     stack::libraries_are_unloaded();
@@ -349,7 +336,6 @@ struct Supervisor {
     args: RunArgs,
     signals: Signals,
     shared: Arc<Shared>,
-    quiet: bool,
     began: Instant,
     /// When `--stop-after` is over.
     deadline: Option<Instant>,
@@ -360,16 +346,41 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// Generation after generation, until one ends that no reload has ended.
-    fn run(&mut self, mut loaded: Loaded) -> Result<Tally> {
+    /// For the thread that calls it.
+    fn new(args: RunArgs, signals: Signals) -> Self {
+        let began = Instant::now();
+        Self {
+            deadline: args.stop_after.map(|after| began + after),
+            args,
+            signals,
+            began,
+            shared: Arc::new(Shared {
+                progress: Default::default(),
+                cpu: Default::default(),
+                wants_reload: AtomicBool::new(false),
+                supervisor: thread::current(),
+            }),
+            lines: 0,
+            bytes_at_line: 0,
+            reloads: 0,
+        }
+    }
+
+    /// What the first generation is given.
+    fn begin(&self) -> Lasting {
         let mut reload_after = self.args.reload_after_chunks.clone();
         reload_after.sort_unstable();
-        let mut lasting = Lasting {
+        Lasting {
             tally: Tally::default(),
             random: SmallRng::seed_from_u64(self.args.seed),
             reload_after: reload_after.into(),
             chunks_made: 0,
-        };
+        }
+    }
+
+    /// Generation after generation, until one ends that no reload has ended.
+    fn run(&mut self, mut loaded: Loaded) -> Result<Tally> {
+        let mut lasting = self.begin();
         loop {
             let generation = Generation {
                 service: loaded.service,
@@ -464,7 +475,7 @@ impl Supervisor {
 
     fn print_progress(&mut self) {
         let second = self.began.elapsed().as_secs();
-        if self.quiet || second <= self.lines {
+        if self.args.quiet || second <= self.lines {
             return;
         }
         let progress = &self.shared.progress;

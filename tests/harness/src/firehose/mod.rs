@@ -30,7 +30,8 @@ use tokio_rustls::TlsAcceptor;
 
 use self::api::ApiError;
 pub use self::api::{MAX_CALL_BYTES, MAX_RECORD_BYTES, MAX_RECORDS};
-use self::faults::{Faults, GRAMMAR};
+use self::faults::{Faults, Faulty, GRAMMAR};
+use crate::faults::from_argument;
 use crate::ledger::{Ledger, Report, SeqKey};
 
 /// A soak test must not fill the memory with old requests; only the newest are kept.
@@ -421,13 +422,7 @@ pub fn run(args: FirehoseArgs) -> anyhow::Result<ExitCode> {
     // Caught before the first line is printed: who reads that may send a signal at once.
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGINT, libc::SIGTERM])?;
     let mut options = args.options;
-    if Path::new(&options.faults).is_file() {
-        let script = std::fs::read_to_string(&options.faults);
-        options.faults = script.with_context(|| format!("cannot read {}", options.faults))?;
-    } else {
-        let neither = || format!("--faults {:?} is no file and no script", options.faults);
-        Faults::new(0).push(&options.faults).with_context(neither)?;
-    }
+    options.faults = from_argument::<Faulty>(options.faults)?;
     let fake = FakeFirehose::start(options)?;
     if let (Some(path), Some(pem)) = (&args.ca_out, fake.ca_pem()) {
         std::fs::write(path, pem).with_context(|| format!("cannot write {}", path.display()))?;

@@ -1,5 +1,6 @@
 //! The engine against a plugin that does as it is told: `fixture/out_probe.c`.
 
+mod replay;
 mod storage;
 
 use std::fs;
