@@ -16,6 +16,10 @@ endif
 # A fluent-bit executable. With it, "make test" also tests in the real host.
 FLUENT_BIT ?=
 export HOST FLUENT_BIT
+# "make soak": kills a test, the seed of their moments, and seconds for each fuzz target.
+KILLS ?= 200
+SEED ?= 1
+FUZZ_SECONDS ?= 600
 
 # Cargo's target folder may be elsewhere; what people use always lies in target/.
 CARGO_TARGET_DIR ?= target
@@ -29,11 +33,12 @@ heading = @printf '\n=== %s\n' "$(1)"
 publish = if [ "$(1)" -nt "$(2)" ]; then cp "$(1)" "$(2).new" && mv "$(2).new" "$(2)" && echo "made $(2)"; fi
 
 .PHONY: build
-build: cargo-present ## Build out_ferry.so and ferry-harness into target/ (the same as plain "make")
+build: cargo-present ## Build out_ferry.so, ferry-harness and ferry-spool into target/ (the same as plain "make")
 	cargo build --release --workspace --locked
 	@mkdir -p target
 	@$(call publish,$(RELEASE)/libferry.so,target/out_ferry.so)
 	@$(call publish,$(RELEASE)/ferry-harness,target/ferry-harness)
+	@$(call publish,$(RELEASE)/ferry-spool,target/ferry-spool)
 
 .PHONY: demo
 demo: build ## Ship a generated application log to target/demo/objects and count what arrived
@@ -41,11 +46,37 @@ demo: build ## Ship a generated application log to target/demo/objects and count
 	@tests/demo.sh
 
 .PHONY: test
-test: tools format-check clippy header-check emulators test-rust test-c demo ## Run every check and test, in order, up to the first failure
+test: tools format-check clippy header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, up to the first failure
 	$(call heading,Passed in $$(($$(date +%s) - $(STARTED))) seconds)
 ifeq ($(FLUENT_BIT),)
 	@echo "Skipped: the tests in the real host. FLUENT_BIT=/path/to/fluent-bit runs them too."
 endif
+
+.PHONY: soak
+soak: tools emulators ## Kill hosts hundreds of times (KILLS=200, SEED=…), and fuzz each parser for FUZZ_SECONDS=600
+	$(call heading,Soak: $(KILLS) kills a test)
+	FERRY_KILLS=$(KILLS) FERRY_SEED=$(SEED) cargo test --workspace --locked --test ferry -- --nocapture crash:: faults::
+	$(call heading,Soak: the spool on a failing disk)
+	PROPTEST_CASES=5000 cargo test --workspace --locked --lib -- spool::
+	$(call heading,Soak: fuzzing)
+	fuzz/run.sh $(FUZZ_SECONDS)
+
+.PHONY: fuzz
+fuzz: cargo-present ## Fuzz each parser for ten seconds
+	$(call heading,Fuzz)
+	fuzz/run.sh 10
+
+.PHONY: faults-table
+faults-table: tools emulators ## Inject every fault, and print the table of what was lost and duplicated
+	@mkdir -p target && rm -f target/faults.md
+	FERRY_TABLE=$(CURDIR)/target/faults.md cargo test --workspace --locked --test ferry -- --test-threads 1 faults::
+	@echo "| destination | what was injected | how often it struck | lost | twice |"
+	@echo "| --- | --- | --- | --- | --- |"
+	@cat target/faults.md
+
+.PHONY: bench-spool
+bench-spool: build ## Measure flushes of 500 tags a second, spooled and direct
+	@tests/bench-spool.sh
 
 .PHONY: format-check
 format-check: cargo-present
@@ -100,6 +131,8 @@ help: ## List the commands
 	@echo "Variables:"
 	@echo "  FLUENT_BIT=/path/to/fluent-bit   make test: test in the real host too; make demo: the host to run"
 	@echo "  HOST=harness|fluent-bit          make demo: which host to run; harness is bundled and the default"
+	@echo "  KILLS=200 SEED=1                 make soak: kills a test, and the seed of their moments"
+	@echo "  FUZZ_SECONDS=600                 make soak: seconds for each fuzz target"
 
 # What a machine lacks is said before anything is built.
 .PHONY: tools

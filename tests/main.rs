@@ -7,6 +7,8 @@ mod blob_stores;
 mod captured_chunks;
 mod crash;
 mod end_to_end;
+mod faults;
 mod firehose;
 mod header;
 mod reference;
+mod stopping;

@@ -13,7 +13,9 @@ pub(super) const VERSION: u32 = 1;
 /// Frames begin at multiples of this.
 pub(super) const ALIGN: u64 = 8;
 /// No number comes near this one; what has a greater one was not written by a spool.
-pub(super) const NUMBERS: Seq = 1 << 63;
+const NUMBERS: Seq = 1 << 63;
+/// Nor does a segment begin near this one: behind it there are numbers enough.
+const FIRSTS: Seq = 1 << 62;
 
 /// What a frame begins with. Not text, so that logs about logs seldom look like it.
 const MAGIC: [u8; 4] = [0xf5, b'S', b'p', 0x0a];
@@ -215,7 +217,7 @@ pub(super) fn segment_first(name: &str) -> Option<Seq> {
     if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    digits.parse().ok().filter(|first| *first < NUMBERS)
+    digits.parse().ok().filter(|first| *first < FIRSTS)
 }
 
 /// The folder that damaged bytes are copied to.
@@ -224,6 +226,14 @@ pub(super) const QUARANTINE: &str = "quarantine/";
 /// Where the damaged bytes at `offset` of a segment are copied to.
 pub(super) fn quarantine_name(first: Seq, offset: u64) -> String {
     format!("{QUARANTINE}{first:020}-{offset}.bin")
+}
+
+/// The segment and the offset in the name of a file of damaged bytes, if it is one.
+pub(super) fn quarantine_place(name: &str) -> Option<(Seq, u64)> {
+    let place = name.strip_prefix(QUARANTINE)?.strip_suffix(".bin")?;
+    let (first, offset) = place.split_once('-')?;
+    let first = segment_first(&format!("{first}.seg"))?;
+    Some((first, offset.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -304,6 +314,15 @@ mod tests {
             "quarantine/00000000000000000042.seg",
         ] {
             assert_eq!(segment_first(name), None, "{name}");
+        }
+        assert_eq!(quarantine_place(&quarantine_name(42, 640)), Some((42, 640)));
+        for name in [
+            "quarantine/42-640.bin",
+            "quarantine/00000000000000000042.bin",
+            "quarantine/00000000000000000042--1.bin",
+            "00000000000000000042-640.bin",
+        ] {
+            assert_eq!(quarantine_place(name), None, "{name}");
         }
     }
 }

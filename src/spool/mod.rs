@@ -345,6 +345,8 @@ struct Holding {
     bytes: u64,
     /// Chunks.
     unfinished: u64,
+    /// Its Begin frame can be read.
+    begun: bool,
     /// It holds its Begin frame and nothing else.
     bare: bool,
 }
@@ -433,6 +435,12 @@ impl State {
     fn removable(&self) -> Option<Seq> {
         let (first, holding) = self.segments.first_key_value()?;
         (self.segments.len() > 1 && holding.unfinished == 0).then_some(*first)
+    }
+
+    /// Whether the newest segment has the window, and all that a Begin frame says.
+    fn is_begun(&self) -> bool {
+        let newest = self.segments.last_key_value();
+        newest.is_some_and(|(_, holding)| holding.begun)
     }
 
     /// Whether nothing but finished chunks in the newest segment is in the way of one that did not fit.
@@ -735,15 +743,6 @@ impl Spool {
             self.shared.state().bytes += quarantine.bytes;
             words.unwrap_or_default()
         };
-        let note = Note::Done {
-            contents: Vec::from([Content {
-                chunk,
-                events: Events::All,
-            }]),
-        };
-        // Nobody waits for it: without the note the next run finds out for itself.
-        let (answer, _) = oneshot::channel();
-        let _ = self.queue_note(&note, Durability::Written, answer);
         self.finish(chunk);
         Some(format!("chunk {chunk} is lost: {words}"))
     }
@@ -770,6 +769,14 @@ impl Spool {
     pub fn close(&self) {
         self.shared.state().closed = true;
         self.stop(true);
+    }
+
+    /// Waits until the thread has done all it was asked to.
+    #[cfg(test)]
+    fn rest(&self) {
+        let (done, rested) = channel();
+        let _ = self.jobs.send(Job::Rest(done));
+        let _ = rested.recv();
     }
 
     fn stop(&self, shorten: bool) {

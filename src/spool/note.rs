@@ -268,7 +268,7 @@ mod tests {
             proptest::collection::btree_set(0u32..40, 0..20).prop_map(|set| {
                 let mut runs = Vec::new();
                 for event in set {
-                    unite(&mut runs, &[event..event + 1]);
+                    unite(&mut runs, std::slice::from_ref(&(event..event + 1)));
                 }
                 Events::Runs(runs)
             })
@@ -299,6 +299,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::spool::tests::cases(256))]
+
         #[test]
         fn a_note_is_read_as_it_was_written_and_no_part_of_it_is_one(note in notes()) {
             let bytes = encode(&note);
@@ -336,8 +338,9 @@ mod tests {
         }
     }
 
-    fn runs(chunk: Seq, runs: &[Range<u32>]) -> Content {
-        let events = Events::Runs(runs.to_vec());
+    fn runs(chunk: Seq, runs: &[(u32, u32)]) -> Content {
+        let runs = runs.iter().map(|(start, end)| *start..*end).collect();
+        let events = Events::Runs(runs);
         Content { chunk, events }
     }
 
@@ -359,8 +362,8 @@ mod tests {
     #[test]
     fn a_batch_is_pending_until_it_ends_and_then_its_events_are_settled() {
         let mut ledger = Ledger::default();
-        ledger.take(begun(4, &[runs(1, &[0..2]), all(2)]));
-        ledger.take(begun(5, &[runs(1, &[2..3])]));
+        ledger.take(begun(4, &[runs(1, &[(0, 2)]), all(2)]));
+        ledger.take(begun(5, &[runs(1, &[(2, 3)])]));
         ledger.take(Note::Ended {
             batch: 4,
             delivered: None,
@@ -370,7 +373,9 @@ mod tests {
             pending.iter().map(|pending| pending.batch).collect()
         };
         assert_eq!(numbers(&ledger), [5]);
-        let settled = Events::Runs(Vec::from([0..2]));
+        let Content {
+            events: settled, ..
+        } = runs(1, &[(0, 2)]);
         assert_eq!(ledger.settled(1), Some(&settled));
         assert_eq!(ledger.settled(2), Some(&Events::All));
         // Of the other, a part was delivered; the rest is nobody's.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
 
 use super::disk::{Disk, File};
-use super::frame::{HEADER, quarantine_name, segment_name};
+use super::frame::{HEADER, quarantine_name, quarantine_place, segment_name};
 use super::scan::{self, Check, Damage, Segment, Survey, fill};
 use super::writer::Active;
 use super::{Events, Holding, Limits, Place, Recovered, Seq, State};
@@ -75,10 +75,13 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
 fn next_number(survey: &Survey) -> Seq {
     let own = survey.segments.last().map(|last| {
         let unread = last.torn + last.damage.iter().map(|damage| damage.bytes).sum::<u64>();
-        last.next + unread / HEADER
+        (last.next + unread / HEADER).max(last.first + 1)
     });
     let foreign = survey.foreign.iter().map(|(first, _)| first + 1);
-    foreign.chain(own).max().unwrap_or(1)
+    // What is quarantined bears a segment's name: another segment must not get it.
+    let names = survey.quarantine.iter();
+    let quarantined = names.filter_map(|(name, _)| Some(quarantine_place(name)?.0 + 1));
+    foreign.chain(own).chain(quarantined).max().unwrap_or(1)
 }
 
 /// Cuts the torn tail off and makes the segment durable. Gives it back where it can be gone on with.
@@ -155,6 +158,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
         let holding = Holding {
             bytes: segment.bytes,
             unfinished,
+            begun: segment.begin.is_some(),
             bare: segment.is_bare(),
         };
         segments.insert(segment.first, holding);

@@ -7,8 +7,8 @@ use std::io::{self, ErrorKind};
 use super::Seq;
 use super::disk::{Disk, File};
 use super::frame::{
-    ALIGN, Begin, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, segment_first,
-    segment_name,
+    ALIGN, Begin, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, quarantine_place,
+    segment_first, segment_name,
 };
 use super::note::{self, Ledger};
 use crate::settle::ChunkId;
@@ -193,6 +193,13 @@ fn read_segment(
         next: source.first,
     };
     let spool = survey.spool;
+    let suspect: Vec<_> = survey
+        .quarantine
+        .iter()
+        .filter_map(|(name, bytes)| Some((quarantine_place(name)?, bytes)))
+        .filter(|((first, _), _)| *first == source.first)
+        .map(|((_, offset), bytes)| offset..offset + bytes)
+        .collect();
     let mut at = 0;
     // Where the bytes begin that are no frame, if the last ones were none.
     let mut broken: Option<u64> = None;
@@ -215,7 +222,9 @@ fn read_segment(
         }
         let frame = Frame { offset: at, head };
         at += head.length();
-        if !take_frame(&mut source, frame, check_chunks, &mut segment, survey)? {
+        // What an earlier run found damaged is not found anew when it is read.
+        let check = check_chunks || suspect.iter().any(|bytes| bytes.contains(&frame.offset));
+        if !take_frame(&mut source, frame, check, &mut segment, survey)? {
             broken.get_or_insert(frame.offset);
             continue;
         }
@@ -249,12 +258,12 @@ fn lay_to_rest(segment: &mut Segment, range: std::ops::Range<u64>, until: Option
 fn take_frame(
     source: &mut Source,
     frame: Frame,
-    check_chunks: bool,
+    check: bool,
     segment: &mut Segment,
     survey: &mut Survey,
 ) -> io::Result<bool> {
     let Frame { offset, head } = frame;
-    if head.kind == Kind::Chunk && !check_chunks {
+    if head.kind == Kind::Chunk && !check {
         segment.chunks.push(frame);
         survey.window.push_back(head.id);
         return Ok(true);

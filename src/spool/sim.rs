@@ -34,7 +34,7 @@ pub(super) enum Call {
 }
 
 /// What is wrong with the disk just now.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Faults {
     /// Appends fail with ENOSPC when all files would be larger than this; what fits is written.
     pub(super) capacity: Option<u64>,
@@ -42,7 +42,7 @@ pub(super) struct Faults {
     pub(super) broken: Vec<Call>,
     /// Every so-manieth call fails, at random, whatever it is. 0: none.
     pub(super) one_in: u32,
-    /// At this call (counted from the boot) the machine goes down.
+    /// At this call (counted from the boot) or behind it the machine goes down.
     pub(super) down_at: Option<u64>,
 }
 
@@ -107,7 +107,8 @@ struct State {
     /// Since the directory was synced.
     entries: Vec<Entry>,
     faults: Faults,
-    faulted: u64,
+    faulted: bool,
+    spared: bool,
     calls: u64,
     log: Vec<(Call, String)>,
     dice: StdRng,
@@ -129,7 +130,8 @@ impl Sim {
             medium: BTreeMap::new(),
             entries: Vec::new(),
             faults: Faults::default(),
-            faulted: 0,
+            faulted: false,
+            spared: false,
             calls: 0,
             log: Vec::new(),
             dice: StdRng::seed_from_u64(seed),
@@ -157,18 +159,27 @@ impl Sim {
         self.state().faults = faults;
     }
 
-    /// Calls that failed so far, by a fault.
-    pub(super) fn faulted(&self) -> u64 {
-        self.state().faulted
+    /// What is wrong.
+    pub(super) fn faults(&self) -> Faults {
+        self.state().faults.clone()
+    }
+
+    /// Whether a call failed since the boot, by a fault.
+    pub(super) fn has_faulted(&self) -> bool {
+        let state = self.state();
+        state.faulted || state.down
+    }
+
+    /// Does something that no fault befalls, and that counts for none.
+    pub(super) fn spared<T>(&self, something: impl FnOnce() -> T) -> T {
+        self.state().spared = true;
+        let done = something();
+        self.state().spared = false;
+        done
     }
 
     pub(super) fn is_down(&self) -> bool {
         self.state().down
-    }
-
-    /// Calls since the boot.
-    pub(super) fn calls(&self) -> u64 {
-        self.state().calls
     }
 
     /// The calls since this was asked last, with the files' names.
@@ -291,6 +302,7 @@ impl State {
         self.boot += 1;
         self.down = false;
         self.calls = 0;
+        self.faulted = false;
         self.faults = Faults::default();
         self.held = false;
     }
@@ -300,15 +312,18 @@ impl State {
         if boot != self.boot || self.down {
             return Err(io::Error::other("the machine is down"));
         }
+        if self.spared {
+            return Ok(());
+        }
         self.log.push((call, name.to_owned()));
-        if self.faults.down_at == Some(self.calls) {
+        if self.faults.down_at.is_some_and(|at| at <= self.calls) {
             self.down = true;
             return Err(io::Error::other("the machine goes down"));
         }
         self.calls += 1;
         let unlucky = self.faults.one_in > 0 && self.dice.random_ratio(1, self.faults.one_in);
         if unlucky || self.faults.broken.contains(&call) {
-            self.faulted += 1;
+            self.faulted = true;
             return Err(match call {
                 Call::Create | Call::Remove => ErrorKind::ReadOnlyFilesystem.into(),
                 _ => io::Error::from_raw_os_error(5),
@@ -457,7 +472,7 @@ impl File for Handle {
             if left < bytes.len() {
                 written = left;
                 outcome = Err(ErrorKind::StorageFull.into());
-                state.faulted += 1;
+                state.faulted = true;
             }
         }
         let inode = &mut state.inodes[self.inode];

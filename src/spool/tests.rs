@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
@@ -20,6 +21,22 @@ const SMALL: Options = Options {
     limit: 64 * 1024,
     segment_bytes: Some(4_096),
 };
+
+/// The same cases in each run, and so many, unless the environment asks for others (`PROPTEST_CASES`,
+/// `PROPTEST_RNG_SEED`).
+pub(super) fn cases(few: u32) -> ProptestConfig {
+    let asked = ProptestConfig::default();
+    let many = std::env::var_os("PROPTEST_CASES").is_some();
+    ProptestConfig {
+        cases: if many { asked.cases } else { few },
+        rng_seed: match asked.rng_seed {
+            RngSeed::Random => RngSeed::Fixed(few.into()),
+            seed => seed,
+        },
+        failure_persistence: None,
+        ..asked
+    }
+}
 
 /// A spool and what drives it, one call after the other.
 struct Bench {
@@ -73,16 +90,6 @@ impl Bench {
         self.runtime.block_on(self.spool().note(note, durability))
     }
 
-    /// Waits until the thread has done all it was asked to.
-    fn rest(&self) {
-        let nothing = Note::Done {
-            contents: Vec::new(),
-        };
-        for _ in 0..2 {
-            self.note(nothing.clone(), Durability::Written).unwrap();
-        }
-    }
-
     /// All chunks that are visible, in order.
     fn visible(&self) -> Vec<(Seq, Stored)> {
         let mut after = None;
@@ -105,25 +112,35 @@ impl Bench {
             self.note(done(chunk), Durability::Written).unwrap();
             self.spool().finish(chunk);
         }
-        self.rest();
+        self.spool().rest();
+    }
+
+    /// The run ends: the power goes, or the process dies.
+    fn end(&mut self, power_goes: bool) {
+        if power_goes {
+            self.sim.fault(sim::Faults {
+                down_at: Some(0),
+                ..Default::default()
+            });
+        }
+        self.spool = None;
+        if power_goes {
+            self.sim.crash();
+        } else {
+            self.sim.kill();
+        }
     }
 
     /// The power goes, and comes again.
     fn crash(&mut self) -> Recovered {
-        self.sim.fault(sim::Faults {
-            down_at: Some(self.sim.calls()),
-            ..Default::default()
-        });
-        self.spool = None;
-        self.sim.crash();
+        self.end(true);
         self.open().unwrap()
     }
 
     /// The process ends as it should, and another begins.
     fn restart(&mut self) -> Recovered {
         self.spool().close();
-        self.spool = None;
-        self.sim.kill();
+        self.end(false);
         self.open().unwrap()
     }
 
@@ -153,9 +170,14 @@ fn all(chunk: Seq) -> Content {
     Content { chunk, events }
 }
 
-fn runs(chunk: Seq, runs: &[Range<u32>]) -> Content {
-    let events = Events::Runs(runs.to_vec());
+fn runs(chunk: Seq, runs: &[(u32, u32)]) -> Content {
+    let events = Events::Runs(ranges(runs));
     Content { chunk, events }
+}
+
+/// Runs from the first to before the last.
+fn ranges(runs: &[(u32, u32)]) -> Vec<Range<u32>> {
+    runs.iter().map(|(start, end)| *start..*end).collect()
 }
 
 fn done(chunk: Seq) -> Note {

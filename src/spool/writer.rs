@@ -37,6 +37,9 @@ pub(super) enum Job {
     },
     /// Remove what is finished.
     Tidy,
+    /// Say when everything before it is done.
+    #[cfg(test)]
+    Rest(std::sync::mpsc::Sender<()>),
     /// End; `shorten`: leave as little as possible behind.
     Stop { shorten: bool },
 }
@@ -172,6 +175,8 @@ impl Writer {
         while let Some(job) = self.held.take().or_else(|| self.jobs.recv().ok()) {
             match job {
                 Job::Tidy => self.tidy(),
+                #[cfg(test)]
+                Job::Rest(done) => drop(done.send(())),
                 Job::Stop { shorten } => {
                     if shorten {
                         self.shorten();
@@ -207,7 +212,7 @@ impl Writer {
                 Job::Note { payload, .. } => note_length(payload),
                 // It is seen to behind the group.
                 Job::Tidy => continue,
-                Job::Stop { .. } => {
+                _ => {
                     self.held = Some(job);
                     break;
                 }
@@ -237,7 +242,7 @@ impl Writer {
                         answer,
                     },
                 }),
-                Job::Tidy | Job::Stop { .. } => None,
+                _ => None,
             };
             if let Some(entry) = entry {
                 bytes += length;
@@ -516,6 +521,7 @@ impl Writer {
             Holding {
                 bytes: len,
                 unfinished: 0,
+                begun: true,
                 bare,
             },
         );
@@ -582,8 +588,8 @@ impl Writer {
         }
     }
 
-    /// Removes the oldest segments as long as they are finished. The newest one stays: it has the window,
-    /// and the numbers go on behind it.
+    /// Removes the oldest segments as long as they are finished. The newest one stays: the numbers go on
+    /// behind it.
     fn remove_finished(&mut self) -> io::Result<()> {
         loop {
             let Some(first) = self.state().removable() else {
@@ -594,7 +600,7 @@ impl Writer {
                 self.shared.disk.sync_dir()?;
                 self.removed = false;
             }
-            self.secure_notes()?;
+            self.secure()?;
             match self.shared.disk.remove(&segment_name(first)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {
@@ -611,20 +617,27 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes all notes durable, in a new segment if need be.
-    fn secure_notes(&mut self) -> io::Result<()> {
+    /// Makes durable what the oldest segments are not needed for any more then: the notes, and a readable
+    /// Begin frame in the newest.
+    fn secure(&mut self) -> io::Result<()> {
         if self.sync_notes().is_err() {
             self.give_up();
         }
-        if self.carried.is_empty() {
+        let begun = self.state().is_begun();
+        if self.carried.is_empty() && begun {
             return Ok(());
         }
+        self.active = None;
         self.begin_segment()
     }
 
     /// Makes all durable, and leaves one small file where everything is finished.
     fn shorten(&mut self) {
-        let _ = self.secure_notes();
+        let untouched = self.state().segments.is_empty();
+        if untouched {
+            return;
+        }
+        let _ = self.secure();
         let roll = self.state().can_be_shorter();
         if roll {
             let _ = self.rotate();

@@ -13,9 +13,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use object_store::ObjectStore;
+use ferry_harness::ledger::{Report, verify_objects};
+use futures::TryStreamExt as _;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::{ObjectStore, ObjectStoreExt as _};
 
 /// On two cores busy with compilers moto took 50 seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -52,6 +54,23 @@ impl Azurite {
             .with_container_name(container)
             .build()
             .expect("the settings are complete")
+    }
+
+    /// What of `expected` numbered lines lies in a container.
+    pub(crate) fn report(&self, container: &str, expected: u64) -> Report {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let store = self.store(container);
+            let objects: Vec<_> = store.list(None).try_collect().await.unwrap();
+            for (number, object) in objects.iter().enumerate() {
+                let object = store.get(&object.location).await.unwrap();
+                let bytes = object.bytes().await.unwrap();
+                std::fs::write(dir.path().join(number.to_string()), bytes).unwrap();
+            }
+        });
+        let ledger = verify_objects(dir.path(), "seq").unwrap();
+        ledger.report(Some(expected))
     }
 }
 

@@ -1,1 +1,129 @@
+//! Everything that is kept survives everything.
 
+use proptest::prelude::*;
+
+use super::model::{End, Model, Op, Part, ops};
+use super::*;
+
+proptest! {
+    #![proptest_config(cases(400))]
+
+    #[test]
+    fn nothing_kept_is_lost_and_nothing_refused_is_kept(ops in ops(), seed in any::<u64>()) {
+        let options = Options {
+            limit: 24 * 1024,
+            segment_bytes: Some(2_048 + seed % 4_096),
+        };
+        let mut model = Model::new(seed, options);
+        for op in &ops {
+            model.step(op);
+        }
+        model.conclude();
+    }
+}
+
+/// Everything a spool does, in few steps.
+fn script() -> Vec<Op> {
+    use Durability::{Synced, Written};
+    let append = |len| Op::Append { len };
+    let finish = |pick, noted| Op::Finish { pick, noted };
+    Vec::from([
+        append(300),
+        append(700),
+        Op::Begin {
+            picks: Vec::from([(0, Part::All), (1, Part::Run(0, 2))]),
+            durability: Synced,
+        },
+        append(900),
+        Op::Settle {
+            pick: 2,
+            part: Part::Run(1, 3),
+            durability: Written,
+        },
+        append(100),
+        Op::End {
+            pick: 0,
+            whole: true,
+            durability: Written,
+        },
+        finish(0, None),
+        append(3_000),
+        append(400),
+        Op::Begin {
+            picks: Vec::from([(0, Part::Run(2, 2)), (1, Part::All)]),
+            durability: Written,
+        },
+        finish(0, Some(Written)),
+        finish(0, Some(Synced)),
+        Op::End {
+            pick: 0,
+            whole: false,
+            durability: Synced,
+        },
+        append(800),
+        Op::Restart {
+            how: End::Kill,
+            unlucky: false,
+        },
+        Op::Again { pick: 3 },
+        append(1_200),
+        Op::Again { pick: 0 },
+        append(1_200),
+        finish(0, Some(Written)),
+        finish(0, Some(Written)),
+        append(600),
+        Op::Restart {
+            how: End::Close,
+            unlucky: false,
+        },
+        append(500),
+        finish(1, Some(Written)),
+        finish(0, Some(Written)),
+        append(700),
+        finish(0, Some(Written)),
+        finish(0, Some(Written)),
+        finish(0, Some(Synced)),
+    ])
+}
+
+#[test]
+fn the_power_may_go_at_any_call_of_a_whole_life() {
+    let options = Options {
+        limit: 24 * 1024,
+        segment_bytes: Some(2_048),
+    };
+    let ops = script();
+    let runs = 1 + ops
+        .iter()
+        .filter(|op| matches!(op, Op::Restart { .. }))
+        .count();
+    let mut crashes = 0;
+    // The call at which it goes is counted from a run's beginning, so each run has its turn.
+    for doomed in 0..runs {
+        for at in 0.. {
+            let mut struck = false;
+            for seed in 0..8 {
+                let mut model = Model::new(seed, options);
+                struck |= live(&mut model, &ops, doomed, at);
+                crashes += 1;
+                model.conclude();
+            }
+            if !struck {
+                break;
+            }
+        }
+    }
+    assert!(crashes > 800, "{crashes}");
+}
+
+/// Goes through a script until the power goes. Whether it went.
+fn live(model: &mut Model, ops: &[Op], doomed: usize, at: u64) -> bool {
+    model.doom(doomed, at);
+    for op in ops {
+        model.step(op);
+        if model.is_doomed_no_more() {
+            return true;
+        }
+    }
+    false
+}

@@ -97,7 +97,7 @@ fn more_is_woken_by_what_comes_between_the_call_and_the_wait() {
     assert_eq!(more.now_or_never(), Some(()));
     // A note wakes nobody.
     let mut more = Box::pin(bench.spool().more());
-    bench.rest();
+    bench.spool().rest();
     assert_eq!(more.as_mut().now_or_never(), None);
     bench.keep(2, 10);
     assert_eq!(more.now_or_never(), Some(()));
@@ -188,7 +188,7 @@ fn a_chunk_whose_deadline_passes_in_the_queue_is_not_written_and_its_bytes_are_l
         bench.sim.hold_syncs(false);
         assert!(matches!(first.await, Ok(Appended::Kept)));
     });
-    bench.rest();
+    bench.spool().rest();
     assert_eq!(bench.bytes(), [0, 1]);
     assert_eq!(bench.spool().shared.state().reserved, 0);
 }
@@ -263,7 +263,7 @@ fn a_chunk_that_never_fits_changes_nothing() {
         let refused = bench.append(b"t", &vec![1; 100_000]);
         assert!(matches!(refused, Err(Refusal::Full { .. })), "{refused:?}");
     }
-    bench.rest();
+    bench.spool().rest();
     let log = bench.sim.take_log();
     assert!(log.iter().all(|(call, _)| *call == Call::Append), "{log:?}");
 }
@@ -283,12 +283,12 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
         bench.note(done(*chunk), Durability::Written).unwrap();
         bench.spool().finish(*chunk);
     }
-    bench.rest();
+    bench.spool().rest();
     assert_eq!(bench.segments()[..segments.len()], segments);
     let before = bench.segments();
     bench.note(done(chunks[0]), Durability::Written).unwrap();
     bench.spool().finish(chunks[0]);
-    bench.rest();
+    bench.spool().rest();
     let log = bench.sim.take_log();
     let removed: Vec<&String> = log
         .iter()
@@ -429,7 +429,7 @@ fn a_disk_that_fails_fails_what_came_meanwhile_and_nothing_after() {
         bench.keep(3, 400);
         bench.keep(2, 400);
         assert_eq!(bench.bytes(), [1, 3, 2], "{what}");
-        bench.rest();
+        bench.spool().rest();
         assert_eq!(bench.spool().usage().bytes, bench.sim.bytes(), "{what}");
         for _ in 0..2 {
             let recovered = bench.crash();
@@ -532,18 +532,18 @@ fn notes_are_folded_into_what_is_pending_and_what_is_settled() {
     let [a, b, c, d] = chunks[..] else {
         panic!("four chunks");
     };
-    let contents = [runs(a, &[0..5]), all(b)];
+    let contents = [runs(a, &[(0, 5)]), all(b)];
     for note in [
         begun(1, &contents),
-        begun(2, &[runs(a, &[5..9]), all(c)]),
+        begun(2, &[runs(a, &[(5, 9)]), all(c)]),
         begun(3, &[all(d)]),
         ended(1),
         Note::Ended {
             batch: 3,
-            delivered: Some(Vec::from([runs(d, &[2..3])])),
+            delivered: Some(Vec::from([runs(d, &[(2, 3)])])),
         },
         Note::Done {
-            contents: Vec::from([runs(d, &[0..1, 7..9])]),
+            contents: Vec::from([runs(d, &[(0, 1), (7, 9)])]),
         },
     ] {
         bench.note(note, Durability::Written).unwrap();
@@ -556,10 +556,13 @@ fn notes_are_folded_into_what_is_pending_and_what_is_settled() {
             name: "app/2.gz".into(),
             token: "0123".into(),
             lines: 3,
-            contents: Vec::from([runs(a, &[5..9]), all(c)]),
+            contents: Vec::from([runs(a, &[(5, 9)]), all(c)]),
         };
         assert_eq!(recovered.pending, [pending]);
-        let settled = HashMap::from([(a, Vec::from([0..5])), (d, Vec::from([0..1, 2..3, 7..9]))]);
+        let settled = HashMap::from([
+            (a, ranges(&[(0, 5)])),
+            (d, ranges(&[(0, 1), (2, 3), (7, 9)])),
+        ]);
         assert_eq!(recovered.settled, settled);
         assert_eq!(recovered.next_batch, 4);
     }
@@ -576,7 +579,7 @@ fn a_note_is_written_though_nobody_waits_for_it_any_more() {
         assert!(futures::poll!(&mut note).is_pending());
     });
     bench.sim.hold_syncs(false);
-    bench.rest();
+    bench.spool().rest();
     assert_eq!(bench.crash().unfinished, 0);
 }
 
@@ -627,6 +630,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     assert_eq!(mode(&path.join("quarantine").join(kept)), 0o600);
     let (_, second) = spool.next(Some(first)).unwrap();
     assert_eq!(second.unwrap().data, vec![7; 10_000]);
+    spool.close();
     let there: u64 = LocalDisk::look(&path)
         .unwrap()
         .list()
@@ -637,7 +641,6 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     assert_eq!(spool.usage().bytes, there);
 
     // The lock goes with the spool.
-    spool.close();
     drop(spool);
     let (spool, recovered) = Spool::open(Arc::new(LocalDisk::open(&path).unwrap()), SMALL).unwrap();
     assert_eq!(recovered.unfinished, 1);

@@ -1,0 +1,376 @@
+//! What goes wrong on the way, injected on purpose, and what is lost and duplicated by it.
+//!
+//! Each row is one fault: into blob storage through a proxy in front of Azurite, into Firehose by the fake's
+//! script. The library runs in the bundled harness, spooled; everything that arrived is counted. With
+//! `FERRY_TABLE=<file>` the rows are appended to a file as Markdown: the README's table is made so.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ferry_harness::firehose::{FakeFirehose, Options};
+use ferry_harness::ledger::Report;
+use ferry_harness::proxy::{self, Proxy};
+use tempfile::TempDir;
+
+use crate::support;
+use crate::support::emulators::{Azurite, azurite};
+
+const RECORDS: u64 = 20_000;
+/// The longest that a row may take.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A host with 20,000 numbered records to deliver.
+struct Run {
+    dir: TempDir,
+    host: Child,
+}
+
+impl Run {
+    fn start(output: &str) -> Run {
+        let dir = tempfile::tempdir().unwrap();
+        // The destination gets the records over a second, so that a fault meets them on their way.
+        let config = format!(
+            "[SERVICE]\n    Flush 0.1\n    Grace 60\n    Log_Level info\n    scheduler.base 1\n    \
+             scheduler.cap 2\n\n\
+             [INPUT]\n    Name http_sample\n    Tag app.http\n    Samples {RECORDS}\n    Rate 20000\n\n\
+             [OUTPUT]\n    Name ferry\n    Match *\n    Retry_Limit no_limits\n    exit_deadline 120s\n    \
+             dead_letter_dir @HERE@/letters\n{output}\n"
+        );
+        fs::write(
+            dir.path().join("fluent-bit.conf"),
+            config.replace("@HERE@", &dir.path().display().to_string()),
+        )
+        .unwrap();
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        let host = Command::new(support::harness())
+            .args(["run", "--quiet", "-c"])
+            .arg(dir.path().join("fluent-bit.conf"))
+            .arg("-e")
+            .arg(support::library())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("the harness starts");
+        Run { dir, host }
+    }
+
+    /// Waits for the host's own end: it drains its spool before.
+    fn finish(mut self) -> String {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.host.try_wait().unwrap() {
+                break status;
+            }
+            if began.elapsed() > PATIENCE {
+                self.host.kill().unwrap();
+                self.host.wait().unwrap();
+                panic!("the host does not end: {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let log = self.log();
+        assert!(status.success(), "{status}: {log}");
+        assert!(!log.contains("a bug in Ferry"), "{log}");
+        log
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn until_said(&self, words: &str) {
+        let began = Instant::now();
+        while !self.log().contains(words) {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "never said '{words}': {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Adds a row to the table, where one is asked for.
+fn row(destination: &str, fault: &str, struck: &str, report: &Report) {
+    let Some(path) = std::env::var_os("FERRY_TABLE").map(PathBuf::from) else {
+        return;
+    };
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .unwrap();
+    writeln!(
+        file,
+        "| {destination} | {fault} | {struck} | {} | {} |",
+        report.missing, report.duplicates
+    )
+    .unwrap();
+}
+
+fn azure_output(url: &str, container: &str) -> String {
+    format!(
+        "    account_name {}\n    shared_key {}\n    endpoint {url}/{}\n    container_name {container}\n    \
+         spool_dir @HERE@/spool\n    blob_max_size 20K\n    blob_max_age 1s",
+        Azurite::ACCOUNT,
+        Azurite::KEY,
+        Azurite::ACCOUNT,
+    )
+}
+
+fn proxy() -> Proxy {
+    let url = azurite().blob_url();
+    let upstream = url.strip_suffix(&format!("/{}", Azurite::ACCOUNT)).unwrap();
+    Proxy::start(upstream, proxy::Options::default()).expect("a proxy")
+}
+
+/// Name of the row and of its container, and the proxy's script.
+const BLOB: &[(&str, &str, &str)] = &[
+    ("none", "f-none", ""),
+    (
+        "503 ServerBusy to every third call",
+        "f-503",
+        "every 3 status 503",
+    ),
+    (
+        "30% of calls cut before they reach the store",
+        "f-cut",
+        "30% cut",
+    ),
+    (
+        "30% of puts done, their answers cut",
+        "f-cut-after",
+        "30% cut-after-forward method PUT",
+    ),
+    (
+        "every fourth answer cut in its middle",
+        "f-mid",
+        "every 4 cut-mid-answer",
+    ),
+    (
+        "30% of puts done, but answered with 500",
+        "f-500",
+        "30% status-after-forward 500 method PUT",
+    ),
+    (
+        "puts done and cut, and the look at what is there cut or 503, too",
+        "f-head",
+        "40% cut-after-forward method PUT; 40% cut method HEAD; 20% status 503 method HEAD",
+    ),
+    ("429 to half of the calls", "f-429", "50% status 429"),
+    (
+        "every sixth call hanging for a second, then cut",
+        "f-hang",
+        "every 6 hang 1s",
+    ),
+    (
+        "every sixth put done, hanging for a second, then cut",
+        "f-hang-after",
+        "every 6 hang-after-forward 1s method PUT",
+    ),
+    (
+        "every fifth put done 300 ms after its client was cut off",
+        "f-late",
+        "every 5 delay 300ms method PUT; every 5 cut-after-forward method PUT",
+    ),
+];
+
+#[test]
+fn faults_on_the_way_to_a_blob_store_lose_nothing_and_duplicate_nothing() {
+    for (fault, container, script) in BLOB {
+        let proxy = proxy();
+        proxy.push_fault(script).unwrap();
+        let log = Run::start(&azure_output(proxy.url(), container)).finish();
+        let struck: u64 = proxy.counts().faults.values().sum();
+        assert_eq!(
+            script.is_empty(),
+            struck == 0,
+            "{fault}: {:?}",
+            proxy.counts()
+        );
+        let report = azurite().report(container, RECORDS);
+        assert!(report.is_exact(), "{fault}: {report}\n{log}");
+        row("Azure Blob", fault, &format!("{struck} calls"), &report);
+    }
+}
+
+#[test]
+fn an_outage_of_the_store_holds_data_and_ends_by_itself() {
+    let proxy = proxy();
+    proxy.set_down(true).unwrap();
+    let run = Run::start(&azure_output(proxy.url(), "f-outage"));
+    run.until_said("one request at a time is tried");
+    proxy.set_down(false).unwrap();
+    let log = run.finish();
+    let report = azurite().report("f-outage", RECORDS);
+    assert!(report.is_exact(), "{report}\n{log}");
+    row(
+        "Azure Blob",
+        "down at the start, then back",
+        "1 outage",
+        &report,
+    );
+}
+
+#[test]
+fn refused_credentials_hold_data_and_say_so_until_they_are_taken() {
+    let proxy = proxy();
+    proxy.push_fault("status 403 while locked").unwrap();
+    proxy.set_switch("locked", true);
+    let run = Run::start(&azure_output(proxy.url(), "f-locked"));
+    run.until_said("check the credentials");
+    proxy.set_switch("locked", false);
+    let log = run.finish();
+    let report = azurite().report("f-locked", RECORDS);
+    assert!(report.is_exact(), "{report}\n{log}");
+    let struck: u64 = proxy.counts().faults.values().sum();
+    row(
+        "Azure Blob",
+        "403 until a person mends it",
+        &format!("{struck} calls"),
+        &report,
+    );
+}
+
+#[test]
+fn a_container_that_is_gone_is_named_and_its_data_waits_for_it() {
+    let proxy = proxy();
+    proxy
+        .push_fault("status 404 ContainerNotFound method PUT while gone")
+        .unwrap();
+    proxy.set_switch("gone", true);
+    let run = Run::start(&azure_output(proxy.url(), "f-gone"));
+    run.until_said("ContainerNotFound");
+    proxy.set_switch("gone", false);
+    let log = run.finish();
+    let report = azurite().report("f-gone", RECORDS);
+    assert!(report.is_exact(), "{report}\n{log}");
+    let struck: u64 = proxy.counts().faults.values().sum();
+    row(
+        "Azure Blob",
+        "the container deleted, and made again later",
+        &format!("{struck} calls"),
+        &report,
+    );
+}
+
+/// Name of the row, and the fake's script.
+const FIREHOSE: &[(&str, &str)] = &[
+    (
+        "0.2% of single records failing",
+        "0.2% records ServiceUnavailableException",
+    ),
+    ("5% of single records failing", "5% records InternalFailure"),
+    (
+        "90% of single records failing, 40,000 times",
+        "90% records ServiceUnavailableException times 40000",
+    ),
+    ("half of the calls throttled", "50% throttle"),
+    (
+        "a storm: all of 40 calls throttled, record by record",
+        "throttle-records times 40",
+    ),
+    ("every third call answered 503", "every 3 status 503"),
+    (
+        "every fifth call hanging for a second, then cut",
+        "every 5 hang 1s",
+    ),
+    ("30% of calls cut before the write", "30% cut"),
+    ("3 calls with an expired token", "expired-token times 3"),
+    ("3 calls with a clock ten minutes wrong", "skew 10m times 3"),
+    ("3 calls without permission", "access-denied times 3"),
+    ("3 calls without a stream", "not-found times 3"),
+];
+
+/// The same, where an answer is lost after the write: what is sent again is there twice, and counted.
+const FIREHOSE_UNSURE: &[(&str, &str)] = &[
+    ("10% of answers cut after the write", "10% cut-after-write"),
+    (
+        "every seventh call written and answered 500",
+        "every 7 status-after-write 500",
+    ),
+    (
+        "every tenth answer cut in its middle",
+        "every 10 cut-mid-answer",
+    ),
+    (
+        "every tenth call written, hanging for a second, then cut",
+        "every 10 hang-after-write 1s",
+    ),
+];
+
+fn firehose(fault: &str, script: &str, spool: &str, more: &str) -> (Report, String) {
+    let fake = FakeFirehose::start(Options {
+        faults: script.to_owned(),
+        ..Options::default()
+    })
+    .expect("a fake Firehose");
+    let output = format!(
+        "    delivery_stream app\n    region us-east-1\n    endpoint {}\n    aggregation off\n    spool {spool}\n{more}",
+        fake.url()
+    );
+    let log = Run::start(&output).finish();
+    let report = fake.report(Some(RECORDS));
+    assert_eq!(report.missing, 0, "{fault}, spool {spool}: {report}\n{log}");
+    assert_eq!(
+        report.limit_violations, 0,
+        "{fault}, spool {spool}: {report}"
+    );
+    let good = report.calls.get("ok").copied().unwrap_or_default();
+    let calls: u64 = report.calls.values().sum();
+    row(
+        &format!("Firehose, spool {spool}"),
+        fault,
+        &format!("{} of {calls} calls", calls - good),
+        &report,
+    );
+    (report, log)
+}
+
+const SPOOLED: &str = "    spool_dir @HERE@/spool\n    linger 100ms";
+const DIRECT: &str = "    Workers 4";
+
+#[test]
+fn faults_of_firehose_lose_nothing_and_duplicate_nothing() {
+    for (spool, more) in [("on", SPOOLED), ("off", DIRECT)] {
+        for (fault, script) in FIREHOSE {
+            let (report, log) = firehose(fault, script, spool, more);
+            assert!(report.is_exact(), "{fault}, spool {spool}: {report}\n{log}");
+        }
+    }
+}
+
+#[test]
+fn only_lost_answers_of_firehose_make_duplicates() {
+    for (spool, more) in [("on", SPOOLED), ("off", DIRECT)] {
+        for (fault, script) in FIREHOSE_UNSURE {
+            let (report, log) = firehose(fault, script, spool, more);
+            assert!(report.duplicates > 0, "{fault} is not met: {report}\n{log}");
+            assert_eq!(report.unexplained_duplicates, 0, "{fault}: {report}\n{log}");
+        }
+    }
+}
+
+#[test]
+fn a_chunk_that_came_back_partly_delivered_is_sent_only_in_its_rest() {
+    // Most records fail for longer than a flush waits: the chunk goes back to the host, and comes again.
+    let script = "90% records ServiceUnavailableException times 150000";
+    let more = "    Workers 4\n    flush_deadline 1s";
+    let (report, log) = firehose(
+        "90% of records, and flushes of a second",
+        script,
+        "off",
+        more,
+    );
+    assert!(report.is_exact(), "{report}\n{log}");
+    let spared = log
+        .split(" came again with their chunk")
+        .next()
+        .and_then(|text| text.rsplit(' ').next()?.parse::<u64>().ok());
+    assert!(spared > Some(0), "no chunk came back: {log}");
+}
