@@ -583,7 +583,7 @@ impl Reader<'_> {
         let rest = value
             .strip_prefix("https://")
             .or_else(|| value.strip_prefix("http://"));
-        if rest.is_none_or(|rest| rest.is_empty() || rest.contains(char::is_whitespace)) {
+        if rest.is_none_or(|rest| rest.is_empty() || !rest.bytes().all(|b| b.is_ascii_graphic())) {
             self.problem(
                 key,
                 format!("'{value}' is not a full URL; write https://host[:port]"),

@@ -50,9 +50,9 @@ struct Open {
 /// Writes events as JSON lines. Holds only scratch space between events.
 pub struct Encoder<'o> {
     options: &'o Options,
-    /// Keys that we write ourselves: the record's own of the same name give way, since a JSON object
-    /// with one key twice is refused by some readers.
-    ours: HashSet<&'o [u8]>,
+    /// Keys that we write ourselves, as they stand in a line: the record's own give way that come out the
+    /// same, since a JSON object with one key twice is refused by some readers.
+    ours: HashSet<Vec<u8>>,
     data_keys: HashSet<&'o [u8]>,
     open: Vec<Open>,
     text: String,
@@ -66,9 +66,14 @@ impl<'o> Encoder<'o> {
             options.tag_key.as_ref(),
             options.metadata_key.as_ref(),
         ];
+        let written = |key: &String| {
+            let mut text = Vec::new();
+            string(key.as_bytes(), &mut text);
+            text
+        };
         Encoder {
             options,
-            ours: ours.into_iter().flatten().map(String::as_bytes).collect(),
+            ours: ours.into_iter().flatten().map(written).collect(),
             data_keys: options.data_keys.iter().map(String::as_bytes).collect(),
             open: Vec::new(),
             text: String::new(),
@@ -139,8 +144,15 @@ impl<'o> Encoder<'o> {
                 let _ = cursor.value();
                 continue;
             }
+            let before = out.len();
             separate(first, out);
+            let key = out.len();
             self.key(&mut cursor, out);
+            if filter && self.ours.contains(&out[key..]) {
+                out.truncate(before);
+                let _ = cursor.value();
+                continue;
+            }
             out.push(b':');
             self.value(&mut cursor, 1, out)?;
         }
@@ -148,16 +160,10 @@ impl<'o> Encoder<'o> {
     }
 
     fn wanted(&self, key: &mut Cursor<'_>) -> bool {
-        if self.ours.is_empty() && self.data_keys.is_empty() {
+        if self.data_keys.is_empty() {
             return true;
         }
-        match key.token() {
-            Ok(Token::Str(name)) => {
-                !self.ours.contains(name)
-                    && (self.data_keys.is_empty() || self.data_keys.contains(name))
-            }
-            _ => self.data_keys.is_empty(),
-        }
+        matches!(key.token(), Ok(Token::Str(name)) if self.data_keys.contains(name))
     }
 
     fn our_key(&mut self, key: &str, first: usize, out: &mut Vec<u8>) {
@@ -668,6 +674,28 @@ mod tests {
             line(&options, &body).unwrap(),
             "{\"a_b\":[{\"c_d_\":\"left.alone\",\"2_5\":1}]}\n"
         );
+    }
+
+    #[test]
+    fn a_key_that_comes_out_like_one_of_ours_gives_way_however_it_was_written() {
+        let options = Options {
+            tag_key: Some("a_b".into()),
+            time: Some(("5".into(), TimeFormat::Epoch)),
+            replace_dots: Some("_".into()),
+            ..Options::default()
+        };
+        // {"a.b": 1, 5: 2, "c": 3}: a dot that is replaced, a number that becomes a string.
+        let body = b"\x83\xa3a.b\x01\x05\x02\xa1c\x03";
+        let data = [b"\x92\x92\xd7\0\0\0\0\x07\0\0\0\0\x80".as_slice(), body].concat();
+        let Some(crate::decode::Item::Event(event)) = crate::decode::Events::new(&data).next()
+        else {
+            panic!("an event");
+        };
+        let mut line = Vec::new();
+        Encoder::new(&options)
+            .line(b"t", &event, &mut line)
+            .unwrap();
+        assert_eq!(line, b"{\"c\":3,\"5\":7,\"a_b\":\"t\"}\n");
     }
 
     proptest::proptest! {

@@ -8,7 +8,8 @@
 //! With `FLUENT_BIT` set the same is done to the real host, whose `storage.type filesystem` is what the
 //! harness imitates.
 //!
-//! `FERRY_KILLS` says how often (a dozen otherwise), `FERRY_SEED` which moments.
+//! `FERRY_KILLS` says how often (a dozen otherwise), `FERRY_SEED` which moments; `FERRY_KEEP` keeps the
+//! folders for a look.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ use crate::support::emulators::{Azurite, azurite};
 const LINES: usize = 100;
 const CHUNKS: usize = 12;
 /// The longest a host lives before it is killed. Starting takes some tens of milliseconds.
-const LONGEST_LIFE: Duration = Duration::from_millis(600);
+const LONGEST_LIFE: Duration = Duration::from_millis(400);
 /// How long a host may take to deliver what is left and to end.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -54,7 +55,8 @@ struct Machine {
 impl Machine {
     /// `output` is the body of the output's section.
     fn new(output: &str) -> Machine {
-        let dir = tempfile::tempdir().unwrap();
+        let mut dir = tempfile::tempdir().unwrap();
+        dir.disable_cleanup(std::env::var_os("FERRY_KEEP").is_some());
         let here = dir.path().display().to_string();
         let seed = setting("FERRY_SEED", 20_261_121);
         let config = format!(

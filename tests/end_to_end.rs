@@ -478,10 +478,17 @@ fn in_the_real_host_nothing_is_lost_under_faults_and_hot_reloads() {
         println!("skipped: FLUENT_BIT is not set");
         return;
     };
-    for reloads in [0, 3] {
+    // Fluent Bit 5.1.1 itself crashes in a reload when a proxy output has workers, so they are left out
+    // there, as the README tells everybody who reloads.
+    for (reloads, how) in [
+        (0, "    Workers 4"),
+        (
+            3,
+            "    spool on\n    spool_dir @HERE@/spool\n    linger 200ms",
+        ),
+    ] {
         let fake = fake(FAULTS);
-        let scene =
-            Scene::with_service(REAL_SERVICE, TAIL, &firehose_output(&fake, "    Workers 4"));
+        let scene = Scene::with_service(REAL_SERVICE, TAIL, &firehose_output(&fake, how));
         write_log(&scene, 200_000);
         let mut host = Host::start(&fluent_bit, &scene);
         for n in 1..=reloads {

@@ -18,11 +18,11 @@ use tempfile::TempDir;
 use crate::support;
 use crate::support::emulators::{Azurite, azurite};
 
-const RECORDS: u64 = 20_000;
+const RECORDS: u64 = 10_000;
 /// The longest that a row may take.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A host with 20,000 numbered records to deliver.
+/// A host with numbered records to deliver.
 struct Run {
     dir: TempDir,
     host: Child,
@@ -31,7 +31,7 @@ struct Run {
 impl Run {
     fn start(output: &str) -> Run {
         let dir = tempfile::tempdir().unwrap();
-        // The destination gets the records over a second, so that a fault meets them on their way.
+        // The destination gets the records over half a second, so that a fault meets them on their way.
         let config = format!(
             "[SERVICE]\n    Flush 0.1\n    Grace 60\n    Log_Level info\n    scheduler.base 1\n    \
              scheduler.cap 2\n\n\

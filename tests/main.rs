@@ -11,4 +11,5 @@ mod faults;
 mod firehose;
 mod header;
 mod reference;
+mod spool_tool;
 mod stopping;

@@ -425,6 +425,14 @@ fn a_blob_store_is_spooled_and_firehose_is_not_unless_told_otherwise() {
 }
 
 #[test]
+fn an_address_with_characters_that_no_url_has_is_refused() {
+    for endpoint in ["https://m\u{1}nio:9000", "https://höst", "https://a b"] {
+        let (key, text) = one(&[FIREHOSE, ("endpoint", endpoint)]);
+        assert_eq!(key, "endpoint", "{text}");
+    }
+}
+
+#[test]
 fn what_needs_the_spool_says_so() {
     for (key, value) in [
         ("spool_dir", "/data"),

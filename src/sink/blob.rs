@@ -27,6 +27,9 @@ use crate::batch::Limits;
 use crate::config::{self, Problem};
 use answer::{Failure, Fate, Listening};
 
+#[doc(hidden)]
+pub use answer::listening_to;
+
 mod answer;
 mod azure;
 #[cfg(test)]
@@ -131,6 +134,21 @@ impl BlobSink {
         })
     }
 
+    /// A sink into a store that was made elsewhere, over [`listening_to`]; `config` then says only what
+    /// objects look like.
+    #[doc(hidden)]
+    pub fn over(objects: Arc<dyn ObjectStore>, config: config::Blob, warn: Warn) -> BlobSink {
+        let kind = Kind::Gcs; // the kind that needs nothing beside the store itself
+        BlobSink {
+            config,
+            store: OnceCell::new_with(Some(Store { objects, kind })),
+            warn,
+            patience: Patience {
+                least: Duration::from_secs(30),
+            },
+        }
+    }
+
     /// Does what needs the network and must be done once: makes the container where that is asked for,
     /// finds the region. May be called again; the first put does what is still missing.
     pub async fn prepare(&self) -> Result<(), super::Fault> {
@@ -183,13 +201,17 @@ impl BlobSink {
             let name = renamed(target, rename);
             let path = object_path(&name);
             let Err(failure) = self.put_once(store, &path, &token.text, body).await else {
+                sweep(store, &path, token).await;
                 return Ok(());
             };
             if !failure.says_taken() {
                 return Err(failure);
             }
             match self.look(store, &path, token, body).await {
-                Ok(Found::Ours) => return Ok(()),
+                Ok(Found::Ours) => {
+                    sweep(store, &path, token).await;
+                    return Ok(());
+                }
                 Ok(Found::Nothing) => return Err(failure),
                 Ok(Found::Others) => (self.warn)(&format!(
                     "collision: '{name}' is taken by an object that is not this one; nothing is \
@@ -454,6 +476,27 @@ async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<St
         objects: Arc::new(objects),
         kind: Kind::S3(loaded.credentials),
     })
+}
+
+/// Removes what an earlier put of this object left beside its name when the host was killed in it.
+/// `object_store` writes a file under its name with `#1` behind it (`#2` if that is taken, and so on) before
+/// it links it there. Another's object is safe: nobody else writes a name that was made for one object.
+async fn sweep(store: &Store, path: &Path, token: &Token) {
+    let Kind::File(root) = &store.kind else {
+        return;
+    };
+    if !token.unique {
+        return;
+    }
+    let file = root.join(path.as_ref());
+    for number in 1.. {
+        let mut staged = file.clone().into_os_string();
+        staged.push(format!("#{number}"));
+        // Mostly there is none. One that cannot be removed is no object, and does no harm.
+        if tokio::fs::remove_file(staged).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn check_bucket(bucket: &str) -> Result<(), Problem> {

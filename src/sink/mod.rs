@@ -78,6 +78,19 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Words from elsewhere, for one line of a log: runs of white space and control characters become a space,
+/// and what is longer than a line's worth is cut.
+pub(crate) fn one_line(words: &str) -> String {
+    let odd = |c: char| c.is_whitespace() || c.is_control();
+    let parts: Vec<&str> = words.split(odd).filter(|part| !part.is_empty()).collect();
+    let mut line = parts.join(" ");
+    line.truncate(line.floor_char_boundary(MESSAGE_LIMIT));
+    line
+}
+
+/// The longest message handed on, in bytes: a log line, not a page.
+const MESSAGE_LIMIT: usize = 400;
+
 /// What a target takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -98,4 +111,18 @@ pub trait Sink: Send + Sync + 'static {
     /// Sends one request and gives an outcome for each record, in their order. Bounded in time by the
     /// sink's own request timeout.
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_from_elsewhere_are_one_line_without_control_characters() {
+        assert_eq!(
+            one_line(" too\0\0 old:\r\n\t'Thu'\x1b[2J "),
+            "too old: 'Thu' [2J"
+        );
+        assert_eq!(one_line(&"é".repeat(1_000)).len(), MESSAGE_LIMIT);
+    }
 }

@@ -58,18 +58,21 @@ impl LocalDisk {
     /// Makes the directory (0700, its parents too) and takes an exclusive lock on the file `lock` in it,
     /// for as long as the value lives. [`ErrorKind::WouldBlock`]: another one holds it still after 2 s.
     pub fn open(path: &Path) -> io::Result<LocalDisk> {
-        make_dir(path)?;
+        make_dir(path).map_err(|error| named(path, "cannot be made", &error))?;
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(path.join(LOCK))?;
+            .open(path.join(LOCK))
+            .map_err(|error| named(path, "cannot be written to", &error))?;
         let since = Instant::now();
         loop {
             match lock.try_lock() {
                 Ok(()) => break,
-                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::Error(error)) => {
+                    return Err(named(path, "cannot be locked", &error));
+                }
                 Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_PATIENCE => {
                     thread::sleep(LOCK_INTERVAL);
                 }
@@ -93,7 +96,7 @@ impl LocalDisk {
     /// A directory that is only looked at, with or without a spool at work in it: takes no lock, makes
     /// nothing, refuses to create and to remove, and opens files for reading only.
     pub fn look(path: &Path) -> io::Result<LocalDisk> {
-        fs::read_dir(path)?;
+        fs::read_dir(path).map_err(|error| named(path, "cannot be read", &error))?;
         Ok(LocalDisk {
             dir: path.to_owned(),
             lock: None,
@@ -109,6 +112,10 @@ impl LocalDisk {
             )),
         }
     }
+}
+
+fn named(path: &Path, what: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{} {what}: {error}", path.display()))
 }
 
 /// Makes a directory and its parents, and makes them durable: without their entries all that is synced

@@ -93,7 +93,7 @@ pub mod disk;
 mod frame;
 mod note;
 mod recovery;
-mod scan;
+pub mod scan;
 mod writer;
 
 #[cfg(test)]
@@ -102,9 +102,9 @@ mod sim;
 mod tests;
 
 use disk::Disk;
-use frame::{HEADER, Head, Kind, segment_name};
+use frame::{Head, Kind, segment_name};
 use recovery::Quarantine;
-use scan::{Damage, fill};
+use scan::{Damage, Place};
 use writer::{Job, Slot, Waiting, Writer};
 
 /// A frame's number in the log.
@@ -325,18 +325,6 @@ impl Limits {
             window: ids.min(REMEMBERED) as usize,
         }
     }
-}
-
-/// Where an unfinished chunk is.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    segment: Seq,
-    /// Of its tag; its data stands behind.
-    offset: u64,
-    tag_len: u32,
-    data_len: u32,
-    arrived: Time,
-    id: ChunkId,
 }
 
 /// A segment, as far as it is known from memory.
@@ -691,34 +679,14 @@ impl Spool {
 
     /// Reads a chunk. `None`: somebody finished it meanwhile, and it may be gone.
     fn fetch(&self, chunk: Seq, place: Place) -> Option<Result<Stored, Unreadable>> {
-        let bytes = match self.payload(place) {
-            Ok(Some(bytes)) => bytes,
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Some(Err(Unreadable::Disk(error)));
-            }
-            corrupt_or_gone => {
-                let gone = corrupt_or_gone.is_err();
-                return Some(Err(Unreadable::Corrupt(self.condemn(chunk, place, gone)?)));
-            }
+        let gone = match place.read(&*self.shared.disk) {
+            Ok(Some(stored)) => return Some(Ok(stored)),
+            Ok(None) => false,
+            Err(error) if error.kind() == ErrorKind::NotFound => true,
+            Err(error) => return Some(Err(Unreadable::Disk(error))),
         };
-        let mut data = Bytes::from(bytes);
-        let tag = data.split_to(place.tag_len as usize).to_vec();
-        Some(Ok(Stored {
-            tag,
-            data,
-            arrived: place.arrived,
-        }))
-    }
-
-    /// A chunk's tag and data, if they are what was written.
-    fn payload(&self, place: Place) -> io::Result<Option<Vec<u8>>> {
-        let file = self.shared.disk.open(&segment_name(place.segment))?;
-        let tag_len = place.tag_len as usize;
-        let mut payload = vec![0; tag_len + place.data_len as usize];
-        let read = fill(&*file, &mut payload, place.offset)?;
-        let (tag, data) = payload.split_at(tag_len);
-        let intact = read == payload.len() && chunk_id(tag, data) == place.id;
-        Ok(intact.then_some(payload))
+        let words = self.condemn(chunk, place, gone)?;
+        Some(Err(Unreadable::Corrupt(words)))
     }
 
     /// Finishes a chunk that cannot be read, for good, and keeps apart what there is of it. Gives the words
@@ -732,10 +700,9 @@ impl Spool {
         let words = if gone {
             format!("{} is gone", segment_name(place.segment))
         } else {
-            let bytes = u64::from(place.tag_len) + u64::from(place.data_len);
             let damage = Damage {
-                offset: place.offset - HEADER,
-                bytes: HEADER + bytes,
+                offset: place.frame(),
+                bytes: place.frame_bytes(),
                 missing: chunk..chunk + 1,
             };
             let mut quarantine = Quarantine::new(&*self.shared.disk);

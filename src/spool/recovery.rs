@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
 
 use super::disk::{Disk, File};
-use super::frame::{HEADER, quarantine_name, quarantine_place, segment_name};
-use super::scan::{self, Check, Damage, Segment, Survey, fill};
+use super::frame::{ALIGN, HEADER, quarantine_name, quarantine_place, segment_first, segment_name};
+use super::scan::{self, Check, Damage, Place, Segment, Survey, fill};
 use super::writer::Active;
-use super::{Events, Holding, Limits, Place, Recovered, Seq, State};
+use super::{Holding, Limits, Recovered, Seq, State};
 use crate::settle::ChunkId;
 
 /// Bytes that are copied into the quarantine at once.
@@ -32,7 +32,7 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     let mut findings: Vec<String> = survey
         .foreign
         .iter()
-        .map(|(first, what)| format!("{} is left alone: {what}", segment_name(*first)))
+        .map(|(name, what)| format!("{name} is left alone: {what}"))
         .collect();
     let mut quarantine = Quarantine {
         disk,
@@ -53,9 +53,9 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         None => None,
         Some(last) => settle_last(disk, last, limits, &mut quarantine, &mut findings)?,
     };
-    for first in &survey.empty {
+    for name in &survey.empty {
         // Nothing is lost with it, and nothing hangs on it: its name alone could be in the way.
-        let _ = disk.remove(&segment_name(*first));
+        let _ = disk.remove(name);
     }
     // What a crash interrupted may be in the page cache only; from here on it is relied on.
     disk.sync_dir()?;
@@ -77,7 +77,8 @@ fn next_number(survey: &Survey) -> Seq {
         let unread = last.torn + last.damage.iter().map(|damage| damage.bytes).sum::<u64>();
         (last.next + unread / HEADER).max(last.first + 1)
     });
-    let foreign = survey.foreign.iter().map(|(first, _)| first + 1);
+    let foreign = survey.foreign.iter();
+    let foreign = foreign.filter_map(|(name, _)| Some(segment_first(name)? + 1));
     // What is quarantined bears a segment's name: another segment must not get it.
     let names = survey.quarantine.iter();
     let quarantined = names.filter_map(|(name, _)| Some(quarantine_place(name)?.0 + 1));
@@ -92,7 +93,7 @@ fn settle_last(
     quarantine: &mut Quarantine<'_>,
     findings: &mut Vec<String>,
 ) -> io::Result<Option<Active>> {
-    let name = segment_name(last.first);
+    let name = last.name();
     let file = disk.open(&name)?;
     let mut sound = last.damage.is_empty() && last.void == 0;
     if last.torn > 0 && !last.is_readable() {
@@ -122,6 +123,7 @@ fn settle_last(
             }
         }
     }
+    sound &= last.bytes.is_multiple_of(ALIGN);
     file.sync()?;
     Ok(last
         .begin
@@ -135,25 +137,15 @@ fn settle_last(
 }
 
 fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
-    let mut chunks = BTreeMap::new();
+    let mut chunks: BTreeMap<Seq, Place> = BTreeMap::new();
     let mut segments = BTreeMap::new();
     for segment in &survey.segments {
         let mut unfinished = 0;
-        for frame in &segment.chunks {
-            let number = frame.head.number;
-            if survey.is_finished(number) {
-                continue;
+        for (chunk, place) in &segment.chunks {
+            if !survey.is_finished(*chunk) {
+                unfinished += 1;
+                chunks.insert(*chunk, *place);
             }
-            unfinished += 1;
-            let place = Place {
-                segment: segment.first,
-                offset: frame.offset + HEADER,
-                tag_len: frame.head.tag_len,
-                data_len: frame.head.data_len,
-                arrived: frame.head.arrived,
-                id: frame.head.id,
-            };
-            chunks.insert(number, place);
         }
         let holding = Holding {
             bytes: segment.bytes,
@@ -185,16 +177,12 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
 }
 
 fn recovered(survey: &Survey, state: &State, findings: Vec<String>) -> Recovered {
-    let settled = |chunk: &Seq| match survey.ledger.settled(*chunk) {
-        Some(Events::Runs(runs)) if !runs.is_empty() => Some((*chunk, runs.clone())),
-        _ => None,
-    };
+    let settled = |chunk: &Seq| (*chunk, survey.settled(*chunk).to_vec());
+    let settled = state.chunks.keys().map(settled);
     Recovered {
         unfinished: state.chunks.len() as u64,
-        pending: survey
-            .ledger
-            .pending(|chunk| state.chunks.contains_key(&chunk)),
-        settled: state.chunks.keys().filter_map(settled).collect(),
+        pending: survey.pending(),
+        settled: settled.filter(|(_, runs)| !runs.is_empty()).collect(),
         next_batch: state.next_batch,
         findings,
     }

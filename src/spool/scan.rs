@@ -1,83 +1,158 @@
 //! Reads what is in a spool's directory. The one reader of the format: recovery acts on what it finds, the
-//! tool prints it. Changes nothing.
+//! tool prints it. Changes nothing, and works beside a spool that is at work.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 
-use super::Seq;
+use bytes::Bytes;
+
 use super::disk::{Disk, File};
 use super::frame::{
     ALIGN, Begin, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, quarantine_place,
     segment_first, segment_name,
 };
 use super::note::{self, Ledger};
-use crate::settle::ChunkId;
+use super::{Events, Pending, Seq, Stored};
+use crate::decode::Time;
+use crate::settle::{ChunkId, chunk_id};
 
 /// Bytes that are read at once where frames are small.
 const BLOCK: usize = 64 * 1024;
 
-/// Whose chunks' payloads are checked. Those of notes always are.
+/// Whose chunks' bytes are checked. Notes always are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Check {
+pub enum Check {
     /// Those in the last segment: the only one that a crash can have torn.
     LastSegment,
     /// All.
     All,
 }
 
-/// Where a chunk's frame stands.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Frame {
-    pub(super) offset: u64,
-    pub(super) head: Head,
+/// Where a chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The number in its segment's name.
+    pub segment: Seq,
+    /// Of its tag in the file; its data stands behind.
+    pub offset: u64,
+    /// Bytes.
+    pub tag_len: u32,
+    /// Bytes.
+    pub data_len: u32,
+    /// When it came.
+    pub arrived: Time,
+    /// What it is known by.
+    pub id: ChunkId,
+}
+
+impl Place {
+    pub(super) fn new(segment: Seq, frame: u64, head: &Head) -> Place {
+        Place {
+            segment,
+            offset: frame + HEADER,
+            tag_len: head.tag_len,
+            data_len: head.data_len,
+            arrived: head.arrived,
+            id: head.id,
+        }
+    }
+
+    /// Where its frame begins.
+    pub(super) fn frame(&self) -> u64 {
+        self.offset - HEADER
+    }
+
+    /// Bytes of its header, tag and data.
+    pub(super) fn frame_bytes(&self) -> u64 {
+        HEADER + u64::from(self.tag_len) + u64::from(self.data_len)
+    }
+
+    /// Its tag, unchecked, as far as the file goes.
+    pub fn tag(&self, disk: &dyn Disk) -> io::Result<Vec<u8>> {
+        let file = disk.open(&segment_name(self.segment))?;
+        let mut tag = vec![0; self.tag_len as usize];
+        let read = fill(&*file, &mut tag, self.offset)?;
+        tag.truncate(read);
+        Ok(tag)
+    }
+
+    /// The chunk. `None`: its bytes are not what was written. [`ErrorKind::NotFound`]: its segment is gone.
+    pub fn read(&self, disk: &dyn Disk) -> io::Result<Option<Stored>> {
+        let file = disk.open(&segment_name(self.segment))?;
+        let tag_len = self.tag_len as usize;
+        let mut payload = vec![0; tag_len + self.data_len as usize];
+        let read = fill(&*file, &mut payload, self.offset)?;
+        let (tag, data) = payload.split_at(tag_len);
+        if read < payload.len() || chunk_id(tag, data) != self.id {
+            return Ok(None);
+        }
+        let mut data = Bytes::from(payload);
+        let tag = data.split_to(tag_len).to_vec();
+        Ok(Some(Stored {
+            tag,
+            data,
+            arrived: self.arrived,
+        }))
+    }
 }
 
 /// Bytes that should be frames and are none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Damage {
-    pub(super) offset: u64,
-    pub(super) bytes: u64,
+pub struct Damage {
+    /// Where they begin in the file.
+    pub offset: u64,
+    /// How many.
+    pub bytes: u64,
     /// The numbers of the frames that are missing there.
-    pub(super) missing: std::ops::Range<Seq>,
+    pub missing: Range<Seq>,
 }
 
-impl std::fmt::Display for Damage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Damage { offset, bytes, .. } = self;
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Damage {
+            offset,
+            bytes,
+            missing,
+        } = self;
         write!(f, "{bytes} bytes at offset {offset} are damaged")?;
-        match self.missing.end.saturating_sub(self.missing.start) {
-            1 => write!(f, " (frame {})", self.missing.start),
-            _ => write!(
-                f,
-                " (frames {} to {})",
-                self.missing.start,
-                self.missing.end - 1
-            ),
+        match missing.end - missing.start {
+            1 => write!(f, " (frame {})", missing.start),
+            _ => write!(f, " (frames {} to {})", missing.start, missing.end - 1),
         }
     }
 }
 
 /// One segment.
 #[derive(Debug)]
-pub(super) struct Segment {
+pub struct Segment {
     /// The number in its name.
-    pub(super) first: Seq,
+    pub first: Seq,
     /// The file's length.
-    pub(super) bytes: u64,
+    pub bytes: u64,
     /// Bytes of its Begin frame, if that can be read.
-    pub(super) begin: Option<u64>,
-    pub(super) chunks: Vec<Frame>,
-    pub(super) notes: u64,
-    pub(super) damage: Vec<Damage>,
+    pub begin: Option<u64>,
+    /// Its chunks, by their numbers.
+    pub chunks: Vec<(Seq, Place)>,
+    /// How many notes it has.
+    pub notes: u64,
+    /// What cannot be read.
+    pub damage: Vec<Damage>,
     /// Bytes of frames that were never acknowledged, whose numbers a newer segment uses again.
-    pub(super) void: u64,
-    /// The last segment only: bytes behind the last whole frame.
-    pub(super) torn: u64,
+    pub void: u64,
+    /// The last segment only: bytes behind the last whole frame, of a write that goes on or never ended.
+    pub torn: u64,
     /// Greater than every number in it.
-    pub(super) next: Seq,
+    pub next: Seq,
 }
 
 impl Segment {
+    /// Its file's name.
+    pub fn name(&self) -> String {
+        segment_name(self.first)
+    }
+
     /// Whether any frame can be read.
     pub(super) fn is_readable(&self) -> bool {
         self.begin.is_some() || self.notes > 0 || !self.chunks.is_empty()
@@ -89,36 +164,67 @@ impl Segment {
     }
 }
 
+/// A frame whose header is good.
+#[derive(Clone, Copy)]
+struct Frame {
+    offset: u64,
+    head: Head,
+}
+
 /// What is in a spool's directory.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
+pub struct Survey {
     /// The spool's own number, where any frame can be read.
-    pub(super) spool: Option<u64>,
+    pub spool: Option<u64>,
     /// Oldest first.
-    pub(super) segments: Vec<Segment>,
+    pub segments: Vec<Segment>,
+    /// Segments that are another spool's or another version's: their names, and what they are. They are
+    /// left alone.
+    pub foreign: Vec<(String, String)>,
+    /// Files of damaged bytes that were kept apart, and their lengths.
+    pub quarantine: Vec<(String, u64)>,
     /// What the notes amount to.
     pub(super) ledger: Ledger,
     /// The ids of the last accepted chunks, oldest first.
     pub(super) window: VecDeque<ChunkId>,
-    /// Segments that are another spool's or another version's, with what they are. Left alone.
-    pub(super) foreign: Vec<(Seq, String)>,
     /// Empty files: creations that were cut short. They stand for nothing.
-    pub(super) empty: Vec<Seq>,
-    /// Files of damaged bytes, and their lengths.
-    pub(super) quarantine: Vec<(String, u64)>,
+    pub(super) empty: Vec<String>,
 }
 
 impl Survey {
     /// Whether a chunk needs nothing any more, by the notes.
-    pub(super) fn is_finished(&self, chunk: Seq) -> bool {
-        self.ledger.settled(chunk) == Some(&super::Events::All)
+    pub fn is_finished(&self, chunk: Seq) -> bool {
+        self.ledger.settled(chunk) == Some(&Events::All)
+    }
+
+    /// Which events of an unfinished chunk need nothing any more.
+    pub fn settled(&self, chunk: Seq) -> &[Range<u32>] {
+        match self.ledger.settled(chunk) {
+            Some(Events::Runs(runs)) => runs,
+            Some(Events::All) | None => &[],
+        }
+    }
+
+    /// All chunks with their numbers, in order.
+    pub fn chunks(&self) -> impl Iterator<Item = (Seq, Place)> + '_ {
+        let segments = self.segments.iter();
+        segments.flat_map(|segment| segment.chunks.iter().copied())
+    }
+
+    /// Batches begun and not ended, of chunks that are not finished all.
+    pub fn pending(&self) -> Vec<Pending> {
+        let unfinished = self.chunks().map(|(chunk, _)| chunk);
+        let unfinished: HashSet<Seq> = unfinished
+            .filter(|chunk| !self.is_finished(*chunk))
+            .collect();
+        self.ledger.pending(|chunk| unfinished.contains(&chunk))
     }
 }
 
 /// Reads a directory. Segments that are removed meanwhile are passed over: they were done.
 ///
 /// Fails only where the disk does.
-pub(super) fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
+pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     let mut survey = Survey::default();
     let mut names = Vec::new();
     for (name, bytes) in disk.list()? {
@@ -130,7 +236,7 @@ pub(super) fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     }
     names.sort_unstable();
     let empty = names.extract_if(.., |(_, bytes)| *bytes == 0);
-    survey.empty = empty.map(|(first, _)| first).collect();
+    survey.empty = empty.map(|(first, _)| segment_name(first)).collect();
 
     let mut files = Vec::new();
     for (first, _) in names {
@@ -145,7 +251,7 @@ pub(super) fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     let mut own = Vec::new();
     for mut source in files {
         match source.stranger(survey.spool)? {
-            Some(what) => survey.foreign.push((source.first, what)),
+            Some(what) => survey.foreign.push((source.name, what)),
             None => own.push(source),
         }
     }
@@ -207,7 +313,8 @@ fn read_segment(
         let next = segment.next;
         let fits = |head: &Head| Some(head.spool) == spool && head.number >= next;
         let head = source.head(at)?.filter(|head| fits(head));
-        let whole = head.filter(|head| at + head.length() <= source.len);
+        // What aligns the next frame may be missing behind the last one.
+        let whole = head.filter(|head| at + HEADER + head.payload() <= source.len);
         let Some(head) = whole else {
             broken.get_or_insert(at);
             let found = source.search(at + ALIGN, fits)?;
@@ -221,7 +328,7 @@ fn read_segment(
             return Ok(segment);
         }
         let frame = Frame { offset: at, head };
-        at += head.length();
+        at = (at + head.length()).min(source.len);
         // What an earlier run found damaged is not found anew when it is read.
         let check = check_chunks || suspect.iter().any(|bytes| bytes.contains(&frame.offset));
         if !take_frame(&mut source, frame, check, &mut segment, survey)? {
@@ -240,7 +347,7 @@ fn read_segment(
 }
 
 /// Says what bytes are that no frame was read from. `until` is the number that comes behind them.
-fn lay_to_rest(segment: &mut Segment, range: std::ops::Range<u64>, until: Option<Seq>) {
+fn lay_to_rest(segment: &mut Segment, range: Range<u64>, until: Option<Seq>) {
     let bytes = range.end - range.start;
     match until {
         None => segment.torn = bytes,
@@ -264,7 +371,9 @@ fn take_frame(
 ) -> io::Result<bool> {
     let Frame { offset, head } = frame;
     if head.kind == Kind::Chunk && !check {
-        segment.chunks.push(frame);
+        segment
+            .chunks
+            .push((head.number, Place::new(segment.first, offset, &head)));
         survey.window.push_back(head.id);
         return Ok(true);
     }
@@ -274,7 +383,9 @@ fn take_frame(
     }
     match head.kind {
         Kind::Chunk => {
-            segment.chunks.push(frame);
+            segment
+                .chunks
+                .push((head.number, Place::new(segment.first, offset, &head)));
             survey.window.push_back(head.id);
         }
         Kind::Note => match note::decode(payload) {

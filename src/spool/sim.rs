@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -17,6 +18,9 @@ use super::frame::segment_first;
 
 /// Small, so that small tests have many.
 const PAGE: usize = 64;
+
+/// How long a test waits for what must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a call is, for faults and for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,12 +200,10 @@ impl Sim {
     /// Waits until an fsync is held.
     pub(super) fn wait_for_a_held_sync(&self) {
         let state = self.state();
-        drop(
-            self.0
-                .1
-                .wait_while(state, |state| state.waiting == 0)
-                .unwrap(),
-        );
+        let nobody = |state: &mut State| state.waiting == 0;
+        let waited = self.0.1.wait_timeout_while(state, PATIENCE, nobody);
+        let (_state, waited) = waited.unwrap();
+        assert!(!waited.timed_out(), "nobody syncs");
     }
 
     /// The power goes: of what was not synced, anything may be lost. The machine comes up again without

@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 
 use super::disk::File;
 use super::frame::{Begin, HEADER, Head, Kind, padding, segment_name};
-use super::{Appended, Durability, Holding, Place, Refusal, Seq, Shared, State};
+use super::scan::Place;
+use super::{Appended, Durability, Holding, Refusal, Seq, Shared, State};
 use crate::decode::Time;
 use crate::settle::chunk_id;
 
@@ -288,6 +289,7 @@ impl Writer {
         let mut state = self.state();
         if state.bytes + needed > limit {
             state.reserved -= head.length();
+            state.hungry = true;
             let bytes = state.bytes;
             drop(state);
             drop(data);
@@ -344,8 +346,6 @@ impl Writer {
         active.len += bytes;
         active.bare = false;
         self.next += group.len() as u64;
-        let len = active.len;
-        self.state().resize(start.0, len);
         Ok(start)
     }
 
@@ -364,20 +364,14 @@ impl Writer {
                         state.reserved -= head.length();
                         state.keep(
                             head.number,
-                            Place {
-                                segment,
-                                offset: offset + HEADER,
-                                tag_len: head.tag_len,
-                                data_len: head.data_len,
-                                arrived: head.arrived,
-                                id: head.id,
-                            },
+                            Place::new(segment, offset, head),
                             self.shared.limits.window,
                         );
                     }
                 }
                 offset += head.length();
             }
+            state.resize(segment, offset);
         }
         if kept {
             self.shared.more.notify_waiters();

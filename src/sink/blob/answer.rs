@@ -17,10 +17,7 @@ use object_store::client::{
 };
 use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
 
-use crate::sink::{Class, Fault, Outcome};
-
-/// The longest message handed on, in bytes: a log line, not a page.
-const MESSAGE_LIMIT: usize = 400;
+use crate::sink::{Class, Fault, Outcome, one_line};
 
 /// What a failed request left behind at the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +41,13 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(fate: Fate, class: Class, code: &str, message: impl Into<String>) -> Self {
-        let message = message.into();
-        let line: Vec<_> = message.split_whitespace().collect();
-        let mut message = redact(&line.join(" ")).into_owned();
-        message.truncate(message.floor_char_boundary(MESSAGE_LIMIT));
+        let message = one_line(&redact(&message.into()));
         Failure {
             status: None,
             fate,
             fault: Fault {
                 class,
-                code: code.into(),
+                code: one_line(code),
                 message,
                 request_id: None,
             },
@@ -68,7 +62,8 @@ impl Failure {
 
     /// Adds what a person should know beside the service's own words.
     pub(super) fn note(mut self, note: impl fmt::Display) -> Self {
-        self.fault.message = format!("{}; {}", self.fault.message, redact(&note.to_string()));
+        let note = one_line(&redact(&note.to_string()));
+        self.fault.message = format!("{}; {note}", self.fault.message);
         self
     }
 
@@ -215,7 +210,7 @@ fn answered(status: u16, reason: &str, headers: &HeaderMap, body: &str) -> Failu
     .into_iter()
     .find_map(header)
     .or(element(body, "RequestId"))
-    .map(str::to_owned);
+    .map(one_line);
     failure
 }
 
@@ -392,6 +387,12 @@ impl HttpService for Listener {
             )))
         })
     }
+}
+
+/// `wire` with its answers read as this module reads them. For stores whose wire is no network.
+#[doc(hidden)]
+pub fn listening_to(wire: HttpClient) -> HttpClient {
+    HttpClient::new(Listener(wire))
 }
 
 /// Makes the clients that `object_store` sends with.

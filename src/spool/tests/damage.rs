@@ -98,7 +98,7 @@ fn filled(sizes: &[usize], seed: u64) -> (Bench, Frames) {
         .copied()
         .collect();
     let frames = places.iter().map(|place| {
-        let start = (place.offset - HEADER) as usize;
+        let start = place.frame() as usize;
         let end = place.offset as usize + (place.tag_len + place.data_len) as usize;
         let name = segment_name(place.segment);
         let data = bench.sim.contents(&name)[place.offset as usize + 1..end].to_vec();
@@ -194,10 +194,6 @@ fn three() -> (Bench, String, Vec<usize>) {
     (bench, name, offsets)
 }
 
-fn numbers(bench: &Bench) -> Vec<u8> {
-    bench.bytes()
-}
-
 #[test]
 fn a_torn_tail_is_cut_off_and_said() {
     let (mut bench, name, offsets) = three();
@@ -206,7 +202,7 @@ fn a_torn_tail_is_cut_off_and_said() {
         offsets[2] + 1,
         offsets[2] + 64,
         offsets[2] + 100,
-        bytes.len() - 1,
+        bytes.len() - 8,
     ] {
         bench.sim.put(&name, bytes[..end].to_vec());
         let recovered = bench.open().unwrap();
@@ -215,7 +211,7 @@ fn a_torn_tail_is_cut_off_and_said() {
         };
         let expected = format!("{name} was truncated from {end} to {} bytes", offsets[2]);
         assert!(finding.starts_with(&expected), "{finding}");
-        assert_eq!(numbers(&bench), [0, 1]);
+        assert_eq!(bench.bytes(), [0, 1]);
         assert_eq!(bench.sim.contents(&name).len(), offsets[2]);
         assert_eq!(
             bench.sim.files().len(),
@@ -226,9 +222,24 @@ fn a_torn_tail_is_cut_off_and_said() {
         bench.keep(9, 10);
         assert_eq!(bench.sim.files().len(), 1);
         assert_eq!(bench.restart().findings, [] as [String; 0]);
-        assert_eq!(numbers(&bench), [0, 1, 9]);
+        assert_eq!(bench.bytes(), [0, 1, 9]);
         bench.end(false);
     }
+}
+
+#[test]
+fn a_last_frame_counts_without_what_would_align_the_next() {
+    let (mut bench, name, _) = three();
+    let bytes = bench.sim.contents(&name);
+    bench.sim.put(&name, bytes[..bytes.len() - 1].to_vec());
+    for byte in [8, 9] {
+        assert_eq!(bench.open().unwrap().findings, [] as [String; 0]);
+        assert_eq!(bench.bytes()[..3], [0, 1, 2]);
+        bench.keep(byte, 10);
+        bench.end(true);
+    }
+    assert_eq!(bench.open().unwrap().findings, [] as [String; 0]);
+    assert_eq!(bench.bytes(), [0, 1, 2, 8, 9]);
 }
 
 #[test]
@@ -254,11 +265,11 @@ fn a_rotten_frame_in_the_middle_is_kept_apart_and_reading_goes_on() {
         let quarantined = bench.sim.contents(&kept);
         assert!(bytes[from..to].starts_with(&quarantined));
         assert!(quarantined.len() > 170, "{}", quarantined.len());
-        assert_eq!(numbers(&bench), [0, 2]);
+        assert_eq!(bench.bytes(), [0, 2]);
         // Said once.
         bench.keep(9, 10);
         assert_eq!(bench.restart().findings, [] as [String; 0]);
-        assert_eq!(numbers(&bench), [0, 2, 9]);
+        assert_eq!(bench.bytes(), [0, 2, 9]);
         bench.end(false);
         for (name, _) in bench.sim.files() {
             bench.sim.take(&name);

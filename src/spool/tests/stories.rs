@@ -151,6 +151,64 @@ fn many_appends_share_one_sync() {
 }
 
 #[test]
+fn many_at_once_keep_read_and_finish_and_each_chunk_is_seen_once() {
+    const HOSTS: u8 = 4;
+    const EACH: u8 = 100;
+    let (bench, _) = Bench::on(Sim::new(1), SMALL);
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(600);
+    let hosts = (0..HOSTS).map(|host| {
+        let spool = Arc::clone(bench.spool());
+        runtime.spawn(async move {
+            for n in 0..EACH {
+                let data = [host, n].repeat(200);
+                while let Err(refusal) = spool.append(chunk(b"t", &data), deadline).await {
+                    assert!(matches!(refusal, Refusal::Full { .. }), "{refusal}");
+                    tokio::task::yield_now().await;
+                }
+            }
+        })
+    });
+    let hosts: Vec<_> = hosts.collect();
+    let spool = Arc::clone(bench.spool());
+    let reader = runtime.spawn(async move {
+        let mut seen = Vec::new();
+        let mut after = None;
+        while seen.len() < usize::from(HOSTS) * usize::from(EACH) {
+            let more = spool.more();
+            let Some((chunk, stored)) = spool.next(after) else {
+                more.await;
+                continue;
+            };
+            after = Some(chunk);
+            seen.push((stored.unwrap().data[0], chunk));
+            spool.note(done(chunk), Durability::Written).await.unwrap();
+            spool.finish(chunk);
+        }
+        seen
+    });
+    runtime.block_on(async {
+        for host in hosts {
+            host.await.unwrap();
+        }
+        let seen = reader.await.unwrap();
+        for host in 0..HOSTS {
+            let of = seen.iter().filter(|(by, _)| *by == host).count();
+            assert_eq!(of, usize::from(EACH));
+        }
+    });
+    bench.spool().rest();
+    assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
+    assert_eq!(bench.spool().shared.state().reserved, 0);
+    bench.spool().close();
+    assert_eq!(bench.segments().len(), 1);
+}
+
+#[test]
 fn a_chunk_whose_deadline_passes_in_the_queue_is_not_written_and_its_bytes_are_let_go() {
     let bench = Bench::new(SMALL);
     bench.keep(0, 10);
@@ -251,6 +309,19 @@ fn a_full_spool_refuses_at_once_and_takes_again_after_a_finish() {
             assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
         }
     }
+}
+
+#[test]
+fn what_is_finished_makes_room_also_where_only_a_new_segments_beginning_did_not_fit() {
+    let bench = Bench::new(SMALL);
+    bench.keep(1, 2_000);
+    bench.finish_all();
+    let free = SMALL.limit - bench.spool().usage().bytes;
+    let large = vec![2; free as usize - 80];
+    let refused = bench.append(b"t", &large);
+    assert!(matches!(refused, Err(Refusal::Full { .. })), "{refused:?}");
+    bench.spool().rest();
+    assert_eq!(bench.append(b"t", &large).unwrap(), Appended::Kept);
 }
 
 #[test]
@@ -624,13 +695,13 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     let Err(Unreadable::Corrupt(words)) = corrupt else {
         panic!("{corrupt:?}");
     };
-    let kept = format!("{:020}-{}.bin", 1, at - 3 - HEADER as usize);
+    let kept = format!("{:020}-{}.bin", 1, at - 3 - 64);
     assert!(words.contains(&kept), "{words}");
     assert_eq!(mode(&path.join("quarantine")), 0o700);
     assert_eq!(mode(&path.join("quarantine").join(kept)), 0o600);
     let (_, second) = spool.next(Some(first)).unwrap();
     assert_eq!(second.unwrap().data, vec![7; 10_000]);
-    spool.close();
+    spool.rest();
     let there: u64 = LocalDisk::look(&path)
         .unwrap()
         .list()
@@ -641,6 +712,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     assert_eq!(spool.usage().bytes, there);
 
     // The lock goes with the spool.
+    spool.close();
     drop(spool);
     let (spool, recovered) = Spool::open(Arc::new(LocalDisk::open(&path).unwrap()), SMALL).unwrap();
     assert_eq!(recovered.unfinished, 1);
@@ -659,5 +731,12 @@ fn a_directory_that_is_only_looked_at_is_not_changed() {
     assert!(file.append(&[io::IoSlice::new(b"more")]).is_err());
     assert!(file.truncate(0).is_err());
     assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"bytes");
-    assert!(LocalDisk::look(&dir.path().join("none")).is_err());
+    // Errors name the directory.
+    for error in [
+        LocalDisk::look(&dir.path().join("none")).unwrap_err(),
+        LocalDisk::open(&dir.path().join("x/y")).unwrap_err(),
+    ] {
+        let named = dir.path().to_str().unwrap();
+        assert!(error.to_string().starts_with(named), "{error}");
+    }
 }

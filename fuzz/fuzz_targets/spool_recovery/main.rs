@@ -1,0 +1,271 @@
+//! Any bytes as the files of a spool: it opens, gives back only what its checksums vouch for, and is a good
+//! spool from there on.
+//!
+//! An input says how many segments there are and how a well-formed spool is damaged; or its rest is taken
+//! for the files themselves.
+
+#![no_main]
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, ErrorKind, IoSlice};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ferry::decode::Time;
+use ferry::settle::chunk_id;
+use ferry::spool::disk::{Disk, File};
+use ferry::spool::{
+    Appended, Chunk, Content, Durability, Events, Note, Options, Seq, Spool, Unreadable,
+};
+use ferry_fuzz::Input;
+use libfuzzer_sys::fuzz_target;
+use tokio::time::Instant;
+
+const LIMIT: u64 = 64 << 20;
+
+/// A directory in memory, on which nothing fails.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+
+struct MemoryFile {
+    disk: Memory,
+    name: String,
+}
+
+impl Disk for Memory {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let files = self.0.lock().unwrap();
+        Ok(files
+            .iter()
+            .map(|(name, bytes)| (name.clone(), bytes.len() as u64))
+            .collect())
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
+        let mut files = self.0.lock().unwrap();
+        if files.contains_key(name) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        files.insert(name.to_owned(), Vec::new());
+        drop(files);
+        self.open(name)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
+        if !self.0.lock().unwrap().contains_key(name) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        Ok(Box::new(MemoryFile {
+            disk: self.clone(),
+            name: name.to_owned(),
+        }))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let removed = self.0.lock().unwrap().remove(name);
+        removed
+            .map(|_| ())
+            .ok_or_else(|| ErrorKind::NotFound.into())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MemoryFile {
+    fn with<T>(&self, use_it: impl FnOnce(&mut Vec<u8>) -> T) -> io::Result<T> {
+        let mut files = self.disk.0.lock().unwrap();
+        files
+            .get_mut(&self.name)
+            .map(use_it)
+            .ok_or_else(|| ErrorKind::NotFound.into())
+    }
+}
+
+impl File for MemoryFile {
+    fn len(&self) -> io::Result<u64> {
+        self.with(|bytes| bytes.len() as u64)
+    }
+
+    fn append(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.with(|bytes| parts.iter().for_each(|part| bytes.extend_from_slice(part)))
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.with(|bytes| {
+            let from = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            let count = buf.len().min(bytes.len() - from);
+            buf[..count].copy_from_slice(&bytes[from..from + count]);
+            count
+        })
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.with(|bytes| bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX)))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn options() -> Options {
+    Options {
+        limit: LIMIT,
+        segment_bytes: Some(4_096),
+    }
+}
+
+fn append(runtime: &tokio::runtime::Runtime, spool: &Spool, tag: &[u8], data: &[u8]) -> Appended {
+    let chunk = Chunk {
+        id: chunk_id(tag, data),
+        tag,
+        data: Bytes::copy_from_slice(data),
+        arrived: Time {
+            seconds: 1,
+            nanos: 2,
+        },
+    };
+    let deadline = Instant::now() + Duration::from_secs(600);
+    runtime
+        .block_on(spool.append(chunk, deadline))
+        .expect("a good disk with room keeps a chunk")
+}
+
+/// All that a spool gives back.
+fn read_all(spool: &Spool) -> HashMap<Seq, (Vec<u8>, Bytes)> {
+    let mut found = HashMap::new();
+    let mut after = None;
+    while let Some((chunk, stored)) = spool.next(after) {
+        assert!(
+            after.is_none_or(|after| chunk > after),
+            "chunks come in their order"
+        );
+        after = Some(chunk);
+        match stored {
+            Ok(stored) => drop(found.insert(chunk, (stored.tag, stored.data))),
+            Err(Unreadable::Corrupt(words)) => assert!(!words.is_empty()),
+            Err(Unreadable::Disk(error)) => panic!("nothing fails on this disk: {error}"),
+        }
+    }
+    found
+}
+
+fuzz_target!(|data: &[u8]| {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let mut input = Input::new(data);
+    let disk = Memory::default();
+    let mut written: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+
+    // A spool as it really is, of chunks and notes that the input chooses.
+    let chunks = input.byte() % 8;
+    if chunks > 0 {
+        let (spool, _) =
+            Spool::open(Arc::new(disk.clone()), options()).expect("an empty directory");
+        for n in 0..chunks {
+            let tag = input.piece().to_vec();
+            let data = input.piece().repeat(usize::from(input.byte()) + 1);
+            append(&runtime, &spool, &tag, &data);
+            written.push((tag, data));
+            let flags = input.byte();
+            let contents = vec![Content {
+                chunk: u64::from(input.byte()),
+                events: if flags & 1 == 0 {
+                    Events::All
+                } else {
+                    Events::Runs(vec![0..1, 3..9])
+                },
+            }];
+            let batch = u64::from(n);
+            let note = match flags >> 1 & 3 {
+                0 => continue,
+                1 => Note::Begun {
+                    batch,
+                    name: "n".into(),
+                    token: "t".into(),
+                    lines: 3,
+                    contents,
+                },
+                2 => Note::Ended {
+                    batch,
+                    delivered: Some(contents),
+                },
+                _ => Note::Done { contents },
+            };
+            runtime
+                .block_on(spool.note(note, Durability::Written))
+                .expect("a good disk");
+        }
+        // Dropped, not closed: as a crash leaves it.
+    }
+
+    // Damage: bytes overwritten, files cut, and files of anything.
+    {
+        let mut files = disk.0.lock().unwrap();
+        let names: Vec<String> = files.keys().cloned().collect();
+        for _ in 0..input.byte() % 8 {
+            let Some(name) = names.get(usize::from(input.byte()) % names.len().max(1)) else {
+                break;
+            };
+            let Some(bytes) = files.get_mut(name) else {
+                continue;
+            };
+            let at = usize::from(input.byte()) << 8 | usize::from(input.byte());
+            match input.byte() % 3 {
+                0 => bytes.truncate(at),
+                1 => {
+                    let patch = input.piece();
+                    let end = (at + patch.len()).min(bytes.len());
+                    if at < end {
+                        bytes[at..end].copy_from_slice(&patch[..end - at]);
+                    }
+                }
+                _ => bytes.extend_from_slice(input.piece()),
+            }
+        }
+        let number = u64::from(input.byte());
+        let rest = input.rest();
+        if !rest.is_empty() {
+            files.insert(format!("{number:020}.seg"), rest.to_vec());
+        }
+    }
+    let (spool, recovered) = Spool::open(Arc::new(disk.clone()), options())
+        .expect("no content keeps a spool from opening");
+    assert!(recovered.findings.iter().all(|finding| !finding.is_empty()));
+    let found = read_all(&spool);
+    for (tag, data) in found.values() {
+        // Nothing is given back that does not have its own checksum; an input cannot forge one by chance.
+        let known = written.iter().any(|(t, d)| t == tag && d[..] == data[..]);
+        assert!(known, "a chunk that nobody wrote: {tag:?}");
+    }
+    // It goes on as a good spool.
+    let news: [(&[u8], &[u8]); 2] = [(b"new", b"first new chunk"), (b"new", b"second new chunk")];
+    for (tag, data) in news {
+        append(&runtime, &spool, tag, data);
+    }
+    let kept = read_all(&spool);
+    drop(spool);
+
+    let (spool, _) = Spool::open(Arc::new(disk), options()).expect("it opens again");
+    let again = read_all(&spool);
+    for (chunk, stored) in &kept {
+        assert_eq!(
+            again.get(chunk),
+            Some(stored),
+            "what was there is there after another start"
+        );
+    }
+    for (tag, data) in news {
+        assert!(
+            again.values().any(|(t, d)| &t[..] == tag && &d[..] == data),
+            "what was kept after the damage is lost"
+        );
+    }
+});

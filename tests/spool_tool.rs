@@ -1,0 +1,106 @@
+//! `ferry-spool`, beside a spool that is at work.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ferry::decode::Time;
+use ferry::settle::chunk_id;
+use ferry::spool::disk::LocalDisk;
+use ferry::spool::{Chunk, Options, Spool};
+use tokio::time::Instant;
+
+/// An event `{"n": 7}`.
+const EVENT: &[u8] = b"\x92\x92\xd7\x00\0\0\0\x01\0\0\0\0\x80\x81\xa1n\x07";
+
+fn tool(arguments: &[&str], dir: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ferry-spool"))
+        .args(arguments)
+        .arg(dir)
+        .output()
+        .expect("ferry-spool runs")
+}
+
+/// The files of a folder: their bytes, and when they were changed last.
+fn state(dir: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            let changed = entry.metadata().unwrap().modified().unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            (name, (std::fs::read(entry.path()).unwrap(), changed))
+        })
+        .collect()
+}
+
+#[test]
+fn it_looks_and_does_not_touch() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        limit: 1 << 20,
+        segment_bytes: Some(4_096),
+    };
+    let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
+    let (spool, _) = Spool::open(disk, options).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    for events in 1..60 {
+        let data = EVENT.repeat(events);
+        let chunk = Chunk {
+            id: chunk_id(b"app", &data),
+            tag: b"app",
+            data: data.into(),
+            arrived: Time::default(),
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        runtime.block_on(spool.append(chunk, deadline)).unwrap();
+    }
+    let before = state(dir.path());
+
+    let inspect = tool(&["inspect", "--json"], dir.path());
+    assert_eq!(inspect.status.code(), Some(0), "{inspect:?}");
+    let told: serde_json::Value = serde_json::from_slice(&inspect.stdout).unwrap();
+    assert_eq!(told["unfinished"], 59);
+    let verify = tool(&["verify"], dir.path());
+    assert_eq!(verify.status.code(), Some(0), "{verify:?}");
+    let export = tool(&["export"], dir.path());
+    assert_eq!(export.status.code(), Some(0), "{export:?}");
+    assert!(export.stderr.is_empty(), "{export:?}");
+    assert_eq!(export.stdout, b"{\"n\":7}\n".repeat(59 * 60 / 2));
+    assert!(state(dir.path()) == before, "nothing is changed");
+
+    // The lock is still the spool's, and a copy without it is as good.
+    let copy = tempfile::tempdir().unwrap();
+    for (name, (bytes, _)) in before.iter().filter(|(name, _)| *name != "lock") {
+        std::fs::write(copy.path().join(name), bytes).unwrap();
+    }
+    let (name, (bytes, _)) = before
+        .iter()
+        .find(|(name, _)| name.ends_with(".seg"))
+        .unwrap();
+    let mut rotten = bytes.clone();
+    let at = rotten.len() / 2;
+    rotten[at] ^= 1;
+    std::fs::write(copy.path().join(name), rotten).unwrap();
+    for arguments in [["verify"], ["export"]] {
+        let damaged = tool(&arguments, copy.path());
+        assert_eq!(damaged.status.code(), Some(1), "{damaged:?}");
+        let said = [damaged.stdout, damaged.stderr].concat();
+        assert!(
+            String::from_utf8_lossy(&said).contains("damaged"),
+            "{arguments:?}"
+        );
+    }
+    assert!(
+        state(copy.path()).keys().all(|name| name.ends_with(".seg")),
+        "nothing is made"
+    );
+
+    let nowhere = tool(&["inspect"], &dir.path().join("none"));
+    assert_eq!(nowhere.status.code(), Some(2), "{nowhere:?}");
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("none cannot be read"));
+}
