@@ -586,7 +586,10 @@ impl Reader<'_> {
         if rest.is_none_or(|rest| rest.is_empty() || !rest.bytes().all(|b| b.is_ascii_graphic())) {
             self.problem(
                 key,
-                format!("'{value}' is not a full URL; write https://host[:port]"),
+                format!(
+                    "'{}' is not a full URL; write https://host[:port]",
+                    without_secrets(&value)
+                ),
             );
             return None;
         }
@@ -1111,7 +1114,18 @@ fn is_container_name(name: &str) -> bool {
     (3..=63).contains(&name.len()) && plain.split('-').all(part)
 }
 
+/// An address for a message. People write passwords before the `@` and signatures behind the `?`.
+fn without_secrets(url: &str) -> String {
+    let shown = url.split('?').next().unwrap_or_default();
+    let (scheme, rest) = shown.split_once("://").unwrap_or(("", shown));
+    match rest.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}"),
+        None => shown.to_owned(),
+    }
+}
+
 fn bad_url(url: &str) -> String {
+    let url = without_secrets(url);
     format!(
         "'{url}' is not known; it may be az://container/prefix, s3://bucket/prefix, gs://bucket/prefix or file:///folder"
     )

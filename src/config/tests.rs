@@ -430,6 +430,16 @@ fn an_address_with_characters_that_no_url_has_is_refused() {
         let (key, text) = one(&[FIREHOSE, ("endpoint", endpoint)]);
         assert_eq!(key, "endpoint", "{text}");
     }
+    for (key, address) in [
+        ("endpoint", "https://user:hunter2@ho st"),
+        ("endpoint", "host?sig=hunter2"),
+        ("endpoint", "user:hunter2@host"),
+    ] {
+        let (_, text) = one(&[FIREHOSE, (key, address)]);
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    let (_, text) = one(&[("url", "ftp://user:hunter2@host/x")]);
+    assert!(!text.contains("hunter2"), "{text}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use aws_sdk_firehose::primitives::Blob;
 use aws_sdk_firehose::types::{DestinationDescription, ProcessorType, Record};
 use futures::future::BoxFuture;
 
-use super::{Batch, Class, Fault, Outcome, Shape, Sink, one_line};
+use super::{Batch, Class, Fault, Outcome, Shape, Sink, code_line, message_line};
 use crate::aws::{CredentialCache, Loaded};
 use crate::batch::Limits;
 use crate::config::Aggregation;
@@ -321,7 +321,7 @@ fn answer_of<E>(error: SdkError<E, HttpResponse>) -> (Answer, Option<String>)
 where
     E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
 {
-    let request_id = error.request_id().map(one_line);
+    let request_id = error.request_id().map(code_line);
     let answer = match &error {
         SdkError::ServiceError(refused) => Answer::Refused {
             status: refused.raw().status().as_u16(),
@@ -472,8 +472,8 @@ fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Out
                 };
                 Outcome::Retry(Arc::new(Fault {
                     class,
-                    code: one_line(&code),
-                    message: one_line(&message),
+                    code: code_line(&code),
+                    message: message_line(&message),
                     request_id: request_id.clone(),
                 }))
             }
@@ -501,8 +501,8 @@ fn fault(answer: Answer) -> Fault {
     };
     Fault {
         class,
-        code: one_line(&code),
-        message: one_line(&message),
+        code: code_line(&code),
+        message: message_line(&message),
         request_id: None,
     }
 }

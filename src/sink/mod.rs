@@ -79,17 +79,29 @@ impl fmt::Display for Fault {
 }
 
 /// Words from elsewhere, for one line of a log: runs of white space and control characters become a space,
-/// and what is longer than a line's worth is cut.
-pub(crate) fn one_line(words: &str) -> String {
+/// and what is longer than `most` bytes is cut.
+fn one_line(words: &str, most: usize) -> String {
     let odd = |c: char| c.is_whitespace() || c.is_control();
     let parts: Vec<&str> = words.split(odd).filter(|part| !part.is_empty()).collect();
     let mut line = parts.join(" ");
-    line.truncate(line.floor_char_boundary(MESSAGE_LIMIT));
+    line.truncate(line.floor_char_boundary(most));
     line
 }
 
 /// The longest message handed on, in bytes: a log line, not a page.
 const MESSAGE_LIMIT: usize = 400;
+/// The longest code or request id. Real ones have at most 64 characters or so.
+const CODE_LIMIT: usize = 100;
+
+/// A message of a service's.
+fn message_line(words: &str) -> String {
+    one_line(words, MESSAGE_LIMIT)
+}
+
+/// A code or a request id of a service's.
+fn code_line(words: &str) -> String {
+    one_line(words, CODE_LIMIT)
+}
 
 /// What a target takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,9 +132,10 @@ mod tests {
     #[test]
     fn words_from_elsewhere_are_one_line_without_control_characters() {
         assert_eq!(
-            one_line(" too\0\0 old:\r\n\t'Thu'\x1b[2J "),
+            message_line(" too\0\0 old:\r\n\t'Thu'\x1b[2J "),
             "too old: 'Thu' [2J"
         );
-        assert_eq!(one_line(&"é".repeat(1_000)).len(), MESSAGE_LIMIT);
+        assert_eq!(message_line(&"é".repeat(1_000)).len(), MESSAGE_LIMIT);
+        assert_eq!(code_line(&"x".repeat(1_000)).len(), CODE_LIMIT);
     }
 }

@@ -67,7 +67,7 @@ impl Slot {
     }
 }
 
-/// The header of a note. [`Writer::number`] fills in what is missing.
+/// The header of a note. Its number and the spool are filled in when it is written.
 fn note_head(payload: &[u8]) -> Head {
     Head {
         kind: Kind::Note,

@@ -17,7 +17,7 @@ use object_store::client::{
 };
 use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
 
-use crate::sink::{Class, Fault, Outcome, one_line};
+use crate::sink::{Class, Fault, Outcome, code_line, message_line};
 
 /// What a failed request left behind at the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +41,13 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(fate: Fate, class: Class, code: &str, message: impl Into<String>) -> Self {
-        let message = one_line(&redact(&message.into()));
+        let message = message_line(&redact(&message.into()));
         Failure {
             status: None,
             fate,
             fault: Fault {
                 class,
-                code: one_line(code),
+                code: code_line(code),
                 message,
                 request_id: None,
             },
@@ -62,7 +62,7 @@ impl Failure {
 
     /// Adds what a person should know beside the service's own words.
     pub(super) fn note(mut self, note: impl fmt::Display) -> Self {
-        let note = one_line(&redact(&note.to_string()));
+        let note = message_line(&redact(&note.to_string()));
         self.fault.message = format!("{}; {note}", self.fault.message);
         self
     }
@@ -210,7 +210,7 @@ fn answered(status: u16, reason: &str, headers: &HeaderMap, body: &str) -> Failu
     .into_iter()
     .find_map(header)
     .or(element(body, "RequestId"))
-    .map(one_line);
+    .map(code_line);
     failure
 }
 

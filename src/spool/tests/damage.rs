@@ -353,6 +353,41 @@ fn a_segment_that_is_gone_is_done() {
 }
 
 #[test]
+fn a_creation_that_was_cut_short_voids_nothing_though_it_cannot_be_removed() {
+    let (mut bench, name, _) = three();
+    let next = bench
+        .open()
+        .map(|_| bench.spool().peek(None).unwrap().0 + 6)
+        .unwrap();
+    bench.end(false);
+    let empty = segment_name(next);
+    bench.sim.put(&empty, Vec::new());
+    bench.sim.fault(sim::Faults {
+        broken: Vec::from([sim::Call::Remove]),
+        ..Default::default()
+    });
+    // What is numbered like it, and behind it, stands in the segment before it.
+    for round in 0..2 {
+        bench.open().unwrap();
+        for byte in 0..3 {
+            bench.keep(10 * round + 10 + byte, 10);
+        }
+        bench.end(true);
+    }
+    bench.sim.put(&empty, Vec::new());
+    bench.open().unwrap();
+    assert_eq!(bench.bytes(), [0, 1, 2, 10, 11, 12, 20, 21, 22]);
+    let places = bench.spool().shared.state().chunks.clone();
+    assert!(places.keys().any(|chunk| *chunk >= next));
+    assert!(
+        places
+            .values()
+            .all(|place| segment_name(place.segment) == name)
+    );
+    assert_eq!(bench.segments(), [name]);
+}
+
+#[test]
 fn segments_of_another_spool_and_of_another_version_are_left_alone() {
     let (mut bench, frames) = filled(&[100, 100], 1);
     let (stranger, _) = filled(&[200], 2);
