@@ -1117,9 +1117,8 @@ fn is_container_name(name: &str) -> bool {
 /// An address for a message. People write passwords before the `@` and signatures behind the `?`.
 fn without_secrets(url: &str) -> String {
     let shown = url.split('?').next().unwrap_or_default();
-    let (scheme, rest) = shown.split_once("://").unwrap_or(("", shown));
-    match rest.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://***@{host}"),
+    match shown.rsplit_once('@') {
+        Some((_, host)) => format!("***@{host}"),
         None => shown.to_owned(),
     }
 }

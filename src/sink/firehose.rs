@@ -210,7 +210,7 @@ impl Sink for FirehoseSink {
                 .await;
             let (answer, request_id) = match answer {
                 Ok(output) => {
-                    let id = output.request_id().map(str::to_owned);
+                    let id = output.request_id().map(code_line);
                     (taken(&output), id)
                 }
                 Err(error) => answer_of(error),

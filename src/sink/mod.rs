@@ -100,7 +100,11 @@ fn message_line(words: &str) -> String {
 
 /// A code or a request id of a service's.
 fn code_line(words: &str) -> String {
-    one_line(words, CODE_LIMIT)
+    let line = one_line(words, CODE_LIMIT);
+    if line.is_empty() {
+        return "Unknown".to_owned();
+    }
+    line
 }
 
 /// What a target takes.
@@ -137,5 +141,6 @@ mod tests {
         );
         assert_eq!(message_line(&"é".repeat(1_000)).len(), MESSAGE_LIMIT);
         assert_eq!(code_line(&"x".repeat(1_000)).len(), CODE_LIMIT);
+        assert_eq!(code_line("\u{1}"), "Unknown");
     }
 }

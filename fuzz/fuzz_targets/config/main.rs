@@ -130,7 +130,10 @@ fn harmless(key: &str, value: &str) -> String {
         },
         // A user's password, or a signature.
         _ if URLS.contains(&key) => match value.find(['@', '?']) {
-            Some(at) => value[..at].to_owned() + SECRET + &value[at..] + SECRET,
+            Some(at) if value[at..].starts_with('@') => {
+                value[..at].to_owned() + SECRET + &value[at..]
+            }
+            Some(_) => value + SECRET,
             None => value,
         },
         _ => value,

@@ -169,14 +169,19 @@ fuzz_target!(|data: &[u8]| {
     if chunks > 0 {
         let (spool, _) =
             Spool::open(Arc::new(disk.clone()), options()).expect("an empty directory");
+        let mut numbers: Vec<Seq> = Vec::new();
         for n in 0..chunks {
             let tag = input.piece().to_vec();
             let data = input.piece().repeat(usize::from(input.byte()) + 1);
             append(&runtime, &spool, &tag, &data);
             written.push((tag, data));
+            while let Some((number, _)) = spool.peek(numbers.last().copied()) {
+                numbers.push(number);
+            }
             let flags = input.byte();
             let contents = vec![Content {
-                chunk: u64::from(input.byte()),
+                // A note is about a chunk before it.
+                chunk: numbers[usize::from(input.byte()) % numbers.len()],
                 events: if flags & 1 == 0 {
                     Events::All
                 } else {
