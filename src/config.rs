@@ -583,7 +583,7 @@ impl Reader<'_> {
         let rest = value
             .strip_prefix("https://")
             .or_else(|| value.strip_prefix("http://"));
-        if rest.is_none_or(|rest| rest.is_empty() || !rest.bytes().all(|b| b.is_ascii_graphic())) {
+        if rest.is_none_or(str::is_empty) || value.parse::<hyper::Uri>().is_err() {
             self.problem(
                 key,
                 format!(

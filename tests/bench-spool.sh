@@ -19,7 +19,7 @@ run() {
     local url=
     while [ -z "$url" ]; do
         kill -0 "$fake" || { cat "$dir/fake" >&2; exit 1; }
-        url=$(grep -o 'http://[0-9.:]*' "$dir/fake" | head -n 1 || true)
+        url=$(grep -o 'http://[0-9.:]*' "$dir/fake" 2>/dev/null | head -n 1 || true)
     done
     {
         printf '[SERVICE]\n    Flush 1\n    Grace 60\n    scheduler.base 1\n    scheduler.cap 2\n'

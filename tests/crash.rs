@@ -14,13 +14,15 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ferry_harness::engine::storage;
 use ferry_harness::firehose::{FakeFirehose, Options};
 use ferry_harness::ledger::{Report, verify_objects};
+use ferry_harness::samples::{Shape, generate};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support;
@@ -47,6 +49,8 @@ fn setting(name: &str, default: u64) -> u64 {
 struct Machine {
     dir: TempDir,
     random: StdRng,
+    /// What the application logs, line by line.
+    application: Box<dyn Iterator<Item = (SystemTime, Value)>>,
     lines: usize,
     chunks: u64,
     starts: usize,
@@ -74,6 +78,7 @@ impl Machine {
         Machine {
             dir,
             random: StdRng::seed_from_u64(seed),
+            application: Box::new(generate(Shape::Http, 1, SystemTime::UNIX_EPOCH)),
             lines: 0,
             chunks: 0,
             starts: 0,
@@ -87,7 +92,10 @@ impl Machine {
     /// More chunks for the host to find.
     fn add_chunks(&mut self) {
         for _ in 0..CHUNKS {
-            let chunk = support::plugin::chunk(self.lines..self.lines + LINES);
+            let mut chunk = Vec::new();
+            for (time, line) in self.application.by_ref().take(LINES) {
+                support::plugin::push_event(&mut chunk, time, &line);
+            }
             storage::put(&self.path("storage"), self.chunks, "app.http", &chunk).unwrap();
             self.lines += LINES;
             self.chunks += 1;
