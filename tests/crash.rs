@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ferry_harness::engine::storage;
 use ferry_harness::firehose::{FakeFirehose, Options};
 use ferry_harness::ledger::{Report, verify_objects};
+use ferry_harness::proxy::{self, Proxy};
 use ferry_harness::samples::{Shape, generate};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -381,6 +382,48 @@ fn in_the_real_host_killed_at_any_moment_objects_have_each_line_once() {
     machine.kill_again_and_again(|| report().is_some_and(|report| report.missing == 0));
     let report = report().expect("objects");
     assert!(report.is_exact(), "{report}\n{}", machine.logs());
+}
+
+#[test]
+fn in_the_real_host_killed_with_faults_before_the_store_objects_have_each_line_once() {
+    let Some(fluent_bit) = support::fluent_bit() else {
+        println!("skipped: FLUENT_BIT is not set");
+        return;
+    };
+    let url = azurite().blob_url();
+    let upstream = url.strip_suffix(&format!("/{}", Azurite::ACCOUNT)).unwrap();
+    let proxy = Proxy::start(upstream, proxy::Options::default()).unwrap();
+    proxy
+        .push_fault(
+            "15% cut-after-forward method PUT; 10% cut; 10% status-after-forward 500 method PUT; 15% status 503; \
+             20% cut method HEAD",
+        )
+        .unwrap();
+    let output = format!(
+        "    account_name {}\n    shared_key {}\n    endpoint {}/{}\n    container_name real\n    \
+         blob_max_size 100K\n    blob_max_age 1s",
+        Azurite::ACCOUNT,
+        Azurite::KEY,
+        proxy.url(),
+        Azurite::ACCOUNT,
+    );
+    let mut machine = RealMachine::with_a_backlog(fluent_bit, &output);
+    let report = || azurite().report("real", REAL_LINES);
+    // The container is made by the first put.
+    let is_there = || {
+        proxy
+            .requests()
+            .iter()
+            .any(|request| request.status == Some(201))
+    };
+    machine.kill_again_and_again(|| is_there() && report().missing == 0);
+    let (report, counts) = (report(), proxy.counts());
+    assert!(
+        report.is_exact(),
+        "{report}\n{counts:?}\n{}",
+        machine.logs()
+    );
+    assert!(counts.faults.len() >= 4, "{counts:?}");
 }
 
 #[test]
