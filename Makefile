@@ -139,6 +139,7 @@ help: ## List the commands
 tools: cargo-present
 	@tests/emulators/install.sh check
 	@command -v cc >/dev/null || { echo "error: there is no C compiler; remedy: apt install gcc libc6-dev" >&2; exit 1; }
+	@command -v c++ >/dev/null || { echo "error: there is no C++ compiler, which the fuzz targets need; remedy: apt install g++" >&2; exit 1; }
 	@if [ -n "$(FLUENT_BIT)" ]; then \
 		[ -x "$(FLUENT_BIT)" ] || { echo "error: FLUENT_BIT is $(FLUENT_BIT), which cannot be executed; remedy: the full path of a fluent-bit executable" >&2; exit 1; }; \
 		"$(FLUENT_BIT)" --version | head -n 1; \
