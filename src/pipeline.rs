@@ -311,7 +311,7 @@ impl Pipeline {
             let [size, age, memory, stop] = &self.counts.sealed;
             let _ = write!(
                 line,
-                "; objects were sealed by size: {}, by age: {}, by memory_limit: {}, at the end: {}",
+                "; objects were sealed by size: {}, by age: {}, by memory_limit or spool_limit: {}, at the end: {}",
                 count(size),
                 count(age),
                 count(memory),

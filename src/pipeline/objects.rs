@@ -32,7 +32,7 @@ pub(super) enum Why {
     Size,
     /// `blob_max_age` is reached.
     Age,
-    /// Memory or the number of open objects is at its bound.
+    /// Memory, the number of open objects, or the spool is at its bound.
     Memory,
     /// We stop.
     Stop,
@@ -294,7 +294,12 @@ impl Objects {
         self.seal_all_that(Why::Age, |open| open.since + age <= now)
     }
 
-    /// Seals everything.
+    /// Seals everything because what holds it is filling up.
+    pub(super) fn seal_for_room(&mut self) -> Vec<Sealed> {
+        self.seal_all_that(Why::Memory, |_| true)
+    }
+
+    /// Seals everything, at the end.
     pub(super) fn seal_all(&mut self) -> Vec<Sealed> {
         self.seal_all_that(Why::Stop, |_| true)
     }

@@ -252,7 +252,13 @@ impl Feed {
             let now = Instant::now();
             let stopping = *draining.borrow_and_update();
             if let Some(objects) = &mut self.objects {
-                let sealed = objects.seal_aged(now);
+                let mut sealed = objects.seal_aged(now);
+                // What is open holds its chunks in the spool. A spool that fills up with them would turn
+                // the host away while the destination is well.
+                let usage = self.spool.usage();
+                if usage.bytes > usage.limit / 2 && self.sending.is_empty() && sealed.is_empty() {
+                    sealed = objects.seal_for_room();
+                }
                 self.dispatch(sealed);
             }
             let spool = Arc::clone(&self.spool);

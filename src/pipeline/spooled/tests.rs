@@ -396,6 +396,28 @@ async fn a_full_spool_answers_retry_and_takes_chunks_again_when_there_is_room() 
 }
 
 #[tokio::test]
+async fn a_spool_smaller_than_an_object_does_not_wait_for_the_object_to_fill() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, MANY);
+    let mut keys = BLOB.to_vec();
+    // No object reaches its size before the spool is full, and none its age while this test runs.
+    keys.extend([
+        ("spool_limit", "16M"),
+        ("blob_max_size", "30M"),
+        ("blob_max_age", "1d"),
+    ]);
+    let bench = start(dir.path(), &store, &keys);
+    let event = "x".repeat(1_000_000);
+    for _ in 0..40 {
+        while bench.flush(&[&event]).await == Verdict::Retry {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    bench.stop().await;
+    assert_eq!(store.lines().len(), 40);
+}
+
+#[tokio::test]
 async fn what_cannot_be_sent_is_a_letter_once_and_holds_nothing_up() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
