@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::dead_letter::Letter;
-use crate::decode::{Events, Item, Time};
+use crate::decode::{Event, Events, Head, Item, Time};
 use crate::encode::{Encoder, MAX_DEPTH, Options, Skip};
 use crate::template::Template;
 
@@ -58,9 +58,27 @@ pub fn encode(
     let mut encoder = Encoder::new(options);
     let mut encoded = Encoded::default();
     let mut sorter = Sorter::new(names);
-    for (number, item) in (0u32..).zip(Events::new(data)) {
-        encoded.events = number + 1;
-        if !wanted(number) {
+    let mut events = Events::new(data);
+    loop {
+        let number = encoded.events;
+        let wanted = wanted(number);
+        // Most events are written while they are decoded. What that stumbles over is decoded first.
+        if wanted
+            && sorter.steady
+            && let Some(head) = events.head()
+        {
+            let part = sorter.part(&tag_text, &of(&head), data.len(), &mut encoded.parts);
+            if let Ok(end) = encoder.undecoded_line(tag, &head, &mut part.text) {
+                part.ends.push(part.text.len());
+                part.events.push(number);
+                encoded.events += 1;
+                events.pass(end);
+                continue;
+            }
+        }
+        let Some(item) = events.next() else { break };
+        encoded.events += 1;
+        if !wanted {
             continue;
         }
         let event = match item {
@@ -94,7 +112,8 @@ pub fn encode(
                 part.events.push(number);
             }
             Err(Skip::NoLogKey) => encoded.skipped.push(number),
-            Err(Skip::TooDeep) => {
+            Err(reason @ (Skip::TooDeep | Skip::Malformed)) => {
+                debug_assert_eq!(reason, Skip::TooDeep, "a decoded event is whole");
                 encoded.letter(
                     number,
                     Letter {
@@ -113,6 +132,17 @@ pub fn encode(
     }
     encoded.parts.retain(|part| !part.ends.is_empty());
     encoded
+}
+
+/// An event as far as its head tells: enough for a name that is the same within a second.
+fn of<'a>(head: &Head<'a>) -> Event<'a> {
+    Event {
+        time: head.time,
+        metadata: head.metadata,
+        body: &[],
+        group: head.group,
+        raw: &[],
+    }
 }
 
 /// Finds the part an event belongs to, with as little rendering of names as possible.
@@ -136,7 +166,7 @@ impl<'t> Sorter<'t> {
     fn part<'p>(
         &mut self,
         tag: &str,
-        event: &crate::decode::Event<'_>,
+        event: &Event<'_>,
         chunk_len: usize,
         parts: &'p mut Vec<Part>,
     ) -> &'p mut Part {

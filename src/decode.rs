@@ -50,6 +50,21 @@ pub struct Event<'a> {
     pub raw: &'a [u8],
 }
 
+/// What stands before an event's body, which was not looked at yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// When it happened.
+    pub time: Time,
+    /// The record's metadata, a whole map; empty where there is none.
+    pub metadata: &'a [u8],
+    /// The group it stands in.
+    pub group: Option<Group<'a>>,
+    /// What the body lies in.
+    pub bytes: &'a [u8],
+    /// Where it begins. Whether it is a map, and whole, is open.
+    pub body: usize,
+}
+
 /// What a chunk holds, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item<'a> {
@@ -132,7 +147,12 @@ impl<'a> Cursor<'a> {
         Cursor { bytes, at: 0 }
     }
 
-    /// Bytes read so far.
+    /// Starts at `at`.
+    pub fn at(bytes: &'a [u8], at: usize) -> Self {
+        Cursor { bytes, at }
+    }
+
+    /// Where in the bytes the next value stands.
     pub fn position(&self) -> usize {
         self.at
     }
@@ -308,6 +328,44 @@ impl<'a> Events<'a> {
             group: None,
             budget: chunk.len().saturating_mul(RESYNC_BUDGET),
         }
+    }
+
+    /// The head of the event that is next, where it is one of today's shape: `[[event time, map], …`.
+    /// What else there is, [`Events::next`] reads.
+    #[inline]
+    pub fn head(&self) -> Option<Head<'a>> {
+        let at = self.at;
+        let fixed: &[u8; 13] = self.chunk.get(at..)?.first_chunk()?;
+        let [0x92, 0x92, 0xd7, 0x00, a, b, c, d, e, f, g, h, metadata] = *fixed else {
+            return None;
+        };
+        let seconds = u32::from_be_bytes([a, b, c, d]);
+        let nanos = u32::from_be_bytes([e, f, g, h]);
+        if seconds >= GROUP_END || nanos >= 1_000_000_000 {
+            return None;
+        }
+        let (metadata, body) = match metadata {
+            0x80 => (&self.chunk[at + 12..at + 13], at + 13),
+            _ => {
+                let mut cursor = Cursor::at(self.chunk, at + 12);
+                (cursor.map("").ok()?, cursor.position())
+            }
+        };
+        Some(Head {
+            time: Time {
+                seconds: seconds.into(),
+                nanos,
+            },
+            metadata,
+            group: self.group,
+            bytes: self.chunk,
+            body,
+        })
+    }
+
+    /// Goes on behind the event whose body ends at `end`.
+    pub fn pass(&mut self, end: usize) {
+        self.at = end;
     }
 
     /// Reads what stands at `at`, and says how far that went, right or wrong.

@@ -1,13 +1,18 @@
-//! Events become JSON lines.
+//! Events become JSON lines, in one pass over their msgpack.
 //!
 //! What is written is valid JSON whatever the msgpack holds: raw UTF-8 with U+FFFD for bytes that are
 //! none, binary and extension values as base64, every key a string, no NaN, 64-bit integers digit for
 //! digit. Only what JSON demands is escaped. Containers are walked with a stack on the heap, to
 //! [`MAX_DEPTH`].
+//!
+//! Two things make it fast. Strings are copied and searched for escapes a [`Block`] at a time. And keys
+//! are hardly looked at: logs have the same keys in the same order again and again, so that each key's
+//! text is kept as it stands in a line ([`Keys`]), with the guess which key comes after it.
 
 use std::collections::HashSet;
 
-use crate::decode::{Cursor, Event, Token, lookup};
+use crate::decode::{Cursor, Event, Head, Malformed, Time, Token, lookup};
+use crate::simd::{self, BLOCK, Block, LONGEST_KEY, Level, Source, Tail, Work};
 use crate::time::{TimeFormat, write_iso8601};
 
 /// Containers within containers, the record itself included. Deeper than this common JSON readers give
@@ -38,29 +43,525 @@ pub enum Skip {
     NoLogKey,
     /// It is nested deeper than [`MAX_DEPTH`].
     TooDeep,
+    /// It is no whole event. One that was decoded is.
+    Malformed,
 }
 
-/// A container that is being written.
+impl From<Malformed> for Skip {
+    fn from(_: Malformed) -> Skip {
+        Skip::Malformed
+    }
+}
+
+/// A container around the one that is being written.
+#[derive(Clone, Copy)]
 struct Open {
     /// Values (pairs in a map) still to come.
     left: u32,
     map: bool,
+    /// Where in the text it begins.
+    start: usize,
 }
 
 /// Writes events as JSON lines. Holds only scratch space between events.
 pub struct Encoder<'o> {
     options: &'o Options,
-    /// Keys that we write ourselves, as they stand in a line: the record's own give way that come out the
-    /// same, since a JSON object with one key twice is refused by some readers.
-    ours: HashSet<Vec<u8>>,
-    data_keys: HashSet<&'o [u8]>,
+    level: Level,
+    keys: Keys<'o>,
     open: Vec<Open>,
-    text: String,
+    /// The event time's text, and the second it is of, where it is the same for all of a second.
+    clock: Option<(i64, Vec<u8>)>,
 }
 
 impl<'o> Encoder<'o> {
     /// An encoder for records that look as `options` say.
     pub fn new(options: &'o Options) -> Self {
+        Encoder::at_level(options, Level::best())
+    }
+
+    /// An encoder that uses these instructions.
+    pub fn at_level(options: &'o Options, level: Level) -> Self {
+        Encoder {
+            options,
+            level,
+            keys: Keys::new(options),
+            open: Vec::new(),
+            clock: None,
+        }
+    }
+
+    /// Appends `event` and a newline to `out`, or nothing at all and why.
+    pub fn line(&mut self, tag: &[u8], event: &Event<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
+        let head = Head {
+            time: event.time,
+            metadata: event.metadata,
+            group: event.group,
+            bytes: event.body,
+            body: 0,
+        };
+        self.undecoded_line(tag, &head, out).map(|_| ())
+    }
+
+    /// Appends an event of which only the head was decoded, and a newline. Gives where its body ends.
+    /// Where it cannot, nothing is appended.
+    pub fn undecoded_line(
+        &mut self,
+        tag: &[u8],
+        head: &Head<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Skip> {
+        let start = out.len();
+        let level = self.level;
+        let written = level.run(Line {
+            encoder: self,
+            tag,
+            head,
+            out,
+        });
+        if written.is_err() {
+            out.truncate(start);
+        }
+        written
+    }
+
+    fn log_value<B: Block>(
+        &mut self,
+        key: &str,
+        head: &Head<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Skip> {
+        let mut body = Cursor::at(head.bytes, head.body);
+        let body = body.value()?;
+        let value = lookup(body, &[key]).ok_or(Skip::NoLogKey)?;
+        let mut cursor = Cursor::new(value);
+        match cursor.token()? {
+            Token::Str(text) => out.extend_from_slice(text),
+            Token::Array(left) => {
+                let values = Container::of(left, false, 0);
+                self.container::<B>(value, cursor.position(), values, out)?;
+            }
+            Token::Map(left) => {
+                let pairs = Container::of(left, true, 0);
+                self.container::<B>(value, cursor.position(), pairs, out)?;
+            }
+            scalar => write_scalar(scalar, out),
+        }
+        out.push(b'\n');
+        Ok(head.body + body.len())
+    }
+
+    #[inline(always)]
+    fn record<B: Block>(
+        &mut self,
+        tag: &[u8],
+        head: &Head<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Skip> {
+        let (pairs, at) = map_head(head.bytes, head.body)?;
+        let start = out.len();
+        let record = Container {
+            top: true,
+            ..Container::of(pairs, true, 1)
+        };
+        let end = self.items::<B>(head.bytes, at, record, out)?;
+        let options = self.options;
+        if let Some((key, format)) = &options.time {
+            our_key(key, out);
+            self.time(head.time, format, out);
+        }
+        if let Some(key) = &options.tag_key {
+            our_key(key, out);
+            string(tag, out);
+        }
+        if let Some(key) = &options.metadata_key {
+            self.metadata::<B>(key, head, out)?;
+        }
+        close(start, true, out);
+        out.push(b'\n');
+        Ok(end)
+    }
+
+    fn time(&mut self, time: Time, format: &TimeFormat, out: &mut Vec<u8>) {
+        let text = match format {
+            TimeFormat::Epoch => return number(time.seconds, out),
+            TimeFormat::EpochMs => {
+                let whole = i128::from(time.seconds) * 1_000;
+                return number(whole + i128::from(time.nanos / 1_000_000), out);
+            }
+            TimeFormat::Strftime(format) if !format.whole_seconds() => {
+                let mut text = String::new();
+                format.write(time, &mut text);
+                return string(text.as_bytes(), out);
+            }
+            TimeFormat::Iso8601 | TimeFormat::Strftime(_) => match &mut self.clock {
+                Some((second, text)) if *second == time.seconds => text,
+                clock => {
+                    let mut text = Vec::new();
+                    if let TimeFormat::Strftime(format) = format {
+                        let mut words = String::new();
+                        format.write(time, &mut words);
+                        string(words.as_bytes(), &mut text);
+                    } else {
+                        text.push(b'"');
+                        write_iso8601(time, &mut text);
+                        text.push(b'"');
+                    }
+                    &mut clock.insert((time.seconds, text)).1
+                }
+            },
+        };
+        let start = out.len();
+        out.extend_from_slice(text);
+        if matches!(format, TimeFormat::Iso8601) {
+            // …31.123Z": the second's text with this event's milliseconds.
+            let digits = out.len() - ISO_8601_END..out.len() - 2;
+            debug_assert!(digits.start > start);
+            let millis = time.nanos / 1_000_000;
+            for (digit, unit) in out[digits].iter_mut().zip([100, 10, 1]) {
+                *digit = b'0' + (millis / unit % 10) as u8;
+            }
+        }
+    }
+
+    /// `"key":{…metadata, …resource and scope, "group":{…}}`; nothing where there is none of them.
+    fn metadata<B: Block>(
+        &mut self,
+        key: &str,
+        head: &Head<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Skip> {
+        let before = out.len();
+        our_key(key, out);
+        let start = out.len();
+        self.pairs::<B>(head.metadata, out)?;
+        if let Some(group) = head.group {
+            self.pairs::<B>(group.body, out)?;
+            let (pairs, at) = map_head(group.metadata, 0)?;
+            if pairs > 0 {
+                our_key("group", out);
+                let group_metadata = Container::of(pairs, true, 2);
+                self.container::<B>(group.metadata, at, group_metadata, out)?;
+            }
+        }
+        if out.len() == start {
+            out.truncate(before);
+        } else {
+            close(start, true, out);
+        }
+        Ok(())
+    }
+
+    /// Writes a whole map's pairs, each with a comma before it.
+    fn pairs<B: Block>(&mut self, map: &[u8], out: &mut Vec<u8>) -> Result<(), Skip> {
+        if map.is_empty() {
+            return Ok(());
+        }
+        let (pairs, at) = map_head(map, 0)?;
+        self.items::<B>(map, at, Container::of(pairs, true, 2), out)?;
+        Ok(())
+    }
+
+    /// Writes a container and gives where it ends.
+    fn container<B: Block>(
+        &mut self,
+        bytes: &[u8],
+        at: usize,
+        container: Container,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Skip> {
+        let start = out.len();
+        let end = self.items::<B>(bytes, at, container, out)?;
+        close(start, container.map, out);
+        Ok(end)
+    }
+
+    /// Writes what is in a container, each with a comma before it: [`close`] makes the first comma the
+    /// container's bracket. Gives where in `bytes` it ends.
+    #[inline(always)]
+    fn items<B: Block>(
+        &mut self,
+        bytes: &[u8],
+        mut at: usize,
+        container: Container,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Skip> {
+        self.open.clear();
+        let Container {
+            mut left,
+            mut map,
+            mut top,
+            depth,
+        } = container;
+        let mut start = out.len();
+        let source = Source::new(bytes);
+        loop {
+            if left == 0 {
+                let Some(outer) = self.open.pop() else {
+                    return Ok(at);
+                };
+                close(start, map, out);
+                Open { left, map, start } = outer;
+                top = container.top && self.open.is_empty();
+                continue;
+            }
+            left -= 1;
+            let tail = if !map {
+                Tail::of(out).comma()
+            } else if let Some(seen) = self.keys.foreseen::<B>(source, at, top) {
+                at += usize::from(seen.raw_len);
+                Tail::of(out).key::<B>(&seen.text, usize::from(seen.text_len))
+            } else {
+                let (end, kept) = self.keys.unforeseen(bytes, at, top, out)?;
+                at = end;
+                if !kept {
+                    let mut value = Cursor::at(bytes, at);
+                    value.value()?;
+                    at = value.position();
+                    continue;
+                }
+                Tail::of(out).behind()
+            };
+            let first = *bytes.get(at).ok_or(Skip::Malformed)?;
+            at += 1;
+            let (inner, inner_map) = match first {
+                0xa0..=0xbf | 0xd9..=0xdb => {
+                    let len = match first {
+                        0xd9 => {
+                            at += 1;
+                            usize::from(u8::from_be_bytes(fixed(bytes, at - 1)?))
+                        }
+                        0xda => {
+                            at += 2;
+                            usize::from(u16::from_be_bytes(fixed(bytes, at - 2)?))
+                        }
+                        0xdb => {
+                            at += 4;
+                            u32::from_be_bytes(fixed(bytes, at - 4)?) as usize
+                        }
+                        short => usize::from(short & 0x1f),
+                    };
+                    if !tail.plain_string::<B>(source, at, len) {
+                        text::<B>(source, bytes, at, len, out)?;
+                    }
+                    at += len;
+                    continue;
+                }
+                0x00..=0x7f => {
+                    tail.number(first.into());
+                    continue;
+                }
+                0xcc => {
+                    tail.number(u8::from_be_bytes(fixed(bytes, at)?).into());
+                    at += 1;
+                    continue;
+                }
+                0xcd => {
+                    tail.number(u16::from_be_bytes(fixed(bytes, at)?).into());
+                    at += 2;
+                    continue;
+                }
+                0xce => {
+                    tail.number(u32::from_be_bytes(fixed(bytes, at)?));
+                    at += 4;
+                    continue;
+                }
+                0xc0 => {
+                    tail.literal(*b"null");
+                    continue;
+                }
+                0xc2 => {
+                    tail.literal(*b"false");
+                    continue;
+                }
+                0xc3 => {
+                    tail.literal(*b"true");
+                    continue;
+                }
+                0x80..=0x8f => (u32::from(first & 0x0f), true),
+                0x90..=0x9f => (u32::from(first & 0x0f), false),
+                _ => {
+                    let mut cursor = Cursor::at(bytes, at - 1);
+                    let token = cursor.token()?;
+                    at = cursor.position();
+                    match token {
+                        Token::Map(inner) => (inner, true),
+                        Token::Array(inner) => (inner, false),
+                        scalar => {
+                            tail.end();
+                            write_scalar(scalar, out);
+                            continue;
+                        }
+                    }
+                }
+            };
+            tail.end();
+            if inner > 0 && depth + self.open.len() >= MAX_DEPTH {
+                return Err(Skip::TooDeep);
+            }
+            self.open.push(Open { left, map, start });
+            (left, map, start, top) = (inner, inner_map, out.len(), false);
+        }
+    }
+}
+
+/// The last of an ISO 8601 time: milliseconds, `Z`, and a quote.
+const ISO_8601_END: usize = 5;
+
+/// An event to be written, in [`Encoder::undecoded_line`].
+struct Line<'e, 'o, 'a> {
+    encoder: &'e mut Encoder<'o>,
+    tag: &'a [u8],
+    head: &'a Head<'a>,
+    out: &'e mut Vec<u8>,
+}
+
+impl Work for Line<'_, '_, '_> {
+    type Output = Result<usize, Skip>;
+
+    #[inline(always)]
+    fn run<B: Block>(self) -> Result<usize, Skip> {
+        match &self.encoder.options.log_key {
+            Some(key) => self.encoder.log_value::<B>(key, self.head, self.out),
+            None => self.encoder.record::<B>(self.tag, self.head, self.out),
+        }
+    }
+}
+
+/// A container whose items are to be written.
+#[derive(Clone, Copy)]
+struct Container {
+    /// Values (pairs in a map).
+    left: u32,
+    map: bool,
+    /// Whether it is the record itself, with the keys that the user chooses from.
+    top: bool,
+    /// Containers that are open with it.
+    depth: usize,
+}
+
+impl Container {
+    fn of(left: u32, map: bool, depth: usize) -> Container {
+        Container {
+            left,
+            map,
+            top: false,
+            depth,
+        }
+    }
+}
+
+/// Makes a container of items that were written from `start` on, each with a comma before it.
+#[inline(always)]
+fn close(start: usize, map: bool, out: &mut Vec<u8>) {
+    let (opening, closing) = if map { (b'{', b'}') } else { (b'[', b']') };
+    match out.get_mut(start) {
+        Some(comma) => *comma = opening,
+        None => out.push(opening),
+    }
+    out.push(closing);
+}
+
+/// Pairs in the map at `at`, and where the first of them begins.
+fn map_head(bytes: &[u8], at: usize) -> Result<(u32, usize), Skip> {
+    let mut cursor = Cursor::at(bytes, at);
+    match cursor.token()? {
+        Token::Map(pairs) => Ok((pairs, cursor.position())),
+        _ => Err(Skip::Malformed),
+    }
+}
+
+fn our_key(key: &str, out: &mut Vec<u8>) {
+    out.push(b',');
+    string(key.as_bytes(), out);
+    out.push(b':');
+}
+
+/// The `N` bytes at `at`.
+#[inline(always)]
+fn fixed<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Skip> {
+    let rest = bytes.get(at..).unwrap_or_default();
+    rest.first_chunk().copied().ok_or(Skip::Malformed)
+}
+
+/// Writes the string that lies at `bytes[start..start + len]`, and gives where it ends.
+#[inline(always)]
+fn text<B: Block>(
+    source: Source<'_>,
+    bytes: &[u8],
+    start: usize,
+    len: usize,
+    out: &mut Vec<u8>,
+) -> Result<usize, Skip> {
+    let end = start + len;
+    if end > bytes.len() {
+        return Err(Skip::Malformed);
+    }
+    let before = out.len();
+    let ascii = simd::append_string::<B>(source, start, end, out);
+    if !ascii && !B::is_utf8(&bytes[start..end]) {
+        out.truncate(before);
+        string(&bytes[start..end], out);
+    }
+    Ok(end)
+}
+
+/// Keys that were seen, as they stand in a line: `,"key":`.
+struct Keys<'o> {
+    replace_dots: Option<&'o str>,
+    /// Keys that we write ourselves, as they stand in a line: the record's own give way that come out the
+    /// same, since a JSON object with one key twice is refused by some readers.
+    ours: HashSet<Vec<u8>>,
+    data_keys: HashSet<&'o [u8]>,
+    /// By their hash; where there is no room for one, it takes another's place.
+    seen: Box<[Seen; SEEN]>,
+    /// The one before, and so whose guess is next.
+    last: u8,
+}
+
+/// Keys that are kept: as many as a byte can tell apart.
+const SEEN: usize = 256;
+/// Places where one may be.
+const NEAR: u8 = 8;
+
+/// One key.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Seen {
+    /// Its msgpack, head and all.
+    raw: [u8; BLOCK],
+    /// Empty where it is not written at all.
+    text: [u8; LONGEST_KEY],
+    raw_len: u8,
+    text_len: u8,
+    /// Whether it was seen in the record itself, where the user chooses.
+    top: bool,
+    /// The key that came after it the last time.
+    next: u8,
+}
+
+/// No key begins with the byte that msgpack never uses.
+const NEVER_SEEN: Seen = Seen {
+    raw: [0xc1; BLOCK],
+    text: [0; LONGEST_KEY],
+    raw_len: 1,
+    text_len: 0,
+    top: false,
+    next: 0,
+};
+
+impl Seen {
+    /// Whether it is written at all.
+    fn kept(&self) -> bool {
+        self.text_len > 0
+    }
+
+    fn is(&self, raw: &[u8], top: bool) -> bool {
+        self.top == top && raw == &self.raw[..usize::from(self.raw_len)]
+    }
+}
+
+impl<'o> Keys<'o> {
+    fn new(options: &'o Options) -> Self {
         let ours = [
             options.time.as_ref().map(|(key, _)| key),
             options.tag_key.as_ref(),
@@ -68,265 +569,131 @@ impl<'o> Encoder<'o> {
         ];
         let written = |key: &String| {
             let mut text = Vec::new();
-            string(key.as_bytes(), &mut text);
+            our_key(key, &mut text);
             text
         };
-        Encoder {
-            options,
+        Keys {
+            replace_dots: options.replace_dots.as_deref(),
             ours: ours.into_iter().flatten().map(written).collect(),
             data_keys: options.data_keys.iter().map(String::as_bytes).collect(),
-            open: Vec::new(),
-            text: String::new(),
+            seen: Box::new([NEVER_SEEN; SEEN]),
+            last: 0,
         }
     }
 
-    /// Appends `event` and a newline to `out`, or nothing at all and why.
-    pub fn line(&mut self, tag: &[u8], event: &Event<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
+    /// The key at `at`, where it is the one that came after the last one before, and is written.
+    #[inline(always)]
+    fn foreseen<B: Block>(&mut self, source: Source<'_>, at: usize, top: bool) -> Option<&Seen> {
+        let guess = self.seen[usize::from(self.last)].next;
+        let seen = &self.seen[usize::from(guess)];
+        if seen.top != top
+            || !seen.kept()
+            || !source.has::<B>(at, &seen.raw, usize::from(seen.raw_len))
+        {
+            return None;
+        }
+        self.last = guess;
+        Some(seen)
+    }
+
+    /// Writes a key that did not come after the last one before, or nothing where the record's key is not
+    /// to be written. Gives where it ends, and whether it was written.
+    #[inline(never)]
+    fn unforeseen(
+        &mut self,
+        bytes: &[u8],
+        at: usize,
+        top: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(usize, bool), Skip> {
+        let mut cursor = Cursor::at(bytes, at);
+        let token = cursor.token()?;
+        if let Token::Array(_) | Token::Map(_) = token {
+            cursor = Cursor::at(bytes, at);
+            cursor.value()?;
+        }
+        let end = cursor.position();
+        let raw = &bytes[at..end];
+        let slot = self.slot(raw, top);
+        if self.seen[usize::from(slot)].is(raw, top) {
+            self.follow(slot);
+            let seen = &self.seen[usize::from(slot)];
+            out.extend_from_slice(&seen.text[..usize::from(seen.text_len)]);
+            return Ok((end, seen.kept()));
+        }
         let start = out.len();
-        let written = match &self.options.log_key {
-            Some(key) => self.log_value(key, event, out),
-            None => self.record(tag, event, out),
-        };
-        match written {
-            Ok(()) => out.push(b'\n'),
-            Err(_) => out.truncate(start),
-        }
-        written
-    }
-
-    fn log_value(&mut self, key: &str, event: &Event<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
-        let value = lookup(event.body, &[key]).ok_or(Skip::NoLogKey)?;
-        match Cursor::new(value).token() {
-            Ok(Token::Str(text)) => {
-                out.extend_from_slice(text);
-                Ok(())
-            }
-            _ => self.value(&mut Cursor::new(value), 0, out),
-        }
-    }
-
-    fn record(&mut self, tag: &[u8], event: &Event<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
-        out.push(b'{');
-        let first = out.len();
-        self.pairs(event.body, true, first, out)?;
-        let options = self.options;
-        if let Some((key, format)) = &options.time {
-            self.our_key(key, first, out);
-            self.time(event, format, out);
-        }
-        if let Some(key) = &options.tag_key {
-            self.our_key(key, first, out);
-            string(tag, out);
-        }
-        if let Some(key) = &options.metadata_key {
-            self.metadata(key, event, first, out)?;
-        }
-        out.push(b'}');
-        Ok(())
-    }
-
-    /// Writes a map's pairs without its braces. `first` is where the object's first pair begins.
-    fn pairs(
-        &mut self,
-        map: &[u8],
-        filter: bool,
-        first: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Skip> {
-        let mut cursor = Cursor::new(map);
-        let Ok(Token::Map(pairs)) = cursor.token() else {
-            return Ok(());
-        };
-        for _ in 0..pairs {
-            let mut key = cursor;
-            if filter && !self.wanted(&mut key) {
-                let _ = cursor.value();
-                let _ = cursor.value();
-                continue;
-            }
-            let before = out.len();
-            separate(first, out);
-            let key = out.len();
-            self.key(&mut cursor, out);
-            if filter && self.ours.contains(&out[key..]) {
-                out.truncate(before);
-                let _ = cursor.value();
-                continue;
-            }
-            out.push(b':');
-            self.value(&mut cursor, 1, out)?;
-        }
-        Ok(())
-    }
-
-    fn wanted(&self, key: &mut Cursor<'_>) -> bool {
-        if self.data_keys.is_empty() {
-            return true;
-        }
-        matches!(key.token(), Ok(Token::Str(name)) if self.data_keys.contains(name))
-    }
-
-    fn our_key(&mut self, key: &str, first: usize, out: &mut Vec<u8>) {
-        separate(first, out);
-        string(key.as_bytes(), out);
+        out.push(b',');
+        self.new_key(token, raw, out);
         out.push(b':');
+        let kept = !top || (self.wanted(token) && !self.ours.contains(&out[start..]));
+        if !kept {
+            out.truncate(start);
+        }
+        let text = &out[start..];
+        if raw.len() <= BLOCK && text.len() <= LONGEST_KEY {
+            let seen = &mut self.seen[usize::from(slot)];
+            seen.raw[..raw.len()].copy_from_slice(raw);
+            seen.raw_len = raw.len() as u8;
+            seen.text[..text.len()].copy_from_slice(text);
+            seen.text_len = text.len() as u8;
+            seen.top = top;
+            self.follow(slot);
+        }
+        Ok((end, kept))
     }
 
-    fn time(&mut self, event: &Event<'_>, format: &TimeFormat, out: &mut Vec<u8>) {
-        let time = event.time;
-        match format {
-            TimeFormat::Iso8601 => {
-                out.push(b'"');
-                write_iso8601(time, out);
-                out.push(b'"');
-            }
-            TimeFormat::Epoch => number(time.seconds, out),
-            TimeFormat::EpochMs => number(
-                i128::from(time.seconds) * 1_000 + i128::from(time.nanos / 1_000_000),
-                out,
-            ),
-            TimeFormat::Strftime(format) => {
-                self.text.clear();
-                format.write(time, &mut self.text);
-                string(self.text.as_bytes(), out);
-            }
-        }
+    /// Where a key is kept, or may be.
+    fn slot(&self, raw: &[u8], top: bool) -> u8 {
+        // FNV-1a: short, and keys that collide only cost time.
+        let hash = raw.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let hash = (hash ^ (hash >> 32)) as u8;
+        let mut near = (0..NEAR).map(|step| hash.wrapping_add(step));
+        near.find(|slot| {
+            let seen = &self.seen[usize::from(*slot)];
+            seen.raw == NEVER_SEEN.raw || seen.is(raw, top)
+        })
+        .unwrap_or(hash)
     }
 
-    /// `"key":{…metadata, …resource and scope, "group":{…}}`; nothing where there is none of them.
-    fn metadata(
-        &mut self,
-        key: &str,
-        event: &Event<'_>,
-        first: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Skip> {
-        let before = out.len();
-        self.our_key(key, first, out);
-        out.push(b'{');
-        let inner = out.len();
-        self.pairs(event.metadata, false, inner, out)?;
-        if let Some(group) = event.group {
-            self.pairs(group.body, false, inner, out)?;
-            if let Ok(Token::Map(1..)) = Cursor::new(group.metadata).token() {
-                self.our_key("group", inner, out);
-                self.value(&mut Cursor::new(group.metadata), 2, out)?;
-            }
-        }
-        if out.len() == inner {
-            out.truncate(before);
-        } else {
-            out.push(b'}');
-        }
-        Ok(())
+    fn follow(&mut self, slot: u8) {
+        self.seen[usize::from(self.last)].next = slot;
+        self.last = slot;
     }
 
-    /// Writes one value; `depth` containers are open around it. Malformed msgpack ends the value: an
-    /// [`Event`] holds none.
-    fn value(
-        &mut self,
-        cursor: &mut Cursor<'_>,
-        depth: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Skip> {
-        // Keys are values of their own (`key`), so that what is open below stays as it is.
-        let base = self.open.len();
-        let result = self.walk(cursor, base, depth, out);
-        self.open.truncate(base);
-        result
-    }
-
-    fn walk(
-        &mut self,
-        cursor: &mut Cursor<'_>,
-        base: usize,
-        depth: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Skip> {
-        loop {
-            if self.open.len() > base && self.open.last().is_some_and(|open| open.map) {
-                self.key(cursor, out);
-                out.push(b':');
-            }
-            let Ok(token) = cursor.token() else {
-                out.extend_from_slice(b"null");
-                return Ok(());
-            };
-            match token {
-                Token::Array(0) => out.extend_from_slice(b"[]"),
-                Token::Map(0) => out.extend_from_slice(b"{}"),
-                Token::Array(left) | Token::Map(left) => {
-                    if depth + self.open.len() - base >= MAX_DEPTH {
-                        return Err(Skip::TooDeep);
-                    }
-                    let map = matches!(token, Token::Map(_));
-                    out.push(if map { b'{' } else { b'[' });
-                    self.open.push(Open { left, map });
-                    continue;
-                }
-                scalar => write_scalar(scalar, out),
-            }
-            // A value is complete: close what it completes, or go on to the next.
-            loop {
-                if self.open.len() == base {
-                    return Ok(());
-                }
-                let Some(open) = self.open.last_mut() else {
-                    return Ok(());
-                };
-                open.left -= 1;
-                if open.left > 0 {
-                    out.push(b',');
-                    break;
-                }
-                out.push(if open.map { b'}' } else { b']' });
-                self.open.pop();
-            }
-        }
+    fn wanted(&self, key: Token<'_>) -> bool {
+        self.data_keys.is_empty()
+            || matches!(key, Token::Str(name) if self.data_keys.contains(name))
     }
 
     /// Writes a key as a JSON string, whatever it is in msgpack.
-    fn key(&mut self, cursor: &mut Cursor<'_>, out: &mut Vec<u8>) {
-        let start = cursor.position();
+    fn new_key(&self, token: Token<'_>, raw: &[u8], out: &mut Vec<u8>) {
         let mut scratch = Vec::new();
-        let mut peek = *cursor;
-        let name: &[u8] = match peek.token() {
-            Ok(Token::Str(name)) => {
-                *cursor = peek;
-                name
-            }
-            Ok(Token::Bin(bytes) | Token::Ext(_, bytes)) => {
-                *cursor = peek;
+        let name: &[u8] = match token {
+            Token::Str(name) => name,
+            Token::Bin(bytes) | Token::Ext(_, bytes) => {
                 base64(bytes, &mut scratch);
                 &scratch
             }
-            Ok(Token::Array(_) | Token::Map(_)) => {
+            Token::Array(_) | Token::Map(_) => {
                 // A container as a key is written as its own msgpack: its JSON could nest keys in keys
                 // without end.
-                base64(cursor.value().unwrap_or_default(), &mut scratch);
+                base64(raw, &mut scratch);
                 &scratch
             }
-            Ok(scalar) => {
-                *cursor = peek;
+            scalar => {
                 write_scalar(scalar, &mut scratch);
                 &scratch
             }
-            Err(_) => &[],
         };
-        debug_assert!(cursor.position() > start, "an event holds whole values");
-        match &self.options.replace_dots {
+        match &self.replace_dots {
             Some(replacement) if name.contains(&b'.') => {
                 let parts: Vec<&[u8]> = name.split(|byte| *byte == b'.').collect();
                 string(&parts.join(replacement.as_bytes()), out);
             }
             _ => string(name, out),
         }
-    }
-}
-
-fn separate(first: usize, out: &mut Vec<u8>) {
-    if out.len() > first {
-        out.push(b',');
     }
 }
 
@@ -365,42 +732,8 @@ pub fn base64(bytes: &[u8], out: &mut Vec<u8>) {
 
 /// Appends a JSON string: quotes, escapes only where JSON demands them, U+FFFD for what is not UTF-8.
 pub fn string(bytes: &[u8], out: &mut Vec<u8>) {
-    out.reserve(bytes.len() + 2);
-    out.push(b'"');
-    for chunk in bytes.utf8_chunks() {
-        escaped(chunk.valid().as_bytes(), out);
-        if !chunk.invalid().is_empty() {
-            out.extend_from_slice("\u{fffd}".as_bytes());
-        }
-    }
-    out.push(b'"');
-}
-
-fn escaped(text: &[u8], out: &mut Vec<u8>) {
-    let mut plain = 0;
-    for (at, &byte) in text.iter().enumerate() {
-        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-            continue;
-        }
-        out.extend_from_slice(&text[plain..at]);
-        plain = at + 1;
-        match byte {
-            b'"' => out.extend_from_slice(b"\\\""),
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            0x08 => out.extend_from_slice(b"\\b"),
-            0x0c => out.extend_from_slice(b"\\f"),
-            _ => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
-                out.extend_from_slice(b"\\u00");
-                out.push(HEX[usize::from(byte >> 4)]);
-                out.push(HEX[usize::from(byte & 15)]);
-            }
-        }
-    }
-    out.extend_from_slice(&text[plain..]);
+    let text = String::from_utf8_lossy(bytes);
+    simd::append_string::<simd::PortableBlock>(Source::new(text.as_bytes()), 0, text.len(), out);
 }
 
 #[cfg(test)]

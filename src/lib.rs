@@ -27,6 +27,11 @@ pub mod pipeline;
 pub mod plugin;
 pub mod retry;
 pub mod settle;
+#[allow(
+    unsafe_code,
+    reason = "reads and writes whole blocks; every line of it carries its proof"
+)]
+pub mod simd;
 pub mod sink;
 pub mod spool;
 pub mod template;
