@@ -4,8 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::Instant;
+
+use crate::sink::Payload;
 
 /// What one request may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Piece<T> {
     /// What is sent.
-    pub bytes: Bytes,
+    pub bytes: Payload,
     /// Lines in it.
     pub lines: u32,
     /// Who is told what became of it.
@@ -62,16 +63,13 @@ impl<T> Record<T> {
         }
     }
 
-    /// The record's body. Costs a copy only where pieces are joined.
-    pub fn body(&self) -> Bytes {
-        if let [piece] = &self.pieces[..] {
-            return piece.bytes.clone();
-        }
-        let mut body = Vec::with_capacity(self.bytes);
+    /// The record's body.
+    pub fn body(&self) -> Payload {
+        let mut body = Payload::default();
         for piece in &self.pieces {
-            body.extend_from_slice(&piece.bytes);
+            body.extend(piece.bytes.parts().iter().cloned());
         }
-        body.into()
+        body
     }
 
     /// Bytes in the record.

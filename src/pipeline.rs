@@ -518,7 +518,7 @@ impl Pipeline {
             let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
             let (text, events) = (Bytes::from(part.text), part.events.into());
             let piece = |run: Range<usize>| Piece {
-                bytes: text.slice(span(&part.ends, &run)),
+                bytes: text.slice(span(&part.ends, &run)).into(),
                 lines: count(run.len()),
                 ticket: flight.ticket(&events, run),
             };

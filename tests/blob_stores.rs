@@ -67,7 +67,7 @@ fn sink(blob: &Blob) -> (BlobSink, Arc<Mutex<Vec<String>>>) {
 async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
     let batch = Batch {
         target: target.into(),
-        records: vec![Bytes::from_static(body)],
+        records: vec![Bytes::from_static(body).into()],
         token: None,
     };
     sink.send(batch).await.remove(0)

@@ -238,10 +238,10 @@ fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
             &[
                 FIREHOSE,
                 ("compression", "gzip"),
-                ("compression_level", "10"),
+                ("compression_level", "13"),
             ],
             "compression_level",
-            "1 to 9",
+            "1 to 12",
         ),
         (
             &[FIREHOSE, ("compression_level", "1")],

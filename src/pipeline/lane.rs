@@ -347,7 +347,10 @@ impl Pipeline {
         let letters = record
             .pieces
             .iter()
-            .map(|piece| Letter::refused(piece.ticket.tag(), &record.target, fault, &piece.bytes))
+            .map(|piece| {
+                let bytes = piece.bytes.to_bytes();
+                Letter::refused(piece.ticket.tag(), &record.target, fault, &bytes)
+            })
             .collect();
         self.keep_letters(letters).await
     }

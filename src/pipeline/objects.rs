@@ -16,7 +16,10 @@ use crate::chunk::Part;
 use crate::compress::Compression;
 use crate::decode::Time;
 use crate::settle::{Flight, Ticket};
+use crate::sink::Payload;
 
+/// A text of so many bytes is not gathered with others: it is a block by itself, without a copy.
+const WHOLE_BYTES: usize = BLOCK_BYTES / 4;
 /// Text that is compressed in one go. Larger blocks hardly pack better, smaller ones do worse: gzip looks
 /// back 32 KiB, and each member costs 18 bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
@@ -52,7 +55,7 @@ pub(super) struct Bounds {
 /// Text that is compressed as it comes.
 pub(super) struct Body {
     compression: Compression,
-    packed: Vec<u8>,
+    packed: Payload,
     block: Vec<u8>,
 }
 
@@ -60,7 +63,7 @@ impl Body {
     pub(super) fn new(compression: Compression) -> Body {
         Body {
             compression,
-            packed: Vec::new(),
+            packed: Payload::default(),
             block: Vec::new(),
         }
     }
@@ -70,26 +73,28 @@ impl Body {
         self.block.extend_from_slice(text);
         if self.block.len() >= BLOCK_BYTES {
             let block = self.take_block();
-            self.packed.extend_from_slice(&block);
+            self.packed.push(block);
         }
     }
 
-    fn take_block(&mut self) -> Vec<u8> {
+    fn take_block(&mut self) -> Bytes {
+        let mut block = std::mem::take(&mut self.block);
         if self.compression == Compression::None {
-            return std::mem::take(&mut self.block);
+            return block.into();
         }
-        let packed = self.compression.apply(&self.block);
-        self.block.clear();
-        packed
+        let packed = self.compression.apply(&block);
+        block.clear();
+        self.block = block;
+        packed.into()
     }
 
     /// All of it, compressed.
-    pub(super) fn finish(mut self) -> Bytes {
+    pub(super) fn finish(mut self) -> Payload {
         if !self.block.is_empty() {
             let block = self.take_block();
-            self.packed.extend_from_slice(&block);
+            self.packed.push(block);
         }
-        self.packed.into()
+        self.packed
     }
 
     fn bytes(&self) -> usize {
@@ -119,7 +124,7 @@ pub(super) struct Sealed {
     /// When the first of its events happened.
     pub(super) first: Time,
     /// What is put.
-    pub(super) body: Bytes,
+    pub(super) body: Payload,
     /// Of all that is in it.
     pub(super) tickets: Vec<Ticket>,
     /// Lines in it.
@@ -182,9 +187,9 @@ impl Objects {
         let mut sealed = Vec::new();
         let events: Arc<[u32]> = part.events.into();
         let block = BLOCK_BYTES.min(self.bounds.object_bytes);
-        let mut start = 0;
+        let (all, mut start) = (Bytes::from(part.text), 0);
         for run in runs(&part.ends, block, u32::MAX) {
-            let text = &part.text[start..part.ends[run.end - 1]];
+            let text = all.slice(start..part.ends[run.end - 1]);
             start += text.len();
             let mut open = match self.open.remove(&part.name) {
                 Some(open) => {
@@ -193,17 +198,24 @@ impl Objects {
                 }
                 None => Open::new(part.first, now, self.compression),
             };
+            let whole = text.len() >= WHOLE_BYTES.min(block);
             let waiting = open.body.block.len();
-            if waiting > 0 && waiting + text.len() > block {
-                open = self.close_block(&part.name, part.first, open, now, &mut sealed);
+            if waiting > 0 && (whole || waiting + text.len() > block) {
+                let waiting = open.body.take_block();
+                open = self.close_block(waiting, &part.name, part.first, open, now, &mut sealed);
             }
-            open.body.block.extend_from_slice(text);
             open.block_lines += run.len() as u64;
             let ticket = flight.ticket(&events, run);
             open.ticket_bytes += ticket.footprint();
             open.block_tickets.push(ticket);
-            if open.body.block.len() >= block {
-                open = self.close_block(&part.name, part.first, open, now, &mut sealed);
+            if whole {
+                let packed = match self.compression {
+                    Compression::None => text,
+                    compression => compression.apply(&text).into(),
+                };
+                open = self.close_block(packed, &part.name, part.first, open, now, &mut sealed);
+            } else {
+                open.body.block.extend_from_slice(&text);
             }
             if open.body.packed.len() >= self.bounds.object_bytes {
                 sealed.push(open.seal(part.name.clone(), Why::Size));
@@ -216,17 +228,17 @@ impl Objects {
         sealed
     }
 
-    /// Compresses the block. Where the object has no room for it, the object is sealed without it, and
-    /// the block begins the next one.
+    /// Adds a packed block. Where the object has no room for it, the object is sealed without it, and the
+    /// block begins the next one.
     fn close_block(
         &self,
+        block: Bytes,
         folder: &str,
         first: Time,
         mut open: Open,
         now: Instant,
         sealed: &mut Vec<Sealed>,
     ) -> Open {
-        let block = open.body.take_block();
         let tickets = std::mem::take(&mut open.block_tickets);
         let lines = std::mem::take(&mut open.block_lines);
         let room = self
@@ -239,7 +251,7 @@ impl Objects {
             sealed.push(open.seal(folder.to_owned(), Why::Size));
             open = next;
         }
-        open.body.packed.extend_from_slice(&block);
+        open.body.packed.push(block);
         open.tickets.extend(tickets);
         open.lines += lines;
         open
@@ -270,7 +282,9 @@ impl Objects {
         self.bytes -= open.bytes();
         let (first, since) = (open.first, open.since);
         let mut sealed = Vec::new();
-        let last = self.close_block(&folder, first, open, since, &mut sealed);
+        let mut open = open;
+        let block = open.body.take_block();
+        let last = self.close_block(block, &folder, first, open, since, &mut sealed);
         sealed.push(last.seal(folder, why));
         sealed
     }
@@ -365,7 +379,8 @@ mod tests {
 
     fn text(sealed: &Sealed) -> String {
         let mut text = String::new();
-        let mut reader = MultiGzDecoder::new(&sealed.body[..]);
+        let body = sealed.body.to_bytes();
+        let mut reader = MultiGzDecoder::new(&body[..]);
         reader.read_to_string(&mut text).expect("gzip");
         text
     }

@@ -14,7 +14,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 use tokio::sync::mpsc;
@@ -30,7 +29,7 @@ use crate::dead_letter::Letter;
 use crate::log::Level;
 use crate::retry::backoff;
 use crate::settle::{EventSet, Flight, Landed, Owner, Ticket, Verdict};
-use crate::sink::Class;
+use crate::sink::{Class, Payload};
 use crate::spool::{
     Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Unreadable,
 };
@@ -108,7 +107,7 @@ struct Airborne {
 struct Sending {
     target: Arc<str>,
     token: String,
-    body: Bytes,
+    body: Payload,
     tickets: Vec<Ticket>,
     lines: u32,
     tries: u32,
@@ -633,7 +632,7 @@ fn build_again(
     pipeline: &Pipeline,
     spool: &Spool,
     contents: &[Content],
-) -> std::io::Result<(Bytes, Vec<Letter>)> {
+) -> std::io::Result<(Payload, Vec<Letter>)> {
     let mut body = Body::new(pipeline.config.compression);
     let mut letters = Vec::new();
     for content in contents.iter().filter(|content| spool.holds(content.chunk)) {

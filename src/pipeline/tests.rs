@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::config::{Config, Properties};
 use crate::log::tests::Lines;
-use crate::sink::{Batch, Fault, Outcome};
+use crate::sink::{Batch, Fault, Outcome, Payload};
 
 /// A destination that does what a test says, call by call, and then takes everything.
 struct Scripted {
@@ -56,7 +56,8 @@ impl Sink for Scripted {
 impl Scripted {
     /// The lines of each call, record by record.
     fn calls(&self) -> Vec<Vec<String>> {
-        let text = |body: &Bytes| String::from_utf8(body.to_vec()).expect("plain text");
+        let text =
+            |body: &Payload| String::from_utf8(body.to_bytes().to_vec()).expect("plain text");
         self.seen
             .lock()
             .unwrap()
@@ -285,7 +286,7 @@ async fn one_bad_record_is_isolated_and_the_others_arrive() {
             let bad = batch
                 .records
                 .iter()
-                .any(|body| **body == *line("b").as_bytes());
+                .any(|body| body.to_bytes() == line("b"));
             let outcome = match (bad, batch.records.len()) {
                 (false, _) => Outcome::Delivered,
                 (true, 1) => Outcome::Rejected(fault(Class::Record)),
@@ -409,7 +410,9 @@ async fn compressed_records_stay_within_their_limit_and_hold_every_line() {
         .flat_map(|batch| &batch.records)
     {
         assert!(record.len() <= 600, "{}", record.len());
-        text.push_str(std::str::from_utf8(&zstd::decode_all(&record[..]).unwrap()).unwrap());
+        text.push_str(
+            std::str::from_utf8(&zstd::decode_all(&record.to_bytes()[..]).unwrap()).unwrap(),
+        );
     }
     assert_eq!(text, lines(&events).concat());
 }

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
@@ -21,7 +20,7 @@ use object_store::{
 use reqwest::Url;
 use tokio::sync::OnceCell;
 
-use super::{Batch, Class, Outcome, Shape, Sink};
+use super::{Batch, Class, Outcome, Payload, Shape, Sink};
 use crate::aws::{self, CredentialCache};
 use crate::batch::Limits;
 use crate::config::{self, Problem};
@@ -176,7 +175,7 @@ impl BlobSink {
         self.store.get_or_try_init(open).await
     }
 
-    async fn put(&self, target: &str, body: &Bytes, known_by: &Token) -> Result<(), Failure> {
+    async fn put(&self, target: &str, body: &Payload, known_by: &Token) -> Result<(), Failure> {
         let store = self.store().await?;
         let put = self.put_somewhere(store, target, body, known_by).await;
         match (put, &store.kind) {
@@ -194,7 +193,7 @@ impl BlobSink {
         &self,
         store: &Store,
         target: &str,
-        body: &Bytes,
+        body: &Payload,
         token: &Token,
     ) -> Result<(), Failure> {
         for rename in 0..=RENAMES {
@@ -247,7 +246,7 @@ impl BlobSink {
         store: &Store,
         path: &Path,
         token: &str,
-        body: &Bytes,
+        body: &Payload,
     ) -> Result<(), Failure> {
         let put = || async {
             let mut options = PutOptions::from(PutMode::Create);
@@ -256,7 +255,7 @@ impl BlobSink {
             }
             store
                 .objects
-                .put_opts(path, body.clone().into(), options)
+                .put_opts(path, body.parts().iter().cloned().collect(), options)
                 .await?;
             Ok(())
         };
@@ -280,7 +279,7 @@ impl BlobSink {
         store: &Store,
         path: &Path,
         token: &Token,
-        body: &Bytes,
+        body: &Payload,
     ) -> Result<Found, Failure> {
         let head = async {
             let options = GetOptions {
@@ -301,7 +300,7 @@ impl BlobSink {
             None if !same_length => false,
             None => {
                 let bytes = async { Ok(store.objects.get(path).await?.bytes().await?) };
-                self.bounded(body.len(), bytes).await? == body
+                Payload::from(self.bounded(body.len(), bytes).await?) == *body
             }
         };
         if let (true, Kind::File(root)) = (same, &store.kind) {

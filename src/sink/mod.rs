@@ -18,11 +18,73 @@ pub struct Batch {
     /// The delivery stream, or the whole name of the object below the store's root.
     pub target: Arc<str>,
     /// The bodies, in order. A blob sink is given exactly one.
-    pub records: Vec<Bytes>,
+    pub records: Vec<Payload>,
     /// What an object is known by, where its name was made for it alone: whatever stands under that name
     /// with this token is this object, even if it was compressed otherwise. Without one an object is
     /// known by its name and its length.
     pub token: Option<Arc<str>>,
+}
+
+/// Bytes in parts, one behind the other: joined only where somebody needs them in one piece.
+#[derive(Clone, Debug, Default)]
+pub struct Payload {
+    parts: Vec<Bytes>,
+    len: usize,
+}
+
+impl Payload {
+    /// Adds a part behind the others.
+    pub fn push(&mut self, part: Bytes) {
+        if !part.is_empty() {
+            self.len += part.len();
+            self.parts.push(part);
+        }
+    }
+
+    /// The parts, in order.
+    pub fn parts(&self) -> &[Bytes] {
+        &self.parts
+    }
+
+    /// Bytes in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of it in one piece. Costs a copy where there are several parts.
+    pub fn to_bytes(&self) -> Bytes {
+        match &self.parts[..] {
+            [all] => all.clone(),
+            parts => parts.concat().into(),
+        }
+    }
+}
+
+impl<B: Into<Bytes>> From<B> for Payload {
+    fn from(bytes: B) -> Payload {
+        let mut payload = Payload::default();
+        payload.push(bytes.into());
+        payload
+    }
+}
+
+impl Extend<Bytes> for Payload {
+    fn extend<I: IntoIterator<Item = Bytes>>(&mut self, parts: I) {
+        parts.into_iter().for_each(|part| self.push(part));
+    }
+}
+
+/// By their bytes, however they are parted.
+impl PartialEq for Payload {
+    fn eq(&self, other: &Payload) -> bool {
+        let bytes = |payload: &Payload| payload.parts.clone().into_iter().flatten();
+        self.len == other.len && bytes(self).eq(bytes(other))
+    }
 }
 
 /// What became of one record.

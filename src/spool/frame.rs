@@ -1,6 +1,6 @@
 //! One frame of the log, as bytes.
 
-use flate2::Crc;
+use libdeflater::Crc;
 
 use super::Seq;
 use crate::decode::Time;

@@ -80,7 +80,7 @@ pub fn put(kind: Kind, answers: &[Answer]) {
     let outcomes = run(sink.send(Batch {
         token: None,
         target: TARGET.into(),
-        records: vec![Bytes::from_static(RECORD)],
+        records: vec![Bytes::from_static(RECORD).into()],
     }));
     check_words(&outcomes);
     let [outcome] = &outcomes[..] else {

@@ -8,6 +8,8 @@ use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use bytes::Bytes;
+
 use crate::batch::Limits;
 use crate::config::{Config, Properties};
 use crate::dead_letter::{self, DeadLetters};
@@ -44,7 +46,7 @@ impl Store {
     fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();
         for body in self.batches().into_iter().flat_map(|batch| batch.records) {
-            let text = String::from_utf8(body.to_vec()).expect("plain text");
+            let text = String::from_utf8(body.to_bytes().to_vec()).expect("plain text");
             lines.extend(text.lines().map(str::to_owned));
         }
         lines.sort();

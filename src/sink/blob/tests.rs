@@ -50,7 +50,7 @@ fn well_known() -> AzureAuth {
 async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
     let batch = Batch {
         target: target.into(),
-        records: vec![Bytes::from_static(body)],
+        records: vec![bytes::Bytes::from_static(body).into()],
         token: None,
     };
     let mut outcomes = sink.send(batch).await;
