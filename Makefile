@@ -20,6 +20,14 @@ export HOST FLUENT_BIT
 KILLS ?= 200
 SEED ?= 1
 FUZZ_SECONDS ?= 600
+# "make bench-host": sample lines, how often all of it runs, and words that the rows' names contain.
+LINES ?= 600000
+REPEAT ?= 1
+ROWS ?=
+# Terminals export their height under this name.
+ifeq ($(origin LINES),environment)
+LINES := 600000
+endif
 
 # Cargo's target folder may be elsewhere; what people use always lies in target/.
 CARGO_TARGET_DIR ?= target
@@ -78,6 +86,15 @@ faults-table: tools emulators ## Inject every fault, and print the table of what
 bench-spool: build ## Measure flushes of 500 tags a second, spooled and direct
 	@tests/bench-spool.sh
 
+.PHONY: bench-host
+bench-host: host-present build ## Measure Ferry beside the plugins people use today, in a real host: needs FLUENT_BIT
+	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --repeat $(REPEAT) --rows "$(ROWS)"
+
+.PHONY: bench-throughput
+bench-throughput: host-present build ## Measure how fast Ferry is, in a real host and with 500 tags: needs FLUENT_BIT
+	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --throughput
+	@tests/bench-spool.sh
+
 .PHONY: format-check
 format-check: cargo-present
 	$(call heading,Format)
@@ -133,6 +150,7 @@ help: ## List the commands
 	@echo "  HOST=harness|fluent-bit          make demo: which host to run; harness is bundled and the default"
 	@echo "  KILLS=200 SEED=1                 make soak: kills a test, and the seed of their moments"
 	@echo "  FUZZ_SECONDS=600                 make soak: seconds for each fuzz target"
+	@echo "  LINES=600000 REPEAT=1 ROWS=…     make bench-host: lines, rounds, and words such as gzip,blob in the rows' names"
 
 # What a machine lacks is said before anything is built.
 .PHONY: tools
@@ -144,6 +162,10 @@ tools: cargo-present
 		[ -x "$(FLUENT_BIT)" ] || { echo "error: FLUENT_BIT is $(FLUENT_BIT), which cannot be executed; remedy: the full path of a fluent-bit executable" >&2; exit 1; }; \
 		"$(FLUENT_BIT)" --version | head -n 1; \
 	fi
+
+.PHONY: host-present
+host-present:
+	@[ -n "$(FLUENT_BIT)" ] || { echo "error: FLUENT_BIT is not set; remedy: FLUENT_BIT=/path/to/fluent-bit" >&2; exit 1; }
 
 .PHONY: cargo-present
 cargo-present:

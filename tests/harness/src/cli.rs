@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::bench::{self, BenchHostArgs};
 use crate::engine::replay::{self, ReplayArgs};
 use crate::engine::{self, RunArgs};
 use crate::firehose::{self, FirehoseArgs};
@@ -29,6 +30,7 @@ enum Command {
     Proxy(ProxyArgs),
     Verify(VerifyArgs),
     Generate(GenerateArgs),
+    BenchHost(BenchHostArgs),
 }
 
 /// Does what the command line says. What cannot be done, a wrong configuration above all, is status 2.
@@ -40,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Proxy(args) => proxy::run(args),
         Command::Verify(args) => ledger::run_verify(args),
         Command::Generate(args) => samples::run_generate(args),
+        Command::BenchHost(args) => bench::run(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -149,6 +149,11 @@ impl Delivery {
         }
     }
 
+    /// How many lines were read until now.
+    pub fn lines(&self) -> u64 {
+        self.counts.lines
+    }
+
     fn add_line(&mut self, line: &[u8], key: &SeqKey) {
         self.counts.lines += 1;
         self.counts.raw_bytes += line.len() as u64;

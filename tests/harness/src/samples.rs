@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -222,28 +222,43 @@ pub struct GenerateArgs {
 
 /// Runs `ferry-harness generate`.
 pub fn run_generate(args: GenerateArgs) -> anyhow::Result<ExitCode> {
-    let create = |path: &PathBuf| {
-        let file = File::create(path);
-        file.with_context(|| format!("cannot write {}", path.display()))
-    };
-    let output: Box<dyn Write> = match &args.output {
-        Some(path) => Box::new(create(path)?),
-        None => Box::new(std::io::stdout().lock()),
-    };
-    let mut output = BufWriter::with_capacity(1 << 16, output);
-    let mut write = || -> std::io::Result<()> {
-        let lines = generate(args.shape, args.seed, args.start);
-        for (_, (_, line)) in (0..args.lines).zip(lines) {
-            writeln!(output, "{line}")?;
-        }
-        output.flush()
-    };
-    match write() {
+    if let Some(path) = &args.output {
+        write(path, args.shape, args.lines, args.seed, args.start)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let output = std::io::stdout().lock();
+    match write_to(output, args.shape, args.lines, args.seed, args.start) {
         // The reader of the pipe has seen enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error).context("cannot write the sample lines"),
         Ok(()) => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Writes so many lines of [`generate`] to a file.
+pub fn write(
+    path: &Path,
+    shape: Shape,
+    lines: u64,
+    seed: u64,
+    start: SystemTime,
+) -> anyhow::Result<()> {
+    let written = File::create(path).and_then(|file| write_to(file, shape, lines, seed, start));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write_to(
+    output: impl Write,
+    shape: Shape,
+    lines: u64,
+    seed: u64,
+    start: SystemTime,
+) -> std::io::Result<()> {
+    let mut output = BufWriter::with_capacity(1 << 16, output);
+    for (_, (_, line)) in (0..lines).zip(generate(shape, seed, start)) {
+        writeln!(output, "{line}")?;
+    }
+    output.flush()
 }
 
 #[cfg(test)]

@@ -1,0 +1,180 @@
+//! One run of the real host with one output, watched until its process ends.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::cpu::{Cpu, Threads};
+
+/// How often the threads are read.
+const READ_EVERY: Duration = Duration::from_millis(20);
+/// The same while the process stops: a thread that ends takes its last moments along.
+const READ_EVERY_AT_STOP: Duration = Duration::from_millis(2);
+/// A host that did next to nothing for so long has nothing left to do. Longer than its retries wait.
+const IDLE: Duration = Duration::from_secs(4);
+/// Next to nothing: its timers cost this much in [`IDLE`], at most.
+const IDLE_CPU: Duration = Duration::from_millis(60);
+/// What a host that stops may take beyond its `Grace`.
+const STOPPED_WITHIN: Duration = Duration::from_secs(90);
+
+/// What is to run.
+pub(super) struct Run<'a> {
+    /// The `fluent-bit` executable.
+    pub(super) executable: &'a Path,
+    /// A library to load before the configuration.
+    pub(super) library: Option<&'a Path>,
+    /// Where the configuration and the log are written.
+    pub(super) folder: PathBuf,
+    /// The file of JSON lines that `tail` reads from its head.
+    pub(super) input: &'a Path,
+    /// The output's keys, `Name` first, a line each.
+    pub(super) output: String,
+    /// The longest that it may take.
+    pub(super) deadline: Duration,
+}
+
+/// What a run cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cost {
+    pub(super) cpu: Cpu,
+    /// From the start to the moment when all had arrived, or nothing went on any more.
+    pub(super) wall: Duration,
+    /// The largest resident size in bytes.
+    pub(super) peak_memory: u64,
+}
+
+/// A process that does not outlive us.
+struct Host(Child);
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Both fail where it has ended, as it should have.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Host {
+    fn stop(&self) {
+        let process = self.0.id().cast_signed();
+        // SAFETY: the process was not waited for yet, so the number is still its own.
+        unsafe { libc::kill(process, libc::SIGTERM) };
+    }
+
+    fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.0.try_wait()?)
+    }
+}
+
+impl Run<'_> {
+    /// Runs until `arrived` says that everything is there, or until the host has nothing left to do;
+    /// then stops it.
+    pub(super) fn watch(&self, mut arrived: impl FnMut() -> bool) -> Result<Cost> {
+        fs::create_dir_all(&self.folder)?;
+        let parsers = self.folder.join("parsers.conf");
+        fs::write(&parsers, "[PARSER]\n    Name json\n    Format json\n")?;
+        let config = self.folder.join("bench.conf");
+        fs::write(&config, self.config(&parsers))?;
+        let log = self.folder.join("host.log");
+        let mut command = Command::new(self.executable);
+        command.arg("-c").arg(&config);
+        if let Some(library) = self.library {
+            command.arg("-e").arg(library);
+        }
+        // No proxy, no certificates and no credentials but these.
+        command.env_clear().envs([
+            ("AWS_ACCESS_KEY_ID", "TESTKEY"),
+            ("AWS_SECRET_ACCESS_KEY", "bench"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ]);
+        let output = File::create(&log)?;
+        command
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .stdin(Stdio::null());
+        let started = Instant::now();
+        let child = command.spawn();
+        let child = child.with_context(|| format!("cannot run {}", self.executable.display()))?;
+        let mut host = Host(child);
+        let mut threads = Threads::of(host.0.id());
+        let said = || format!("its log is {}", log.display());
+
+        let mut busy = (started, Duration::ZERO);
+        let wall = loop {
+            thread::sleep(READ_EVERY);
+            threads.read();
+            let now = Instant::now();
+            if let Some(status) = host.ended()? {
+                anyhow::bail!("the host ended by itself ({status}); {}", said());
+            }
+            if arrived() {
+                break now - started;
+            }
+            let cpu = threads.cpu();
+            let spent = cpu.host + cpu.output + cpu.waited;
+            if spent - busy.1 > IDLE_CPU {
+                busy = (now, spent);
+            } else if now - busy.0 > IDLE {
+                break busy.0 - started;
+            }
+            let late = now - started > self.deadline;
+            ensure!(
+                !late,
+                "not at its end after {:?}; {}",
+                self.deadline,
+                said()
+            );
+        };
+
+        let all_there = arrived();
+        let stopping = Instant::now();
+        host.stop();
+        let status = loop {
+            threads.read();
+            if let Some(status) = host.ended()? {
+                break status;
+            }
+            let late = stopping.elapsed() > STOPPED_WITHIN;
+            ensure!(!late, "it does not stop; {}", said());
+            thread::sleep(READ_EVERY_AT_STOP);
+        };
+        ensure!(status.success(), "the host ended with {status}; {}", said());
+        fs::write(
+            self.folder.join("threads.txt"),
+            format!("{:#?}\n", threads.by_name()),
+        )?;
+        let last = if all_there {
+            Duration::ZERO
+        } else {
+            stopping.elapsed()
+        };
+        Ok(Cost {
+            cpu: threads.cpu(),
+            wall: wall + last,
+            peak_memory: threads.peak_memory(),
+        })
+    }
+
+    /// The input is let run ahead of the output by sixteen chunks, and paused then: what it read
+    /// ahead would otherwise pass for the output's memory.
+    fn config(&self, parsers: &Path) -> String {
+        let mut config = format!(
+            "[SERVICE]\n    Flush 0.5\n    Grace 60\n    Log_Level info\n    Parsers_File {}\n    \
+             scheduler.base 1\n    scheduler.cap 2\n\
+             [INPUT]\n    Name tail\n    Tag app.http\n    Path {}\n    Read_from_Head on\n    \
+             Parser json\n    Buffer_Chunk_Size 512K\n    Buffer_Max_Size 512K\n    Mem_Buf_Limit 32M\n\
+             [OUTPUT]\n",
+            parsers.display(),
+            self.input.display(),
+        );
+        for line in self.output.lines() {
+            config += &format!("    {}\n", line.trim());
+        }
+        config += "    Match *\n    Workers 1\n    Retry_Limit no_limits\n";
+        config
+    }
+}

@@ -1,0 +1,162 @@
+//! The outputs that are measured, and what Ferry's are held against.
+
+/// What an output delivers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Nothing,
+    Firehose,
+    Blobs,
+}
+
+/// One output with its keys.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    pub(super) id: String,
+    pub(super) title: String,
+    pub(super) service: Service,
+    /// A key and its value a line. `{url}`, `{port}`, `{ca}` and `{folder}` stand for what the run has.
+    pub(super) keys: String,
+    /// Whether the library is loaded.
+    pub(super) library: bool,
+    /// With Ferry's rows: the row of the plugin that does the same, and what is to be reached.
+    pub(super) goals: Option<(&'static str, Goals)>,
+}
+
+/// What Ferry is to reach, at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goals {
+    /// CPU seconds, of those of the plugin beside it.
+    pub(super) cpu: f64,
+    /// Bytes in records or blobs, of those of the plugin beside it.
+    pub(super) stored: Option<f64>,
+    /// Billed bytes, of those of the lines.
+    pub(super) billed: Option<f64>,
+}
+
+/// Bytes of memory above a host whose output throws everything away.
+pub(super) const MEMORY_GOAL: u64 = 64_000_000;
+
+/// The row of that host.
+pub(super) const NULL: &str = "null";
+
+/// All rows, each plugin's before Ferry's beside it.
+pub(super) fn all() -> Vec<Row> {
+    let row = |id: &str, title: &str, service, keys: String| Row {
+        id: id.to_owned(),
+        title: title.to_owned(),
+        service,
+        keys,
+        library: false,
+        goals: None,
+    };
+    let firehose = |id, title, more: &str| {
+        let keys = format!(
+            "Name kinesis_firehose\nendpoint 127.0.0.1\nport {{port}}\ntls.ca_file {{ca}}\n{STREAM}\n{more}"
+        );
+        row(id, title, Service::Firehose, keys)
+    };
+    let azure = |id, title, more: &str| {
+        let keys =
+            format!("Name azure_blob\nendpoint {{url}}\n{CONTAINER}\nblob_type blockblob\n{more}");
+        row(id, title, Service::Blobs, keys)
+    };
+    let mut rows = vec![
+        row(NULL, "null", Service::Nothing, "Name null".to_owned()),
+        firehose("firehose-lines", "kinesis_firehose, a record a line", ""),
+        firehose(
+            "firehose-none",
+            "kinesis_firehose, aggregated",
+            "simple_aggregation on",
+        ),
+        firehose(
+            "firehose-gzip",
+            "kinesis_firehose, aggregated, gzip",
+            "simple_aggregation on\ncompression gzip",
+        ),
+        firehose(
+            "firehose-zstd",
+            "kinesis_firehose, aggregated, zstd",
+            "simple_aggregation on\ncompression zstd",
+        ),
+    ];
+    for spool in ["off", "on"] {
+        let way = if spool == "on" { "spooled" } else { "direct" };
+        for (compression, beside, goals) in [
+            ("none", "firehose-none", goals(0.75, None, Some(1.02))),
+            ("gzip", "firehose-gzip", goals(0.25, Some(1.10), None)),
+            ("zstd", "firehose-gzip", goals(0.15, None, None)),
+        ] {
+            let keys = format!(
+                "Name ferry\nendpoint {{url}}\ntls_ca_file {{ca}}\n{STREAM}\naggregation on\n\
+                 compression {compression}\nspool {spool}\nspool_dir {{folder}}/spool\n\
+                 dead_letter_dir {{folder}}/dead-letters"
+            );
+            rows.push(Row {
+                id: format!("ferry-{way}-{compression}"),
+                title: format!("ferry, aggregated, {compression}, {way}"),
+                service: Service::Firehose,
+                keys,
+                library: true,
+                goals: Some((beside, goals)),
+            });
+        }
+    }
+    rows.push(azure("azure-none", "azure_blob, block blobs", ""));
+    rows.push(azure(
+        "azure-gzip",
+        "azure_blob, block blobs, gzip",
+        "compress_blob on\ncompress gzip",
+    ));
+    for (compression, beside, cpu) in [("none", "azure-none", 0.35), ("gzip", "azure-gzip", 0.25)] {
+        let keys = format!(
+            "Name ferry\nendpoint {{url}}/bench\n{CONTAINER}\ncompression {compression}\nspool on\n\
+             spool_dir {{folder}}/spool\ndead_letter_dir {{folder}}/dead-letters"
+        );
+        rows.push(Row {
+            id: format!("ferry-blob-{compression}"),
+            title: format!("ferry, block blobs, {compression}, spooled"),
+            service: Service::Blobs,
+            keys,
+            library: true,
+            goals: Some((beside, goals(cpu, None, None))),
+        });
+    }
+    rows
+}
+
+const STREAM: &str = "region us-east-1\ndelivery_stream bench";
+/// The key is no secret: the fake believes every signature.
+const CONTAINER: &str = "account_name bench\nshared_key YmVuY2g=\ncontainer_name logs";
+
+fn goals(cpu: f64, stored: Option<f64>, billed: Option<f64>) -> Goals {
+    Goals {
+        cpu,
+        stored,
+        billed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_ferry_has_a_plugin_beside_it_that_runs_before() {
+        let rows = all();
+        for (number, row) in rows.iter().enumerate() {
+            let ferry = row.keys.starts_with("Name ferry\n");
+            assert_eq!(row.goals.is_some(), ferry, "{}", row.id);
+            assert_eq!(row.library, ferry, "{}", row.id);
+            let before: Vec<_> = rows[..number].iter().map(|row| row.id.as_str()).collect();
+            assert!(
+                !before.contains(&row.id.as_str()),
+                "{} is there twice",
+                row.id
+            );
+            if let Some((beside, _)) = row.goals {
+                assert!(before.contains(&beside), "{}: no {beside}", row.id);
+            }
+        }
+        assert_eq!(rows[0].id, NULL);
+    }
+}

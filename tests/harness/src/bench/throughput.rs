@@ -1,0 +1,193 @@
+//! How fast Ferry is: requests beside each other against one after the other, and what a flush takes
+//! beside the disk's own sync.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::grid::Grid;
+use super::rows::{Row, Service};
+use super::{Bench, Outcome};
+
+/// How far the service is away.
+const AWAY: Duration = Duration::from_millis(20);
+/// What a chunk of Fluent Bit's holds when its input is never short of lines.
+const CHUNK: usize = 2_048_000;
+/// So many syncs tell of one in a hundred.
+const SYNCS: usize = 200;
+/// Lines for the flushes: some two hundred chunks.
+const FLUSHED_LINES: u64 = 1_000_000;
+
+/// Runs `ferry-harness bench-host --throughput`.
+pub(super) fn run(bench: &Bench) -> Result<ExitCode> {
+    println!("{}", requests(bench)?);
+    println!("{}", flushes(bench)?);
+    fs::remove_file(&bench.input)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One instance and one worker in the real host, with its concurrency and with one request at a time.
+fn requests(bench: &Bench) -> Result<Grid> {
+    let mut grid = Grid::new(&[
+        "the service is 20 ms away",
+        "concurrency",
+        "requests/s",
+        "MB/s",
+        "times",
+    ]);
+    for aggregation in ["off", "on"] {
+        let mut one_by_one = None;
+        for concurrency in ["1", "auto"] {
+            let row = row(aggregation, concurrency);
+            let bench = Bench {
+                latency: AWAY,
+                ..bench.clone()
+            };
+            let outcome = bench.measure(&row).with_context(|| row.title.clone())?;
+            ensure!(
+                outcome.arrived.is_exact(),
+                "{}:\n{}",
+                row.title,
+                outcome.arrived
+            );
+            let [requests, bytes] = rates(&outcome);
+            grid.add([
+                Some(row.title),
+                Some(concurrency.to_owned()),
+                Some(format!("{requests:.0}")),
+                Some(format!("{:.1}", bytes / 1e6)),
+                one_by_one.map(|one: f64| format!("{:.1}", requests / one)),
+            ]);
+            one_by_one = one_by_one.or(Some(requests));
+        }
+    }
+    Ok(grid)
+}
+
+/// Requests and bytes of lines a second, from the first that arrived to the last.
+fn rates(outcome: &Outcome) -> [f64; 2] {
+    let bytes = outcome.arrived.totals.raw_bytes;
+    let seconds = outcome.delivering.as_secs_f64();
+    [outcome.requests, bytes].map(|sum| sum as f64 / seconds)
+}
+
+fn row(aggregation: &str, concurrency: &str) -> Row {
+    let lines = if aggregation == "on" {
+        "aggregated"
+    } else {
+        "a record a line"
+    };
+    Row {
+        id: format!("throughput-{aggregation}-{concurrency}"),
+        title: format!("ferry, {lines}, spooled"),
+        service: Service::Firehose,
+        keys: format!(
+            "Name ferry\nendpoint {{url}}\ntls_ca_file {{ca}}\nregion us-east-1\ndelivery_stream bench\n\
+             aggregation {aggregation}\nconcurrency {concurrency}\nspool on\nspool_dir {{folder}}/spool\n\
+             dead_letter_dir {{folder}}/dead-letters"
+        ),
+        library: true,
+        goals: None,
+    }
+}
+
+/// Flushes of whole chunks into the spool, in the bundled harness, which measures each.
+fn flushes(bench: &Bench) -> Result<Grid> {
+    let folder = bench.dir.join("flushes");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    let before = syncs(bench)?;
+    let objects = folder.join("objects");
+    fs::create_dir_all(&objects)?;
+    let config = folder.join("bench.conf");
+    let text = format!(
+        "[SERVICE]\n    Flush 0.2\n    Grace 60\n\
+         [INPUT]\n    Name http_sample\n    Tag app\n    Samples {FLUSHED_LINES}\n    Mem_Buf_Limit 32M\n\
+         [OUTPUT]\n    Name ferry\n    Match *\n    Workers 1\n    Retry_Limit no_limits\n    url file://{}\n    \
+         spool on\n    spool_dir {}\n    dead_letter_dir {}\n",
+        objects.display(),
+        folder.join("spool").display(),
+        folder.join("dead-letters").display(),
+    );
+    fs::write(&config, text)?;
+    let report = folder.join("report.json");
+    let log = File::create(folder.join("host.log"))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["run", "--quiet", "-c"])
+        .arg(&config)
+        .arg("-e")
+        .arg(&bench.library);
+    command.arg("--report").arg(&report);
+    let status = command.stdout(log.try_clone()?).stderr(log).status()?;
+    ensure!(
+        status.success(),
+        "the harness ended with {status}; see {}",
+        folder.display()
+    );
+    let after = syncs(bench)?;
+    let report: Value = serde_json::from_slice(&fs::read(&report)?)?;
+    let flush = |key: &str| Some(format!("{:.1}", report["flush_latency"][key].as_f64()?));
+    fs::remove_dir_all(&folder)?;
+
+    let mut grid = Grid::new(&["2 MB to the disk", "p50 ms", "p99 ms"]);
+    let sync = |title: &str, [p50, p99]: [Duration; 2]| {
+        let millis = |time: Duration| Some(format!("{:.1}", time.as_secs_f64() * 1e3));
+        [Some(title.to_owned()), millis(p50), millis(p99)]
+    };
+    grid.add(sync("the disk's own fdatasync, before", before));
+    grid.add([
+        Some("a flush of Ferry's, spooled".to_owned()),
+        flush("p50_ms"),
+        flush("p99_ms"),
+    ]);
+    grid.add(sync("the disk's own fdatasync, after", after));
+    Ok(grid)
+}
+
+/// How long a chunk takes to be appended to a file and synced: half of the times, and 99 of 100.
+fn syncs(bench: &Bench) -> Result<[Duration; 2]> {
+    let path = bench.dir.join("sync");
+    let mut file = File::create(&path)?;
+    let chunk: Vec<u8> = (0..CHUNK).map(|n| (n % 251) as u8).collect();
+    let mut times = Vec::new();
+    for _ in 0..SYNCS {
+        let started = Instant::now();
+        file.write_all(&chunk)?;
+        file.sync_data()?;
+        times.push(started.elapsed());
+    }
+    fs::remove_file(&path)?;
+    Ok(quantiles(times))
+}
+
+fn quantiles(mut times: Vec<Duration>) -> [Duration; 2] {
+    times.sort();
+    [50, 99].map(|percent| times[(times.len() * percent).div_ceil(100) - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_times_that_were_measured() {
+        let times = |from: u64| (1..=from).rev().map(Duration::from_millis).collect();
+        assert_eq!(quantiles(times(200)), [100, 198].map(Duration::from_millis));
+        assert_eq!(quantiles(times(1)), [1, 1].map(Duration::from_millis));
+        assert_eq!(quantiles(times(3)), [2, 3].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn rates_are_of_the_time_in_which_something_arrived() {
+        let mut outcome = super::super::table::tests::outcome();
+        outcome.delivering = Duration::from_secs(5);
+        assert_eq!(rates(&outcome), [5.0, 20_000_000.0]);
+    }
+}
