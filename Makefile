@@ -41,12 +41,13 @@ heading = @printf '\n=== %s\n' "$(1)"
 publish = if [ "$(1)" -nt "$(2)" ]; then cp "$(1)" "$(2).new" && mv "$(2).new" "$(2)" && echo "made $(2)"; fi
 
 .PHONY: build
-build: cargo-present ## Build out_ferry.so, ferry-harness and ferry-spool into target/ (the same as plain "make")
+build: cargo-present ## Build out_ferry.so, ferry-harness, ferry-spool and ferry-check into target/ (the same as plain "make")
 	cargo build --release --workspace --locked
 	@mkdir -p target
 	@$(call publish,$(RELEASE)/libferry.so,target/out_ferry.so)
 	@$(call publish,$(RELEASE)/ferry-harness,target/ferry-harness)
 	@$(call publish,$(RELEASE)/ferry-spool,target/ferry-spool)
+	@$(call publish,$(RELEASE)/ferry-check,target/ferry-check)
 
 .PHONY: demo
 demo: build ## Ship a generated application log to target/demo/objects and count what arrived

@@ -5,12 +5,13 @@
 //! forms requests ([`batch`]), sends them ([`sink`]) and settles what became of them ([`settle`]). In
 //! spooled mode the chunk is kept on disk first ([`spool`]), and the rest happens in its own time.
 //! [`config`] turns what the user wrote into what all of these run with. Imports run in that direction
-//! only, and nothing imports [`ffi`].
+//! only, and nothing imports [`ffi`]. [`check`] is the tool `ferry-check`, and no part of the plugin.
 
 #![deny(unsafe_code)]
 
 pub mod aws;
 pub mod batch;
+pub mod check;
 pub mod chunk;
 pub mod compress;
 pub mod config;

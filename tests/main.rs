@@ -5,6 +5,7 @@ mod support;
 mod bad_input;
 mod blob_stores;
 mod captured_chunks;
+mod check;
 mod crash;
 mod end_to_end;
 mod faults;

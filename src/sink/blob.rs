@@ -33,6 +33,7 @@ mod answer;
 mod azure;
 #[cfg(test)]
 pub(crate) mod loopback;
+pub mod probe;
 
 /// Metadata that says which object of ours this is. No hyphen: Azure wants identifiers.
 const TOKEN: &str = "ferry_name";
@@ -442,13 +443,18 @@ fn gcs(bucket: &str, endpoint: Option<&str>, ca_pem: Option<&[u8]>) -> Result<St
     })
 }
 
+/// The URL of S3 where it is not the region's own.
+fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
+    let endpoint = aws.endpoint.clone();
+    let endpoint = endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok());
+    endpoint.or_else(|| loaded.sdk.endpoint_url().map(str::to_owned))
+}
+
 async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Store, Failure> {
     let failure = |words: String| Failure::new(Fate::Retry, Class::Configuration, "aws", words);
     let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
     let loaded = aws::load(aws, ca_pem).await.map_err(failure)?;
-    let endpoint = aws.endpoint.clone();
-    let endpoint = endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok());
-    let endpoint = endpoint.or_else(|| loaded.sdk.endpoint_url().map(str::to_owned));
+    let endpoint = s3_endpoint(aws, &loaded);
 
     let region = loaded.region;
     let mut builder = AmazonS3Builder::new()

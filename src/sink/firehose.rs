@@ -319,7 +319,7 @@ fn joined(record_lines: u32, compression: bool) -> Shape {
 }
 
 /// What a stream takes, by what becomes of its records.
-fn described(destination: &DestinationDescription) -> (Shape, &'static str) {
+pub(crate) fn described(destination: &DestinationDescription) -> (Shape, &'static str) {
     if let Some(s3) = destination.extended_s3_destination_description() {
         let processors: &[_] = s3
             .processing_configuration()
@@ -363,7 +363,7 @@ fn described(destination: &DestinationDescription) -> (Shape, &'static str) {
 
 /// What came of a call, without the SDK's types.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     /// 200: for each record nothing, or its error's code and message.
     Taken(Vec<Option<(String, String)>>),
     /// The service's own refusal of the whole call.
@@ -396,7 +396,7 @@ fn taken(output: &PutRecordBatchOutput) -> Answer {
     Answer::Taken(entries.collect())
 }
 
-fn answer_of<E>(error: SdkError<E, HttpResponse>) -> (Answer, Option<String>)
+pub(crate) fn answer_of<E>(error: SdkError<E, HttpResponse>) -> (Answer, Option<String>)
 where
     E: StdError + ProvideErrorMetadata + Send + Sync + 'static,
 {
@@ -560,7 +560,7 @@ fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Out
         .collect()
 }
 
-fn fault(answer: Answer) -> Fault {
+pub(crate) fn fault(answer: Answer) -> Fault {
     let (class, code, message) = match answer {
         Answer::Refused {
             status,

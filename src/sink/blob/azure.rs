@@ -81,6 +81,11 @@ fn connect(options: &ClientOptions) -> Result<HttpClient, Problem> {
 }
 
 impl Container {
+    /// Where it is.
+    pub(super) fn url(&self) -> &str {
+        self.url.as_str()
+    }
+
     /// Makes the container; that it is there already is as good.
     pub(super) async fn create(&self) -> Result<(), Failure> {
         let credential = self.credentials.get_credential().await?;

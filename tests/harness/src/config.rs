@@ -1,29 +1,12 @@
-//! The classic configuration format, read as Fluent Bit reads it: sections, indentation, `@SET`,
-//! `@INCLUDE` and `${VARIABLE}` with its habits, the odd ones too.
+//! What the engine does with the sections of a configuration file.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-
-/// A file and a line in it, for messages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    file: Arc<str>,
-    line: usize,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
+use fluent_bit_config::{Document, Place, Section, Variables, beside};
 
 /// One `Key value` line. The value is `None` where nothing was left of it once its variables were
 /// resolved: the host then answers "not set".
@@ -218,7 +201,7 @@ impl Config {
         let document = Document::read(path)?;
         let root = document.root.clone();
         let mut config = Self::default();
-        let mut variables = Variables::with(&document.sets);
+        let mut variables = document.variables();
         for section in &document.sections {
             match section.name.to_lowercase().as_str() {
                 "service" => config.read_service(section, &root, &mut variables)?,
@@ -394,16 +377,6 @@ fn instance(section: &Section, variables: &mut Variables) -> Result<Instance> {
     })
 }
 
-/// A file named in the main file: as it stands, or else in the main file's directory.
-fn beside(file: &str, root: &Path) -> PathBuf {
-    let path = Path::new(file);
-    if path.exists() || path.is_absolute() {
-        path.to_owned()
-    } else {
-        root.join(path)
-    }
-}
-
 const WAIT: &str = "seconds, 0 or more";
 const LOG_LEVELS: &str = "off, error, warn, info, debug or trace";
 
@@ -458,227 +431,10 @@ fn grace(text: &str) -> Option<Option<Duration>> {
     }
 }
 
-/// What `${…}` stands for: `@SET` first, then the environment.
-struct Variables {
-    set: HashMap<String, String>,
-    warnings: Vec<String>,
-}
-
-impl Variables {
-    fn with(sets: &[(String, String)]) -> Self {
-        let mut set: HashMap<_, _> = sets.iter().cloned().collect();
-        // Shells know HOSTNAME but seldom export it, so the host provides it.
-        if std::env::var_os("HOSTNAME").is_none()
-            && let Ok(name) = fs::read_to_string("/proc/sys/kernel/hostname")
-        {
-            set.entry("HOSTNAME".to_owned())
-                .or_insert_with(|| name.trim_end().to_owned());
-        }
-        Self {
-            set,
-            warnings: Vec::new(),
-        }
-    }
-
-    fn lookup(&self, name: &str) -> Option<String> {
-        let set = self.set.get(name).cloned();
-        set.or_else(|| std::env::var(name).ok().filter(|value| !value.is_empty()))
-    }
-
-    /// Puts values in for `${name}` and `${name:-default}`. An unset variable leaves nothing. As in
-    /// the host, a `}` before the next `${` ends the search, and nothing after it is resolved.
-    fn resolve(&mut self, value: &str) -> String {
-        let mut out = String::new();
-        let mut resolved = false;
-        let mut tail = None;
-        let mut at = 0;
-        while let Some(start) = value[at..].find("${").map(|found| at + found) {
-            tail = value[at..].find('}').map(|found| at + found);
-            let Some(end) = tail.filter(|&end| end > start + 2) else {
-                break;
-            };
-            resolved = true;
-            out.push_str(&value[at..start]);
-            let inner = &value[start + 2..end];
-            let (name, default) = match inner.split_once(':') {
-                Some((name, rest)) if rest.starts_with('-') => (name, Some(&rest[1..])),
-                _ => (inner, None),
-            };
-            match (self.lookup(name), default) {
-                (Some(found), _) => out.push_str(&found),
-                (None, Some(default)) => out.push_str(default),
-                (None, None) => self
-                    .warnings
-                    .push(format!("[env] variable ${{{name}}} is used but not set")),
-            }
-            at = end + 1;
-        }
-        if !resolved {
-            return value.to_owned();
-        }
-        if let Some(end) = tail {
-            out.push_str(&value[end + 1..]);
-        }
-        out
-    }
-}
-
-/// Sections and `@SET` commands of one file and all it includes.
-struct Document {
-    sections: Vec<Section>,
-    sets: Vec<(String, String)>,
-    root: PathBuf,
-    seen: Vec<(u64, u64)>,
-}
-
-struct Section {
-    name: String,
-    entries: Vec<Entry>,
-    place: Place,
-}
-
-struct Entry {
-    key: String,
-    value: String,
-    place: Place,
-}
-
-impl Document {
-    fn read(path: &Path) -> Result<Self> {
-        let real = fs::canonicalize(path)
-            .with_context(|| format!("cannot open the configuration file {}", path.display()))?;
-        let mut document = Self {
-            sections: Vec::new(),
-            sets: Vec::new(),
-            root: real.parent().unwrap_or(Path::new("/")).to_owned(),
-            seen: Vec::new(),
-        };
-        document.read_file(path)?;
-        Ok(document)
-    }
-
-    fn read_file(&mut self, path: &Path) -> Result<()> {
-        let metadata =
-            fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
-        let identity = (metadata.dev(), metadata.ino());
-        ensure!(
-            !self.seen.contains(&identity),
-            "{} is read twice",
-            path.display()
-        );
-        self.seen.push(identity);
-        let text = fs::read_to_string(path)
-            .with_context(|| format!("cannot read {} as UTF-8 text", path.display()))?;
-
-        let file: Arc<str> = path.to_string_lossy().into();
-        let mut indent: Option<&str> = None;
-        // Not the last one read: that may belong to an included file.
-        let mut current = None;
-        let mut in_group = false;
-        for (number, line) in text.lines().enumerate() {
-            let place = Place {
-                file: file.clone(),
-                line: number + 1,
-            };
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            if let Some(command) = line.strip_prefix('@') {
-                self.command(command, &place)?;
-                continue;
-            }
-            if let Some(header) = line.strip_prefix('[') {
-                let (name, _) = header
-                    .split_once(']')
-                    .with_context(|| format!("{place}: the section header has no ']'"))?;
-                self.sections.push(Section {
-                    name: name.to_owned(),
-                    entries: Vec::new(),
-                    place,
-                });
-                (current, in_group) = (Some(self.sections.len() - 1), false);
-                continue;
-            }
-            let body = line.trim_start_matches([' ', '\t']);
-            let margin = &line[..line.len() - body.len()];
-            if body.is_empty() || body.starts_with('#') {
-                continue;
-            }
-            ensure!(
-                !margin.is_empty(),
-                "{place}: indentation level is too low: keys are indented below their section"
-            );
-            let first = *indent.get_or_insert(margin);
-            let deeper = margin.strip_prefix(first).with_context(|| {
-                format!("{place}: invalid indentation level: the file's first key sets it")
-            })?;
-            ensure!(
-                deeper.is_empty() || deeper.len() == first.len(),
-                "{place}: extra indentation level found"
-            );
-            let section =
-                current.with_context(|| format!("{place}: the key stands before any section"))?;
-            if deeper.is_empty() {
-                in_group = body.starts_with('[');
-            }
-            if in_group {
-                continue; // processors and the like: Fluent Bit's own, no business of a proxy output
-            }
-            let (key, value) = body.split_once(' ').with_context(|| {
-                format!(
-                    "{place}: '{body}' has no value: a space, not a tab, must part key and value"
-                )
-            })?;
-            self.sections[section].entries.push(Entry {
-                key: key.trim().to_owned(),
-                value: value.trim().to_owned(),
-                place,
-            });
-        }
-        Ok(())
-    }
-
-    fn command(&mut self, command: &str, place: &Place) -> Result<()> {
-        let (name, rest) = command.split_once(' ').unwrap_or((command, ""));
-        match name.to_lowercase().as_str() {
-            "include" => {
-                let files = self.included(rest.trim(), place)?;
-                for file in files {
-                    self.read_file(&file)
-                        .with_context(|| format!("{place}: @INCLUDE {rest}"))?;
-                }
-            }
-            "set" => {
-                let (key, value) = rest
-                    .trim()
-                    .split_once('=')
-                    .with_context(|| format!("{place}: '@SET {rest}' must be '@SET name=value'"))?;
-                self.sets.push((key.to_owned(), value.to_owned()));
-            }
-            _ => bail!("{place}: '@{name}' is not a command; there are @SET and @INCLUDE"),
-        }
-        Ok(())
-    }
-
-    fn included(&self, pattern: &str, place: &Place) -> Result<Vec<PathBuf>> {
-        if !pattern.contains('*') {
-            return Ok(vec![beside(pattern, &self.root)]);
-        }
-        let pattern = self.root.join(pattern);
-        let found: Vec<_> = glob::glob(&pattern.to_string_lossy())
-            .with_context(|| format!("{place}: @INCLUDE {}", pattern.display()))?
-            .collect::<Result<_, _>>()?;
-        ensure!(
-            !found.is_empty(),
-            "{place}: @INCLUDE {}: no file matches",
-            pattern.display()
-        );
-        Ok(found)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// Loads `main` as `fluent-bit.conf`, beside the other files given.
@@ -847,32 +603,6 @@ mod tests {
         );
         for (warning, ending) in config.warnings.iter().zip(endings) {
             assert!(warning.ends_with(ending), "{warning}");
-        }
-    }
-
-    #[test]
-    fn variables_are_resolved_with_the_hosts_habits() {
-        let sets = [("a", "1"), ("b", "two")];
-        let sets = sets.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let mut variables = Variables::with(&sets);
-        let cases = [
-            ("plain", "plain"),
-            ("${a}", "1"),
-            ("x${a}y${b}z", "x1ytwoz"),
-            ("${UNSET_B}", ""),
-            ("x${UNSET_B}y", "xy"),
-            ("${UNSET_B:-word}", "word"),
-            ("${a:-word}", "1"),
-            ("${a:word}", ""),
-            ("$a {a} ${", "$a {a} ${"),
-            ("${}", "${}"),
-            (r#"{"k": "${a}"}"#, r#"{"k": "1"}"#),
-            (r#"{"k": {}, "v": "${a}"}"#, r#"{"k": {}, "v": "${a}"}"#),
-            ("${a}} ${b}", "1 ${b}"),
-            ("${a} ${b", "1"),
-        ];
-        for (value, resolved) in cases {
-            assert_eq!(variables.resolve(value), resolved, "{value}");
         }
     }
 

@@ -1,0 +1,448 @@
+//! A blob store: whether the container, bucket or folder is there, and whether we may read and write.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::{Options, Report, aws, disk, example, net, within};
+use crate::config::{self, AzureAuth, Config, SecretSource, Store};
+use crate::sink::blob::probe::{Absent, Refusal};
+use crate::sink::blob::{BlobSink, Warn};
+use crate::sink::{Batch, Class, Outcome, Sink as _};
+use crate::template::Template;
+
+/// A shared access signature that ends sooner is worth a word.
+const EXPIRES_SOON: Duration = Duration::from_secs(7 * 86_400);
+
+/// Checks everything about a blob output but the spool.
+pub(super) async fn check(
+    config: &Config,
+    blob: &config::Blob,
+    prefix: &str,
+    folder: &Template,
+    options: &Options,
+    report: &mut Report<'_>,
+) {
+    match example(folder, options) {
+        Some(folder) => {
+            let name = [prefix, &folder]
+                .map(|part| part.trim_matches('/'))
+                .join("/");
+            report.ok(
+                "path",
+                format!("objects come to {}/", name.trim_matches('/')),
+            );
+        }
+        None => report.skip(
+            "path",
+            "made from each record: --tag (and --record) show an example",
+        ),
+    }
+    if let Store::File(root) = &blob.store {
+        disk::destination(root, options, report).await;
+        if !options.put {
+            report.skip("put", NO_PUT);
+            return;
+        }
+    }
+    let said: Arc<Mutex<Vec<String>>> = Arc::default();
+    let ear = Arc::clone(&said);
+    let warn: Warn = Arc::new(move |line| {
+        ear.lock()
+            .expect("nothing panics with this lock")
+            .push(line.to_owned());
+    });
+    let sink = match BlobSink::new(blob, warn) {
+        Ok(sink) => sink,
+        Err(problem) => {
+            report.say(
+                "configuration",
+                super::Mark::Fail,
+                problem.to_string(),
+                None,
+            );
+            return;
+        }
+    };
+    if !matches!(blob.store, Store::File(_)) {
+        if !reach(blob, &sink, options, report).await {
+            report.skip(
+                place(&blob.store),
+                "not asked for before the way there is mended",
+            );
+            return;
+        }
+        if !look(blob, &sink, prefix, options, report).await {
+            return;
+        }
+    }
+    put(config, blob, &sink, prefix, options, report).await;
+    for line in said
+        .lock()
+        .expect("nothing panics with this lock")
+        .drain(..)
+    {
+        report.warn("store", line, "look into it");
+    }
+}
+
+const NO_PUT: &str = "nothing is written without --put; it writes one small object and removes it";
+
+/// What holds the objects, in the store's own word.
+fn place(store: &Store) -> &'static str {
+    match store {
+        Store::File(_) => "folder",
+        Store::S3 { .. } | Store::Gcs { .. } => "bucket",
+        Store::Azure(_) => "container",
+    }
+}
+
+/// The network and the credentials.
+async fn reach(
+    blob: &config::Blob,
+    sink: &BlobSink,
+    options: &Options,
+    report: &mut Report<'_>,
+) -> bool {
+    let (skew, known) = match &blob.store {
+        Store::S3 { aws, .. } => {
+            let ca = blob.ca_pem.as_deref();
+            let Some(loaded) = aws::load(aws, ca, options, report).await else {
+                return false;
+            };
+            let url = sink.address().await.unwrap_or_default();
+            let known = aws::credentials(&loaded, aws, aws::is_aws(&url), options, report).await;
+            (net::S3_SKEW, known)
+        }
+        Store::Azure(azure) => (net::AZURE_SKEW, azure_secret(azure, report)),
+        Store::Gcs { .. } | Store::File(_) => (net::GOOGLE_SKEW, true),
+    };
+    let url = match sink.address().await.map(|url| url.parse()) {
+        Ok(Ok(url)) => url,
+        Ok(Err(_)) => {
+            report.fail("endpoint", "is no URL", "write https://host");
+            return false;
+        }
+        Err(fault) => {
+            report.fail("endpoint", fault.to_string(), "correct the endpoint");
+            return false;
+        }
+    };
+    let service = net::Service {
+        url,
+        ca_pem: blob.ca_pem.clone(),
+        skew,
+    };
+    net::check(service, options, report).await && known
+}
+
+/// What can be told about Azure's secrets without asking. Whether they can serve.
+fn azure_secret(azure: &config::Azure, report: &mut Report<'_>) -> bool {
+    let AzureAuth::Sas(source) = &azure.auth else {
+        report.ok(
+            "credentials",
+            format!("a shared key of the account '{}'", azure.account),
+        );
+        return true;
+    };
+    let text = match source {
+        SecretSource::Value(secret) => secret.expose().to_owned(),
+        // That it cannot be read was said by the sink before.
+        SecretSource::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
+    };
+    say_sas(&Sas::read(&text), Utc::now(), report)
+}
+
+/// What a shared access signature says in the open.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sas {
+    permissions: Option<String>,
+    starts: Option<DateTime<Utc>>,
+    ends: Option<DateTime<Utc>>,
+}
+
+impl Sas {
+    fn read(text: &str) -> Sas {
+        let mut sas = Sas::default();
+        let query = text.trim().trim_start_matches('?');
+        let Ok(url) = reqwest::Url::parse(&format!("sas:/?{query}")) else {
+            return sas;
+        };
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "sp" => sas.permissions = Some(value.into_owned()),
+                "st" => sas.starts = sas_time(&value),
+                "se" => sas.ends = sas_time(&value),
+                _ => {}
+            }
+        }
+        sas
+    }
+}
+
+/// The forms of ISO 8601 that a signature may hold, always UTC:
+/// <https://learn.microsoft.com/rest/api/storageservices/formatting-datetime-values>
+fn sas_time(text: &str) -> Option<DateTime<Utc>> {
+    let plain = text.strip_suffix('Z').unwrap_or(text);
+    let forms = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M"];
+    let time = forms
+        .iter()
+        .find_map(|form| NaiveDateTime::parse_from_str(plain, form).ok());
+    let day = || {
+        NaiveDate::parse_from_str(plain, "%Y-%m-%d")
+            .ok()?
+            .and_hms_opt(0, 0, 0)
+    };
+    time.or_else(day).map(|time| time.and_utc())
+}
+
+fn say_sas(sas: &Sas, now: DateTime<Utc>, report: &mut Report<'_>) -> bool {
+    let permissions = sas.permissions.as_deref();
+    let shown = format!(
+        "a shared access signature with the permissions '{}', until {}",
+        permissions.unwrap_or("of its policy"),
+        sas.ends
+            .map_or("its policy ends".to_owned(), |ends| ends.to_rfc3339())
+    );
+    let new = "issue a new one, with the permissions c, w and r";
+    let left = sas.ends.map(|ends| ends - now);
+    if left.is_some_and(|left| left <= chrono::TimeDelta::zero()) {
+        report.fail("credentials", format!("{shown}: it has expired"), new);
+        return false;
+    }
+    if sas.starts.is_some_and(|starts| starts > now) {
+        report.fail(
+            "credentials",
+            format!("{shown}: it is not valid yet"),
+            "wait, or issue a new one",
+        );
+        return false;
+    }
+    let may = |letter: char| permissions.is_none_or(|letters| letters.contains(letter));
+    if !may('c') && !may('w') {
+        report.fail(
+            "credentials",
+            format!("{shown}: it does not allow to create objects"),
+            new,
+        );
+        return false;
+    }
+    if !may('r') {
+        let message = format!(
+            "{shown}: without r Ferry cannot tell its own objects from others after a lost answer"
+        );
+        report.warn("credentials", message, new);
+    } else if left
+        .and_then(|left| left.to_std().ok())
+        .is_some_and(|left| left < EXPIRES_SOON)
+    {
+        report.warn(
+            "credentials",
+            format!("{shown}: that is soon"),
+            "issue a new one; with @/path it is read without a restart",
+        );
+    } else {
+        report.ok("credentials", shown);
+    }
+    true
+}
+
+/// A name that no object has.
+fn fresh(prefix: &str) -> String {
+    let mut name = String::new();
+    crate::template::compact_time(crate::time::now(), &mut name);
+    let random: u64 = StdRng::from_os_rng().random();
+    let prefix = prefix.trim_matches('/');
+    let name = format!("{prefix}/ferry-check-{name}-{random:016x}.txt");
+    name.trim_start_matches('/').to_owned()
+}
+
+/// Asks for an object that is not there: the refusal tells whether the container is. Whether it makes sense
+/// to go on.
+async fn look(
+    blob: &config::Blob,
+    sink: &BlobSink,
+    prefix: &str,
+    options: &Options,
+    report: &mut Report<'_>,
+) -> bool {
+    let what = place(&blob.store);
+    let store = &blob.store;
+    let makes = matches!(store, Store::Azure(azure) if azure.auto_create_container);
+    match within(options, sink.look_for(&fresh(prefix))).await {
+        Ok(Ok(Absent::Object)) => {
+            report.ok(what, format!("'{store}' is there and can be read"));
+            true
+        }
+        Ok(Ok(Absent::Container)) if makes => {
+            report.warn(
+                what,
+                format!(
+                    "'{store}' does not exist; Ferry makes it (auto_create_container), if it may"
+                ),
+                "make it, or try with --put, which makes it",
+            );
+            true
+        }
+        Ok(Ok(Absent::Container)) => {
+            report.fail(
+                what,
+                format!("'{store}' does not exist"),
+                format!("make the {what}, or correct its name"),
+            );
+            false
+        }
+        Ok(Err(refusal)) => say_refusal(what, store, &refusal, report),
+        Err(late) => {
+            report.fail(
+                what,
+                format!("'{store}': {late}"),
+                "try again; see --timeout",
+            );
+            false
+        }
+    }
+}
+
+fn say_refusal(
+    what: &'static str,
+    store: &Store,
+    refusal: &Refusal,
+    report: &mut Report<'_>,
+) -> bool {
+    let fault = &refusal.fault;
+    if fault.class == Class::Credentials {
+        let remedy = match store {
+            Store::Azure(_) => {
+                "check account_name and the key or signature, and that it is not expired"
+            }
+            Store::Gcs { .. } => "check GOOGLE_APPLICATION_CREDENTIALS or the machine's identity",
+            _ => "renew the credentials, and check this machine's clock",
+        };
+        report.fail(
+            "credentials",
+            format!("the store refuses them: {fault}"),
+            remedy,
+        );
+        return false;
+    }
+    if refusal.status == Some(403) {
+        let remedy = match store {
+            Store::Azure(_) => "give the signature the permission r; or try with --put",
+            // https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
+            Store::S3 { .. } => {
+                "allow s3:GetObject and s3:PutObject; without s3:ListBucket S3 answers so for any object that is not there, so try with --put"
+            }
+            _ => "allow to read and create objects; or try with --put",
+        };
+        report.warn(what, format!("'{store}' may not be read: {fault}"), remedy);
+        return true;
+    }
+    let remedy =
+        "correct the name and the endpoint; if they are right, look into the service's health";
+    report.fail(what, format!("'{store}': {fault}"), remedy);
+    false
+}
+
+/// One small object, where that is asked for.
+async fn put(
+    config: &Config,
+    blob: &config::Blob,
+    sink: &BlobSink,
+    prefix: &str,
+    options: &Options,
+    report: &mut Report<'_>,
+) {
+    if !options.put {
+        report.skip("put", NO_PUT);
+        return;
+    }
+    let name = fresh(prefix);
+    let body = config
+        .compression
+        .apply(b"an object of ferry-check: it may be removed\n");
+    let batch = Batch {
+        target: name.as_str().into(),
+        records: vec![Bytes::from(body)],
+        token: Some("ferry-check".into()),
+    };
+    match within(options, sink.send(batch))
+        .await
+        .map(|mut outcomes| outcomes.pop())
+    {
+        Ok(Some(Outcome::Delivered)) => {}
+        Ok(Some(Outcome::Retry(fault) | Outcome::Ambiguous(fault) | Outcome::Rejected(fault))) => {
+            let remedy = match (&blob.store, fault.class) {
+                (Store::File(_), _) => "the file system needs room, rights and hard links",
+                (_, Class::Credentials) => "renew the credentials",
+                (Store::S3 { .. }, _) => "allow s3:PutObject",
+                (Store::Azure(_), _) => "give the signature the permissions c and w",
+                (Store::Gcs { .. }, _) => "allow storage.objects.create",
+            };
+            return report.fail(
+                "put",
+                format!("'{name}' could not be written: {fault}"),
+                remedy,
+            );
+        }
+        Ok(None) => return report.fail("put", "no answer came", "try again"),
+        Err(late) => return report.fail("put", late, "try again; see --timeout"),
+    }
+    match within(options, sink.remove(&name)).await {
+        Ok(Ok(())) => report.ok("put", format!("'{name}' was written and removed")),
+        Ok(Err(Refusal { fault, .. })) => report.warn(
+            "put",
+            format!("'{name}' was written, but we may not remove it, which Ferry never needs to: {fault}"),
+            "remove it by hand",
+        ),
+        Err(late) => report.warn("put", format!("'{name}' was written; removing it: {late}"), "remove it by hand"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Mark;
+
+    #[test]
+    fn a_signature_is_read_without_its_secret() {
+        let now = DateTime::parse_from_rfc3339("2026-05-01T00:00:00Z")
+            .unwrap()
+            .to_utc();
+        let table = [
+            (
+                "?sv=1&sp=rcw&se=2027-01-01T00%3A00%3A00Z&sig=secret",
+                Mark::Ok,
+            ),
+            ("sp=rcw&se=2027-01-01&sig=secret", Mark::Ok),
+            ("si=policy&sig=secret", Mark::Ok),
+            ("sp=rcw&se=2026-05-02T00:00Z&sig=secret", Mark::Warn),
+            ("sp=cw&se=2027-01-01&sig=secret", Mark::Warn),
+            ("sp=rl&se=2027-01-01&sig=secret", Mark::Fail),
+            ("sp=rcw&se=2026-04-30&sig=secret", Mark::Fail),
+            ("sp=rcw&st=2026-06-01&se=2027-01-01&sig=secret", Mark::Fail),
+        ];
+        for (text, mark) in table {
+            let mut findings = Vec::new();
+            let mut report = Report {
+                output: "x",
+                say: &mut |finding| findings.push(finding),
+            };
+            let serves = say_sas(&Sas::read(text), now, &mut report);
+            assert_eq!(
+                (findings[0].mark, serves),
+                (mark, mark != Mark::Fail),
+                "{text}"
+            );
+            assert!(
+                !findings[0].to_string().contains("secret"),
+                "{}",
+                findings[0]
+            );
+        }
+    }
+}

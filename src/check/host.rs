@@ -1,0 +1,346 @@
+//! Fluent Bit's side: its configuration file as far as it concerns `ferry`, and its own settings that lose
+//! data or time when they are wrong.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use fluent_bit_config::{Document, Format, Place, Section};
+
+use super::Report;
+use crate::config::{Config, Problem, Properties};
+
+/// What a file says.
+#[derive(Debug)]
+pub struct Configuration {
+    /// How it is written.
+    pub format: Format,
+    /// The outputs that were asked for, in order.
+    pub outputs: Vec<Output>,
+    /// The names of the other outputs.
+    pub others: Vec<String>,
+    service: Vec<Key>,
+}
+
+/// One output.
+#[derive(Debug)]
+pub struct Output {
+    /// Its plugin.
+    pub name: String,
+    /// Its alias, or the host's name for it, such as `ferry.0`.
+    pub label: String,
+    /// All its keys but `name`, in order.
+    pub keys: Vec<Key>,
+    /// Where it begins.
+    pub place: Place,
+    /// Variables in it that are not set.
+    pub unset: Vec<String>,
+}
+
+/// A key of a section.
+#[derive(Debug)]
+pub struct Key {
+    /// As written.
+    pub name: String,
+    /// Its value as written, variables and all.
+    pub raw: String,
+    /// Its value; `None` where variables that are not set left nothing of it. To the host it is not set then.
+    pub value: Option<String>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+impl Output {
+    /// The first key of that name, which is the one that counts.
+    pub fn entry(&self, name: &str) -> Option<&Key> {
+        let mut keys = self.keys.iter();
+        keys.find(|key| key.name.eq_ignore_ascii_case(name))
+    }
+}
+
+impl Properties for Output {
+    fn get(&self, key: &str) -> Option<String> {
+        self.entry(key)?.value.clone()
+    }
+}
+
+/// Reads a file and what it includes, and keeps the outputs whose plugin is `wanted`. Errors name file and
+/// line.
+pub fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Configuration, String> {
+    let document = Document::read(path).map_err(|error| format!("{error:#}"))?;
+    let mut configuration = Configuration {
+        format: document.format,
+        outputs: Vec::new(),
+        others: Vec::new(),
+        service: Vec::new(),
+    };
+    for section in &document.sections {
+        if section.is("service") {
+            configuration.service.extend(keys_of(&document, section).0);
+        }
+        if !section.is("output") {
+            continue;
+        }
+        let (mut keys, unset) = keys_of(&document, section);
+        let at = keys
+            .iter()
+            .position(|key| key.name.eq_ignore_ascii_case("name"));
+        let name = at.and_then(|at| keys.remove(at).value);
+        let name = name.ok_or_else(|| format!("{}: the output has no name", section.place))?;
+        if !wanted(&name.to_lowercase()) {
+            configuration.others.push(name);
+            continue;
+        }
+        let before = configuration.outputs.iter();
+        let number = before
+            .filter(|o| o.name.eq_ignore_ascii_case(&name))
+            .count();
+        let mut output = Output {
+            label: format!("{}.{number}", name.to_lowercase()),
+            name,
+            keys,
+            place: section.place.clone(),
+            unset,
+        };
+        if let Some(alias) = output.get("alias") {
+            output.label = alias;
+        }
+        configuration.outputs.push(output);
+    }
+    Ok(configuration)
+}
+
+/// The keys of a section, and the variables in it that are not set.
+fn keys_of(document: &Document, section: &Section) -> (Vec<Key>, Vec<String>) {
+    let mut variables = document.variables();
+    let keys = section.entries.iter().map(|entry| Key {
+        name: entry.key.clone(),
+        value: Some(variables.resolve(&entry.value)).filter(|value| !value.is_empty()),
+        raw: entry.value.clone(),
+        place: entry.place.clone(),
+    });
+    (keys.collect(), variables.warnings)
+}
+
+/// Remembers which keys are asked for.
+struct Listening<'p> {
+    properties: &'p dyn Properties,
+    asked: RefCell<BTreeSet<String>>,
+}
+
+impl Properties for Listening<'_> {
+    fn get(&self, key: &str) -> Option<String> {
+        self.asked.borrow_mut().insert(key.to_owned());
+        self.properties.get(key)
+    }
+}
+
+/// The output as the plugin reads it, and the keys that it asked for.
+pub(super) fn read_keys(
+    properties: &dyn Properties,
+) -> (Result<Config, Vec<Problem>>, BTreeSet<String>) {
+    let listening = Listening {
+        properties,
+        asked: RefCell::default(),
+    };
+    let config = Config::read(&listening);
+    (config, listening.asked.into_inner())
+}
+
+/// Every key that the plugin knows, whatever its destination.
+fn known_keys() -> BTreeSet<String> {
+    struct One(&'static str, &'static str);
+    impl Properties for One {
+        fn get(&self, key: &str) -> Option<String> {
+            (key == self.0).then(|| self.1.to_owned())
+        }
+    }
+    let destinations = [
+        One("delivery_stream", "x"),
+        One("container_name", "logs"),
+        One("url", "s3://x"),
+        One("url", "gs://x"),
+        One("url", "file:///x"),
+    ];
+    let keys = destinations.iter().flat_map(|one| read_keys(one).1);
+    keys.collect()
+}
+
+/// Keys that the host acts upon for any output.
+const HOST_KEYS: &[&str] = &[
+    "match",
+    "match_regex",
+    "alias",
+    "log_level",
+    "log_suppress_interval",
+    "retry_limit",
+    "workers",
+    "storage.total_limit_size",
+];
+
+/// Keys that the host takes for itself, for a connection that it never makes here.
+fn is_hosts_connection(key: &str) -> bool {
+    ["host", "port", "ipv6", "tls"].contains(&key)
+        || ["tls.", "net.", "oauth2"]
+            .iter()
+            .any(|group| key.starts_with(group))
+}
+
+/// Says which keys do nothing. The host takes any key for a proxy output, mistyped ones too.
+pub(super) fn keys(
+    configuration: &Configuration,
+    output: &Output,
+    asked: &BTreeSet<String>,
+    report: &mut Report<'_>,
+) {
+    let known = known_keys();
+    let mut seen = BTreeSet::new();
+    let mut sound = true;
+    for key in &output.keys {
+        let name = key.name.to_lowercase();
+        let place = &key.place;
+        let again = !seen.insert(name.clone());
+        let (message, remedy) = if again && !is_list(configuration, output, &name) {
+            (
+                format!("{place}: {name} is set twice; the first one counts"),
+                "remove one".to_owned(),
+            )
+        } else if again || asked.contains(&name) || HOST_KEYS.contains(&name.as_str()) {
+            continue;
+        } else if is_hosts_connection(&name) {
+            let remedy = match name.as_str() {
+                "tls.ca_file" => "use tls_ca_file",
+                "host" | "port" => "use endpoint, a full URL",
+                _ => "remove it; Ferry checks certificates and reads HTTPS_PROXY by itself",
+            };
+            (
+                format!("{place}: {name} is Fluent Bit's own and does not reach Ferry"),
+                remedy.to_owned(),
+            )
+        } else if known.contains(&name) {
+            (
+                format!("{place}: {name} does nothing for this destination"),
+                "remove it".to_owned(),
+            )
+        } else {
+            let near = known
+                .iter()
+                .map(|other| (strsim::damerau_levenshtein(&name, other), other));
+            let remedy = match near.min() {
+                Some((distance, other)) if distance <= 2 => format!("did you mean {other}?"),
+                _ => "remove it; every key stands in the README".to_owned(),
+            };
+            (
+                format!("{place}: {name} is not known, and passed over"),
+                remedy,
+            )
+        };
+        report.warn("keys", message, remedy);
+        sound = false;
+    }
+    for variable in &output.unset {
+        report.warn(
+            "keys",
+            variable.trim_start_matches("[env] ").to_owned(),
+            "set it, here and where Fluent Bit runs",
+        );
+        sound = false;
+    }
+    if sound {
+        report.ok(
+            "keys",
+            format!("{} keys, all of them known", output.keys.len()),
+        );
+    }
+}
+
+/// Whether a key that comes again was written as a YAML list.
+fn is_list(configuration: &Configuration, output: &Output, name: &str) -> bool {
+    let of_it = output
+        .keys
+        .iter()
+        .filter(|key| key.name.eq_ignore_ascii_case(name));
+    let places: BTreeSet<usize> = of_it.map(|key| key.place.line).collect();
+    configuration.format == Format::Yaml && places.len() == 1
+}
+
+/// Advice about the host's own settings.
+pub(super) fn advise(
+    configuration: &Configuration,
+    output: &Output,
+    config: &Config,
+    report: &mut Report<'_>,
+) {
+    let direct = config.spool.is_none();
+    let word = |key: &str| output.get(key).map(|value| value.to_lowercase());
+    let mut sound = true;
+    let mut warn = |message: String, remedy: &str| {
+        report.warn("host", message, remedy);
+        sound = false;
+    };
+
+    if word("match").is_none() && word("match_regex").is_none() {
+        warn(
+            "there is no Match: no record ever comes here".to_owned(),
+            "write Match *",
+        );
+    }
+    match word("retry_limit").as_deref() {
+        Some("no_limits" | "false" | "off") => {}
+        other => warn(
+            format!(
+                "Retry_Limit is {}: Fluent Bit drops a chunk after so many retries, however long the outage",
+                other.unwrap_or("not set, and 1 then")
+            ),
+            "write Retry_Limit no_limits",
+        ),
+    }
+    let workers = word("workers")
+        .and_then(|n| n.parse::<u32>().ok())
+        .unwrap_or(0);
+    if direct && workers == 0 {
+        warn(
+            "there are no Workers: in direct mode every flush stops all of Fluent Bit while it waits for the destination"
+                .to_owned(),
+            "write Workers 2, or spool on",
+        );
+    }
+    if workers > 0 && configuration.service_flag("hot_reload") {
+        warn(
+            "Workers and Hot_Reload together: Fluent Bit 5.1.1 crashes at a reload (it starts each worker of a proxy output twice)"
+                .to_owned(),
+            "use spool on without Workers, or restart instead of reloading",
+        );
+    }
+    let grace = configuration.service("grace").unwrap_or("5");
+    if direct
+        && let Ok(seconds) = grace.parse::<i64>()
+        && seconds >= 0
+        && seconds.unsigned_abs() <= config.flush_deadline.as_secs()
+    {
+        warn(
+            format!(
+                "Grace is {seconds} s, not more than flush_deadline ({} s): a stop may cut off a flush that would have ended well",
+                config.flush_deadline.as_secs()
+            ),
+            "raise Grace above flush_deadline",
+        );
+    }
+    if sound {
+        report.ok("host", "Retry_Limit, Workers and Grace suit the mode");
+    }
+}
+
+impl Configuration {
+    /// A key of the service; the last one counts.
+    fn service(&self, name: &str) -> Option<&str> {
+        let mut keys = self.service.iter().rev();
+        let key = keys.find(|key| key.name.eq_ignore_ascii_case(name))?;
+        key.value.as_deref()
+    }
+
+    fn service_flag(&self, name: &str) -> bool {
+        let value = self.service(name).unwrap_or_default().to_lowercase();
+        ["on", "true", "yes"].contains(&value.as_str())
+    }
+}

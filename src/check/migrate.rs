@@ -1,0 +1,667 @@
+//! Outputs of `kinesis_firehose`, AWS's Go `firehose` and `azure_blob` become outputs of `ferry` that do the
+//! same. Every key is carried over, or named in a comment with the reason why not. Values are printed as
+//! they were written, with their `${VARIABLE}`s; secrets are not.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use fluent_bit_config::Format;
+
+use super::host::{self, Configuration, Key, Output};
+use crate::config::{Config, Properties};
+
+/// A configuration for `ferry`.
+#[derive(Debug)]
+pub struct Migration {
+    /// What to write into the configuration of Fluent Bit, in the format of the old one.
+    pub text: String,
+    /// What in it is not possible as it is; each stands in a comment as well.
+    pub problems: Vec<String>,
+}
+
+/// Reads a file and rewrites its outputs. The error says that it cannot be read, or that there is nothing
+/// to rewrite.
+pub fn migrate(path: &Path) -> Result<Migration, String> {
+    let configuration = host::read(path, |name| {
+        ["kinesis_firehose", "firehose", "azure_blob"].contains(&name)
+    })?;
+    if configuration.outputs.is_empty() {
+        let others = match configuration.others.as_slice() {
+            [] => "there is no output at all".to_owned(),
+            others => format!("there are only: {}", others.join(", ")),
+        };
+        return Err(format!(
+            "{}: there is no output kinesis_firehose, firehose or azure_blob; {others}",
+            path.display()
+        ));
+    }
+    let mut migration = Migration {
+        text: head(&configuration, path),
+        problems: Vec::new(),
+    };
+    for (at, output) in configuration.outputs.iter().enumerate() {
+        let mut draft = Draft::new(output, at);
+        match output.name.to_lowercase().as_str() {
+            "azure_blob" => azure_blob(&mut draft),
+            name => firehose(&mut draft, name == "firehose"),
+        }
+        draft.leave_the_rest();
+        draft.judge(&mut migration.problems);
+        migration.text.push('\n');
+        draft.print(configuration.format, &mut migration.text);
+    }
+    Ok(migration)
+}
+
+fn head(configuration: &Configuration, path: &Path) -> String {
+    let plugins = match configuration.format {
+        Format::Classic => {
+            "Plugins_File in [SERVICE], and there [PLUGINS] with Path /…/out_ferry.so"
+        }
+        Format::Yaml => "plugins: with - /…/out_ferry.so",
+    };
+    let mut head = format!(
+        "# From {}. Beside this, Fluent Bit needs to load the library ({plugins}),\n\
+         # and a Grace of 35 in its service. Text arrives as itself, not as \\uXXXX.\n",
+        path.display()
+    );
+    if configuration.format == Format::Yaml {
+        head += "pipeline:\n  outputs:\n";
+    }
+    head
+}
+
+/// One key of the new output.
+struct Line {
+    key: &'static str,
+    /// What is printed.
+    raw: String,
+    /// What it stands for, to be judged.
+    value: String,
+    comment: Option<String>,
+}
+
+/// A new output in the making.
+struct Draft<'o> {
+    from: &'o Output,
+    number: usize,
+    lines: Vec<Line>,
+    notes: Vec<String>,
+    used: BTreeSet<String>,
+}
+
+impl Properties for Draft<'_> {
+    fn get(&self, key: &str) -> Option<String> {
+        let line = self.lines.iter().find(|line| line.key == key)?;
+        Some(line.value.clone())
+    }
+}
+
+impl<'o> Draft<'o> {
+    fn new(from: &'o Output, number: usize) -> Self {
+        Draft {
+            from,
+            number,
+            lines: Vec::new(),
+            notes: Vec::new(),
+            used: BTreeSet::new(),
+        }
+    }
+
+    /// A key of the old output, which is then dealt with.
+    fn take(&mut self, key: &str) -> Option<&'o Key> {
+        self.used.insert(key.to_owned());
+        self.from.entry(key)
+    }
+
+    /// A switch of the old output.
+    fn flag(&mut self, key: &str) -> Option<bool> {
+        match self.take(key)?.value.as_deref()?.to_lowercase().as_str() {
+            "on" | "true" | "yes" => Some(true),
+            _ => Some(false),
+        }
+    }
+
+    fn add(&mut self, key: &'static str, raw: &str, value: &str) {
+        self.push(key, raw, value, None);
+    }
+
+    fn add_with(&mut self, key: &'static str, value: &str, comment: impl Into<String>) {
+        self.push(key, value, value, Some(comment.into()));
+    }
+
+    fn push(&mut self, key: &'static str, raw: &str, value: &str, comment: Option<String>) {
+        self.lines.push(Line {
+            key,
+            raw: raw.to_owned(),
+            value: value.to_owned(),
+            comment,
+        });
+    }
+
+    /// Carries a key over, under a name that may be another, with what has to be changed about its value.
+    fn carry(&mut self, old: &str, new: &'static str, change: impl Fn(&str) -> String) {
+        let Some(key) = self.take(old) else {
+            return;
+        };
+        let value = key.value.as_deref().unwrap_or("unset");
+        self.add(new, &change(&key.raw), &change(value));
+        if key.value.is_none() {
+            let place = &key.place;
+            self.note(format!("{place}: {old} holds a variable that is not set here: its value could not be looked at"));
+        }
+    }
+
+    fn keep(&mut self, keys: &[&'static str]) {
+        for key in keys {
+            self.carry(key, key, str::to_owned);
+        }
+    }
+
+    fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// Names a key that has no counterpart, where it was set.
+    fn leave(&mut self, key: &str, why: &str) {
+        if self.take(key).is_some() {
+            self.note(format!("{key} has no counterpart: {why}"));
+        }
+    }
+
+    /// A secret is printed only as the variable that it already was.
+    fn secret(&mut self, key: &'static str) {
+        let Some(old) = self.take(key) else {
+            return;
+        };
+        let raw = old.raw.trim();
+        let variable =
+            raw.starts_with("${") && raw.find('}') == Some(raw.len() - 1) && !raw.contains(":-");
+        let value = old.value.as_deref().unwrap_or("unset");
+        if variable {
+            self.add(key, raw, value);
+            return;
+        }
+        let mut name = format!("FERRY_{}", key.to_uppercase());
+        if self.number > 0 {
+            let _ = write!(name, "_{}", self.number + 1);
+        }
+        let comment = format!(
+            "the secret is not repeated here: put the value of {} into the variable {name}, or into a file and write @/path of it",
+            old.place
+        );
+        self.push(key, &format!("${{{name}}}"), value, Some(comment));
+    }
+
+    /// The host's own keys.
+    fn hosts(&mut self, direct: bool) {
+        for key in [
+            "match",
+            "match_regex",
+            "alias",
+            "log_level",
+            "log_suppress_interval",
+            "storage.total_limit_size",
+        ] {
+            self.carry(key, key, str::to_owned);
+        }
+        let limit = self.take("retry_limit").and_then(|key| key.value.clone());
+        let unlimited =
+            |limit: &str| ["no_limits", "false", "off"].contains(&limit.to_lowercase().as_str());
+        match limit {
+            Some(limit) if unlimited(&limit) => self.add("retry_limit", "no_limits", "no_limits"),
+            limit => self.add_with(
+                "retry_limit",
+                "no_limits",
+                format!(
+                    "was {}, after which Fluent Bit drops the chunk",
+                    limit.as_deref().unwrap_or("not set, that is 1")
+                ),
+            ),
+        }
+        let workers = self
+            .take("workers")
+            .map(|key| key.raw.clone())
+            .filter(|workers| workers != "0");
+        match (workers, direct) {
+            (Some(workers), true) => self.add("workers", &workers, &workers),
+            (None, true) => self.add_with(
+                "workers",
+                "2",
+                "for a proxy output Fluent Bit has no default; without Workers each flush stops it",
+            ),
+            (Some(_), false) => {
+                self.note("workers is left out: with a spool a flush is over after an fsync")
+            }
+            (None, false) => {}
+        }
+        self.take("tls");
+        self.carry("tls.ca_file", "tls_ca_file", str::to_owned);
+        if self.flag("tls.verify") == Some(false) {
+            self.note("tls.verify off has no counterpart: certificates are always checked; set tls_ca_file to your own CA");
+        }
+        let keys: Vec<String> = self
+            .from
+            .keys
+            .iter()
+            .map(|key| key.name.to_lowercase())
+            .collect();
+        for key in keys {
+            let hosts = ["tls.", "net.", "oauth2"]
+                .iter()
+                .any(|group| key.starts_with(group));
+            if (hosts || ["ipv6", "host", "port"].contains(&key.as_str()))
+                && !self.used.contains(&key)
+            {
+                self.leave(
+                    &key,
+                    "it concerns Fluent Bit's own connections, and Ferry makes its own",
+                );
+            }
+        }
+    }
+
+    fn leave_the_rest(&mut self) {
+        for key in &self.from.keys {
+            if self.used.insert(key.name.to_lowercase()) {
+                self.notes.push(format!(
+                    "{} is no key of {} and is left out",
+                    key.name, self.from.name
+                ));
+            }
+        }
+    }
+
+    /// Reads the new output as the plugin will.
+    fn judge(&mut self, problems: &mut Vec<String>) {
+        if let Err(found) = Config::read(self) {
+            for problem in found {
+                self.note(format!("TO MEND: {problem}"));
+                problems.push(format!("{}: {problem}", self.from.place));
+            }
+        }
+    }
+
+    fn print(&self, format: Format, out: &mut String) {
+        let margin = match format {
+            Format::Classic => "",
+            Format::Yaml => "    ",
+        };
+        let mut line = |text: String| {
+            out.push_str(margin);
+            out.push_str(&text);
+            out.push('\n');
+        };
+        line(format!("# {}, {}", self.from.name, self.from.place));
+        for note in &self.notes {
+            line(format!("# - {note}"));
+        }
+        if format == Format::Classic {
+            line("[OUTPUT]".to_owned());
+            line("    Name ferry".to_owned());
+        } else {
+            line("- name: ferry".to_owned());
+        }
+        for Line {
+            key, raw, comment, ..
+        } in &self.lines
+        {
+            let inner = if format == Format::Classic {
+                "    "
+            } else {
+                "  "
+            };
+            if let Some(comment) = comment {
+                line(format!("{inner}# {key}: {comment}"));
+            }
+            line(match format {
+                Format::Classic => format!("{inner}{} {raw}", classic_name(key)),
+                Format::Yaml => format!("{inner}{key}: {}", yaml_scalar(raw)),
+            });
+        }
+    }
+}
+
+/// The host's own keys as its documentation writes them.
+fn classic_name(key: &str) -> &str {
+    match key {
+        "match" => "Match",
+        "match_regex" => "Match_Regex",
+        "alias" => "Alias",
+        "log_level" => "Log_Level",
+        "retry_limit" => "Retry_Limit",
+        "workers" => "Workers",
+        other => other,
+    }
+}
+
+fn yaml_scalar(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_./".contains(c);
+    match text.chars().all(|c| plain(c) || c == '-') && text.starts_with(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "''")),
+    }
+}
+
+/// An address as a full URL; the plugins take a bare host as well.
+fn full_url(text: &str) -> String {
+    match text.contains("://") {
+        true => text.to_owned(),
+        false => format!("https://{text}"),
+    }
+}
+
+/// Their default, which the OpenX SerDe does not read.
+const NO_ZONE: &str = "%Y-%m-%dT%H:%M:%S";
+
+/// `kinesis_firehose`, in C, and AWS's `firehose`, in Go.
+fn firehose(draft: &mut Draft<'_>, go: bool) {
+    let has_endpoint = draft.from.entry("endpoint").is_some();
+    let port = match has_endpoint && !go {
+        true => draft.take("port").map(|key| key.raw.clone()),
+        false => None,
+    };
+    draft.hosts(true);
+    draft.keep(&[
+        "delivery_stream",
+        "region",
+        "profile",
+        "role_arn",
+        "external_id",
+    ]);
+
+    draft.carry("endpoint", "endpoint", |text| {
+        let url = full_url(text);
+        match &port {
+            Some(port) if port != "443" && url.matches(':').count() == 1 => format!("{url}:{port}"),
+            _ => url,
+        }
+    });
+    draft.carry("sts_endpoint", "sts_endpoint", full_url);
+
+    draft.keep(&["log_key", "data_keys", "replace_dots", "time_key"]);
+    let has_time = draft.get("time_key").is_some();
+    match draft.take("time_key_format") {
+        Some(_) if !has_time => draft.note("time_key_format is left out: without time_key it did nothing"),
+        // Go's plugin calls microseconds so.
+        Some(_) if go => draft.carry("time_key_format", "time_key_format", |text| text.replace("%f", "%6N")),
+        // Nanoseconds there, milliseconds here.
+        Some(_) => draft.carry("time_key_format", "time_key_format", |text| text.replace("%L", "%9N")),
+        None if has_time => draft.add_with(
+            "time_key_format",
+            NO_ZONE,
+            "the old default, without Z: format conversion (Glue, the OpenX SerDe) reads it as null. Remove the line for 2025-07-02T20:44:31.123Z, which it reads",
+        ),
+        None => {}
+    }
+
+    draft.keep(&["simple_aggregation"]);
+    if draft.get("simple_aggregation").is_none() {
+        draft.note(
+            "aggregation differs: lines were sent one by one; Ferry joins them where the stream can read that, which costs less. Write aggregation off for the old way",
+        );
+    }
+    let compression = draft.take("compression");
+    match compression.and_then(|key| key.value.as_deref()) {
+        Some("gzip" | "zstd" | "none") => draft.carry("compression", "compression", str::to_owned),
+        Some(other) => draft.note(format!(
+            "compression {other} has no counterpart: lines are sent plain; there are gzip and zstd"
+        )),
+        None => {}
+    }
+    if draft.flag("auto_retry_requests").is_some() {
+        draft.note(
+            "auto_retry_requests is left out: what failed is always sent again, and only that",
+        );
+    }
+    draft.note("retries differ: of a request that failed in part only the failed records go again");
+    draft.leave(
+        "experimental_concurrency",
+        "requests in flight adapt by themselves; see concurrency",
+    );
+    draft.leave("experimental_concurrency_retries", "nothing is given up");
+    draft.leave("http_request_timeout", "a request has 20 s");
+}
+
+/// Keys of `azure_blob` that nothing here corresponds to.
+const AZURE_ONLY: &[(&str, &str)] = &[
+    ("database_file", "no files are tracked"),
+    ("part_size", "an object is put in one piece"),
+    ("file_delivery_attempt_limit", "nothing is given up"),
+    ("part_delivery_attempt_limit", "nothing is given up"),
+    (
+        "upload_parts_timeout",
+        "a request's time follows from its size",
+    ),
+    ("upload_part_freshness_limit", "there are no parts"),
+    (
+        "configuration_endpoint_url",
+        "settings are not fetched; write them here",
+    ),
+    (
+        "configuration_endpoint_username",
+        "settings are not fetched",
+    ),
+    (
+        "configuration_endpoint_password",
+        "settings are not fetched",
+    ),
+    (
+        "configuration_endpoint_bearer_token",
+        "settings are not fetched",
+    ),
+    ("azure_blob_buffer_key", "the spool needs no keys"),
+    (
+        "buffer_file_delete_early",
+        "the spool keeps what is not acknowledged",
+    ),
+    ("blob_uri_length", "names have a fixed length"),
+    (
+        "unify_tag",
+        "objects are sorted by path; write a path without $TAG to mix tags",
+    ),
+    ("scheduler_max_retries", "nothing is given up"),
+    ("delete_on_max_upload_error", "nothing is deleted"),
+    ("io_timeout", "a request's time follows from its size"),
+];
+
+/// The largest object beside the default of `memory_limit`.
+const LARGEST_OBJECT: f64 = 32e6;
+
+/// `azure_blob`, in C.
+fn azure_blob(draft: &mut Draft<'_>) {
+    let tls = draft.flag("tls").unwrap_or(false);
+    let direct = false;
+    draft.hosts(direct);
+    draft.keep(&[
+        "account_name",
+        "container_name",
+        "auto_create_container",
+        "emulator_mode",
+        "auth_type",
+    ]);
+    draft.secret("shared_key");
+    draft.secret("sas_token");
+
+    let endpoint = draft
+        .from
+        .entry("endpoint")
+        .and_then(|key| key.value.clone());
+    match endpoint.as_deref() {
+        None if !tls && draft.get("emulator_mode").is_none() => {
+            draft.note("tls was off, so all went over plain HTTP; Ferry speaks HTTPS");
+        }
+        Some(url) if url.starts_with("https://") && !tls => {
+            draft.note("endpoint: without tls on azure_blob spoke plain HTTP there; Ferry speaks HTTPS, as the URL says");
+        }
+        _ => {}
+    }
+    draft.carry("endpoint", "endpoint", |text| {
+        match text.strip_prefix("http://") {
+            Some(rest) if tls => format!("https://{rest}"),
+            Some(_) => text.to_owned(),
+            None => full_url(text),
+        }
+    });
+
+    if draft.from.entry("path").is_some() {
+        draft.carry("path", "path", |text| folder(text));
+    } else {
+        draft.add("path", "$TAG", "$TAG");
+    }
+    draft.note("object names differ: <path>/<time of the first event>-<token>.ndjson; strftime in path takes the events' time, not that of the upload");
+    if draft
+        .from
+        .entry("path")
+        .is_some_and(|key| has_other_dollars(&key.raw))
+    {
+        draft.note("path: $UUID and what else begins with $ is left out, but $TAG and $TAG[n]: a name holds a token of its own");
+    }
+    let old_type = draft.take("blob_type").and_then(|key| key.value.clone());
+    if old_type.as_deref() != Some("blockblob") {
+        draft.note(
+            "blob_type was appendblob: a blob that grew for ever; Ferry writes whole block blobs",
+        );
+    }
+    draft.add("blob_type", "block", "block");
+
+    let packs = draft.flag("compress_blob") == Some(true);
+    let codec = draft.take("compress").and_then(|key| key.value.clone());
+    match (codec.as_deref(), packs) {
+        (Some(codec @ ("gzip" | "zstd")), _) => draft.add("compression", codec, codec),
+        (_, true) => draft.add("compression", "gzip", "gzip"),
+        _ => draft.add_with(
+            "compression",
+            "none",
+            "as it was; without the line Ferry takes gzip, which costs less",
+        ),
+    }
+
+    match draft.take("date_key") {
+        Some(key) if key.value.is_some() => draft.carry("date_key", "date_key", str::to_owned),
+        _ => draft.add("date_key", "@timestamp", "@timestamp"),
+    }
+    draft.add_with(
+        "time_key_format",
+        "%Y-%m-%dT%H:%M:%S.%6NZ",
+        "as azure_blob writes it; without the line it has milliseconds",
+    );
+
+    let buffered = draft.flag("buffering_enabled") == Some(true);
+    if !buffered {
+        draft.note("buffering differs: each flush wrote by itself; Ferry builds objects on disk from many. Write spool off for one object a flush");
+    }
+    draft.add("spool", "on", "on");
+    if buffered {
+        draft.carry("buffer_dir", "spool_dir", |text| {
+            format!("{}/ferry", text.trim_end_matches('/'))
+        });
+        if draft.get("spool_dir").is_some() {
+            draft.note("spool_dir is a folder below the old buffer_dir: what azure_blob left there is not read; let it deliver that before you change over");
+        }
+        draft.carry("upload_timeout", "blob_max_age", str::to_owned);
+        draft.carry("store_dir_limit_size", "spool_limit", str::to_owned);
+        let size = draft
+            .take("upload_file_size")
+            .and_then(|key| key.value.clone());
+        if let Some(size) = size {
+            draft.note("upload_file_size became blob_max_size, which counts bytes as they are stored, compressed");
+            match host_size(&size) {
+                Some(bytes) if bytes <= LARGEST_OBJECT => draft.add("blob_max_size", &size, &size),
+                _ => draft.add_with(
+                    "blob_max_size",
+                    "32M",
+                    format!("was {size}; more needs a memory_limit of twice as much"),
+                ),
+            }
+        }
+    } else {
+        for key in [
+            "buffer_dir",
+            "upload_timeout",
+            "store_dir_limit_size",
+            "upload_file_size",
+        ] {
+            draft.leave(key, "without buffering_enabled it did nothing; see spool_dir, blob_max_age, spool_limit and blob_max_size");
+        }
+    }
+    for (key, why) in AZURE_ONLY {
+        draft.leave(key, why);
+    }
+    draft.note("retries differ: nothing is given up, and an object goes again under the same name");
+}
+
+/// A size as the host reads it, in bytes.
+fn host_size(text: &str) -> Option<f64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 1.0,
+        "K" | "KB" => 1e3,
+        "M" | "MB" => 1e6,
+        "G" | "GB" => 1e9,
+        _ => return None,
+    };
+    Some(digits.parse::<f64>().ok()? * unit)
+}
+
+/// Where a `$` begins that is neither a variable nor the tag, and how long that is.
+fn other_dollar(text: &str) -> Option<(usize, usize)> {
+    text.match_indices('$').find_map(|(at, _)| {
+        let rest = &text[at + 1..];
+        if rest.starts_with("TAG") || rest.starts_with('{') {
+            return None;
+        }
+        let name = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"_[]'\"".contains(c));
+        Some((at, 1 + name.unwrap_or(rest.len())))
+    })
+}
+
+fn has_other_dollars(path: &str) -> bool {
+    other_dollar(path).is_some()
+}
+
+/// A path of `azure_blob` with the tag that it puts behind it, in our words.
+fn folder(path: &str) -> String {
+    let mut path = path.replace("%L", "%9N");
+    while let Some((at, len)) = other_dollar(&path) {
+        path.replace_range(at..at + len, "");
+    }
+    let parts = path.split('/').filter(|part| !part.is_empty());
+    let parts: Vec<&str> = parts.chain(["$TAG"]).collect();
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_keeps_what_has_a_meaning_here() {
+        let table = [
+            ("logs", "logs/$TAG"),
+            ("/logs/%Y/%m/", "logs/%Y/%m/$TAG"),
+            ("a/$TAG[1]/$UUID", "a/$TAG[1]/$TAG"),
+            ("${ENVIRONMENT}/x-$UUID-%L", "${ENVIRONMENT}/x--%9N/$TAG"),
+            ("$kubernetes['ns']/x", "x/$TAG"),
+            ("", "$TAG"),
+        ];
+        for (old, new) in table {
+            assert_eq!(folder(old), new, "{old}");
+        }
+    }
+
+    #[test]
+    fn scalars_are_quoted_where_yaml_would_read_them_otherwise() {
+        for (text, scalar) in [
+            ("app-1", "app-1"),
+            ("*", "'*'"),
+            ("-x", "'-x'"),
+            ("it's", "'it''s'"),
+            ("%Y", "'%Y'"),
+            ("", "''"),
+        ] {
+            assert_eq!(yaml_scalar(text), scalar);
+        }
+    }
+}

@@ -1,0 +1,1202 @@
+//! `ferry-check`, against services that are right and services that are not.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use ferry::check::host;
+use ferry::config::Config;
+use ferry::spool::disk::LocalDisk;
+use ferry_harness::firehose::{FakeFirehose, Options, StreamKind};
+use object_store::ObjectStore as _;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::emulators::{Azurite, azurite, azurite_tls, moto};
+
+/// A secret that must never be seen; a well-formed key of Azure's.
+const SECRET: &str = "c2VjcmV0LXRoYXQtbXVzdC1uZXZlci1iZS1zZWVu";
+
+/// What a run of the tool gave.
+struct Run {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    /// What was said about a check: the worst where it was several times.
+    fn result(&self, check: &str) -> String {
+        let rank = |result: &str| {
+            ["skip", "ok", "warn", "FAIL"]
+                .iter()
+                .position(|r| *r == result)
+        };
+        let results = self
+            .of(check)
+            .into_iter()
+            .map(|finding| finding["result"].clone());
+        let worst = results.max_by_key(|result| rank(result.as_str().unwrap()));
+        worst.map_or_else(
+            || "nothing".to_owned(),
+            |result| result.as_str().unwrap().to_owned(),
+        )
+    }
+
+    /// Everything that was said about a check, remedies too.
+    fn words(&self, check: &str) -> String {
+        let findings = self.of(check).into_iter();
+        findings
+            .map(|finding| format!("{} {}\n", finding["message"], finding["remedy"]))
+            .collect()
+    }
+
+    fn of(&self, check: &str) -> Vec<Value> {
+        let Value::Array(findings) = serde_json::from_str(&self.stdout).expect(&self.stderr) else {
+            panic!("no array: {}", self.stdout);
+        };
+        findings
+            .into_iter()
+            .filter(|finding| finding["check"] == check)
+            .collect()
+    }
+}
+
+/// Runs the tool with an environment of its own.
+fn tool(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+    let output = Command::new(env!("CARGO_BIN_EXE_ferry-check"))
+        .args(arguments)
+        .env_clear()
+        .envs([
+            ("HOME", "/nonexistent"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("AWS_ACCESS_KEY_ID", "TESTKEY"),
+            ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ])
+        .envs(variables.iter().copied())
+        .output()
+        .expect("ferry-check runs");
+    let run = Run {
+        status: output.status.code().expect("it ends by itself"),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    };
+    assert!(
+        !run.stdout.contains(SECRET) && !run.stderr.contains(SECRET),
+        "a secret: {}{}",
+        run.stdout,
+        run.stderr
+    );
+    run
+}
+
+/// A folder with what a check reads and writes.
+struct Bench {
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench {
+            // Not in /tmp, which may be memory.
+            dir: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name).display().to_string()
+    }
+
+    /// A classic configuration with one output, which keeps its files here.
+    fn classic(&self, keys: &[(&str, &str)]) -> String {
+        let mut text = "[SERVICE]\n    Grace 40\n[OUTPUT]\n    Name ferry\n    Match *\n    Retry_Limit no_limits\n".to_owned();
+        let letters = self.path("letters").display().to_string();
+        let own = [("dead_letter_dir", letters.as_str())];
+        for (key, value) in own.iter().chain(keys) {
+            text += &format!("    {key} {value}\n");
+        }
+        self.write("fluent-bit.conf", &text)
+    }
+
+    fn check(&self, keys: &[(&str, &str)], arguments: &[&str]) -> Run {
+        let file = self.classic(keys);
+        let all: Vec<&str> = [&file, "--json"]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
+        tool(&all, &[])
+    }
+}
+
+fn fake(options: Options) -> FakeFirehose {
+    FakeFirehose::start(options).expect("a fake Firehose")
+}
+
+/// Keys of a Firehose output in good order.
+fn firehose<'a>(fake: &'a FakeFirehose, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let mut keys = vec![
+        ("delivery_stream", "app"),
+        ("region", "us-east-1"),
+        ("endpoint", fake.url()),
+        ("Workers", "2"),
+    ];
+    keys.extend_from_slice(more);
+    keys
+}
+
+/// A service that answers everything alike, with a clock of its own.
+struct Skewed {
+    address: SocketAddr,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Skewed {
+    fn start(seconds: i64, answer: &'static str) -> Skewed {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
+        let serve = move || {
+            for stream in listener.incoming() {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                let mut stream = stream.unwrap();
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
+                    head.push(byte[0]);
+                }
+                // A request's body is read as well, lest its end be taken for a reset.
+                let text = String::from_utf8_lossy(&head).to_lowercase();
+                let length = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+                let _ = stream.read_exact(&mut vec![0; length.unwrap_or(0)]);
+                let now = SystemTime::now();
+                let by = Duration::from_secs(seconds.unsigned_abs());
+                let date = if seconds < 0 { now - by } else { now + by };
+                let date = httpdate::fmt_http_date(date);
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 403 Forbidden\r\nDate: {date}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}",
+                    answer.len()
+                );
+            }
+        };
+        Skewed {
+            address,
+            over,
+            thread: Some(std::thread::spawn(serve)),
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Skewed {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        drop(std::net::TcpStream::connect(self.address));
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+#[test]
+fn a_stream_in_good_order_passes_and_is_not_written_to() {
+    let bench = Bench::new();
+    let fake = fake(Options::default());
+    let sts = moto().url();
+    let keys = firehose(&fake, &[("sts_endpoint", sts), ("time_key", "time")]);
+    let run = bench.check(&keys, &[]);
+    assert_eq!(run.status, 0, "{}", run.stdout);
+    for check in [
+        "configuration",
+        "keys",
+        "host",
+        "dead_letter_dir",
+        "region",
+        "name",
+        "connect",
+        "clock",
+        "credentials",
+        "stream",
+        "aggregation",
+    ] {
+        assert_eq!(run.result(check), "ok", "{check}: {}", run.stdout);
+    }
+    assert!(
+        run.words("credentials").contains("arn:aws:"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(run.result("put"), "skip");
+    let puts = || {
+        fake.requests()
+            .iter()
+            .filter(|r| r.operation == "PutRecordBatch")
+            .count()
+    };
+    assert_eq!(puts(), 0, "nothing is written unless it is asked for");
+    assert!(!bench.path("letters").exists(), "nothing is left behind");
+
+    let run = bench.check(&keys, &["--put"]);
+    assert_eq!(
+        (run.status, run.result("put").as_str()),
+        (0, "ok"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(puts(), 1);
+}
+
+#[test]
+fn what_a_stream_delivers_to_decides_what_suits_it() {
+    const C_DEFAULT: (&str, &str) = ("time_key_format", "%Y-%m-%dT%H:%M:%S");
+    const TIME: (&str, &str) = ("time_key", "time");
+    const PACKED: (&str, &str) = ("compression", "gzip");
+    const ON: (&str, &str) = ("aggregation", "on");
+    let table: &[(StreamKind, &[(&str, &str)], &str, &str, i32)] = &[
+        (StreamKind::S3, &[], "aggregation", "ok", 0),
+        (StreamKind::S3, &[PACKED], "compression", "ok", 0),
+        (
+            StreamKind::S3,
+            &[("aggregation", "off")],
+            "aggregation",
+            "warn",
+            0,
+        ),
+        (StreamKind::S3, &[TIME, C_DEFAULT], "time", "nothing", 0),
+        (StreamKind::S3Parquet, &[TIME], "time", "ok", 0),
+        (StreamKind::S3Parquet, &[TIME, C_DEFAULT], "time", "warn", 0),
+        (StreamKind::S3Parquet, &[PACKED], "compression", "warn", 0),
+        (
+            StreamKind::S3Parquet,
+            &[PACKED, ON],
+            "compression",
+            "FAIL",
+            1,
+        ),
+        (StreamKind::S3Partitioned, &[], "aggregation", "ok", 0),
+        (StreamKind::S3Partitioned, &[ON], "aggregation", "warn", 0),
+        (
+            StreamKind::S3Partitioned,
+            &[PACKED],
+            "compression",
+            "warn",
+            0,
+        ),
+        (
+            StreamKind::OpenSearch,
+            &[("aggregation", "off")],
+            "aggregation",
+            "ok",
+            0,
+        ),
+        (StreamKind::OpenSearch, &[ON], "aggregation", "FAIL", 1),
+    ];
+    let bench = Bench::new();
+    for (kind, keys, check, result, status) in table {
+        let fake = fake(Options {
+            streams: vec![("app".to_owned(), *kind)],
+            ..Options::default()
+        });
+        let run = bench.check(&firehose(&fake, keys), &[]);
+        let found = (run.result(check), run.status);
+        assert_eq!(
+            found,
+            ((*result).to_owned(), *status),
+            "{kind:?} {keys:?}: {}",
+            run.stdout
+        );
+    }
+}
+
+#[test]
+fn a_stream_that_is_missing_or_hidden_is_told_apart() {
+    let bench = Bench::new();
+    let other = fake(Options {
+        streams: vec![("other".to_owned(), StreamKind::S3)],
+        ..Options::default()
+    });
+    let run = bench.check(&firehose(&other, &[]), &[]);
+    assert_eq!(
+        (run.status, run.result("stream").as_str()),
+        (1, "FAIL"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("stream")
+            .contains("'app' does not exist in us-east-1"),
+        "{}",
+        run.stdout
+    );
+
+    let hidden = fake(Options {
+        deny_describe: true,
+        ..Options::default()
+    });
+    let run = bench.check(&firehose(&hidden, &[]), &[]);
+    assert_eq!(
+        (run.status, run.result("stream").as_str()),
+        (0, "warn"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("stream").contains("billed as 5 KB"),
+        "{}",
+        run.stdout
+    );
+
+    let refusing = fake(Options {
+        faults: "access-denied".to_owned(),
+        ..Options::default()
+    });
+    let run = bench.check(&firehose(&refusing, &[]), &["--put"]);
+    assert_eq!(
+        (run.status, run.result("put").as_str()),
+        (1, "FAIL"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("put").contains("allow firehose:PutRecordBatch"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn a_name_made_from_records_wants_an_example() {
+    let bench = Bench::new();
+    let fake = fake(Options {
+        streams: vec![("app-web".to_owned(), StreamKind::S3)],
+        ..Options::default()
+    });
+    let keys = [
+        ("delivery_stream", "{tag[0]}-{record.team.name}"),
+        ("region", "us-east-1"),
+        ("endpoint", fake.url()),
+        ("Workers", "2"),
+    ];
+    for arguments in [&[][..], &["--tag", "app.x"]] {
+        let run = bench.check(&keys, arguments);
+        assert_eq!(
+            (run.status, run.result("stream").as_str()),
+            (0, "skip"),
+            "{}",
+            run.stdout
+        );
+    }
+    let record = r#"{"n": -1, "f": 1.5, "a": [null, true], "team": {"name": "web"}}"#;
+    let run = bench.check(&keys, &["--tag", "app.x", "--record", record]);
+    assert_eq!(run.result("stream"), "ok", "{}", run.stdout);
+    let run = bench.check(&keys, &["--tag", "db.x", "--record", record]);
+    assert_eq!(run.result("stream"), "FAIL", "{}", run.stdout);
+}
+
+#[test]
+fn tls_says_whose_certificate_is_trusted_by_whom() {
+    let bench = Bench::new();
+    let fake = fake(Options {
+        tls: true,
+        ..Options::default()
+    });
+    let right = bench.write("right.pem", fake.ca_pem().unwrap());
+    let wrong = bench.write("wrong.pem", azurite_tls().ca_pem.as_deref().unwrap());
+
+    let run = bench.check(&firehose(&fake, &[("tls_ca_file", &right)]), &[]);
+    assert_eq!(
+        (run.status, run.result("tls").as_str()),
+        (0, "ok"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("tls").contains("trusted by tls_ca_file"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(
+        (run.result("clock").as_str(), run.result("stream").as_str()),
+        ("ok", "ok")
+    );
+
+    for keys in [&[("tls_ca_file", wrong.as_str())][..], &[]] {
+        let run = bench.check(&firehose(&fake, keys), &[]);
+        assert_eq!(
+            (run.status, run.result("tls").as_str()),
+            (1, "FAIL"),
+            "{}",
+            run.stdout
+        );
+        assert!(
+            run.words("tls")
+                .contains("comes from nobody that is trusted"),
+            "{}",
+            run.stdout
+        );
+        assert_eq!(run.result("stream"), "skip", "{}", run.stdout);
+    }
+    // TLS is asked of a server that speaks none.
+    let plain = FakeFirehose::start(Options::default()).unwrap();
+    let url = plain.url().replace("http://", "https://");
+    let run = bench.check(
+        &[
+            ("delivery_stream", "app"),
+            ("region", "us-east-1"),
+            ("endpoint", &url),
+        ],
+        &[],
+    );
+    assert_eq!(run.result("tls"), "FAIL", "{}", run.stdout);
+    assert!(
+        run.words("tls").contains("does not speak TLS"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn a_server_that_is_away_is_told_from_a_name_that_is_wrong() {
+    let bench = Bench::new();
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let table = [
+        (format!("http://{closed}"), "connect", "takes no connection"),
+        (
+            "http://no-such-host.invalid".to_owned(),
+            "name",
+            "no-such-host.invalid",
+        ),
+    ];
+    for (endpoint, check, words) in table {
+        let keys = [
+            ("delivery_stream", "app"),
+            ("region", "us-east-1"),
+            ("endpoint", endpoint.as_str()),
+        ];
+        let run = bench.check(&keys, &["--timeout", "5"]);
+        assert_eq!(
+            (run.status, run.result(check).as_str()),
+            (1, "FAIL"),
+            "{}",
+            run.stdout
+        );
+        assert!(run.words(check).contains(words), "{}", run.stdout);
+        assert_eq!(run.result("stream"), "skip", "{}", run.stdout);
+    }
+
+    // A listener that never answers: the time limit ends it.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let keys = [
+        ("delivery_stream", "app"),
+        ("region", "us-east-1"),
+        ("endpoint", url.as_str()),
+    ];
+    let run = bench.check(&keys, &["--timeout", "0.5"]);
+    assert_eq!(
+        (run.result("connect").as_str(), run.result("clock").as_str()),
+        ("ok", "warn"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    assert!(
+        run.words("stream").contains("no answer within 500ms"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn a_clock_that_is_wrong_is_found_before_signatures_are_refused() {
+    let bench = Bench::new();
+    let table = [
+        ("firehose", 0, "ok"),
+        ("firehose", 100, "warn"),
+        ("firehose", -100, "warn"),
+        ("firehose", 400, "FAIL"),
+        ("firehose", -400, "FAIL"),
+        ("azure", 400, "warn"),
+        ("azure", 1_000, "FAIL"),
+        ("s3", 400, "warn"),
+        ("s3", -1_000, "FAIL"),
+    ];
+    for (service, seconds, result) in table {
+        let server = Skewed::start(seconds, "");
+        let url = server.url();
+        let spool = bench.path("spool").display().to_string();
+        let common = [("endpoint", url.as_str())];
+        let own: &[(&str, &str)] = match service {
+            "firehose" => &[("delivery_stream", "app"), ("region", "us-east-1")],
+            "s3" => &[
+                ("url", "s3://logs"),
+                ("region", "us-east-1"),
+                ("spool_dir", &spool),
+            ],
+            _ => &[
+                ("account_name", "logs"),
+                ("container_name", "app"),
+                ("shared_key", SECRET),
+                ("spool_dir", &spool),
+            ],
+        };
+        let keys: Vec<(&str, &str)> = own.iter().chain(&common).copied().collect();
+        let run = bench.check(&keys, &[]);
+        assert_eq!(
+            run.result("clock"),
+            result,
+            "{service} {seconds}: {}",
+            run.stdout
+        );
+        if result != "ok" {
+            let side = if seconds > 0 { "behind" } else { "ahead of" };
+            assert!(run.words("clock").contains(side), "{}", run.stdout);
+        }
+    }
+}
+
+#[test]
+fn credentials_that_are_missing_or_refused_are_told_apart() {
+    let bench = Bench::new();
+    let fake = fake(Options::default());
+    let refused = "<ErrorResponse><Error><Type>Sender</Type><Code>InvalidClientTokenId</Code>\
+                   <Message>The security token included in the request is invalid.</Message></Error></ErrorResponse>";
+    let sts = Skewed::start(0, refused);
+    let sts = sts.url();
+    let run = bench.check(&firehose(&fake, &[("sts_endpoint", &sts)]), &[]);
+    assert_eq!(
+        (run.status, run.result("credentials").as_str()),
+        (1, "FAIL"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("credentials").contains("InvalidClientTokenId"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(run.result("stream"), "skip", "{}", run.stdout);
+
+    let file = bench.classic(&firehose(&fake, &[]));
+    let nobody = tool(
+        &[&file, "--json"],
+        &[("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "")],
+    );
+    assert_eq!(
+        (nobody.status, nobody.result("credentials").as_str()),
+        (1, "FAIL"),
+        "{}",
+        nobody.stdout
+    );
+
+    let keys = [("delivery_stream", "app"), ("endpoint", fake.url())];
+    let run = bench.check(&keys, &[]);
+    assert_eq!(
+        (run.status, run.result("region").as_str()),
+        (1, "FAIL"),
+        "{}",
+        run.stdout
+    );
+}
+
+/// Keys of an Azure output in good order.
+fn azure<'a>(container: &'a str, endpoint: &'a str, spool: &'a str) -> Vec<(&'a str, &'a str)> {
+    vec![
+        ("emulator_mode", "on"),
+        ("container_name", container),
+        ("endpoint", endpoint),
+        ("spool_dir", spool),
+    ]
+}
+
+#[test]
+fn a_container_is_looked_for_and_written_to_only_when_asked() {
+    let bench = Bench::new();
+    let spool = bench.path("spool").display().to_string();
+    let server = azurite();
+    let url = server.blob_url();
+    let keys = azure("check-put", &url, &spool);
+
+    let with = |more: (&'static str, &'static str)| [keys.as_slice(), &[more]].concat();
+    let absent = bench.check(&with(("auto_create_container", "off")), &[]);
+    assert_eq!(
+        (absent.status, absent.result("container").as_str()),
+        (1, "FAIL"),
+        "{}",
+        absent.stdout
+    );
+    let made = bench.check(&keys, &[]);
+    assert_eq!(
+        (made.status, made.result("container").as_str()),
+        (0, "warn"),
+        "{}",
+        made.stdout
+    );
+
+    let put = bench.check(&keys, &["--put", "--tag", "app"]);
+    assert_eq!(
+        (put.status, put.result("put").as_str()),
+        (0, "ok"),
+        "{}",
+        put.stdout
+    );
+    assert!(
+        put.words("path").contains("objects come to app/"),
+        "{}",
+        put.stdout
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let left = runtime
+        .block_on(server.store("check-put").list_with_delimiter(None))
+        .unwrap();
+    assert!(
+        left.objects.is_empty() && left.common_prefixes.is_empty(),
+        "it is removed again"
+    );
+    assert!(!bench.path("spool").exists(), "nothing is left behind");
+
+    let there = bench.check(&with(("auto_create_container", "off")), &[]);
+    assert_eq!(
+        (there.status, there.result("container").as_str()),
+        (0, "ok"),
+        "{}",
+        there.stdout
+    );
+    assert_eq!(there.result("put"), "skip");
+}
+
+#[test]
+fn azures_secrets_are_judged_and_never_shown() {
+    let bench = Bench::new();
+    let spool = bench.path("spool").display().to_string();
+    let url = azurite().blob_url();
+    let expired = format!("sv=2019-12-12&sp=rcw&se=2020-01-01T00:00:00Z&sig={SECRET}");
+    let unsigned = format!("sv=2019-12-12&sr=c&sp=rcw&se=2099-01-01T00:00:00Z&sig={SECRET}");
+    let file = bench.write("sas", &unsigned);
+    let from_file = format!("@{file}");
+    let table: [(&[(&str, &str)], &str); 4] = [
+        (&[("shared_key", SECRET)], "the store refuses them"),
+        (
+            &[("auth_type", "sas"), ("sas_token", &expired)],
+            "it has expired",
+        ),
+        (
+            &[("auth_type", "sas"), ("sas_token", &unsigned)],
+            "the store refuses them",
+        ),
+        (
+            &[("auth_type", "sas"), ("sas_token", &from_file)],
+            "the store refuses them",
+        ),
+    ];
+    for (secret, words) in table {
+        let mut keys = azure("check-secrets", &url, &spool);
+        keys.push(("account_name", Azurite::ACCOUNT));
+        keys.extend_from_slice(secret);
+        let run = bench.check(&keys, &[]);
+        assert_eq!(
+            (run.status, run.result("credentials").as_str()),
+            (1, "FAIL"),
+            "{}",
+            run.stdout
+        );
+        assert!(run.words("credentials").contains(words), "{}", run.stdout);
+    }
+}
+
+#[test]
+fn a_store_behind_a_private_ca() {
+    let bench = Bench::new();
+    let spool = bench.path("spool").display().to_string();
+    let server = azurite_tls();
+    let url = server.blob_url();
+    let ca = bench.write("ca.pem", server.ca_pem.as_deref().unwrap());
+    let mut keys = azure("check-tls", &url, &spool);
+    let run = bench.check(&keys, &[]);
+    assert_eq!(
+        (run.status, run.result("tls").as_str()),
+        (1, "FAIL"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("tls").contains("CA of the tests"),
+        "it names the issuer: {}",
+        run.stdout
+    );
+    keys.push(("tls_ca_file", &ca));
+    let run = bench.check(&keys, &["--put"]);
+    assert_eq!(
+        (
+            run.status,
+            run.result("tls").as_str(),
+            run.result("put").as_str()
+        ),
+        (0, "ok", "ok"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn a_bucket_and_a_folder() {
+    let bench = Bench::new();
+    let spool = bench.path("spool").display().to_string();
+    moto().create_stream("check-stream", "check-bucket");
+    for (bucket, result, status) in [
+        ("s3://check-bucket/a", "ok", 0),
+        ("s3://check-nowhere", "FAIL", 1),
+    ] {
+        let keys = [
+            ("url", bucket),
+            ("region", "us-east-1"),
+            ("endpoint", moto().url()),
+            ("sts_endpoint", moto().url()),
+            ("spool_dir", &spool),
+        ];
+        let run = bench.check(&keys, &["--put"]);
+        assert_eq!(
+            (run.status, run.result("bucket").as_str()),
+            (status, result),
+            "{}",
+            run.stdout
+        );
+        assert_eq!(run.result("credentials"), "ok", "{}", run.stdout);
+        assert_eq!(
+            run.result("put"),
+            if status == 0 { "ok" } else { "nothing" },
+            "{}",
+            run.stdout
+        );
+    }
+    let url = format!("file://{}", bench.path("objects").display());
+    let keys = [("url", url.as_str()), ("spool_dir", &spool)];
+    let run = bench.check(&keys, &[]);
+    assert_eq!(
+        (
+            run.status,
+            run.result("folder").as_str(),
+            run.result("put").as_str()
+        ),
+        (0, "ok", "skip"),
+        "{}",
+        run.stdout
+    );
+    assert!(!bench.path("objects").exists(), "nothing is made");
+    let run = bench.check(&keys, &["--put"]);
+    assert_eq!(
+        (run.status, run.result("put").as_str()),
+        (0, "ok"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn folders_are_tried_and_left_as_they_were() {
+    let bench = Bench::new();
+    bench.write("file", "");
+    let file = bench.path("file").join("spool").display().to_string();
+    let used = bench.path("used").display().to_string();
+    let open = bench.path("open").display().to_string();
+    let fresh = bench.path("new/spool").display().to_string();
+    let disk = LocalDisk::open(Path::new(&used)).unwrap();
+    std::fs::create_dir(&open).unwrap();
+    let url = format!("file://{}", bench.path("objects").display());
+    let table: [(&str, &str, &str, i32); 4] = [
+        (&file, "FAIL", "cannot be written to", 1),
+        (&used, "warn", "in use by another process", 0),
+        (&open, "warn", "other users may read", 0),
+        (&fresh, "ok", "can be made", 0),
+    ];
+    for (spool, result, words, status) in table {
+        let run = bench.check(&[("url", &url), ("spool_dir", spool)], &[]);
+        assert_eq!(
+            (run.status, run.result("spool_dir").as_str()),
+            (status, result),
+            "{spool}: {}",
+            run.stdout
+        );
+        assert!(run.words("spool_dir").contains(words), "{}", run.stdout);
+        assert_eq!(
+            run.result("spool_fsync"),
+            if status == 0 { "ok" } else { "nothing" },
+            "{}",
+            run.stdout
+        );
+    }
+    let left: Vec<_> = std::fs::read_dir(&open).unwrap().collect();
+    assert!(left.is_empty() && !Path::new(&fresh).exists());
+    drop(disk);
+
+    let limit = [
+        ("url", url.as_str()),
+        ("spool_dir", &fresh),
+        ("spool_limit", "99999G"),
+    ];
+    let run = bench.check(&limit, &[]);
+    assert_eq!(
+        (run.status, run.result("spool_space").as_str()),
+        (0, "warn"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn every_mistake_in_the_file_is_said_with_its_line() {
+    let bench = Bench::new();
+    let text = "\
+[SERVICE]
+    Hot_Reload on
+[OUTPUT]
+    Name ferry
+    Alias logs
+    delivery_stream app logs
+    memory_limit lots
+    role_arn nobody
+[OUTPUT]
+    Name ferry
+    Match *
+    Retry_Limit 3
+    Workers 2
+    url file:///tmp/ferry-check-objects
+    spool off
+    agregation on
+    tls on
+    region us-east-1
+    tag_key ${FERRY_NOT_SET}
+    tag_key tag
+";
+    let file = bench.write("fluent-bit.conf", text);
+    let run = tool(&[&file], &[]);
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    let lines = [
+        "FAIL logs configuration: PLACE:6: delivery_stream: 'app logs' is no name of a stream",
+        "FAIL logs configuration: PLACE:7: memory_limit: 'lots' is not a size",
+        "FAIL logs configuration: PLACE:8: role_arn: 'nobody' is no ARN",
+        "warn ferry.1 keys: PLACE:16: agregation is not known, and passed over; remedy: did you mean aggregation?",
+        "warn ferry.1 keys: PLACE:17: tls is Fluent Bit's own and does not reach Ferry",
+        "warn ferry.1 keys: PLACE:18: region does nothing for this destination",
+        "warn ferry.1 keys: PLACE:20: tag_key is set twice",
+        "warn ferry.1 keys: variable ${FERRY_NOT_SET} is used but not set",
+        "warn ferry.1 host: Retry_Limit is 3",
+        "warn ferry.1 host: Workers and Hot_Reload together: Fluent Bit 5.1.1 crashes",
+        "warn ferry.1 host: Grace is 5 s, not more than flush_deadline (30 s)",
+    ];
+    for line in lines {
+        let line = line.replace("PLACE", &file);
+        assert!(
+            run.stdout.lines().any(|said| said.starts_with(&line)),
+            "{line}\n{}",
+            run.stdout
+        );
+    }
+}
+
+#[test]
+fn two_outputs_do_not_share_a_spool() {
+    let bench = Bench::new();
+    let root = bench.dir.path().display();
+    let one = format!(
+        "[OUTPUT]\n    Name ferry\n    Match *\n    Retry_Limit no_limits\n    url file://{root}/objects\n    spool_dir {root}/spool\n"
+    );
+    let file = bench.write("fluent-bit.conf", &one.repeat(2));
+    let run = tool(&[&file, "--json"], &[]);
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    assert!(
+        run.words("spool_dir")
+            .contains("is the spool of ferry.0 as well"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn yaml_with_includes_and_variables_is_read_as_well() {
+    let bench = Bench::new();
+    let fake = fake(Options::default());
+    let letters = bench.path("letters").display().to_string();
+    bench.write(
+        "out.yaml",
+        "pipeline:\n  outputs:\n    - name: ferry\n      match: '*'\n      workers: 2\n      retryLimit: no_limits\n      \
+         retry_limit: no_limits\n      deliveryStream: ${STREAM}\n      region: us-east-1\n      endpoint: ${ENDPOINT}\n      \
+         dead_letter_dir: ${LETTERS}\n      data_keys: [level, msg]\n",
+    );
+    let main = format!(
+        "env:\n  STREAM: app\n  LETTERS: {letters}\nincludes:\n  - out.yaml\nservice:\n  grace: 35\n"
+    );
+    let file = bench.write("fluent-bit.yaml", &main);
+    let run = tool(&[&file, "--json"], &[("ENDPOINT", fake.url())]);
+    assert_eq!(run.status, 0, "{}{}", run.stdout, run.stderr);
+    assert!(
+        run.words("stream").contains("'app' is ACTIVE"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("keys").contains("retry_limit is set twice"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        !run.words("keys").contains("data_keys"),
+        "a list is one value: {}",
+        run.stdout
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_status_2() {
+    let bench = Bench::new();
+    let broken = bench.write("broken.conf", "[OUTPUT]\nName ferry\n");
+    let yaml = bench.write("broken.yaml", "pipeline: [\n");
+    let others = bench.write("others.conf", "[OUTPUT]\n    Name kinesis_firehose\n");
+    let nothing = bench.path("nothing.conf").display().to_string();
+    let table: [(&[&str], &str); 7] = [
+        (&[&broken], "broken.conf:2: indentation level is too low"),
+        (&[&yaml], "broken.yaml:2: no valid YAML"),
+        (&[&nothing], "nothing.conf"),
+        (
+            &[&others],
+            "only: kinesis_firehose; see ferry-check migrate",
+        ),
+        (&["migrate", &nothing], "nothing.conf"),
+        (&[], "<FILE>"),
+        (
+            &[&others, "--tag", "x", "--record", "[]"],
+            "a record is an object",
+        ),
+    ];
+    for (arguments, words) in table {
+        let run = tool(arguments, &[]);
+        assert_eq!(run.status, 2, "{arguments:?}: {}{}", run.stdout, run.stderr);
+        assert!(run.stderr.contains(words), "{arguments:?}: {}", run.stderr);
+    }
+}
+
+/// An old output, and what the new one has and has not.
+struct Move {
+    old: &'static str,
+    has: &'static [&'static str],
+    has_not: &'static [&'static str],
+}
+
+const MOVES: &[Move] = &[
+    Move {
+        old: "Name kinesis_firehose\nMatch app.*\nregion us-east-1\ndelivery_stream ${STREAM}\ntime_key time\nRetry_Limit 5\nnet.keepalive off",
+        has: &[
+            "Name ferry",
+            "Match app.*",
+            "delivery_stream ${STREAM}",
+            "Workers 2",
+            "Retry_Limit no_limits",
+            "# retry_limit: was 5,",
+            "time_key_format %Y-%m-%dT%H:%M:%S\n",
+            "without Z",
+            "# - aggregation differs",
+            "# - net.keepalive has no counterpart",
+        ],
+        has_not: &["Retry_Limit 5"],
+    },
+    Move {
+        old: "Name kinesis_firehose\nMatch *\nregion eu-west-1\ndelivery_stream app\nendpoint vpce-1.firehose.eu-west-1.vpce.amazonaws.com\nport 8443\n\
+              sts_endpoint https://sts.eu-west-1.amazonaws.com\nrole_arn arn:aws:iam::123456789012:role/x\nexternal_id y\nprofile p\n\
+              time_key t\ntime_key_format %FT%T.%LZ\nsimple_aggregation on\ncompression zstd\nauto_retry_requests true\nWorkers 4\nsurprise 1",
+        has: &[
+            "endpoint https://vpce-1.firehose.eu-west-1.vpce.amazonaws.com:8443",
+            "sts_endpoint https://sts.eu-west-1.amazonaws.com",
+            "external_id y",
+            "profile p",
+            "time_key_format %FT%T.%9NZ",
+            "simple_aggregation on",
+            "compression zstd",
+            "Workers 4",
+            "# - auto_retry_requests is left out",
+            "# - surprise is no key of kinesis_firehose and is left out",
+        ],
+        has_not: &["# - aggregation differs", "# - port"],
+    },
+    Move {
+        old: "Name kinesis_firehose\nMatch *\nregion eu-west-1\ndelivery_stream app\nlog_key log\ncompression snappy\ntls.verify off\ntime_key_format %s",
+        has: &[
+            "log_key log",
+            "# - compression snappy has no counterpart",
+            "# - tls.verify off has no counterpart",
+            "# - time_key_format is left out",
+        ],
+        has_not: &["compression none", "    time_key"],
+    },
+    Move {
+        old: "Name firehose\nMatch *\nregion eu-west-1\ndelivery_stream app\ndata_keys a,b\nreplace_dots _\ntime_key t\ntime_key_format %FT%T.%fZ\nexperimental_concurrency 4",
+        has: &[
+            "data_keys a,b",
+            "replace_dots _",
+            "time_key_format %FT%T.%6NZ",
+            "# - experimental_concurrency has no counterpart",
+        ],
+        has_not: &["%fZ"],
+    },
+    Move {
+        old: "Name azure_blob\nMatch *\naccount_name logs\ncontainer_name app\nshared_key c2VjcmV0LXRoYXQtbXVzdC1uZXZlci1iZS1zZWVu\npath /x/$TAG[0]/$UUID/%Y/\ntls on",
+        has: &[
+            "account_name logs",
+            "shared_key ${FERRY_SHARED_KEY}",
+            "path x/$TAG[0]/%Y/$TAG",
+            "$UUID",
+            "blob_type block",
+            "# - blob_type was appendblob",
+            "compression none",
+            "date_key @timestamp",
+            "time_key_format %Y-%m-%dT%H:%M:%S.%6NZ",
+            "spool on",
+            "# - object names differ",
+            "# - buffering differs",
+        ],
+        has_not: &["c2VjcmV0", "plain HTTP"],
+    },
+    Move {
+        old: "Name azure_blob\nMatch *\naccount_name logs\ncontainer_name app\nauth_type sas\nsas_token ${SAS}\nblob_type blockblob\ncompress_blob on\ncompress zstd\n\
+              date_key at\nbuffering_enabled on\nbuffer_dir /var/buffer/\nupload_timeout 10m\nupload_file_size 200M\nstore_dir_limit_size 8G\n\
+              blob_uri_length 32\nio_timeout 30s\nworkers 3\ndatabase_file /x.db\nscheduler_max_retries 9\nconfiguration_endpoint_password c2VjcmV0LXRoYXQtbXVzdC1uZXZlci1iZS1zZWVu",
+        has: &[
+            "sas_token ${SAS}",
+            "compression zstd",
+            "date_key at",
+            "spool_dir /var/buffer/ferry",
+            "blob_max_age 10m",
+            "spool_limit 8G",
+            "blob_max_size 32M",
+            "# blob_max_size: was 200M",
+            "# - blob_uri_length has no counterpart",
+            "# - io_timeout has no counterpart",
+            "# - workers is left out",
+            "# - database_file has no counterpart",
+            "# - scheduler_max_retries has no counterpart",
+            "# - configuration_endpoint_password has no counterpart",
+            "plain HTTP",
+        ],
+        has_not: &["appendblob", "buffering differs", "c2VjcmV0"],
+    },
+    Move {
+        old: "Name azure_blob\nMatch *\naccount_name devstoreaccount1\ncontainer_name app\nemulator_mode on\nshared_key ${SAS}\nendpoint http://127.0.0.1:10000\nupload_timeout 3m",
+        has: &[
+            "endpoint http://127.0.0.1:10000",
+            "emulator_mode on",
+            "# - upload_timeout has no counterpart",
+            "path $TAG",
+        ],
+        has_not: &["blob_max_age 3m", "https://127"],
+    },
+];
+
+/// The variables of the old configurations, and those that the new ones ask for.
+const VARIABLES: [(&str, &str); 3] = [
+    ("STREAM", "app-logs"),
+    ("SAS", "sig=x"),
+    ("FERRY_SHARED_KEY", SECRET),
+];
+
+#[test]
+fn outputs_of_other_plugins_move_over() {
+    let bench = Bench::new();
+    for Move { old, has, has_not } in MOVES {
+        let entries: Vec<&str> = old.lines().map(str::trim).collect();
+        let classic = format!("[OUTPUT]\n    {}\n", entries.join("\n    "));
+        let pairs: Vec<String> = entries
+            .iter()
+            .map(|entry| entry.split_once(' ').unwrap())
+            .map(|(key, value)| format!("{}: '{value}'", key.to_lowercase()))
+            .collect();
+        let yaml = format!("pipeline:\n  outputs:\n    - {}\n", pairs.join("\n      "));
+        for (name, text) in [("old.conf", classic), ("old.yaml", yaml)] {
+            let run = tool(&["migrate", &bench.write(name, &text)], &VARIABLES);
+            assert_eq!(run.status, 0, "{text}\n{}{}", run.stdout, run.stderr);
+            let is_yaml = name.ends_with("yaml");
+            for words in *has {
+                // A pair is written otherwise in YAML; comments are not.
+                let found = match words.trim_end().split_once(' ') {
+                    Some((key, value))
+                        if is_yaml
+                            && !key.starts_with('#')
+                            && key.chars().all(|c| c.is_ascii_alphabetic() || c == '_') =>
+                    {
+                        let key = key.to_lowercase();
+                        run.stdout.contains(&format!("{key}: {value}\n"))
+                            || run.stdout.contains(&format!("{key}: '{value}'\n"))
+                            || run.stdout.contains(words)
+                    }
+                    _ => run.stdout.contains(words),
+                };
+                assert!(found, "{words}\n{text}\n{}", run.stdout);
+            }
+            for words in *has_not {
+                assert!(
+                    !run.stdout.contains(words),
+                    "{words}\n{text}\n{}",
+                    run.stdout
+                );
+            }
+
+            // What is printed is what the plugin takes.
+            let sets = VARIABLES.map(|(name, value)| match is_yaml {
+                true => format!("  {name}: '{value}'\n"),
+                false => format!("@SET {name}={value}\n"),
+            });
+            let sets = if is_yaml {
+                format!("env:\n{}", sets.concat())
+            } else {
+                sets.concat()
+            };
+            let new = bench.write(&format!("new-{name}"), &(sets + &run.stdout));
+            let configuration = host::read(Path::new(&new), |name| name == "ferry").unwrap();
+            assert_eq!(configuration.outputs.len(), 1, "{}", run.stdout);
+            if let Err(problems) = Config::read(&configuration.outputs[0]) {
+                panic!("{problems:?}\n{}", run.stdout);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_move_over_is_said_and_status_1() {
+    let bench = Bench::new();
+    let old = "[OUTPUT]\n    Name kinesis_firehose\n    Match *\n    region us-east-1\n    compression gzip\n\
+               [OUTPUT]\n    Name stdout\n[OUTPUT]\n    Name azure_blob\n    container_name x\n";
+    let run = tool(&["migrate", &bench.write("old.conf", old)], &[]);
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    for words in [
+        "# - TO MEND: destination: no destination",
+        "# - TO MEND: account_name: is missing",
+        "# - TO MEND: shared_key: is missing",
+        "# - TO MEND: container_name: 'x' is no name of a container",
+    ] {
+        assert!(run.stdout.contains(words), "{words}\n{}", run.stdout);
+    }
+    assert!(
+        run.stderr.contains("old.conf:8: account_name: is missing"),
+        "{}",
+        run.stderr
+    );
+    assert!(!run.stdout.contains("stdout"), "{}", run.stdout);
+}
