@@ -8,6 +8,7 @@ mod captured_chunks;
 mod check;
 mod crash;
 mod end_to_end;
+mod examples;
 mod faults;
 mod firehose;
 mod header;

@@ -87,7 +87,7 @@ impl Moto {
 
     /// Makes a delivery stream in us-east-1 that delivers into a new bucket.
     pub(crate) fn create_stream(&self, stream: &str, bucket: &str) {
-        self.call("PUT", &format!("/{bucket}"), "s3", "", "");
+        self.create_bucket(bucket);
         let body = serde_json::json!({
             "DeliveryStreamName": stream,
             "ExtendedS3DestinationConfiguration": {
@@ -102,6 +102,11 @@ impl Moto {
             "Firehose_20150804.CreateDeliveryStream",
             &body.to_string(),
         );
+    }
+
+    /// Makes a bucket.
+    pub(crate) fn create_bucket(&self, bucket: &str) {
+        self.call("PUT", &format!("/{bucket}"), "s3", "", "");
     }
 
     /// A bucket, to be read.
@@ -207,7 +212,8 @@ fn azurite_command() -> Command {
     command
 }
 
-fn installed(program: &str) -> PathBuf {
+/// A program among what `tests/emulators/install.sh` installed.
+pub(crate) fn installed(program: &str) -> PathBuf {
     let folder = env::var_os("FERRY_EMULATORS").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators"),
         PathBuf::from,
