@@ -301,6 +301,11 @@ impl CredentialCache {
         }
     }
 
+    /// When the credentials expire that are held; `None` where they do not, or none are held yet.
+    pub fn expire(&self) -> Option<SystemTime> {
+        self.held().credentials.as_ref()?.expiry()
+    }
+
     async fn current(&self) -> Result<Credentials, CredentialsError> {
         let fetch = {
             let mut held = self.held();

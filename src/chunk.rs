@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::dead_letter::Letter;
 use crate::decode::{Event, Events, Head, Item, Time};
 use crate::encode::{Encoder, MAX_DEPTH, Options, Skip};
+use crate::metrics::Reason;
 use crate::template::Template;
 
 /// A chunk's lines for one name.
@@ -92,7 +93,7 @@ pub fn encode(
                     number,
                     Letter {
                         tag: tag.to_vec(),
-                        reason: "malformed",
+                        reason: Reason::Malformed,
                         detail: format!(
                             "{} bytes at offset {offset} of a chunk: {reason}",
                             bytes.len()
@@ -118,7 +119,7 @@ pub fn encode(
                     number,
                     Letter {
                         tag: tag.to_vec(),
-                        reason: "too_deep",
+                        reason: Reason::TooDeep,
                         detail: format!(
                             "nested deeper than {MAX_DEPTH} levels; the event is kept as msgpack"
                         ),
@@ -281,7 +282,11 @@ mod tests {
             |_| true,
         );
         assert!(encoded.parts.is_empty());
-        let reasons: Vec<&str> = encoded.letters.iter().map(|letter| letter.reason).collect();
+        let reasons: Vec<&str> = encoded
+            .letters
+            .iter()
+            .map(|letter| letter.reason.as_str())
+            .collect();
         assert_eq!(reasons, ["too_deep", "malformed"]);
         assert_eq!(encoded.letters[0].record.len(), data.len() - 2);
         assert_eq!(encoded.letters[1].record, b"\xc1\xc1");

@@ -4,8 +4,9 @@
 //! Keys of Fluent Bit's `kinesis_firehose` and `azure_blob` and of AWS's Go `firehose` keep their
 //! meaning; what we do not do is refused by name, never passed over.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -74,6 +75,10 @@ pub struct Config {
     pub dead_letter_limit: u64,
     /// The buffer on disk between the host and the destination; `None` is direct mode.
     pub spool: Option<SpoolPlace>,
+    /// How often the figures are said in the log: zero for never, `None` where it is left to us.
+    pub metrics_log_interval: Option<Duration>,
+    /// Where the figures are served.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Where a spool is, and how large it may be.
@@ -271,11 +276,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("tenant_id", "use auth_type key or sas"),
     ("client_id", "use auth_type key or sas"),
     ("client_secret", "use auth_type key or sas"),
-    (
-        "metrics_log_interval",
-        "there are no metrics yet; remove it",
-    ),
-    ("metrics_listen", "there are no metrics yet; remove it"),
     // azure_blob counts its buffer before compression, in a file for each tag.
     (
         "upload_file_size",
@@ -312,44 +312,95 @@ impl Config {
         }
     }
 
-    /// One line for the log at start: destination, mode, limits.
+    /// One line for the log at start: version, destination, mode, limits. No secrets.
     pub fn summary(&self) -> String {
-        let destination = match &self.destination {
-            Destination::Firehose(firehose) => format!(
-                "delivery stream {}",
-                firehose
-                    .delivery_stream
-                    .fixed()
-                    .unwrap_or_else(|| "by template".to_owned())
-            ),
-            Destination::Blob { blob, .. } => blob.store.to_string(),
+        let mut line = format!("ferry {} to ", env!("CARGO_PKG_VERSION"));
+        let mut say = |words: fmt::Arguments<'_>| {
+            let _ = line.write_fmt(words);
         };
+        match &self.destination {
+            Destination::Firehose(firehose) => {
+                match firehose.delivery_stream.fixed() {
+                    Some(stream) => say(format_args!("delivery stream {stream}")),
+                    None => say(format_args!("delivery streams by template")),
+                }
+                say(format_args!(
+                    "{}, aggregation {}",
+                    firehose.aws.place(),
+                    match firehose.aggregation {
+                        Aggregation::On => "on",
+                        Aggregation::Off => "off",
+                        Aggregation::Auto => "auto",
+                    }
+                ));
+            }
+            Destination::Blob { blob, prefix, .. } => {
+                say(format_args!("{}", blob.store));
+                if !prefix.is_empty() {
+                    say(format_args!("/{prefix}"));
+                }
+                match &blob.store {
+                    Store::File(_) => {}
+                    Store::S3 { aws, .. } => say(format_args!("{}", aws.place())),
+                    Store::Gcs { endpoint, .. } => say(format_args!("{}", at(endpoint))),
+                    Store::Azure(azure) => say(format_args!(
+                        ", account {}{}",
+                        azure.account,
+                        at(&azure.endpoint)
+                    )),
+                }
+            }
+        }
+        match (&self.spool, &self.destination) {
+            (None, _) => say(format_args!(", direct")),
+            (Some(spool), destination) => {
+                let (dir, limit) = (spool.dir.display(), spool.limit);
+                say(format_args!(", spooled in {dir} (at most {limit} bytes)"));
+                match destination {
+                    Destination::Firehose(firehose) => {
+                        say(format_args!(", linger {} ms", firehose.linger.as_millis()));
+                    }
+                    Destination::Blob { object, .. } => say(format_args!(
+                        ", objects of at most {} bytes or {} s",
+                        object.bytes,
+                        object.age.as_secs()
+                    )),
+                }
+            }
+        }
         let concurrency = self
             .concurrency
             .map_or("auto".to_owned(), |n| n.to_string());
-        let mut mode = match &self.spool {
-            None => "direct".to_owned(),
-            Some(spool) => format!(
-                "spooled in {} (at most {} bytes)",
-                spool.dir.display(),
-                spool.limit
-            ),
-        };
-        if let (Some(_), Destination::Blob { object, .. }) = (&self.spool, &self.destination) {
-            mode += &format!(
-                ", objects of at most {} bytes or {} s",
-                object.bytes,
-                object.age.as_secs()
-            );
-        }
-        format!(
-            "to {destination}, {mode}, compression {:?}, flush_deadline {} s, memory_limit {} bytes, \
-             concurrency {concurrency}, dead letters in {}",
+        say(format_args!(
+            ", compression {:?}, flush_deadline {} s, exit_deadline {} s, memory_limit {} bytes, concurrency \
+             {concurrency}, dead letters in {} (at most {} bytes)",
             self.compression,
             self.flush_deadline.as_secs(),
+            self.exit_deadline.as_secs(),
             self.memory_limit,
-            self.dead_letter_dir.display()
-        )
+            self.dead_letter_dir.display(),
+            self.dead_letter_limit,
+        ));
+        line
+    }
+}
+
+impl Aws {
+    /// Where that is, for the log.
+    fn place(&self) -> String {
+        let region = match &self.region {
+            Some(region) => format!(", region {region}"),
+            None => String::new(),
+        };
+        region + &at(&self.endpoint)
+    }
+}
+
+/// An endpoint for the log.
+fn at(endpoint: &Option<String>) -> String {
+    match endpoint {
+        Some(endpoint) => format!(" at {}", without_secrets(endpoint)),
+        None => String::new(),
     }
 }
 
@@ -401,6 +452,8 @@ impl Reader<'_> {
             256_000_000,
             1_000_000..=1_000_000_000_000,
         ) as u64;
+        let metrics_log_interval = self.metrics_log_interval();
+        let metrics_listen = self.metrics_listen();
         let dead_letter_dir = self.text("dead_letter_dir").map_or_else(
             || match &spool {
                 Some(spool) => spool.dir.join("dead-letters"),
@@ -420,6 +473,8 @@ impl Reader<'_> {
             dead_letter_dir,
             dead_letter_limit,
             spool,
+            metrics_log_interval,
+            metrics_listen,
         })
     }
 
@@ -1063,6 +1118,41 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    fn metrics_log_interval(&mut self) -> Option<Duration> {
+        const KEY: &str = "metrics_log_interval";
+        let value = self.text(KEY)?;
+        if value.eq_ignore_ascii_case("off") || value == "0" {
+            return Some(Duration::ZERO);
+        }
+        Some(self.time_in(KEY, Some(value), 0, 1..=86_400))
+    }
+
+    /// `host:port`. Without a host it is this machine alone that may ask; a name would leave open who may.
+    fn metrics_listen(&mut self) -> Option<SocketAddr> {
+        let value = self.text("metrics_listen")?;
+        let here = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let (host, port) = value.rsplit_once(':').unwrap_or(("", &value));
+        let host = match host {
+            "" => Some(here),
+            "localhost" => Some(here),
+            host => match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+                Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+                None => host.parse::<Ipv4Addr>().ok().map(IpAddr::from),
+            },
+        };
+        let address = host.zip(port.parse().ok()).map(SocketAddr::from);
+        if address.is_none() {
+            self.problem(
+                "metrics_listen",
+                format!(
+                    "'{value}' is no address: write 127.0.0.1:9464, or another IP address of this machine and a \
+                     port; a port alone is one of 127.0.0.1"
+                ),
+            );
+        }
+        address
     }
 
     fn instance(&mut self, destination: Option<&Destination>) -> String {

@@ -12,10 +12,12 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::decode::Time;
 use crate::encode;
+use crate::metrics::Reason;
 use crate::sink::Fault;
 use crate::time::write_iso8601;
 
@@ -31,8 +33,8 @@ const ATTEMPTS: usize = 2;
 pub struct Letter {
     /// The tag its chunk came with.
     pub tag: Vec<u8>,
-    /// Why, in a few words: one of a small set, to count by.
-    pub reason: &'static str,
+    /// Why.
+    pub reason: Reason,
     /// What exactly is wrong.
     pub detail: String,
     /// The destination's request id, where it had one.
@@ -48,7 +50,7 @@ impl Letter {
     pub fn refused(tag: &[u8], target: &str, fault: &Fault, record: &[u8]) -> Letter {
         Letter {
             tag: tag.to_vec(),
-            reason: "refused",
+            reason: Reason::Refused,
             detail: format!("{}: {}", fault.code, fault.message),
             request_id: fault.request_id.clone(),
             target: Some(target.to_owned()),
@@ -130,6 +132,8 @@ pub struct DeadLetters {
     dir: PathBuf,
     path: PathBuf,
     limit: u64,
+    /// Bytes in the folder when it was looked at last.
+    seen: AtomicU64,
     /// Kept open also so that its inode's number is not given to another file.
     file: Mutex<Option<File>>,
 }
@@ -149,6 +153,7 @@ impl DeadLetters {
             dir: dir.to_owned(),
             path: dir.join(FILE),
             limit,
+            seen: AtomicU64::new(0),
             file: Mutex::new(None),
         };
         letters.usage()?;
@@ -176,10 +181,20 @@ impl DeadLetters {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Usage {
-            bytes,
+        Ok(self.see(bytes))
+    }
+
+    /// How full the folder was when it was looked at last, or written to. Asks no disk.
+    pub fn last_usage(&self) -> Usage {
+        Usage {
+            bytes: self.seen.load(Ordering::Relaxed),
             limit: self.limit,
-        })
+        }
+    }
+
+    fn see(&self, bytes: u64) -> Usage {
+        self.seen.store(bytes, Ordering::Relaxed);
+        self.last_usage()
     }
 
     /// Appends letters and syncs them; says how full the folder is then. On an error none of them counts
@@ -224,10 +239,7 @@ impl DeadLetters {
             // and may delete it now. Then they are written again: twice is better than not at all.
             if self.is_named(&file)? {
                 *slot = Some(file);
-                return Ok(Usage {
-                    bytes: bytes + more,
-                    limit,
-                });
+                return Ok(self.see(bytes + more));
             }
         }
         Err(io::Error::other(format!(
@@ -290,7 +302,7 @@ fn line(now: Time, letter: &Letter, out: &mut Vec<u8>) {
     write_iso8601(now, &mut time);
     field("time", &time);
     field("tag", &letter.tag);
-    field("reason", letter.reason.as_bytes());
+    field("reason", letter.reason.as_str().as_bytes());
     field("error", letter.detail.as_bytes());
     if let Some(id) = &letter.request_id {
         field("request_id", id.as_bytes());
@@ -313,7 +325,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
     const NO_LIMIT: u64 = u64::MAX;
     /// Set for a process of this test that may only write small files: the folder to write to.
@@ -322,7 +334,7 @@ mod tests {
     fn letter(record: &[u8]) -> Letter {
         Letter {
             tag: b"app\n\xff".to_vec(),
-            reason: "too_large",
+            reason: Reason::TooLarge,
             detail: "a record of 1,024,001 bytes".into(),
             request_id: Some("r-1".into()),
             target: None,

@@ -24,6 +24,7 @@ pub mod encode;
 )]
 pub mod ffi;
 pub mod log;
+pub mod metrics;
 pub mod pipeline;
 pub mod plugin;
 pub mod retry;

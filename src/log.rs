@@ -105,20 +105,28 @@ impl Log {
     }
 
     /// What a trouble stood in the way of works: says so, where the trouble had been said and does not
-    /// come any more.
+    /// come any more, and how often it came that nothing was said of.
     pub fn recovered(&self, kind: &'static str, line: &str) {
         self.recovered_at(Instant::now(), kind, line);
     }
 
     fn recovered_at(&self, now: Instant, kind: &'static str, line: &str) {
-        let over = {
+        let unsaid = {
             let mut said = self.said.lock().expect("nothing panics with this lock");
             let over = said
                 .get(kind)
                 .is_some_and(|said| now.duration_since(said.seen) >= OVER_AFTER);
-            over && said.remove(kind).is_some()
+            if !over {
+                return;
+            }
+            said.remove(kind).map_or(0, |said| said.since)
         };
-        if over {
+        if unsaid > 0 {
+            self.say(
+                Level::Info,
+                &format!("{line} (before, it failed {unsaid} times more than was said)"),
+            );
+        } else {
             self.say(Level::Info, line);
         }
     }
@@ -175,6 +183,12 @@ pub(crate) mod tests {
         }
         log.recovered_at(at(131), "throttle", "fast again");
         log.recovered_at(at(132), "throttle", "said only once");
+        for millis in 0..40 {
+            let now = at(200) + Duration::from_millis(millis);
+            log.trouble_at(now, Level::Warn, "throttle", "slow");
+        }
+        log.recovered_at(at(209), "throttle", "not over yet");
+        log.recovered_at(at(211), "throttle", "fast again");
         let said: Vec<String> = lines
             .0
             .lock()
@@ -189,6 +203,8 @@ pub(crate) mod tests {
                 "[ferry.app] slow (and 2 times more since this was last said)",
                 "[ferry.app] slow (and 1 times more since this was last said)",
                 "[ferry.app] fast again",
+                "[ferry.app] slow",
+                "[ferry.app] fast again (before, it failed 39 times more than was said)",
             ]
         );
     }

@@ -11,6 +11,7 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use rand::SeedableRng as _;
@@ -23,16 +24,18 @@ use crate::chunk::{self, Encoded, Part};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
 use crate::dead_letter::{DeadLetters, Letter, Unkept};
-use crate::decode::Time;
+use crate::decode::{self, Time};
 use crate::log::{Level, Log};
+use crate::metrics::{Figure, Metrics, Reason, Record, Sealed, Stage};
 use crate::retry::backoff;
-use crate::settle::{ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id};
+use crate::settle::{
+    Acknowledged, ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id,
+};
 use crate::sink::{Class, Shape, Sink};
 use crate::spool::{self, Appended, Durability, Note, Recovered, Refusal, Spool};
 use crate::template::compact_time;
 use crate::time::now;
 use lane::Gate;
-use objects::Why;
 use spooled::Feed;
 
 mod lane;
@@ -59,37 +62,12 @@ pub struct Pipeline {
     linger: Duration,
     twins: Twins,
     partials: Partials,
+    acknowledged: Acknowledged,
     spool: OnceLock<Arc<Spool>>,
     next_batch: AtomicU64,
     /// True once we stop: what waits to be filled goes as it is.
     draining: watch::Sender<bool>,
-    counts: Counts,
-}
-
-/// What an instance did since it started.
-#[derive(Debug, Default)]
-struct Counts {
-    delivered: AtomicU64,
-    requests: AtomicU64,
-    /// Sent again because an answer was lost.
-    unsure: AtomicU64,
-    /// Of chunks that were handed over again: settled before, and not sent again.
-    spared: AtomicU64,
-    dead: AtomicU64,
-    /// Chunks that a killed host handed over again.
-    replayed: AtomicU64,
-    /// Chunks that the spool could not give back.
-    corrupt: AtomicU64,
-    /// Records on their way when an earlier run ended.
-    in_flight_at_crash: AtomicU64,
-    /// Objects sealed: by size, age, memory, at the end.
-    sealed: [AtomicU64; 4],
-}
-
-impl Counts {
-    fn sealed(&self, why: Why) {
-        self.sealed[why as usize].fetch_add(1, Ordering::Relaxed);
-    }
+    metrics: Arc<Metrics>,
 }
 
 impl Pipeline {
@@ -105,10 +83,11 @@ impl Pipeline {
             },
             twins: Twins::default(),
             partials: Partials::default(),
+            acknowledged: Acknowledged::default(),
             spool: OnceLock::new(),
             next_batch: AtomicU64::new(0),
             draining: watch::Sender::new(false),
-            counts: Counts::default(),
+            metrics: Arc::default(),
             config,
             sink,
             letters,
@@ -162,8 +141,13 @@ impl Pipeline {
         if number > 0 {
             let _ = write!(name, "-{}", number + 1);
         }
+        let bytes = data.len() as u64;
+        let _waiting = self.metrics.waiting.enter();
         let verdict = self.deliver(tag, data, id, &name).await;
         self.twins.answered(id, number, verdict);
+        if verdict == Verdict::Ok {
+            self.metrics.bytes.add(Stage::Raw, bytes);
+        }
         verdict
     }
 
@@ -174,6 +158,8 @@ impl Pipeline {
 
     async fn keep(&self, spool: &Spool, tag: &[u8], data: Bytes, id: ChunkId) -> Verdict {
         let deadline = Instant::now() + self.config.flush_deadline;
+        let bytes = data.len() as u64;
+        let again = data.clone();
         let chunk = spool::Chunk {
             id,
             tag,
@@ -182,6 +168,7 @@ impl Pipeline {
         };
         match spool.append(chunk, deadline).await {
             Ok(Appended::Kept) => {
+                self.metrics.bytes.add(Stage::Raw, bytes);
                 for trouble in ["spool", "spool_full"] {
                     self.log
                         .recovered(trouble, "chunks are kept in the spool again");
@@ -189,7 +176,9 @@ impl Pipeline {
                 Verdict::Ok
             }
             Ok(Appended::Replayed) => {
-                self.counts.replayed.fetch_add(1, Ordering::Relaxed);
+                self.metrics.replayed_chunks.add(1);
+                let events = decode::Events::new(&again).count();
+                self.metrics.records.add(Record::Suppressed, events as u64);
                 self.log.trouble(
                     Level::Info,
                     "replay",
@@ -273,9 +262,59 @@ impl Pipeline {
         );
     }
 
+    /// Where this instance's figures are counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The figures as they stand now. Asks no disk and waits for nobody.
+    pub fn figures(&self) -> Vec<Figure> {
+        let metrics = &self.metrics;
+        let limit = self.config.memory_limit;
+        let direct = (limit / MEMORY_UNIT - self.memory.available_permits()) * MEMORY_UNIT;
+        let spooled = metrics.spooled.get().unwrap_or_default();
+        metrics.memory.set(direct as f64 + spooled);
+        metrics.memory_limit.set(limit as f64);
+        metrics.in_flight_limit.set(self.gate.limit() as f64);
+        let oldest = match self.spool.get() {
+            Some(spool) => {
+                let usage = spool.usage();
+                metrics.spool.set(usage.bytes as f64);
+                metrics.spool_limit.set(usage.limit as f64);
+                usage.oldest.map_or(0.0, |oldest| since(oldest, now()))
+            }
+            None => {
+                let oldest = metrics.waiting.oldest();
+                oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64())
+            }
+        };
+        metrics.oldest.set(oldest);
+        let letters = self.letters.last_usage();
+        metrics.letter_bytes.set(letters.bytes as f64);
+        metrics.letter_limit.set(letters.limit as f64);
+        match self.sink.credentials_expire() {
+            Some(expiry) => {
+                let left = expiry.duration_since(SystemTime::now());
+                metrics
+                    .credentials
+                    .set(left.unwrap_or_default().as_secs_f64());
+            }
+            None => metrics.credentials.unset(),
+        }
+        metrics.read()
+    }
+
+    /// Looks into the dead-letter folder, from which a person may have taken something.
+    pub fn look_at_letters(self: &Arc<Self>) {
+        let pipeline = Arc::clone(self);
+        // A folder that cannot be read is told of when a letter is to be written.
+        tokio::task::spawn_blocking(move || drop(pipeline.letters.usage()));
+    }
+
     /// What was done so far, in a line.
     pub fn summary(&self) -> String {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let metrics = &self.metrics;
+        let records = |result| metrics.records.get(result);
         let twice = match &self.config.destination {
             Destination::Firehose(_) => "may be there twice",
             Destination::Blob { .. } => "are there once",
@@ -283,39 +322,40 @@ impl Pipeline {
         let mut line = format!(
             "{} records were delivered in {} requests, {} are dead letters; {} were sent again after a lost \
              answer and {twice}; {} came again with their chunk and were not sent twice",
-            count(&self.counts.delivered),
-            count(&self.counts.requests),
-            count(&self.counts.dead),
-            count(&self.counts.unsure),
-            count(&self.counts.spared),
+            records(Record::Delivered),
+            metrics.requests.sum(),
+            records(Record::DeadLetter),
+            records(Record::Ambiguous),
+            records(Record::Suppressed),
         );
-        let Some(spool) = self.spool.get() else {
-            return line;
-        };
-        let usage = spool.usage();
-        let _ = write!(
-            line,
-            "; {} chunks stay in the spool ({} bytes), {} came again after a restart and were not taken twice",
-            usage.unfinished,
-            usage.bytes,
-            count(&self.counts.replayed),
-        );
-        if self.counts.corrupt.load(Ordering::Relaxed) > 0 {
+        if let Some(spool) = self.spool.get() {
+            let usage = spool.usage();
             let _ = write!(
                 line,
-                ", {} were damaged and lie in its quarantine",
-                count(&self.counts.corrupt)
+                "; {} chunks stay in the spool ({} bytes), {} came again after a restart and were not taken twice",
+                usage.unfinished,
+                usage.bytes,
+                metrics.replayed_chunks.get(),
             );
+            if metrics.corrupt_chunks.get() > 0 {
+                let _ = write!(
+                    line,
+                    ", {} were damaged and lie in its quarantine",
+                    metrics.corrupt_chunks.get()
+                );
+            }
         }
         if let Destination::Blob { .. } = &self.config.destination {
-            let [size, age, memory, stop] = &self.counts.sealed;
+            let objects = |sealed| metrics.objects.get(sealed);
             let _ = write!(
                 line,
-                "; objects were sealed by size: {}, by age: {}, by memory_limit or spool_limit: {}, at the end: {}",
-                count(size),
-                count(age),
-                count(memory),
-                count(stop)
+                "; {} objects were written, sealed by size: {}, by age: {}, by memory_limit or spool_limit: {}, at \
+                 the end: {}",
+                metrics.objects.sum(),
+                objects(Sealed::Size),
+                objects(Sealed::Age),
+                objects(Sealed::Memory),
+                objects(Sealed::Stop),
             );
         }
         line
@@ -351,9 +391,8 @@ impl Pipeline {
                 before.settled()
             }
         };
-        self.counts
-            .spared
-            .fetch_add(settled.len() as u64, Ordering::Relaxed);
+        let suppressed = settled.len() as u64;
+        self.metrics.records.add(Record::Suppressed, suppressed);
         let flight = Arc::new(Flight::new(tag, settled));
         let verdict = self.fly(&flight, data, name, deadline).await;
         if verdict == Verdict::Retry {
@@ -381,7 +420,6 @@ impl Pipeline {
         let settled = flight.settled();
         let mut encoded = self.encode(flight.tag(), &data, |event| !settled.contains(event));
         drop(data);
-        self.say_skipped(encoded.skipped.len());
 
         let mut lanes: Vec<(String, Vec<Queued>)> = Vec::new();
         for part in std::mem::take(&mut encoded.parts) {
@@ -401,7 +439,12 @@ impl Pipeline {
 
         // Dead letters first: were their disk full only after the rest was delivered, the rest would be
         // delivered again with every retry.
-        if self.keep_letters(encoded.letters).await.is_break() {
+        let lettered = encoded.letters.len() as u64;
+        if self
+            .keep_letters(encoded.letters, lettered)
+            .await
+            .is_break()
+        {
             return Verdict::Retry;
         }
         flight.settle(&encoded.lettered);
@@ -413,7 +456,16 @@ impl Pipeline {
         for (lane, pieces) in lanes {
             self.enqueue(lane, pieces);
         }
-        timeout_at(deadline, flight.landed()).await.unwrap_or_else(|_| {
+        let verdict = timeout_at(deadline, flight.landed()).await;
+        if let Ok(Verdict::Ok) = verdict {
+            // Only now: of a chunk that comes again they are found again.
+            self.say_skipped(encoded.skipped.len());
+            self.log.recovered(
+                "deadline",
+                "chunks are delivered within flush_deadline again",
+            );
+        }
+        verdict.unwrap_or_else(|_| {
             self.log.trouble(
                 Level::Warn,
                 "deadline",
@@ -428,11 +480,15 @@ impl Pipeline {
     }
 
     fn encode(&self, tag: &[u8], data: &[u8], wanted: impl Fn(u32) -> bool) -> Encoded {
-        chunk::encode(&self.config.encode, self.names(), tag, data, wanted)
+        let encoded = chunk::encode(&self.config.encode, self.names(), tag, data, wanted);
+        let bytes: usize = encoded.parts.iter().map(|part| part.text.len()).sum();
+        self.metrics.bytes.add(Stage::Encoded, bytes as u64);
+        encoded
     }
 
     fn say_skipped(&self, skipped: usize) {
         if skipped > 0 {
+            self.metrics.records.add(Record::Skipped, skipped as u64);
             self.log.trouble(
                 Level::Warn,
                 "log_key",
@@ -550,18 +606,23 @@ impl Pipeline {
         pieces
     }
 
-    async fn keep_letters(self: &Arc<Self>, letters: Vec<Letter>) -> ControlFlow<()> {
+    /// Writes letters, in which there are so many log events.
+    async fn keep_letters(self: &Arc<Self>, letters: Vec<Letter>, events: u64) -> ControlFlow<()> {
         if letters.is_empty() {
             return ControlFlow::Continue(());
         }
         let pipeline = Arc::clone(self);
         let count = letters.len();
         let first = letters[0].detail.clone();
+        let reasons: Vec<Reason> = letters.iter().map(|letter| letter.reason).collect();
         let written = tokio::task::spawn_blocking(move || pipeline.letters.write(&letters)).await;
         let path = self.letters.path().display();
         match written {
             Ok(Ok(usage)) => {
-                self.counts.dead.fetch_add(count as u64, Ordering::Relaxed);
+                self.metrics.records.add(Record::DeadLetter, events);
+                for reason in reasons {
+                    self.metrics.letters.add(reason, 1);
+                }
                 self.log.trouble(
                     Level::Warn,
                     "dead_letter",
@@ -591,6 +652,13 @@ impl Pipeline {
     }
 }
 
+/// Seconds from one time to another; 0 where the clock was set back.
+fn since(then: Time, now: Time) -> f64 {
+    let seconds = now.seconds.saturating_sub(then.seconds) as f64;
+    let nanos = f64::from(now.nanos) - f64::from(then.nanos);
+    (seconds + nanos / 1e9).max(0.0)
+}
+
 /// A piece and where it goes.
 type Queued = (Arc<str>, Piece<Ticket>);
 
@@ -601,7 +669,7 @@ fn count(lines: usize) -> u32 {
 fn too_large(tag: &[u8], line: &[u8], bytes: usize, limit: usize) -> Letter {
     Letter {
         tag: tag.to_vec(),
-        reason: "too_large",
+        reason: Reason::TooLarge,
         detail: format!("a record of {bytes} bytes; the destination takes at most {limit}"),
         target: None,
         request_id: None,

@@ -1,5 +1,6 @@
 //! One configured output: start, flush, stop.
 
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,13 +9,14 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
 
 use crate::aws;
 use crate::compress::Compression;
 use crate::config::{Config, Destination, Problem, Properties};
 use crate::dead_letter::DeadLetters;
 use crate::log::{Level, Log, Output};
+use crate::metrics::{self, Board, endpoint};
 use crate::pipeline::Pipeline;
 use crate::settle::Verdict;
 use crate::sink::Sink;
@@ -29,6 +31,13 @@ const MOST_THREADS: usize = 2;
 
 /// How much of `exit_deadline` is kept for ending the threads. It is at least a second.
 const CUT_OFF: Duration = Duration::from_millis(500);
+
+/// How often the host's page of figures is brought up to date.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+/// How often the dead-letter folder is looked into, where nothing is written there.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How often the figures are said in the log, where the host has no page for them and nothing else is set.
+const SAY_EVERY: Duration = Duration::from_secs(300);
 
 /// A running output.
 pub struct Instance {
@@ -45,6 +54,8 @@ struct Running {
     runtime: Runtime,
     /// With a spool: the task that empties it.
     spool: Option<(Arc<Spool>, JoinHandle<()>)>,
+    /// The host's page of figures, where it has one.
+    board: Option<Arc<dyn Board>>,
 }
 
 /// One flush on its way from the host's thread to ours.
@@ -57,8 +68,12 @@ struct Job {
 
 impl Instance {
     /// Reads the configuration and starts. Everything that is wrong is said in the log, all at once;
-    /// then there is no instance.
-    pub fn start(properties: &dyn Properties, output: Box<dyn Output>) -> Option<Instance> {
+    /// then there is no instance. `board` is the host's page of figures, if it has one.
+    pub fn start(
+        properties: &dyn Properties,
+        output: Box<dyn Output>,
+        board: Option<Arc<dyn Board>>,
+    ) -> Option<Instance> {
         let config = match Config::read(properties) {
             Ok(config) => config,
             Err(problems) => {
@@ -67,7 +82,7 @@ impl Instance {
             }
         };
         let log = Arc::new(Log::new(output, &format!("ferry:{}", config.instance)));
-        match Self::start_with(config, &log) {
+        match Self::start_with(config, &log, board) {
             Ok(instance) => Some(instance),
             Err(problem) => {
                 refuse(&log, &[problem]);
@@ -76,7 +91,11 @@ impl Instance {
         }
     }
 
-    fn start_with(config: Config, log: &Arc<Log>) -> Result<Instance, Problem> {
+    fn start_with(
+        config: Config,
+        log: &Arc<Log>,
+        board: Option<Arc<dyn Board>>,
+    ) -> Result<Instance, Problem> {
         let spool = open_spool(&config)?;
         let letters = DeadLetters::open(&config.dead_letter_dir, config.dead_letter_limit)
             .map_err(|error| Problem {
@@ -86,6 +105,7 @@ impl Instance {
                     config.dead_letter_dir.display()
                 ),
             })?;
+        let listener = listen(&config)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_THREADS));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
@@ -99,6 +119,9 @@ impl Instance {
         let sink = runtime.block_on(sink(&config, log))?;
         log.say(Level::Info, &config.summary());
         let exit_deadline = config.exit_deadline;
+        let say_every = config.metrics_log_interval;
+        let name = board.as_ref().and_then(|board| board.name());
+        let name = name.unwrap_or_else(|| config.instance.clone());
         let pipeline = Arc::new(Pipeline::new(config, sink, letters, Arc::clone(log)));
         let (jobs, accepted) = mpsc::unbounded_channel();
         runtime.spawn(accept(accepted, Arc::clone(&pipeline)));
@@ -107,9 +130,42 @@ impl Instance {
             let feed = pipeline.feed_from(Arc::clone(&spool), recovered);
             (spool, feed)
         });
+        let board = board.filter(|board| board.put_up(&name, &pipeline.figures()));
+        if board.is_none() {
+            log.say(
+                Level::Debug,
+                "this host shows no metrics of its outputs: the figures are in the log, and where metrics_listen says",
+            );
+        }
+        let say_every = say_every.unwrap_or(match board {
+            Some(_) => Duration::ZERO,
+            None => SAY_EVERY,
+        });
+        if !say_every.is_zero() {
+            let (pipeline, log) = (Arc::clone(&pipeline), Arc::clone(log));
+            runtime.spawn(every(say_every, move || {
+                log.say(Level::Info, &metrics::line(&pipeline.figures()));
+            }));
+        }
+        if let Some(board) = &board {
+            let (pipeline, board) = (Arc::clone(&pipeline), Arc::clone(board));
+            runtime.spawn(every(SHOW_EVERY, move || board.show(&pipeline.figures())));
+        }
+        let look = Arc::clone(&pipeline);
+        runtime.spawn(every(LOOK_EVERY, move || look.look_at_letters()));
+        if let Some(listener) = listener {
+            say_listener(&listener, log);
+            let pipeline = Arc::clone(&pipeline);
+            let page = move || metrics::text(&name, &pipeline.figures());
+            runtime.spawn(endpoint::serve(listener, Arc::new(page)));
+        }
         Ok(Instance {
             jobs,
-            running: Mutex::new(Some(Running { runtime, spool })),
+            running: Mutex::new(Some(Running {
+                runtime,
+                spool,
+                board,
+            })),
             pipeline,
             log: Arc::clone(log),
             exit_deadline,
@@ -134,7 +190,13 @@ impl Instance {
             return Verdict::Retry;
         }
         // A job that is dropped on its way, for whatever reason, answers by its absence.
-        verdict.recv().unwrap_or(Verdict::Retry)
+        let verdict = verdict.recv().unwrap_or(Verdict::Retry);
+        let answer = match verdict {
+            Verdict::Ok => metrics::Flush::Ok,
+            Verdict::Retry => metrics::Flush::Retry,
+        };
+        self.pipeline.metrics().flushes.add(answer, 1);
+        verdict
     }
 
     /// Says that something panicked: a bug, after which the flushes concerned answer RETRY.
@@ -153,7 +215,12 @@ impl Instance {
             .lock()
             .expect("nothing panics with this lock")
             .take();
-        if let Some(Running { runtime, spool }) = running {
+        if let Some(Running {
+            runtime,
+            spool,
+            board,
+        }) = running
+        {
             let deadline = Instant::now() + self.exit_deadline;
             if let Some((spool, mut feed)) = spool {
                 self.pipeline.drain();
@@ -175,12 +242,62 @@ impl Instance {
             } else {
                 runtime.shutdown_timeout(self.exit_deadline);
             }
+            if let Some(board) = board {
+                board.show(&self.pipeline.figures());
+                board.close();
+            }
             self.log.say(
                 Level::Info,
                 &format!("stopped: {}", self.pipeline.summary()),
             );
         }
         self.log.close();
+    }
+}
+
+/// Calls `act` every so often, until the runtime ends.
+async fn every(time: Duration, act: impl Fn()) {
+    let mut ticks = interval_at(Instant::now() + time, time);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        act();
+    }
+}
+
+/// Takes the address that the figures are served at.
+fn listen(config: &Config) -> Result<Option<TcpListener>, Problem> {
+    let Some(address) = config.metrics_listen else {
+        return Ok(None);
+    };
+    endpoint::bind(address).map(Some).map_err(|error| {
+        Problem::new(
+            "metrics_listen",
+            format!(
+                "'{address}' cannot be listened at: {error}; give each output an address of its own that no other \
+                 program has, or remove it"
+            ),
+        )
+    })
+}
+
+fn say_listener(listener: &TcpListener, log: &Log) {
+    let Ok(address) = listener.local_addr() else {
+        return;
+    };
+    log.say(
+        Level::Info,
+        &format!("metrics are at http://{address}/metrics"),
+    );
+    if !address.ip().is_loopback() {
+        log.say(
+            Level::Warn,
+            &format!(
+                "metrics_listen {address} can be reached from other machines: whoever reaches it reads the \
+                 figures; 127.0.0.1:{} is for this machine alone",
+                address.port()
+            ),
+        );
     }
 }
 

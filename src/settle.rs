@@ -1,11 +1,14 @@
 //! Who is owed an answer, and what it will be.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, mpsc};
+
+use crate::metrics::Sealed;
 
 /// What the host is told about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +88,7 @@ pub struct Flight {
     done: Notify,
     lands: Option<(Owner, mpsc::UnboundedSender<Landed>)>,
     token: Option<Arc<str>>,
+    sealed: Option<Sealed>,
 }
 
 /// What of ours a flight carries.
@@ -133,12 +137,14 @@ impl Flight {
     pub fn of_object(
         tag: &[u8],
         token: &str,
+        sealed: Sealed,
         batch: u64,
         landed: mpsc::UnboundedSender<Landed>,
     ) -> Flight {
         Flight {
             lands: Some((Owner::Object(batch), landed)),
             token: Some(token.into()),
+            sealed: Some(sealed),
             ..Flight::new(tag, EventSet::default())
         }
     }
@@ -241,6 +247,11 @@ impl Ticket {
         self.flight.token.clone()
     }
 
+    /// Why the object was sealed that this is the ticket of.
+    pub fn sealed(&self) -> Option<Sealed> {
+        self.flight.sealed
+    }
+
     /// Whether the flush has given up waiting.
     pub fn is_stale(&self) -> bool {
         self.flight.given_up.load(Ordering::Acquire)
@@ -326,8 +337,37 @@ impl Partials {
     }
 }
 
-/// Chunks that are remembered after they were delivered.
+/// Chunks, or objects, that are remembered after they were delivered.
 const REMEMBERED: usize = 16_384;
+
+/// Objects that were acknowledged in this run.
+///
+/// In direct mode a chunk may be handed over again after its object was written: because its flush gave up
+/// waiting, or for another object's sake. The store then says that the object is there, and that is the
+/// same object and not one more.
+#[derive(Debug, Default)]
+pub struct Acknowledged(Mutex<(HashSet<u64>, VecDeque<u64>)>);
+
+impl Acknowledged {
+    /// An object is acknowledged: whether that is so for the first time.
+    pub fn first(&self, name: &str) -> bool {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let hash = hasher.finish();
+        let mut known = self.0.lock().expect("nothing panics with this lock");
+        let (names, order) = &mut *known;
+        if !names.insert(hash) {
+            return false;
+        }
+        order.push_back(hash);
+        if order.len() > REMEMBERED
+            && let Some(oldest) = order.pop_front()
+        {
+            names.remove(&oldest);
+        }
+        true
+    }
+}
 
 /// Tells apart chunks that are the same to the byte.
 ///
@@ -452,6 +492,19 @@ mod tests {
         assert_eq!(twins.number(id), 0, "the first again");
         twins.answered(id, 0, Verdict::Ok);
         assert_eq!(twins.number(id), 2, "a third");
+    }
+
+    #[test]
+    fn an_object_is_new_once_and_memory_of_it_is_bounded() {
+        let acknowledged = Acknowledged::default();
+        assert!(acknowledged.first("a"));
+        assert!(acknowledged.first("b"));
+        assert!(!acknowledged.first("a"));
+        for number in 0..2 * REMEMBERED {
+            assert!(acknowledged.first(&number.to_string()));
+        }
+        let known = acknowledged.0.lock().unwrap();
+        assert_eq!((known.0.len(), known.1.len()), (REMEMBERED, REMEMBERED));
     }
 
     #[test]

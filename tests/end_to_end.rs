@@ -19,7 +19,7 @@ use crate::support;
 use crate::support::emulators::{azurite, moto};
 
 /// A folder with a configuration, and what a run in it left behind.
-struct Scene {
+pub(crate) struct Scene {
     dir: TempDir,
 }
 
@@ -33,7 +33,7 @@ impl Scene {
         )
     }
 
-    fn with_service(service: &str, input: &str, output: &str) -> Scene {
+    pub(crate) fn with_service(service: &str, input: &str, output: &str) -> Scene {
         let dir = tempfile::tempdir().unwrap();
         let here = dir.path().display().to_string();
         let plugins = format!("[PLUGINS]\n    Path {}\n", support::library().display());
@@ -58,7 +58,7 @@ impl Scene {
         Scene { dir }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -90,7 +90,7 @@ impl Scene {
         report
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 }
@@ -378,7 +378,7 @@ fn logs_arrive_through_motos_firehose() {
 // In the real host.
 
 /// A process that is ended with its scene, whatever happens.
-struct Host(Child);
+pub(crate) struct Host(Child);
 
 impl Drop for Host {
     fn drop(&mut self) {
@@ -388,7 +388,7 @@ impl Drop for Host {
 }
 
 impl Host {
-    fn start(fluent_bit: &Path, scene: &Scene) -> Host {
+    pub(crate) fn start(fluent_bit: &Path, scene: &Scene) -> Host {
         let log = fs::File::create(scene.path("log")).unwrap();
         let child = Command::new(fluent_bit)
             .arg("-c")
@@ -401,7 +401,7 @@ impl Host {
         Host(child)
     }
 
-    fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let status = Command::new("kill")
             .args(["-s", signal, &self.0.id().to_string()])
             .status()
@@ -410,7 +410,7 @@ impl Host {
     }
 
     /// Waits for what must come, and looks often.
-    fn until(&mut self, scene: &Scene, what: &str, mut done: impl FnMut() -> bool) {
+    pub(crate) fn until(&mut self, scene: &Scene, what: &str, mut done: impl FnMut() -> bool) {
         let limit = Instant::now() + Duration::from_secs(120);
         while !done() {
             if let Some(status) = self.0.try_wait().unwrap() {
@@ -431,7 +431,7 @@ impl Host {
     }
 
     /// Stops the host as a service manager does.
-    fn stop(mut self, scene: &Scene) {
+    pub(crate) fn stop(mut self, scene: &Scene) {
         self.signal("TERM");
         let limit = Instant::now() + Duration::from_secs(60);
         while self.0.try_wait().unwrap().is_none() {
@@ -447,7 +447,7 @@ impl Host {
 }
 
 /// A log of `records` lines for tail.
-fn write_log(scene: &Scene, records: usize) {
+pub(crate) fn write_log(scene: &Scene, records: usize) {
     let status = Command::new(support::harness())
         .args([
             "generate",
@@ -468,9 +468,9 @@ fn write_log(scene: &Scene, records: usize) {
     .unwrap();
 }
 
-const TAIL: &str = "    Name tail\n    Tag app.http\n    Path @HERE@/app.log\n    Parser json\n    Read_from_Head on\n    \
+pub(crate) const TAIL: &str = "    Name tail\n    Tag app.http\n    Path @HERE@/app.log\n    Parser json\n    Read_from_Head on\n    \
                     Buffer_Max_Size 1M\n    Buffer_Chunk_Size 1M\n    DB @HERE@/tail.db";
-const REAL_SERVICE: &str = "Flush 1\n    Hot_Reload on\n    scheduler.base 1\n    scheduler.cap 2\n    Parsers_File @HERE@/parsers.conf";
+pub(crate) const REAL_SERVICE: &str = "Flush 1\n    Hot_Reload on\n    scheduler.base 1\n    scheduler.cap 2\n    Parsers_File @HERE@/parsers.conf";
 
 #[test]
 fn in_the_real_host_nothing_is_lost_under_faults_and_hot_reloads() {

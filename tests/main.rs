@@ -12,6 +12,7 @@ mod examples;
 mod faults;
 mod firehose;
 mod header;
+mod metrics;
 mod reference;
 mod spool_tool;
 mod stopping;

@@ -431,7 +431,8 @@ fn export(
             writeln!(
                 errors,
                 "chunk {chunk} has what is no record: {}: {}",
-                letter.reason, letter.detail
+                letter.reason.as_str(),
+                letter.detail
             )?;
             sound = false;
         }

@@ -352,7 +352,6 @@ fn a_key_that_does_nothing_yet_is_refused_by_name() {
         ("connection_string", "x"),
         ("client_secret", "x"),
         ("upload_file_size", "50M"),
-        ("metrics_listen", "127.0.0.1:1"),
     ] {
         let all = problems(&[
             ("url", "az://logs"),
@@ -493,6 +492,103 @@ fn everything_wrong_is_said_at_once() {
             "concurrency"
         ]
     );
+}
+
+#[test]
+fn figures_are_served_on_this_machine_alone_unless_another_address_is_written_out() {
+    assert_eq!(read(&[FIREHOSE]).unwrap().metrics_listen, None);
+    for (value, address) in [
+        ("9464", Some("127.0.0.1:9464")),
+        (":9464", Some("127.0.0.1:9464")),
+        ("localhost:9464", Some("127.0.0.1:9464")),
+        ("127.0.0.2:0", Some("127.0.0.2:0")),
+        ("0.0.0.0:9464", Some("0.0.0.0:9464")),
+        ("[::1]:9464", Some("[::1]:9464")),
+        ("::1:9464", None),
+        ("metrics.internal:9464", None),
+        ("127.0.0.1:", None),
+        ("127.0.0.1:65536", None),
+        ("on", None),
+        ("http://127.0.0.1:9464/metrics", None),
+    ] {
+        let keys = [FIREHOSE, ("metrics_listen", value)];
+        match address {
+            Some(address) => assert_eq!(
+                read(&keys).unwrap().metrics_listen,
+                Some(address.parse().unwrap()),
+                "{value}"
+            ),
+            None => {
+                let (key, message) = one(&keys);
+                assert_eq!(key, "metrics_listen");
+                assert!(message.contains(&format!("'{value}'")), "{message}");
+                assert!(message.contains("write 127.0.0.1:9464"), "{message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn figures_are_said_as_often_as_the_user_wants() {
+    let interval = |value| {
+        let config = read(&[FIREHOSE, ("metrics_log_interval", value)]).unwrap();
+        config.metrics_log_interval
+    };
+    assert_eq!(read(&[FIREHOSE]).unwrap().metrics_log_interval, None);
+    assert_eq!(interval("off"), Some(Duration::ZERO));
+    assert_eq!(interval("0"), Some(Duration::ZERO));
+    assert_eq!(interval("1m"), Some(Duration::from_secs(60)));
+    let (key, message) = one(&[FIREHOSE, ("metrics_log_interval", "100ms")]);
+    assert_eq!(key, "metrics_log_interval");
+    assert!(message.contains("from 1 to 86400 seconds"), "{message}");
+}
+
+#[test]
+fn the_line_at_the_start_says_where_how_and_within_which_limits() {
+    let said = read(&[
+        FIREHOSE,
+        ("region", "eu-west-1"),
+        ("endpoint", "https://user:TOPSECRET@vpce.internal"),
+        ("spool", "on"),
+    ])
+    .unwrap()
+    .summary();
+    assert_eq!(
+        said,
+        format!(
+            "ferry {} to delivery stream app-logs, region eu-west-1 at ***@vpce.internal, aggregation auto, \
+             spooled in /var/lib/ferry/firehose-app-logs (at most 1000000000 bytes), linger 1000 ms, compression \
+             None, flush_deadline 30 s, exit_deadline 10 s, memory_limit 64000000 bytes, concurrency auto, dead \
+             letters in /var/lib/ferry/firehose-app-logs/dead-letters (at most 256000000 bytes)",
+            env!("CARGO_PKG_VERSION")
+        )
+    );
+    for (keys, words) in [
+        (&[FILE][..], "to file:///logs, spooled in "),
+        (
+            &[
+                ("url", "s3://bucket/a/b"),
+                ("region", "eu-west-1"),
+                ("spool", "off"),
+            ],
+            "to s3://bucket/a/b, region eu-west-1, direct, ",
+        ),
+        (
+            &[
+                ("url", "az://logs"),
+                ("account_name", "acct"),
+                ("shared_key", "a2V5"),
+            ],
+            "to az://logs, account acct, spooled in ",
+        ),
+        (
+            &[("url", "gs://bucket"), ("endpoint", "http://127.0.0.1:1")],
+            "to gs://bucket at http://127.0.0.1:1, spooled in ",
+        ),
+    ] {
+        let said = read(keys).unwrap().summary();
+        assert!(said.contains(words), "{words} in {said}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use super::abi::flb_api;
+use super::board::GetPage;
 use crate::config::Properties;
 use crate::log::{Level, Output};
 
@@ -12,6 +13,7 @@ pub(super) struct Host {
     get_property: unsafe extern "C" fn(*const c_char, *mut c_void) -> *const c_char,
     log_print: unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, ...),
     log_check: Option<unsafe extern "C" fn(*mut c_void, c_int) -> c_int>,
+    get_page: Option<GetPage>,
     output: *mut c_void,
 }
 
@@ -33,8 +35,14 @@ impl Host {
             get_property: api.output_get_property?,
             log_print: api.log_print?,
             log_check: api.output_log_check,
+            get_page: api.output_get_cmt_instance,
             output,
         })
+    }
+
+    /// What the host has for the page of this output's figures; not valid in a host without metrics.
+    pub(super) fn get_page(&self) -> Option<GetPage> {
+        self.get_page
     }
 }
 

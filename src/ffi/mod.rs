@@ -11,6 +11,7 @@ use std::slice;
 use std::sync::{Arc, Mutex};
 
 pub mod abi;
+mod board;
 mod host;
 mod loan;
 mod threads;
@@ -20,6 +21,7 @@ use abi::{FLB_ERROR, FLB_OK, FLB_RETRY, flb_plugin_proxy_def, flbgo_output_plugi
 use crate::log::{Level, Output as _};
 use crate::plugin::Instance;
 use crate::settle::Verdict;
+use board::HostBoard;
 use host::Host;
 
 /// The running outputs. A context that the host hands us is looked up here and never dereferenced, so
@@ -118,10 +120,15 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *mut flbgo_output_plugin) -> c_in
         if plugin.context.is_null() {
             return FLB_ERROR;
         }
+        // SAFETY: the instance is valid until the output's exit, by this function's contract, and stopping
+        // closes the board; a failed start drops it.
+        let board = unsafe { HostBoard::new(host.get_page(), plugin.o_ins) };
         say_panics();
         STARTING.set(Some(host));
         let started = catch_unwind(AssertUnwindSafe(|| {
-            threads::without_signals(|| Instance::start(&host, Box::new(host)))
+            threads::without_signals(|| {
+                Instance::start(&host, Box::new(host), Some(Arc::new(board)))
+            })
         }));
         STARTING.set(None);
         let Ok(Some(instance)) = started else {

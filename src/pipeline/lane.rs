@@ -21,8 +21,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::spooled::contents;
 use super::{Pipeline, Queued};
 use crate::batch::{Packer, Record};
+use crate::config::Destination;
 use crate::dead_letter::Letter;
 use crate::log::Level;
+use crate::metrics::{self, Circuit, Record as Fate, Sealed, Stage};
 use crate::retry::{Adaptive, Breaker, Leave, backoff};
 use crate::settle::Ticket;
 use crate::sink::{Batch, Class, Fault, Outcome};
@@ -32,6 +34,9 @@ use crate::spool::{Content, Durability, Note};
 /// 4 MiB in its plain form, its base64 form and its TLS buffers.
 const ADAPTIVE_START: usize = 4;
 const ADAPTIVE_MOST: usize = 8;
+
+/// Each record is billed in multiples of so many bytes: <https://aws.amazon.com/firehose/pricing/>
+const BILLING_UNIT: u64 = 5 * 1024;
 
 /// Classes of faults that pass, and are then said to have passed.
 const PASSING: [Class; 4] = [
@@ -96,6 +101,7 @@ impl Pipeline {
         let mut packer = Packer::default();
         let mut on_the_way: JoinSet<Back> = JoinSet::new();
         let mut breaker = Breaker::default();
+        let mut circuit = Circuit::new(&self.metrics);
         // While the breaker lets nothing go: until then, or until something is answered.
         let mut held: Option<Option<Instant>> = None;
         let recovered = Arc::new(Notify::new());
@@ -147,11 +153,11 @@ impl Pipeline {
                         Life::NotAsked => breaker.abandoned(leave),
                         Life::Answers => {
                             if breaker.succeeded(leave) {
-                                self.log.recovered("breaker", "the destination takes records again");
                                 recovered.notify_waiters();
                             }
                         }
                     }
+                    circuit.set(breaker.is_open());
                     if let Some(too_many) = answered.too_many_bytes {
                         most_bytes = most_bytes.min(too_many / 2);
                     }
@@ -223,8 +229,14 @@ impl Pipeline {
             records: records.iter().map(Record::body).collect(),
         };
         let bytes = records.iter().map(Record::bytes).sum::<usize>();
-        self.counts.requests.fetch_add(1, Ordering::Relaxed);
+        let under_way = self.metrics.in_flight.enter();
+        let began = Instant::now();
         let outcomes = self.sink.send(batch).await;
+        self.metrics.request_times.observe(began.elapsed());
+        drop(under_way);
+        self.metrics.requests.add(result(&outcomes), 1);
+        let throttled = outcomes.iter().filter(|outcome| is_throttled(outcome));
+        self.metrics.throttled.add(throttled.count() as u64);
 
         let sent = records.len();
         let mut settled: Vec<Record<Ticket>> = Vec::with_capacity(sent);
@@ -232,9 +244,7 @@ impl Pipeline {
         for (mut record, outcome) in records.into_iter().zip(outcomes) {
             let fault = match outcome {
                 Outcome::Delivered => {
-                    self.counts
-                        .delivered
-                        .fetch_add(record.lines().into(), Ordering::Relaxed);
+                    self.count_delivered(&record);
                     settled.push(record);
                     continue;
                 }
@@ -247,9 +257,8 @@ impl Pipeline {
                 }
                 Outcome::Retry(fault) => fault,
                 Outcome::Ambiguous(fault) => {
-                    self.counts
-                        .unsure
-                        .fetch_add(record.lines().into(), Ordering::Relaxed);
+                    let lines = record.lines().into();
+                    self.metrics.records.add(Fate::Ambiguous, lines);
                     fault
                 }
             };
@@ -271,6 +280,10 @@ impl Pipeline {
                 for class in PASSING {
                     self.log
                         .recovered(name(class), "the destination takes records again");
+                }
+                if !self.metrics.circuit_is_open() {
+                    self.log
+                        .recovered("breaker", "the destination takes records again");
                 }
             }
             Some((fault, attempts)) => {
@@ -352,7 +365,28 @@ impl Pipeline {
                 Letter::refused(piece.ticket.tag(), &record.target, fault, &bytes)
             })
             .collect();
-        self.keep_letters(letters).await
+        self.keep_letters(letters, record.lines().into()).await
+    }
+
+    /// A record is acknowledged.
+    fn count_delivered(&self, record: &Record<Ticket>) {
+        let bytes = record.bytes() as u64;
+        match &self.config.destination {
+            Destination::Firehose(_) => {
+                let billed = bytes.next_multiple_of(BILLING_UNIT);
+                self.metrics.bytes.add(Stage::Billed, billed);
+            }
+            Destination::Blob { .. } => {
+                let sealed = record.pieces[0].ticket.sealed();
+                if sealed.is_none() && !self.acknowledged.first(&record.target) {
+                    return;
+                }
+                self.metrics.objects.add(sealed.unwrap_or(Sealed::Flush), 1);
+            }
+        }
+        self.metrics.bytes.add(Stage::Sent, bytes);
+        let lines = record.lines().into();
+        self.metrics.records.add(Fate::Delivered, lines);
     }
 
     fn report(&self, fault: &Fault, records: usize) {
@@ -377,6 +411,33 @@ impl Pipeline {
     }
 }
 
+/// What became of a request, by what became of its records.
+fn result(outcomes: &[Outcome]) -> metrics::Request {
+    use metrics::Request;
+    let delivered = |outcome: &&Outcome| matches!(outcome, Outcome::Delivered);
+    let some = outcomes.iter().any(|outcome| delivered(&outcome));
+    match outcomes.iter().find(|outcome| !delivered(outcome)) {
+        None => Request::Ok,
+        Some(_) if some => Request::Partial,
+        Some(Outcome::Ambiguous(_)) => Request::Ambiguous,
+        Some(Outcome::Retry(fault)) => match fault.class {
+            Class::Throttle => Request::Throttled,
+            Class::Transient => Request::Transient,
+            Class::Credentials => Request::Credentials,
+            Class::Configuration => Request::Configuration,
+            Class::Record | Class::TooLarge => Request::Rejected,
+        },
+        Some(Outcome::Rejected(_) | Outcome::Delivered) => Request::Rejected,
+    }
+}
+
+fn is_throttled(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Retry(fault) | Outcome::Ambiguous(fault) => fault.class == Class::Throttle,
+        Outcome::Delivered | Outcome::Rejected(_) => false,
+    }
+}
+
 fn held_by(records: &[Record<Ticket>]) -> Vec<Content> {
     let pieces = records.iter().flat_map(|record| &record.pieces);
     contents(pieces.map(|piece| &piece.ticket))
@@ -396,6 +457,8 @@ fn name(class: Class) -> &'static str {
 /// Bounds the requests in flight.
 pub(super) struct Gate {
     slots: Arc<Semaphore>,
+    /// Slots at the start.
+    start: usize,
     state: Option<Mutex<GateState>>,
 }
 
@@ -417,6 +480,7 @@ impl Gate {
         let slots = fixed.unwrap_or(ADAPTIVE_START);
         Gate {
             slots: Arc::new(Semaphore::new(slots)),
+            start: slots,
             state: fixed.is_none().then(|| {
                 Mutex::new(GateState {
                     adaptive: Adaptive::new(ADAPTIVE_START, ADAPTIVE_MOST),
@@ -424,6 +488,15 @@ impl Gate {
                 })
             }),
         }
+    }
+
+    /// Requests there may be in flight now.
+    pub(super) fn limit(&self) -> usize {
+        let Some(state) = &self.state else {
+            return self.start;
+        };
+        let state = state.lock().expect("nothing panics with this lock");
+        state.adaptive.limit()
     }
 
     async fn enter(gate: &Arc<Gate>) -> Pass {

@@ -296,6 +296,11 @@ impl Objects {
         sealed.collect()
     }
 
+    /// Bytes of memory that all of them need, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// When the next object reaches its age.
     pub(super) fn due(&self) -> Option<Instant> {
         let oldest = self.open.values().map(|open| open.since).min()?;

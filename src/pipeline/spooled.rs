@@ -20,13 +20,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::objects::{Body, Bounds, Objects, Sealed};
+use super::objects::{Body, Bounds, Objects, Sealed, Why};
 use super::{MEMORY_FACTOR, Pipeline, Queued};
 use crate::batch::Piece;
 use crate::chunk::Encoded;
 use crate::config::Destination;
 use crate::dead_letter::Letter;
 use crate::log::Level;
+use crate::metrics::{self, Record};
 use crate::retry::backoff;
 use crate::settle::{EventSet, Flight, Landed, Owner, Ticket, Verdict};
 use crate::sink::{Class, Payload};
@@ -110,6 +111,7 @@ struct Sending {
     body: Payload,
     tickets: Vec<Ticket>,
     lines: u32,
+    why: metrics::Sealed,
     tries: u32,
 }
 
@@ -194,10 +196,8 @@ impl Feed {
             };
             self.note(released, Durability::Written, Vec::new());
         }
-        self.pipeline
-            .counts
-            .in_flight_at_crash
-            .store(lines, Ordering::Relaxed);
+        let records = &self.pipeline.metrics.records;
+        records.add(Record::Ambiguous, lines);
         if requests > 0 {
             self.pipeline.log.say(
                 Level::Warn,
@@ -260,6 +260,11 @@ impl Feed {
                 }
                 self.dispatch(sealed);
             }
+            let held = match &self.objects {
+                Some(objects) => self.sending_bytes + objects.bytes(),
+                None => self.chunk_bytes,
+            };
+            self.pipeline.metrics.spooled.set(held as f64);
             let spool = Arc::clone(&self.spool);
             let more = spool.more();
             let room = self.has_room();
@@ -362,7 +367,7 @@ impl Feed {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt(words)) => {
                 self.pipeline.log.say(Level::Error, &words);
-                self.pipeline.counts.corrupt.fetch_add(1, Ordering::Relaxed);
+                self.pipeline.metrics.corrupt_chunks.add(1);
                 self.skip.remove(&chunk);
                 match self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
                     Some(hold) => hold.keep(),
@@ -463,7 +468,9 @@ impl Feed {
         if encoded.letters.is_empty() {
             return true;
         }
-        if self.pipeline.keep_letters(encoded.letters).await.is_break() {
+        let events = encoded.letters.len() as u64;
+        let kept = self.pipeline.keep_letters(encoded.letters, events).await;
+        if kept.is_break() {
             return false;
         }
         flight.settle(&encoded.lettered);
@@ -544,7 +551,6 @@ impl Feed {
             let name = self
                 .pipeline
                 .object_name(&object.folder, object.first, &token);
-            self.pipeline.counts.sealed(object.why);
             let begun = Note::Begun {
                 batch,
                 name: name.clone(),
@@ -559,6 +565,12 @@ impl Feed {
                 body: object.body,
                 tickets: object.tickets,
                 lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
+                why: match object.why {
+                    Why::Size => metrics::Sealed::Size,
+                    Why::Age => metrics::Sealed::Age,
+                    Why::Memory => metrics::Sealed::Memory,
+                    Why::Stop => metrics::Sealed::Stop,
+                },
                 tries: 0,
             };
             self.sending.insert(batch, sending);
@@ -575,7 +587,8 @@ impl Feed {
     fn queued(&self, batch: u64) -> Option<Queued> {
         let sending = self.sending.get(&batch)?;
         let tag = sending.tickets.first().map_or(&b""[..], Ticket::tag);
-        let flight = Flight::of_object(tag, &sending.token, batch, self.landed.clone());
+        let flight =
+            Flight::of_object(tag, &sending.token, sending.why, batch, self.landed.clone());
         let piece = Piece {
             bytes: sending.body.clone(),
             lines: sending.lines,
@@ -589,10 +602,11 @@ impl Feed {
         let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
         let contents = pending.contents.clone();
         let built = tokio::task::spawn_blocking(move || build_again(&pipeline, &spool, &contents));
-        let body = match built.await {
-            Ok(Ok((body, letters))) => {
-                let kept = self.pipeline.keep_letters(letters).await;
-                kept.is_continue().then_some(body)
+        let built = match built.await {
+            Ok(Ok(built)) => {
+                let events = built.letters.len() as u64;
+                let kept = self.pipeline.keep_letters(built.letters, events).await;
+                kept.is_continue().then_some((built.body, built.lines))
             }
             Ok(Err(error)) => {
                 self.pipeline.spool_trouble(&error);
@@ -600,7 +614,7 @@ impl Feed {
             }
             Err(_) => None,
         };
-        let Some(body) = body else {
+        let Some((body, lines)) = built else {
             sleep(backoff(Class::Transient, 4, &mut StdRng::from_os_rng())).await;
             self.begun.push_back((pending, tickets));
             return;
@@ -612,7 +626,9 @@ impl Feed {
             token: pending.token,
             body,
             tickets,
-            lines: u32::try_from(pending.lines).unwrap_or(u32::MAX),
+            lines: u32::try_from(lines).unwrap_or(u32::MAX),
+            // An earlier run sealed it, and was stopped before it was there.
+            why: metrics::Sealed::Stop,
             tries: 0,
         };
         self.sending.insert(batch, sending);
@@ -626,13 +642,23 @@ fn went_down() -> Unreadable {
     Unreadable::Disk(std::io::Error::other("the reading thread ended"))
 }
 
+/// What was built from the chunks of an object that had begun.
+struct Rebuilt {
+    body: Payload,
+    /// Lines in it.
+    lines: usize,
+    /// What is no line any more.
+    letters: Vec<Letter>,
+}
+
 /// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
 /// and said; what was a line when the note was written and is none any more becomes a letter.
 fn build_again(
     pipeline: &Pipeline,
     spool: &Spool,
     contents: &[Content],
-) -> std::io::Result<(Payload, Vec<Letter>)> {
+) -> std::io::Result<Rebuilt> {
+    let mut lines = 0;
     let mut body = Body::new(pipeline.config.compression);
     let mut letters = Vec::new();
     for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
@@ -647,11 +673,16 @@ fn build_again(
         let wanted = |event| is_in(&content.events, event);
         let mut encoded = pipeline.encode(&stored.tag, &stored.data, wanted);
         for part in encoded.parts {
+            lines += part.ends.len();
             body.push(&part.text);
         }
         letters.append(&mut encoded.letters);
     }
-    Ok((body.finish(), letters))
+    Ok(Rebuilt {
+        body: body.finish(),
+        lines,
+        letters,
+    })
 }
 
 /// Names an object that never was and never will be again.

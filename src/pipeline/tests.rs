@@ -609,3 +609,100 @@ async fn what_was_on_its_way_when_the_deadline_passed_is_not_sent_twice() {
         "{summary}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_there_when_its_chunk_comes_again_counts_once() {
+    let keys = [
+        ("url", "file:///objects"),
+        ("path", "{record.k}"),
+        ("flush_deadline", "1s"),
+        ("compression", "none"),
+    ];
+    let script = vec![
+        Box::new(|batch: &Batch| vec![Outcome::Delivered; batch.records.len()]) as Step,
+        all(Outcome::Retry, Class::Configuration),
+        all(Outcome::Retry, Class::Configuration),
+    ];
+    let bench = Bench::new(OBJECT, &keys, script);
+    assert_eq!(bench.flush(&["a", "b"]).await, Verdict::Retry);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.flush(&["a", "b"]).await, Verdict::Ok);
+    let metrics = bench.pipeline.metrics();
+    assert_eq!(metrics.records.get(Record::Delivered), 2);
+    assert_eq!(metrics.objects.get(Sealed::Flush), 2);
+    let bytes = (line("a").len() + line("b").len()) as u64;
+    assert_eq!(metrics.bytes.get(Stage::Sent), bytes);
+    assert_eq!(metrics.bytes.get(Stage::Billed), 0);
+    assert_eq!(
+        metrics.bytes.get(Stage::Raw),
+        chunk(&["a", "b"]).len() as u64,
+        "taken once"
+    );
+    assert_eq!(metrics.requests.sum(), bench.sink.calls().len() as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_skipped_counts_once_however_often_its_chunk_comes() {
+    let keys = [("log_key", "k"), ("flush_deadline", "1s")];
+    let bench = Bench::new(ONE_LINE, &keys, held_for_a_second());
+    let other: &[u8] = b"\x92\x92\xd7\x00\x68\x15\x9a\x2f\0\0\0\0\x80\x81\xa1z\xa1x";
+    let data: Bytes = [&chunk(&["a"])[..], other].concat().into();
+    let metrics = bench.pipeline.metrics();
+    assert_eq!(
+        bench.pipeline.flush(b"app", data.clone()).await,
+        Verdict::Retry
+    );
+    assert_eq!(metrics.records.get(Record::Skipped), 0);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.pipeline.flush(b"app", data).await, Verdict::Ok);
+    assert_eq!(metrics.records.get(Record::Skipped), 1);
+    assert_eq!(metrics.records.get(Record::Delivered), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_figures_tell_how_long_the_oldest_record_waits_and_what_it_holds() {
+    let go = Arc::new(Notify::new());
+    let bench = Bench::with_gate(ONE_LINE, &[], vec![], Some(Arc::clone(&go)));
+    let metrics = bench.pipeline.metrics();
+    let figure = |of: fn(&Metrics) -> &crate::metrics::Gauge| {
+        bench.pipeline.figures();
+        of(metrics).get()
+    };
+    let oldest = || figure(|metrics| &metrics.oldest);
+    let memory = || figure(|metrics| &metrics.memory);
+    assert_eq!((oldest(), memory()), (Some(0.0), Some(0.0)));
+    let flush = {
+        let pipeline = Arc::clone(&bench.pipeline);
+        tokio::spawn(async move { pipeline.flush(b"app", chunk(&["a"])).await })
+    };
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(oldest(), Some(5.0));
+    assert_eq!(memory(), Some(MEMORY_UNIT as f64));
+    go.notify_one();
+    assert_eq!(flush.await.unwrap(), Verdict::Ok);
+    assert_eq!((oldest(), memory()), (Some(0.0), Some(0.0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_is_down_opens_the_circuit_and_its_return_is_told() {
+    let down = || all(Outcome::Retry, Class::Transient);
+    let script = (0..8).map(|_| down()).collect();
+    let bench = Bench::new(ONE_LINE, &[], script);
+    let metrics = Arc::clone(bench.pipeline.metrics());
+    let flush = {
+        let pipeline = Arc::clone(&bench.pipeline);
+        tokio::spawn(async move { pipeline.flush(b"app", chunk(&["a"])).await })
+    };
+    while !metrics.circuit_is_open() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(bench.said("one request at a time is tried"));
+    assert_eq!(flush.await.unwrap(), Verdict::Ok);
+    assert!(!metrics.circuit_is_open());
+    assert_eq!(metrics.requests.get(crate::metrics::Request::Transient), 8);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(bench.flush(&["b"]).await, Verdict::Ok);
+    let lines = bench.lines.0.lock().unwrap();
+    let told = |line: &&(Level, String)| line.1.contains("the destination takes records again");
+    assert!(lines.iter().any(|line| told(&line)), "{lines:?}");
+}

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
@@ -373,6 +373,13 @@ impl Sink for BlobSink {
             }
             outcomes
         })
+    }
+
+    fn credentials_expire(&self) -> Option<SystemTime> {
+        match &self.store.get()?.kind {
+            Kind::S3(cache) => cache.expire(),
+            Kind::File(_) | Kind::Gcs | Kind::Azure(_) => None,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -227,6 +227,10 @@ impl Sink for FirehoseSink {
             }
             outcomes
         })
+    }
+
+    fn credentials_expire(&self) -> Option<SystemTime> {
+        self.credentials.expire()
     }
 }
 

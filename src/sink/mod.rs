@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -189,6 +190,12 @@ pub trait Sink: Send + Sync + 'static {
     /// Sends one request and gives an outcome for each record, in their order. Bounded in time by the
     /// sink's own request timeout.
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>>;
+
+    /// When the credentials expire that requests are signed with; `None` where they do not, or are not
+    /// known yet.
+    fn credentials_expire(&self) -> Option<SystemTime> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -185,11 +186,190 @@ static const char *host_get_property(const char *key, void *asked)
     return NULL;
 }
 
-static void *host_get_cmt(void *asked)
+/* ---- The page of figures: the host's cmetrics, as far as a library may need it, found by its names. ---- */
+
+enum { METRICS_MAX = 64, VALUES_MAX = 16, LABELS_MAX = 2, BOUNDS_MAX = 32, WORD_MAX = 64 };
+enum kind { COUNTER, GAUGE, HISTOGRAM };
+
+struct bounds {
+    size_t count;
+    double bounds[BOUNDS_MAX];
+};
+
+struct metric {
+    enum kind kind;
+    char name[WORD_MAX];
+    int labels;
+    struct bounds *bounds;
+    int value_count;
+    struct {
+        char labels[LABELS_MAX][WORD_MAX];
+        double value;
+    } values[VALUES_MAX];
+};
+
+/* Nothing may be put up but in Init, and nothing set but from then until the end of the exit. */
+static atomic_bool page_in_init;
+static atomic_bool page_is_there;
+static struct metric metrics[METRICS_MAX];
+static int metric_count;
+static const char output_name[] = "c.host";
+
+void *flb_output_get_cmt_instance(void *asked);
+const char *flb_output_name(void *asked);
+void *cmt_counter_create(void *page, char *space, char *subsystem, char *name, char *help, int count, char **keys);
+void *cmt_gauge_create(void *page, char *space, char *subsystem, char *name, char *help, int count, char **keys);
+void *cmt_histogram_buckets_create_size(double *bounds, size_t count);
+void *cmt_histogram_create(void *page, char *space, char *subsystem, char *name, char *help, void *bounds, int count,
+                           char **keys);
+int cmt_counter_set(void *metric, uint64_t time, double value, int count, char **labels);
+int cmt_gauge_set(void *metric, uint64_t time, double value, int count, char **labels);
+int cmt_histogram_set_default(void *metric, uint64_t time, uint64_t *up_to, double sum, uint64_t all, int count,
+                              char **labels);
+
+void *flb_output_get_cmt_instance(void *asked)
 {
     CHECK(asked == instance, "metrics were asked of another instance");
-    /* Opaque too, and without the host's own functions there is nothing to do with it. */
-    return instance;
+    return metrics;
+}
+
+const char *flb_output_name(void *asked)
+{
+    CHECK(asked == instance, "the name of another instance was asked");
+    return output_name;
+}
+
+static void *put_up(enum kind kind, void *page, const char *space, const char *subsystem, const char *name,
+                    const char *help, int count, char **keys)
+{
+    CHECK(atomic_load(&page_in_init), "%s was put up outside of Init", name);
+    CHECK(page == metrics, "%s was put up on another page", name);
+    CHECK(strcmp(space, "ferry") == 0 && *subsystem == '\0' && *help != '\0', "%s is not put up as it should", name);
+    CHECK(metric_count < METRICS_MAX, "too many metrics");
+    CHECK(count >= 1 && count <= LABELS_MAX && strcmp(keys[0], "name") == 0, "%s has other labels", name);
+    struct metric *metric = &metrics[metric_count++];
+    memset(metric, 0, sizeof *metric);
+    metric->kind = kind;
+    metric->labels = count;
+    CHECK(strlen(name) < WORD_MAX, "%s is too long", name);
+    strcpy(metric->name, name);
+    return metric;
+}
+
+void *cmt_counter_create(void *page, char *space, char *subsystem, char *name, char *help, int count, char **keys)
+{
+    return put_up(COUNTER, page, space, subsystem, name, help, count, keys);
+}
+
+void *cmt_gauge_create(void *page, char *space, char *subsystem, char *name, char *help, int count, char **keys)
+{
+    return put_up(GAUGE, page, space, subsystem, name, help, count, keys);
+}
+
+void *cmt_histogram_buckets_create_size(double *bounds, size_t count)
+{
+    CHECK(count > 0 && count <= BOUNDS_MAX, "a histogram of %zu buckets", count);
+    struct bounds *made = malloc(sizeof *made);
+    CHECK(made != NULL, "no memory for buckets");
+    made->count = count;
+    memcpy(made->bounds, bounds, count * sizeof *bounds);
+    for (size_t i = 1; i < count; i++) {
+        CHECK(made->bounds[i - 1] < made->bounds[i], "buckets are not in order");
+    }
+    return made;
+}
+
+void *cmt_histogram_create(void *page, char *space, char *subsystem, char *name, char *help, void *bounds, int count,
+                           char **keys)
+{
+    struct metric *metric = put_up(HISTOGRAM, page, space, subsystem, name, help, count, keys);
+    metric->bounds = bounds;
+    return metric;
+}
+
+static double *value_of(void *handle, enum kind kind, uint64_t time, int count, char **labels)
+{
+    struct metric *metric = handle;
+    CHECK(metric >= metrics && metric < metrics + metric_count, "a metric that was not put up is set");
+    CHECK(atomic_load(&page_is_there), "%s is set after the exit", metric->name);
+    CHECK(metric->kind == kind && metric->labels == count, "%s is set as another", metric->name);
+    CHECK(time > 1600000000ull * 1000000000ull, "%s is set at another time", metric->name);
+    CHECK(strcmp(labels[0], output_name) == 0, "%s is set for %s", metric->name, labels[0]);
+    for (int i = 0; i < metric->value_count; i++) {
+        if (count == 1 || strcmp(labels[1], metric->values[i].labels[1]) == 0) {
+            return &metric->values[i].value;
+        }
+    }
+    CHECK(atomic_load(&page_in_init), "%s gets another value after Init", metric->name);
+    CHECK(metric->value_count < VALUES_MAX, "%s has too many values", metric->name);
+    int made = metric->value_count++;
+    for (int i = 0; i < count; i++) {
+        CHECK(strlen(labels[i]) < WORD_MAX, "%s is too long", labels[i]);
+        strcpy(metric->values[made].labels[i], labels[i]);
+    }
+    return &metric->values[made].value;
+}
+
+int cmt_counter_set(void *metric, uint64_t time, double value, int count, char **labels)
+{
+    double *now = value_of(metric, COUNTER, time, count, labels);
+    CHECK(value >= *now, "a counter goes from %f to %f", *now, value);
+    *now = value;
+    return 0;
+}
+
+int cmt_gauge_set(void *metric, uint64_t time, double value, int count, char **labels)
+{
+    *value_of(metric, GAUGE, time, count, labels) = value;
+    return 0;
+}
+
+int cmt_histogram_set_default(void *metric, uint64_t time, uint64_t *up_to, double sum, uint64_t all, int count,
+                              char **labels)
+{
+    double *now = value_of(metric, HISTOGRAM, time, count, labels);
+    size_t last = ((struct metric *) metric)->bounds->count;
+    /* As cmetrics does: one more than there are bounds. */
+    for (size_t i = 1; i <= last; i++) {
+        CHECK(up_to[i - 1] <= up_to[i], "a histogram falls at bucket %zu", i);
+    }
+    CHECK(up_to[last] == all && sum >= 0, "a histogram of %llu counts %llu", (unsigned long long) up_to[last],
+          (unsigned long long) all);
+    *now = (double) all;
+    return 0;
+}
+
+static double figure(const char *name, const char *label)
+{
+    for (int i = 0; i < metric_count; i++) {
+        struct metric *metric = &metrics[i];
+        for (int j = 0; strcmp(metric->name, name) == 0 && j < metric->value_count; j++) {
+            if (label == NULL || strcmp(metric->values[j].labels[1], label) == 0) {
+                return metric->values[j].value;
+            }
+        }
+    }
+    surprise(__LINE__, "no figure %s of %s", label != NULL ? label : "all", name);
+}
+
+static void page_opens(void)
+{
+    metric_count = 0;
+    atomic_store(&page_in_init, true);
+    atomic_store(&page_is_there, true);
+}
+
+static void page_closes(int flushes)
+{
+    atomic_store(&page_is_there, false);
+    CHECK(figure("flushes_total", "ok") == flushes, "%d flushes are shown as %f", flushes,
+          figure("flushes_total", "ok"));
+    CHECK(figure("flushes_total", "retry") == 0, "flushes are shown as failed");
+    CHECK(figure("requests_total", "ok") == figure("request_duration_seconds", NULL), "requests are not all timed");
+    CHECK(figure("requests_in_flight", NULL) == 0, "requests are shown under way");
+    for (int i = 0; i < metric_count; i++) {
+        free(metrics[i].bounds);
+    }
 }
 
 static int host_log_check(void *asked, int level)
@@ -238,7 +418,7 @@ static int not_for_outputs_check(void *asked, int level)
 static struct host_api api = {
     .output_get_property = host_get_property,
     .input_get_property = not_for_outputs_get,
-    .output_get_cmt_instance = host_get_cmt,
+    .output_get_cmt_instance = flb_output_get_cmt_instance,
     .input_get_cmt_instance = not_for_outputs_cmt,
     .log_print = host_log,
     .input_log_check = not_for_outputs_check,
@@ -430,7 +610,10 @@ static void *start(const struct library *library)
     int threads = entries("/proc/self/task");
     start_must_fail(library, &plugin);
     wait_for_threads(threads);
+    page_opens();
     CHECK(library->init((void *) &plugin) == 1, "the instance did not start");
+    atomic_store(&page_in_init, false);
+    CHECK(metric_count > 0, "the instance shows no figures");
     CHECK(context.remote_context != NULL, "the instance left no context");
     return context.remote_context;
 }
@@ -451,6 +634,7 @@ static void stop(const struct library *library, void *context, bool hot_reload)
 {
     library->pre_exit(hot_reload);
     CHECK(library->exit_ctx(context) == 1, "FLBPluginExitCtx failed");
+    page_closes(2 * chunk_count + 1);
     CHECK(library->exit_ctx(context) != 1, "an instance was stopped twice");
     CHECK(library->exit_ctx(NULL) != 1, "no instance was stopped");
     CHECK(library->exit() == 1, "FLBPluginExit failed");

@@ -1,5 +1,6 @@
 //! One output in this process: the whole plugin, without a host.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -56,7 +57,7 @@ impl Plugin {
             dir.path().join("letters").display().to_string(),
         ));
         let lines = Lines::default();
-        match Instance::start(&Keys(all), Box::new(lines.clone())) {
+        match Instance::start(&Keys(all), Box::new(lines.clone()), None) {
             Some(instance) => Ok(Plugin {
                 instance,
                 lines,
@@ -97,9 +98,14 @@ impl Plugin {
         self.lines.0.lock().unwrap().join("\n")
     }
 
+    /// The file that dead letters are written to.
+    pub(crate) fn letters_file(&self) -> PathBuf {
+        self.dir.path().join("letters/dead-letters.ndjson")
+    }
+
     /// The dead letters.
     pub(crate) fn letters(&self) -> Vec<serde_json::Value> {
-        std::fs::read_to_string(self.dir.path().join("letters/dead-letters.ndjson"))
+        std::fs::read_to_string(self.letters_file())
             .unwrap_or_default()
             .lines()
             .map(|line| serde_json::from_str(line).expect("valid JSON"))

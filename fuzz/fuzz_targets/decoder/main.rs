@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use ferry::chunk::{Encoded, encode};
 use ferry::decode::{Event, Events, Item};
 use ferry::encode::{MAX_DEPTH, Options};
+use ferry::metrics::Reason;
 use ferry::settle::EventSet;
 use ferry::template::Template;
 use ferry::time::{Strftime, TimeFormat};
@@ -143,10 +144,10 @@ impl<'a> Setup<'a> {
             assert!(!letter.detail.is_empty());
             match items[event as usize] {
                 Item::Malformed { bytes, .. } => {
-                    assert_eq!((letter.reason, &*letter.record), ("malformed", bytes));
+                    assert_eq!((letter.reason, &*letter.record), (Reason::Malformed, bytes));
                 }
                 Item::Event(event) => {
-                    assert_eq!((letter.reason, &*letter.record), ("too_deep", event.raw));
+                    assert_eq!((letter.reason, &*letter.record), (Reason::TooDeep, event.raw));
                     let depth = reference::depth(&self.options, &event);
                     assert!(
                         depth.is_none_or(|depth| depth > MAX_DEPTH),

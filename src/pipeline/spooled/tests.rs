@@ -330,6 +330,8 @@ async fn a_chunk_that_a_killed_host_hands_over_again_is_taken_once() {
         summary.contains("1 came again after a restart"),
         "{summary}"
     );
+    let metrics = Arc::clone(bench.pipeline.metrics());
+    assert_eq!(metrics.records.get(Record::Suppressed), 1);
     bench.stop().await;
     assert_eq!(after.lines(), lines(&["a", "a"]));
 }
@@ -352,6 +354,8 @@ async fn requests_fill_across_chunks_and_only_those_in_flight_go_again_after_a_c
     let after = Store::new(STREAM, MANY);
     let bench = start(image.path(), &after, FIREHOSE);
     assert!(bench.said("2 records in 1 requests were on their way"));
+    let ambiguous = bench.pipeline.metrics().records.get(Record::Ambiguous);
+    assert_eq!(ambiguous, 2);
     bench.stop().await;
     assert_eq!(after.lines(), lines(&["c", "d", "e"]));
 }
