@@ -601,6 +601,8 @@ mod tests {
             (current(&cache).await, current(&cache).await),
             ("first".into(), "first".into())
         );
+        let expire = cache.expire().expect("they expire");
+        assert!(expire > SystemTime::now() + Duration::from_secs(3_500));
         let refresh = cache.held().refresh.unwrap();
         let left = refresh.duration_since(SystemTime::now()).unwrap();
         assert!(

@@ -75,9 +75,26 @@ fn http_get(address: &str, path: &str) -> std::io::Result<String> {
     connection.set_read_timeout(Some(Duration::from_secs(5)))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    Ok(answer)
+    // The host keeps the connection open, whatever it is told.
+    let (mut answer, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| {
+                let (key, value) = line.split_once(": ")?;
+                let is_length = key.eq_ignore_ascii_case("content-length");
+                is_length.then(|| value.parse::<usize>().expect("a length"))
+            });
+            if body.len() >= length.expect("it says how long it is") {
+                return Ok(text.into_owned());
+            }
+        }
+        let read = connection.read(&mut part)?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        answer.extend_from_slice(&part[..read]);
+    }
 }
 
 /// Where the log says that the figures are.
@@ -341,6 +358,25 @@ fn what_waits_in_the_spool_grows_old_while_the_far_end_is_down() {
     let page = page(&plugin, "firehose-app");
     assert_eq!(page.get("circuit_open"), 0);
     assert_eq!(fake.report(Some(100)).missing, 0);
+}
+
+#[test]
+fn credentials_that_expire_say_when() {
+    let fake = FakeFirehose::start(Options::default()).expect("a fake Firehose");
+    let plugin = Plugin::start(&[
+        LISTEN,
+        ("delivery_stream", "app"),
+        ("region", "us-east-1"),
+        ("endpoint", fake.url()),
+        ("sts_endpoint", fake.url()),
+        ("role_arn", "arn:aws:iam::123456789012:role/logs"),
+    ]);
+    let expiry = "ferry_credentials_expiry_seconds";
+    let before = page(&plugin, "firehose-app").0.get(expiry).copied();
+    assert_eq!(before, None, "none were needed yet");
+    plugin.deliver("app", &chunk(0..10));
+    let left = page(&plugin, "firehose-app").0[expiry];
+    assert!((3_500.0..=3_600.0).contains(&left), "{left}");
 }
 
 #[test]

@@ -139,6 +139,7 @@ impl Pipeline {
                         // The runtime is going down.
                         Err(_) => continue,
                     };
+                    let answers = matches!(answered.life, Life::Answers);
                     match answered.life {
                         Life::TakesNothing(class) => {
                             let now = Instant::now().into_std();
@@ -158,6 +159,9 @@ impl Pipeline {
                         }
                     }
                     circuit.set(breaker.is_open());
+                    if answers && !self.metrics.circuit_is_open() {
+                        self.log.recovered("breaker", "the destination answers again: requests go as before");
+                    }
                     if let Some(too_many) = answered.too_many_bytes {
                         most_bytes = most_bytes.min(too_many / 2);
                     }
@@ -280,10 +284,6 @@ impl Pipeline {
                 for class in PASSING {
                     self.log
                         .recovered(name(class), "the destination takes records again");
-                }
-                if !self.metrics.circuit_is_open() {
-                    self.log
-                        .recovered("breaker", "the destination takes records again");
                 }
             }
             Some((fault, attempts)) => {
@@ -414,20 +414,25 @@ impl Pipeline {
 /// What became of a request, by what became of its records.
 fn result(outcomes: &[Outcome]) -> metrics::Request {
     use metrics::Request;
-    let delivered = |outcome: &&Outcome| matches!(outcome, Outcome::Delivered);
-    let some = outcomes.iter().any(|outcome| delivered(&outcome));
-    match outcomes.iter().find(|outcome| !delivered(outcome)) {
-        None => Request::Ok,
-        Some(_) if some => Request::Partial,
-        Some(Outcome::Ambiguous(_)) => Request::Ambiguous,
-        Some(Outcome::Retry(fault)) => match fault.class {
+    let delivered = |outcome: &Outcome| matches!(outcome, Outcome::Delivered);
+    let Some(first) = outcomes.iter().find(|outcome| !delivered(outcome)) else {
+        return Request::Ok;
+    };
+    if outcomes.iter().any(delivered) {
+        return Request::Partial;
+    }
+    // Where none is taken, the reason is one for all of them, but for a destination that answers each.
+    match first {
+        Outcome::Delivered => Request::Ok,
+        Outcome::Ambiguous(_) => Request::Ambiguous,
+        Outcome::Rejected(_) => Request::Rejected,
+        Outcome::Retry(fault) => match fault.class {
             Class::Throttle => Request::Throttled,
             Class::Transient => Request::Transient,
             Class::Credentials => Request::Credentials,
             Class::Configuration => Request::Configuration,
             Class::Record | Class::TooLarge => Request::Rejected,
         },
-        Some(Outcome::Rejected(_) | Outcome::Delivered) => Request::Rejected,
     }
 }
 
