@@ -367,7 +367,7 @@ async fn put(
         .apply(b"an object of ferry-check: it may be removed\n");
     let batch = Batch {
         target: name.as_str().into(),
-        records: vec![Bytes::from(body)],
+        records: vec![Bytes::from(body).into()],
         token: Some("ferry-check".into()),
     };
     match within(options, sink.send(batch))

@@ -351,7 +351,7 @@ async fn put(
     });
     let batch = Batch {
         target: stream.into(),
-        records: vec![Bytes::from(format!("{record}\n"))],
+        records: vec![Bytes::from(format!("{record}\n")).into()],
         token: None,
     };
     match within(options, sink.send(batch))
