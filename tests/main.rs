@@ -7,6 +7,7 @@ mod blob_stores;
 mod captured_chunks;
 mod check;
 mod crash;
+mod dashboards;
 mod end_to_end;
 mod examples;
 mod faults;

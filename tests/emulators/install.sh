@@ -2,6 +2,7 @@
 # Installs the emulators of the tests into target/emulators (or $FERRY_EMULATORS):
 #   azurite/  Azure Blob, from package-lock.json
 #   moto/     Firehose and S3, from requirements.txt
+#   analytics/  what examples/analytics runs on, from its requirements.txt
 # Each is stamped with the hash of its lock file and the interpreter it was made for; while the
 # stamp holds there is nothing to do. "install.sh check" only says whether the tools are there.
 set -euo pipefail
@@ -53,19 +54,19 @@ install_azurite() {
     echo "$wanted" >"$destination/azurite.stamp"
 }
 
-install_moto() {
+install_python() { # NAME LOCK_FILE
     local wanted
-    wanted=$(stamp "$here/requirements.txt" python3)
-    if installed moto "$wanted"; then
-        echo "moto: up to date"
+    wanted=$(stamp "$2" python3)
+    if installed "$1" "$wanted"; then
+        echo "$1: up to date"
         return
     fi
-    echo "moto: installing"
-    rm -rf "$destination/moto" "$destination/moto.stamp"
-    python3 -m venv "$destination/moto"
-    "$destination/moto/bin/python" -m pip install --quiet --disable-pip-version-check \
-        --require-hashes --no-deps --only-binary :all: -r "$here/requirements.txt"
-    echo "$wanted" >"$destination/moto.stamp"
+    echo "$1: installing"
+    rm -rf "${destination:?}/$1" "$destination/$1.stamp"
+    python3 -m venv "$destination/$1"
+    "$destination/$1/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --require-hashes --no-deps --only-binary :all: -r "$2"
+    echo "$wanted" >"$destination/$1.stamp"
 }
 
 check
@@ -76,4 +77,5 @@ mkdir -p "$destination"
 exec 9>"$destination/.lock"
 flock 9
 install_azurite
-install_moto
+install_python moto "$here/requirements.txt"
+install_python analytics "$root/examples/analytics/requirements.txt"
