@@ -2,6 +2,7 @@
 
 mod support;
 
+mod analytics;
 mod bad_input;
 mod blob_stores;
 mod captured_chunks;
