@@ -60,6 +60,8 @@ test: tools format-check clippy header-check emulators test-rust test-c fuzz dem
 ifeq ($(FLUENT_BIT),)
 	@echo "Skipped: the tests in the real host. FLUENT_BIT=/path/to/fluent-bit runs them too."
 endif
+	@command -v promtool >/dev/null || echo "Skipped: the alerts' own tests. With promtool (apt install prometheus) they run too."
+	@command -v initdb /usr/lib/postgresql/*/bin/initdb >/dev/null || echo "Skipped: loading objects into PostgreSQL. Where it is installed (apt install postgresql) that runs too."
 
 .PHONY: soak
 soak: tools emulators ## Kill hosts hundreds of times (KILLS=200, SEED=…), and fuzz each parser for FUZZ_SECONDS=600
@@ -112,7 +114,7 @@ header-check: cargo-present
 	cargo test --workspace --locked --test ferry -- header::
 
 .PHONY: emulators
-emulators: ## Install Azurite and moto for the tests into target/emulators
+emulators: ## Install Azurite, moto and the Python packages of the tests into target/emulators
 	$(call heading,Emulators)
 	@tests/emulators/install.sh
 
