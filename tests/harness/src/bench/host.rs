@@ -178,3 +178,78 @@ impl Run<'_> {
         config
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Stops on SIGTERM, and does nothing until then.
+    const WAITS: &str = "trap 'kill $!; exit 0' TERM; sleep 1000 & wait";
+
+    /// Runs a script of one line in the host's place. Returns what it said, too.
+    fn watch(script: &str, arrived: impl FnMut() -> bool) -> (Result<Cost>, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run {
+            executable: Path::new(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/fixture/host.sh"
+            )),
+            library: Some(Path::new("/lib/out_ferry.so")),
+            folder: dir.path().join("run"),
+            input: Path::new("/lines"),
+            output: format!("Name ferry\nScript {script}"),
+            deadline: Duration::from_secs(60),
+        };
+        let cost = run.watch(arrived);
+        let log = fs::read_to_string(dir.path().join("run/host.log"));
+        (cost, log.unwrap())
+    }
+
+    /// Says that all has arrived when it is asked for so many times.
+    fn after(polls: u32) -> impl FnMut() -> bool {
+        let asked = Cell::new(0);
+        move || {
+            asked.set(asked.get() + 1);
+            asked.get() > polls
+        }
+    }
+
+    #[test]
+    fn the_host_gets_the_output_and_the_library_and_stops_once_all_has_arrived() {
+        let script = format!("echo $1 $3 $4; cat $2; {WAITS}");
+        let (cost, log) = watch(&script, after(100));
+        let cost = cost.unwrap();
+        assert!(log.starts_with("-c -e /lib/out_ferry.so\n"), "{log}");
+        assert!(
+            log.contains("[OUTPUT]\n    Name ferry\n    Script"),
+            "{log}"
+        );
+        assert!(log.contains("\n    Match *\n    Workers 1\n"), "{log}");
+        assert!(log.contains("    Path /lines\n"), "{log}");
+        assert!(cost.wall < IDLE, "{cost:?}");
+        assert!(cost.peak_memory > 0, "{cost:?}");
+    }
+
+    #[test]
+    fn a_host_with_nothing_left_to_do_is_stopped_and_the_wait_for_that_is_no_wall_time() {
+        let (cost, _) = watch(WAITS, || false);
+        let cost = cost.unwrap();
+        assert!(cost.wall < IDLE, "{cost:?}");
+    }
+
+    #[test]
+    fn a_host_that_fails_is_told_with_its_log() {
+        let script = "trap 'kill $!; exit 3' TERM; sleep 1000 & wait";
+        #[rustfmt::skip] // a table
+        let cases = [
+            ("exit 255", "the host ended by itself (exit status: 255); its log is "),
+            (script, "the host ended with exit status: 3; its log is "),
+        ];
+        for (script, expected) in cases {
+            let error = watch(script, after(100)).0.unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{script}: {error}");
+        }
+    }
+}
