@@ -472,8 +472,7 @@ const LARGEST_OBJECT: f64 = 32e6;
 /// `azure_blob`, in C.
 fn azure_blob(draft: &mut Draft<'_>) {
     let tls = draft.flag("tls").unwrap_or(false);
-    let direct = false;
-    draft.hosts(direct);
+    draft.hosts(false);
     draft.keep(&[
         "account_name",
         "container_name",
@@ -506,7 +505,7 @@ fn azure_blob(draft: &mut Draft<'_>) {
     });
 
     if draft.from.entry("path").is_some() {
-        draft.carry("path", "path", |text| folder(text));
+        draft.carry("path", "path", folder);
     } else {
         draft.add("path", "$TAG", "$TAG");
     }

@@ -25,7 +25,7 @@ const NOTABLE_SKEW: Duration = Duration::from_secs(60);
 /// A certificate that ends sooner is worth a word.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
 /// No head of an answer is larger.
-const HEAD_BYTES: u64 = 16 * 1024;
+const HEAD_BYTES: usize = 16 * 1024;
 
 /// A service's address and what it asks of our clock.
 pub(super) struct Service {
@@ -263,8 +263,9 @@ fn tunnel(mut stream: TcpStream, url: &Uri, proxy: &Intercept) -> io::Result<Tcp
 /// The head of an answer. Read byte by byte, so that nothing behind it is lost.
 fn head(stream: &mut impl Read) -> io::Result<String> {
     let mut head = Vec::new();
-    for byte in stream.bytes().take(HEAD_BYTES as usize) {
-        head.push(byte?);
+    let mut byte = [0];
+    while head.len() < HEAD_BYTES && stream.read(&mut byte)? > 0 {
+        head.push(byte[0]);
         if head.ends_with(b"\r\n\r\n") {
             return Ok(String::from_utf8_lossy(&head).into_owned());
         }
