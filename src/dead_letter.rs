@@ -468,7 +468,7 @@ mod tests {
         fs::write(dir.path().join("notes.txt"), "x".repeat(9_000)).unwrap();
         let one = size(b"1");
         let letters = DeadLetters::open(dir.path(), 1_000 + 2 * one).unwrap();
-        assert_eq!(letters.usage().unwrap().bytes, 1_000);
+        assert_eq!(letters.last_usage().bytes, 1_000);
 
         assert_eq!(
             letters.write(&[letter(b"1")]).unwrap().bytes,
@@ -478,6 +478,7 @@ mod tests {
         assert_full(letters.write(&[letter(b"2"), letter(b"3")]), 1_000 + one);
         assert_eq!(records(letters.path()), ["1"], "all of them or none");
         letters.write(&[letter(b"4")]).unwrap();
+        assert_eq!(letters.last_usage().bytes, 1_000 + 2 * one);
         assert_full(letters.write(&[letter(b"5")]), 1_000 + 2 * one);
 
         fs::remove_file(&aside).unwrap();

@@ -347,16 +347,17 @@ impl Pipeline {
         }
         if let Destination::Blob { .. } = &self.config.destination {
             let objects = |sealed| metrics.objects.get(sealed);
-            let _ = write!(
-                line,
-                "; {} objects were written, sealed by size: {}, by age: {}, by memory_limit or spool_limit: {}, at \
-                 the end: {}",
-                metrics.objects.sum(),
-                objects(Sealed::Size),
-                objects(Sealed::Age),
-                objects(Sealed::Memory),
-                objects(Sealed::Stop),
-            );
+            let _ = write!(line, "; {} objects were written", metrics.objects.sum());
+            if self.spool.get().is_some() {
+                let _ = write!(
+                    line,
+                    ", sealed by size: {}, by age: {}, by memory_limit or spool_limit: {}, at the end: {}",
+                    objects(Sealed::Size),
+                    objects(Sealed::Age),
+                    objects(Sealed::Memory),
+                    objects(Sealed::Stop),
+                );
+            }
         }
         line
     }

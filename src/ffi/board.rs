@@ -90,7 +90,8 @@ unsafe fn function<F: Copy>(name: &CStr) -> Option<F> {
 impl Functions {
     fn of_the_host() -> Option<Functions> {
         Some(Functions {
-            // SAFETY: cmetrics declares it so, in every version since Fluent Bit 1.9.
+            // SAFETY: cmetrics declares it so (cmt_counter.h of its version 2.2); these are the functions that
+            // the host's own plugins call, and keep their parameters.
             create_counter: unsafe { function(c"cmt_counter_create") }?,
             // SAFETY: as above.
             set_counter: unsafe { function(c"cmt_counter_set") }?,
@@ -139,7 +140,7 @@ impl HostBoard {
     /// board is closed; `get_page` is what the host passes as `output_get_cmt_instance`, which need not be
     /// valid: a host that was built without metrics passes anything.
     pub(super) unsafe fn new(get_page: Option<GetPage>, output: *mut c_void) -> HostBoard {
-        // SAFETY: Fluent Bit declares it so, in every version that has it.
+        // SAFETY: Fluent Bit declares it so (flb_output.h).
         let get_name: Option<GetName> = unsafe { function(c"flb_output_name") };
         let name = get_name.and_then(|get_name| {
             // SAFETY: the host's function with the host's pointer, valid by this function's contract.
