@@ -85,6 +85,10 @@ faults-table: tools emulators ## Inject every fault, and print the table of what
 	@echo "| --- | --- | --- | --- | --- |"
 	@cat target/faults.md
 
+.PHONY: bench
+bench: tools emulators ## Measure each part beside a reference: encode, compress, batch, spool, pipeline, fake Firehose, Azurite
+	cargo bench --workspace --locked --bench ferry
+
 .PHONY: bench-spool
 bench-spool: build ## Measure flushes of 500 tags a second, spooled and direct
 	@tests/bench-spool.sh

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::buffers;
 use crate::dead_letter::Letter;
 use crate::decode::{Event, Events, Head, Item, Time};
 use crate::encode::{Encoder, MAX_DEPTH, Options, Skip};
@@ -189,7 +190,7 @@ impl<'t> Sorter<'t> {
             parts.push(Part {
                 name: name.clone(),
                 first: event.time,
-                text: Vec::with_capacity(capacity),
+                text: buffers::take(capacity),
                 ends: Vec::new(),
                 events: Vec::new(),
             });

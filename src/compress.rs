@@ -8,6 +8,8 @@ use std::cell::RefCell;
 
 use libdeflater::CompressionLvl;
 
+use crate::buffers;
+
 /// How bodies are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -48,23 +50,30 @@ impl Compression {
                     _ => &mut kept.insert((level, gzip(level))).1,
                 };
                 let bound = compressor.gzip_compress_bound(text.len());
-                let mut out = vec![0; bound];
+                let mut out = buffers::take(bound);
+                out.resize(bound, 0);
                 let len = compressor.gzip_compress(text, &mut out);
-                out.truncate(len.expect("the bound is enough for any text"));
-                out.shrink_to_fit();
-                out
+                exact(out, len.expect("the bound is enough for any text"))
             }),
             Compression::Zstd(level) => ZSTD.with_borrow_mut(|kept| {
                 let compressor = match kept {
                     Some((of, compressor)) if *of == level => compressor,
                     _ => &mut kept.insert((level, zstandard(level))).1,
                 };
-                let mut out = compressor.compress(text).expect(IN_MEMORY);
-                out.shrink_to_fit();
-                out
+                let bound = zstd::zstd_safe::compress_bound(text.len());
+                let mut out = buffers::take(bound);
+                let len = compressor.compress_to_buffer(text, &mut out);
+                exact(out, len.expect(IN_MEMORY))
             }),
         }
     }
+}
+
+/// The first `len` bytes, in no more room than they need.
+fn exact(out: Vec<u8>, len: usize) -> Vec<u8> {
+    let packed = out[..len].to_vec();
+    buffers::give(out);
+    packed
 }
 
 const IN_MEMORY: &str = "the level was checked, and memory takes what is written";

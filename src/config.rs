@@ -436,13 +436,13 @@ impl Reader<'_> {
         let instance = self.instance(destination.as_ref());
         let spool = self.spool(kind, &instance);
         if let (Some(_), Some(Destination::Blob { object, .. })) = (&spool, &destination)
-            && object.bytes > memory_limit / 2
+            && object.bytes > memory_limit / 8 * 3
         {
             self.problem(
                 "blob_max_size",
                 format!(
-                    "{} bytes are more than half of memory_limit ({memory_limit} bytes), which holds what is \
-                     open: raise memory_limit, or lower this",
+                    "{} bytes are more than three eighths of memory_limit ({memory_limit} bytes), which is \
+                     what open objects may hold: raise memory_limit, or lower this",
                     object.bytes
                 ),
             );

@@ -344,8 +344,10 @@ impl<'a> Events<'a> {
         if seconds >= GROUP_END || nanos >= 1_000_000_000 {
             return None;
         }
-        let (metadata, body) = match metadata {
-            0x80 => (&self.chunk[at + 12..at + 13], at + 13),
+        // Hosts write an empty map in either form.
+        let (metadata, body) = match (metadata, self.chunk.get(at + 13..at + 17)) {
+            (0x80, _) => (&self.chunk[at + 12..at + 13], at + 13),
+            (0xdf, Some([0, 0, 0, 0])) => (&self.chunk[at + 12..at + 17], at + 17),
             _ => {
                 let mut cursor = Cursor::at(self.chunk, at + 12);
                 (cursor.map("").ok()?, cursor.position())

@@ -69,6 +69,8 @@ pub struct Encoder<'o> {
     level: Level,
     keys: Keys<'o>,
     open: Vec<Open>,
+    /// The key of the event's time, as it stands in a line.
+    time_key: Vec<u8>,
     /// The event time's text, and the second it is of, where it is the same for all of a second.
     clock: Option<(i64, Vec<u8>)>,
 }
@@ -81,11 +83,16 @@ impl<'o> Encoder<'o> {
 
     /// An encoder that uses these instructions.
     pub fn at_level(options: &'o Options, level: Level) -> Self {
+        let mut time_key = Vec::new();
+        if let Some((key, _)) = &options.time {
+            our_key(key, &mut time_key);
+        }
         Encoder {
             options,
             level,
             keys: Keys::new(options),
             open: Vec::new(),
+            time_key,
             clock: None,
         }
     }
@@ -165,8 +172,8 @@ impl<'o> Encoder<'o> {
         };
         let end = self.items::<B>(head.bytes, at, record, out)?;
         let options = self.options;
-        if let Some((key, format)) = &options.time {
-            our_key(key, out);
+        if let Some((_, format)) = &options.time {
+            out.extend_from_slice(&self.time_key);
             self.time(head.time, format, out);
         }
         if let Some(key) = &options.tag_key {

@@ -11,6 +11,7 @@
 
 pub mod aws;
 pub mod batch;
+pub mod buffers;
 pub mod check;
 pub mod chunk;
 pub mod compress;

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 
 use crate::batch::{Piece, runs};
+use crate::buffers;
 use crate::chunk::{self, Encoded, Part};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
@@ -573,7 +574,7 @@ impl Pipeline {
         if compression == Compression::None {
             drop_long_lines(&mut part, tag, limits.record_bytes, encoded);
             let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
-            let (text, events) = (Bytes::from(part.text), part.events.into());
+            let (text, events) = (buffers::share(part.text), part.events.into());
             let piece = |run: Range<usize>| Piece {
                 bytes: text.slice(span(&part.ends, &run)).into(),
                 lines: count(run.len()),
@@ -604,6 +605,7 @@ impl Pipeline {
                 todo.push(run.start..middle);
             }
         }
+        buffers::give(part.text);
         pieces
     }
 

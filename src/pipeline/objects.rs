@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::batch::runs;
+use crate::buffers;
 use crate::chunk::Part;
 use crate::compress::Compression;
 use crate::decode::Time;
@@ -187,7 +188,7 @@ impl Objects {
         let mut sealed = Vec::new();
         let events: Arc<[u32]> = part.events.into();
         let block = BLOCK_BYTES.min(self.bounds.object_bytes);
-        let (all, mut start) = (Bytes::from(part.text), 0);
+        let (all, mut start) = (buffers::share(part.text), 0);
         for run in runs(&part.ends, block, u32::MAX) {
             let text = all.slice(start..part.ends[run.end - 1]);
             start += text.len();

@@ -33,6 +33,7 @@ use futures::future::BoxFuture;
 use super::{Batch, Class, Fault, Outcome, Payload, Shape, Sink, code_line, message_line};
 use crate::aws::{CredentialCache, Loaded};
 use crate::batch::Limits;
+use crate::buffers;
 use crate::config::Aggregation;
 use crate::encode;
 use crate::log::{Level, Log, causes};
@@ -201,7 +202,7 @@ impl Sink for FirehoseSink {
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
             let count = batch.records.len();
-            let body = Written(body(&batch).into());
+            let body = Written(buffers::share(body(&batch)));
             drop(batch.records);
             let answer = self
                 .client
@@ -238,7 +239,7 @@ impl Sink for FirehoseSink {
 fn body(batch: &Batch) -> Vec<u8> {
     let text = |bytes: usize| bytes.div_ceil(3) * 4 + FRAME_BYTES;
     let records = batch.records.iter().map(|record| text(record.len()));
-    let mut body = Vec::with_capacity(records.sum::<usize>() + text(batch.target.len()));
+    let mut body = buffers::take(records.sum::<usize>() + text(batch.target.len()));
     body.extend_from_slice(b"{\"DeliveryStreamName\":");
     encode::string(batch.target.as_bytes(), &mut body);
     body.extend_from_slice(b",\"Records\":");

@@ -6,8 +6,6 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
-use bytes::Bytes;
-
 use super::disk::{Disk, File};
 use super::frame::{
     ALIGN, Begin, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, quarantine_place,
@@ -15,6 +13,7 @@ use super::frame::{
 };
 use super::note::{self, Ledger};
 use super::{Events, Pending, Seq, Stored};
+use crate::buffers;
 use crate::decode::Time;
 use crate::settle::{ChunkId, chunk_id};
 
@@ -82,13 +81,14 @@ impl Place {
     pub fn read(&self, disk: &dyn Disk) -> io::Result<Option<Stored>> {
         let file = disk.open(&segment_name(self.segment))?;
         let tag_len = self.tag_len as usize;
-        let mut payload = vec![0; tag_len + self.data_len as usize];
+        let len = tag_len + self.data_len as usize;
+        let mut payload = buffers::take(len);
+        payload.resize(len, 0);
         let read = fill(&*file, &mut payload, self.offset)?;
-        let (tag, data) = payload.split_at(tag_len);
-        if read < payload.len() || chunk_id(tag, data) != self.id {
+        let mut data = buffers::share(payload);
+        if read < len || chunk_id(&data[..tag_len], &data[tag_len..]) != self.id {
             return Ok(None);
         }
-        let mut data = Bytes::from(payload);
         let tag = data.split_to(tag_len).to_vec();
         Ok(Some(Stored {
             tag,

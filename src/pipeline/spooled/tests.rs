@@ -409,7 +409,7 @@ async fn a_spool_smaller_than_an_object_does_not_wait_for_the_object_to_fill() {
     // No object reaches its size before the spool is full, and none its age while this test runs.
     keys.extend([
         ("spool_limit", "16M"),
-        ("blob_max_size", "30M"),
+        ("blob_max_size", "20M"),
         ("blob_max_age", "1d"),
     ]);
     let bench = start(dir.path(), &store, &keys);

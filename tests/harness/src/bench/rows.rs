@@ -83,17 +83,24 @@ pub(super) fn all() -> Vec<Row> {
         ("direct", "spool off"),
         ("spooled", "spool on\nspool_dir {folder}/spool"),
     ] {
-        for (compression, beside, goals) in [
-            ("none", "firehose-none", goals(0.75, None, Some(1.02))),
-            ("gzip", "firehose-gzip", goals(0.25, Some(1.10), None)),
-            ("zstd", "firehose-gzip", goals(0.15, None, None)),
+        for (compression, level, beside, goals) in [
+            ("none", "", "firehose-none", goals(0.75, None, Some(1.02))),
+            ("gzip", "1", "firehose-gzip", goals(0.25, None, None)),
+            ("gzip", "4", "firehose-gzip", goals(0.25, Some(1.10), None)),
+            ("zstd", "1", "firehose-gzip", goals(0.15, None, None)),
         ] {
+            let name = format!("{compression} {level}");
+            let level = match level {
+                "" => String::new(),
+                level => format!("compression_level {level}\n"),
+            };
             let keys = format!(
                 "Name ferry\nendpoint {{url}}\ntls_ca_file {{ca}}\n{STREAM}\naggregation on\n\
-                 compression {compression}\n{spool}\ndead_letter_dir {{folder}}/dead-letters"
+                 compression {compression}\n{level}{spool}\ndead_letter_dir {{folder}}/dead-letters"
             );
+            let compression = name.trim_end();
             rows.push(Row {
-                id: format!("ferry-{way}-{compression}"),
+                id: format!("ferry-{way}-{}", compression.replace(' ', "-")),
                 title: format!("ferry, aggregated, {compression}, {way}"),
                 service: Service::Firehose,
                 keys,

@@ -1,0 +1,107 @@
+//! Large buffers, used again and again.
+//!
+//! A chunk, its lines and the request they go in are some megabytes each, and come and go on several
+//! threads. Given back to the system's allocator, each thread's part of it would keep what was freed last,
+//! and ask the kernel for fresh pages again and again. Here a few are kept for whoever is next.
+
+use std::sync::Mutex;
+
+use bytes::Bytes;
+
+/// Smaller ones are left to the allocator.
+const LEAST: usize = 128 * 1024;
+/// Bytes of idle buffers, at most: about a request's, and the lines of a chunk.
+const MOST_IDLE: usize = 9 * 1024 * 1024;
+
+static IDLE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+fn idle() -> std::sync::MutexGuard<'static, Vec<Vec<u8>>> {
+    IDLE.lock().expect("nothing panics with this lock")
+}
+
+/// An empty buffer with room for `bytes`.
+pub fn take(bytes: usize) -> Vec<u8> {
+    if bytes >= LEAST {
+        let mut idle = idle();
+        let fits = |buffer: &Vec<u8>| (bytes..=bytes * 2).contains(&buffer.capacity());
+        let fitting = idle.iter().enumerate().filter(|(_, buffer)| fits(buffer));
+        if let Some((at, _)) = fitting.min_by_key(|(_, buffer)| buffer.capacity()) {
+            return idle.swap_remove(at);
+        }
+    }
+    Vec::with_capacity(bytes)
+}
+
+/// Gives a buffer back.
+pub fn give(mut buffer: Vec<u8>) {
+    if buffer.capacity() < LEAST {
+        return;
+    }
+    buffer.clear();
+    let mut idle = idle();
+    idle.push(buffer);
+    let mut bytes: usize = idle.iter().map(Vec::capacity).sum();
+    // The oldest go first: they are the ones nobody asked for.
+    let mut gone = Vec::new();
+    while bytes > MOST_IDLE {
+        let oldest = idle.remove(0);
+        bytes -= oldest.capacity();
+        gone.push(oldest);
+    }
+    drop(idle);
+}
+
+/// A buffer's bytes, to be shared. It is given back when the last of its clones and slices is dropped.
+pub fn share(buffer: Vec<u8>) -> Bytes {
+    if buffer.capacity() < LEAST {
+        return buffer.into();
+    }
+    Bytes::from_owner(Shared(buffer))
+}
+
+struct Shared(Vec<u8>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        give(std::mem::take(&mut self.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shared_comes_back_empty_when_its_last_slice_is_dropped() {
+        // Of a size that no other test asks for.
+        let room = 3_333_333;
+        let mut buffer = take(room);
+        buffer.extend_from_slice(&[7; 200_000]);
+        let address = buffer.as_ptr();
+        let bytes = share(buffer);
+        let slice = bytes.slice(100..200);
+        drop(bytes);
+        assert_eq!(slice, vec![7; 100]);
+        let other = take(room);
+        assert_ne!(other.as_ptr(), address, "it is still in use");
+        drop(slice);
+        let again = take(room);
+        assert!(again.is_empty() && again.capacity() >= room);
+    }
+
+    #[test]
+    fn idle_buffers_are_bounded() {
+        for size in 1..40 {
+            give(Vec::with_capacity(size * 1_000_000));
+        }
+        assert!(idle().iter().map(Vec::capacity).sum::<usize>() <= MOST_IDLE);
+        give(vec![1; 100]);
+        assert!(idle().iter().all(|buffer| buffer.capacity() >= LEAST));
+    }
+}
