@@ -838,12 +838,9 @@ fn folders_are_tried_and_left_as_they_were() {
             run.stdout
         );
         assert!(run.words("spool_dir").contains(words), "{}", run.stdout);
-        assert_eq!(
-            run.result("spool_fsync"),
-            if status == 0 { "ok" } else { "nothing" },
-            "{}",
-            run.stdout
-        );
+        // How long an fsync takes is the disk's matter, not this test's.
+        let measured = ["ok", "warn"].contains(&run.result("spool_fsync").as_str());
+        assert_eq!(measured, status == 0, "{}", run.stdout);
     }
     let left: Vec<_> = std::fs::read_dir(&open).unwrap().collect();
     assert!(left.is_empty() && !Path::new(&fresh).exists());
