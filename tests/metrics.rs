@@ -376,7 +376,8 @@ fn credentials_that_expire_say_when() {
     assert_eq!(before, None, "none were needed yet");
     plugin.deliver("app", &chunk(0..10));
     let left = page(&plugin, "firehose-app").0[expiry];
-    assert!((3_500.0..=3_600.0).contains(&left), "{left}");
+    // As long as the service lends them, at most.
+    assert!((60.0..=3_600.0).contains(&left), "{left}");
 }
 
 #[test]
