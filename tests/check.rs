@@ -1083,7 +1083,7 @@ const MOVES: &[Move] = &[
             "spool_dir /var/buffer/ferry",
             "blob_max_age 10m",
             "spool_limit 8G",
-            "blob_max_size 32M",
+            "blob_max_size 24M",
             "# blob_max_size: was 200M",
             "# - blob_uri_length has no counterpart",
             "# - io_timeout has no counterpart",

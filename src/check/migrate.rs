@@ -467,7 +467,7 @@ const AZURE_ONLY: &[(&str, &str)] = &[
 ];
 
 /// The largest object beside the default of `memory_limit`.
-const LARGEST_OBJECT: f64 = 32e6;
+const LARGEST_OBJECT: f64 = 24e6;
 
 /// `azure_blob`, in C.
 fn azure_blob(draft: &mut Draft<'_>) {
@@ -570,8 +570,8 @@ fn azure_blob(draft: &mut Draft<'_>) {
                 Some(bytes) if bytes <= LARGEST_OBJECT => draft.add("blob_max_size", &size, &size),
                 _ => draft.add_with(
                     "blob_max_size",
-                    "32M",
-                    format!("was {size}; more needs a memory_limit of twice as much"),
+                    "24M",
+                    format!("was {size}; more needs a larger memory_limit, of which open objects get three eighths"),
                 ),
             }
         }
