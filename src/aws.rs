@@ -20,8 +20,8 @@ use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use futures::future::{BoxFuture, FutureExt as _, Shared};
-use object_store::CredentialProvider;
-use object_store::aws::AwsCredential;
+#[cfg(feature = "s3")]
+use object_store::{CredentialProvider, aws::AwsCredential};
 
 use crate::config;
 use crate::log::causes;
@@ -35,12 +35,6 @@ const MARGIN: Duration = Duration::from_secs(5 * 60);
 const NEVER: Duration = Duration::from_secs(15 * 60);
 /// The least time between two fetches, whatever their outcome.
 const PAUSE: Duration = Duration::from_secs(5);
-
-/// Installs the process's TLS implementation, which `reqwest` and `object_store` look for. Each shared
-/// library has its own, so the host's is not touched. Calling it again does nothing.
-pub fn install_tls() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
 
 /// What a client of an AWS service is made from.
 #[derive(Clone, Debug)]
@@ -337,6 +331,7 @@ impl ProvideCredentials for CredentialCache {
     }
 }
 
+#[cfg(feature = "s3")]
 impl CredentialProvider for CredentialCache {
     type Credential = AwsCredential;
 

@@ -9,9 +9,11 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(feature = "aws")]
 pub mod aws;
 pub mod batch;
 pub mod buffers;
+#[cfg(feature = "check")]
 pub mod check;
 pub mod chunk;
 pub mod compress;
@@ -39,3 +41,4 @@ pub mod sink;
 pub mod spool;
 pub mod template;
 pub mod time;
+pub mod tls;

@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
 
+#[cfg(feature = "firehose")]
 use crate::aws;
+#[cfg(feature = "firehose")]
 use crate::compress::Compression;
 use crate::config::{Config, Destination, Problem, Properties};
 use crate::dead_letter::DeadLetters;
@@ -21,6 +23,7 @@ use crate::pipeline::Pipeline;
 use crate::settle::Verdict;
 use crate::sink::Sink;
 use crate::sink::blob::BlobSink;
+#[cfg(feature = "firehose")]
 use crate::sink::firehose::FirehoseSink;
 use crate::spool::disk::LocalDisk;
 use crate::spool::{self, Recovered, Spool};
@@ -339,6 +342,12 @@ fn refuse(log: &Log, problems: &[Problem]) {
 
 async fn sink(config: &Config, log: &Arc<Log>) -> Result<Arc<dyn Sink>, Problem> {
     match &config.destination {
+        #[cfg(not(feature = "firehose"))]
+        Destination::Firehose(_) => Err(Problem::new(
+            "delivery_stream",
+            "Firehose is not in this build of Ferry, which was made without its feature firehose",
+        )),
+        #[cfg(feature = "firehose")]
         Destination::Firehose(firehose) => {
             let aws = aws::load(&firehose.aws, firehose.ca_pem.as_deref())
                 .await

@@ -472,7 +472,7 @@ fn kubernetes_builds_objects_in_azure_with_the_least_sas() {
             azurite().blob_url()
         );
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        ferry::aws::install_tls();
+        ferry::tls::install();
         let made = runtime.block_on(reqwest::Client::new().put(url).body("").send());
         assert!(made.unwrap().status().is_success());
         Stage::new(

@@ -9,22 +9,27 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
+#[cfg(feature = "s3")]
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+#[cfg(feature = "gs")]
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::local::LocalFileSystem;
 use object_store::path::{Path, PathPart};
 use object_store::{
     Attribute, Attributes, Certificate, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt,
-    PutMode, PutOptions, RetryConfig, StaticCredentialProvider,
+    PutMode, PutOptions, RetryConfig,
 };
 use reqwest::Url;
 use tokio::sync::OnceCell;
 
 use super::{Batch, Class, Outcome, Payload, Shape, Sink};
+#[cfg(feature = "s3")]
 use crate::aws::{self, CredentialCache};
 use crate::batch::Limits;
 use crate::config::{self, Problem};
-use answer::{Failure, Fate, Listening};
+#[cfg(any(feature = "s3", feature = "gs"))]
+use answer::Listening;
+use answer::{Failure, Fate};
 
 #[doc(hidden)]
 pub use answer::listening_to;
@@ -33,6 +38,7 @@ mod answer;
 mod azure;
 #[cfg(test)]
 pub(crate) mod loopback;
+#[cfg(feature = "check")]
 pub mod probe;
 
 /// Metadata that says which object of ours this is. No hyphen: Azure wants identifiers.
@@ -66,8 +72,10 @@ struct Store {
 
 enum Kind {
     File(PathBuf),
+    #[cfg(feature = "s3")]
     S3(CredentialCache),
-    Gcs,
+    /// Needs nothing beside the store itself.
+    Plain,
     Azure(azure::Container),
 }
 
@@ -101,16 +109,19 @@ impl BlobSink {
     /// credentials, certificates) and makes the folder of a `file://` store; sends nothing.
     /// `warn` is told what an operator should see and no outcome says.
     pub fn new(config: &config::Blob, warn: Warn) -> Result<BlobSink, Problem> {
-        aws::install_tls();
+        crate::tls::install();
         let ca_pem = config.ca_pem.as_deref();
         if let Some(pem) = ca_pem {
             config::check_ca(pem).map_err(|e| Problem::new("tls_ca_file", e))?;
         }
         let store = match &config.store {
             config::Store::File(root) => Some(file(root)?),
+            #[cfg(feature = "gs")]
             config::Store::Gcs { bucket, endpoint } => {
                 Some(gcs(bucket, endpoint.as_deref(), ca_pem)?)
             }
+            #[cfg(not(feature = "gs"))]
+            config::Store::Gcs { .. } => return Err(left_out("gs://", "gs")),
             config::Store::Azure(azure) => {
                 let (objects, container) = azure::open(azure, ca_pem, &warn)?;
                 Some(Store {
@@ -118,6 +129,9 @@ impl BlobSink {
                     kind: Kind::Azure(container),
                 })
             }
+            #[cfg(not(feature = "s3"))]
+            config::Store::S3 { .. } => return Err(left_out("s3://", "s3")),
+            #[cfg(feature = "s3")]
             config::Store::S3 { bucket, aws } => {
                 check_bucket(bucket)?;
                 aws.endpoint.as_deref().map(endpoint_url).transpose()?;
@@ -138,7 +152,7 @@ impl BlobSink {
     /// objects look like.
     #[doc(hidden)]
     pub fn over(objects: Arc<dyn ObjectStore>, config: config::Blob, warn: Warn) -> BlobSink {
-        let kind = Kind::Gcs; // the kind that needs nothing beside the store itself
+        let kind = Kind::Plain;
         BlobSink {
             config,
             store: OnceCell::new_with(Some(Store { objects, kind })),
@@ -167,6 +181,7 @@ impl BlobSink {
 
     async fn store(&self) -> Result<&Store, Failure> {
         let open = async || match &self.config.store {
+            #[cfg(feature = "s3")]
             config::Store::S3 { bucket, aws } => {
                 self.bounded(0, s3(bucket, aws, self.config.ca_pem.as_deref()))
                     .await
@@ -181,6 +196,7 @@ impl BlobSink {
         let put = self.put_somewhere(store, target, body, known_by).await;
         match (put, &store.kind) {
             (Err(failure), Kind::Azure(container)) => Err(container.explain(failure)),
+            #[cfg(feature = "s3")]
             (Err(failure), Kind::S3(cache)) if failure.fault.class == Class::Credentials => {
                 cache.refused();
                 Err(failure)
@@ -377,8 +393,9 @@ impl Sink for BlobSink {
 
     fn credentials_expire(&self) -> Option<SystemTime> {
         match &self.store.get()?.kind {
+            #[cfg(feature = "s3")]
             Kind::S3(cache) => cache.expire(),
-            Kind::File(_) | Kind::Gcs | Kind::Azure(_) => None,
+            Kind::File(_) | Kind::Plain | Kind::Azure(_) => None,
         }
     }
 }
@@ -422,6 +439,17 @@ async fn sync_folders(root: &std::path::Path, path: &Path) -> Result<(), Failure
     Ok(())
 }
 
+#[cfg(not(all(feature = "s3", feature = "gs")))]
+fn left_out(scheme: &str, feature: &str) -> Problem {
+    Problem::new(
+        "url",
+        format!(
+            "{scheme} is not in this build of Ferry, which was made without its feature {feature}"
+        ),
+    )
+}
+
+#[cfg(feature = "gs")]
 fn gcs(bucket: &str, endpoint: Option<&str>, ca_pem: Option<&[u8]>) -> Result<Store, Problem> {
     check_bucket(bucket)?;
     let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
@@ -434,7 +462,7 @@ fn gcs(bucket: &str, endpoint: Option<&str>, ca_pem: Option<&[u8]>) -> Result<St
         // (Skipping signatures is an option of the builder's, but its puts do not heed it.)
         if plain && matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")) {
             let bearer = "none".to_owned();
-            let none = StaticCredentialProvider::new(GcpCredential { bearer });
+            let none = object_store::StaticCredentialProvider::new(GcpCredential { bearer });
             builder = builder.with_credentials(Arc::new(none));
         }
     }
@@ -446,17 +474,19 @@ fn gcs(bucket: &str, endpoint: Option<&str>, ca_pem: Option<&[u8]>) -> Result<St
         .map_err(|e| Problem::new("url", format!("no client for 'gs://{bucket}': {e}")))?;
     Ok(Store {
         objects: Arc::new(objects),
-        kind: Kind::Gcs,
+        kind: Kind::Plain,
     })
 }
 
 /// The URL of S3 where it is not the region's own.
+#[cfg(feature = "s3")]
 fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
     let endpoint = aws.endpoint.clone();
     let endpoint = endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok());
     endpoint.or_else(|| loaded.sdk.endpoint_url().map(str::to_owned))
 }
 
+#[cfg(feature = "s3")]
 async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Store, Failure> {
     let failure = |words: String| Failure::new(Fate::Retry, Class::Configuration, "aws", words);
     let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
@@ -511,6 +541,7 @@ async fn sweep(store: &Store, path: &Path, token: &Token) {
     }
 }
 
+#[cfg(any(feature = "s3", feature = "gs"))]
 fn check_bucket(bucket: &str) -> Result<(), Problem> {
     let valid = !bucket.is_empty()
         && bucket

@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use crate::batch::Limits;
 
 pub mod blob;
+#[cfg(feature = "firehose")]
 pub mod firehose;
 
 /// One request's worth of encoded records.

@@ -45,7 +45,7 @@ impl Azurite {
 
     /// A container, to be read.
     pub(crate) fn store(&self, container: &str) -> impl ObjectStore {
-        ferry::aws::install_tls();
+        ferry::tls::install();
         MicrosoftAzureBuilder::new()
             .with_endpoint(self.blob_url())
             .with_allow_http(true)
@@ -111,7 +111,7 @@ impl Moto {
 
     /// A bucket, to be read.
     pub(crate) fn store(&self, bucket: &str) -> impl ObjectStore {
-        ferry::aws::install_tls();
+        ferry::tls::install();
         AmazonS3Builder::new()
             .with_endpoint(&self.origin)
             .with_allow_http(true)

@@ -82,6 +82,7 @@ fn connect(options: &ClientOptions) -> Result<HttpClient, Problem> {
 
 impl Container {
     /// Where it is.
+    #[cfg(feature = "check")]
     pub(super) fn url(&self) -> &str {
         self.url.as_str()
     }
