@@ -301,7 +301,7 @@ pub(super) mod tests {
         });
         let speeds = Speeds {
             openssl: Some(400e6),
-            sha2: 200e6,
+            sha2: 350e6,
         };
         Table::new(rows.collect(), 100_000_000, speeds)
     }
@@ -327,10 +327,10 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(goal), "{goal}\n{text}");
         }
-        // 140 MB at 400 MB/s leave 0.65 of the plugin's second, at 200 MB/s 0.1 of Ferry's 0.8.
+        // 140 MB at 400 MB/s leave 0.65 of the plugin's second, at 350 MB/s 0.4 of Ferry's 0.8.
         let hashing = table.hashing();
         assert_eq!(hashing.rows[0][4..], ["0.35", "35%", "0.65", ""]);
-        assert_eq!(hashing.rows[1][4..], ["0.70", "88%", "0.10", "0.15"]);
+        assert_eq!(hashing.rows[1][4..], ["0.40", "50%", "0.40", "0.62"]);
     }
 
     #[test]
