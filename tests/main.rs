@@ -18,3 +18,4 @@ mod metrics;
 mod reference;
 mod spool_tool;
 mod stopping;
+mod unsafe_code;
