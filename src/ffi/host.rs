@@ -70,9 +70,10 @@ impl Output for Host {
     }
 
     fn write(&self, level: Level, line: &str) {
+        // What others wrote (tags, answers) stands in lines, too: it must not begin one of its own.
         let line: Vec<u8> = line
             .bytes()
-            .map(|byte| if byte == 0 { b' ' } else { byte })
+            .map(|byte| if byte.is_ascii_control() { b' ' } else { byte })
             .collect();
         let Ok(line) = CString::new(line) else { return };
         // SAFETY: the format takes one C string, which lives through the call; so does the file's name.

@@ -405,6 +405,12 @@ static void host_log(int level, const char *file, int line, const char *format, 
     (void) line;
     CHECK(level >= LEVEL_ERROR && level <= LEVEL_TRACE, "a line of level %d was logged", level);
     CHECK(strcmp(format, "%s") == 0, "log_print was given the format '%s'", format);
+    va_list line_alone;
+    va_start(line_alone, format);
+    for (const char *at = va_arg(line_alone, const char *); *at != '\0'; at++) {
+        CHECK((unsigned char) *at >= ' ' && *at != 0x7f, "a line holds the control character %d", *at);
+    }
+    va_end(line_alone);
     if (level == LEVEL_ERROR) {
         atomic_fetch_add(&errors_logged, 1);
     }
@@ -609,7 +615,7 @@ static void flush_nonsense(const struct library *library, void *context)
 
 static void start_must_fail(const struct library *library, struct host_plugin *plugin)
 {
-    static char *nonsense[] = {"destination=nowhere"};
+    static char *nonsense[] = {"destination=no\nwhere"};
     char **given = properties;
     int given_count = property_count;
     int errors = atomic_load(&errors_logged);
@@ -617,7 +623,7 @@ static void start_must_fail(const struct library *library, struct host_plugin *p
     atomic_store(&refusal_expected, true);
     properties = nonsense;
     property_count = 1;
-    CHECK(library->init((void *) plugin) <= 0, "an instance started with %s", nonsense[0]);
+    CHECK(library->init((void *) plugin) <= 0, "an instance started with a destination that there is none of");
     CHECK(atomic_load(&errors_logged) > errors, "an instance did not say why it does not start");
     CHECK(library->init(NULL) <= 0, "an instance started from nothing");
     properties = given;
