@@ -19,6 +19,10 @@ use crate::encode::Options;
 use crate::template::Template;
 use crate::time::{Strftime, TimeFormat};
 
+pub use connection_string::{ConnectionSecret, ConnectionString};
+
+mod connection_string;
+
 /// Where the user's words come from: the host, or a test.
 pub trait Properties {
     /// The value of a key, whatever its case; `None` where it is not set.
@@ -200,7 +204,7 @@ pub struct Azure {
     pub account: String,
     /// Container.
     pub container: String,
-    /// Shared key or SAS.
+    /// How we prove who we are.
     pub auth: AzureAuth,
     /// Full URL of the blob service, the account's own where it is not given.
     pub endpoint: Option<String>,
@@ -217,6 +221,55 @@ pub enum AzureAuth {
     SharedKey(SecretSource),
     /// A shared access signature, with or without its `?`.
     Sas(SecretSource),
+    /// A connection string, whose account and endpoint stand in [`Azure`], too.
+    ConnectionString(SecretSource),
+    /// The identity of the machine, App Service or Container App we run on.
+    ManagedIdentity {
+        /// Which one, where there are several.
+        client_id: Option<String>,
+    },
+    /// The identity that Kubernetes' token of our ServiceAccount stands for. What is not given comes from
+    /// `AZURE_TENANT_ID` and `AZURE_CLIENT_ID`, the token from the file `AZURE_FEDERATED_TOKEN_FILE`.
+    WorkloadIdentity {
+        /// Tenant of the identity.
+        tenant_id: Option<String>,
+        /// The identity.
+        client_id: Option<String>,
+    },
+    /// A registered application with a secret.
+    ClientSecret {
+        /// Tenant of the application.
+        tenant_id: String,
+        /// The application.
+        client_id: String,
+        /// Its secret.
+        secret: SecretSource,
+    },
+}
+
+impl AzureAuth {
+    /// The value of `auth_type`.
+    pub fn name(&self) -> &'static str {
+        let auth = match self {
+            AzureAuth::SharedKey(_) => AuthType::Key,
+            AzureAuth::Sas(_) => AuthType::Sas,
+            AzureAuth::ConnectionString(_) => AuthType::ConnectionString,
+            AzureAuth::ManagedIdentity { .. } => AuthType::ManagedIdentity,
+            AzureAuth::WorkloadIdentity { .. } => AuthType::WorkloadIdentity,
+            AzureAuth::ClientSecret { .. } => AuthType::ClientSecret,
+        };
+        auth.name()
+    }
+
+    /// Whether requests are signed with a secret of the storage account, rather than carrying a token.
+    pub fn is_secret(&self) -> bool {
+        match self {
+            AzureAuth::SharedKey(_) | AzureAuth::Sas(_) | AzureAuth::ConnectionString(_) => true,
+            AzureAuth::ManagedIdentity { .. }
+            | AzureAuth::WorkloadIdentity { .. }
+            | AzureAuth::ClientSecret { .. } => false,
+        }
+    }
 }
 
 /// Which store objects go to.
@@ -269,13 +322,6 @@ pub struct Blob {
 
 /// Keys that this version does not act on, and what to do instead.
 const NOT_YET: &[(&str, &str)] = &[
-    (
-        "connection_string",
-        "use account_name with shared_key or sas_token",
-    ),
-    ("tenant_id", "use auth_type key or sas"),
-    ("client_id", "use auth_type key or sas"),
-    ("client_secret", "use auth_type key or sas"),
     // azure_blob counts its buffer before compression, in a file for each tag.
     (
         "upload_file_size",
@@ -344,9 +390,10 @@ impl Config {
                     Store::S3 { aws, .. } => say(format_args!("{}", aws.place())),
                     Store::Gcs { endpoint, .. } => say(format_args!("{}", at(endpoint))),
                     Store::Azure(azure) => say(format_args!(
-                        ", account {}{}",
+                        ", account {}{}, auth_type {}",
                         azure.account,
-                        at(&azure.endpoint)
+                        at(&azure.endpoint),
+                        azure.auth.name()
                     )),
                 }
             }
@@ -635,10 +682,7 @@ impl Reader<'_> {
 
     fn url(&mut self, key: &'static str) -> Option<String> {
         let value = self.text(key)?;
-        let rest = value
-            .strip_prefix("https://")
-            .or_else(|| value.strip_prefix("http://"));
-        if rest.is_none_or(str::is_empty) || value.parse::<hyper::Uri>().is_err() {
+        if !is_full_url(&value) {
             self.problem(
                 key,
                 format!(
@@ -743,7 +787,7 @@ impl Reader<'_> {
         );
         let set = |key: &str| self.properties.get(key).is_some();
         let firehose = set("delivery_stream");
-        let blob_key = ["url", "container_name", "account_name"]
+        let blob_key = ["url", "container_name", "account_name", "connection_string"]
             .into_iter()
             .find(|key| set(key));
         match (chosen, firehose, blob_key) {
@@ -901,6 +945,10 @@ impl Reader<'_> {
             "auth_type",
             "shared_key",
             "sas_token",
+            "connection_string",
+            "tenant_id",
+            "client_id",
+            "client_secret",
             "emulator_mode",
             "auto_create_container",
             "blob_max_size",
@@ -1023,7 +1071,9 @@ impl Reader<'_> {
                 return None;
             }
             // `file:///var/log` is absolute; `file://logs` is a folder below where the host runs.
-            return Some((Store::File(path.to_owned()), String::new()));
+            let store = Store::File(path.to_owned());
+            self.no_azure_identity(&store);
+            return Some((store, String::new()));
         }
         let (root, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if root.is_empty() {
@@ -1055,10 +1105,102 @@ impl Reader<'_> {
                 return None;
             }
         };
+        self.no_azure_identity(&store);
         Some((store, prefix.to_owned()))
     }
 
+    /// Refuses keys of Azure's identities beside another store.
+    fn no_azure_identity(&mut self, store: &Store) {
+        if matches!(store, Store::Azure(_)) {
+            return;
+        }
+        for key in [
+            "connection_string",
+            "tenant_id",
+            "client_id",
+            "client_secret",
+        ] {
+            if self.text(key).is_some() {
+                self.problem(key, format!("does nothing for {store}: remove it"));
+            }
+        }
+    }
+
     fn azure(&mut self, container: String) -> Option<Azure> {
+        if !is_container_name(&container) {
+            self.problem(
+                "container_name",
+                format!("'{container}' is no name of a container: 3 to 63 lowercase letters, digits and single hyphens"),
+            );
+        }
+        let auth = self.azure_auth();
+        let place = match auth {
+            AuthType::ConnectionString => self.azure_by_connection_string(),
+            _ => self.azure_by_keys(auth),
+        };
+        let auto_create_container = self.flag("auto_create_container").unwrap_or(true);
+        let (account, auth, endpoint, emulator) = place?;
+        Some(Azure {
+            account,
+            container,
+            auth,
+            endpoint,
+            emulator,
+            auto_create_container,
+        })
+    }
+
+    /// How we prove who we are; refuses the keys that belong to other ways.
+    fn azure_auth(&mut self) -> AuthType {
+        use AuthType::{
+            ClientSecret, ConnectionString, Key, ManagedIdentity, Sas, WorkloadIdentity,
+        };
+        let all = [
+            Key,
+            Sas,
+            ConnectionString,
+            ManagedIdentity,
+            WorkloadIdentity,
+            ClientSecret,
+        ];
+        let chosen = self.choice("auth_type", &all.map(|auth| (auth.name(), auth)));
+        let set = |key: &str| self.properties.get(key).is_some();
+        let inferred = match set("connection_string") {
+            true => ConnectionString,
+            false => Key,
+        };
+        let auth = chosen.unwrap_or(inferred);
+        // Keys, and the ways that they belong to. azure_blob takes a key and a signature side by side.
+        let owners: [(&'static str, &[AuthType]); 6] = [
+            ("shared_key", &[Key, Sas]),
+            ("sas_token", &[Key, Sas]),
+            ("connection_string", &[ConnectionString]),
+            ("tenant_id", &[WorkloadIdentity, ClientSecret]),
+            (
+                "client_id",
+                &[ManagedIdentity, WorkloadIdentity, ClientSecret],
+            ),
+            ("client_secret", &[ClientSecret]),
+        ];
+        let idle: Vec<_> = owners
+            .into_iter()
+            .filter(|(key, ways)| set(key) && !ways.contains(&auth))
+            .collect();
+        for (key, ways) in idle {
+            let ways: Vec<_> = ways.iter().map(|way| way.name()).collect();
+            self.problem(
+                key,
+                format!(
+                    "does nothing with auth_type {}: set auth_type {}, or remove it",
+                    auth.name(),
+                    ways.join(" or ")
+                ),
+            );
+        }
+        auth
+    }
+
+    fn azure_by_keys(&mut self, auth: AuthType) -> Option<AzurePlace> {
         let emulator = self.flag("emulator_mode").unwrap_or(false);
         let account = match self.text("account_name") {
             Some(account) => Some(account),
@@ -1068,32 +1210,119 @@ impl Reader<'_> {
                 None
             }
         };
-        if !is_container_name(&container) {
-            self.problem(
-                "container_name",
-                format!("'{container}' is no name of a container: 3 to 63 lowercase letters, digits and single hyphens"),
-            );
-        }
-        let kind = self.choice("auth_type", &[("key", false), ("sas", true)]);
-        let auth = match kind {
-            Some(true) => self
+        let auth = match auth {
+            AuthType::Sas => self
                 .needed_secret("sas_token", "auth_type sas")
                 .map(AzureAuth::Sas),
-            Some(false) | None if emulator && self.properties.get("shared_key").is_none() => Some(
+            AuthType::ManagedIdentity => Some(AzureAuth::ManagedIdentity {
+                client_id: self.text("client_id"),
+            }),
+            AuthType::WorkloadIdentity => Some(AzureAuth::WorkloadIdentity {
+                tenant_id: self.tenant(),
+                client_id: self.text("client_id"),
+            }),
+            AuthType::ClientSecret => {
+                let tenant_id = self.tenant();
+                let client_id = self.text("client_id");
+                for (key, what) in [
+                    ("tenant_id", "the directory (tenant) ID of the application"),
+                    ("client_id", "the application (client) ID"),
+                ] {
+                    if self.properties.get(key).is_none() {
+                        self.problem(
+                            key,
+                            format!("is missing: auth_type client_secret needs it, {what}"),
+                        );
+                    }
+                }
+                let secret = self.needed_secret("client_secret", "auth_type client_secret");
+                Some(AzureAuth::ClientSecret {
+                    tenant_id: tenant_id?,
+                    client_id: client_id?,
+                    secret: secret?,
+                })
+            }
+            _ if emulator && self.properties.get("shared_key").is_none() => Some(
                 AzureAuth::SharedKey(SecretSource::Value(Secret::new(EMULATOR_KEY))),
             ),
-            Some(false) | None => self
+            _ => self
                 .needed_secret("shared_key", "auth_type key")
                 .map(AzureAuth::SharedKey),
         };
-        Some(Azure {
-            account: account?,
-            container,
-            auth: auth?,
-            endpoint: self.url("endpoint"),
-            emulator,
-            auto_create_container: self.flag("auto_create_container").unwrap_or(true),
-        })
+        let endpoint = self.url("endpoint");
+        Some((account?, auth?, endpoint, emulator))
+    }
+
+    fn azure_by_connection_string(&mut self) -> Option<AzurePlace> {
+        const KEY: &str = "connection_string";
+        let source = self.needed_secret(KEY, "auth_type connection_string")?;
+        let (what, parsed) = match &source {
+            SecretSource::Value(text) => (
+                "the value".to_owned(),
+                ConnectionString::parse(text.expose()),
+            ),
+            SecretSource::File(path) => {
+                // That it can be read was seen just now; what it holds may be no text.
+                let text = fs::read(path).unwrap_or_default();
+                (
+                    format!("the content of '{}'", path.display()),
+                    ConnectionString::parse(&String::from_utf8_lossy(&text)),
+                )
+            }
+        };
+        let parsed = match parsed {
+            Ok(parsed) => parsed,
+            Err(wrong) => {
+                self.problem(KEY, format!("{what} {wrong}"));
+                return None;
+            }
+        };
+        for key in ["endpoint", "emulator_mode"] {
+            if self.properties.get(key).is_some() {
+                self.problem(
+                    key,
+                    "does nothing beside connection_string, which says where the service is: remove it",
+                );
+            }
+        }
+        if let Some(endpoint) = &parsed.endpoint
+            && !is_full_url(endpoint)
+        {
+            self.problem(
+                KEY,
+                format!(
+                    "{what} holds a BlobEndpoint that is no full URL; write https://host[:port]"
+                ),
+            );
+        }
+        let named = self.text("account_name");
+        if let (Some(named), Some(account)) = (&named, &parsed.account)
+            && named != account
+        {
+            self.problem(
+                "account_name",
+                format!("'{named}', but connection_string says '{account}': keep one of them"),
+            );
+        }
+        let Some(account) = parsed.account.or(named) else {
+            self.problem(
+                "account_name",
+                "is missing: connection_string does not say it",
+            );
+            return None;
+        };
+        let auth = AzureAuth::ConnectionString(source);
+        Some((account, auth, parsed.endpoint, parsed.emulator))
+    }
+
+    /// A tenant's id or domain; it becomes part of an address.
+    fn tenant(&mut self) -> Option<String> {
+        let tenant = self.text("tenant_id")?;
+        if !is_tenant(&tenant) {
+            self.problem("tenant_id", format!("'{tenant}' {NO_TENANT}"));
+            return None;
+        }
+        Some(tenant)
     }
 
     fn needed_secret(&mut self, key: &'static str, because: &str) -> Option<SecretSource> {
@@ -1177,6 +1406,33 @@ enum Kind {
     Blob,
 }
 
+/// The values of `auth_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AuthType {
+    Key,
+    Sas,
+    ConnectionString,
+    ManagedIdentity,
+    WorkloadIdentity,
+    ClientSecret,
+}
+
+impl AuthType {
+    fn name(self) -> &'static str {
+        match self {
+            AuthType::Key => "key",
+            AuthType::Sas => "sas",
+            AuthType::ConnectionString => "connection_string",
+            AuthType::ManagedIdentity => "managed_identity",
+            AuthType::WorkloadIdentity => "workload_identity",
+            AuthType::ClientSecret => "client_secret",
+        }
+    }
+}
+
+/// Account, identity, endpoint, and whether it is the emulator.
+type AzurePlace = (String, AzureAuth, Option<String>, bool);
+
 /// Where an instance keeps what must outlive it, in a folder of its own.
 const STATE_DIR: &str = "/var/lib/ferry";
 
@@ -1202,6 +1458,23 @@ fn is_container_name(name: &str) -> bool {
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
     };
     (3..=63).contains(&name.len()) && plain.split('-').all(part)
+}
+
+/// Whether something can be a tenant's id or domain.
+pub fn is_tenant(tenant: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
+    !tenant.is_empty() && tenant.bytes().all(fits) && tenant.bytes().any(|b| b != b'.')
+}
+
+/// What is said of what is not [`is_tenant`].
+pub const NO_TENANT: &str =
+    "is no tenant: write the directory (tenant) ID, or a domain such as contoso.onmicrosoft.com";
+
+fn is_full_url(value: &str) -> bool {
+    let rest = value
+        .strip_prefix("https://")
+        .or_else(|| value.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty()) && value.parse::<hyper::Uri>().is_ok()
 }
 
 /// An address for a message. People write passwords before the `@` and signatures behind the `?`.

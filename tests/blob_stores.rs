@@ -141,6 +141,62 @@ async fn an_object_reaches_azure_once_with_its_type_encoding_and_name() {
 }
 
 #[tokio::test]
+async fn a_connection_string_leads_to_azure_and_is_read_again_when_its_file_changes() {
+    let server = azurite();
+    let url = server.blob_url();
+    let with_key = |key: &str| {
+        format!(
+            "DefaultEndpointsProtocol=http;AccountName={};AccountKey={key};BlobEndpoint={url};",
+            Azurite::ACCOUNT
+        )
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let by_file = format!("@{}", file.path().display());
+    std::fs::write(file.path(), with_key(Azurite::KEY)).unwrap();
+    let table = [
+        ("string-key", with_key(Azurite::KEY)),
+        (
+            "string-sas",
+            format!(
+                "BlobEndpoint={url};SharedAccessSignature={SAS};AccountName={}",
+                Azurite::ACCOUNT
+            ),
+        ),
+        ("string-file", by_file),
+    ];
+    for (container, text) in table {
+        let keys = support::properties(&[
+            ("container_name", container),
+            ("connection_string", &text),
+            ("compression", "none"),
+        ]);
+        let config = Config::read(&keys).expect("a good configuration");
+        let Destination::Blob { blob, .. } = config.destination else {
+            panic!("{:?}", config.destination)
+        };
+        let (sink, heard) = sink(&blob);
+        assert_eq!(put(&sink, "one", BODY).await, Outcome::Delivered);
+        assert_eq!(names(server, container).await, ["one"]);
+        if text.starts_with('@') {
+            // A rotation: first to a key that is not the account's, then to another account's.
+            std::fs::write(file.path(), with_key("c29tZW9uZSBlbHNlJ3M=")).unwrap();
+            let refused = put(&sink, "two", BODY).await;
+            assert!(matches!(refused, Outcome::Retry(_)), "{refused:?}");
+            let other = with_key(Azurite::KEY).replace(Azurite::ACCOUNT, "other");
+            std::fs::write(file.path(), other).unwrap();
+            let refused = put(&sink, "two", BODY).await;
+            assert!(matches!(refused, Outcome::Retry(_)), "{refused:?}");
+            std::fs::write(file.path(), with_key(Azurite::KEY)).unwrap();
+            assert_eq!(put(&sink, "two", BODY).await, Outcome::Delivered);
+            let heard = heard.lock().unwrap();
+            assert!(heard[0].contains("names another account"), "{heard:?}");
+        } else {
+            assert!(heard.lock().unwrap().is_empty());
+        }
+    }
+}
+
+#[tokio::test]
 async fn odd_names_stay_apart_in_azure() {
     let server = azurite();
     let (sink, heard) = sink(&azure(server, "odd-names", key(Azurite::KEY), true));

@@ -1,18 +1,20 @@
 //! A blob store: whether the container, bucket or folder is there, and whether we may read and write.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, Utc};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::{Options, Report, aws, disk, example, net, within};
-use crate::config::{self, AzureAuth, Config, SecretSource, Store};
+use crate::config::{
+    self, AzureAuth, Config, ConnectionSecret, ConnectionString, SecretSource, Store,
+};
 use crate::sink::blob::probe::{Absent, Refusal};
 use crate::sink::blob::{BlobSink, Warn};
-use crate::sink::{Batch, Class, Outcome, Sink as _};
+use crate::sink::{Batch, Class, Fault, Outcome, Sink as _};
 use crate::template::Template;
 
 /// A shared access signature that ends sooner is worth a word.
@@ -118,7 +120,21 @@ async fn reach(
             let known = aws::credentials(&loaded, aws, aws::is_aws(&url), options, report).await;
             (net::S3_SKEW, known)
         }
-        Store::Azure(azure) => (net::AZURE_SKEW, azure_secret(azure, report)),
+        Store::Azure(azure) => {
+            let known = match within(options, sink.token()).await {
+                Ok(None) => azure_secret(azure, report),
+                Ok(Some(token)) => say_token(token, report),
+                Err(late) => {
+                    report.fail(
+                        "credentials",
+                        format!("no token: {late}"),
+                        "try again; see --timeout",
+                    );
+                    false
+                }
+            };
+            (net::AZURE_SKEW, known)
+        }
         Store::Gcs { .. } | Store::File(_) => (net::GOOGLE_SKEW, true),
     };
     let url = match sink.address().await.map(|url| url.parse()) {
@@ -140,21 +156,53 @@ async fn reach(
     net::check(service, options, report).await && known
 }
 
+/// Whether a token could be had, and whose it is.
+fn say_token(token: Result<(String, Option<SystemTime>), Fault>, report: &mut Report<'_>) -> bool {
+    match token {
+        Ok((whose, end)) => {
+            let end = end
+                .map(|end| DateTime::<Utc>::from(end).to_rfc3339_opts(SecondsFormat::Secs, true));
+            let until = end.map_or(String::new(), |end| format!(", until {end}"));
+            report.ok("credentials", format!("a token of {whose}{until}"));
+            true
+        }
+        Err(fault) => {
+            report.fail(
+                "credentials",
+                fault.to_string(),
+                "correct what Microsoft Entra ID or this machine's metadata service names",
+            );
+            false
+        }
+    }
+}
+
 /// What can be told about Azure's secrets without asking. Whether they can serve.
 fn azure_secret(azure: &config::Azure, report: &mut Report<'_>) -> bool {
-    let AzureAuth::Sas(source) = &azure.auth else {
+    let text = |source: &SecretSource| match source {
+        SecretSource::Value(secret) => secret.expose().to_owned(),
+        // That it cannot be read was said by the sink before.
+        SecretSource::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
+    };
+    let sas = match &azure.auth {
+        AzureAuth::Sas(source) => Some(text(source)),
+        AzureAuth::ConnectionString(source) => match ConnectionString::parse(&text(source)) {
+            Ok(ConnectionString {
+                secret: ConnectionSecret::Sas(sas),
+                ..
+            }) => Some(sas.expose().to_owned()),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some(sas) = sas else {
         report.ok(
             "credentials",
             format!("a shared key of the account '{}'", azure.account),
         );
         return true;
     };
-    let text = match source {
-        SecretSource::Value(secret) => secret.expose().to_owned(),
-        // That it cannot be read was said by the sink before.
-        SecretSource::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
-    };
-    say_sas(&Sas::read(&text), Utc::now(), report)
+    say_sas(&Sas::read(&sas), Utc::now(), report)
 }
 
 /// What a shared access signature says in the open.
@@ -317,6 +365,9 @@ fn say_refusal(
     let fault = &refusal.fault;
     if fault.class == Class::Credentials {
         let remedy = match store {
+            Store::Azure(azure) if !azure.auth.is_secret() => {
+                "check that the identity belongs to the account's tenant, and this machine's clock"
+            }
             Store::Azure(_) => {
                 "check account_name and the key or signature, and that it is not expired"
             }
@@ -332,6 +383,9 @@ fn say_refusal(
     }
     if refusal.status == Some(403) {
         let remedy = match store {
+            Store::Azure(azure) if !azure.auth.is_secret() => {
+                "assign the role; that may take minutes to be felt"
+            }
             Store::Azure(_) => "give the signature the permission r; or try with --put",
             // https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
             Store::S3 { .. } => {
@@ -380,6 +434,7 @@ async fn put(
                 (Store::File(_), _) => "the file system needs room, rights and hard links",
                 (_, Class::Credentials) => "renew the credentials",
                 (Store::S3 { .. }, _) => "allow s3:PutObject",
+                (Store::Azure(azure), _) if !azure.auth.is_secret() => "assign the role",
                 (Store::Azure(_), _) => "give the signature the permissions c and w",
                 (Store::Gcs { .. }, _) => "allow storage.objects.create",
             };

@@ -348,9 +348,6 @@ fn a_key_that_does_nothing_yet_is_refused_by_name() {
     for (key, value) in [
         ("blob_type", "append"),
         ("format", "parquet"),
-        ("auth_type", "managed_identity"),
-        ("connection_string", "x"),
-        ("client_secret", "x"),
         ("upload_file_size", "50M"),
     ] {
         let all = problems(&[
@@ -579,7 +576,7 @@ fn the_line_at_the_start_says_where_how_and_within_which_limits() {
                 ("account_name", "acct"),
                 ("shared_key", "a2V5"),
             ],
-            "to az://logs, account acct, spooled in ",
+            "to az://logs, account acct, auth_type key, spooled in ",
         ),
         (
             &[("url", "gs://bucket"), ("endpoint", "http://127.0.0.1:1")],
@@ -605,6 +602,259 @@ fn secrets_are_in_no_message_and_no_debug_output() {
     let config = read(&keys[..3]).unwrap();
     assert!(!format!("{config:?}").contains("TOPSECRET"));
     assert!(!config.summary().contains("TOPSECRET"));
+}
+
+/// How an Azure output with these keys proves who it is, and what else they say of it.
+fn azure_of(keys: &[(&str, &str)]) -> Azure {
+    let keys = [&[("container_name", "logs")], keys].concat();
+    match read(&keys).expect("good").destination {
+        Destination::Blob {
+            blob:
+                Blob {
+                    store: Store::Azure(azure),
+                    ..
+                },
+            ..
+        } => azure,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn each_way_to_prove_who_we_are_takes_its_own_keys() {
+    const ACCOUNT: (&str, &str) = ("account_name", "acct");
+    let value = |text: &str| SecretSource::Value(Secret::new(text));
+    let id = |text: &str| Some(text.to_owned());
+    let table: [(&[(&str, &str)], AzureAuth); 9] = [
+        (
+            &[("auth_type", "key"), ("shared_key", "a2V5")],
+            AzureAuth::SharedKey(value("a2V5")),
+        ),
+        (
+            &[
+                ("auth_type", "SAS"),
+                ("sas_token", "sig=1"),
+                ("shared_key", "x"),
+            ],
+            AzureAuth::Sas(value("sig=1")),
+        ),
+        (
+            &[("auth_type", "managed_identity")],
+            AzureAuth::ManagedIdentity { client_id: None },
+        ),
+        (
+            &[("auth_type", "managed_identity"), ("client_id", "app")],
+            AzureAuth::ManagedIdentity {
+                client_id: id("app"),
+            },
+        ),
+        (
+            &[("auth_type", "workload_identity")],
+            AzureAuth::WorkloadIdentity {
+                tenant_id: None,
+                client_id: None,
+            },
+        ),
+        (
+            &[
+                ("auth_type", "workload_identity"),
+                ("tenant_id", "contoso.onmicrosoft.com"),
+                ("client_id", "app"),
+            ],
+            AzureAuth::WorkloadIdentity {
+                tenant_id: id("contoso.onmicrosoft.com"),
+                client_id: id("app"),
+            },
+        ),
+        (
+            &[
+                ("auth_type", "client_secret"),
+                ("tenant_id", "t-1"),
+                ("client_id", "app"),
+                ("client_secret", "s"),
+            ],
+            AzureAuth::ClientSecret {
+                tenant_id: "t-1".into(),
+                client_id: "app".into(),
+                secret: value("s"),
+            },
+        ),
+        (
+            &[("connection_string", "AccountName=acct;AccountKey=a2V5")],
+            AzureAuth::ConnectionString(value("AccountName=acct;AccountKey=a2V5")),
+        ),
+        (
+            &[
+                ("auth_type", "connection_string"),
+                (
+                    "connection_string",
+                    "AccountName=acct;SharedAccessSignature=sig=1",
+                ),
+            ],
+            AzureAuth::ConnectionString(value("AccountName=acct;SharedAccessSignature=sig=1")),
+        ),
+    ];
+    for (keys, auth) in table {
+        let azure = azure_of(&[&[ACCOUNT], keys].concat());
+        assert_eq!((azure.account.as_str(), &azure.auth), ("acct", &auth));
+        let name = keys.iter().find(|(key, _)| *key == "auth_type");
+        let name = name.map_or("connection_string".into(), |(_, name)| name.to_lowercase());
+        assert_eq!(auth.name(), name);
+    }
+}
+
+#[test]
+fn a_connection_string_says_where_the_service_is_wherever_it_stands() {
+    const TEXT: &str = "AccountName=dev;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:10000/dev";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{TEXT}\n")).unwrap();
+    let path = format!("@{}", file.path().display());
+    for given in [TEXT, &path] {
+        let azure = azure_of(&[("connection_string", given)]);
+        assert_eq!(azure.account, "dev");
+        assert_eq!(
+            azure.endpoint.as_deref(),
+            Some("http://127.0.0.1:10000/dev")
+        );
+    }
+    let azurite = azure_of(&[("connection_string", "UseDevelopmentStorage=true")]);
+    assert_eq!(
+        (azurite.account.as_str(), azurite.endpoint, azurite.emulator),
+        (EMULATOR_ACCOUNT, None, true)
+    );
+    // A signature alone does not always tell whose account it is for.
+    let sas = "BlobEndpoint=https://store.example;SharedAccessSignature=sig=1";
+    let named = azure_of(&[("connection_string", sas), ("account_name", "acct")]);
+    assert_eq!(named.account, "acct");
+}
+
+#[test]
+fn a_way_to_prove_who_we_are_says_which_keys_it_lacks_and_which_do_nothing() {
+    const AZ: [(&str, &str); 2] = [("url", "az://logs"), ("account_name", "acct")];
+    /// The keys beside those, the key that is named, and what is said of it.
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+    let table: [Case<'_>; 15] = [
+        (
+            &[("auth_type", "oauth")],
+            "auth_type",
+            "workload_identity or client_secret",
+        ),
+        (
+            &[("auth_type", "connection_string")],
+            "connection_string",
+            "is missing",
+        ),
+        (
+            &[("connection_string", "hunter2")],
+            "connection_string",
+            "the value is no",
+        ),
+        (
+            &[("connection_string", "AccountName=other;AccountKey=a2V5")],
+            "account_name",
+            "'acct', but connection_string says 'other'",
+        ),
+        (
+            &[
+                ("connection_string", "AccountName=acct;AccountKey=hunter2"),
+                ("endpoint", "https://x"),
+            ],
+            "endpoint",
+            "beside connection_string",
+        ),
+        (
+            &[(
+                "connection_string",
+                "AccountName=acct;AccountKey=hunter2;BlobEndpoint=x",
+            )],
+            "connection_string",
+            "no full URL",
+        ),
+        (
+            &[
+                ("connection_string", "AccountName=acct;AccountKey=hunter2"),
+                ("shared_key", "hunter2"),
+            ],
+            "shared_key",
+            "does nothing with auth_type connection_string",
+        ),
+        (
+            &[
+                ("auth_type", "client_secret"),
+                ("client_id", "app"),
+                ("client_secret", "hunter2"),
+            ],
+            "tenant_id",
+            "is missing",
+        ),
+        (
+            &[
+                ("auth_type", "client_secret"),
+                ("tenant_id", "t"),
+                ("client_secret", "hunter2"),
+            ],
+            "client_id",
+            "is missing",
+        ),
+        (
+            &[
+                ("auth_type", "client_secret"),
+                ("tenant_id", "t"),
+                ("client_id", "app"),
+            ],
+            "client_secret",
+            "@/path",
+        ),
+        (
+            &[
+                ("auth_type", "client_secret"),
+                ("tenant_id", "t"),
+                ("client_id", "app"),
+                ("client_secret", "@/no/such"),
+            ],
+            "client_secret",
+            "cannot be read",
+        ),
+        (
+            &[("auth_type", "workload_identity"), ("tenant_id", "t/../u")],
+            "tenant_id",
+            "'t/../u' is no tenant",
+        ),
+        (
+            &[("auth_type", "managed_identity"), ("tenant_id", "t")],
+            "tenant_id",
+            "set auth_type workload_identity or client_secret",
+        ),
+        (
+            &[
+                ("auth_type", "workload_identity"),
+                ("client_secret", "hunter2"),
+            ],
+            "client_secret",
+            "set auth_type client_secret",
+        ),
+        (
+            &[("shared_key", "hunter2"), ("client_id", "app")],
+            "client_id",
+            "does nothing with auth_type key",
+        ),
+    ];
+    for (keys, key, words) in table {
+        let all = problems(&[&AZ, keys].concat());
+        let found = all.iter().find(|(found, _)| *found == key);
+        let (_, said) = found.unwrap_or_else(|| panic!("{keys:?}: {all:?}"));
+        assert!(said.contains(words), "{keys:?}: {said}");
+        assert!(!format!("{all:?}").contains("hunter2"), "{all:?}");
+    }
+    for other in [
+        FIREHOSE,
+        FILE,
+        ("url", "s3://bucket"),
+        ("url", "gs://bucket"),
+    ] {
+        let (key, _) = one(&[other, ("client_secret", "x")]);
+        assert_eq!(key, "client_secret", "{other:?}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 #[cfg(feature = "s3")]
@@ -170,8 +170,11 @@ impl BlobSink {
             let store = self.store().await?;
             match &store.kind {
                 Kind::Azure(container) if container.auto_create => {
-                    let made = self.bounded(0, container.create()).await;
-                    made.map_err(|failure| container.explain(failure))
+                    let began = Instant::now();
+                    match self.bounded(0, container.create()).await {
+                        Ok(()) => Ok(()),
+                        Err(failure) => Err(container.explain(failure, began).await),
+                    }
                 }
                 _ => Ok(()),
             }
@@ -193,9 +196,10 @@ impl BlobSink {
 
     async fn put(&self, target: &str, body: &Payload, known_by: &Token) -> Result<(), Failure> {
         let store = self.store().await?;
+        let began = Instant::now();
         let put = self.put_somewhere(store, target, body, known_by).await;
         match (put, &store.kind) {
-            (Err(failure), Kind::Azure(container)) => Err(container.explain(failure)),
+            (Err(failure), Kind::Azure(container)) => Err(container.explain(failure, began).await),
             #[cfg(feature = "s3")]
             (Err(failure), Kind::S3(cache)) if failure.fault.class == Class::Credentials => {
                 cache.refused();
@@ -395,7 +399,8 @@ impl Sink for BlobSink {
         match &self.store.get()?.kind {
             #[cfg(feature = "s3")]
             Kind::S3(cache) => cache.expire(),
-            Kind::File(_) | Kind::Plain | Kind::Azure(_) => None,
+            Kind::Azure(container) => container.expire(),
+            Kind::File(_) | Kind::Plain => None,
         }
     }
 }

@@ -126,6 +126,8 @@ fn harmless(key: &str, value: &str) -> String {
         _ if SECRETS.contains(&key) => match trimmed.strip_prefix('@') {
             Some(name) => format!("@{}", file(name)),
             None if trimmed.is_empty() => value,
+            // The account and the addresses beside it are no secret.
+            None if key == "connection_string" => format!("AccountKey={SECRET};{value}"),
             None => value + SECRET,
         },
         // A user's password, or a signature.
@@ -185,8 +187,14 @@ fn check_config(config: &Config) {
                 Store::Azure(azure) => {
                     assert!((3..=63).contains(&azure.container.len()));
                     is_an_address(azure.endpoint.as_deref());
-                    let (AzureAuth::SharedKey(source) | AzureAuth::Sas(source)) = &azure.auth;
-                    if let SecretSource::Value(secret) = source {
+                    let source = match &azure.auth {
+                        AzureAuth::SharedKey(source)
+                        | AzureAuth::Sas(source)
+                        | AzureAuth::ConnectionString(source)
+                        | AzureAuth::ClientSecret { secret: source, .. } => Some(source),
+                        AzureAuth::ManagedIdentity { .. } | AzureAuth::WorkloadIdentity { .. } => None,
+                    };
+                    if let Some(SecretSource::Value(secret)) = source {
                         assert!(!secret.expose().trim().is_empty());
                     }
                 }

@@ -185,10 +185,12 @@ fn answered(status: u16, reason: &str, headers: &HeaderMap, body: &str) -> Failu
     let words = element(body, "Message").map_or(Cow::Borrowed(reason), unescape);
     let mut failure = Failure::new(fate, class, &code, first_sentence(&words)).with_status(status);
 
-    // The only details worth their length, and free of signatures: they name the dates that do not fit.
+    // The only details worth their length, and free of signatures.
+    // They name the dates that do not fit, and of a token what is not as expected of it.
     let detail = element(body, "AuthenticationErrorDetail").map(unescape);
-    if let Some(dates) = detail.filter(|d| d.contains("time frame") || d.contains("date header")) {
-        failure = failure.note(dates);
+    let open = ["time frame", "date header", "validation failed"];
+    if let Some(detail) = detail.filter(|detail| open.iter().any(|words| detail.contains(words))) {
+        failure = failure.note(detail);
     }
     if code == "RequestTimeTooSkewed" || failure.fault.message.contains("date header") {
         let clock = header("date").unwrap_or("another time");
@@ -215,7 +217,7 @@ fn answered(status: u16, reason: &str, headers: &HeaderMap, body: &str) -> Failu
 }
 
 /// Reads why no answer came from `host`.
-fn unanswered(host: &str, error: &HttpError) -> Failure {
+pub(super) fn unanswered(host: &str, error: &HttpError) -> Failure {
     let cause = causes(error)
         .last()
         .map(ToString::to_string)
@@ -303,7 +305,7 @@ fn unescape(text: &str) -> Cow<'_, str> {
     }
 }
 
-fn first_sentence(text: &str) -> &str {
+pub(super) fn first_sentence(text: &str) -> &str {
     let line = text.trim().lines().next().unwrap_or_default();
     line.split_once(". ")
         .map_or(line, |(sentence, _)| sentence)

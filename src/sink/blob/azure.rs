@@ -1,11 +1,12 @@
 //! What Azure needs beyond `object_store`: where its service is, secrets that live in files and change
-//! while we run, and making the container.
+//! while we run, tokens that are held and explained, and making the container.
 
 use std::fmt;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -19,10 +20,13 @@ use object_store::{
 };
 use reqwest::{Method, Url};
 
+use self::token::Tokens;
 use super::answer::{Failure, Listening};
 use super::{Warn, client_options, endpoint_url, no_retries};
-use crate::config::{self, Problem};
+use crate::config::{self, AzureAuth, ConnectionSecret, ConnectionString, Problem, SecretSource};
 use crate::sink::Class;
+
+mod token;
 
 const EMULATOR_URL: &str = "http://127.0.0.1:10000";
 
@@ -32,8 +36,15 @@ pub(super) struct Container {
     url: Url,
     client: HttpClient,
     credentials: AzureCredentialProvider,
-    secret_file: Option<Arc<SecretFile>>,
+    source: Source,
     pub(super) auto_create: bool,
+}
+
+/// Where the credentials come from, where that is more than the configuration.
+enum Source {
+    Fixed,
+    File(Arc<SecretFile<AzureCredential>>),
+    Tokens(Arc<Tokens>),
 }
 
 /// Makes the store and the container beside it. Reads a secret's file, sends nothing.
@@ -44,7 +55,14 @@ pub(super) fn open(
 ) -> Result<(Arc<dyn ObjectStore>, Container), Problem> {
     let account = azure.account.as_str();
     let service = service_url(azure, account)?;
-    let (credentials, secret_file) = credentials(azure, warn)?;
+    if service.scheme() == "http" && !azure.auth.is_secret() && !token::is_here(&service) {
+        let message = format!(
+            "'{service}' would carry the token of auth_type {} in the clear: write https://",
+            azure.auth.name()
+        );
+        return Err(Problem::new("endpoint", message));
+    }
+    let (credentials, source) = credentials(azure, ca_pem, warn)?;
 
     let options = client_options(ca_pem, service.scheme() == "http")?;
     let problem = |e: object_store::Error| Problem::new("endpoint", e.to_string());
@@ -68,7 +86,7 @@ pub(super) fn open(
         url,
         client: connect(&options)?,
         credentials,
-        secret_file,
+        source,
         auto_create: azure.auto_create_container,
     };
     Ok((Arc::new(store), container))
@@ -106,15 +124,54 @@ impl Container {
         }
     }
 
-    /// Adds to a refusal of our credentials that they may be old, where their file could not be read.
-    pub(super) fn explain(&self, failure: Failure) -> Failure {
-        let trouble = self.secret_file.as_ref().and_then(|file| file.trouble());
-        match trouble.filter(|_| failure.fault.class == Class::Credentials) {
+    /// What a failed request means for the credentials, and what a person should know of them: that they
+    /// may be old, where their file could not be read; the role that is missing. `began` is when the request
+    /// did: a token that it may have carried is not used again when it was refused.
+    pub(super) async fn explain(&self, failure: Failure, began: Instant) -> Failure {
+        let refused = failure.fault.class == Class::Credentials;
+        let answered = failure.status.is_some();
+        if let (Source::Tokens(tokens), true, true) = (&self.source, refused, answered) {
+            tokens.refused(began).await;
+        }
+        let trouble = match &self.source {
+            Source::Fixed => None,
+            Source::File(file) => file.trouble(),
+            Source::Tokens(tokens) => tokens.trouble(),
+        };
+        let failure = match trouble.filter(|_| refused) {
             Some(trouble) => failure.note(trouble),
             None => failure,
+        };
+        match (&self.source, failure.status) {
+            (Source::Tokens(tokens), Some(401)) => failure.note(tokens.remedy()),
+            (Source::Tokens(_), Some(403)) => failure.note(format_args!(
+                "give the identity the role {ROLE} for the container"
+            )),
+            _ => failure,
         }
     }
+
+    /// When the token in use expires.
+    pub(super) fn expire(&self) -> Option<SystemTime> {
+        match &self.source {
+            Source::Tokens(tokens) => tokens.expire(),
+            Source::Fixed | Source::File(_) => None,
+        }
+    }
+
+    /// Whose token requests carry, and until when; `None` where they carry none.
+    pub(super) async fn token(&self) -> Option<Result<(String, Option<SystemTime>), Failure>> {
+        let Source::Tokens(tokens) = &self.source else {
+            return None;
+        };
+        let had = tokens.current().await;
+        Some(had.map(|_| (tokens.whose().to_owned(), tokens.expire())))
+    }
 }
+
+/// The role with the least rights that suffices.
+/// <https://learn.microsoft.com/azure/role-based-access-control/built-in-roles/storage>
+const ROLE: &str = "Storage Blob Data Contributor";
 
 /// The URL that the container's name is added to.
 fn service_url(azure: &config::Azure, account: &str) -> Result<Url, Problem> {
@@ -141,26 +198,58 @@ fn service_url(azure: &config::Azure, account: &str) -> Result<Url, Problem> {
     Ok(url)
 }
 
-type Parse = Box<dyn Fn(&str) -> Result<AzureCredential, String> + Send + Sync>;
+type Parse<T> = Box<dyn Fn(&str) -> Result<T, String> + Send + Sync>;
 
 fn credentials(
     azure: &config::Azure,
+    ca_pem: Option<&[u8]>,
     warn: &Warn,
-) -> Result<(AzureCredentialProvider, Option<Arc<SecretFile>>), Problem> {
-    let (key, source, parse): (_, _, Parse) = match &azure.auth {
-        config::AzureAuth::SharedKey(source) => ("shared_key", source, Box::new(shared_key)),
-        config::AzureAuth::Sas(source) => ("sas_token", source, Box::new(sas)),
+) -> Result<(AzureCredentialProvider, Source), Problem> {
+    let (key, source, parse): (_, _, Parse<AzureCredential>) = match &azure.auth {
+        AzureAuth::SharedKey(source) => ("shared_key", source, Box::new(shared_key)),
+        AzureAuth::Sas(source) => ("sas_token", source, Box::new(sas)),
+        AzureAuth::ConnectionString(source) => {
+            let azure = azure.clone();
+            let parse = move |text: &str| connection_string(text, &azure);
+            ("connection_string", source, Box::new(parse))
+        }
+        AzureAuth::ManagedIdentity { .. }
+        | AzureAuth::WorkloadIdentity { .. }
+        | AzureAuth::ClientSecret { .. } => {
+            let tokens = Arc::new(Tokens::open(&azure.auth, ca_pem, warn)?);
+            return Ok((Arc::clone(&tokens) as _, Source::Tokens(tokens)));
+        }
     };
     match source {
-        config::SecretSource::Value(secret) => {
+        SecretSource::Value(secret) => {
             let credential = parse(secret.expose().trim());
             let credential = credential.map_err(|e| Problem::new(key, format!("the value {e}")))?;
-            Ok((Arc::new(StaticCredentialProvider::new(credential)), None))
+            let fixed = Arc::new(StaticCredentialProvider::new(credential));
+            Ok((fixed, Source::Fixed))
         }
-        config::SecretSource::File(path) => {
+        SecretSource::File(path) => {
             let file = SecretFile::open(path.clone(), parse, Arc::clone(warn));
             let file = Arc::new(file.map_err(|e| Problem::new(key, e))?);
-            Ok((Arc::clone(&file) as _, Some(file)))
+            Ok((Arc::clone(&file) as _, Source::File(file)))
+        }
+    }
+}
+
+/// The secret in a connection string for `azure`, which was configured with that string or an older one.
+fn connection_string(text: &str, azure: &config::Azure) -> Result<AzureCredential, String> {
+    let now = ConnectionString::parse(text)?;
+    let other_account = now.account.is_some_and(|account| account != azure.account);
+    if other_account || now.endpoint != azure.endpoint {
+        return Err(
+            "names another account or endpoint than at the start: restart to use it".into(),
+        );
+    }
+    match now.secret {
+        ConnectionSecret::Key(key) => {
+            shared_key(key.expose()).map_err(|e| format!("holds an AccountKey that {e}"))
+        }
+        ConnectionSecret::Sas(text) => {
+            sas(text.expose()).map_err(|e| format!("holds a SharedAccessSignature that {e}"))
         }
     }
 }
@@ -187,16 +276,16 @@ fn sas(text: &str) -> Result<AzureCredential, String> {
 
 /// A secret kept in a file, read again whenever the file changes. While it cannot be read the last good
 /// one stays in use: a rotation that is half done must not stop what still works.
-struct SecretFile {
+struct SecretFile<T> {
     path: PathBuf,
-    parse: Parse,
+    parse: Parse<T>,
     warn: Warn,
-    held: Mutex<Held>,
+    held: Mutex<Held<T>>,
 }
 
-struct Held {
-    credential: Arc<AzureCredential>,
-    /// The file as it was when `credential` was read from it.
+struct Held<T> {
+    secret: Arc<T>,
+    /// The file as it was when `secret` was read from it.
     stamp: Stamp,
     /// Why the file as it is now could not be read.
     trouble: Option<String>,
@@ -215,11 +304,11 @@ fn stamp(file: &Metadata) -> Stamp {
     )
 }
 
-impl SecretFile {
-    fn open(path: PathBuf, parse: Parse, warn: Warn) -> Result<Self, String> {
-        let (credential, stamp) = read(&path, &parse)?;
+impl<T> SecretFile<T> {
+    fn open(path: PathBuf, parse: Parse<T>, warn: Warn) -> Result<Self, String> {
+        let (secret, stamp) = read(&path, &parse)?;
         let held = Mutex::new(Held {
-            credential,
+            secret,
             stamp,
             trouble: None,
         });
@@ -233,16 +322,16 @@ impl SecretFile {
 
     /// The secret as it stands in the file. The file is small and local: a look at it costs less than
     /// handing it to another thread.
-    fn current(&self) -> Arc<AzureCredential> {
+    fn current(&self) -> Arc<T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let unchanged = std::fs::metadata(&self.path).is_ok_and(|file| stamp(&file) == held.stamp);
         if unchanged {
             held.trouble = None;
         } else {
             match read(&self.path, &self.parse) {
-                Ok((credential, stamp)) => {
+                Ok((secret, stamp)) => {
                     *held = Held {
-                        credential,
+                        secret,
                         stamp,
                         trouble: None,
                     }
@@ -256,7 +345,7 @@ impl SecretFile {
                 }
             }
         }
-        Arc::clone(&held.credential)
+        Arc::clone(&held.secret)
     }
 
     fn trouble(&self) -> Option<String> {
@@ -268,23 +357,23 @@ impl SecretFile {
     }
 }
 
-fn read(path: &Path, parse: &Parse) -> Result<(Arc<AzureCredential>, Stamp), String> {
+fn read<T>(path: &Path, parse: &Parse<T>) -> Result<(Arc<T>, Stamp), String> {
     let name = path.display();
     // The stamp comes first: a write between the two is then seen next time.
     let stamped = std::fs::metadata(path).map(|file| stamp(&file));
     let text = stamped.and_then(|stamp| Ok((std::fs::read_to_string(path)?, stamp)));
     let (text, stamp) = text.map_err(|e| format!("'{name}' cannot be read: {e}"))?;
-    let credential = parse(text.trim()).map_err(|e| format!("the content of '{name}' {e}"))?;
-    Ok((Arc::new(credential), stamp))
+    let secret = parse(text.trim()).map_err(|e| format!("the content of '{name}' {e}"))?;
+    Ok((Arc::new(secret), stamp))
 }
 
-impl fmt::Debug for SecretFile {
+impl<T> fmt::Debug for SecretFile<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("SecretFile").field(&self.path).finish()
     }
 }
 
-impl CredentialProvider for SecretFile {
+impl CredentialProvider for SecretFile<AzureCredential> {
     type Credential = AzureCredential;
 
     fn get_credential<'s, 'f>(&'s self) -> BoxFuture<'f, object_store::Result<Arc<AzureCredential>>>
@@ -299,7 +388,6 @@ impl CredentialProvider for SecretFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AzureAuth, SecretSource};
 
     fn azure(endpoint: Option<&str>, emulator: bool) -> config::Azure {
         config::Azure {
@@ -363,7 +451,9 @@ mod tests {
                 ..azure(None, false)
             };
             let warn: Warn = Arc::new(|_| {});
-            let problem = credentials(&azure, &warn).unwrap_err();
+            let Err(problem) = credentials(&azure, None, &warn) else {
+                panic!("{key} is refused");
+            };
             assert_eq!(problem.key, key);
             assert!(!problem.message.contains("hunter2"), "{problem:?}");
         }
@@ -376,7 +466,7 @@ mod tests {
         let heard: Arc<Mutex<Vec<String>>> = Arc::default();
         let ear = Arc::clone(&heard);
         let warn: Warn = Arc::new(move |text| ear.lock().unwrap().push(text.to_owned()));
-        let current = |file: &SecretFile| match &*file.current() {
+        let current = |file: &SecretFile<AzureCredential>| match &*file.current() {
             AzureCredential::SASToken(pairs) => pairs[0].1.clone(),
             other => panic!("{other:?}"),
         };

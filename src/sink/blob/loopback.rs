@@ -125,7 +125,8 @@ pub(crate) fn with_environment(test: &str, variables: &[(&str, &str)]) -> bool {
     }
     let inherited = std::env::vars().filter(|(name, _)| {
         let name = name.to_ascii_uppercase();
-        !name.starts_with("AWS_") && !name.ends_with("_PROXY")
+        let clouds = ["AWS_", "AZURE_", "IDENTITY_"];
+        !clouds.iter().any(|cloud| name.starts_with(cloud)) && !name.ends_with("_PROXY")
     });
     let child = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])

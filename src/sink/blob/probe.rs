@@ -1,5 +1,7 @@
 //! What `ferry-check` asks of a store, over the same client that puts objects.
 
+use std::time::{Instant, SystemTime};
+
 use object_store::ObjectStoreExt as _;
 
 use super::{BlobSink, Kind, Store, object_path, s3_endpoint};
@@ -68,6 +70,21 @@ impl BlobSink {
         })
     }
 
+    /// Has a token for the store, where it takes tokens of Azure's: whose it is, and when it expires.
+    pub async fn token(&self) -> Option<Result<(String, Option<SystemTime>), Fault>> {
+        let opened = match self.opened().await {
+            Ok(opened) => opened,
+            Err(fault) => return Some(Err(fault)),
+        };
+        match &opened.kind {
+            Kind::Azure(container) => {
+                let token = container.token().await?;
+                Some(token.map_err(|failure| failure.fault))
+            }
+            Kind::File(_) | Kind::S3(_) | Kind::Gcs => None,
+        }
+    }
+
     /// Asks for an object that nobody wrote. Reading its body makes the answer say what is missing, which
     /// the answer to a HEAD would not.
     pub async fn look_for(&self, name: &str) -> Result<Absent, Refusal> {
@@ -76,12 +93,13 @@ impl BlobSink {
             fault,
         })?;
         let path = object_path(name);
+        let began = Instant::now();
         let get = async { Ok(store.objects.get(&path).await.map(drop)?) };
         let Err(failure) = self.bounded(0, get).await else {
             return Ok(Absent::Object); // by a chance of one in 2^64
         };
         let failure = match &store.kind {
-            Kind::Azure(container) => container.explain(failure),
+            Kind::Azure(container) => container.explain(failure, began).await,
             _ => failure,
         };
         match (failure.status, failure.fault.code.as_str()) {

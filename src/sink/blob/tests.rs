@@ -9,20 +9,20 @@ const BODY: &[u8] = b"{\"log\":\"one\"}\n";
 
 /// What a sink warned of.
 #[derive(Clone, Default)]
-struct Ear(Arc<Mutex<Vec<String>>>);
+pub(super) struct Ear(Arc<Mutex<Vec<String>>>);
 
 impl Ear {
-    fn warn(&self) -> Warn {
+    pub(super) fn warn(&self) -> Warn {
         let heard = Arc::clone(&self.0);
         Arc::new(move |text| heard.lock().unwrap().push(text.to_owned()))
     }
 
-    fn heard(&self) -> Vec<String> {
+    pub(super) fn heard(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
 }
 
-fn sink(store: config::Store, ear: &Ear) -> Result<BlobSink, Problem> {
+pub(super) fn sink(store: config::Store, ear: &Ear) -> Result<BlobSink, Problem> {
     let blob = config::Blob {
         store,
         content_type: "application/x-ndjson",
@@ -32,7 +32,7 @@ fn sink(store: config::Store, ear: &Ear) -> Result<BlobSink, Problem> {
     BlobSink::new(&blob, ear.warn())
 }
 
-fn azure(url: String, auto_create_container: bool, auth: AzureAuth) -> config::Store {
+pub(super) fn azure(url: String, auto_create_container: bool, auth: AzureAuth) -> config::Store {
     config::Store::Azure(config::Azure {
         account: config::EMULATOR_ACCOUNT.into(),
         container: "logs".into(),

@@ -1,0 +1,547 @@
+//! Tokens of Microsoft Entra ID, for a managed identity, a workload identity or an application.
+//!
+//! `object_store` asks for them, and asks again five minutes before they expire. What it leaves open is
+//! done here: a request that is never answered, a token that is refused before its time, a token service
+//! that fails while the token still serves, and what to tell a person.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use object_store::azure::{AzureCredential, AzureCredentialProvider, MicrosoftAzureBuilder};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+    HttpResponseBody, HttpService, ReqwestConnector,
+};
+use object_store::{ClientOptions, CredentialProvider};
+use reqwest::Url;
+use reqwest::redirect::Policy;
+use serde_json::Value;
+
+use super::super::answer::{Failure, Fate, first_sentence, unanswered};
+use super::super::{Warn, client_options, endpoint_url, no_retries};
+use super::SecretFile;
+use crate::config::{self, AzureAuth, Problem, SecretSource};
+use crate::sink::Class;
+
+/// How long one attempt to have a token may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// The least time between a failed attempt and the next.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Off Azure nobody listens at the metadata service's address.
+const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// No token lasts longer, and clocks cannot count on for ever.
+const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+
+const PUBLIC_CLOUD: &str = "https://login.microsoftonline.com";
+const METADATA_SERVICE: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
+
+/// Whether an address is this machine's own, where nobody listens in.
+pub(super) fn is_here(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Tokens of one identity.
+pub(super) struct Tokens {
+    whose: String,
+    remedy: &'static str,
+    /// What a provider is made from; a new one has no token yet.
+    builder: MicrosoftAzureBuilder,
+    secret: Secret,
+    /// The token that Kubernetes writes for us.
+    federated: Option<PathBuf>,
+    place: String,
+    fetch_timeout: Duration,
+    expiry: Expiry,
+    warn: Warn,
+    held: tokio::sync::Mutex<Held>,
+}
+
+/// The application's secret, where there is one.
+enum Secret {
+    None,
+    Fixed(config::Secret),
+    File(SecretFile<config::Secret>),
+}
+
+impl Secret {
+    fn current(&self) -> Option<config::Secret> {
+        match self {
+            Secret::None => None,
+            Secret::Fixed(secret) => Some(secret.clone()),
+            Secret::File(file) => Some((*file.current()).clone()),
+        }
+    }
+}
+
+/// When the token fetched last expires.
+type Expiry = Arc<Mutex<Option<SystemTime>>>;
+
+struct Held {
+    provider: AzureCredentialProvider,
+    /// What `provider` was made with.
+    secret: Option<config::Secret>,
+    token: Option<Token>,
+    failed: Option<(Instant, Failure)>,
+}
+
+struct Token {
+    credential: Arc<AzureCredential>,
+    fetched: Instant,
+    expiry: Option<SystemTime>,
+}
+
+impl Tokens {
+    /// Looks for what the environment has to say and reads files; sends nothing.
+    pub(super) fn open(
+        auth: &AzureAuth,
+        ca_pem: Option<&[u8]>,
+        warn: &Warn,
+    ) -> Result<Tokens, Problem> {
+        let expiry = Expiry::default();
+        // The builder wants to know where objects go; the token does not depend on it.
+        let builder = MicrosoftAzureBuilder::new()
+            .with_account("account")
+            .with_container_name("container")
+            .with_credential_type(auth.name())
+            .with_retry(no_retries());
+        let (mut secret, mut federated) = (Secret::None, None);
+        let (builder, place, whose, remedy) = match auth {
+            AzureAuth::ManagedIdentity { client_id } => {
+                // Where App Service and Container Apps answer; virtual machines have no such variable.
+                let place = variable("IDENTITY_ENDPOINT").unwrap_or(METADATA_SERVICE.to_owned());
+                let url = Url::parse(&place).ok().filter(Url::has_host);
+                let Some(url) = url else {
+                    let message = format!("'{place}' is not a URL");
+                    return Err(Problem::new("IDENTITY_ENDPOINT", message));
+                };
+                let client = metadata_client(&expiry)?;
+                let mut builder = builder
+                    .with_http_connector(Same(client))
+                    .with_msi_endpoint(url);
+                if let Some(id) = client_id {
+                    builder = builder.with_client_id(id);
+                }
+                let whose = match client_id {
+                    Some(id) => format!("the managed identity {id}"),
+                    None => "the managed identity of this machine".to_owned(),
+                };
+                let remedy =
+                    "check that this machine has the identity, and client_id where it has several";
+                (builder, place, whose, remedy)
+            }
+            AzureAuth::WorkloadIdentity {
+                tenant_id,
+                client_id,
+            } => {
+                let found = |given: &Option<String>, name| given.clone().or_else(|| variable(name));
+                let tenant = found(tenant_id, "AZURE_TENANT_ID");
+                let id = found(client_id, "AZURE_CLIENT_ID");
+                let file = variable("AZURE_FEDERATED_TOKEN_FILE");
+                let (Some(tenant), Some(id), Some(file)) = (&tenant, &id, &file) else {
+                    let missing = [
+                        (tenant.is_none(), "AZURE_TENANT_ID (or tenant_id)"),
+                        (id.is_none(), "AZURE_CLIENT_ID (or client_id)"),
+                        (file.is_none(), "AZURE_FEDERATED_TOKEN_FILE"),
+                    ];
+                    let missing = missing.iter().filter(|(missing, _)| *missing);
+                    let names: Vec<_> = missing.map(|(_, name)| *name).collect();
+                    return Err(Problem::new(
+                        "auth_type",
+                        format!(
+                            "workload_identity needs {} in the environment: Azure sets it in a pod with the label \
+                             azure.workload.identity/use: \"true\" whose ServiceAccount has the annotation \
+                             azure.workload.identity/client-id",
+                            names.join(", ")
+                        ),
+                    ));
+                };
+                if !config::is_tenant(tenant) {
+                    let message = format!("'{tenant}' {}", config::NO_TENANT);
+                    return Err(Problem::new("AZURE_TENANT_ID", message));
+                }
+                if let Some(trouble) = unreadable(file) {
+                    return Err(Problem::new("AZURE_FEDERATED_TOKEN_FILE", trouble));
+                }
+                let (client, authority) = authority(ca_pem, &expiry)?;
+                let builder = builder
+                    .with_http_connector(Same(client))
+                    .with_authority_host(&authority)
+                    .with_tenant_id(tenant)
+                    .with_client_id(id)
+                    .with_federated_token_file(file);
+                federated = Some(file.into());
+                let whose = format!("the workload identity {id} of the tenant {tenant}");
+                let remedy = "check tenant_id, client_id and the identity's federated credential";
+                (builder, authority, whose, remedy)
+            }
+            AzureAuth::ClientSecret {
+                tenant_id,
+                client_id,
+                secret: source,
+            } => {
+                let (client, authority) = authority(ca_pem, &expiry)?;
+                let builder = builder
+                    .with_http_connector(Same(client))
+                    .with_authority_host(&authority)
+                    .with_tenant_id(tenant_id)
+                    .with_client_id(client_id);
+                secret = match source {
+                    SecretSource::Value(secret) => Secret::Fixed(secret.clone()),
+                    SecretSource::File(path) => {
+                        let parse = |text: &str| match text {
+                            "" => Err("is empty".to_owned()),
+                            text => Ok(config::Secret::new(text)),
+                        };
+                        let file =
+                            SecretFile::open(path.clone(), Box::new(parse), Arc::clone(warn));
+                        Secret::File(file.map_err(|e| Problem::new("client_secret", e))?)
+                    }
+                };
+                let whose = format!("the application {client_id} of the tenant {tenant_id}");
+                let remedy =
+                    "check tenant_id, client_id and client_secret: the secret's value, not its ID";
+                (builder, authority, whose, remedy)
+            }
+            AzureAuth::SharedKey(_) | AzureAuth::Sas(_) | AzureAuth::ConnectionString(_) => {
+                unreachable!("they need no token")
+            }
+        };
+        let now = secret.current();
+        let provider = provider(&builder, now.as_ref());
+        let held = tokio::sync::Mutex::new(Held {
+            provider: provider.map_err(|e| Problem::new("auth_type", e))?,
+            secret: now,
+            token: None,
+            failed: None,
+        });
+        Ok(Tokens {
+            whose,
+            remedy,
+            builder,
+            secret,
+            federated,
+            place,
+            fetch_timeout: FETCH_TIMEOUT,
+            expiry,
+            warn: Arc::clone(warn),
+            held,
+        })
+    }
+
+    /// Who we are to Azure, in words.
+    pub(super) fn whose(&self) -> &str {
+        &self.whose
+    }
+
+    /// What to look into when a token is refused, or none is given.
+    pub(super) fn remedy(&self) -> &'static str {
+        self.remedy
+    }
+
+    /// Why the file of the application's secret could not be read.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match &self.secret {
+            Secret::File(file) => file.trouble(),
+            Secret::None | Secret::Fixed(_) => None,
+        }
+    }
+
+    /// When the token fetched last expires.
+    pub(super) fn expire(&self) -> Option<SystemTime> {
+        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called when the store refuses the token of a request that began at `began`: the next request
+    /// fetches another. One fetched since then stays, for it is as new as it gets.
+    pub(super) async fn refused(&self, began: Instant) {
+        let mut held = self.held.lock().await;
+        if held
+            .token
+            .as_ref()
+            .is_some_and(|token| token.fetched <= began)
+            && let Ok(provider) = provider(&self.builder, held.secret.as_ref())
+        {
+            held.provider = provider;
+            held.token = None;
+        }
+    }
+
+    /// A token that serves. Callers wait for one another, so that one fetch is enough for all, and one
+    /// failure is: it is the answer for [`PAUSE`].
+    pub(super) async fn current(&self) -> Result<Arc<AzureCredential>, Failure> {
+        let mut held = self.held.lock().await;
+        let held = &mut *held;
+        let secret = self.secret.current();
+        if secret != held.secret
+            && let Ok(provider) = provider(&self.builder, secret.as_ref())
+        {
+            held.provider = provider;
+            held.secret = secret;
+            held.failed = None;
+        }
+        if let Some((at, failure)) = &held.failed
+            && at.elapsed() < PAUSE
+        {
+            return held.token_or(failure.clone());
+        }
+        let fetch = tokio::time::timeout(self.fetch_timeout, held.provider.get_credential());
+        match fetch
+            .await
+            .map_err(|_| self.silent())
+            .and_then(|fetched| fetched.map_err(|error| self.failure(&error.into())))
+        {
+            Ok(credential) => {
+                let known = |token: &Token| Arc::ptr_eq(&token.credential, &credential);
+                if !held.token.as_ref().is_some_and(known) {
+                    held.token = Some(Token {
+                        credential: Arc::clone(&credential),
+                        fetched: Instant::now(),
+                        expiry: self.expire(),
+                    });
+                }
+                held.failed = None;
+                Ok(credential)
+            }
+            Err(failure) => {
+                let serves = held.token_or(failure.clone());
+                if serves.is_ok() && held.failed.is_none() {
+                    (self.warn)(&format!(
+                        "the token in use serves on until it expires, but no other is to be had: {failure}"
+                    ));
+                }
+                held.failed = Some((Instant::now(), failure));
+                serves
+            }
+        }
+    }
+
+    fn silent(&self) -> Failure {
+        let limit = self.fetch_timeout;
+        let words = format!("no token came from {} within {limit:?}", self.place);
+        self.failure(&Failure::new(
+            Fate::Retry,
+            Class::Credentials,
+            "timeout",
+            words,
+        ))
+    }
+
+    /// Whatever kept us from a token, nothing was sent to the store: the status is not the store's.
+    fn failure(&self, cause: &Failure) -> Failure {
+        let unreadable = self.federated.as_ref().and_then(|file| unreadable(file));
+        let words = match unreadable {
+            Some(trouble) => format!("AZURE_FEDERATED_TOKEN_FILE {trouble}"),
+            None => cause.fault.message.clone(),
+        };
+        let mut failure = Failure::new(Fate::Retry, Class::Credentials, &cause.fault.code, words)
+            .note(format_args!("no token of {}: {}", self.whose, self.remedy));
+        failure.fault.request_id.clone_from(&cause.fault.request_id);
+        failure
+    }
+}
+
+impl Held {
+    /// The token while it serves, else the failure to have another.
+    fn token_or(&self, failure: Failure) -> Result<Arc<AzureCredential>, Failure> {
+        let serves = |token: &&Token| token.expiry.is_some_and(|end| SystemTime::now() < end);
+        match self.token.as_ref().filter(serves) {
+            Some(token) => Ok(Arc::clone(&token.credential)),
+            None => Err(failure),
+        }
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tokens").field(&self.whose).finish()
+    }
+}
+
+impl CredentialProvider for Tokens {
+    type Credential = AzureCredential;
+
+    fn get_credential<'s, 'f>(&'s self) -> BoxFuture<'f, object_store::Result<Arc<AzureCredential>>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(async {
+            let token = self.current().await;
+            token.map_err(|failure| object_store::Error::Generic {
+                store: "Azure",
+                source: Box::new(failure),
+            })
+        })
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    let value = std::env::var(name).ok()?.trim().to_owned();
+    Some(value).filter(|value| !value.is_empty())
+}
+
+fn unreadable(file: impl AsRef<std::path::Path>) -> Option<String> {
+    let file = file.as_ref();
+    let error = std::fs::read_to_string(file).err()?;
+    Some(format!("'{}' cannot be read: {error}", file.display()))
+}
+
+fn provider(
+    builder: &MicrosoftAzureBuilder,
+    secret: Option<&config::Secret>,
+) -> Result<AzureCredentialProvider, String> {
+    let mut builder = builder.clone();
+    if let Some(secret) = secret {
+        builder = builder.with_client_secret(secret.expose());
+    }
+    let store = builder.build().map_err(|e| e.to_string())?;
+    Ok(Arc::clone(store.credentials()))
+}
+
+/// The client for Entra ID, by way of the environment's proxy, and the address to ask at.
+fn authority(ca_pem: Option<&[u8]>, expiry: &Expiry) -> Result<(HttpClient, String), Problem> {
+    const VARIABLE: &str = "AZURE_AUTHORITY_HOST";
+    let given = variable(VARIABLE).unwrap_or_else(|| PUBLIC_CLOUD.to_owned());
+    let url = endpoint_url(&given).map_err(|e| Problem::new(VARIABLE, e.message))?;
+    let plain = url.scheme() == "http";
+    if plain && !is_here(&url) {
+        let message = format!("'{url}' would carry secrets in the clear: write https://");
+        return Err(Problem::new(VARIABLE, message));
+    }
+    let client = ReqwestConnector::default().connect(&client_options(ca_pem, plain)?);
+    let client = client.map_err(|e| Problem::new("tls_ca_file", e.to_string()))?;
+    let address = given.trim_end_matches('/').to_owned();
+    Ok((TokenListener::around(client, expiry), address))
+}
+
+/// The client for the metadata service, which is this machine's own: no proxy knows the way.
+fn metadata_client(expiry: &Expiry) -> Result<HttpClient, Problem> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(Policy::none())
+        .connect_timeout(METADATA_CONNECT_TIMEOUT)
+        .build();
+    let client = client.map_err(|e| Problem::new("auth_type", e.to_string()))?;
+    Ok(TokenListener::around(HttpClient::new(client), expiry))
+}
+
+/// Gives out one client.
+#[derive(Debug)]
+struct Same(HttpClient);
+
+impl HttpConnector for Same {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(self.0.clone())
+    }
+}
+
+/// An HTTP client that sees to it that a success holds a token which can be used, takes down when it
+/// expires, and turns everything else into a [`Failure`].
+#[derive(Debug)]
+struct TokenListener {
+    client: HttpClient,
+    expiry: Expiry,
+}
+
+impl TokenListener {
+    fn around(client: HttpClient, expiry: &Expiry) -> HttpClient {
+        HttpClient::new(TokenListener {
+            client,
+            expiry: Arc::clone(expiry),
+        })
+    }
+}
+
+impl HttpService for TokenListener {
+    fn call<'s, 'f>(
+        &'s self,
+        request: HttpRequest,
+    ) -> BoxFuture<'f, Result<HttpResponse, HttpError>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(async move {
+            let host = request
+                .uri()
+                .authority()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            // Unknown is the kind that object_store never retries: that is the caller's business.
+            let fail = |failure| HttpError::new(HttpErrorKind::Unknown, failure);
+            let answer = self.client.execute(request).await;
+            let answer = answer.map_err(|error| fail(unanswered(&host, &error)))?;
+            let (parts, body) = answer.into_parts();
+            let body = body.bytes().await;
+            let body = body.map_err(|error| fail(unanswered(&host, &error)))?;
+            if !parts.status.is_success() {
+                return Err(fail(refusal(parts.status.as_u16(), &body)));
+            }
+            let Some(expiry) = token_expiry(&body, SystemTime::now()) else {
+                let words = format!("the answer of {host} holds no token with a time to live");
+                let failure = Failure::new(Fate::Retry, Class::Credentials, "no token", words);
+                return Err(fail(failure));
+            };
+            *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = Some(expiry);
+            Ok(HttpResponse::from_parts(
+                parts,
+                HttpResponseBody::from(body),
+            ))
+        })
+    }
+}
+
+/// When the token in an answer expires. `None` where there is none that could stand in a header, or whose
+/// end could not be counted.
+fn token_expiry(body: &[u8], now: SystemTime) -> Option<SystemTime> {
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    let token = answer["access_token"].as_str()?;
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return None;
+    }
+    // Entra ID counts from now; the metadata service says when, as text.
+    let left = match (answer["expires_in"].as_u64(), answer["expires_on"].as_str()) {
+        (Some(seconds), _) => Duration::from_secs(seconds),
+        (None, Some(text)) => {
+            let end = Duration::from_secs(text.parse().ok()?);
+            end.saturating_sub(now.duration_since(SystemTime::UNIX_EPOCH).ok()?)
+        }
+        (None, None) => return None,
+    };
+    (left <= LONGEST).then(|| now + left)
+}
+
+/// Reads a refusal: Entra ID's and the metadata service's `error` and `error_description`.
+/// <https://learn.microsoft.com/entra/identity-platform/reference-error-codes>
+fn refusal(status: u16, body: &Bytes) -> Failure {
+    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |key: &str| answer[key].as_str().filter(|text| !text.is_empty());
+    let described = text("error_description")
+        .or(text("message"))
+        .unwrap_or("no reason given");
+    let (code, words) = match described.split_once(": ") {
+        Some((code, words)) if code.starts_with("AADSTS") => (code.to_owned(), words),
+        _ => match text("error") {
+            Some(code) => (code.to_owned(), described),
+            None => (format!("HTTP {status}"), described),
+        },
+    };
+    let mut failure = Failure::new(
+        Fate::Retry,
+        Class::Credentials,
+        &code,
+        first_sentence(words),
+    );
+    failure.fault.request_id = text("trace_id").map(crate::sink::code_line);
+    failure
+}
+
+#[cfg(test)]
+mod tests;
