@@ -363,13 +363,15 @@ fn say_refusal(
     report: &mut Report<'_>,
 ) -> bool {
     let fault = &refusal.fault;
-    if fault.class == Class::Credentials {
+    // Azure's word for a network rule that shuts us out, and Azurite's for a wrong key or signature.
+    let shut_out = matches!(store, Store::Azure(_)) && fault.code == "AuthorizationFailure";
+    if fault.class == Class::Credentials || shut_out {
         let remedy = match store {
             Store::Azure(azure) if !azure.auth.is_secret() => {
                 "check that the identity belongs to the account's tenant, and this machine's clock"
             }
             Store::Azure(_) => {
-                "check account_name and the key or signature, and that it is not expired"
+                "check account_name, the key or signature, and the network rules of the account"
             }
             Store::Gcs { .. } => "check GOOGLE_APPLICATION_CREDENTIALS or the machine's identity",
             _ => "renew the credentials, and check this machine's clock",
