@@ -81,7 +81,7 @@ impl BlobSink {
                 let token = container.token().await?;
                 Some(token.map_err(|failure| failure.fault))
             }
-            Kind::File(_) | Kind::S3(_) | Kind::Gcs => None,
+            Kind::File(_) | Kind::S3(_) | Kind::Plain => None,
         }
     }
 

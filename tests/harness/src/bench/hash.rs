@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use sha2::{Digest, Sha256};
+use ring::digest::{SHA256, digest};
 
 use super::cpu::this_thread;
 
@@ -17,7 +17,7 @@ pub(super) struct Speeds {
     /// The system's OpenSSL, which Fluent Bit is linked with; `None` without its command.
     pub(super) openssl: Option<f64>,
     /// The crate that signs Ferry's requests.
-    pub(super) sha2: f64,
+    pub(super) ring: f64,
 }
 
 impl Speeds {
@@ -28,16 +28,16 @@ impl Speeds {
         Self {
             openssl: openssl
                 .and_then(|output| parse_speed(&String::from_utf8_lossy(&output.stdout))),
-            sha2: sha2(),
+            ring: ring(),
         }
     }
 }
 
-fn sha2() -> f64 {
+fn ring() -> f64 {
     let body: Vec<u8> = (0..BODY).map(|n| b'A' + (n % 64) as u8).collect();
     let started = this_thread();
     for _ in 0..BODIES {
-        std::hint::black_box(Sha256::digest(std::hint::black_box(&body)));
+        std::hint::black_box(digest(&SHA256, std::hint::black_box(&body)));
     }
     let used = this_thread() - started;
     (BODY * BODIES) as f64 / used.as_secs_f64()

@@ -145,7 +145,7 @@ impl Table {
                 continue;
             }
             let (with, speed) = match row.goals {
-                Some(_) => ("sha2", Some(self.speeds.sha2)),
+                Some(_) => ("ring", Some(self.speeds.ring)),
                 None => ("OpenSSL", self.speeds.openssl),
             };
             let cpu = cpu_seconds(outcome);
@@ -301,7 +301,7 @@ pub(super) mod tests {
         });
         let speeds = Speeds {
             openssl: Some(400e6),
-            sha2: 350e6,
+            ring: 350e6,
         };
         Table::new(rows.collect(), 100_000_000, speeds)
     }

@@ -71,7 +71,7 @@ const WORKLOAD: AzureAuth = AzureAuth::WorkloadIdentity {
 };
 
 fn tokens(auth: &AzureAuth) -> Result<Tokens, Problem> {
-    crate::aws::install_tls();
+    crate::tls::install();
     let warn: Warn = Arc::new(|_| {});
     Tokens::open(auth, None, &warn)
 }
@@ -236,7 +236,7 @@ async fn a_token_about_to_expire_is_replaced_before_it_does_and_serves_until_the
         return;
     }
     let heard = blob::Ear::default();
-    crate::aws::install_tls();
+    crate::tls::install();
     let tokens = Tokens::open(&client_secret(fixed()), None, &heard.warn()).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut seen = Vec::new();
