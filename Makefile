@@ -20,6 +20,16 @@ export HOST FLUENT_BIT
 KILLS ?= 200
 SEED ?= 1
 FUZZ_SECONDS ?= 600
+# "make soak": hot reloads in one process.
+RELOADS ?= 1000
+# "make install": where to, and a folder before it for those who build packages.
+PREFIX ?= /usr/local
+DESTDIR ?=
+# "make package": for which machine, and the oldest glibc that it shall run on.
+PACKAGE_TARGET ?= $(shell uname -m)-unknown-linux-gnu
+PACKAGE_GLIBC := 2.28
+# "make deny": which checks; advisories needs the database of them, which is fetched.
+DENY ?= licenses bans sources
 # "make bench-host": sample lines, how often all of it runs, and words that the rows' names contain.
 LINES ?= 600000
 REPEAT ?= 1
@@ -34,6 +44,11 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 RELEASE := $(CARGO_TARGET_DIR)/release
 DEBUG := $(CARGO_TARGET_DIR)/debug
+# The build for packages: another linker, and other options of the C compiler.
+PORTABLE := $(CARGO_TARGET_DIR)/portable
+# What builds packages, installed here.
+TOOLS := $(CURDIR)/target/tools
+CYCLONEDX := 0.5.9
 STARTED := $(shell date +%s)
 
 heading = @printf '\n=== %s\n' "$(1)"
@@ -55,20 +70,24 @@ demo: build ## Ship a generated application log to target/demo/objects and count
 	@tests/demo.sh
 
 .PHONY: test
-test: tools format-check clippy header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, up to the first failure
+test: tools format-check clippy deny-if-present header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, up to the first failure
 	$(call heading,Passed in $$(($$(date +%s) - $(STARTED))) seconds)
 ifeq ($(FLUENT_BIT),)
 	@echo "Skipped: the tests in the real host. FLUENT_BIT=/path/to/fluent-bit runs them too."
 endif
 	@command -v promtool >/dev/null || echo "Skipped: the alerts' own tests. With promtool (apt install prometheus) they run too."
+	@command -v cargo-deny >/dev/null || echo "Skipped: licences, bans and sources of the dependencies. With cargo-deny (cargo install cargo-deny --locked) they are checked too."
 	@command -v initdb /usr/lib/postgresql/*/bin/initdb >/dev/null || echo "Skipped: loading objects into PostgreSQL. Where it is installed (apt install postgresql) that runs too."
 
 .PHONY: soak
-soak: tools emulators ## Kill hosts hundreds of times (KILLS=200, SEED=…), and fuzz each parser for FUZZ_SECONDS=600
+soak: tools emulators ## Kill hosts hundreds of times (KILLS=200, SEED=…), reload RELOADS=1000 times, and fuzz for FUZZ_SECONDS=600
 	$(call heading,Soak: $(KILLS) kills a test)
 	FERRY_KILLS=$(KILLS) FERRY_SEED=$(SEED) cargo test --workspace --locked --test ferry -- --nocapture crash:: faults::
 	$(call heading,Soak: the spool on a failing disk)
 	PROPTEST_CASES=5000 cargo test --workspace --locked --lib -- spool::
+	$(call heading,Soak: $(RELOADS) hot reloads)
+	cargo test --workspace --locked --no-run
+	@$(MAKE) --no-print-directory -C tests/c reloads RELOADS=$(RELOADS) LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
 	$(call heading,Soak: fuzzing)
 	fuzz/run.sh $(FUZZ_SECONDS)
 
@@ -139,6 +158,66 @@ test-c: cargo-present ## Run the C host alone, under the address and undefined-b
 header: cargo-present ## Write include/ferry.h anew from src/ffi
 	FERRY_WRITE_HEADER=1 cargo test --workspace --locked --test ferry -- header::
 
+.PHONY: install
+install: ## Copy what "make build" made below PREFIX=/usr/local (and DESTDIR)
+	@[ -f target/out_ferry.so ] || { echo "error: target/out_ferry.so is not there; remedy: make build" >&2; exit 1; }
+	install -D -m 0644 target/out_ferry.so "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so"
+	install -D -m 0755 target/ferry-check "$(DESTDIR)$(PREFIX)/bin/ferry-check"
+	install -D -m 0755 target/ferry-spool "$(DESTDIR)$(PREFIX)/bin/ferry-spool"
+	install -D -m 0644 include/ferry.h "$(DESTDIR)$(PREFIX)/include/ferry.h"
+	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/share/doc/ferry" README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example
+
+.PHONY: uninstall
+uninstall: ## Remove what "make install" copied; spools and dead letters stay
+	rm -f "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so" "$(DESTDIR)$(PREFIX)/bin/ferry-check" \
+		"$(DESTDIR)$(PREFIX)/bin/ferry-spool" "$(DESTDIR)$(PREFIX)/include/ferry.h"
+	rm -f $(foreach file,README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example,"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)")
+	@for folder in share/doc/ferry lib/fluent-bit; do rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/$$folder" 2>/dev/null || true; done
+
+# zig links against the symbols of an old glibc; both are prebuilt, and pinned by hash.
+$(TOOLS)/zig.stamp: packaging/requirements.txt
+	@command -v python3 >/dev/null || { echo "error: python3 is not installed; remedy: apt install python3 python3-venv" >&2; exit 1; }
+	rm -rf $(TOOLS)/zig && python3 -m venv $(TOOLS)/zig
+	$(TOOLS)/zig/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+.PHONY: package
+package: cargo-present $(TOOLS)/zig.stamp sbom ## Build a tarball and a .deb for glibc 2.28 and later into target/package
+	$(call heading,Package for $(PACKAGE_TARGET))
+	@[ -d "$$(rustc --print target-libdir --target $(PACKAGE_TARGET))" ] || { echo "error: Rust has no $(PACKAGE_TARGET) here; remedy: rustup target add $(PACKAGE_TARGET)" >&2; exit 1; }
+	PATH="$(TOOLS)/zig/bin:$$PATH" CARGO_TARGET_DIR=$(PORTABLE) cargo zigbuild --release --locked -p ferry \
+		--target $(PACKAGE_TARGET).$(PACKAGE_GLIBC) --lib --bin ferry-check --bin ferry-spool
+	FERRY_GLIBC=$(PACKAGE_GLIBC) SBOM=target/ferry.cdx.json packaging/package.sh $(PORTABLE)/$(PACKAGE_TARGET)/release target/package
+
+.PHONY: glibc-check
+glibc-check: ## Say which glibc what lies in target/ needs, and fail where it is newer than 2.28
+	FERRY_GLIBC=$(PACKAGE_GLIBC) packaging/glibc.sh target/out_ferry.so target/ferry-check target/ferry-spool
+
+$(TOOLS)/bin/cargo-cyclonedx:
+	cargo install --locked --quiet --version $(CYCLONEDX) --root $(TOOLS) cargo-cyclonedx
+
+.PHONY: sbom
+sbom: cargo-present $(TOOLS)/bin/cargo-cyclonedx ## Write the bill of materials (CycloneDX) to target/ferry.cdx.json
+	$(call heading,SBOM)
+	@packaging/sbom.sh $(TOOLS)/bin/cargo-cyclonedx $(PACKAGE_TARGET) target/ferry.cdx.json
+
+.PHONY: deny
+deny: cargo-present ## Check licences, bans and sources of the dependencies; DENY=advisories looks for known weaknesses
+	$(call heading,Dependencies)
+	@command -v cargo-deny >/dev/null || { echo "error: cargo-deny is not installed; remedy: cargo install cargo-deny --locked" >&2; exit 1; }
+	cargo deny --locked check $(DENY)
+
+.PHONY: deny-if-present
+deny-if-present:
+	@if command -v cargo-deny >/dev/null; then $(MAKE) --no-print-directory deny; fi
+
+# Miri has neither sockets nor C code: what is left is what computes on memory.
+.PHONY: miri
+miri: cargo-present ## Run the C interface's loans and the encoder's blocks under Miri; needs a nightly toolchain with it
+	$(call heading,Miri)
+	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "error: there is no Miri; remedy: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
+	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --lib -- ffi::loan:: simd::
+
 .PHONY: fmt
 fmt: cargo-present ## Format the Rust sources
 	cargo fmt --all
@@ -157,6 +236,9 @@ help: ## List the commands
 	@echo "  HOST=harness|fluent-bit          make demo: which host to run; harness is bundled and the default"
 	@echo "  KILLS=200 SEED=1                 make soak: kills a test, and the seed of their moments"
 	@echo "  FUZZ_SECONDS=600                 make soak: seconds for each fuzz target"
+	@echo "  RELOADS=1000                     make soak: hot reloads in one process"
+	@echo "  PREFIX=/usr/local DESTDIR=       make install, make uninstall: where to"
+	@echo "  PACKAGE_TARGET=…                 make package: another machine, such as aarch64-unknown-linux-gnu"
 	@echo "  LINES=600000 REPEAT=1 ROWS=…     make bench-host: lines, rounds, and words such as gzip,blob in the rows' names"
 
 # What a machine lacks is said before anything is built.

@@ -6,6 +6,7 @@
 # BUILT   the folder with libferry.so, ferry-check and ferry-spool
 # OUT     the folder for the packages (target/package)
 # SBOM    the bill of materials, a file (none)
+# STRIP   the strip of the packages' machine (strip)
 # SOURCE_DATE_EPOCH  the time of all files in them (that of the last commit)
 # FERRY_GLIBC        the newest glibc that they may need (2.28)
 #
@@ -30,7 +31,7 @@ fail() {
     echo "error: $1; remedy: $2" >&2
     exit 1
 }
-for tool in tar gzip readelf strip sha256sum; do
+for tool in tar gzip readelf "${STRIP:-strip}" sha256sum; do
     command -v "$tool" >/dev/null || fail "$tool is not installed" "apt install binutils tar gzip coreutils"
 done
 
@@ -59,7 +60,7 @@ for program in libferry.so ferry-check ferry-spool; do
     [ -f "$built/$program" ] || fail "$built/$program is not there" "make package builds it"
     put 0755 "$built/$program" "$work/bin/$program"
     # What is not of use to the machine's loader: names of functions, and the notes of debuggers.
-    strip --strip-unneeded --remove-section=.comment "$work/bin/$program"
+    "${STRIP:-strip}" --strip-unneeded --remove-section=.comment "$work/bin/$program"
 done
 FERRY_GLIBC=${FERRY_GLIBC:-2.28} "$here/glibc.sh" "$work"/bin/*
 
