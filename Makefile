@@ -70,13 +70,12 @@ demo: build ## Ship a generated application log to target/demo/objects and count
 	@tests/demo.sh
 
 .PHONY: test
-test: tools format-check clippy deny-if-present header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, up to the first failure
+test: tools format-check clippy header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, up to the first failure
 	$(call heading,Passed in $$(($$(date +%s) - $(STARTED))) seconds)
 ifeq ($(FLUENT_BIT),)
 	@echo "Skipped: the tests in the real host. FLUENT_BIT=/path/to/fluent-bit runs them too."
 endif
 	@command -v promtool >/dev/null || echo "Skipped: the alerts' own tests. With promtool (apt install prometheus) they run too."
-	@command -v cargo-deny >/dev/null || echo "Skipped: licences, bans and sources of the dependencies. With cargo-deny (cargo install cargo-deny --locked) they are checked too."
 	@command -v initdb /usr/lib/postgresql/*/bin/initdb >/dev/null || echo "Skipped: loading objects into PostgreSQL. Where it is installed (apt install postgresql) that runs too."
 
 .PHONY: soak
@@ -206,10 +205,6 @@ deny: cargo-present ## Check licences, bans and sources of the dependencies; DEN
 	$(call heading,Dependencies)
 	@command -v cargo-deny >/dev/null || { echo "error: cargo-deny is not installed; remedy: cargo install cargo-deny --locked" >&2; exit 1; }
 	cargo deny --locked check $(DENY)
-
-.PHONY: deny-if-present
-deny-if-present:
-	@if command -v cargo-deny >/dev/null; then $(MAKE) --no-print-directory deny; fi
 
 # Miri has neither sockets nor C code: what is left is what computes on memory.
 .PHONY: miri

@@ -25,10 +25,11 @@ use ferry::log::{Level as LogLevel, Log, Output};
 use ferry::pipeline::Pipeline;
 use ferry::settle::{Verdict, chunk_id};
 use ferry::sink::{Batch, Outcome, Shape, Sink};
-use ferry::spool::{Chunk, LocalDisk, Spool};
+use ferry::spool::disk::LocalDisk;
+use ferry::spool::{Chunk, Spool};
 use ferry::template::Template;
 use futures::future::BoxFuture;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use object_store::{ObjectStoreExt as _, PutPayload};
 use support::emulators;
 use support::plugin::{Plugin, chunk};
 use tokio::time::Instant;
@@ -186,7 +187,7 @@ fn spooling(c: &mut Criterion) {
                 .expect("room on the disk")
         });
     });
-    assert_eq!(spool.usage().unfinished as u64, number);
+    assert_eq!(spool.usage().unfinished, number);
     spool.close();
     let mut file = std::fs::File::create(dir.path().join("plain")).expect("a file");
     group.bench_function("reference: write and fdatasync", |b| {

@@ -198,9 +198,9 @@ impl<'v> Tail<'v> {
         unsafe { block.store(to) };
         if len > BLOCK {
             // SAFETY: the key is 64 bytes long.
-            let block = unsafe { B::load(from.add(BLOCK)) };
+            let block = unsafe { B::load(from.wrapping_add(BLOCK)) };
             // SAFETY: the capacity reaches 64 bytes and more beyond the length.
-            unsafe { block.store(to.add(BLOCK)) };
+            unsafe { block.store(to.wrapping_add(BLOCK)) };
         }
         AtValue {
             len: end + len,
@@ -271,11 +271,11 @@ impl<'v> AtValue<'v> {
         }
         // Eight digits at once: halves, quarters, single ones, each in its part of the word.
         let n = u64::from(n);
-        let halves = n / 10_000 | (n % 10_000) << 32;
+        let halves = (n / 10_000) | ((n % 10_000) << 32);
         let hundreds = ((halves * 10_486) >> 20) & 0x0000_007f_0000_007f;
-        let quarters = hundreds | (halves - hundreds * 100) << 16;
+        let quarters = hundreds | ((halves - hundreds * 100) << 16);
         let tens = ((quarters * 103) >> 10) & 0x000f_000f_000f_000f;
-        let digits = tens | (quarters - tens * 10) << 8;
+        let digits = tens | ((quarters - tens * 10) << 8);
         let zeros = (digits.trailing_zeros() / 8).min(7) as usize;
         let text = (digits | 0x3030_3030_3030_3030) >> (8 * zeros);
         // SAFETY: the capacity reaches 34 bytes beyond `len`; an array of bytes lies at any address.
@@ -308,9 +308,9 @@ impl<'v> AtValue<'v> {
         // SAFETY: the capacity reaches 34 bytes beyond `len`.
         unsafe { to.write(b'"') };
         // SAFETY: as above: one byte, and 32.
-        unsafe { block.store(to.add(1)) };
+        unsafe { block.store(to.wrapping_add(1)) };
         // SAFETY: as above: one byte, at most 32, and one.
-        unsafe { to.add(1 + len).write(b'"') };
+        unsafe { to.wrapping_add(1 + len).write(b'"') };
         // SAFETY: so many were written.
         unsafe { self.end_with(len + 2) };
         true
@@ -500,7 +500,7 @@ mod x86 {
         #[inline(always)]
         fn escapes(self) -> u32 {
             // SAFETY: a block of this kind was loaded, so there is AVX2.
-            unsafe { _mm256_movemask_epi8(avx2_escapes(self.0)) as u32 }
+            unsafe { avx2_escape_bits(self.0) }
         }
 
         #[inline(always)]
@@ -537,6 +537,12 @@ mod x86 {
         let quote = _mm256_cmpeq_epi8(block, _mm256_set1_epi8(0x22));
         let backslash = _mm256_cmpeq_epi8(block, _mm256_set1_epi8(0x5c));
         _mm256_or_si256(control, _mm256_or_si256(quote, backslash))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn avx2_escape_bits(block: __m256i) -> u32 {
+        _mm256_movemask_epi8(avx2_escapes(block)) as u32
     }
 
     #[inline]
@@ -708,7 +714,7 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "sse2")]
     fn both(low: __m128i, high: __m128i) -> u32 {
-        _mm_movemask_epi8(low) as u32 | (_mm_movemask_epi8(high) as u32) << 16
+        _mm_movemask_epi8(low) as u32 | ((_mm_movemask_epi8(high) as u32) << 16)
     }
 
     #[inline]

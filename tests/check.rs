@@ -269,7 +269,8 @@ fn what_a_stream_delivers_to_decides_what_suits_it() {
     const TIME: (&str, &str) = ("time_key", "time");
     const PACKED: (&str, &str) = ("compression", "gzip");
     const ON: (&str, &str) = ("aggregation", "on");
-    let table: &[(StreamKind, &[(&str, &str)], &str, &str, i32)] = &[
+    type Case<'c> = (StreamKind, &'c [(&'c str, &'c str)], &'c str, &'c str, i32);
+    let table: &[Case] = &[
         (StreamKind::S3, &[], "aggregation", "ok", 0),
         (StreamKind::S3, &[PACKED], "compression", "ok", 0),
         (

@@ -335,7 +335,7 @@ impl Tokens {
 
     /// Whatever kept us from a token, nothing was sent to the store: the status is not the store's.
     fn failure(&self, cause: &Failure) -> Failure {
-        let unreadable = self.federated.as_ref().and_then(|file| unreadable(file));
+        let unreadable = self.federated.as_ref().and_then(unreadable);
         let words = match unreadable {
             Some(trouble) => format!("AZURE_FEDERATED_TOKEN_FILE {trouble}"),
             None => cause.fault.message.clone(),

@@ -185,8 +185,8 @@ impl Bench {
                 cost: self.run(row, &folder, "", || 0)?.0,
                 ..Outcome::default()
             },
-            Service::Firehose => self.into_firehose(row, &folder)?,
-            Service::Blobs => self.into_blobs(row, &folder)?,
+            Service::Firehose => self.run_firehose(row, &folder)?,
+            Service::Blobs => self.run_blobs(row, &folder)?,
         };
         let spool = folder.join("spool");
         if spool.exists() {
@@ -195,7 +195,7 @@ impl Bench {
         Ok(outcome)
     }
 
-    fn into_firehose(&self, row: &Row, folder: &Path) -> Result<Outcome> {
+    fn run_firehose(&self, row: &Row, folder: &Path) -> Result<Outcome> {
         let late = match self.latency {
             Duration::ZERO => String::new(),
             latency => format!("delay {}ms", latency.as_millis()),
@@ -220,7 +220,7 @@ impl Bench {
         })
     }
 
-    fn into_blobs(&self, row: &Row, folder: &Path) -> Result<Outcome> {
+    fn run_blobs(&self, row: &Row, folder: &Path) -> Result<Outcome> {
         let fake = FakeBlobs::start("seq", self.latency)?;
         let lines = || fake.lines();
         let (cost, delivering) = self.run(row, folder, fake.url(), lines)?;

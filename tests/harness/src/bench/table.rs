@@ -335,7 +335,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_row_that_did_not_run_leaves_its_ratios_empty() {
-        let table = table(&["ferry-direct-gzip"], |_, _| {});
+        let table = table(&["ferry-direct-gzip-1"], |_, _| {});
         let costs = table.costs();
         assert_eq!(costs.rows[0][3], "");
         assert_eq!(costs.rows[0][8], "");
