@@ -726,6 +726,36 @@ fn azures_secrets_are_judged_and_never_shown() {
 }
 
 #[test]
+fn an_identity_without_a_token_is_told_before_the_store_is_asked() {
+    let bench = Bench::new();
+    let spool = bench.path("spool").display().to_string();
+    let url = azurite().blob_url();
+    let mut keys = azure("check-identity", &url, &spool);
+    keys.extend([
+        ("auth_type", "client_secret"),
+        ("tenant_id", "tenant-1"),
+        ("client_id", "app-1"),
+        ("client_secret", SECRET),
+    ]);
+    let file = bench.classic(&keys);
+    let nobody = [("AZURE_AUTHORITY_HOST", "http://127.0.0.1:1")];
+    let run = tool(&[&file, "--json"], &nobody);
+    assert_eq!(
+        (run.status, run.result("credentials").as_str()),
+        (1, "FAIL"),
+        "{}",
+        run.stdout
+    );
+    let words = run.words("credentials");
+    for part in [
+        "no connection to 127.0.0.1:1",
+        "the application app-1 of the tenant tenant-1",
+    ] {
+        assert!(words.contains(part), "{words}");
+    }
+}
+
+#[test]
 fn a_store_behind_a_private_ca() {
     let bench = Bench::new();
     let spool = bench.path("spool").display().to_string();

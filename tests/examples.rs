@@ -8,6 +8,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use ferry_harness::samples::{Shape, generate};
@@ -18,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support;
-use crate::support::emulators::{azurite, installed, moto};
+use crate::support::emulators::{Azurite, azurite, azurite_tls, installed, moto};
 
 /// Records that each example delivers.
 const RECORDS: usize = 2_000;
@@ -28,6 +30,9 @@ const SAS_OF_AN_OWNER: &str = "sv=2021-12-02&ss=b&srt=sco&sp=rwdlac&se=2099-01-0
 /// What the README asks for: objects may be read, created and written, and nothing else.
 const SAS_OF_THE_README: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwc&spr=https%2Chttp&sv=2026-10-06&ss=b&srt=o&\
                                  sig=VsigGaw7HryuByw%2BRaZGNxZndvQtr3wAdqXFNBN9WOQ%3D";
+
+/// What Kubernetes writes for the pod to prove its ServiceAccount by.
+const KUBERNETES_TOKEN: &str = "the.service.account";
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
@@ -174,7 +179,7 @@ impl Stage {
             ("SPOOL_DIR", path("spool")),
             ("LOGS", path("logs")),
             ("FIRELENS_SOCKET", path("fluent.sock")),
-            ("SAS_FILE", path("sas")),
+            ("AZURE_FEDERATED_TOKEN_FILE", path("token")),
             ("HTTP_LISTEN", "127.0.0.1".to_owned()),
             ("HTTP_PORT", http_port.to_string()),
             ("HOSTNAME", "web-1".to_owned()),
@@ -186,7 +191,7 @@ impl Stage {
         }
         fs::create_dir(here.join("logs")).unwrap();
         fs::create_dir(here.join("state")).unwrap();
-        fs::write(here.join("sas"), SAS_OF_THE_README).unwrap();
+        fs::write(here.join("token"), KUBERNETES_TOKEN).unwrap();
         let (tag, shape) = (example.tag, example.shape);
         Stage {
             dir,
@@ -464,28 +469,136 @@ fn ecs_fargate_delivers_to_firehose_what_format_conversion_reads() {
     assert!(lines.iter().all(|(_, line)| line["source"] == "stdout"));
 }
 
+/// Stands in for Entra ID: gives the identity of the example's ServiceAccount, and nobody else, a token for
+/// storage in exchange for that of Kubernetes. Its address, and how many it gave.
+fn entra(client_id: String) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let given = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&given);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap().as_secs();
+    let part = |json: Value| base64_simd::URL_SAFE_NO_PAD.encode_to_string(json.to_string());
+    let token = format!(
+        "{}.{}.c2lnbmF0dXJl",
+        part(json!({ "alg": "RS256", "typ": "JWT" })),
+        part(json!({
+            "aud": "https://storage.azure.com", "iss": format!("https://sts.windows.net/{TENANT}/"),
+            "iat": now - 60, "nbf": now - 60, "exp": now + 3_600,
+        }))
+    );
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut request = Vec::new();
+            let mut piece = [0; 4_096];
+            // The grant is the last of the form.
+            while !request.ends_with(b"grant_type=client_credentials") {
+                match connection.read(&mut piece) {
+                    Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),
+                    _ => break,
+                }
+            }
+            let request = String::from_utf8_lossy(&request);
+            let asked = [
+                format!("POST /{TENANT}/oauth2/v2.0/token HTTP"),
+                format!("client_id={client_id}&"),
+                format!("client_assertion={KUBERNETES_TOKEN}&"),
+            ];
+            let (status, body) = match asked.iter().all(|part| request.contains(part)) {
+                true => {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    (200, json!({ "access_token": token, "expires_in": 3_600 }))
+                }
+                false => (401, json!({ "error": "invalid_client" })),
+            };
+            let body = body.to_string();
+            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}", body.len());
+            let _ = write!(connection, "{head}\r\nConnection: close\r\n\r\n{body}");
+        }
+    });
+    (format!("http://{address}/"), given)
+}
+
+/// The tenant of the example's identity.
+const TENANT: &str = "11111111-2222-3333-4444-555555555555";
+
+/// Makes a container, as an owner of the account.
+fn make_container(server: &Azurite, container: &str) {
+    ferry::tls::install();
+    let url = format!(
+        "{}/{container}?restype=container&{SAS_OF_AN_OWNER}",
+        server.blob_url()
+    );
+    let mut client = reqwest::Client::builder().no_proxy();
+    if let Some(ca_pem) = &server.ca_pem {
+        let ca = reqwest::Certificate::from_pem(ca_pem.as_bytes()).unwrap();
+        client = client.add_root_certificate(ca);
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let made = runtime.block_on(client.build().unwrap().put(url).body("").send());
+    assert!(made.unwrap().status().is_success());
+}
+
 #[test]
-fn kubernetes_builds_objects_in_azure_with_the_least_sas() {
+fn kubernetes_builds_objects_in_azure_with_the_sas_of_the_readme() {
+    let container = "examples-k8s-sas";
+    make_container(azurite(), container);
+    let replaced = [
+        ("STORAGE_ACCOUNT", Azurite::ACCOUNT),
+        ("STORAGE_CONTAINER", container),
+        ("STORAGE_ENDPOINT", &azurite().blob_url()),
+    ];
+    let stage = Stage::new(kubernetes(), &replaced);
+    fs::write(stage.path("sas"), SAS_OF_THE_README).unwrap();
+    let sas = stage.path("sas").display().to_string();
+    let readme = read(&examples().join("kubernetes-azure/README.md"));
+    let lines = readme
+        .split("```\n")
+        .find(|part| part.contains("sas_token "));
+    let lines = lines.expect("the lines for a SAS");
+    let own = "/var/run/secrets/ferry/sas";
+    assert!(lines.contains(own), "{lines}");
+    let config = read(&stage.path("fluent-bit.conf"));
+    let identity = "    auth_type       workload_identity\n";
+    assert!(config.contains(identity), "{config}");
+    let config = config.replace(identity, &lines.replace(own, &sas));
+    fs::write(stage.path("fluent-bit.conf"), config).unwrap();
+    stage.run_in_the_harness();
+    assert_each_once_with_a_time(&arrived(&azurite().store(container)), "time");
+}
+
+#[test]
+fn kubernetes_builds_objects_in_azure_by_its_workload_identity() {
+    let account = &yaml_file("kubernetes-azure/service-account.yaml")[0];
+    let client_id =
+        account["metadata"]["annotations"]["azure.workload.identity/client-id"].as_str();
+    let client_id = client_id.expect("the identity's client ID");
+    let (authority, given) = entra(client_id.to_owned());
+    let server = azurite_tls();
     let stage = |container: &str| {
-        let url = format!(
-            "{}/{container}?restype=container&{SAS_OF_AN_OWNER}",
-            azurite().blob_url()
-        );
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        ferry::tls::install();
-        let made = runtime.block_on(reqwest::Client::new().put(url).body("").send());
-        assert!(made.unwrap().status().is_success());
-        Stage::new(
+        make_container(server, container);
+        let mut stage = Stage::new(
             kubernetes(),
             &[
-                ("STORAGE_ACCOUNT", "devstoreaccount1"),
+                ("STORAGE_ACCOUNT", Azurite::ACCOUNT),
                 ("STORAGE_CONTAINER", container),
-                ("STORAGE_ENDPOINT", &azurite().blob_url()),
+                ("STORAGE_ENDPOINT", &server.blob_url()),
+                // What Azure's webhook sets, from the ServiceAccount's annotation and the cluster's own.
+                ("AZURE_CLIENT_ID", client_id),
+                ("AZURE_TENANT_ID", TENANT),
+                ("AZURE_AUTHORITY_HOST", &authority),
             ],
-        )
+        );
+        let ca = stage.path("ca.pem");
+        fs::write(&ca, server.ca_pem.as_deref().unwrap()).unwrap();
+        stage
+            .environment
+            .insert("SSL_CERT_FILE".to_owned(), ca.display().to_string());
+        stage
     };
     let check = |container: &str| {
-        let lines = arrived(&azurite().store(container));
+        let lines = arrived(&server.store(container));
         assert_each_once_with_a_time(&lines, "time");
         for (object, line) in &lines {
             assert!(object.starts_with("shop/api/2"), "{object}");
@@ -496,6 +609,7 @@ fn kubernetes_builds_objects_in_azure_with_the_least_sas() {
 
     stage("examples-k8s-harness").run_in_the_harness();
     check("examples-k8s-harness");
+    assert_eq!(given.load(Ordering::SeqCst), 1, "one token for all objects");
 
     let Some(fluent_bit) = support::fluent_bit() else {
         println!("skipped: FLUENT_BIT is not set");
@@ -733,6 +847,8 @@ fn the_manifests_of_kubernetes_fit_together() {
         pod["serviceAccountName"],
         kinds["ServiceAccount"]["metadata"]["name"]
     );
+    let template = &kinds["DaemonSet"]["spec"]["template"]["metadata"];
+    assert_eq!(template["labels"]["azure.workload.identity/use"], "true");
     let generated = &customization["configMapGenerator"][0];
     assert_eq!(generated["name"], pod["volumes"][0]["configMap"]["name"]);
     for file in generated["files"].as_array().expect("files") {

@@ -17,7 +17,7 @@ use ferry_harness::ledger::{Report, verify_objects};
 use futures::TryStreamExt as _;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
-use object_store::{ObjectStore, ObjectStoreExt as _};
+use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt as _};
 
 /// On two cores busy with compilers moto took 50 seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -46,9 +46,14 @@ impl Azurite {
     /// A container, to be read.
     pub(crate) fn store(&self, container: &str) -> impl ObjectStore {
         ferry::tls::install();
+        let mut options = ClientOptions::new().with_allow_http(true);
+        if let Some(ca_pem) = &self.ca_pem {
+            let ca = Certificate::from_pem(ca_pem.as_bytes()).expect("a certificate");
+            options = options.with_root_certificate(ca);
+        }
         MicrosoftAzureBuilder::new()
             .with_endpoint(self.blob_url())
-            .with_allow_http(true)
+            .with_client_options(options)
             .with_account(Self::ACCOUNT)
             .with_access_key(Self::KEY)
             .with_container_name(container)
@@ -178,7 +183,9 @@ pub(crate) fn azurite_tls() -> &'static Azurite {
             .arg("--cert")
             .arg(&certificate)
             .arg("--key")
-            .arg(&key);
+            .arg(&key)
+            // Takes tokens, too: whoever signed them, if issuer, audience and time are right.
+            .args(["--oauth", "basic"]);
         Azurite {
             origin: start("Azurite", command),
             ca_pem: Some(ca_pem),
