@@ -10,6 +10,7 @@
 //! text is kept as it stands in a line ([`Keys`]), with the guess which key comes after it.
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 
 use crate::decode::{Cursor, Event, Head, Malformed, Time, Token, lookup};
 use crate::simd::{self, BLOCK, Block, LONGEST_KEY, Level, Source, Tail, Work};
@@ -735,6 +736,15 @@ fn number(n: impl itoa::Integer, out: &mut Vec<u8>) {
 /// Appends standard base64 with padding.
 pub fn base64(bytes: &[u8], out: &mut Vec<u8>) {
     base64_simd::STANDARD.encode_append(bytes, out);
+}
+
+/// Hexadecimal digits, in lower case.
+pub fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Appends a JSON string: quotes, escapes only where JSON demands them, U+FFFD for what is not UTF-8.

@@ -26,6 +26,7 @@ use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
 use crate::dead_letter::{DeadLetters, Letter, Unkept};
 use crate::decode::{self, Time};
+use crate::encode;
 use crate::log::{Level, Log};
 use crate::metrics::{Figure, Metrics, Reason, Record, Sealed, Stage};
 use crate::retry::backoff;
@@ -135,10 +136,7 @@ impl Pipeline {
             return self.keep(spool, tag, data, id).await;
         }
         let number = self.twins.number(id);
-        let mut name = String::new();
-        for byte in id {
-            let _ = write!(name, "{byte:02x}");
-        }
+        let mut name = encode::hex(&id);
         if number > 0 {
             let _ = write!(name, "-{}", number + 1);
         }

@@ -277,13 +277,12 @@ impl Objects {
     }
 
     fn seal(&mut self, folder: &str, why: Why) -> Vec<Sealed> {
-        let Some((folder, open)) = self.open.remove_entry(folder) else {
+        let Some((folder, mut open)) = self.open.remove_entry(folder) else {
             return Vec::new();
         };
         self.bytes -= open.bytes();
         let (first, since) = (open.first, open.since);
         let mut sealed = Vec::new();
-        let mut open = open;
         let block = open.body.take_block();
         let last = self.close_block(block, &folder, first, open, since, &mut sealed);
         sealed.push(last.seal(folder, why));

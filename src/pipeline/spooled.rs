@@ -9,7 +9,6 @@
 //! under the same name, where the store takes it only if it is not there yet.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,6 +26,7 @@ use crate::buffers;
 use crate::chunk::Encoded;
 use crate::config::Destination;
 use crate::dead_letter::Letter;
+use crate::encode;
 use crate::log::Level;
 use crate::metrics::{self, Record};
 use crate::retry::backoff;
@@ -708,11 +708,7 @@ fn build_again(
 fn token() -> String {
     let mut bytes = [0; 16];
     StdRng::from_os_rng().fill_bytes(&mut bytes);
-    let mut token = String::with_capacity(32);
-    for byte in bytes {
-        let _ = write!(token, "{byte:02x}");
-    }
-    token
+    encode::hex(&bytes)
 }
 
 #[cfg(test)]

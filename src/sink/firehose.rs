@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
-use std::fmt::Write as _;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -300,11 +299,8 @@ impl Intercept for Written {
             .cloned()
             .ok_or("the SDK has no signing configuration for this request")?;
         let hash = ring::digest::digest(&ring::digest::SHA256, &self.0);
-        let mut text = String::with_capacity(64);
-        for byte in hash.as_ref() {
-            let _ = write!(text, "{byte:02x}");
-        }
-        signing.signing_options.payload_override = Some(SignableBody::Precomputed(text));
+        let hash = SignableBody::Precomputed(encode::hex(hash.as_ref()));
+        signing.signing_options.payload_override = Some(hash);
         config.interceptor_state().store_put(signing);
         Ok(())
     }
