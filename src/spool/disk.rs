@@ -1,10 +1,12 @@
 //! The one directory a spool lives in, behind a trait so that tests can make it fail and crash.
 
+use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, IoSlice, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// One directory.
@@ -15,7 +17,7 @@ pub trait Disk: Send + Sync + 'static {
     fn create(&self, name: &str) -> io::Result<Box<dyn File>>;
     /// Opens a file that is there.
     fn open(&self, name: &str) -> io::Result<Box<dyn File>>;
-    /// Unlinks a file.
+    /// Unlinks a file. Its blocks may be freed somewhat later.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes all earlier creations and removals durable.
     fn sync_dir(&self) -> io::Result<()>;
@@ -52,6 +54,82 @@ pub struct LocalDisk {
     dir: PathBuf,
     /// Held for as long as the directory may be written to; `None`: only looked at.
     lock: Option<fs::File>,
+    freeing: Option<Freeing>,
+}
+
+/// A thread that frees the blocks of files which have no name any more, a few at a time. Whoever frees a whole
+/// segment at once keeps the file system's journal busy for tens of milliseconds, and nobody's fsync is done
+/// before that.
+#[derive(Debug)]
+struct Freeing {
+    /// `None`: told to end.
+    files: Option<Sender<fs::File>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Bytes that are freed at a time.
+const FREED_AT_ONCE: u64 = 2 << 20;
+
+impl Freeing {
+    fn start() -> io::Result<Freeing> {
+        let (files, unlinked) = channel();
+        let thread = thread::Builder::new()
+            .name("ferry-spool-free".to_owned())
+            .spawn(move || free(&unlinked))?;
+        Ok(Freeing {
+            files: Some(files),
+            thread: Some(thread),
+        })
+    }
+
+    fn take(&self, file: fs::File) {
+        if let Some(files) = &self.files {
+            // Where the thread is gone, the file is closed here, and freed by that.
+            let _ = files.send(file);
+        }
+    }
+}
+
+impl Drop for Freeing {
+    fn drop(&mut self) {
+        self.files = None;
+        // The library may be unloaded next: none of its code may run any more.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Frees what comes until nothing more can come; what is left then is freed at once. After each step the disk
+/// is left to others for as long as the step has taken.
+fn free(unlinked: &Receiver<fs::File>) {
+    let mut waiting = VecDeque::new();
+    let mut pause = Duration::MAX;
+    loop {
+        match unlinked.recv_timeout(pause) {
+            Ok(file) => waiting.push_back(file),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let since = Instant::now();
+        if !waiting.front().is_some_and(free_some) {
+            waiting.pop_front();
+        }
+        pause = match waiting.is_empty() {
+            true => Duration::MAX,
+            false => since.elapsed(),
+        };
+    }
+}
+
+/// Frees the end of a file. `false`: closing it frees the rest.
+fn free_some(file: &fs::File) -> bool {
+    let Ok(metadata) = file.metadata() else {
+        return false;
+    };
+    // A file with another name is somebody's copy.
+    let left = metadata.len().saturating_sub(FREED_AT_ONCE);
+    metadata.nlink() == 0 && left > 0 && file.set_len(left).is_ok()
 }
 
 impl LocalDisk {
@@ -90,6 +168,7 @@ impl LocalDisk {
         Ok(LocalDisk {
             dir: path.to_owned(),
             lock: Some(lock),
+            freeing: Some(Freeing::start()?),
         })
     }
 
@@ -100,6 +179,7 @@ impl LocalDisk {
         Ok(LocalDisk {
             dir: path.to_owned(),
             lock: None,
+            freeing: None,
         })
     }
 
@@ -193,7 +273,14 @@ impl Disk for LocalDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.writable()?;
-        fs::remove_file(self.dir.join(name))
+        let path = self.dir.join(name);
+        // A file that cannot be opened can be unlinked all the same.
+        let file = OpenOptions::new().write(true).open(&path);
+        fs::remove_file(&path)?;
+        if let (Ok(file), Some(freeing)) = (file, &self.freeing) {
+            freeing.take(file);
+        }
+        Ok(())
     }
 
     fn sync_dir(&self) -> io::Result<()> {

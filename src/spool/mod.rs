@@ -53,8 +53,8 @@
 //!   that it voids what the one before it failed to write, and that a power cut does not take it away whole.
 //! - *Before a segment is removed* (the active segment's): the notes that finished its chunks. Otherwise
 //!   chunks of the next one might come back without what was settled of them.
-//! - *After a segment is removed* (the directory), before the next one is: an unlink that was not durable
-//!   may come back, but then all newer segments with the notes about it are still there.
+//! - *After a segment is removed* (the directory), before the next one is, and at the end: an unlink that
+//!   was not durable may come back, but then all newer segments with the notes about it are still there.
 //! - *At open* (the last segment, the directory): what the last process wrote and did not live to sync is
 //!   relied on from there on.
 //!

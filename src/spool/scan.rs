@@ -87,6 +87,8 @@ impl Place {
         let read = fill(&*file, &mut payload, self.offset)?;
         let mut data = buffers::share(payload);
         if read < len || chunk_id(&data[..tag_len], &data[tag_len..]) != self.id {
+            // What was removed while it was read is emptied, and not damaged.
+            disk.open(&segment_name(self.segment))?;
             return Ok(None);
         }
         let tag = data.split_to(tag_len).to_vec();
@@ -261,9 +263,21 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
         let bound = firsts.get(index + 1).copied();
         let check_chunks = bound.is_none() || check == Check::All;
         let segment = read_segment(source, bound, check_chunks, &mut survey)?;
-        survey.segments.push(segment);
+        let whole = segment.damage.is_empty() && segment.torn == 0;
+        if whole || is_there(disk, segment.first)? {
+            survey.segments.push(segment);
+        }
     }
     Ok(survey)
+}
+
+/// Whether nobody has removed it: what is removed is emptied while it is read.
+fn is_there(disk: &dyn Disk, segment: Seq) -> io::Result<bool> {
+    match disk.open(&segment_name(segment)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The number of the spool that the segments belong to: the newest one's word counts.
@@ -442,7 +456,11 @@ impl Source {
             let read = fill(&*self.file, &mut self.buffer, offset);
             let read = read.inspect_err(|_| self.buffer.clear());
             let read = read.map_err(|error| named(&self.name, offset, &error))?;
-            self.buffer.truncate(read);
+            if read < self.buffer.len() {
+                // It is shorter by now.
+                self.len = offset + read as u64;
+                self.buffer.truncate(read);
+            }
         }
         let from = (offset - self.start) as usize;
         let to = (from + there).min(self.buffer.len());

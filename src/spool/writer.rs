@@ -147,7 +147,7 @@ pub(super) struct Writer {
     /// Segments that were given up and could not be cut to their good length, and that length.
     untrimmed: Vec<(Seq, u64)>,
     debris: Option<Debris>,
-    /// A removal is not durable yet.
+    /// A removal is not durable yet. The next segment's beginning makes it so, or the next removal.
     removed: bool,
 }
 
@@ -556,7 +556,6 @@ impl Writer {
         let state = self.state();
         !self.untrimmed.is_empty()
             || self.debris.is_some()
-            || self.removed
             || state.removable().is_some()
             || state.wants_room()
     }
@@ -589,11 +588,8 @@ impl Writer {
             let Some(first) = self.state().removable() else {
                 break;
             };
-            if self.removed {
-                // Should it come back after a power cut, all newer ones must be there still.
-                self.shared.disk.sync_dir()?;
-                self.removed = false;
-            }
+            // Should it come back after a power cut, all newer ones must be there still.
+            self.sync_removals()?;
             self.secure()?;
             match self.shared.disk.remove(&segment_name(first)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -604,6 +600,10 @@ impl Writer {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn sync_removals(&mut self) -> io::Result<()> {
         if self.removed {
             self.shared.disk.sync_dir()?;
             self.removed = false;
@@ -637,6 +637,7 @@ impl Writer {
             let _ = self.rotate();
         }
         self.tidy();
+        let _ = self.sync_removals();
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use futures::FutureExt as _;
 
 use super::*;
-use crate::spool::disk::LocalDisk;
+use crate::spool::disk::{Disk, File, LocalDisk};
+use crate::spool::scan::{Check, survey};
 use crate::spool::sim::{Call, Faults};
 
 fn broken(calls: &[Call]) -> Faults {
@@ -389,6 +392,9 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
         let (one, next) = (at(pair[0]).unwrap(), at(pair[1]).unwrap());
         assert!(calls[one..next].contains(&Call::SyncDir), "{calls:?}");
     }
+    // And all of them at the end.
+    bench.spool().close();
+    let calls: Vec<Call> = bench.sim.take_log().iter().map(|(call, _)| *call).collect();
     assert_eq!(
         calls
             .iter()
@@ -717,6 +723,112 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     let (spool, recovered) = Spool::open(Arc::new(LocalDisk::open(&path).unwrap()), SMALL).unwrap();
     assert_eq!(recovered.unfinished, 1);
     drop(spool);
+}
+
+#[test]
+fn what_is_removed_is_freed_unless_it_has_another_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = LocalDisk::open(&dir.path().join("spool")).unwrap();
+    let names = ["1.seg", "2.seg"];
+    for name in names {
+        let file = disk.create(name).unwrap();
+        file.append(&[io::IoSlice::new(&[7; 5 << 20])]).unwrap();
+    }
+    let copy = dir.path().join("copy");
+    std::fs::hard_link(dir.path().join("spool/1.seg"), &copy).unwrap();
+    let reading = disk.open("2.seg").unwrap();
+    for name in names {
+        disk.remove(name).unwrap();
+    }
+    // Waits for the thread that frees. It leaves the rest to whoever closes the file last.
+    drop(disk);
+    assert_eq!(std::fs::metadata(copy).unwrap().len(), 5 << 20);
+    assert!(reading.len().unwrap() < 5 << 20);
+}
+
+/// A disk on which a segment is removed and emptied, down to so many bytes, just when somebody has opened it.
+struct Vanishing {
+    disk: Arc<dyn Disk>,
+    name: String,
+    left: u64,
+    opened: AtomicBool,
+}
+
+impl Disk for Vanishing {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        self.disk.list()
+    }
+    fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
+        self.disk.create(name)
+    }
+    fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
+        let file = self.disk.open(name)?;
+        if name != self.name {
+            return Ok(file);
+        }
+        match self.opened.swap(true, Relaxed) {
+            true => Err(ErrorKind::NotFound.into()),
+            false => Ok(Box::new(Emptied(file, self.left))),
+        }
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn sync_dir(&self) -> io::Result<()> {
+        self.disk.sync_dir()
+    }
+}
+
+struct Emptied(Box<dyn File>, u64);
+
+impl File for Emptied {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn append(&self, parts: &[io::IoSlice<'_>]) -> io::Result<()> {
+        self.0.append(parts)
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let left = self.1.saturating_sub(offset).min(buf.len() as u64);
+        self.0.read_at(&mut buf[..left as usize], offset)
+    }
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.truncate(len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+#[test]
+fn a_segment_that_is_removed_while_somebody_looks_is_not_called_damaged() {
+    let bench = Bench::new(SMALL);
+    for byte in 0..6 {
+        bench.keep(byte, 1_500);
+    }
+    let segments = bench.segments();
+    assert!(segments.len() >= 3, "{segments:?}");
+    let (_, oldest) = bench.spool().shared.state().chunks.pop_first().unwrap();
+    for left in [0, 10, 100, 2_000, 3_000] {
+        let vanishing = || Vanishing {
+            disk: bench.sim.mount(),
+            name: segments[0].clone(),
+            left,
+            opened: AtomicBool::new(false),
+        };
+        let looked = survey(&vanishing(), Check::All).unwrap();
+        assert!(
+            looked
+                .segments
+                .iter()
+                .all(|segment| segment.damage.is_empty())
+        );
+        assert!(looked.segments.len() >= segments.len() - 1);
+        match oldest.read(&vanishing()) {
+            Ok(stored) => assert!(stored.is_some() && left >= oldest.offset + 1_507),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),
+        }
+    }
 }
 
 #[test]

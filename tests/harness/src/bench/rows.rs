@@ -135,7 +135,7 @@ pub(super) fn all() -> Vec<Row> {
 
 const STREAM: &str = "region us-east-1\ndelivery_stream bench";
 /// The key is no secret: the fake believes every signature.
-const CONTAINER: &str = "account_name bench\nshared_key YmVuY2g=\ncontainer_name logs";
+pub(super) const CONTAINER: &str = "account_name bench\nshared_key YmVuY2g=\ncontainer_name logs";
 
 fn goals(cpu: f64, stored: Option<f64>, billed: Option<f64>) -> Goals {
     Goals {
