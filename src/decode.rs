@@ -26,10 +26,10 @@ pub struct Time {
     pub nanos: u32,
 }
 
-/// What a group of events shares: OTLP's resource and scope. Both are whole msgpack maps.
+/// What a group of events shares: OTLP's resource and scope. The slices are whole msgpack maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group<'a> {
-    /// What the host says about the group itself (schema, ids).
+    /// What the host says about the group itself (schema, ids); empty where its mark has no metadata.
     pub metadata: &'a [u8],
     /// Resource and scope.
     pub body: &'a [u8],

@@ -244,7 +244,10 @@ impl<'o> Encoder<'o> {
         self.pairs::<B>(head.metadata, out)?;
         if let Some(group) = head.group {
             self.pairs::<B>(group.body, out)?;
-            let (pairs, at) = map_head(group.metadata, 0)?;
+            let (pairs, at) = match group.metadata {
+                [] => (0, 0),
+                metadata => map_head(metadata, 0)?,
+            };
             if pairs > 0 {
                 our_key("group", out);
                 let group_metadata = Container::of(pairs, true, 2);
@@ -995,6 +998,14 @@ mod tests {
                 "{\"meta\":{\"otlp\":{\"severity_number\":17},\"resource\":{},\"group\":{\"schema\":\"otlp\"}}}\n",
             ),
         ];
+        let unmarked = Group {
+            metadata: b"",
+            ..group
+        };
+        let cases =
+            cases
+                .into_iter()
+                .chain([(&empty, Some(unmarked), "{\"meta\":{\"resource\":{}}}\n")]);
         for (metadata, group, expected) in cases {
             let mut out = Vec::new();
             let event = Event {
