@@ -31,7 +31,7 @@ use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
 
 /// Requests in flight where the user leaves it to us: where to start, and where to end. Each holds up to
-/// 4 MiB in its plain form, its base64 form and its TLS buffers.
+/// 4 MiB, and the buffers of HTTP and TLS.
 const ADAPTIVE_START: usize = 4;
 const ADAPTIVE_MOST: usize = 8;
 

@@ -38,13 +38,13 @@ use crate::spool::{
 
 /// Chunks that may wait for another try before no further ones are read.
 const MOST_HELD: usize = 1_000;
-/// A piece on its way is taken to need so many times its bytes: as it is, as base64 in a request, in the
-/// buffers of HTTP and TLS, and as much again for room in buffers that is not used. With 4, a host at full
-/// speed was seen to grow by more than `memory_limit`.
-const PIECE_FACTOR: usize = 6;
-/// Of `memory_limit`, in eighths: what open objects may hold, and with those that are being sent.
-const OPEN_EIGHTHS: usize = 3;
-const HELD_EIGHTHS: usize = 4;
+/// A piece on its way is taken to need so many times its bytes: as it is, in the buffers of HTTP and TLS, and
+/// as much again for room in buffers that is not used.
+const PIECE_FACTOR: usize = 4;
+/// Of `memory_limit`, in eighths: what open objects may hold, together with those that are being sent. The rest
+/// is for what is read and encoded meanwhile, and for buffers. With 4, a host at full speed was seen to grow by
+/// more than `memory_limit`.
+const OBJECT_EIGHTHS: usize = 3;
 
 /// What of the spool's chunks some tickets hold, by chunk.
 pub(super) fn contents<'t>(tickets: impl Iterator<Item = &'t Ticket>) -> Vec<Content> {
@@ -157,7 +157,7 @@ impl Feed {
                 Bounds {
                     object_bytes: object.bytes,
                     age: object.age,
-                    bytes: config.memory_limit / 8 * OPEN_EIGHTHS,
+                    bytes: config.memory_limit / 8 * OBJECT_EIGHTHS,
                 },
             )),
         };
@@ -318,7 +318,7 @@ impl Feed {
             // A sealed object gives its bytes back only when it is there.
             Some(objects) => {
                 let held = self.sending_bytes + objects.bytes();
-                held <= limit / 8 * HELD_EIGHTHS || self.sending.is_empty()
+                held <= limit / 8 * OBJECT_EIGHTHS || self.sending.is_empty()
             }
             None => {
                 let next = self.spool.peek(self.after).map_or(0, |(_, bytes)| bytes);

@@ -1,0 +1,233 @@
+//! The body of a PutRecordBatch, written from the records a frame at a time: once to hash it, since its
+//! signature goes ahead of it, and once more to send it. As a whole it is never in memory: it would be a
+//! third larger than the lines in it, for each request in flight.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use ring::digest;
+
+use crate::buffers;
+use crate::encode;
+use crate::sink::{Batch, Payload};
+
+/// Bytes in a frame, and a few more: enough that the cost of each does not count.
+const FRAME_BYTES: usize = 128 * 1024;
+/// More than what stands around a record's data.
+const AROUND: usize = 64;
+
+/// What of the text comes next.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Head,
+    /// Whatever comes between the record before this one and its data.
+    Record(usize),
+    /// The data of this record from a byte of one of its parts on.
+    Data {
+        record: usize,
+        part: usize,
+        at: usize,
+    },
+    End,
+}
+
+/// A body, from its first byte to its last.
+#[derive(Clone, Debug)]
+pub(super) struct Text {
+    target: Arc<str>,
+    records: Arc<[Payload]>,
+    next: Next,
+    /// Three bytes make four letters: what is left of a part waits for the next one's first.
+    left: Vec<u8>,
+    /// Bytes of text that are still to come.
+    to_come: u64,
+}
+
+impl Text {
+    /// The text of a batch, and its SHA-256 in hexadecimal.
+    pub(super) fn new(batch: Batch) -> (Text, String) {
+        let mut text = Text {
+            target: batch.target,
+            records: batch.records.into(),
+            next: Next::Head,
+            left: Vec::with_capacity(3),
+            to_come: 0,
+        };
+        let mut pass = text.clone();
+        let mut hash = digest::Context::new(&digest::SHA256);
+        let mut frame = buffers::take(FRAME_BYTES + AROUND);
+        while pass.write(&mut frame) {
+            hash.update(&frame);
+            text.to_come += frame.len() as u64;
+            frame.clear();
+        }
+        buffers::give(frame);
+        (text, encode::hex(hash.finish().as_ref()))
+    }
+
+    /// Bytes of text that are still to come.
+    pub(super) fn len(&self) -> u64 {
+        self.to_come
+    }
+
+    /// Appends a frame. `false`: there is no more.
+    fn write(&mut self, out: &mut Vec<u8>) -> bool {
+        let full = out.len() + FRAME_BYTES;
+        let more = !matches!(self.next, Next::End);
+        while out.len() < full {
+            self.next = match self.next {
+                Next::Head => {
+                    out.extend_from_slice(b"{\"DeliveryStreamName\":");
+                    encode::string(self.target.as_bytes(), out);
+                    out.extend_from_slice(b",\"Records\":[");
+                    Next::Record(0)
+                }
+                Next::Record(record) if record < self.records.len() => {
+                    let before: &[u8] = if record == 0 { b"" } else { b"," };
+                    out.extend_from_slice(before);
+                    out.extend_from_slice(b"{\"Data\":\"");
+                    let (part, at) = (0, 0);
+                    Next::Data { record, part, at }
+                }
+                Next::Record(_) => {
+                    out.extend_from_slice(b"]}");
+                    Next::End
+                }
+                Next::Data { record, part, at } => {
+                    let room = full - out.len();
+                    self.data(record, part, at, room, out)
+                }
+                Next::End => break,
+            };
+        }
+        more
+    }
+
+    /// Appends base64 of one part, as much as there is room for, and rather a little more than nothing.
+    fn data(
+        &mut self,
+        record: usize,
+        part: usize,
+        at: usize,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> Next {
+        let Some(bytes) = self.records[record].parts().get(part) else {
+            encode::base64(&self.left, out);
+            self.left.clear();
+            out.extend_from_slice(b"\"}");
+            return Next::Record(record + 1);
+        };
+        let rest = &bytes[at..];
+        let rest = &rest[..rest.len().min((room / 4 * 3).max(3))];
+        let next = match at + rest.len() {
+            end if end == bytes.len() => (part + 1, 0),
+            end => (part, end),
+        };
+        let owed = (3 - self.left.len()) % 3;
+        let (first, rest) = rest.split_at(owed.min(rest.len()));
+        self.left.extend_from_slice(first);
+        if self.left.len() == 3 {
+            encode::base64(&self.left, out);
+            self.left.clear();
+        }
+        let (whole, last) = rest.split_at(rest.len() / 3 * 3);
+        encode::base64(whole, out);
+        self.left.extend_from_slice(last);
+        let (part, at) = next;
+        Next::Data { record, part, at }
+    }
+}
+
+impl Body for Text {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let text = self.get_mut();
+        let room = usize::try_from(text.to_come).unwrap_or(usize::MAX);
+        let mut frame = buffers::take(room.min(FRAME_BYTES + AROUND));
+        if !text.write(&mut frame) {
+            return Poll::Ready(None);
+        }
+        text.to_come -= frame.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(buffers::share(frame)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.next, Next::End)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.to_come)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    /// Reads a text frame by frame, as a connection does.
+    async fn read(mut text: Text) -> Vec<u8> {
+        let mut read = Vec::new();
+        let len = text.len();
+        while let Some(frame) = poll_fn(|context| Pin::new(&mut text).poll_frame(context)).await {
+            let frame = frame.unwrap().into_data().unwrap();
+            assert!(frame.len() <= FRAME_BYTES + 2 * AROUND && !frame.is_empty());
+            read.extend_from_slice(&frame);
+            assert_eq!(text.size_hint().exact(), Some(len - read.len() as u64));
+        }
+        assert!(text.is_end_stream());
+        read
+    }
+
+    /// However a record is cut into parts, its data is one base64 text, and the body is what the SDK would
+    /// have written.
+    #[tokio::test]
+    async fn the_body_holds_each_record_whole_however_it_is_parted() {
+        let text: Vec<u8> = (0..=255u8).cycle().take(300_000).collect();
+        for parts in [1_000, 16_385, 98_303, 98_304, 98_305, 150_001, 300_000] {
+            let mut record = Payload::default();
+            record.extend(text.chunks(parts).map(Bytes::copy_from_slice));
+            let mut small = Payload::default();
+            small.extend(text[..11].chunks(parts % 5 + 1).map(Bytes::copy_from_slice));
+            let batch = Batch {
+                target: "a \"b\"".into(),
+                records: vec![
+                    record,
+                    Bytes::from_static(b"x").into(),
+                    small,
+                    Payload::default(),
+                ],
+                token: None,
+            };
+            let (body, hash) = Text::new(batch);
+            let body = read(body).await;
+            let digest = ring::digest::digest(&ring::digest::SHA256, &body);
+            assert_eq!(hash, encode::hex(digest.as_ref()));
+            let written: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let base64 = |bytes: &[u8]| base64_simd::STANDARD.encode_to_string(bytes);
+            assert_eq!(
+                written,
+                serde_json::json!({
+                    "DeliveryStreamName": "a \"b\"",
+                    "Records": [
+                        { "Data": base64(&text) },
+                        { "Data": "eA==" },
+                        { "Data": base64(&text[..11]) },
+                        { "Data": "" },
+                    ],
+                }),
+                "{parts}"
+            );
+        }
+    }
+}
