@@ -5,65 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ferry::metrics::{FAMILIES, Kind};
 use serde_json::Value;
-
-/// Every metric: its name, its own label beside `name`, and the values of that label.
-const METRICS: [(&str, &str, &[&str]); 19] = [
-    (
-        "ferry_records_total",
-        "result",
-        &[
-            "delivered",
-            "dead_letter",
-            "skipped",
-            "ambiguous",
-            "suppressed",
-        ],
-    ),
-    (
-        "ferry_bytes_total",
-        "stage",
-        &["raw", "encoded", "sent", "billed"],
-    ),
-    (
-        "ferry_requests_total",
-        "result",
-        &[
-            "ok",
-            "partial",
-            "throttled",
-            "transient",
-            "ambiguous",
-            "credentials",
-            "configuration",
-            "rejected",
-        ],
-    ),
-    ("ferry_request_duration_seconds", "", &[]),
-    ("ferry_throttled_records_total", "", &[]),
-    (
-        "ferry_dead_letters_total",
-        "reason",
-        &["malformed", "too_deep", "too_large", "refused"],
-    ),
-    (
-        "ferry_objects_total",
-        "sealed",
-        &["size", "age", "memory", "stop", "flush"],
-    ),
-    ("ferry_flushes_total", "result", &["ok", "retry"]),
-    ("ferry_requests_in_flight", "", &[]),
-    ("ferry_requests_limit", "", &[]),
-    ("ferry_bytes_in_flight", "", &[]),
-    ("ferry_memory_limit_bytes", "", &[]),
-    ("ferry_spool_bytes", "", &[]),
-    ("ferry_spool_limit_bytes", "", &[]),
-    ("ferry_oldest_unsent_seconds", "", &[]),
-    ("ferry_dead_letter_bytes", "", &[]),
-    ("ferry_dead_letter_limit_bytes", "", &[]),
-    ("ferry_circuit_open", "", &[]),
-    ("ferry_credentials_expiry_seconds", "", &[]),
-];
 
 /// The host's own, of each output.
 const OF_THE_HOST: &str = "fluentbit_output_dropped_records_total";
@@ -133,12 +76,12 @@ fn faults(expression: &str) -> Vec<String> {
     let mut labels: BTreeSet<&str> = ["job", "instance", "name"].into();
     for (metric, matchers) in &found {
         let base = metric.strip_suffix("_bucket").unwrap_or(metric);
-        let (own, values): (&str, &[&str]) = match METRICS.iter().find(|(name, ..)| *name == base) {
-            Some((name, own, values)) => {
-                if (base != metric.as_str()) != (*name == "ferry_request_duration_seconds") {
+        let (own, values): (&str, &[&str]) = match FAMILIES.iter().find(|one| one.name == base) {
+            Some(family) => {
+                if (base != metric.as_str()) != (family.kind == Kind::Histogram) {
                     faults.push(format!("{metric} is not what it is"));
                 }
-                (own, values)
+                family.label.unwrap_or_default()
             }
             None if metric == OF_THE_HOST => ("", &[]),
             None => {
@@ -183,7 +126,8 @@ fn dashboard_and_alerts_name_metrics_labels_and_values_that_there_are() {
     assert!(faults.is_empty(), "{faults:#?}");
     // What nobody looks at need not be counted.
     let shown: String = dashboard.concat();
-    for (metric, ..) in METRICS {
+    for family in &FAMILIES {
+        let metric = family.name;
         assert!(shown.contains(metric), "{metric} is not on the dashboard");
     }
 }
