@@ -107,6 +107,11 @@ faults-table: tools emulators ## Inject every fault, and print the table of what
 bench: tools emulators ## Measure each part beside a reference: encode, compress, batch, spool, pipeline, fake Firehose, Azurite
 	cargo bench --workspace --locked --bench ferry
 
+.PHONY: bench-instructions
+bench-instructions: cargo-present ## Count the instructions of encoding and compressing, beside references: needs valgrind
+	@command -v valgrind >/dev/null || { echo "error: there is no valgrind; remedy: apt install valgrind" >&2; exit 1; }
+	cargo bench --workspace --locked --bench instructions
+
 .PHONY: bench-spool
 bench-spool: build ## Measure flushes of 500 tags a second, spooled and direct
 	@tests/bench-spool.sh

@@ -1,0 +1,134 @@
+//! How many instructions each part of the work takes, counted by callgrind: `make bench-instructions`. Counts are
+//! the same on a busy machine as on a quiet one; how long an instruction takes is another matter.
+//!
+//! Without arguments it counts every part, each in a process of its own under valgrind, and prints them.
+//! With a part's name it does that part once.
+
+#[allow(
+    dead_code,
+    reason = "the tests' helpers, of which some are needed here"
+)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::hint::black_box;
+use std::process::Command;
+
+use ferry::compress::Compression;
+use ferry::decode::{Events, Item};
+use ferry::encode::{Encoder, Options};
+use ferry::simd::Level;
+use support::plugin::chunk;
+
+/// Events of a chunk: about 1.9 MB of msgpack.
+const EVENTS: usize = 5_000;
+
+/// A part of the work.
+struct Part {
+    name: String,
+    run: Run,
+}
+
+type Run = Box<dyn Fn(&Input) -> Vec<u8>>;
+
+struct Input {
+    chunk: Vec<u8>,
+    lines: Vec<u8>,
+}
+
+fn parts() -> Vec<Part> {
+    let part = |name: String, run: Run| Part { name, run };
+    let mut parts = Vec::new();
+    for level in Level::all() {
+        let run = move |input: &Input| encoded(&input.chunk, level);
+        parts.push(part(format!("encode {level:?}"), Box::new(run)));
+    }
+    parts.push(part(
+        "encode reference: rmp-serde and serde_json".to_owned(),
+        Box::new(|input| transcoded(&input.chunk)),
+    ));
+    for compression in [
+        Compression::Gzip(1),
+        Compression::Gzip(4),
+        Compression::Zstd(1),
+    ] {
+        let run = move |input: &Input| compression.apply(&input.lines);
+        parts.push(part(format!("compress {compression:?}"), Box::new(run)));
+    }
+    parts.push(part(
+        "compress reference: miniz 6".to_owned(),
+        Box::new(|input| miniz_oxide::deflate::compress_to_vec(&input.lines, 6)),
+    ));
+    parts
+}
+
+fn encoded(chunk: &[u8], level: Level) -> Vec<u8> {
+    let options = Options::default();
+    let mut out = Vec::with_capacity(2 * chunk.len());
+    let mut encoder = Encoder::at_level(&options, level);
+    let mut events = Events::new(chunk);
+    while let Some(head) = events.head() {
+        let end = encoder.undecoded_line(b"app", &head, &mut out);
+        events.pass(end.expect("sample events are whole"));
+    }
+    out
+}
+
+fn transcoded(chunk: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 * chunk.len());
+    for item in Events::new(chunk) {
+        let Item::Event(event) = item else {
+            panic!("sample events are whole: {item:?}");
+        };
+        let mut from = rmp_serde::Deserializer::from_read_ref(event.body);
+        let mut to = serde_json::Serializer::new(&mut out);
+        serde_transcode::transcode(&mut from, &mut to).expect("sample events are JSON");
+        out.push(b'\n');
+    }
+    out
+}
+
+/// What callgrind counts: this and all it calls.
+#[inline(never)]
+fn ferry_counted(part: &Part, input: &Input) -> Vec<u8> {
+    black_box((part.run)(black_box(input)))
+}
+
+fn main() {
+    let chosen = std::env::args().nth(1).filter(|name| name != "--bench");
+    let chunk = chunk(0..EVENTS);
+    let lines = encoded(&chunk, Level::best());
+    let input = Input { chunk, lines };
+    let Some(chosen) = chosen else {
+        println!("instructions for each byte of JSON lines");
+        for part in parts() {
+            let count = count(&part.name) as f64 / input.lines.len() as f64;
+            println!("{count:>8.2}  {}", part.name);
+        }
+        return;
+    };
+    let part = parts().into_iter().find(|part| part.name == chosen);
+    let part = part.expect("a part's name");
+    assert!(!ferry_counted(&part, &input).is_empty());
+}
+
+/// Instructions that one part takes.
+fn count(name: &str) -> u64 {
+    let executable = std::env::current_exe().expect("a path");
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(["--collect-atstart=no", "--toggle-collect=*ferry_counted*"])
+        .arg(executable)
+        .arg(name)
+        .output()
+        .expect("valgrind; remedy: apt install valgrind");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let collected = said
+        .lines()
+        .find_map(|line| line.split_once("Collected : "));
+    let (_, count) = collected.expect("callgrind says what it collected");
+    let count = count.trim().parse().expect("a number");
+    assert!(count > 0, "the function's name was stripped");
+    count
+}
