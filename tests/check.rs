@@ -943,6 +943,59 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
 }
 
 #[test]
+fn the_library_is_looked_for_where_fluent_bit_looks() {
+    let bench = Bench::new();
+    let library = bench.write("out_ferry.so", "");
+    let root = bench.dir.path().display();
+    let check = |plugins_file: &str, plugins: &str| {
+        bench.write("plugins.conf", plugins);
+        let text = format!(
+            "[SERVICE]\n    {plugins_file}\n[OUTPUT]\n    Name ferry\n    Match *\n    url file://{root}/objects\n    \
+             spool_dir {root}/spool\n    dead_letter_dir {root}/letters\n"
+        );
+        let run = tool(&[&bench.write("fluent-bit.conf", &text), "--json"], &[]);
+        assert_eq!(run.status, 0, "{}", run.stdout);
+        (run.result("library"), run.words("library"))
+    };
+    // Beside the main file, as Fluent Bit does.
+    let named = "Plugins_File plugins.conf";
+    let ours = format!("[PLUGINS]\n    Path {library}\n");
+    let cases = [
+        ("", "", "skip", "-e /full/path/of/out_ferry.so"),
+        (named, &*ours, "ok", "out_ferry.so' is there"),
+        (
+            "Plugins_File none.conf",
+            "",
+            "warn",
+            "fluent-bit.conf:2: Plugins_File",
+        ),
+        (
+            named,
+            "[PLUGINS]\n    Path /nonexistent/out_ferry.so\n",
+            "warn",
+            "plugins.conf:2: '/nonexistent",
+        ),
+        (
+            named,
+            "[PLUGINS]\n    Path /dev/null\n",
+            "warn",
+            "has ferry in its name",
+        ),
+    ];
+    for (plugins_file, plugins, mark, words) in cases {
+        let (result, said) = check(plugins_file, plugins);
+        assert_eq!(result, mark, "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+    let text = format!(
+        "service:\n  grace: 5\nplugins:\n  - {library}\npipeline:\n  outputs:\n    - name: ferry\n      match: '*'\n      \
+         url: file://{root}/objects\n      spool_dir: {root}/spool\n      dead_letter_dir: {root}/letters\n"
+    );
+    let run = tool(&[&bench.write("fluent-bit.yaml", &text), "--json"], &[]);
+    assert_eq!(run.result("library"), "ok", "{}", run.stdout);
+}
+
+#[test]
 fn two_outputs_do_not_share_a_spool() {
     let bench = Bench::new();
     let root = bench.dir.path().display();

@@ -3,9 +3,10 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-use fluent_bit_config::{Document, Format, Place, Section};
+use fluent_bit_config::{Document, Format, Place, Section, beside};
 
 use super::Report;
 use crate::config::{Config, Problem, Properties};
@@ -20,6 +21,10 @@ pub struct Configuration {
     /// The names of the other outputs.
     pub others: Vec<String>,
     service: Vec<Key>,
+    /// The libraries that the file itself names.
+    libraries: Vec<Key>,
+    /// Where files are looked for that are not found from the current folder.
+    root: PathBuf,
 }
 
 /// One output.
@@ -73,6 +78,8 @@ pub fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Configuration,
         outputs: Vec::new(),
         others: Vec::new(),
         service: Vec::new(),
+        libraries: libraries_of(&document),
+        root: document.root.clone(),
     };
     for section in &document.sections {
         if section.is("service") {
@@ -120,6 +127,14 @@ fn keys_of(document: &Document, section: &Section) -> (Vec<Key>, Vec<String>) {
         place: entry.place.clone(),
     });
     (keys.collect(), variables.warnings)
+}
+
+/// The libraries that a file names for Fluent Bit to load.
+fn libraries_of(document: &Document) -> Vec<Key> {
+    let sections = document.sections.iter().filter(|one| one.is("plugins"));
+    let keys = sections.flat_map(|section| keys_of(document, section).0);
+    keys.filter(|key| key.name.eq_ignore_ascii_case("path"))
+        .collect()
 }
 
 /// Remembers which keys are asked for.
@@ -262,6 +277,57 @@ fn is_list(configuration: &Configuration, output: &Output, name: &str) -> bool {
         .filter(|key| key.name.eq_ignore_ascii_case(name));
     let places: BTreeSet<usize> = of_it.map(|key| key.place.line).collect();
     configuration.format == Format::Yaml && places.len() == 1
+}
+
+/// Says whether Fluent Bit finds the library. The check may run elsewhere, so that nothing of this is a failure.
+pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
+    const CHECK: &str = "library";
+    let mut libraries: Vec<&Key> = configuration.libraries.iter().collect();
+    let file;
+    let mut named = configuration.service.iter().rev();
+    if let Some(key) = named.find(|key| key.name.eq_ignore_ascii_case("plugins_file")) {
+        let place = &key.place;
+        let name = key.value.as_deref().unwrap_or_default();
+        match Document::read(&beside(name, &configuration.root)) {
+            Ok(document) => file = libraries_of(&document),
+            Err(error) => {
+                return report.warn(
+                    CHECK,
+                    format!("{place}: Plugins_File: {error:#}"),
+                    "name it by its full path: Fluent Bit does not start without it",
+                );
+            }
+        }
+        libraries.extend(&file);
+    } else if libraries.is_empty() {
+        return report.skip(
+            CHECK,
+            "there is no Plugins_File in [SERVICE]: start Fluent Bit with -e /full/path/of/out_ferry.so",
+        );
+    }
+    let mut found = None;
+    for library in libraries {
+        let (place, path) = (&library.place, library.value.as_deref().unwrap_or_default());
+        if let Err(error) = File::open(path) {
+            return report.warn(
+                CHECK,
+                format!("{place}: '{path}' cannot be opened: {error}"),
+                "name it by its full path, for the user to read that Fluent Bit runs as: it does not start without it",
+            );
+        }
+        let name = Path::new(path).file_name().unwrap_or_default();
+        if name.to_string_lossy().contains("ferry") {
+            found = Some(path);
+        }
+    }
+    match found {
+        Some(path) => report.ok(CHECK, format!("'{path}' is there")),
+        None => report.warn(
+            CHECK,
+            "no library that Fluent Bit is told to load has ferry in its name",
+            "write Path /full/path/of/out_ferry.so below [PLUGINS] in the Plugins_File",
+        ),
+    }
 }
 
 /// Advice about the host's own settings.

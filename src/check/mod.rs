@@ -155,6 +155,13 @@ pub fn run(
         say(finding);
     };
     let mut folders = HashMap::new();
+    if let Some(first) = configuration.outputs.first() {
+        let mut report = Report {
+            output: &first.label,
+            say: &mut listen,
+        };
+        host::library(configuration, &mut report);
+    }
     for output in &configuration.outputs {
         let mut report = Report {
             output: &output.label,
