@@ -210,6 +210,8 @@ pub fn line(options: &Options, tag: &[u8], event: &Event) -> Option<Value> {
         if !group.is_empty() {
             metadata.insert("group".into(), group.into());
         }
+        // A record's own key gives way, whatever it is in msgpack, and also where there is no metadata.
+        line.remove(key);
         if !metadata.is_empty() {
             line.insert(key.clone(), metadata.into());
         }
