@@ -210,8 +210,6 @@ pub fn line(options: &Options, tag: &[u8], event: &Event) -> Option<Value> {
         if !group.is_empty() {
             metadata.insert("group".into(), group.into());
         }
-        // A record's own key gives way, whatever it is in msgpack, and also where there is no metadata.
-        line.remove(key);
         if !metadata.is_empty() {
             line.insert(key.clone(), metadata.into());
         }
@@ -323,14 +321,20 @@ fn chosen(options: &Options, event: &Event) -> Option<Pairs> {
         options.metadata_key.as_ref(),
     ];
     let mut pairs = pairs(event.body)?;
-    pairs.retain(|(key, _)| {
-        let name = match key {
+    pairs.retain(|(name, _)| {
+        // What gives way to a key of ours is what is written like it.
+        let written = key(options, name);
+        let is_ours = ours
+            .into_iter()
+            .flatten()
+            .any(|own| written.as_ref() == Some(own));
+        let raw = match name {
             Packed::String(name) => Some(name.as_bytes()),
             _ => None,
         };
-        let is = |key: &String| name == Some(key.as_bytes());
+        let is_wanted = |wanted: &String| raw == Some(wanted.as_bytes());
         let all = options.data_keys.is_empty();
-        !ours.into_iter().flatten().any(is) && (all || options.data_keys.iter().any(is))
+        !is_ours && (all || options.data_keys.iter().any(is_wanted))
     });
     Some(pairs)
 }
