@@ -948,7 +948,7 @@ fn the_library_is_looked_for_where_fluent_bit_looks() {
     let library = bench.write("out_ferry.so", "");
     let root = bench.dir.path().display();
     let check = |plugins_file: &str, plugins: &str| {
-        bench.write("plugins.conf", plugins);
+        bench.write("libraries.conf", plugins);
         let text = format!(
             "[SERVICE]\n    {plugins_file}\n[OUTPUT]\n    Name ferry\n    Match *\n    url file://{root}/objects\n    \
              spool_dir {root}/spool\n    dead_letter_dir {root}/letters\n"
@@ -958,7 +958,7 @@ fn the_library_is_looked_for_where_fluent_bit_looks() {
         (run.result("library"), run.words("library"))
     };
     // Beside the main file, as Fluent Bit does.
-    let named = "Plugins_File plugins.conf";
+    let named = "Plugins_File libraries.conf";
     let ours = format!("[PLUGINS]\n    Path {library}\n");
     let cases = [
         ("", "", "skip", "-e /full/path/of/out_ferry.so"),
@@ -973,7 +973,7 @@ fn the_library_is_looked_for_where_fluent_bit_looks() {
             named,
             "[PLUGINS]\n    Path /nonexistent/out_ferry.so\n",
             "warn",
-            "plugins.conf:2: '/nonexistent",
+            "libraries.conf:2: '/nonexistent",
         ),
         (
             named,

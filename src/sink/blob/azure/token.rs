@@ -236,6 +236,7 @@ impl Tokens {
     }
 
     /// Who we are to Azure, in words.
+    #[cfg(any(feature = "check", test))]
     pub(super) fn whose(&self) -> &str {
         &self.whose
     }
