@@ -10,18 +10,16 @@
 )]
 #[path = "../tests/support/mod.rs"]
 mod support;
+mod work;
 
 use std::hint::black_box;
 use std::process::Command;
 
 use ferry::compress::Compression;
-use ferry::decode::{Events, Item};
 use ferry::encode::{Encoder, Options};
 use ferry::simd::Level;
 use support::plugin::chunk;
-
-/// Events of a chunk: about 1.9 MB of msgpack.
-const EVENTS: usize = 5_000;
+use work::EVENTS;
 
 /// A part of the work.
 struct Part {
@@ -29,10 +27,12 @@ struct Part {
     run: Run,
 }
 
-type Run = Box<dyn Fn(&Input) -> Vec<u8>>;
+type Run = Box<dyn Fn(&Input<'_>) -> Vec<u8>>;
 
-struct Input {
-    chunk: Vec<u8>,
+struct Input<'c> {
+    chunk: &'c [u8],
+    /// Those of the chunk's events.
+    bodies: Vec<&'c [u8]>,
     lines: Vec<u8>,
 }
 
@@ -40,19 +40,19 @@ fn parts() -> Vec<Part> {
     let part = |name: String, run: Run| Part { name, run };
     let mut parts = Vec::new();
     for level in Level::all() {
-        let run = move |input: &Input| encoded(&input.chunk, level);
+        let run = move |input: &Input<'_>| encoded(input.chunk, level);
         parts.push(part(format!("encode {level:?}"), Box::new(run)));
     }
     parts.push(part(
         "encode reference: rmp-serde and serde_json".to_owned(),
-        Box::new(|input| transcoded(&input.chunk)),
+        Box::new(|input| transcoded(&input.bodies, input.lines.len())),
     ));
     for compression in [
         Compression::Gzip(1),
         Compression::Gzip(4),
         Compression::Zstd(1),
     ] {
-        let run = move |input: &Input| compression.apply(&input.lines);
+        let run = move |input: &Input<'_>| compression.apply(&input.lines);
         parts.push(part(format!("compress {compression:?}"), Box::new(run)));
     }
     parts.push(part(
@@ -65,32 +65,19 @@ fn parts() -> Vec<Part> {
 fn encoded(chunk: &[u8], level: Level) -> Vec<u8> {
     let options = Options::default();
     let mut out = Vec::with_capacity(2 * chunk.len());
-    let mut encoder = Encoder::at_level(&options, level);
-    let mut events = Events::new(chunk);
-    while let Some(head) = events.head() {
-        let end = encoder.undecoded_line(b"app", &head, &mut out);
-        events.pass(end.expect("sample events are whole"));
-    }
+    work::encode(&mut Encoder::at_level(&options, level), chunk, &mut out);
     out
 }
 
-fn transcoded(chunk: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(2 * chunk.len());
-    for item in Events::new(chunk) {
-        let Item::Event(event) = item else {
-            panic!("sample events are whole: {item:?}");
-        };
-        let mut from = rmp_serde::Deserializer::from_read_ref(event.body);
-        let mut to = serde_json::Serializer::new(&mut out);
-        serde_transcode::transcode(&mut from, &mut to).expect("sample events are JSON");
-        out.push(b'\n');
-    }
+fn transcoded(bodies: &[&[u8]], lines: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 * lines);
+    work::transcode(bodies, &mut out);
     out
 }
 
 /// What callgrind counts: this and all it calls.
 #[inline(never)]
-fn ferry_counted(part: &Part, input: &Input) -> Vec<u8> {
+fn ferry_counted(part: &Part, input: &Input<'_>) -> Vec<u8> {
     black_box((part.run)(black_box(input)))
 }
 
@@ -98,7 +85,11 @@ fn main() {
     let chosen = std::env::args().nth(1).filter(|name| name != "--bench");
     let chunk = chunk(0..EVENTS);
     let lines = encoded(&chunk, Level::best());
-    let input = Input { chunk, lines };
+    let input = Input {
+        chunk: &chunk,
+        bodies: work::bodies(&chunk),
+        lines,
+    };
     let Some(chosen) = chosen else {
         println!("instructions for each byte of JSON lines");
         for part in parts() {

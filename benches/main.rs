@@ -7,6 +7,7 @@
 )]
 #[path = "../tests/support/mod.rs"]
 mod support;
+mod work;
 
 use std::hint::black_box;
 use std::io::Write as _;
@@ -33,9 +34,7 @@ use object_store::{ObjectStoreExt as _, PutPayload};
 use support::emulators;
 use support::plugin::{Plugin, chunk};
 use tokio::time::Instant;
-
-/// Events of a chunk: about 1.9 MB of msgpack, what a host gathers before it hands a chunk over.
-const EVENTS: usize = 5_000;
+use work::EVENTS;
 
 fn lines(data: &[u8]) -> Vec<u8> {
     let names = Template::parse("x", false).expect("a name");
@@ -43,20 +42,10 @@ fn lines(data: &[u8]) -> Vec<u8> {
     parts.remove(0).text
 }
 
-/// The body of each event, as the reference reads it.
-fn bodies(data: &[u8]) -> Vec<&[u8]> {
-    ferry::decode::Events::new(data)
-        .map(|item| match item {
-            ferry::decode::Item::Event(event) => event.body,
-            other => panic!("sample events are whole: {other:?}"),
-        })
-        .collect()
-}
-
 fn encoding(c: &mut Criterion) {
     let data = chunk(0..EVENTS);
     let text = lines(&data);
-    let bodies = bodies(&data);
+    let bodies = work::bodies(&data);
     let mut group = c.benchmark_group("encode");
     group.throughput(Throughput::Bytes(text.len() as u64));
     let options = Options::default();
@@ -66,11 +55,7 @@ fn encoding(c: &mut Criterion) {
             b.iter(|| {
                 out.clear();
                 let mut encoder = Encoder::at_level(&options, level);
-                let mut events = ferry::decode::Events::new(&data);
-                while let Some(head) = events.head() {
-                    let end = encoder.undecoded_line(b"app", &head, &mut out);
-                    events.pass(end.expect("sample events are whole"));
-                }
+                work::encode(&mut encoder, &data, &mut out);
             });
             assert_eq!(out, text);
         });
@@ -80,12 +65,7 @@ fn encoding(c: &mut Criterion) {
     group.bench_function("reference: rmp-serde and serde_json", |b| {
         b.iter(|| {
             out.clear();
-            for body in &bodies {
-                let mut from = rmp_serde::Deserializer::from_read_ref(body);
-                let mut to = serde_json::Serializer::new(&mut out);
-                serde_transcode::transcode(&mut from, &mut to).expect("sample events are JSON");
-                out.push(b'\n');
-            }
+            work::transcode(&bodies, &mut out);
         });
         // Numbers and escapes are written alike, so that both did the same work.
         assert_eq!(out.len(), text.len());

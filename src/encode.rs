@@ -980,6 +980,10 @@ mod tests {
             metadata: &schema,
             body: &resource,
         };
+        let unmarked = Group {
+            metadata: b"",
+            ..group
+        };
         let cases = [
             (&empty, None, "{}\n"),
             (
@@ -997,15 +1001,8 @@ mod tests {
                 Some(group),
                 "{\"meta\":{\"otlp\":{\"severity_number\":17},\"resource\":{},\"group\":{\"schema\":\"otlp\"}}}\n",
             ),
+            (&empty, Some(unmarked), "{\"meta\":{\"resource\":{}}}\n"),
         ];
-        let unmarked = Group {
-            metadata: b"",
-            ..group
-        };
-        let cases =
-            cases
-                .into_iter()
-                .chain([(&empty, Some(unmarked), "{\"meta\":{\"resource\":{}}}\n")]);
         for (metadata, group, expected) in cases {
             let mut out = Vec::new();
             let event = Event {

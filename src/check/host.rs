@@ -284,8 +284,7 @@ pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
     const CHECK: &str = "library";
     let mut libraries: Vec<&Key> = configuration.libraries.iter().collect();
     let file;
-    let mut named = configuration.service.iter().rev();
-    if let Some(key) = named.find(|key| key.name.eq_ignore_ascii_case("plugins_file")) {
+    if let Some(key) = configuration.service_entry("plugins_file") {
         let place = &key.place;
         let name = key.value.as_deref().unwrap_or_default();
         match Document::read(&beside(name, &configuration.root)) {
@@ -399,10 +398,13 @@ pub(super) fn advise(
 
 impl Configuration {
     /// A key of the service; the last one counts.
-    fn service(&self, name: &str) -> Option<&str> {
+    fn service_entry(&self, name: &str) -> Option<&Key> {
         let mut keys = self.service.iter().rev();
-        let key = keys.find(|key| key.name.eq_ignore_ascii_case(name))?;
-        key.value.as_deref()
+        keys.find(|key| key.name.eq_ignore_ascii_case(name))
+    }
+
+    fn service(&self, name: &str) -> Option<&str> {
+        self.service_entry(name)?.value.as_deref()
     }
 
     fn service_flag(&self, name: &str) -> bool {

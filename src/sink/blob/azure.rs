@@ -160,7 +160,7 @@ impl Container {
     }
 
     /// Whose token requests carry, and until when; `None` where they carry none.
-    #[cfg(any(feature = "check", test))]
+    #[cfg(feature = "check")]
     pub(super) async fn token(&self) -> Option<Result<(String, Option<SystemTime>), Failure>> {
         let Source::Tokens(tokens) = &self.source else {
             return None;

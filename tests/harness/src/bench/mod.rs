@@ -174,12 +174,18 @@ impl Bench {
         })
     }
 
-    fn measure(&self, row: &Row) -> Result<Outcome> {
-        let folder = self.dir.join(&row.id);
+    /// A folder for one run, without what an earlier one left in it.
+    fn empty_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.dir.join(name);
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }
         fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    fn measure(&self, row: &Row) -> Result<Outcome> {
+        let folder = self.empty_folder(&row.id)?;
         let outcome = match row.service {
             Service::Nothing => Outcome {
                 cost: self.run(row, &folder, "", || 0)?.0,

@@ -122,11 +122,7 @@ fn flushes(bench: &Bench) -> Result<Grid> {
 /// Half of the flushes took so many milliseconds, and 99 of 100. The objects go to a service that keeps
 /// nothing, so that the disk is the spool's.
 fn flush_times(bench: &Bench, lines: u64, pace: &str) -> Result<[String; 2]> {
-    let folder = bench.dir.join("flushes");
-    if folder.exists() {
-        fs::remove_dir_all(&folder)?;
-    }
-    fs::create_dir_all(&folder)?;
+    let folder = bench.empty_folder("flushes")?;
     let fake = FakeBlobs::start("seq", Duration::ZERO)?;
     let config = folder.join("bench.conf");
     let text = format!(
