@@ -45,15 +45,18 @@ impl Compression {
         match self {
             Compression::None => text.to_vec(),
             Compression::Gzip(level) => GZIP.with_borrow_mut(|kept| {
-                let compressor = match kept {
-                    Some((of, compressor)) if *of == level => compressor,
-                    _ => &mut kept.insert((level, gzip(level))).1,
+                let Deflate {
+                    compressor, room, ..
+                } = match kept {
+                    Some(kept) if kept.level == level => kept,
+                    _ => kept.insert(Deflate::new(level)),
                 };
                 let bound = compressor.gzip_compress_bound(text.len());
-                let mut out = buffers::take(bound);
-                out.resize(bound, 0);
-                let len = compressor.gzip_compress(text, &mut out);
-                exact(out, len.expect("the bound is enough for any text"))
+                if room.len() < bound {
+                    *room = vec![0; bound];
+                }
+                let len = compressor.gzip_compress(text, room);
+                room[..len.expect("the bound is enough for any text")].to_vec()
             }),
             Compression::Zstd(level) => ZSTD.with_borrow_mut(|kept| {
                 let compressor = match kept {
@@ -63,30 +66,39 @@ impl Compression {
                 let bound = zstd::zstd_safe::compress_bound(text.len());
                 let mut out = buffers::take(bound);
                 let len = compressor.compress_to_buffer(text, &mut out);
-                exact(out, len.expect(IN_MEMORY))
+                let packed = out[..len.expect(IN_MEMORY)].to_vec();
+                buffers::give(out);
+                packed
             }),
         }
     }
-}
-
-/// The first `len` bytes, in no more room than they need.
-fn exact(out: Vec<u8>, len: usize) -> Vec<u8> {
-    let packed = out[..len].to_vec();
-    buffers::give(out);
-    packed
 }
 
 const IN_MEMORY: &str = "the level was checked, and memory takes what is written";
 
 thread_local! {
     // Their tables are as large as what they compress: making them anew would cost a tenth of the time.
-    static GZIP: RefCell<Option<(u32, libdeflater::Compressor)>> = const { RefCell::new(None) };
+    static GZIP: RefCell<Option<Deflate>> = const { RefCell::new(None) };
     static ZSTD: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
 }
 
-fn gzip(level: u32) -> libdeflater::Compressor {
-    let level = i32::try_from(level).ok().map(CompressionLvl::new);
-    libdeflater::Compressor::new(level.and_then(Result::ok).unwrap_or_default())
+struct Deflate {
+    level: u32,
+    compressor: libdeflater::Compressor,
+    /// Room for the largest body so far, were it not compressible. It is zeroed once, by the system: only
+    /// what is written to takes memory.
+    room: Vec<u8>,
+}
+
+impl Deflate {
+    fn new(level: u32) -> Deflate {
+        let of = i32::try_from(level).ok().map(CompressionLvl::new);
+        Deflate {
+            level,
+            compressor: libdeflater::Compressor::new(of.and_then(Result::ok).unwrap_or_default()),
+            room: Vec::new(),
+        }
+    }
 }
 
 fn zstandard(level: i32) -> zstd::bulk::Compressor<'static> {

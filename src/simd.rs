@@ -907,8 +907,10 @@ mod tests {
     /// Each pair of bytes that a first byte can stand in, before ASCII and before continuations.
     #[test]
     fn every_level_knows_every_pair_of_bytes() {
+        // Miri takes some thousand times as long, and looks at what is read, not at the answer.
+        let step = if cfg!(miri) { 251 } else { 1 };
         for level in Level::all() {
-            for pair in 0..=u16::MAX {
+            for pair in (0..=u16::MAX).step_by(step) {
                 let [first, second] = pair.to_be_bytes();
                 for rest in [
                     &b"a"[..],
