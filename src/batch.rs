@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 
 use crate::sink::Payload;
@@ -38,8 +39,8 @@ pub struct Piece<T> {
 pub struct Record<T> {
     /// Where it goes.
     pub target: Arc<str>,
-    /// At least one.
-    pub pieces: Vec<Piece<T>>,
+    /// At least one; where each line is a record of its own, no more.
+    pub pieces: SmallVec<[Piece<T>; 1]>,
     /// Times it was sent without success.
     pub attempts: u32,
     /// Since when its first piece waits.
@@ -56,7 +57,7 @@ impl<T> Record<T> {
             target,
             bytes: piece.bytes.len(),
             lines: piece.lines,
-            pieces: vec![piece],
+            pieces: smallvec![piece],
             attempts: 0,
             since: now,
             alone: false,

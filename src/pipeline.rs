@@ -67,6 +67,8 @@ pub struct Pipeline {
     acknowledged: Acknowledged,
     spool: OnceLock<Arc<Spool>>,
     next_batch: AtomicU64,
+    /// Flushes that gave up waiting, so far.
+    given_up: AtomicU64,
     /// True once we stop: what waits to be filled goes as it is.
     draining: watch::Sender<bool>,
     metrics: Arc<Metrics>,
@@ -88,6 +90,7 @@ impl Pipeline {
             acknowledged: Acknowledged::default(),
             spool: OnceLock::new(),
             next_batch: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             draining: watch::Sender::new(false),
             metrics: Arc::default(),
             config,
@@ -397,6 +400,7 @@ impl Pipeline {
         let verdict = self.fly(&flight, data, name, deadline).await;
         if verdict == Verdict::Retry {
             flight.give_up();
+            self.given_up.fetch_add(1, Ordering::Release);
             if self.remembers_partials() {
                 self.partials.leave(id, flight);
             }

@@ -108,6 +108,9 @@ impl Pipeline {
         // The service may take less than it says it does.
         let mut most_bytes = usize::MAX;
         let mut full = false;
+        // Of the flushes that gave up, those after which the queue was swept; and whether something came into
+        // it since that must be looked at. Looking through all of it for each request would cost more than the rest.
+        let (mut swept, mut unswept) = (0, false);
         let mut draining = self.draining.subscribe();
         loop {
             let now = Instant::now();
@@ -133,6 +136,7 @@ impl Pipeline {
                             continue;
                         }
                         Ok(Back::Ripe(records)) => {
+                            unswept = true;
                             packer.put_back(records);
                             continue;
                         }
@@ -166,6 +170,7 @@ impl Pipeline {
                         most_bytes = most_bytes.min(too_many / 2);
                     }
                     if answered.wait.is_zero() {
+                        unswept |= !answered.again.is_empty();
                         packer.put_back(answered.again);
                     } else if !answered.again.is_empty() {
                         // Registered now, so that no recovery is missed from here on.
@@ -184,6 +189,7 @@ impl Pipeline {
                     let Some((target, _)) = pieces.first() else { continue };
                     let limits = self.sink.shape(target).await.limits;
                     for (target, piece) in pieces {
+                        unswept |= piece.ticket.is_stale();
                         packer.push(&target, piece, &limits, now);
                     }
                     full = packer.is_full(&limits);
@@ -191,7 +197,11 @@ impl Pipeline {
                 () = sleep_until(at.unwrap_or(now)), if at.is_some() && !ready => {}
                 Ok(()) = draining.changed() => {}
                 pass = Gate::enter(&self.gate), if ready => {
-                    packer.retain_fresh(Ticket::is_stale);
+                    let given_up = self.given_up.load(Ordering::Acquire);
+                    if unswept || swept != given_up {
+                        packer.retain_fresh(Ticket::is_stale);
+                        (swept, unswept) = (given_up, false);
+                    }
                     let Some(target) = packer.next_target() else { continue };
                     let mut limits = self.sink.shape(&target).await.limits;
                     limits.batch_bytes = limits.batch_bytes.min(most_bytes);

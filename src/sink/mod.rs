@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use smallvec::SmallVec;
 
 use crate::batch::Limits;
 
@@ -30,7 +31,7 @@ pub struct Batch {
 /// Bytes in parts, one behind the other: joined only where somebody needs them in one piece.
 #[derive(Clone, Debug, Default)]
 pub struct Payload {
-    parts: Vec<Bytes>,
+    parts: SmallVec<[Bytes; 1]>,
     len: usize,
 }
 

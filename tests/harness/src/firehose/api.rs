@@ -369,7 +369,8 @@ impl Call<'_> {
         };
         let call = self.shared.state().next_id();
         // As long as the service's own.
-        let id = |index: usize| format!("{call:0>110}{index:0>110}");
+        let prefix = format!("{call:0>216}");
+        let id = |index: usize| format!("{prefix}{index:04}");
         let failures = failed.iter().flatten().count();
         let outcome = match failures {
             0 => "ok",
