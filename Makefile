@@ -211,12 +211,19 @@ deny: cargo-present ## Check licences, bans and sources of the dependencies; DEN
 	@command -v cargo-deny >/dev/null || { echo "error: cargo-deny is not installed; remedy: cargo install cargo-deny --locked" >&2; exit 1; }
 	cargo deny --locked check $(DENY)
 
-# Miri has neither sockets nor C code: what is left is what computes on memory.
+# Miri has neither sockets nor C code: what is left is what computes on memory. It knows those levels of SIMD that
+# the compiler is told of.
+MIRI_TESTS ?= ffi::loan:: simd:: buffers:: batch:: encode:: chunk::
+ifeq ($(shell uname -m),x86_64)
+MIRI_LEVEL := -Ctarget-feature=+avx2
+endif
+
 .PHONY: miri
-miri: cargo-present ## Run the C interface's loans and the encoder's blocks under Miri; needs a nightly toolchain with it
+miri: cargo-present ## Run what reads and writes memory by itself under Miri; needs a nightly toolchain with it
 	$(call heading,Miri)
 	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "error: there is no Miri; remedy: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
-	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --lib -- ffi::loan:: simd::
+	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation RUSTFLAGS="$(MIRI_LEVEL)" CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/miri \
+		cargo +nightly miri test --locked --lib -- $(MIRI_TESTS)
 
 .PHONY: fmt
 fmt: cargo-present ## Format the Rust sources

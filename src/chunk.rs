@@ -7,6 +7,7 @@ use crate::dead_letter::Letter;
 use crate::decode::{Event, Events, Head, Item, Time};
 use crate::encode::{Encoder, MAX_DEPTH, Options, Skip};
 use crate::metrics::Reason;
+use crate::settle::EventSet;
 use crate::template::Template;
 
 /// A chunk's lines for one name.
@@ -31,7 +32,7 @@ pub struct Encoded {
     pub parts: Vec<Part>,
     /// What could not be read, or not be written.
     pub letters: Vec<Letter>,
-    /// The events that the letters are of, by their numbers in the chunk.
+    /// The event that each letter is of, by its number in the chunk.
     pub lettered: Vec<u32>,
     /// Events without the `log_key`, by their numbers in the chunk.
     pub skipped: Vec<u32>,
@@ -44,6 +45,14 @@ impl Encoded {
     pub fn letter(&mut self, event: u32, letter: Letter) {
         self.lettered.push(event);
         self.letters.push(letter);
+    }
+
+    /// Drops the letters of these events.
+    pub fn drop_letters(&mut self, of: &EventSet) {
+        let mut events = self.lettered.iter();
+        self.letters
+            .retain(|_| !events.next().is_some_and(|event| of.contains(*event)));
+        self.lettered.retain(|event| !of.contains(*event));
     }
 }
 

@@ -385,32 +385,32 @@ impl Pipeline {
 
         let settled = match self.partials.take(id) {
             None => EventSet::default(),
-            Some(before) => {
+            Some(before) if self.sends_the_rest() => {
                 // What an earlier flush of this chunk still has on its way decides what is left to send.
                 if timeout_at(deadline, before.landed()).await.is_err() {
                     self.partials.leave(id, before);
                     return Verdict::Retry;
                 }
-                before.settled()
+                let settled = before.settled();
+                let suppressed = settled.len() as u64;
+                self.metrics.records.add(Record::Suppressed, suppressed);
+                settled
             }
+            Some(before) => before.settled(),
         };
-        let suppressed = settled.len() as u64;
-        self.metrics.records.add(Record::Suppressed, suppressed);
         let flight = Arc::new(Flight::new(tag, settled));
         let verdict = self.fly(&flight, data, name, deadline).await;
         if verdict == Verdict::Retry {
             flight.give_up();
             self.given_up.fetch_add(1, Ordering::Release);
-            if self.remembers_partials() {
-                self.partials.leave(id, flight);
-            }
+            self.partials.leave(id, flight);
         }
         verdict
     }
 
-    /// Whether what was settled of a chunk must not be sent again with the rest. An object must: its
+    /// Whether of a chunk that comes again only what is not settled is sent. An object is sent whole: its
     /// name stands for the whole chunk, and its store tells whether it is there.
-    fn remembers_partials(&self) -> bool {
+    fn sends_the_rest(&self) -> bool {
         matches!(self.config.destination, Destination::Firehose(_))
     }
 
@@ -422,7 +422,9 @@ impl Pipeline {
         deadline: Instant,
     ) -> Verdict {
         let settled = flight.settled();
-        let mut encoded = self.encode(flight.tag(), &data, |event| !settled.contains(event));
+        let rest = self.sends_the_rest();
+        let wanted = |event| !(rest && settled.contains(event));
+        let mut encoded = self.encode(flight.tag(), &data, wanted);
         drop(data);
 
         let mut lanes: Vec<(String, Vec<Queued>)> = Vec::new();
@@ -442,7 +444,8 @@ impl Pipeline {
         }
 
         // Dead letters first: were their disk full only after the rest was delivered, the rest would be
-        // delivered again with every retry.
+        // delivered again with every retry. Those that an earlier flush of the chunk wrote are there.
+        encoded.drop_letters(&settled);
         let lettered = encoded.letters.len() as u64;
         if self
             .keep_letters(encoded.letters, lettered)

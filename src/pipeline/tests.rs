@@ -659,6 +659,30 @@ async fn what_is_skipped_counts_once_however_often_its_chunk_comes() {
     assert_eq!(metrics.records.get(Record::Delivered), 1);
 }
 
+/// Through an outage of hours a chunk comes again hundreds of times.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_a_line_is_one_letter_however_often_its_chunk_comes() {
+    let broken: &[u8] = b"\x92\x92\xd7\x00\x68\x15\x9a\x2f\0\0\0\0\x80\x01";
+    let data: Bytes = [&chunk(&["a"])[..], broken, &chunk(&["b"])[..]]
+        .concat()
+        .into();
+    let objects: &[_] = &[("url", "file:///objects"), ("compression", "none")];
+    for (shape, keys) in [(ONE_LINE, &[][..]), (OBJECT, objects)] {
+        let keys = [keys, &[("flush_deadline", "1s")]].concat();
+        let bench = Bench::new(shape, &keys, held_for_a_second());
+        let flush = || bench.pipeline.flush(b"app", data.clone());
+        assert_eq!(flush().await, Verdict::Retry);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(flush().await, Verdict::Ok);
+        assert_eq!(bench.letters().len(), 1, "{keys:?}");
+        let letters = bench.pipeline.metrics().records.get(Record::DeadLetter);
+        assert_eq!(letters, 1, "{keys:?}");
+        // Another chunk with the same bytes has a letter of its own.
+        assert_eq!(flush().await, Verdict::Ok);
+        assert_eq!(bench.letters().len(), 2, "{keys:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_figures_tell_how_long_the_oldest_record_waits_and_what_it_holds() {
     let go = Arc::new(Notify::new());
