@@ -134,19 +134,30 @@ impl Pipeline {
     /// `flush_deadline`; in spooled mode when the disk has answered. Every clone of `data` is gone when it
     /// returns.
     pub async fn flush(self: &Arc<Self>, tag: &[u8], data: Bytes) -> Verdict {
-        let id = chunk_id(tag, &data);
         if let Some(spool) = self.spool.get() {
+            let id = chunk_id(tag, &data);
             return self.keep(spool, tag, data, id).await;
-        }
-        let number = self.twins.number(id);
-        let mut name = encode::hex(&id);
-        if number > 0 {
-            let _ = write!(name, "-{}", number + 1);
         }
         let bytes = data.len() as u64;
         let _waiting = self.metrics.waiting.enter();
-        let verdict = self.deliver(tag, data, id, &name).await;
-        self.twins.answered(id, number, verdict);
+        let verdict = match &self.config.destination {
+            Destination::Firehose(_) => {
+                // To hash each chunk would cost more than to send it encrypted.
+                let id = (!self.partials.is_empty()).then(|| chunk_id(tag, &data));
+                self.deliver(tag, data, id, "").await
+            }
+            Destination::Blob { .. } => {
+                let id = chunk_id(tag, &data);
+                let number = self.twins.number(id);
+                let mut name = encode::hex(&id);
+                if number > 0 {
+                    let _ = write!(name, "-{}", number + 1);
+                }
+                let verdict = self.deliver(tag, data, Some(id), &name).await;
+                self.twins.answered(id, number, verdict);
+                verdict
+            }
+        };
         if verdict == Verdict::Ok {
             self.metrics.bytes.add(Stage::Raw, bytes);
         }
@@ -364,11 +375,13 @@ impl Pipeline {
         line
     }
 
+    /// Delivers a chunk, whose `id` is asked for only where an earlier flush left something behind. Its objects
+    /// are known by `name`.
     async fn deliver(
         self: &Arc<Self>,
         tag: &[u8],
         data: Bytes,
-        id: ChunkId,
+        id: Option<ChunkId>,
         name: &str,
     ) -> Verdict {
         let deadline = Instant::now() + self.config.flush_deadline;
@@ -383,9 +396,10 @@ impl Pipeline {
         };
         self.log.recovered("memory", "chunks are admitted again");
 
-        let settled = match self.partials.take(id) {
+        let left = id.and_then(|id| Some((id, self.partials.take(id)?)));
+        let settled = match left {
             None => EventSet::default(),
-            Some(before) if self.sends_the_rest() => {
+            Some((id, before)) if self.sends_the_rest() => {
                 // What an earlier flush of this chunk still has on its way decides what is left to send.
                 if timeout_at(deadline, before.landed()).await.is_err() {
                     self.partials.leave(id, before);
@@ -396,13 +410,14 @@ impl Pipeline {
                 self.metrics.records.add(Record::Suppressed, suppressed);
                 settled
             }
-            Some(before) => before.settled(),
+            Some((_, before)) => before.settled(),
         };
         let flight = Arc::new(Flight::new(tag, settled));
-        let verdict = self.fly(&flight, data, name, deadline).await;
+        let verdict = self.fly(&flight, &data, name, deadline).await;
         if verdict == Verdict::Retry {
             flight.give_up();
             self.given_up.fetch_add(1, Ordering::Release);
+            let id = id.unwrap_or_else(|| chunk_id(tag, &data));
             self.partials.leave(id, flight);
         }
         verdict
@@ -417,15 +432,14 @@ impl Pipeline {
     async fn fly(
         self: &Arc<Self>,
         flight: &Arc<Flight>,
-        data: Bytes,
+        data: &[u8],
         name: &str,
         deadline: Instant,
     ) -> Verdict {
         let settled = flight.settled();
         let rest = self.sends_the_rest();
         let wanted = |event| !(rest && settled.contains(event));
-        let mut encoded = self.encode(flight.tag(), &data, wanted);
-        drop(data);
+        let mut encoded = self.encode(flight.tag(), data, wanted);
 
         let mut lanes: Vec<(String, Vec<Queued>)> = Vec::new();
         for part in std::mem::take(&mut encoded.parts) {

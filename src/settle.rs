@@ -329,6 +329,12 @@ impl Partials {
         }
     }
 
+    /// Whether no chunk left anything behind.
+    pub fn is_empty(&self) -> bool {
+        let left = self.left.lock().expect("nothing panics with this lock");
+        left.is_empty()
+    }
+
     /// A chunk comes: what an earlier flush of it left behind.
     pub fn take(&self, id: ChunkId) -> Option<Arc<Flight>> {
         let mut left = self.left.lock().expect("nothing panics with this lock");
