@@ -12,6 +12,17 @@ use rmpv::Value as Packed;
 use serde_json::{Map, Value};
 
 /// What a record is in JSON, by the rules of the README, through trees of values.
+/// A 32-bit float by the shortest digits that read back as it. Where two texts of that length lie equally near
+/// (1.0976562 and 1.0976563 for 1.09765625), serde_json's is taken, and not the standard library's.
+fn shortest(n: f32) -> Value {
+    if !n.is_finite() {
+        return Value::Null;
+    }
+    let text = serde_json::to_string(&n).unwrap();
+    assert_eq!(text.parse(), Ok(n), "{text}");
+    text.parse::<f64>().unwrap().into()
+}
+
 fn reference(value: &Packed) -> Value {
     match value {
         Packed::Nil => Value::Null,
@@ -21,12 +32,7 @@ fn reference(value: &Packed) -> Value {
             .map(Value::from)
             .or_else(|| n.as_i64().map(Value::from))
             .unwrap(),
-        // Through text, so that the shortest digits of the 32-bit float stay what they are.
-        Packed::F32(n) => n
-            .to_string()
-            .parse::<f64>()
-            .ok()
-            .map_or(Value::Null, Value::from),
+        Packed::F32(n) => shortest(*n),
         Packed::F64(n) => Value::from(*n),
         Packed::String(s) => String::from_utf8_lossy(s.as_bytes()).into(),
         Packed::Binary(bytes) | Packed::Ext(_, bytes) => STANDARD.encode_to_string(bytes).into(),
