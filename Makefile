@@ -28,6 +28,8 @@ DESTDIR ?=
 # "make package": for which machine, and the oldest glibc that it shall run on.
 PACKAGE_TARGET ?= $(shell uname -m)-unknown-linux-gnu
 PACKAGE_GLIBC := 2.28
+# zig's compiler fails over libdeflate's use of ARM's SHA-3 instructions: it does its checksums without them.
+PACKAGE_CFLAGS := CFLAGS_aarch64_unknown_linux_gnu=-DLIBDEFLATE_ASSEMBLER_DOES_NOT_SUPPORT_SHA3
 # "make deny": which checks; advisories needs the database of them, which is fetched.
 DENY ?= licenses bans sources
 # "make bench-host": sample lines, how often all of it runs, and words that the rows' names contain.
@@ -189,7 +191,7 @@ $(TOOLS)/zig.stamp: packaging/requirements.txt
 package: cargo-present $(TOOLS)/zig.stamp sbom ## Build a tarball and a .deb for glibc 2.28 and later into target/package
 	$(call heading,Package for $(PACKAGE_TARGET))
 	@[ -d "$$(rustc --print target-libdir --target $(PACKAGE_TARGET))" ] || { echo "error: Rust has no $(PACKAGE_TARGET) here; remedy: rustup target add $(PACKAGE_TARGET)" >&2; exit 1; }
-	PATH="$(TOOLS)/zig/bin:$$PATH" CARGO_TARGET_DIR=$(PORTABLE) cargo zigbuild --release --locked -p ferry \
+	PATH="$(TOOLS)/zig/bin:$$PATH" CARGO_TARGET_DIR=$(PORTABLE) $(PACKAGE_CFLAGS) cargo zigbuild --release --locked -p ferry \
 		--target $(PACKAGE_TARGET).$(PACKAGE_GLIBC) --lib --bin ferry-check --bin ferry-spool
 	FERRY_GLIBC=$(PACKAGE_GLIBC) SBOM=target/ferry.cdx.json packaging/package.sh $(PORTABLE)/$(PACKAGE_TARGET)/release target/package
 

@@ -339,6 +339,8 @@ async fn what_is_given_up_is_not_sent_any_more() {
     assert_eq!(bench.flush(&["given up"]).await, Verdict::Retry);
     let tries = bench.sink.calls().len();
     tokio::time::sleep(Duration::from_secs(60)).await;
+    // Where the first wait took all of the second, its other step was not needed.
+    bench.sink.script.lock().unwrap().clear();
     assert_eq!(bench.flush(&["next"]).await, Verdict::Ok);
     assert_eq!(bench.sink.calls()[tries..], [lines(&["next"])]);
 }
