@@ -804,8 +804,8 @@ mod tests {
             (Value::F64(f64::INFINITY), "null"),
             (Value::F32(f32::NEG_INFINITY), "null"),
             (Value::F32(1.1), "1.1"),
-            // 1.0976563 lies as near and is as short: of the two, the one that ends in an even digit.
-            (Value::F32(1.097_656_25), "1.0976562"),
+            // 1.09765625: 1.0976563 lies as near and is as short. Of the two, the one that ends in an even digit.
+            (Value::F32(1.0 + 25.0 / 256.0), "1.0976562"),
             (Value::F64(0.1), "0.1"),
             (Value::F64(-0.0), "-0.0"),
             (Value::F64(1e300), "1e+300"),
