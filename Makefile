@@ -215,7 +215,6 @@ deny: cargo-present ## Check licences, bans and sources of the dependencies; DEN
 
 # Miri has neither sockets nor C code: what is left is what computes on memory. It knows those levels of SIMD that
 # the compiler is told of.
-MIRI_TESTS ?= ffi::loan:: simd:: buffers:: batch:: encode:: chunk::
 ifeq ($(shell uname -m),x86_64)
 MIRI_LEVEL := -Ctarget-feature=+avx2
 endif
@@ -225,7 +224,7 @@ miri: cargo-present ## Run what reads and writes memory by itself under Miri; ne
 	$(call heading,Miri)
 	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "error: there is no Miri; remedy: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
 	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation RUSTFLAGS="$(MIRI_LEVEL)" CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/miri \
-		cargo +nightly miri test --locked --lib -- $(MIRI_TESTS)
+		cargo +nightly miri test --locked --lib -- ffi::loan:: simd:: buffers:: batch:: encode:: chunk::
 
 .PHONY: fmt
 fmt: cargo-present ## Format the Rust sources

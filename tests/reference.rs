@@ -11,7 +11,6 @@ use proptest::prelude::*;
 use rmpv::Value as Packed;
 use serde_json::{Map, Value};
 
-/// What a record is in JSON, by the rules of the README, through trees of values.
 /// A 32-bit float by the shortest digits that read back as it. Where two texts of that length lie equally near
 /// (1.0976562 and 1.0976563 for 1.09765625), serde_json's is taken, and not the standard library's.
 fn shortest(n: f32) -> Value {
@@ -23,6 +22,7 @@ fn shortest(n: f32) -> Value {
     text.parse::<f64>().unwrap().into()
 }
 
+/// What a record is in JSON, by the rules of the README, through trees of values.
 fn reference(value: &Packed) -> Value {
     match value {
         Packed::Nil => Value::Null,

@@ -108,9 +108,9 @@ impl Pipeline {
         // The service may take less than it says it does.
         let mut most_bytes = usize::MAX;
         let mut full = false;
-        // Of the flushes that gave up, those after which the queue was swept; and whether something came into
-        // it since that must be looked at. Looking through all of it for each request would cost more than the rest.
-        let (mut swept, mut unswept) = (0, false);
+        // After how many flushes that gave up the queue was swept; `None` where something came into it since that
+        // must be looked at. To look through all of it for each request would cost more than the rest.
+        let mut swept = None;
         let mut draining = self.draining.subscribe();
         loop {
             let now = Instant::now();
@@ -136,7 +136,7 @@ impl Pipeline {
                             continue;
                         }
                         Ok(Back::Ripe(records)) => {
-                            unswept = true;
+                            swept = None;
                             packer.put_back(records);
                             continue;
                         }
@@ -169,10 +169,13 @@ impl Pipeline {
                     if let Some(too_many) = answered.too_many_bytes {
                         most_bytes = most_bytes.min(too_many / 2);
                     }
+                    if answered.again.is_empty() {
+                        continue;
+                    }
                     if answered.wait.is_zero() {
-                        unswept |= !answered.again.is_empty();
+                        swept = None;
                         packer.put_back(answered.again);
-                    } else if !answered.again.is_empty() {
+                    } else {
                         // Registered now, so that no recovery is missed from here on.
                         let recovered = Arc::clone(&recovered).notified_owned();
                         on_the_way.spawn(async move {
@@ -189,7 +192,9 @@ impl Pipeline {
                     let Some((target, _)) = pieces.first() else { continue };
                     let limits = self.sink.shape(target).await.limits;
                     for (target, piece) in pieces {
-                        unswept |= piece.ticket.is_stale();
+                        if piece.ticket.is_stale() {
+                            swept = None;
+                        }
                         packer.push(&target, piece, &limits, now);
                     }
                     full = packer.is_full(&limits);
@@ -197,10 +202,10 @@ impl Pipeline {
                 () = sleep_until(at.unwrap_or(now)), if at.is_some() && !ready => {}
                 Ok(()) = draining.changed() => {}
                 pass = Gate::enter(&self.gate), if ready => {
-                    let given_up = self.given_up.load(Ordering::Acquire);
-                    if unswept || swept != given_up {
+                    let given_up = Some(self.given_up.load(Ordering::Acquire));
+                    if swept != given_up {
                         packer.retain_fresh(Ticket::is_stale);
-                        (swept, unswept) = (given_up, false);
+                        swept = given_up;
                     }
                     let Some(target) = packer.next_target() else { continue };
                     let mut limits = self.sink.shape(&target).await.limits;
