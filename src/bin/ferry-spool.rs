@@ -208,6 +208,19 @@ fn inspect(
         if segment.torn > 0 {
             writeln!(out, "  {}", torn(segment.torn))?;
         }
+        if segment.room > 0 {
+            let bytes = segment.room;
+            writeln!(
+                out,
+                "  {bytes} bytes at its end are there to be written over"
+            )?;
+        }
+    }
+    for (name, bytes) in &survey.spares {
+        writeln!(
+            out,
+            "{name:<24} {bytes} bytes that wait to be written again"
+        )?;
     }
     for (name, what) in &survey.foreign {
         writeln!(out, "{name:<24} {what}")?;
@@ -300,6 +313,7 @@ fn inspect_json(survey: &Survey, tags: &BTreeMap<Vec<u8>, Waiting>) -> Value {
             "notes": segment.notes,
             "damage": damage.collect::<Vec<_>>(),
             "torn_bytes": segment.torn,
+            "room_bytes": segment.room,
         })
     };
     let tag = |(tag, waiting): (&Vec<u8>, &Waiting)| {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, IoSlice, Write as _};
+use std::io::{self, ErrorKind, IoSlice, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -19,7 +19,9 @@ pub trait Disk: Send + Sync + 'static {
     fn open(&self, name: &str) -> io::Result<Box<dyn File>>;
     /// Unlinks a file. Its blocks may be freed somewhat later.
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Makes all earlier creations and removals durable.
+    /// Gives a file another name, which no file has yet.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes all earlier creations, removals and new names durable.
     fn sync_dir(&self) -> io::Result<()>;
 }
 
@@ -31,8 +33,8 @@ pub trait Disk: Send + Sync + 'static {
 pub trait File: Send + Sync {
     /// Its length in bytes.
     fn len(&self) -> io::Result<u64>;
-    /// Writes all of `parts` at the end, or fails with an unknown part of it written.
-    fn append(&self, parts: &[IoSlice<'_>]) -> io::Result<()>;
+    /// Writes all of `parts` at `offset`, or fails with an unknown part of it written. Not for two at a time.
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Reads at most a buffer full; 0 bytes at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Cuts it to `len` bytes.
@@ -256,7 +258,7 @@ impl Disk for LocalDisk {
         }
         let file = OpenOptions::new()
             .read(true)
-            .append(true)
+            .write(true)
             .create_new(true)
             .mode(0o600)
             .open(path)?;
@@ -266,7 +268,7 @@ impl Disk for LocalDisk {
     fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
         let file = OpenOptions::new()
             .read(true)
-            .append(self.lock.is_some())
+            .write(self.lock.is_some())
             .open(self.dir.join(name))?;
         Ok(Box::new(LocalFile(file)))
     }
@@ -281,6 +283,11 @@ impl Disk for LocalDisk {
             freeing.take(file);
         }
         Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.writable()?;
+        fs::rename(self.dir.join(from), self.dir.join(to))
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -300,7 +307,8 @@ impl File for LocalFile {
         self.0.metadata().map(|metadata| metadata.len())
     }
 
-    fn append(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        (&self.0).seek(SeekFrom::Start(offset))?;
         let mut parts = parts.to_vec();
         let mut left = &mut parts[..];
         // Passes over empty parts, which would read as a write of nothing.

@@ -17,6 +17,10 @@ const NUMBERS: Seq = 1 << 63;
 /// Nor does a segment begin near this one: behind it there are numbers enough.
 const FIRSTS: Seq = 1 << 62;
 
+/// What stands behind a segment's last frame where its file goes on, with what it held before. No frame begins
+/// like that.
+pub(super) const END: [u8; ALIGN as usize] = [0; ALIGN as usize];
+
 /// What a frame begins with. Not text, so that logs about logs seldom look like it.
 const MAGIC: [u8; 4] = [0xf5, b'S', b'p', 0x0a];
 /// Bytes of a Begin frame's payload before its window.
@@ -143,6 +147,8 @@ fn crc(bytes: &[u8]) -> u32 {
 /// What a segment begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Begin {
+    /// Its file was another segment's before: what stands behind the last frame may be left of that.
+    pub(super) reused: bool,
     /// Greater than every batch number before it.
     pub(super) next_batch: u64,
     /// The last chunks accepted before it, oldest first.
@@ -160,12 +166,13 @@ impl Begin {
     }
 
     pub(super) fn encode<'a>(
+        reused: bool,
         next_batch: u64,
         window: impl ExactSizeIterator<Item = &'a ChunkId>,
     ) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(BEGIN + window.len() * ID);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&u32::from(reused).to_le_bytes());
         bytes.extend_from_slice(&next_batch.to_le_bytes());
         for id in window {
             bytes.extend_from_slice(id);
@@ -179,8 +186,8 @@ impl Begin {
         if version != VERSION {
             return Err(OtherVersion(version));
         }
-        fields.u32();
         Ok(Begin {
+            reused: fields.u32().is_some_and(|reused| reused != 0),
             next_batch: fields.u64().unwrap_or(0),
             window: std::iter::from_fn(|| fields.take()).collect(),
         })
@@ -218,6 +225,17 @@ pub(super) fn segment_first(name: &str) -> Option<Seq> {
         return None;
     }
     digits.parse().ok().filter(|first| *first < FIRSTS)
+}
+
+/// The name of a segment's file that waits to be written again.
+pub(super) fn spare_name(first: Seq) -> String {
+    format!("{first:020}.spare")
+}
+
+/// Whether a file waits to be written again.
+pub(super) fn is_spare(name: &str) -> bool {
+    let stem = name.strip_suffix(".spare");
+    stem.is_some_and(|stem| segment_first(&format!("{stem}.seg")).is_some())
 }
 
 /// The folder that damaged bytes are copied to.
@@ -292,11 +310,16 @@ mod tests {
     #[test]
     fn a_begin_frame_keeps_its_window_and_tells_another_version() {
         let window = [[1; 16], [2; 16], [1; 16]];
-        let payload = Begin::encode(9, window.iter());
-        assert_eq!(HEADER + payload.len() as u64, Begin::length(3));
-        let begin = Begin::decode(&payload).unwrap();
-        assert_eq!((begin.next_batch, &begin.window[..]), (9, &window[..]));
-        let mut newer = payload;
+        for reused in [false, true] {
+            let payload = Begin::encode(reused, 9, window.iter());
+            assert_eq!(HEADER + payload.len() as u64, Begin::length(3));
+            let begin = Begin::decode(&payload).unwrap();
+            assert_eq!(
+                (begin.reused, begin.next_batch, &begin.window[..]),
+                (reused, 9, &window[..])
+            );
+        }
+        let mut newer = Begin::encode(false, 9, window.iter());
         newer[0] = 2;
         assert_eq!(Begin::decode(&newer), Err(OtherVersion(2)));
     }
@@ -314,7 +337,11 @@ mod tests {
             "quarantine/00000000000000000042.seg",
         ] {
             assert_eq!(segment_first(name), None, "{name}");
+            assert!(!is_spare(name), "{name}");
         }
+        assert!(is_spare(&spare_name(42)));
+        assert!(!is_spare(&segment_name(42)));
+        assert_eq!(segment_first(&spare_name(42)), None);
         assert_eq!(quarantine_place(&quarantine_name(42, 640)), Some((42, 640)));
         for name in [
             "quarantine/42-640.bin",

@@ -24,8 +24,9 @@
 //!
 //! All numbers are little-endian; where nothing is said they have 32 bits. The id is a chunk's identity and
 //! the payload's checksum in one. Notes and Begin frames have no tag. A note's data is msgpack (`note.rs`).
-//! A Begin frame is a segment's first; its data is the format's version (32 bits), 32 zero bits, a number
-//! greater than every batch's before it (64 bits), and the *window*: the ids of the chunks accepted last.
+//! A Begin frame is a segment's first; its data is the format's version (32 bits), 1 where the file was another
+//! segment's before, else 0 (32 bits), a number greater than every batch's before it (64 bits), and the
+//! *window*: the ids of the chunks accepted last.
 //!
 //! Frames are numbered one up across segments, and a number that was acknowledged is never used again.
 //! Numbers are missing only where frames are damaged.
@@ -34,6 +35,14 @@
 //! are used again by the next segment. So a frame counts only if its number is smaller than the first one of
 //! the next segment. Notes among the void frames that were answered already ([`Durability::Written`]) are
 //! held in memory until an fsync, and the next segment begins with them.
+//!
+//! **Spares.** A file system that frees a segment's blocks, or discards them on the device, holds up everybody's
+//! fsync meanwhile; and one that writes over blocks it has needs no journal for that. So a segment that is finished
+//! becomes `<its number>.spare`, and a later one is written over what it holds. A frame of the former
+//! has a number below the segment's own, and so is none of its frames. Behind the last frame stand 8 zero bytes
+//! where the file goes on. Only what this run began, and wrote without a failure, is written again:
+//! what failed may have left frames with numbers yet to come. All spares together have at most a quarter of the
+//! limit, give way to whatever needs the room, and are removed at close and at open.
 //!
 //! **The spool's number in each header** tells a frame from what a recycled disk block held before, and from
 //! what somebody writes into a log to look like a frame.
@@ -55,6 +64,8 @@
 //!   chunks of the next one might come back without what was settled of them.
 //! - *After a segment is removed* (the directory), before the next one is, and at the end: an unlink that
 //!   was not durable may come back, but then all newer segments with the notes about it are still there.
+//! - *Before a spare is written to* (the directory): a segment that came back would otherwise hold what is not its own.
+//! - *Before a spare has a segment's name* (its file with the Begin frame), and after it (the directory).
 //! - *At open* (the last segment, the directory): what the last process wrote and did not live to sync is
 //!   relied on from there on.
 //!
@@ -67,7 +78,7 @@
 //!
 //! # Limits
 //!
-//! Chunks are refused when all files together would grow over [`Options::limit`]. Notes and the Begin
+//! Chunks are refused when all files together, the spares left out, would grow over [`Options::limit`]. Notes and the Begin
 //! frames of the segments they need are written in any case, since they are what lets chunks be finished;
 //! so are copies of damaged bytes in `quarantine/`, since they were acknowledged. Whoever has looked at
 //! those may delete them; they are counted again at the next open.
@@ -288,7 +299,7 @@ pub enum Unreadable {
 /// How full the spool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all files.
+    /// Bytes of all files, without those that only wait to be written again.
     pub bytes: u64,
     /// What they may be.
     pub limit: u64,
@@ -301,6 +312,8 @@ pub struct Usage {
 /// Chunks that are remembered across restarts, so that they are recognised when a killed host hands them
 /// over again. In the window they cost 16 bytes each, in every segment.
 const REMEMBERED: u64 = 16_384;
+/// The part of the limit that files may take which wait to be written again.
+const SPARE_SHARE: u64 = 4;
 /// The part of a segment that its window may take.
 const WINDOW_SHARE: u64 = 16;
 
@@ -337,14 +350,20 @@ struct Holding {
     begun: bool,
     /// It holds its Begin frame and nothing else.
     bare: bool,
+    /// This run began it, and no write to it has failed: nothing in its file has a number that is not used up.
+    reusable: bool,
 }
 
 /// What the thread and the callers share.
 #[derive(Debug, Default)]
 struct State {
     closed: bool,
-    /// Of all files.
+    /// Of all files but the spares.
     bytes: u64,
+    /// Those among them that the newest segment's file has behind its last frame, to be written over.
+    room: u64,
+    /// Of files that wait to be written again. They give way to whatever needs their bytes.
+    spares: u64,
     /// Of frames that wait in the queue.
     reserved: u64,
     /// Unfinished and visible.
@@ -403,20 +422,38 @@ impl State {
         }
     }
 
+    /// Bytes that are in use.
+    fn used(&self) -> u64 {
+        self.bytes - self.room
+    }
+
     /// A segment's file has this length now.
     fn resize(&mut self, segment: Seq, bytes: u64) {
         if let Some(holding) = self.segments.get_mut(&segment) {
             self.bytes = self.bytes - holding.bytes + bytes;
             holding.bytes = bytes;
+        }
+    }
+
+    /// Nothing stays as it was in a segment.
+    fn touch(&mut self, segment: Seq) {
+        if let Some(holding) = self.segments.get_mut(&segment) {
             holding.bare = false;
         }
     }
 
-    /// A segment's file is gone.
-    fn forget(&mut self, segment: Seq) {
-        if let Some(holding) = self.segments.remove(&segment) {
-            self.bytes -= holding.bytes;
+    /// A write to a segment failed.
+    fn mistrust(&mut self, segment: Seq) {
+        if let Some(holding) = self.segments.get_mut(&segment) {
+            holding.reusable = false;
         }
+    }
+
+    /// A segment is gone. Gives the bytes of its file.
+    fn forget(&mut self, segment: Seq) -> u64 {
+        let bytes = self.segments.remove(&segment).map(|holding| holding.bytes);
+        self.bytes -= bytes.unwrap_or(0);
+        bytes.unwrap_or(0)
     }
 
     /// The oldest segment, if nothing in it is needed and it is not the newest.
@@ -573,7 +610,7 @@ impl Spool {
         if deadline <= Instant::now() {
             return Some(Err(Refusal::TooLate));
         }
-        if state.bytes + state.reserved + length > limit {
+        if state.used() + state.reserved + length > limit {
             state.hungry |= length <= limit;
             let bytes = state.bytes;
             self.ask_to_tidy(state);

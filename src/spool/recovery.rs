@@ -57,6 +57,13 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         // Nothing is lost with it, and nothing hangs on it: its name alone could be in the way.
         let _ = disk.remove(name);
     }
+    for (name, bytes) in &survey.spares {
+        if let Err(error) = disk.remove(name) {
+            findings.push(format!(
+                "{name} ({bytes} bytes, of no more use) cannot be removed: {error}"
+            ));
+        }
+    }
     // What a crash interrupted may be in the page cache only; from here on it is relied on.
     disk.sync_dir()?;
 
@@ -104,9 +111,10 @@ fn settle_last(
         };
         findings.extend(quarantine.keep(last.first, &damage));
         sound = false;
-    } else if last.torn > 0 {
-        let whole = last.bytes - last.torn;
+    } else if last.torn + last.room > 0 {
+        let whole = last.bytes - last.torn - last.room;
         match file.truncate(whole) {
+            Ok(()) if last.torn == 0 => last.bytes = whole,
             Ok(()) => {
                 findings.push(format!(
                     "{name} was truncated from {} to {whole} bytes: its last write was never finished",
@@ -114,6 +122,7 @@ fn settle_last(
                 ));
                 last.bytes = whole;
             }
+            Err(_) if last.torn == 0 => sound = false,
             Err(error) => {
                 findings.push(format!(
                     "{name} ends in {} bytes of a write that was never finished; they cannot be cut off: {error}",
@@ -132,6 +141,7 @@ fn settle_last(
             file,
             first: last.first,
             len: last.bytes,
+            capacity: last.bytes,
             bare: last.is_bare(),
         }))
 }
@@ -152,6 +162,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
             unfinished,
             begun: segment.begin.is_some(),
             bare: segment.is_bare(),
+            reusable: false,
         };
         segments.insert(segment.first, holding);
     }
@@ -257,7 +268,7 @@ fn copy(from: &dyn File, mut offset: u64, mut left: u64, to: &dyn File) -> io::R
         if read == 0 {
             break;
         }
-        to.append(&[IoSlice::new(&buffer[..read])])?;
+        to.write_at(&[IoSlice::new(&buffer[..read])], copied)?;
         offset += read as u64;
         left -= read as u64;
         copied += read as u64;

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use super::disk::{Disk, File};
 use super::frame::{
-    ALIGN, Begin, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, quarantine_place,
-    segment_first, segment_name,
+    ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, is_spare,
+    quarantine_place, segment_first, segment_name,
 };
 use super::note::{self, Ledger};
 use super::{Events, Pending, Seq, Stored};
@@ -87,7 +87,7 @@ impl Place {
         let read = fill(&*file, &mut payload, self.offset)?;
         let mut data = buffers::share(payload);
         if read < len || chunk_id(&data[..tag_len], &data[tag_len..]) != self.id {
-            // What was removed while it was read is emptied, and not damaged.
+            // What was removed while it was read is emptied or written again, and not damaged.
             disk.open(&segment_name(self.segment))?;
             return Ok(None);
         }
@@ -145,6 +145,8 @@ pub struct Segment {
     pub void: u64,
     /// The last segment only: bytes behind the last whole frame, of a write that goes on or never ended.
     pub torn: u64,
+    /// Bytes behind its last frame that are there to be written over: the file was another segment's before.
+    pub room: u64,
     /// Greater than every number in it.
     pub next: Seq,
 }
@@ -185,6 +187,8 @@ pub struct Survey {
     pub foreign: Vec<(String, String)>,
     /// Files of damaged bytes that were kept apart, and their lengths.
     pub quarantine: Vec<(String, u64)>,
+    /// Files of removed segments that wait to be written again, and their lengths.
+    pub spares: Vec<(String, u64)>,
     /// What the notes amount to.
     pub(super) ledger: Ledger,
     /// The ids of the last accepted chunks, oldest first.
@@ -234,6 +238,8 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
             names.push((first, bytes));
         } else if name.starts_with(QUARANTINE) {
             survey.quarantine.push((name, bytes));
+        } else if is_spare(&name) {
+            survey.spares.push((name, bytes));
         }
     }
     names.sort_unstable();
@@ -263,7 +269,7 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
         let bound = firsts.get(index + 1).copied();
         let check_chunks = bound.is_none() || check == Check::All;
         let segment = read_segment(source, bound, check_chunks, &mut survey)?;
-        let whole = segment.damage.is_empty() && segment.torn == 0;
+        let whole = segment.damage.is_empty() && segment.torn == 0 && segment.void == 0;
         if whole || is_there(disk, segment.first)? {
             survey.segments.push(segment);
         }
@@ -271,7 +277,7 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     Ok(survey)
 }
 
-/// Whether nobody has removed it: what is removed is emptied while it is read.
+/// Whether nobody has removed it: what is removed is emptied or written again while it is read.
 fn is_there(disk: &dyn Disk, segment: Seq) -> io::Result<bool> {
     match disk.open(&segment_name(segment)) {
         Ok(_) => Ok(true),
@@ -310,8 +316,10 @@ fn read_segment(
         damage: Vec::new(),
         void: 0,
         torn: 0,
+        room: 0,
         next: source.first,
     };
+    let mut reused = false;
     let spool = survey.spool;
     let suspect: Vec<_> = survey
         .quarantine
@@ -345,9 +353,13 @@ fn read_segment(
         at = (at + head.length()).min(source.len);
         // What an earlier run found damaged is not found anew when it is read.
         let check = check_chunks || suspect.iter().any(|bytes| bytes.contains(&frame.offset));
-        if !take_frame(&mut source, frame, check, &mut segment, survey)? {
-            broken.get_or_insert(frame.offset);
-            continue;
+        match take_frame(&mut source, frame, check, &mut segment, survey)? {
+            Taken::No => {
+                broken.get_or_insert(frame.offset);
+                continue;
+            }
+            Taken::Yes => {}
+            Taken::OfReused => reused = true,
         }
         if let Some(start) = broken.take() {
             lay_to_rest(&mut segment, start..frame.offset, Some(head.number));
@@ -355,7 +367,13 @@ fn read_segment(
         segment.next = head.number + 1;
     }
     if let Some(start) = broken {
-        lay_to_rest(&mut segment, start..source.len, bound);
+        // Older frames are passed over by their numbers.
+        let all_read = bound.is_none_or(|bound| bound <= segment.next);
+        if reused && all_read && source.bytes(start, ALIGN)? == END {
+            segment.room = source.len - start;
+        } else {
+            lay_to_rest(&mut segment, start..source.len, bound);
+        }
     }
     Ok(segment)
 }
@@ -375,25 +393,36 @@ fn lay_to_rest(segment: &mut Segment, range: Range<u64>, until: Option<Seq>) {
     }
 }
 
-/// Takes note of a frame whose header is good. `false`: its payload is not.
+/// What became of a frame whose header is good.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// Its payload is not.
+    No,
+    /// Note was taken of it.
+    Yes,
+    /// It is the Begin frame of a file that is written again.
+    OfReused,
+}
+
+/// Takes note of a frame whose header is good.
 fn take_frame(
     source: &mut Source,
     frame: Frame,
     check: bool,
     segment: &mut Segment,
     survey: &mut Survey,
-) -> io::Result<bool> {
+) -> io::Result<Taken> {
     let Frame { offset, head } = frame;
     if head.kind == Kind::Chunk && !check {
         segment
             .chunks
             .push((head.number, Place::new(segment.first, offset, &head)));
         survey.window.push_back(head.id);
-        return Ok(true);
+        return Ok(Taken::Yes);
     }
     let payload = source.bytes(offset + HEADER, head.payload())?;
     if !head.vouches_for(payload) {
-        return Ok(false);
+        return Ok(Taken::No);
     }
     match head.kind {
         Kind::Chunk => {
@@ -407,18 +436,21 @@ fn take_frame(
                 segment.notes += 1;
                 survey.ledger.take(note);
             }
-            None => return Ok(false),
+            None => return Ok(Taken::No),
         },
         Kind::Begin => match Begin::decode(payload) {
             Ok(begin) if offset == 0 => {
                 segment.begin = Some(head.length());
                 survey.ledger.batches_before(begin.next_batch);
                 survey.window = begin.window.into();
+                if begin.reused {
+                    return Ok(Taken::OfReused);
+                }
             }
-            Ok(_) | Err(OtherVersion(_)) => return Ok(false),
+            Ok(_) | Err(OtherVersion(_)) => return Ok(Taken::No),
         },
     }
-    Ok(true)
+    Ok(Taken::Yes)
 }
 
 /// A segment's file, read through a buffer.

@@ -29,9 +29,10 @@ pub(super) enum Call {
     Create,
     Open,
     Remove,
+    Rename,
     SyncDir,
     Len,
-    Append,
+    Write,
     Read,
     Truncate,
     Sync,
@@ -409,6 +410,19 @@ impl Disk for Mount {
         Ok(())
     }
 
+    /// After a crash it has both names, either or none: worse than file systems with a journal.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.enter(Call::Rename, from)?;
+        let inode = state.names.remove(from).ok_or(ErrorKind::NotFound)?;
+        assert!(
+            state.names.insert(to.to_owned(), inode).is_none(),
+            "{to} is there"
+        );
+        state.entries.push(Entry::Made(to.to_owned(), inode));
+        state.entries.push(Entry::Removed(from.to_owned()));
+        Ok(())
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.enter(Call::SyncDir, "")?;
         state.medium = state.names.clone();
@@ -456,13 +470,13 @@ impl File for Handle {
         Ok(state.inodes[self.inode].seen.len() as u64)
     }
 
-    fn append(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let Begun {
             mut state,
             alive,
             mut outcome,
-        } = self.begin(Call::Append);
+        } = self.begin(Call::Write);
         if !alive {
             return outcome;
         }
@@ -470,7 +484,11 @@ impl File for Handle {
         if outcome.is_err() {
             written = state.dice.random_range(0..=bytes.len());
         } else if let Some(capacity) = state.faults.capacity {
-            let left = capacity.saturating_sub(state.used()) as usize;
+            let over = state.inodes[self.inode]
+                .seen
+                .len()
+                .saturating_sub(offset as usize);
+            let left = over + capacity.saturating_sub(state.used()) as usize;
             if left < bytes.len() {
                 written = left;
                 outcome = Err(ErrorKind::StorageFull.into());
@@ -478,9 +496,10 @@ impl File for Handle {
             }
         }
         let inode = &mut state.inodes[self.inode];
-        let from = inode.seen.len();
-        inode.seen.extend_from_slice(&bytes[..written]);
-        inode.touch(from, from + written);
+        let (from, to) = (offset as usize, offset as usize + written);
+        inode.seen.resize(inode.seen.len().max(to), 0);
+        inode.seen[from..to].copy_from_slice(&bytes[..written]);
+        inode.touch(from, to);
         outcome
     }
 

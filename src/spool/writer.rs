@@ -1,6 +1,8 @@
 //! The thread that writes: it alone appends to segments, begins them and removes them.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Range;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -8,9 +10,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::disk::File;
-use super::frame::{Begin, HEADER, Head, Kind, padding, segment_name};
+use super::frame::{Begin, END, HEADER, Head, Kind, padding, segment_name, spare_name};
 use super::scan::Place;
-use super::{Appended, Durability, Holding, Refusal, Seq, Shared, State};
+use super::{Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State};
 use crate::decode::Time;
 use crate::settle::chunk_id;
 
@@ -113,12 +115,21 @@ pub(super) struct Active {
     pub(super) first: Seq,
     /// Bytes of what was answered for. What stands behind them is being written, or is void.
     pub(super) len: u64,
+    /// Bytes that its file has, or more than that will be when a group is written.
+    pub(super) capacity: u64,
     /// It holds its Begin frame and nothing else.
     pub(super) bare: bool,
 }
 
 /// A file that was begun, was not finished, and could not be removed.
 struct Debris {
+    /// Those that it may have.
+    names: Vec<String>,
+    bytes: u64,
+}
+
+/// A finished segment's file, to be written again.
+struct Spare {
     name: String,
     bytes: u64,
 }
@@ -149,6 +160,12 @@ pub(super) struct Writer {
     debris: Option<Debris>,
     /// A removal is not durable yet. The next segment's beginning makes it so, or the next removal.
     removed: bool,
+    /// Spares whose names are durable.
+    spares: VecDeque<Spare>,
+    /// Spares whose names are not: after a crash they may be segments again, and must be what they were.
+    settling: Vec<Spare>,
+    /// Finished segments become spares.
+    keeps_spares: bool,
 }
 
 impl Writer {
@@ -168,6 +185,9 @@ impl Writer {
             untrimmed: Vec::new(),
             debris: None,
             removed: false,
+            spares: VecDeque::new(),
+            settling: Vec::new(),
+            keeps_spares: true,
         }
     }
 
@@ -283,11 +303,12 @@ impl Writer {
         let Waiting { head, tag, data } = slot.take()?;
         let limit = self.shared.limits.limit;
         let needed = plan.begin + before + head.length();
-        if self.state().bytes + needed > limit {
+        let in_new_segment = plan.begin > 0;
+        if !self.make_room(in_new_segment, needed) {
             self.tidy();
         }
-        let mut state = self.state();
-        if state.bytes + needed > limit {
+        if !self.make_room(in_new_segment, needed) {
+            let mut state = self.state();
             state.reserved -= head.length();
             state.hungry = true;
             let bytes = state.bytes;
@@ -302,6 +323,42 @@ impl Writer {
             data,
             then: Then::Chunk(answer),
         })
+    }
+
+    /// Whether so many bytes fit below the limit. Spares give way to them.
+    fn make_room(&mut self, in_new_segment: bool, needed: u64) -> bool {
+        loop {
+            let state = self.state();
+            let used = match in_new_segment {
+                true => state.bytes,
+                false => state.used(),
+            };
+            let (spares, limit) = (state.spares, self.shared.limits.limit);
+            drop(state);
+            if used + needed + spares <= limit {
+                return true;
+            }
+            if used + needed > limit || !self.drop_spare() {
+                return false;
+            }
+        }
+    }
+
+    /// Removes a spare. Whether there was one that could be removed.
+    fn drop_spare(&mut self) -> bool {
+        let Some(spare) = self.settling.pop().or_else(|| self.spares.pop_back()) else {
+            return false;
+        };
+        match self.shared.disk.remove(&spare.name) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                self.settling.push(spare);
+                false
+            }
+            _ => {
+                self.state().spares -= spare.bytes;
+                true
+            }
+        }
     }
 
     /// Writes a group, and answers all in it.
@@ -327,7 +384,8 @@ impl Writer {
         }
         let start = (active.first, active.len);
         let frames = group.iter().map(|e| (&e.head, &e.tag[..], &e.data[..]));
-        if let Err(error) = append(&*active.file, frames) {
+        let place = active.len..active.len + bytes;
+        if let Err(error) = write_frames(&*active.file, place, active.capacity, frames) {
             self.unwrite();
             return Err(error);
         }
@@ -344,6 +402,7 @@ impl Writer {
             self.carried.extend(fresh);
         }
         active.len += bytes;
+        active.capacity = active.capacity.max(active.len);
         active.bare = false;
         self.next += group.len() as u64;
         Ok(start)
@@ -352,6 +411,7 @@ impl Writer {
     /// Makes what was written visible, and answers.
     fn publish(&mut self, group: Vec<Entry>, (segment, mut offset): (Seq, u64)) {
         let mut kept = false;
+        let capacity = self.active.as_ref().map_or(0, |active| active.capacity);
         {
             let mut state = self.shared.state();
             for Entry { head, then, .. } in &group {
@@ -371,7 +431,9 @@ impl Writer {
                 }
                 offset += head.length();
             }
-            state.resize(segment, offset);
+            state.resize(segment, capacity);
+            state.touch(segment);
+            state.room = capacity - offset;
         }
         if kept {
             self.shared.more.notify_waiters();
@@ -406,7 +468,12 @@ impl Writer {
     /// Takes back what a failed write may have left. Only where that certainly succeeds the segment is
     /// gone on with: on a disk that is full, a new one for each attempt would make matters worse.
     fn unwrite(&mut self) {
-        let Some(active) = &self.active else { return };
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        let mut state = self.shared.state();
+        state.mistrust(active.first);
+        drop(state);
         let undone = active
             .file
             .truncate(active.len)
@@ -414,6 +481,11 @@ impl Writer {
             .is_ok_and(|len| len == active.len)
             && active.file.sync().is_ok();
         if undone {
+            active.capacity = active.len;
+            let mut state = self.shared.state();
+            state.resize(active.first, active.len);
+            state.room = 0;
+            drop(state);
             self.carried.clear();
         } else {
             self.give_up();
@@ -423,9 +495,10 @@ impl Writer {
     /// Nothing is written to this segment any more. All of it that was not synced is void; the notes among
     /// that are written again.
     fn give_up(&mut self) {
-        let Some(active) = self.active.take() else {
+        let Some(active) = self.leave() else {
             return;
         };
+        self.state().mistrust(active.first);
         self.next -= self.carried.len() as u64;
         self.untrimmed.push((active.first, active.len));
         self.trim(&*active.file, active.first, active.len);
@@ -436,14 +509,24 @@ impl Writer {
         match file.truncate(good) {
             Ok(()) => {
                 self.untrimmed.retain(|(segment, _)| *segment != first);
-                self.state().resize(first, good);
+                let mut state = self.state();
+                state.resize(first, good);
+                state.touch(first);
             }
             Err(_) => {
                 if let Ok(len) = file.len() {
-                    self.state().resize(first, len);
+                    let mut state = self.state();
+                    state.resize(first, len);
+                    state.touch(first);
                 }
             }
         }
+    }
+
+    /// The segment is not written to any more.
+    fn leave(&mut self) -> Option<Active> {
+        self.state().room = 0;
+        self.active.take()
     }
 
     /// Goes on in a new segment. Should it fail, the old one is not gone on with all the same: the new one
@@ -452,7 +535,7 @@ impl Writer {
         if self.sync_notes().is_err() {
             self.give_up();
         }
-        self.active = None;
+        self.leave();
         self.begin_segment()
     }
 
@@ -471,9 +554,11 @@ impl Writer {
         self.clear_debris()?;
         let first = self.next;
         let name = segment_name(first);
+        let (file, spare) = self.obtain(&name)?;
+        let capacity = spare.as_ref().map_or(0, |spare| spare.bytes);
         let window = {
             let state = self.state();
-            Begin::encode(state.next_batch, state.window.iter())
+            Begin::encode(spare.is_some(), state.next_batch, state.window.iter())
         };
         let begin = Head {
             kind: Kind::Begin,
@@ -485,20 +570,26 @@ impl Writer {
             head.number = number;
             head.spool = self.shared.spool;
         }
-        let len = frames.iter().map(|(head, _)| head.length()).sum();
-        let file = self.create(&name)?;
+        let len: u64 = frames.iter().map(|(head, _)| head.length()).sum();
         let frames_here = frames.iter().map(|(head, data)| (head, &[][..], &data[..]));
-        let begun = append(&*file, frames_here)
+        let begun = write_frames(&*file, 0..len, capacity, frames_here)
             .and_then(|()| file.sync())
-            .and_then(|()| self.shared.disk.sync_dir());
+            .and_then(|()| match &spare {
+                Some(spare) => self.shared.disk.rename(&spare.name, &name),
+                None => Ok(()),
+            })
+            .and_then(|()| self.sync_dir());
+        self.state().spares -= capacity;
+        let capacity = capacity.max(len);
         if let Err(error) = begun {
-            let bytes = file.len().unwrap_or(len);
+            let bytes = file.len().unwrap_or(capacity);
             self.state().bytes += bytes;
-            self.debris = Some(Debris { name, bytes });
+            let names = spare.map(|spare| spare.name).into_iter();
+            let names = names.chain([name]).collect();
+            self.debris = Some(Debris { names, bytes });
             let _ = self.clear_debris();
             return Err(error);
         }
-        self.removed = false;
         self.next = first + frames.len() as u64;
         self.carried.clear();
         let bare = frames.len() == 1;
@@ -506,20 +597,40 @@ impl Writer {
             file,
             first,
             len,
+            capacity,
             bare,
         });
         let mut state = self.state();
-        state.bytes += len;
+        state.bytes += capacity;
+        state.room = capacity - len;
         state.segments.insert(
             first,
             Holding {
-                bytes: len,
+                bytes: capacity,
                 unfinished: 0,
                 begun: true,
                 bare,
+                reusable: true,
             },
         );
         Ok(())
+    }
+
+    /// A file for a segment: a spare, which is still to be given its name, or a new one.
+    fn obtain(&mut self, name: &str) -> io::Result<(Box<dyn File>, Option<Spare>)> {
+        while let Some(spare) = self.spares.pop_front() {
+            match self.shared.disk.open(&spare.name) {
+                Ok(file) => return Ok((file, Some(spare))),
+                // It can be removed, perhaps.
+                Err(_) => {
+                    self.settling.push(spare);
+                    if !self.drop_spare() {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok((self.create(name)?, None))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
@@ -541,15 +652,16 @@ impl Writer {
         let Some(debris) = &self.debris else {
             return Ok(());
         };
-        match self.shared.disk.remove(&debris.name) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => {
-                let bytes = debris.bytes;
-                self.debris = None;
-                self.state().bytes -= bytes;
-                Ok(())
+        for name in &debris.names {
+            match self.shared.disk.remove(name) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
         }
+        let bytes = debris.bytes;
+        self.debris = None;
+        self.state().bytes -= bytes;
+        Ok(())
     }
 
     fn is_untidy(&self) -> bool {
@@ -591,23 +703,52 @@ impl Writer {
             // Should it come back after a power cut, all newer ones must be there still.
             self.sync_removals()?;
             self.secure()?;
-            match self.shared.disk.remove(&segment_name(first)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {
-                    self.removed = true;
-                    self.state().forget(first);
-                    self.untrimmed.retain(|(segment, _)| *segment != first);
+            let name = segment_name(first);
+            if self.may_be_spare(first) {
+                let spare = spare_name(first);
+                self.shared.disk.rename(&name, &spare)?;
+                let mut state = self.shared.state();
+                let bytes = state.forget(first);
+                state.spares += bytes;
+                drop(state);
+                self.settling.push(Spare { name: spare, bytes });
+            } else {
+                match self.shared.disk.remove(&name) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                    _ => {}
                 }
+                self.state().forget(first);
+                self.untrimmed.retain(|(segment, _)| *segment != first);
             }
+            self.removed = true;
         }
         Ok(())
     }
 
+    /// Whether a finished segment's file is worth to be written again, and there is room to keep it.
+    fn may_be_spare(&self, first: Seq) -> bool {
+        let state = self.state();
+        let limits = &self.shared.limits;
+        let Some(holding) = state.segments.get(&first) else {
+            return false;
+        };
+        self.keeps_spares
+            && holding.reusable
+            && holding.bytes >= limits.segment_bytes / 2
+            && state.spares + holding.bytes <= limits.limit / SPARE_SHARE
+    }
+
     fn sync_removals(&mut self) -> io::Result<()> {
-        if self.removed {
-            self.shared.disk.sync_dir()?;
-            self.removed = false;
+        match self.removed {
+            true => self.sync_dir(),
+            false => Ok(()),
         }
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        self.shared.disk.sync_dir()?;
+        self.removed = false;
+        self.spares.extend(self.settling.drain(..));
         Ok(())
     }
 
@@ -621,7 +762,7 @@ impl Writer {
         if self.carried.is_empty() && begun {
             return Ok(());
         }
-        self.active = None;
+        self.leave();
         self.begin_segment()
     }
 
@@ -631,13 +772,29 @@ impl Writer {
         if untouched {
             return;
         }
+        self.keeps_spares = false;
+        while self.drop_spare() {}
         let _ = self.secure();
         let roll = self.state().can_be_shorter();
         if roll {
             let _ = self.rotate();
         }
         self.tidy();
+        self.give_room_back();
         let _ = self.sync_removals();
+    }
+
+    /// Cuts from the active segment's file what no frame needs.
+    fn give_room_back(&mut self) {
+        if let Some(active) = &mut self.active
+            && active.capacity > active.len
+            && active.file.truncate(active.len).is_ok()
+        {
+            active.capacity = active.len;
+            let mut state = self.shared.state();
+            state.resize(active.first, active.len);
+            state.room = 0;
+        }
     }
 }
 
@@ -646,9 +803,12 @@ fn note_length(payload: &[u8]) -> u64 {
     HEADER + payload + padding(payload).len() as u64
 }
 
-/// Writes frames, straight from where their bytes are.
-fn append<'a>(
+/// Writes frames, straight from where their bytes are, into a file of `capacity` bytes. What it held before
+/// behind them is not to be taken for more of them.
+fn write_frames<'a>(
     file: &dyn File,
+    place: Range<u64>,
+    capacity: u64,
     frames: impl Iterator<Item = (&'a Head, &'a [u8], &'a [u8])> + Clone,
 ) -> io::Result<()> {
     let heads: Vec<_> = frames.clone().map(|(head, ..)| head.encode()).collect();
@@ -660,7 +820,10 @@ fn append<'a>(
             }
         }
     }
-    file.append(&parts)
+    if place.end < capacity {
+        parts.push(IoSlice::new(&END));
+    }
+    file.write_at(&parts, place.start)
 }
 
 /// The same error once more, for another one who waits.

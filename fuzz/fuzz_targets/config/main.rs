@@ -192,7 +192,9 @@ fn check_config(config: &Config) {
                         | AzureAuth::Sas(source)
                         | AzureAuth::ConnectionString(source)
                         | AzureAuth::ClientSecret { secret: source, .. } => Some(source),
-                        AzureAuth::ManagedIdentity { .. } | AzureAuth::WorkloadIdentity { .. } => None,
+                        AzureAuth::ManagedIdentity { .. } | AzureAuth::WorkloadIdentity { .. } => {
+                            None
+                        }
                     };
                     if let Some(SecretSource::Value(secret)) = source {
                         assert!(!secret.expose().trim().is_empty());

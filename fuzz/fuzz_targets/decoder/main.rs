@@ -147,7 +147,10 @@ impl<'a> Setup<'a> {
                     assert_eq!((letter.reason, &*letter.record), (Reason::Malformed, bytes));
                 }
                 Item::Event(event) => {
-                    assert_eq!((letter.reason, &*letter.record), (Reason::TooDeep, event.raw));
+                    assert_eq!(
+                        (letter.reason, &*letter.record),
+                        (Reason::TooDeep, event.raw)
+                    );
                     let depth = reference::depth(&self.options, &event);
                     assert!(
                         depth.is_none_or(|depth| depth > MAX_DEPTH),

@@ -26,19 +26,18 @@ const LIMIT: u64 = 64 << 20;
 
 /// A directory in memory, on which nothing fails.
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+struct Memory(Arc<Mutex<BTreeMap<String, MemoryFile>>>);
 
-struct MemoryFile {
-    disk: Memory,
-    name: String,
-}
+/// A file's bytes. Clones are the same file, whatever its name is.
+#[derive(Clone, Default)]
+struct MemoryFile(Arc<Mutex<Vec<u8>>>);
 
 impl Disk for Memory {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         let files = self.0.lock().unwrap();
         Ok(files
             .iter()
-            .map(|(name, bytes)| (name.clone(), bytes.len() as u64))
+            .map(|(name, file)| (name.clone(), file.0.lock().unwrap().len() as u64))
             .collect())
     }
 
@@ -47,19 +46,16 @@ impl Disk for Memory {
         if files.contains_key(name) {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        files.insert(name.to_owned(), Vec::new());
+        files.insert(name.to_owned(), MemoryFile::default());
         drop(files);
         self.open(name)
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
-        if !self.0.lock().unwrap().contains_key(name) {
-            return Err(ErrorKind::NotFound.into());
+        match self.0.lock().unwrap().get(name) {
+            Some(file) => Ok(Box::new(file.clone())),
+            None => Err(ErrorKind::NotFound.into()),
         }
-        Ok(Box::new(MemoryFile {
-            disk: self.clone(),
-            name: name.to_owned(),
-        }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -69,6 +65,13 @@ impl Disk for Memory {
             .ok_or_else(|| ErrorKind::NotFound.into())
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut files = self.0.lock().unwrap();
+        let file = files.remove(from).ok_or(ErrorKind::NotFound)?;
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         Ok(())
     }
@@ -76,11 +79,7 @@ impl Disk for Memory {
 
 impl MemoryFile {
     fn with<T>(&self, use_it: impl FnOnce(&mut Vec<u8>) -> T) -> io::Result<T> {
-        let mut files = self.disk.0.lock().unwrap();
-        files
-            .get_mut(&self.name)
-            .map(use_it)
-            .ok_or_else(|| ErrorKind::NotFound.into())
+        Ok(use_it(&mut self.0.lock().unwrap()))
     }
 }
 
@@ -89,8 +88,13 @@ impl File for MemoryFile {
         self.with(|bytes| bytes.len() as u64)
     }
 
-    fn append(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        self.with(|bytes| parts.iter().for_each(|part| bytes.extend_from_slice(part)))
+    fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let at = usize::try_from(offset).expect("it is in memory");
+        let parts: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        self.with(|bytes| {
+            bytes.resize(bytes.len().max(at + parts.len()), 0);
+            bytes[at..at + parts.len()].copy_from_slice(&parts);
+        })
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -219,9 +223,10 @@ fuzz_target!(|data: &[u8]| {
             let Some(name) = names.get(usize::from(input.byte()) % names.len().max(1)) else {
                 break;
             };
-            let Some(bytes) = files.get_mut(name) else {
+            let Some(file) = files.get(name) else {
                 continue;
             };
+            let mut bytes = file.0.lock().unwrap();
             let at = usize::from(input.byte()) << 8 | usize::from(input.byte());
             match input.byte() % 3 {
                 0 => bytes.truncate(at),
@@ -238,7 +243,8 @@ fuzz_target!(|data: &[u8]| {
         let number = u64::from(input.byte());
         let rest = input.rest();
         if !rest.is_empty() {
-            files.insert(format!("{number:020}.seg"), rest.to_vec());
+            let file = MemoryFile(Arc::new(Mutex::new(rest.to_vec())));
+            files.insert(format!("{number:020}.seg"), file);
         }
     }
     let (spool, recovered) = Spool::open(Arc::new(disk.clone()), options())

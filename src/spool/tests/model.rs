@@ -280,6 +280,7 @@ impl Model {
         }
         self.restart(End::Close, false);
         self.check(false);
+        assert_eq!(self.spares().count(), 0);
         assert_eq!(self.visible(), [] as [Seq; 0]);
         assert_eq!(
             self.bench.segments().len(),
@@ -441,6 +442,11 @@ impl Model {
         if healthy || !self.sim().has_faulted() {
             assert_eq!(usage.bytes, self.sim().bytes(), "{:?}", self.sim().files());
         }
+        if !self.sim().has_faulted() {
+            let spares: u64 = self.spares().map(|(_, bytes)| bytes).sum();
+            assert_eq!(self.bench.spool().shared.state().spares, spares);
+            assert!(spares <= self.bench.options.limit / SPARE_SHARE);
+        }
     }
 
     fn restart(&mut self, how: End, unlucky: bool) {
@@ -546,6 +552,12 @@ impl Model {
         self.next_batch = self.next_batch.max(recovered.next_batch);
         let window = Limits::new(self.bench.options).window;
         self.armed = self.accepted.iter().rev().take(window).copied().collect();
+    }
+
+    /// Files that wait to be written again.
+    fn spares(&self) -> impl Iterator<Item = (String, u64)> {
+        let files = self.sim().files().into_iter();
+        files.filter(|(name, _)| name.ends_with(".spare"))
     }
 
     /// Whether all is as it should be if exactly these notes are there.

@@ -146,9 +146,9 @@ fn many_appends_share_one_sync() {
         count(Call::Sync)
     );
     assert!(
-        (1..=2).contains(&count(Call::Append)),
+        (1..=2).contains(&count(Call::Write)),
         "{} writes",
-        count(Call::Append)
+        count(Call::Write)
     );
     assert_eq!(bench.spool().usage().unfinished, MANY as u64 + 1);
 }
@@ -339,7 +339,12 @@ fn a_chunk_that_never_fits_changes_nothing() {
     }
     bench.spool().rest();
     let log = bench.sim.take_log();
-    assert!(log.iter().all(|(call, _)| *call == Call::Append), "{log:?}");
+    assert!(log.iter().all(|(call, _)| *call == Call::Write), "{log:?}");
+}
+
+/// A segment is removed, or becomes a spare.
+fn is_gone(call: Call, name: &str) -> bool {
+    matches!(call, Call::Remove | Call::Rename) && name.ends_with(".seg")
 }
 
 #[test]
@@ -366,7 +371,7 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
     let log = bench.sim.take_log();
     let removed: Vec<&String> = log
         .iter()
-        .filter(|(call, _)| *call == Call::Remove)
+        .filter(|(call, name)| is_gone(*call, name))
         .map(|(_, name)| name)
         .collect();
     assert_eq!(bench.segments().len(), 1);
@@ -378,14 +383,14 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
     assert!(removed.is_sorted());
     let at = |wanted: &String| {
         log.iter()
-            .position(|entry| *entry == (Call::Remove, wanted.clone()))
+            .position(|(call, name)| is_gone(*call, name) && name == wanted)
     };
     let calls: Vec<Call> = log.iter().map(|(call, _)| *call).collect();
     let first = at(removed[0]).unwrap();
     // The notes are durable before the first goes.
     let last_note = calls[..first]
         .iter()
-        .rposition(|call| *call == Call::Append)
+        .rposition(|call| *call == Call::Write)
         .unwrap();
     assert!(calls[last_note..first].contains(&Call::Sync), "{calls:?}");
     for pair in removed.windows(2) {
@@ -398,7 +403,7 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
     assert_eq!(
         calls
             .iter()
-            .rfind(|call| matches!(call, Call::Remove | Call::SyncDir)),
+            .rfind(|call| matches!(call, Call::Remove | Call::Rename | Call::SyncDir)),
         Some(&Call::SyncDir)
     );
 }
@@ -460,17 +465,14 @@ fn close_with_chunks_left_keeps_them() {
 #[test]
 fn a_disk_that_fails_fails_what_came_meanwhile_and_nothing_after() {
     let cases: [(&str, Faults); 6] = [
-        ("write", broken(&[Call::Append])),
-        (
-            "write and cut back",
-            broken(&[Call::Append, Call::Truncate]),
-        ),
+        ("write", broken(&[Call::Write])),
+        ("write and cut back", broken(&[Call::Write, Call::Truncate])),
         ("sync", broken(&[Call::Sync])),
         ("sync and cut back", broken(&[Call::Sync, Call::Truncate])),
         (
             "read-only",
             broken(&[
-                Call::Append,
+                Call::Write,
                 Call::Sync,
                 Call::SyncDir,
                 Call::Create,
@@ -732,7 +734,8 @@ fn what_is_removed_is_freed_unless_it_has_another_name() {
     let names = ["1.seg", "2.seg"];
     for name in names {
         let file = disk.create(name).unwrap();
-        file.append(&[io::IoSlice::new(&[7; 5 << 20])]).unwrap();
+        file.write_at(&[io::IoSlice::new(&[7; 5 << 20])], 0)
+            .unwrap();
     }
     let copy = dir.path().join("copy");
     std::fs::hard_link(dir.path().join("spool/1.seg"), &copy).unwrap();
@@ -744,6 +747,153 @@ fn what_is_removed_is_freed_unless_it_has_another_name() {
     drop(disk);
     assert_eq!(std::fs::metadata(copy).unwrap().len(), 5 << 20);
     assert!(reading.len().unwrap() < 5 << 20);
+}
+
+/// Fills segments, finishes all in them, and keeps one chunk more: spares lie in the directory, and one may be
+/// in use again.
+fn with_spares(bench: &Bench) {
+    for byte in 0..8 {
+        bench.keep(byte, 1_500);
+    }
+    bench.finish_all();
+}
+
+fn spares(bench: &Bench) -> u64 {
+    let files = bench.sim.files().into_iter();
+    let spares = files.filter(|(name, _)| name.ends_with(".spare"));
+    spares.map(|(_, bytes)| bytes).sum()
+}
+
+#[test]
+fn a_finished_segments_file_is_written_again_and_nothing_of_it_comes_back() {
+    for power_goes in [false, true] {
+        let mut bench = Bench::new(SMALL);
+        with_spares(&bench);
+        assert!(spares(&bench) >= 8_000, "{:?}", bench.sim.files());
+        bench.sim.take_log();
+        for byte in 100..103 {
+            bench.keep(byte, 1_500);
+        }
+        let log = bench.sim.take_log();
+        assert!(
+            !log.iter().any(|(call, _)| *call == Call::Create),
+            "{log:?}"
+        );
+        let begun =
+            |(call, name): &&(Call, String)| *call == Call::Rename && name.ends_with(".spare");
+        assert_eq!(log.iter().filter(begun).count(), 2, "{log:?}");
+        // What is looked at from outside holds room, and no damage.
+        let looked = survey(&*bench.sim.mount(), Check::All).unwrap();
+        assert!(
+            looked
+                .segments
+                .iter()
+                .all(|segment| segment.damage.is_empty() && segment.torn == 0)
+        );
+        assert!(looked.segments.last().unwrap().room > 0);
+        assert!(!looked.spares.is_empty());
+        bench.end(power_goes);
+        let recovered = bench.open().unwrap();
+        assert_eq!(recovered.findings, [] as [String; 0]);
+        assert_eq!(bench.bytes(), [100, 101, 102]);
+        assert_eq!(spares(&bench), 0);
+        assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
+        // The last segment is gone on with.
+        bench.keep(103, 10);
+        bench.end(power_goes);
+        bench.open().unwrap();
+        assert_eq!(bench.bytes(), [100, 101, 102, 103]);
+    }
+}
+
+#[test]
+fn a_file_is_written_again_only_once_its_new_name_is_durable() {
+    let bench = Bench::new(SMALL);
+    bench.sim.take_log();
+    for byte in 0..40 {
+        bench.keep(byte, 1_500);
+        bench.finish_all();
+    }
+    let log = bench.sim.take_log();
+    let mut reused = 0;
+    let mut settled: Vec<&str> = Vec::new();
+    let mut fresh: Vec<&str> = Vec::new();
+    for (call, name) in &log {
+        match call {
+            Call::Rename if name.ends_with(".seg") => fresh.push(name.trim_end_matches(".seg")),
+            Call::SyncDir => settled.append(&mut fresh),
+            Call::Write if name.ends_with(".spare") => {
+                assert!(
+                    settled.contains(&name.trim_end_matches(".spare")),
+                    "{log:?}"
+                );
+                reused += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(reused >= 10, "{reused}");
+}
+
+#[test]
+fn spares_are_bounded_and_give_way_to_chunks() {
+    let bench = Bench::new(SMALL);
+    for byte in 0..30 {
+        bench.keep(byte, 1_500);
+    }
+    bench.finish_all();
+    let left = spares(&bench);
+    assert!(left > 8_000 && left <= SMALL.limit / 4, "{left}");
+    assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
+    let mut kept = 0;
+    while let Ok(Appended::Kept) = bench.append(b"t", &[7; 1_500]) {
+        kept += 1;
+        assert!(bench.sim.bytes() + spares(&bench) <= SMALL.limit);
+    }
+    assert!(kept * 1_564 > SMALL.limit * 8 / 10, "{kept}");
+    assert_eq!(spares(&bench), 0);
+}
+
+#[test]
+fn a_file_that_a_write_failed_on_is_not_written_again() {
+    for calls in [&[Call::Sync][..], &[Call::Sync, Call::Truncate]] {
+        let bench = Bench::new(SMALL);
+        bench.keep(1, 3_000);
+        bench.sim.fault(broken(calls));
+        assert!(bench.append(b"t", &[2; 600]).is_err());
+        bench.sim.fault(Faults::default());
+        let failed = bench.segments().remove(0);
+        bench.keep(3, 3_000);
+        bench.keep(4, 3_000);
+        bench.sim.take_log();
+        bench.finish_all();
+        let log = bench.sim.take_log();
+        assert!(log.contains(&(Call::Remove, failed.clone())), "{log:?}");
+        assert!(!log.contains(&(Call::Rename, failed)), "{log:?}");
+    }
+}
+
+#[test]
+fn a_write_that_was_torn_in_a_file_used_again_is_cut_off_and_said() {
+    let mut bench = Bench::new(SMALL);
+    with_spares(&bench);
+    bench.keep(100, 1_500);
+    bench.keep(101, 1_500);
+    let segment = bench.segments().pop().unwrap();
+    let (_, place) = bench.spool().shared.state().chunks.pop_last().unwrap();
+    bench.end(false);
+    let mut bytes = bench.sim.contents(&segment);
+    assert!(bytes.len() as u64 > place.frame() + place.frame_bytes());
+    bytes[place.offset as usize + 700] ^= 1;
+    bench.sim.put(&segment, bytes);
+    let recovered = bench.open().unwrap();
+    assert_eq!(recovered.findings.len(), 1, "{:?}", recovered.findings);
+    assert!(
+        recovered.findings[0].contains("never finished"),
+        "{:?}",
+        recovered.findings
+    );
+    assert_eq!(bench.bytes(), [100]);
 }
 
 /// A disk on which a segment is removed and emptied, down to so many bytes, just when somebody has opened it.
@@ -774,6 +924,9 @@ impl Disk for Vanishing {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.disk.remove(name)
     }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
     fn sync_dir(&self) -> io::Result<()> {
         self.disk.sync_dir()
     }
@@ -785,8 +938,8 @@ impl File for Emptied {
     fn len(&self) -> io::Result<u64> {
         self.0.len()
     }
-    fn append(&self, parts: &[io::IoSlice<'_>]) -> io::Result<()> {
-        self.0.append(parts)
+    fn write_at(&self, parts: &[io::IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.0.write_at(parts, offset)
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let left = self.1.saturating_sub(offset).min(buf.len() as u64);
@@ -840,7 +993,8 @@ fn a_directory_that_is_only_looked_at_is_not_changed() {
     assert!(disk.create("y").is_err());
     assert!(disk.remove("x").is_err());
     let file = disk.open("x").unwrap();
-    assert!(file.append(&[io::IoSlice::new(b"more")]).is_err());
+    assert!(disk.rename("x", "y").is_err());
+    assert!(file.write_at(&[io::IoSlice::new(b"more")], 0).is_err());
     assert!(file.truncate(0).is_err());
     assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"bytes");
     // Errors name the directory.
