@@ -352,6 +352,7 @@ fn inspect_json(survey: &Survey, tags: &BTreeMap<Vec<u8>, Waiting>) -> Value {
         "pending": pending.collect::<Vec<_>>(),
         "settled": settled.collect::<Vec<_>>(),
         "quarantine": survey.quarantine.iter().map(file).collect::<Vec<_>>(),
+        "spares": survey.spares.iter().map(file).collect::<Vec<_>>(),
         "foreign": survey.foreign.iter().map(foreign).collect::<Vec<_>>(),
     })
 }
@@ -672,6 +673,58 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("3 chunks and 2 notes"), "{text}");
+    }
+
+    #[test]
+    fn what_waits_to_be_written_again_and_what_is_are_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
+        let options = spool::Options {
+            limit: 64 << 10,
+            segment_bytes: Some(4_096),
+        };
+        let (spool, _) = Spool::open(disk, options).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let keep = |byte: u8| {
+            let data = vec![byte; 1_500];
+            let chunk = Chunk {
+                id: chunk_id(b"app", &data),
+                tag: b"app",
+                data: data.into(),
+                arrived: Time::default(),
+            };
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+            runtime.block_on(spool.append(chunk, deadline)).unwrap();
+        };
+        (0..8).for_each(keep);
+        while let Some((chunk, _)) = spool.peek(None) {
+            let events = Events::All;
+            let contents = vec![Content { chunk, events }];
+            let done = Note::Done { contents };
+            runtime
+                .block_on(spool.note(done, Durability::Synced))
+                .unwrap();
+            spool.finish(chunk);
+        }
+        // The first is written behind all that was finished; the others need a segment, and half of another.
+        (100..103).for_each(keep);
+        let text = inspected(&dir, false);
+        assert!(text.contains("are there to be written over"), "{text}");
+        assert!(text.contains("that wait to be written again"), "{text}");
+        let json: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
+        let room = json["segments"].as_array().unwrap().last().unwrap()["room_bytes"].as_u64();
+        assert!(room.is_some_and(|room| room > 1_000), "{json}");
+        assert!(
+            json["spares"][0]["bytes"]
+                .as_u64()
+                .is_some_and(|bytes| bytes > 2_000),
+            "{json}"
+        );
+        let (text, sound) = verified(&dir);
+        assert!(sound && text.contains("3 chunks"), "{text}");
     }
 
     #[test]

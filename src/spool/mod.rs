@@ -42,7 +42,7 @@
 //! has a number below the segment's own, and so is none of its frames. Behind the last frame stand 8 zero bytes
 //! where the file goes on. Only what this run began, and wrote without a failure, is written again:
 //! what failed may have left frames with numbers yet to come. All spares together have at most a quarter of the
-//! limit, give way to whatever needs the room, and are removed at close and at open.
+//! limit, give way to chunks and where a write fails (the disk may be full), and are removed at close and at open.
 //!
 //! **The spool's number in each header** tells a frame from what a recycled disk block held before, and from
 //! what somebody writes into a log to look like a frame.
@@ -64,7 +64,8 @@
 //!   chunks of the next one might come back without what was settled of them.
 //! - *After a segment is removed* (the directory), before the next one is, and at the end: an unlink that
 //!   was not durable may come back, but then all newer segments with the notes about it are still there.
-//! - *Before a spare is written to* (the directory): a segment that came back would otherwise hold what is not its own.
+//! - *Before a spare is written to* (the directory): a segment that came back would otherwise hold what is
+//!   not its own.
 //! - *Before a spare has a segment's name* (its file with the Begin frame), and after it (the directory).
 //! - *At open* (the last segment, the directory): what the last process wrote and did not live to sync is
 //!   relied on from there on.
@@ -78,8 +79,8 @@
 //!
 //! # Limits
 //!
-//! Chunks are refused when all files together, the spares left out, would grow over [`Options::limit`]. Notes and the Begin
-//! frames of the segments they need are written in any case, since they are what lets chunks be finished;
+//! Chunks are refused when all files together, the spares left out, would grow over [`Options::limit`].
+//! Notes and the Begin frames of the segments they need are written in any case, since they are what lets chunks be finished;
 //! so are copies of damaged bytes in `quarantine/`, since they were acknowledged. Whoever has looked at
 //! those may delete them; they are counted again at the next open.
 
@@ -362,7 +363,7 @@ struct State {
     bytes: u64,
     /// Those among them that the newest segment's file has behind its last frame, to be written over.
     room: u64,
-    /// Of files that wait to be written again. They give way to whatever needs their bytes.
+    /// Of files that wait to be written again.
     spares: u64,
     /// Of frames that wait in the queue.
     reserved: u64,

@@ -147,6 +147,8 @@ pub struct Segment {
     pub torn: u64,
     /// Bytes behind its last frame that are there to be written over: the file was another segment's before.
     pub room: u64,
+    /// Its Begin frame says that the file was another segment's before.
+    reused: bool,
     /// Greater than every number in it.
     pub next: Seq,
 }
@@ -317,9 +319,9 @@ fn read_segment(
         void: 0,
         torn: 0,
         room: 0,
+        reused: false,
         next: source.first,
     };
-    let mut reused = false;
     let spool = survey.spool;
     let suspect: Vec<_> = survey
         .quarantine
@@ -353,13 +355,9 @@ fn read_segment(
         at = (at + head.length()).min(source.len);
         // What an earlier run found damaged is not found anew when it is read.
         let check = check_chunks || suspect.iter().any(|bytes| bytes.contains(&frame.offset));
-        match take_frame(&mut source, frame, check, &mut segment, survey)? {
-            Taken::No => {
-                broken.get_or_insert(frame.offset);
-                continue;
-            }
-            Taken::Yes => {}
-            Taken::OfReused => reused = true,
+        if !take_frame(&mut source, frame, check, &mut segment, survey)? {
+            broken.get_or_insert(frame.offset);
+            continue;
         }
         if let Some(start) = broken.take() {
             lay_to_rest(&mut segment, start..frame.offset, Some(head.number));
@@ -369,7 +367,7 @@ fn read_segment(
     if let Some(start) = broken {
         // Older frames are passed over by their numbers.
         let all_read = bound.is_none_or(|bound| bound <= segment.next);
-        if reused && all_read && source.bytes(start, ALIGN)? == END {
+        if segment.reused && all_read && source.bytes(start, ALIGN)? == END {
             segment.room = source.len - start;
         } else {
             lay_to_rest(&mut segment, start..source.len, bound);
@@ -393,36 +391,25 @@ fn lay_to_rest(segment: &mut Segment, range: Range<u64>, until: Option<Seq>) {
     }
 }
 
-/// What became of a frame whose header is good.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Taken {
-    /// Its payload is not.
-    No,
-    /// Note was taken of it.
-    Yes,
-    /// It is the Begin frame of a file that is written again.
-    OfReused,
-}
-
-/// Takes note of a frame whose header is good.
+/// Takes note of a frame whose header is good. `false`: its payload is not.
 fn take_frame(
     source: &mut Source,
     frame: Frame,
     check: bool,
     segment: &mut Segment,
     survey: &mut Survey,
-) -> io::Result<Taken> {
+) -> io::Result<bool> {
     let Frame { offset, head } = frame;
     if head.kind == Kind::Chunk && !check {
         segment
             .chunks
             .push((head.number, Place::new(segment.first, offset, &head)));
         survey.window.push_back(head.id);
-        return Ok(Taken::Yes);
+        return Ok(true);
     }
     let payload = source.bytes(offset + HEADER, head.payload())?;
     if !head.vouches_for(payload) {
-        return Ok(Taken::No);
+        return Ok(false);
     }
     match head.kind {
         Kind::Chunk => {
@@ -436,21 +423,19 @@ fn take_frame(
                 segment.notes += 1;
                 survey.ledger.take(note);
             }
-            None => return Ok(Taken::No),
+            None => return Ok(false),
         },
         Kind::Begin => match Begin::decode(payload) {
             Ok(begin) if offset == 0 => {
                 segment.begin = Some(head.length());
                 survey.ledger.batches_before(begin.next_batch);
                 survey.window = begin.window.into();
-                if begin.reused {
-                    return Ok(Taken::OfReused);
-                }
+                segment.reused = begin.reused;
             }
-            Ok(_) | Err(OtherVersion(_)) => return Ok(Taken::No),
+            Ok(_) | Err(OtherVersion(_)) => return Ok(false),
         },
     }
-    Ok(Taken::Yes)
+    Ok(true)
 }
 
 /// A segment's file, read through a buffer.

@@ -349,15 +349,19 @@ impl Writer {
         let Some(spare) = self.settling.pop().or_else(|| self.spares.pop_back()) else {
             return false;
         };
-        match self.shared.disk.remove(&spare.name) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                self.settling.push(spare);
-                false
-            }
-            _ => {
-                self.state().spares -= spare.bytes;
-                true
-            }
+        if self.remove(&spare.name).is_err() {
+            self.settling.push(spare);
+            return false;
+        }
+        self.state().spares -= spare.bytes;
+        true
+    }
+
+    /// Removes a file, if it is there.
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match self.shared.disk.remove(name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            done => done,
         }
     }
 
@@ -365,7 +369,11 @@ impl Writer {
     fn commit(&mut self, mut group: Vec<Entry>) {
         match self.write(&mut group) {
             Ok(start) => self.publish(group, start),
-            Err(error) => self.refuse(group, &error),
+            Err(error) => {
+                // The disk may be full below the limit.
+                while self.drop_spare() {}
+                self.refuse(group, &error);
+            }
         }
     }
 
@@ -468,12 +476,8 @@ impl Writer {
     /// Takes back what a failed write may have left. Only where that certainly succeeds the segment is
     /// gone on with: on a disk that is full, a new one for each attempt would make matters worse.
     fn unwrite(&mut self) {
-        let Some(active) = &mut self.active else {
-            return;
-        };
-        let mut state = self.shared.state();
-        state.mistrust(active.first);
-        drop(state);
+        let Some(active) = &self.active else { return };
+        self.state().mistrust(active.first);
         let undone = active
             .file
             .truncate(active.len)
@@ -481,11 +485,7 @@ impl Writer {
             .is_ok_and(|len| len == active.len)
             && active.file.sync().is_ok();
         if undone {
-            active.capacity = active.len;
-            let mut state = self.shared.state();
-            state.resize(active.first, active.len);
-            state.room = 0;
-            drop(state);
+            self.forget_room();
             self.carried.clear();
         } else {
             self.give_up();
@@ -506,20 +506,17 @@ impl Writer {
 
     /// Cuts a given-up segment to its good length, and takes note of the length it has.
     fn trim(&mut self, file: &dyn File, first: Seq, good: u64) {
-        match file.truncate(good) {
+        let len = match file.truncate(good) {
             Ok(()) => {
                 self.untrimmed.retain(|(segment, _)| *segment != first);
-                let mut state = self.state();
-                state.resize(first, good);
-                state.touch(first);
+                Ok(good)
             }
-            Err(_) => {
-                if let Ok(len) = file.len() {
-                    let mut state = self.state();
-                    state.resize(first, len);
-                    state.touch(first);
-                }
-            }
+            Err(_) => file.len(),
+        };
+        if let Ok(len) = len {
+            let mut state = self.state();
+            state.resize(first, len);
+            state.touch(first);
         }
     }
 
@@ -653,10 +650,7 @@ impl Writer {
             return Ok(());
         };
         for name in &debris.names {
-            match self.shared.disk.remove(name) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            self.remove(name)?;
         }
         let bytes = debris.bytes;
         self.debris = None;
@@ -703,24 +697,18 @@ impl Writer {
             // Should it come back after a power cut, all newer ones must be there still.
             self.sync_removals()?;
             self.secure()?;
-            let name = segment_name(first);
-            if self.may_be_spare(first) {
-                let spare = spare_name(first);
-                self.shared.disk.rename(&name, &spare)?;
-                let mut state = self.shared.state();
-                let bytes = state.forget(first);
-                state.spares += bytes;
-                drop(state);
-                self.settling.push(Spare { name: spare, bytes });
-            } else {
-                match self.shared.disk.remove(&name) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-                self.state().forget(first);
-                self.untrimmed.retain(|(segment, _)| *segment != first);
+            let (name, spare) = (segment_name(first), spare_name(first));
+            let kept = self.may_be_spare(first) && self.shared.disk.rename(&name, &spare).is_ok();
+            if !kept {
+                self.remove(&name)?;
             }
             self.removed = true;
+            self.untrimmed.retain(|(segment, _)| *segment != first);
+            let bytes = self.state().forget(first);
+            if kept {
+                self.state().spares += bytes;
+                self.settling.push(Spare { name: spare, bytes });
+            }
         }
         Ok(())
     }
@@ -786,10 +774,17 @@ impl Writer {
 
     /// Cuts from the active segment's file what no frame needs.
     fn give_room_back(&mut self) {
-        if let Some(active) = &mut self.active
+        if let Some(active) = &self.active
             && active.capacity > active.len
             && active.file.truncate(active.len).is_ok()
         {
+            self.forget_room();
+        }
+    }
+
+    /// The active segment's file ends with its last frame now.
+    fn forget_room(&mut self) {
+        if let Some(active) = &mut self.active {
             active.capacity = active.len;
             let mut state = self.shared.state();
             state.resize(active.first, active.len);

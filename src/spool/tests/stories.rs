@@ -896,6 +896,90 @@ fn a_write_that_was_torn_in_a_file_used_again_is_cut_off_and_said() {
     assert_eq!(bench.bytes(), [100]);
 }
 
+#[test]
+fn a_finished_segment_that_somebody_deletes_holds_nothing_up() {
+    let bench = Bench::new(SMALL);
+    for byte in 0..8 {
+        bench.keep(byte, 1_500);
+    }
+    let oldest = bench.segments().remove(0);
+    bench.sim.take(&oldest);
+    let chunks = bench.spool().shared.state().chunks.clone();
+    for (chunk, _) in chunks {
+        bench.note(done(chunk), Durability::Written).unwrap();
+        bench.spool().finish(chunk);
+    }
+    bench.spool().rest();
+    assert_eq!(bench.segments().len(), 1);
+    assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
+}
+
+#[test]
+fn spares_give_way_where_the_disk_itself_is_full() {
+    let bench = Bench::new(SMALL);
+    with_spares(&bench);
+    for byte in 50..52 {
+        bench.keep(byte, 1_500);
+    }
+    assert!(spares(&bench) > 4_000);
+    // Larger than any file that is there.
+    let large = [7; 6_000];
+    bench.sim.fault(Faults {
+        capacity: Some(bench.sim.bytes() + spares(&bench) + 500),
+        ..Faults::default()
+    });
+    let refused = bench.append(b"t", &large);
+    assert!(matches!(refused, Err(Refusal::Disk(_))), "{refused:?}");
+    assert_eq!(bench.append(b"t", &large).unwrap(), Appended::Kept);
+}
+
+#[test]
+fn a_rotten_frame_in_a_file_used_again_costs_itself_and_no_other() {
+    let mut bench = Bench::new(SMALL);
+    with_spares(&bench);
+    for byte in 100..104 {
+        bench.keep(byte, 700);
+    }
+    let segment = bench.segments().pop().unwrap();
+    let places = bench.spool().shared.state().chunks.clone();
+    let of_segment = places
+        .values()
+        .filter(|place| segment_name(place.segment) == segment);
+    let rotten = *of_segment.clone().next().unwrap();
+    assert!(of_segment.count() > 1);
+    bench.end(false);
+    let mut bytes = bench.sim.contents(&segment);
+    let lost = bytes[rotten.offset as usize + 7];
+    bytes[rotten.frame() as usize + 30] ^= 1;
+    bench.sim.put(&segment, bytes);
+    let recovered = bench.open().unwrap();
+    assert_eq!(recovered.findings.len(), 1, "{:?}", recovered.findings);
+    assert!(
+        recovered.findings[0].contains("quarantine/"),
+        "{:?}",
+        recovered.findings
+    );
+    let left: Vec<u8> = (100..104).filter(|byte| *byte != lost).collect();
+    assert_eq!(bench.bytes(), left);
+}
+
+#[test]
+fn room_that_cannot_be_cut_off_is_not_written_to_by_the_next_run() {
+    let mut bench = Bench::new(SMALL);
+    with_spares(&bench);
+    bench.keep(100, 700);
+    let segment = bench.segments().pop().unwrap();
+    bench.end(false);
+    bench.sim.fault(broken(&[Call::Truncate]));
+    bench.open().unwrap();
+    bench.sim.fault(Faults::default());
+    let before = bench.sim.contents(&segment);
+    bench.keep(101, 700);
+    assert_eq!(bench.sim.contents(&segment), before);
+    bench.crash();
+    assert_eq!(bench.bytes(), [100, 101]);
+}
+
 /// A disk on which a segment is removed and emptied, down to so many bytes, just when somebody has opened it.
 struct Vanishing {
     disk: Arc<dyn Disk>,
