@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, IoSlice, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, ErrorKind, IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -35,8 +35,8 @@ pub trait File: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Writes all of `parts` at `offset`, or fails with an unknown part of it written. Not for two at a time.
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
-    /// Reads at most a buffer full; 0 bytes at the end of the file.
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Appends `len` bytes from `offset` on to `into`, or as many as the file has. Not for two at a time.
+    fn read_at(&self, into: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()>;
     /// Cuts it to `len` bytes.
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Makes data and length durable.
@@ -324,13 +324,12 @@ impl File for LocalFile {
         Ok(())
     }
 
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        loop {
-            match self.0.read_at(buf, offset) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                done => return done,
-            }
-        }
+    fn read_at(&self, into: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()> {
+        (&self.0).seek(SeekFrom::Start(offset))?;
+        into.reserve(len);
+        // Unlike reading into a slice, this does not ask for zeros where the bytes will be: they would cost more
+        // than the rest.
+        (&self.0).take(len as u64).read_to_end(into).map(drop)
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IoSlice};
 
 use super::disk::{Disk, File};
 use super::frame::{ALIGN, HEADER, quarantine_name, quarantine_place, segment_first, segment_name};
-use super::scan::{self, Check, Damage, Place, Segment, Survey, fill};
+use super::scan::{self, Check, Damage, Place, Segment, Survey};
 use super::writer::Active;
 use super::{Holding, Limits, Recovered, Seq, State};
 use crate::settle::ChunkId;
@@ -260,18 +260,20 @@ impl<'d> Quarantine<'d> {
 }
 
 fn copy(from: &dyn File, mut offset: u64, mut left: u64, to: &dyn File) -> io::Result<u64> {
-    let mut buffer = vec![0; BLOCK.min(usize::try_from(left).unwrap_or(BLOCK))];
+    let mut buffer = Vec::new();
     let mut copied = 0;
     while left > 0 {
-        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(BLOCK));
-        let read = fill(from, &mut buffer[..wanted], offset)?;
-        if read == 0 {
+        let wanted = BLOCK.min(usize::try_from(left).unwrap_or(BLOCK));
+        buffer.clear();
+        from.read_at(&mut buffer, wanted, offset)?;
+        if buffer.is_empty() {
             break;
         }
-        to.write_at(&[IoSlice::new(&buffer[..read])], copied)?;
-        offset += read as u64;
-        left -= read as u64;
-        copied += read as u64;
+        to.write_at(&[IoSlice::new(&buffer)], copied)?;
+        let read = buffer.len() as u64;
+        offset += read;
+        left -= read;
+        copied += read;
     }
     Ok(copied)
 }

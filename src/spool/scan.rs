@@ -71,9 +71,8 @@ impl Place {
     /// Its tag, unchecked, as far as the file goes.
     pub fn tag(&self, disk: &dyn Disk) -> io::Result<Vec<u8>> {
         let file = disk.open(&segment_name(self.segment))?;
-        let mut tag = vec![0; self.tag_len as usize];
-        let read = fill(&*file, &mut tag, self.offset)?;
-        tag.truncate(read);
+        let mut tag = Vec::new();
+        file.read_at(&mut tag, self.tag_len as usize, self.offset)?;
         Ok(tag)
     }
 
@@ -83,10 +82,9 @@ impl Place {
         let tag_len = self.tag_len as usize;
         let len = tag_len + self.data_len as usize;
         let mut payload = buffers::take(len);
-        payload.resize(len, 0);
-        let read = fill(&*file, &mut payload, self.offset)?;
+        file.read_at(&mut payload, len, self.offset)?;
         let mut data = buffers::share(payload);
-        if read < len || chunk_id(&data[..tag_len], &data[tag_len..]) != self.id {
+        if data.len() < len || chunk_id(&data[..tag_len], &data[tag_len..]) != self.id {
             // What was removed while it was read is emptied or written again, and not damaged.
             disk.open(&segment_name(self.segment))?;
             return Ok(None);
@@ -468,15 +466,15 @@ impl Source {
             offset >= self.start && offset + there as u64 <= self.start + self.buffer.len() as u64;
         if !held {
             let ahead = self.len.saturating_sub(offset).min(BLOCK as u64) as usize;
-            self.buffer.resize(there.max(ahead), 0);
+            let wanted = there.max(ahead);
+            self.buffer.clear();
             self.start = offset;
-            let read = fill(&*self.file, &mut self.buffer, offset);
+            let read = self.file.read_at(&mut self.buffer, wanted, offset);
             let read = read.inspect_err(|_| self.buffer.clear());
-            let read = read.map_err(|error| named(&self.name, offset, &error))?;
-            if read < self.buffer.len() {
+            read.map_err(|error| named(&self.name, offset, &error))?;
+            if self.buffer.len() < wanted {
                 // It is shorter by now.
-                self.len = offset + read as u64;
-                self.buffer.truncate(read);
+                self.len = offset + self.buffer.len() as u64;
             }
         }
         let from = (offset - self.start) as usize;
@@ -523,18 +521,6 @@ impl Source {
             )),
         })
     }
-}
-
-/// Reads until the buffer is full or the file ends.
-pub(super) fn fill(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut read = 0;
-    while read < buffer.len() {
-        match file.read_at(&mut buffer[read..], offset + read as u64)? {
-            0 => break,
-            more => read += more,
-        }
-    }
-    Ok(read)
 }
 
 fn named(name: &str, offset: u64, error: &io::Error) -> io::Error {

@@ -97,14 +97,13 @@ impl File for MemoryFile {
         })
     }
 
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    fn read_at(&self, into: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()> {
         self.with(|bytes| {
             let from = usize::try_from(offset)
                 .unwrap_or(usize::MAX)
                 .min(bytes.len());
-            let count = buf.len().min(bytes.len() - from);
-            buf[..count].copy_from_slice(&bytes[from..from + count]);
-            count
+            let count = len.min(bytes.len() - from);
+            into.extend_from_slice(&bytes[from..from + count]);
         })
     }
 

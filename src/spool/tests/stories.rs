@@ -1025,9 +1025,9 @@ impl File for Emptied {
     fn write_at(&self, parts: &[io::IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.0.write_at(parts, offset)
     }
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let left = self.1.saturating_sub(offset).min(buf.len() as u64);
-        self.0.read_at(&mut buf[..left as usize], offset)
+    fn read_at(&self, into: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()> {
+        let left = self.1.saturating_sub(offset).min(len as u64);
+        self.0.read_at(into, left as usize, offset)
     }
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.0.truncate(len)
