@@ -90,6 +90,14 @@ struct Entry {
     then: Then,
 }
 
+/// Numbers a group's frames one up.
+fn number(group: &mut [Entry], first: Seq, spool: u64) {
+    for (entry, number) in group.iter_mut().zip(first..) {
+        entry.head.number = number;
+        entry.head.spool = spool;
+    }
+}
+
 /// Who waits for it.
 enum Then {
     Chunk(oneshot::Sender<Result<Appended, Refusal>>),
@@ -101,6 +109,10 @@ enum Then {
 }
 
 impl Entry {
+    fn frame(&self) -> (&Head, &[u8], &[u8]) {
+        (&self.head, &self.tag, &self.data)
+    }
+
     fn wants_sync(&self) -> bool {
         match self.then {
             Then::Chunk(_) => true,
@@ -381,18 +393,15 @@ impl Writer {
     /// group begins.
     fn write(&mut self, group: &mut [Entry]) -> io::Result<(Seq, u64)> {
         let bytes: u64 = group.iter().map(|entry| entry.head.length()).sum();
-        let active = self.active.as_ref();
-        if !active.is_some_and(|active| self.takes(active, bytes)) {
-            self.rotate()?;
+        let fits = |active: &Active| self.takes(active, bytes);
+        if !self.active.as_ref().is_some_and(fits) {
+            return self.rotate(group);
         }
-        let active = self.active.as_mut().expect("rotating begins a segment");
-        for (entry, number) in group.iter_mut().zip(self.next..) {
-            entry.head.number = number;
-            entry.head.spool = self.shared.spool;
-        }
+        number(group, self.next, self.shared.spool);
+        let active = self.active.as_mut().expect("it was looked at");
         let start = (active.first, active.len);
-        let frames = group.iter().map(|e| (&e.head, &e.tag[..], &e.data[..]));
         let place = active.len..active.len + bytes;
+        let frames = group.iter().map(Entry::frame);
         if let Err(error) = write_frames(&*active.file, place, active.capacity, frames) {
             self.unwrite();
             return Err(error);
@@ -526,14 +535,15 @@ impl Writer {
         self.active.take()
     }
 
-    /// Goes on in a new segment. Should it fail, the old one is not gone on with all the same: the new one
-    /// may be there after a crash, and what is in the old one and numbered like it would then be void.
-    fn rotate(&mut self) -> io::Result<()> {
+    /// Goes on in a new segment, with a group in it. Should it fail, the old one is not gone on with all the
+    /// same: the new one may be there after a crash, and what is in the old one and numbered like it would
+    /// then be void. Gives the segment, and where in it the group begins.
+    fn rotate(&mut self, group: &mut [Entry]) -> io::Result<(Seq, u64)> {
         if self.sync_notes().is_err() {
             self.give_up();
         }
         self.leave();
-        self.begin_segment()
+        self.begin_segment(group)
     }
 
     /// Makes the notes durable that were only written.
@@ -545,9 +555,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins a segment with the window and the carried notes, and makes it durable before it is used: what
-    /// it says of earlier segments (which frames are void) must not be lost once anything in it counts.
-    fn begin_segment(&mut self) -> io::Result<()> {
+    /// Begins a segment with the window, the carried notes and a group, and makes it durable before anything
+    /// in it counts: what it says of earlier segments (which frames are void) must not be lost then. The group
+    /// is in the same write and the same sync, as it is the one that waits for the segment.
+    fn begin_segment(&mut self, group: &mut [Entry]) -> io::Result<(Seq, u64)> {
         self.clear_debris()?;
         let first = self.next;
         let name = segment_name(first);
@@ -567,9 +578,12 @@ impl Writer {
             head.number = number;
             head.spool = self.shared.spool;
         }
-        let len: u64 = frames.iter().map(|(head, _)| head.length()).sum();
-        let frames_here = frames.iter().map(|(head, data)| (head, &[][..], &data[..]));
-        let begun = write_frames(&*file, 0..len, capacity, frames_here)
+        number(group, first + frames.len() as u64, self.shared.spool);
+        let before: u64 = frames.iter().map(|(head, _)| head.length()).sum();
+        let len = before + group.iter().map(|entry| entry.head.length()).sum::<u64>();
+        let own = frames.iter().map(|(head, data)| (head, &[][..], &data[..]));
+        let all = own.chain(group.iter().map(Entry::frame));
+        let begun = write_frames(&*file, 0..len, capacity, all)
             .and_then(|()| file.sync())
             .and_then(|()| match &spare {
                 Some(spare) => self.shared.disk.rename(&spare.name, &name),
@@ -587,9 +601,10 @@ impl Writer {
             let _ = self.clear_debris();
             return Err(error);
         }
-        self.next = first + frames.len() as u64;
+        let count = frames.len() + group.len();
+        self.next = first + count as u64;
         self.carried.clear();
-        let bare = frames.len() == 1;
+        let bare = count == 1;
         self.active = Some(Active {
             file,
             first,
@@ -610,7 +625,7 @@ impl Writer {
                 reusable: true,
             },
         );
-        Ok(())
+        Ok((first, before))
     }
 
     /// A file for a segment: a spare, which is still to be given its name, or a new one.
@@ -681,7 +696,7 @@ impl Writer {
         let _ = self.clear_debris();
         let _ = self.remove_finished();
         let roll = self.state().wants_room();
-        if roll && self.rotate().is_ok() {
+        if roll && self.rotate(&mut []).is_ok() {
             self.state().hungry = false;
             let _ = self.remove_finished();
         }
@@ -751,7 +766,7 @@ impl Writer {
             return Ok(());
         }
         self.leave();
-        self.begin_segment()
+        self.begin_segment(&mut []).map(drop)
     }
 
     /// Makes all durable, and leaves one small file where everything is finished.
@@ -765,7 +780,7 @@ impl Writer {
         let _ = self.secure();
         let roll = self.state().can_be_shorter();
         if roll {
-            let _ = self.rotate();
+            let _ = self.rotate(&mut []);
         }
         self.tidy();
         self.give_room_back();

@@ -807,6 +807,28 @@ fn a_finished_segments_file_is_written_again_and_nothing_of_it_comes_back() {
 }
 
 #[test]
+fn a_segments_first_group_is_in_the_write_and_the_syncs_of_its_beginning() {
+    let bench = Bench::new(SMALL);
+    bench.keep(0, 1_500);
+    let first = bench.segments();
+    bench.sim.take_log();
+    let mut byte = 1;
+    while bench.segments() == first {
+        bench.sim.take_log();
+        bench.keep(byte, 1_500);
+        byte += 1;
+    }
+    let calls: Vec<Call> = bench
+        .sim
+        .take_log()
+        .into_iter()
+        .map(|(call, _)| call)
+        .filter(|call| matches!(call, Call::Write | Call::Sync | Call::SyncDir))
+        .collect();
+    assert_eq!(calls, [Call::Write, Call::Sync, Call::SyncDir]);
+}
+
+#[test]
 fn a_file_is_written_again_only_once_its_new_name_is_durable() {
     let bench = Bench::new(SMALL);
     bench.sim.take_log();
