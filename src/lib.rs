@@ -5,7 +5,7 @@
 //! forms requests ([`batch`]), sends them ([`sink`]) and settles what became of them ([`settle`]). In
 //! spooled mode the chunk is kept on disk first ([`spool`]), and the rest happens in its own time.
 //! [`config`] turns what the user wrote into what all of these run with. Imports run in that direction
-//! only, and nothing imports [`ffi`]. [`check`] is the tool `ferry-check`, and no part of the plugin.
+//! only; of [`ffi`] others import only [`ffi::zlib`], a C interface that Ferry calls. [`check`] is the tool `ferry-check`, and no part of the plugin.
 
 #![deny(unsafe_code)]
 

@@ -15,6 +15,7 @@ mod board;
 mod host;
 mod loan;
 mod threads;
+pub mod zlib;
 
 use abi::{FLB_ERROR, FLB_OK, FLB_RETRY, flb_plugin_proxy_def, flbgo_output_plugin};
 
