@@ -49,7 +49,7 @@ fn parts() -> Vec<Part> {
     ));
     for compression in [
         Compression::Gzip(1),
-        Compression::Gzip(4),
+        Compression::Gzip(2),
         Compression::Zstd(1),
     ] {
         let run = move |input: &Input<'_>| compression.apply(&input.lines);

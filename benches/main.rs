@@ -79,6 +79,7 @@ fn compressing(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(text.len() as u64));
     for compression in [
         Compression::Gzip(1),
+        Compression::Gzip(2),
         Compression::Gzip(5),
         Compression::Zstd(1),
     ] {

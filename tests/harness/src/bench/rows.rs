@@ -86,7 +86,7 @@ pub(super) fn all() -> Vec<Row> {
         for (compression, level, beside, goals) in [
             ("none", "", "firehose-none", goals(0.75, None, Some(1.02))),
             ("gzip", "1", "firehose-gzip", goals(0.25, None, None)),
-            ("gzip", "4", "firehose-gzip", goals(0.25, Some(1.10), None)),
+            ("gzip", "2", "firehose-gzip", goals(0.25, Some(1.10), None)),
             ("zstd", "1", "firehose-gzip", goals(0.15, None, None)),
         ] {
             let name = format!("{compression} {level}");
