@@ -159,6 +159,8 @@ mod tests {
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng as _, SeedableRng as _};
     use std::io::Read as _;
 
     #[test]
@@ -190,6 +192,29 @@ mod tests {
             .unwrap();
             assert_eq!(back, text.repeat(2), "{compression:?}");
         }
+    }
+
+    #[test]
+    fn each_gzip_level_up_to_6_makes_smaller_bodies_of_logs_than_the_one_below() {
+        let mut random = StdRng::seed_from_u64(1);
+        let mut text = String::new();
+        for line in 0..4_000 {
+            let path = ["/api/v1/orders", "/api/v1/sessions/current", "/health"]
+                [random.random_range(0..3)];
+            let (user, bytes) = (random.random_range(0..400), random.random_range(0..100_000));
+            let [a, b, c] = [(); 3].map(|()| random.random::<u8>());
+            text += &format!(
+                "{{\"seq\":{line},\"path\":\"{path}/{user}\",\"status\":{},\"bytes\":{bytes},\"remote\":\"10.{a}.{b}.{c}\"}}\n",
+                [200, 200, 304, 404, 503][random.random_range(0..5)],
+            );
+        }
+        let sizes: Vec<usize> = (1..=6)
+            .map(|level| Compression::Gzip(level).apply(text.as_bytes()).len())
+            .collect();
+        assert!(
+            sizes.is_sorted_by(|larger, smaller| larger > smaller),
+            "{sizes:?}"
+        );
     }
 
     proptest! {
