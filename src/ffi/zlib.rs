@@ -98,8 +98,9 @@ impl Gzip {
     /// Compresses `text` into one member at the beginning of `room`, and gives its length. `None`: it does
     /// not fit, or the text has more than 4 GiB.
     pub fn compress(&mut self, text: &[u8], room: &mut [u8]) -> Option<usize> {
+        let length = c_uint::try_from(text.len()).ok()?;
         self.stream.next_in = text.as_ptr();
-        self.stream.avail_in = c_uint::try_from(text.len()).ok()?;
+        self.stream.avail_in = length;
         self.stream.next_out = room.as_mut_ptr();
         // A larger room is not used to its end.
         let offered = c_uint::try_from(room.len()).unwrap_or(c_uint::MAX);

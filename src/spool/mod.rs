@@ -58,8 +58,9 @@
 //! # What each fsync buys
 //!
 //! - *A group's* (the segment's file): its chunks may be answered, and become visible to readers.
-//! - *A new segment's* (its file with the Begin frame and the group that asked for it, then the directory), before
-//!   anything in it counts: that it voids what the one before it failed to write, and that a power cut does not take it away whole.
+//! - *A new segment's* (its file with the Begin frame and the group that asked for it, then the directory),
+//!   before anything in it counts: that it voids what the one before it failed to write, and that a power
+//!   cut does not take it away whole.
 //! - *Before a segment is removed* (the active segment's): the notes that finished its chunks. Otherwise
 //!   chunks of the next one might come back without what was settled of them.
 //! - *After a segment is removed* (the directory), before the next one is, and at the end: an unlink that

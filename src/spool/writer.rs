@@ -90,11 +90,11 @@ struct Entry {
     then: Then,
 }
 
-/// Numbers a group's frames one up.
-fn number(group: &mut [Entry], first: Seq, spool: u64) {
-    for (entry, number) in group.iter_mut().zip(first..) {
-        entry.head.number = number;
-        entry.head.spool = spool;
+/// Numbers frames one up.
+fn number<'h>(heads: impl Iterator<Item = &'h mut Head>, first: Seq, spool: u64) {
+    for (head, number) in heads.zip(first..) {
+        head.number = number;
+        head.spool = spool;
     }
 }
 
@@ -397,7 +397,8 @@ impl Writer {
         if !self.active.as_ref().is_some_and(fits) {
             return self.rotate(group);
         }
-        number(group, self.next, self.shared.spool);
+        let heads = group.iter_mut().map(|entry| &mut entry.head);
+        number(heads, self.next, self.shared.spool);
         let active = self.active.as_mut().expect("it was looked at");
         let start = (active.first, active.len);
         let place = active.len..active.len + bytes;
@@ -574,11 +575,9 @@ impl Writer {
         };
         let mut frames = Vec::from([(begin, Bytes::from(window))]);
         frames.append(&mut self.carried.clone());
-        for ((head, _), number) in frames.iter_mut().zip(first..) {
-            head.number = number;
-            head.spool = self.shared.spool;
-        }
-        number(group, first + frames.len() as u64, self.shared.spool);
+        let heads = frames.iter_mut().map(|(head, _)| head);
+        let heads = heads.chain(group.iter_mut().map(|entry| &mut entry.head));
+        number(heads, first, self.shared.spool);
         let before: u64 = frames.iter().map(|(head, _)| head.length()).sum();
         let len = before + group.iter().map(|entry| entry.head.length()).sum::<u64>();
         let own = frames.iter().map(|(head, data)| (head, &[][..], &data[..]));
