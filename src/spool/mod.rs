@@ -23,7 +23,8 @@
 //! ```
 //!
 //! All numbers are little-endian; where nothing is said they have 32 bits. The id is a chunk's identity and
-//! the payload's checksum in one. Notes and Begin frames have no tag. A note's data is msgpack (`note.rs`).
+//! the payload's checksum in one; what a run wrote itself it checks by a CRC-32 that it has in memory, which costs
+//! a fraction of that. Notes and Begin frames have no tag. A note's data is msgpack (`note.rs`).
 //! A Begin frame is a segment's first; its data is the format's version (32 bits), 1 where the file was another
 //! segment's before, else 0 (32 bits), a number greater than every batch's before it (64 bits), and the
 //! *window*: the ids of the chunks accepted last.
@@ -115,7 +116,7 @@ mod sim;
 mod tests;
 
 use disk::Disk;
-use frame::{Head, Kind, segment_name};
+use frame::{Head, Kind, payload_crc, segment_name};
 use recovery::Quarantine;
 use scan::{Damage, Place};
 use writer::{Job, Slot, Waiting, Writer};
@@ -573,6 +574,7 @@ impl Spool {
             length,
             slot: Arc::new(Slot::new(Waiting {
                 head,
+                crc: payload_crc(chunk.tag, &chunk.data),
                 tag: chunk.tag.into(),
                 data: chunk.data,
             })),

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::disk::{Disk, File};
 use super::frame::{
     ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, is_spare,
-    quarantine_place, segment_first, segment_name,
+    payload_crc, quarantine_place, segment_first, segment_name,
 };
 use super::note::{self, Ledger};
 use super::{Events, Pending, Seq, Stored};
@@ -44,10 +44,12 @@ pub struct Place {
     pub arrived: Time,
     /// What it is known by.
     pub id: ChunkId,
+    /// Of its tag and its data, where this run wrote them. Else their id tells whether they are whole.
+    pub(super) crc: Option<u32>,
 }
 
 impl Place {
-    pub(super) fn new(segment: Seq, frame: u64, head: &Head) -> Place {
+    pub(super) fn new(segment: Seq, frame: u64, head: &Head, crc: Option<u32>) -> Place {
         Place {
             segment,
             offset: frame + HEADER,
@@ -55,6 +57,7 @@ impl Place {
             data_len: head.data_len,
             arrived: head.arrived,
             id: head.id,
+            crc,
         }
     }
 
@@ -84,7 +87,7 @@ impl Place {
         let mut payload = buffers::take(len);
         file.read_at(&mut payload, len, self.offset)?;
         let mut data = buffers::share(payload);
-        if data.len() < len || chunk_id(&data[..tag_len], &data[tag_len..]) != self.id {
+        if data.len() < len || !self.vouches_for(&data[..tag_len], &data[tag_len..]) {
             // What was removed while it was read is emptied or written again, and not damaged.
             disk.open(&segment_name(self.segment))?;
             return Ok(None);
@@ -95,6 +98,14 @@ impl Place {
             data,
             arrived: self.arrived,
         }))
+    }
+
+    /// Whether these are the bytes that were written.
+    fn vouches_for(&self, tag: &[u8], data: &[u8]) -> bool {
+        match self.crc {
+            Some(crc) => payload_crc(tag, data) == crc,
+            None => chunk_id(tag, data) == self.id,
+        }
     }
 }
 
@@ -401,7 +412,7 @@ fn take_frame(
     if head.kind == Kind::Chunk && !check {
         segment
             .chunks
-            .push((head.number, Place::new(segment.first, offset, &head)));
+            .push((head.number, Place::new(segment.first, offset, &head, None)));
         survey.window.push_back(head.id);
         return Ok(true);
     }
@@ -413,7 +424,7 @@ fn take_frame(
         Kind::Chunk => {
             segment
                 .chunks
-                .push((head.number, Place::new(segment.first, offset, &head)));
+                .push((head.number, Place::new(segment.first, offset, &head, None)));
             survey.window.push_back(head.id);
         }
         Kind::Note => match note::decode(payload) {

@@ -55,6 +55,8 @@ pub(super) struct Slot(Mutex<Option<Waiting>>);
 pub(super) struct Waiting {
     /// Its header, the number and the spool still missing.
     pub(super) head: Head,
+    /// Of its tag and its data.
+    pub(super) crc: u32,
     pub(super) tag: Box<[u8]>,
     pub(super) data: Bytes,
 }
@@ -100,7 +102,10 @@ fn number<'h>(heads: impl Iterator<Item = &'h mut Head>, first: Seq, spool: u64)
 
 /// Who waits for it.
 enum Then {
-    Chunk(oneshot::Sender<Result<Appended, Refusal>>),
+    Chunk {
+        crc: u32,
+        answer: oneshot::Sender<Result<Appended, Refusal>>,
+    },
     Note {
         durability: Durability,
         next_batch: u64,
@@ -115,7 +120,7 @@ impl Entry {
 
     fn wants_sync(&self) -> bool {
         match self.then {
-            Then::Chunk(_) => true,
+            Then::Chunk { .. } => true,
             Then::Note { durability, .. } => durability == Durability::Synced,
         }
     }
@@ -312,7 +317,12 @@ impl Writer {
         plan: &Plan,
         before: u64,
     ) -> Option<Entry> {
-        let Waiting { head, tag, data } = slot.take()?;
+        let Waiting {
+            head,
+            crc,
+            tag,
+            data,
+        } = slot.take()?;
         let limit = self.shared.limits.limit;
         let needed = plan.begin + before + head.length();
         let in_new_segment = plan.begin > 0;
@@ -333,7 +343,7 @@ impl Writer {
             head,
             tag,
             data,
-            then: Then::Chunk(answer),
+            then: Then::Chunk { crc, answer },
         })
     }
 
@@ -437,12 +447,12 @@ impl Writer {
                     Then::Note { next_batch, .. } => {
                         state.next_batch = state.next_batch.max(*next_batch);
                     }
-                    Then::Chunk(_) => {
+                    Then::Chunk { crc, .. } => {
                         kept = true;
                         state.reserved -= head.length();
                         state.keep(
                             head.number,
-                            Place::new(segment, offset, head),
+                            Place::new(segment, offset, head, Some(*crc)),
                             self.shared.limits.window,
                         );
                     }
@@ -460,7 +470,7 @@ impl Writer {
             // The host waits until nobody holds its bytes any more.
             drop(data);
             match then {
-                Then::Chunk(answer) => drop(answer.send(Ok(Appended::Kept))),
+                Then::Chunk { answer, .. } => drop(answer.send(Ok(Appended::Kept))),
                 Then::Note { answer, .. } => drop(answer.send(Ok(()))),
             }
         }
@@ -474,7 +484,7 @@ impl Writer {
         {
             drop(data);
             match then {
-                Then::Chunk(answer) => {
+                Then::Chunk { answer, .. } => {
                     self.state().reserved -= head.length();
                     let _ = answer.send(Err(Refusal::Disk(same(error))));
                 }
