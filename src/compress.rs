@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 
 use libdeflater::CompressionLvl;
-use zstd::zstd_safe::CParameter;
+use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 use crate::buffers;
 use crate::ffi::zlib::{self, Search};
@@ -146,10 +146,16 @@ impl Coder {
 fn zstandard(level: i32) -> zstd::bulk::Compressor<'static> {
     let mut compressor = zstd::bulk::Compressor::new(level).expect(IN_MEMORY);
     if level == 1 {
-        // Half of what the level has: all of it stays in the nearest cache. On logs that is a twelfth faster and
-        // no larger.
-        let hash = CParameter::HashLog(13);
-        compressor.set_parameter(hash).expect(IN_MEMORY);
+        // A quarter of the table that the level has, so that it stays in the nearest cache, and a longer step where
+        // nothing matches. The step alone would also switch off the coding of what does not match, for a third more
+        // bytes. On four kinds of logs all three took 17 to 29% less time, for 13% less to 2% more bytes.
+        for parameter in [
+            CParameter::HashLog(12),
+            CParameter::TargetLength(2),
+            CParameter::LiteralCompressionMode(ParamSwitch::Enable),
+        ] {
+            compressor.set_parameter(parameter).expect(IN_MEMORY);
+        }
     }
     compressor
 }

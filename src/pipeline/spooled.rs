@@ -8,6 +8,7 @@
 //! After a crash the spool says which objects had begun. Each is built again from the same events and put
 //! under the same name, where the store takes it only if it is not there yet.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::sync::atomic::Ordering;
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::objects::{Body, Bounds, Objects, Sealed, Why};
@@ -45,6 +46,11 @@ const PIECE_FACTOR: usize = 4;
 /// is for what is read and encoded meanwhile, and for buffers. With 4, a host at full speed was seen to grow by
 /// more than `memory_limit`.
 const OBJECT_EIGHTHS: usize = 3;
+
+/// Steps of nice(2) by which encoding and compressing step back: who waits for a flush, the host's threads and
+/// the application beside it come first, and the spool keeps what comes meanwhile. A quarter of a processor is
+/// left where one other thread wants all of it.
+const NICENESS: i32 = 5;
 
 /// What of the spool's chunks some tickets hold, by chunk.
 pub(super) fn contents<'t>(tickets: impl Iterator<Item = &'t Ticket>) -> Vec<Content> {
@@ -348,7 +354,7 @@ impl Feed {
         {
             self.again.pop_first();
             let spool = Arc::clone(&self.spool);
-            let stored = tokio::task::spawn_blocking(move || spool.read(chunk)).await;
+            let stored = spawn_blocking(move || spool.read(chunk)).await;
             self.launch(chunk, tries, stored.unwrap_or_else(|_| Err(went_down())))
                 .await;
             return true;
@@ -366,7 +372,7 @@ impl Feed {
             return true;
         }
         let spool = Arc::clone(&self.spool);
-        let stored = tokio::task::spawn_blocking(move || spool.read(chunk)).await;
+        let stored = spawn_blocking(move || spool.read(chunk)).await;
         self.launch(chunk, 0, stored.unwrap_or_else(|_| Err(went_down())))
             .await;
         true
@@ -420,7 +426,7 @@ impl Feed {
         let tag = stored.tag.clone();
         let skip = settled.clone();
         flight.settle_all(&settled);
-        let encoded = tokio::task::spawn_blocking(move || {
+        let encoded = in_background(move || {
             pipeline.encode(&stored.tag, &stored.data, |event| !skip.contains(event))
         });
         // A panic drops the hold: the chunk's flight fails, and it is read again later.
@@ -463,7 +469,7 @@ impl Feed {
                 return;
             };
             let (compression, bounds) = objects.settings();
-            let built = tokio::task::spawn_blocking(move || {
+            let built = in_background(move || {
                 let now = Instant::now();
                 let add = |part| objects.add(part, &flight, now);
                 let sealed: Vec<Sealed> = parts.into_iter().flat_map(add).collect();
@@ -619,7 +625,7 @@ impl Feed {
     async fn rebuild(&mut self, pending: Pending, tickets: Vec<Ticket>) {
         let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
         let contents = pending.contents.clone();
-        let built = tokio::task::spawn_blocking(move || build_again(&pipeline, &spool, &contents));
+        let built = in_background(move || build_again(&pipeline, &spool, &contents));
         let built = match built.await {
             Ok(Ok(built)) => {
                 let events = built.letters.len() as u64;
@@ -701,6 +707,20 @@ fn build_again(
         body: body.finish(),
         lines,
         letters,
+    })
+}
+
+/// Does work that nobody waits for, on a thread that steps back behind all others which want a processor.
+fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    thread_local! {
+        static HAS_STEPPED_BACK: Cell<bool> = const { Cell::new(false) };
+    }
+    spawn_blocking(move || {
+        if !HAS_STEPPED_BACK.replace(true) {
+            // Concerns the calling thread alone. Where it is not allowed, all goes on as it was.
+            let _ = rustix::process::nice(NICENESS);
+        }
+        work()
     })
 }
 

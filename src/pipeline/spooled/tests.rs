@@ -529,3 +529,14 @@ fn contents_are_told_by_chunk_whole_or_in_runs() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_nobody_waits_for_steps_back_once_and_its_thread_alone() {
+    let niceness = || rustix::process::getpriority_process(None).unwrap();
+    let own = niceness();
+    for _ in 0..3 {
+        let background = in_background(niceness).await.unwrap();
+        assert_eq!(background, (own + NICENESS).min(19));
+    }
+    assert_eq!(niceness(), own);
+}
