@@ -437,17 +437,26 @@ impl Feed {
         flight.settle(&encoded.skipped);
         self.pipeline.say_skipped(encoded.skipped.len());
         let parts = std::mem::take(&mut encoded.parts);
-        let mut lanes: Vec<(String, Vec<Queued>)> = Vec::new();
         if self.objects.is_none() {
+            let mut shaped = Vec::with_capacity(parts.len());
             for part in parts {
                 let (lane, target) = self.pipeline.stream(&part);
                 let shape = self.pipeline.sink.shape(&target).await;
-                let pieces = self
-                    .pipeline
-                    .pieces(part, shape, &tag, &flight, &mut encoded);
-                let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
-                lanes.push((lane, queued.collect()));
+                shaped.push((lane, target, shape, part));
             }
+            let (pipeline, of) = (Arc::clone(&self.pipeline), Arc::clone(&flight));
+            let cut = in_background(move || {
+                let mut cut = |(lane, target, shape, part)| {
+                    let pieces = pipeline.pieces(part, shape, &tag, &of, &mut encoded);
+                    let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
+                    (lane, queued.collect())
+                };
+                let lanes: Vec<(String, Vec<Queued>)> = shaped.into_iter().map(&mut cut).collect();
+                (lanes, encoded)
+            });
+            let Ok((lanes, encoded)) = cut.await else {
+                return;
+            };
             let pieces = lanes.iter().flat_map(|(_, pieces)| pieces);
             let bytes: usize = pieces.map(|(_, piece)| piece.bytes.len()).sum();
             if let Some(airborne) = self.chunks.get_mut(&chunk) {
