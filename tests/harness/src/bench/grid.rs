@@ -23,6 +23,12 @@ impl Grid {
     }
 }
 
+/// A goal, and whether it is met.
+pub(super) fn stands(met: bool, goal: &str) -> String {
+    let stands = if met { "met" } else { "MISSED" };
+    format!("{stands:<6}  {goal}")
+}
+
 impl fmt::Display for Grid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |column: usize| {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Outcome;
-use super::grid::Grid;
+use super::grid::{Grid, stands};
 use super::hash::Speeds;
 use super::rows::{MEMORY_GOAL, NULL, Row};
 
@@ -178,10 +178,9 @@ impl Table {
             };
             let mut goal = |what: &str, found: Option<f64>, most: f64| {
                 if let Some(found) = found {
-                    let stands = if found <= most { "met" } else { "MISSED" };
-                    lines.push(format!(
-                        "{stands:<6}  {}: {what} {found:.3}, goal {most}",
-                        row.title
+                    lines.push(stands(
+                        found <= most,
+                        &format!("{}: {what} {found:.3}, goal {most}", row.title),
                     ));
                 }
             };

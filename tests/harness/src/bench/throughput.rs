@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::grid::Grid;
+use super::grid::{Grid, stands};
 use super::rows::{self, Row, Service};
 use super::{Bench, Outcome};
 use crate::blobs::FakeBlobs;
@@ -25,17 +25,26 @@ const FLUSHED_LINES: u64 = 1_000_000;
 /// Lines for flushes five times a second for 40 seconds, of chunks just below 2 MB.
 const PACED_LINES: u64 = 900_000;
 const PACE: &str = "Rate 22500";
+/// The goals: so many times the requests of one after another, and at most so many milliseconds beyond the disk's
+/// own p99, the larger of both.
+const TIMES: f64 = 5.0;
+const BEYOND_DISK: f64 = 10.0;
 
 /// Runs `ferry-harness bench-host --throughput`.
 pub(super) fn run(bench: &Bench) -> Result<ExitCode> {
-    println!("{}", requests(bench)?);
-    println!("{}", flushes(bench)?);
+    for (grid, goals) in [requests(bench)?, flushes(bench)?] {
+        println!("{grid}");
+        for goal in goals {
+            println!("{goal}");
+        }
+    }
     fs::remove_file(&bench.input)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// One instance and one worker in the real host, with its concurrency and with one request at a time.
-fn requests(bench: &Bench) -> Result<Grid> {
+fn requests(bench: &Bench) -> Result<(Grid, Vec<String>)> {
+    let mut goals = Vec::new();
     let mut grid = Grid::new(&[
         "the service is 20 ms away",
         "concurrency",
@@ -59,6 +68,15 @@ fn requests(bench: &Bench) -> Result<Grid> {
                 outcome.arrived
             );
             let [requests, bytes] = rates(&outcome);
+            if let Some(one) = one_by_one
+                && aggregation == "off"
+            {
+                let times: f64 = requests / one;
+                goals.push(stands(
+                    times >= TIMES,
+                    &format!("{}: requests/s {times:.1} times, goal {TIMES}", row.title),
+                ));
+            }
             grid.add([
                 Some(row.title),
                 Some(concurrency.to_owned()),
@@ -69,7 +87,7 @@ fn requests(bench: &Bench) -> Result<Grid> {
             one_by_one = one_by_one.or(Some(requests));
         }
     }
-    Ok(grid)
+    Ok((grid, goals))
 }
 
 /// Requests and bytes of lines a second, from the first that arrived to the last.
@@ -100,28 +118,42 @@ fn row(aggregation: &str, concurrency: &str) -> Row {
 }
 
 /// Flushes of whole chunks into the spool, in the bundled harness, which measures each.
-fn flushes(bench: &Bench) -> Result<Grid> {
-    let mut grid = Grid::new(&["2 MB to the disk", "p50 ms", "p99 ms"]);
-    let disk = |title: &str, [p50, p99]: [Duration; 2]| {
-        let millis = |time: Duration| Some(format!("{:.1}", time.as_secs_f64() * 1e3));
-        [Some(title.to_owned()), millis(p50), millis(p99)]
-    };
-    grid.add(disk("the disk's own fdatasync, before", syncs(bench)?));
+fn flushes(bench: &Bench) -> Result<(Grid, Vec<String>)> {
+    let mut times = Vec::from([("the disk's own fdatasync, before".to_owned(), syncs(bench)?)]);
     for (title, lines, pace) in [
         ("five a second", PACED_LINES, PACE),
         ("as fast as it goes", FLUSHED_LINES, "Mem_Buf_Limit 32M"),
     ] {
         let title = format!("a flush of Ferry's, spooled, {title}");
-        let [p50, p99] = flush_times(bench, lines, pace)?;
-        grid.add([Some(title), Some(p50), Some(p99)]);
+        times.push((title, flush_times(bench, lines, pace)?));
     }
-    grid.add(disk("the disk's own fdatasync, after", syncs(bench)?));
-    Ok(grid)
+    times.push(("the disk's own fdatasync, after".to_owned(), syncs(bench)?));
+    let mut grid = Grid::new(&["2 MB to the disk", "p50 ms", "p99 ms"]);
+    for (title, quantiles) in &times {
+        let [p50, p99] = quantiles.map(|millis| Some(format!("{millis:.1}")));
+        grid.add([Some(title.clone()), p50, p99]);
+    }
+    Ok((grid, flush_goals(&times)))
 }
 
-/// Half of the flushes took so many milliseconds, and 99 of 100. The objects go to a service that keeps
+/// How the flushes stand beside the disk, which comes first and last.
+fn flush_goals(times: &[(String, [f64; 2])]) -> Vec<String> {
+    let [(_, [_, before]), flushes @ .., (_, [_, after])] = times else {
+        return Vec::new();
+    };
+    let goal = |(title, [_, p99]): &(String, [f64; 2])| {
+        let beyond = p99 - before.max(*after);
+        stands(
+            beyond <= BEYOND_DISK,
+            &format!("{title}: p99 {beyond:.1} ms beyond the disk's, goal {BEYOND_DISK}"),
+        )
+    };
+    flushes.iter().map(goal).collect()
+}
+
+/// Half of the flushes took at most so many milliseconds, and 99 of 100. The objects go to a service that keeps
 /// nothing, so that the disk is the spool's.
-fn flush_times(bench: &Bench, lines: u64, pace: &str) -> Result<[String; 2]> {
+fn flush_times(bench: &Bench, lines: u64, pace: &str) -> Result<[f64; 2]> {
     let folder = bench.empty_folder("flushes")?;
     let fake = FakeBlobs::start("seq", Duration::ZERO)?;
     let config = folder.join("bench.conf");
@@ -155,14 +187,13 @@ fn flush_times(bench: &Bench, lines: u64, pace: &str) -> Result<[String; 2]> {
     let arrived = fake.report(Some(lines));
     ensure!(arrived.is_exact(), "{arrived}");
     fs::remove_dir_all(&folder)?;
-    Ok(["p50_ms", "p99_ms"].map(|key| {
-        let millis = report["flush_latency"][key].as_f64();
-        format!("{:.1}", millis.unwrap_or(f64::NAN))
-    }))
+    // What is no number meets no goal.
+    let millis = |key: &str| report["flush_latency"][key].as_f64().unwrap_or(f64::NAN);
+    Ok(["p50_ms", "p99_ms"].map(millis))
 }
 
-/// How long a chunk takes to be appended to a file and synced: half of the times, and 99 of 100.
-fn syncs(bench: &Bench) -> Result<[Duration; 2]> {
+/// How many milliseconds a chunk takes to be appended to a file and synced: half of the times, and 99 of 100.
+fn syncs(bench: &Bench) -> Result<[f64; 2]> {
     let path = bench.dir.join("sync");
     let mut file = File::create(&path)?;
     let chunk: Vec<u8> = (0..CHUNK).map(|n| (n % 251) as u8).collect();
@@ -174,7 +205,7 @@ fn syncs(bench: &Bench) -> Result<[Duration; 2]> {
         times.push(started.elapsed());
     }
     fs::remove_file(&path)?;
-    Ok(quantiles(times))
+    Ok(quantiles(times).map(|time| time.as_secs_f64() * 1e3))
 }
 
 fn quantiles(mut times: Vec<Duration>) -> [Duration; 2] {
@@ -192,6 +223,26 @@ mod tests {
         assert_eq!(quantiles(times(200)), [100, 198].map(Duration::from_millis));
         assert_eq!(quantiles(times(1)), [1, 1].map(Duration::from_millis));
         assert_eq!(quantiles(times(3)), [2, 3].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn a_flush_is_held_against_the_slower_of_both_measurements_of_the_disk() {
+        let time = |title: &str, p99| (title.to_owned(), [1.0, p99]);
+        let times = [
+            time("disk", 1.5),
+            time("paced", 12.5),
+            time("full speed", 12.6),
+            time("unknown", f64::NAN),
+            time("disk", 2.5),
+        ];
+        assert_eq!(
+            flush_goals(&times),
+            [
+                "met     paced: p99 10.0 ms beyond the disk's, goal 10",
+                "MISSED  full speed: p99 10.1 ms beyond the disk's, goal 10",
+                "MISSED  unknown: p99 NaN ms beyond the disk's, goal 10",
+            ]
+        );
     }
 
     #[test]
