@@ -200,8 +200,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_gzip_level_up_to_6_makes_smaller_bodies_of_logs_than_the_one_below() {
+    /// Log lines of some 400 kB.
+    fn logs() -> String {
         let mut random = StdRng::seed_from_u64(1);
         let mut text = String::new();
         for line in 0..4_000 {
@@ -214,6 +214,12 @@ mod tests {
                 [200, 200, 304, 404, 503][random.random_range(0..5)],
             );
         }
+        text
+    }
+
+    #[test]
+    fn each_gzip_level_up_to_6_makes_smaller_bodies_of_logs_than_the_one_below() {
+        let text = logs();
         let sizes: Vec<usize> = (1..=6)
             .map(|level| Compression::Gzip(level).apply(text.as_bytes()).len())
             .collect();
@@ -221,6 +227,13 @@ mod tests {
             sizes.is_sorted_by(|larger, smaller| larger > smaller),
             "{sizes:?}"
         );
+    }
+
+    #[test]
+    fn the_longer_step_of_zstds_level_1_leaves_nothing_uncoded_as_those_below_0_do() {
+        let text = logs();
+        let sizes = [1, -1].map(|level| Compression::Zstd(level).apply(text.as_bytes()).len());
+        assert!(sizes[0] < sizes[1], "{sizes:?}");
     }
 
     proptest! {

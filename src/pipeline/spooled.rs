@@ -34,7 +34,7 @@ use crate::retry::backoff;
 use crate::settle::{EventSet, Flight, Landed, Owner, Ticket, Verdict};
 use crate::sink::{Class, Payload};
 use crate::spool::{
-    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Unreadable,
+    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable,
 };
 
 /// Chunks that may wait for another try before no further ones are read.
@@ -353,10 +353,7 @@ impl Feed {
             && at <= now
         {
             self.again.pop_first();
-            let spool = Arc::clone(&self.spool);
-            let stored = spawn_blocking(move || spool.read(chunk)).await;
-            self.launch(chunk, tries, stored.unwrap_or_else(|_| Err(went_down())))
-                .await;
+            self.launch(chunk, tries).await;
             return true;
         }
         let Some((chunk, _)) = self.spool.peek(self.after) else {
@@ -371,16 +368,15 @@ impl Feed {
             }
             return true;
         }
-        let spool = Arc::clone(&self.spool);
-        let stored = spawn_blocking(move || spool.read(chunk)).await;
-        self.launch(chunk, 0, stored.unwrap_or_else(|_| Err(went_down())))
-            .await;
+        self.launch(chunk, 0).await;
         true
     }
 
-    /// Encodes a chunk and sends its lines on their way.
-    async fn launch(&mut self, chunk: Seq, tries: u32, stored: Result<Stored, Unreadable>) {
-        let stored = match stored {
+    /// Reads a chunk, encodes it and sends its lines on their way.
+    async fn launch(&mut self, chunk: Seq, tries: u32) {
+        let spool = Arc::clone(&self.spool);
+        let stored = spawn_blocking(move || spool.read(chunk)).await;
+        let stored = match stored.unwrap_or_else(|_| Err(went_down())) {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt(words)) => {
                 self.pipeline.log.say(Level::Error, &words);
@@ -446,14 +442,15 @@ impl Feed {
             }
             let (pipeline, of) = (Arc::clone(&self.pipeline), Arc::clone(&flight));
             let cut = in_background(move || {
-                let mut cut = |(lane, target, shape, part)| {
+                let mut lanes: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
+                for (lane, target, shape, part) in shaped {
                     let pieces = pipeline.pieces(part, shape, &tag, &of, &mut encoded);
                     let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
-                    (lane, queued.collect())
-                };
-                let lanes: Vec<(String, Vec<Queued>)> = shaped.into_iter().map(&mut cut).collect();
+                    lanes.push((lane, queued.collect()));
+                }
                 (lanes, encoded)
             });
+            // As above.
             let Ok((lanes, encoded)) = cut.await else {
                 return;
             };

@@ -77,7 +77,7 @@ impl Head {
         put(&self.arrived.seconds.to_le_bytes());
         put(&self.spool.to_le_bytes());
         put(&self.id);
-        let crc = crc(&bytes[8..]);
+        let crc = crc(&[&bytes[8..]]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -89,7 +89,7 @@ impl Head {
             return None;
         }
         let mut fields = Fields(&bytes[4..]);
-        if fields.u32()? != crc(&bytes[8..]) {
+        if fields.u32()? != crc(&[&bytes[8..]]) {
             return None;
         }
         let kind = match fields.u32()? {
@@ -138,17 +138,12 @@ pub(super) fn padding(payload: u64) -> &'static [u8] {
     &ZEROS[..(end.next_multiple_of(ALIGN) - end) as usize]
 }
 
-fn crc(bytes: &[u8]) -> u32 {
+/// The CRC-32 of some bytes that stand one behind the other.
+pub(super) fn crc(parts: &[&[u8]]) -> u32 {
     let mut crc = Crc::new();
-    crc.update(bytes);
-    crc.sum()
-}
-
-/// A CRC-32 of a payload, for whoever wrote it in this run: a fraction of the cost of its id.
-pub(super) fn payload_crc(tag: &[u8], data: &[u8]) -> u32 {
-    let mut crc = Crc::new();
-    crc.update(tag);
-    crc.update(data);
+    for part in parts {
+        crc.update(part);
+    }
     crc.sum()
 }
 

@@ -116,7 +116,7 @@ mod sim;
 mod tests;
 
 use disk::Disk;
-use frame::{Head, Kind, payload_crc, segment_name};
+use frame::{Head, Kind, crc, segment_name};
 use recovery::Quarantine;
 use scan::{Damage, Place};
 use writer::{Job, Slot, Waiting, Writer};
@@ -574,7 +574,7 @@ impl Spool {
             length,
             slot: Arc::new(Slot::new(Waiting {
                 head,
-                crc: payload_crc(chunk.tag, &chunk.data),
+                crc: crc(&[chunk.tag, &chunk.data]),
                 tag: chunk.tag.into(),
                 data: chunk.data,
             })),

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use super::disk::{Disk, File};
 use super::frame::{
-    ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, is_spare,
-    payload_crc, quarantine_place, segment_first, segment_name,
+    ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, crc, is_spare,
+    quarantine_place, segment_first, segment_name,
 };
 use super::note::{self, Ledger};
 use super::{Events, Pending, Seq, Stored};
@@ -87,7 +87,7 @@ impl Place {
         let mut payload = buffers::take(len);
         file.read_at(&mut payload, len, self.offset)?;
         let mut data = buffers::share(payload);
-        if data.len() < len || !self.vouches_for(&data[..tag_len], &data[tag_len..]) {
+        if data.len() < len || !self.vouches_for(&data) {
             // What was removed while it was read is emptied or written again, and not damaged.
             disk.open(&segment_name(self.segment))?;
             return Ok(None);
@@ -100,11 +100,14 @@ impl Place {
         }))
     }
 
-    /// Whether these are the bytes that were written.
-    fn vouches_for(&self, tag: &[u8], data: &[u8]) -> bool {
+    /// Whether `payload` (tag, data; all of it) is what was written.
+    fn vouches_for(&self, payload: &[u8]) -> bool {
         match self.crc {
-            Some(crc) => payload_crc(tag, data) == crc,
-            None => chunk_id(tag, data) == self.id,
+            Some(written) => crc(&[payload]) == written,
+            None => {
+                let (tag, data) = payload.split_at(self.tag_len as usize);
+                chunk_id(tag, data) == self.id
+            }
         }
     }
 }
