@@ -33,9 +33,7 @@ use crate::metrics::{self, Record};
 use crate::retry::backoff;
 use crate::settle::{EventSet, Flight, Landed, Owner, Ticket, Verdict};
 use crate::sink::{Class, Payload};
-use crate::spool::{
-    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable,
-};
+use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable};
 
 /// Chunks that may wait for another try before no further ones are read.
 const MOST_HELD: usize = 1_000;
