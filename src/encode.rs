@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use crate::decode::{Cursor, Event, Head, Malformed, Time, Token, lookup};
-use crate::simd::{self, BLOCK, Block, LONGEST_KEY, Level, Source, Tail, Work};
+use crate::simd::{self, BLOCK, Block, Key, Level, Pair, Pen, Source, Work};
 use crate::time::{TimeFormat, write_iso8601};
 
 /// Containers within containers, the record itself included. Deeper than this common JSON readers give
@@ -59,7 +59,7 @@ impl From<Malformed> for Skip {
 struct Open {
     /// Values (pairs in a map) still to come.
     left: u32,
-    map: bool,
+    place: Place,
     /// Where in the text it begins.
     start: usize,
 }
@@ -69,7 +69,7 @@ pub struct Encoder<'o> {
     options: &'o Options,
     level: Level,
     keys: Keys<'o>,
-    open: Vec<Open>,
+    open: Box<[Open; MAX_DEPTH + 1]>,
     /// The key of the event's time, as it stands in a line.
     time_key: Vec<u8>,
     /// The event time's text, and the second it is of, where it is the same for all of a second.
@@ -92,7 +92,13 @@ impl<'o> Encoder<'o> {
             options,
             level,
             keys: Keys::new(options),
-            open: Vec::new(),
+            open: Box::new(
+                [Open {
+                    left: 0,
+                    place: Place::Nowhere,
+                    start: 0,
+                }; MAX_DEPTH + 1],
+            ),
             time_key,
             clock: None,
         }
@@ -145,11 +151,19 @@ impl<'o> Encoder<'o> {
         match cursor.token()? {
             Token::Str(text) => out.extend_from_slice(text),
             Token::Array(left) => {
-                let values = Container::of(left, false, 0);
+                let values = Container {
+                    left,
+                    place: Place::Array,
+                    depth: 0,
+                };
                 self.container::<B>(value, cursor.position(), values, out)?;
             }
             Token::Map(left) => {
-                let pairs = Container::of(left, true, 0);
+                let pairs = Container {
+                    left,
+                    place: Place::Map,
+                    depth: 0,
+                };
                 self.container::<B>(value, cursor.position(), pairs, out)?;
             }
             scalar => write_scalar(scalar, out),
@@ -165,13 +179,33 @@ impl<'o> Encoder<'o> {
         head: &Head<'_>,
         out: &mut Vec<u8>,
     ) -> Result<usize, Skip> {
-        let (pairs, at) = map_head(head.bytes, head.body)?;
+        let (left, at) = map_head(head.bytes, head.body)?;
         let start = out.len();
         let record = Container {
-            top: true,
-            ..Container::of(pairs, true, 1)
+            left,
+            place: Place::Record,
+            depth: 1,
         };
-        let end = self.items::<B>(head.bytes, at, record, out)?;
+        let (end, mut pen) = self.items::<B>(head.bytes, at, record, Pen::of(out))?;
+        let options = self.options;
+        if options.time.is_some() || options.tag_key.is_some() || options.metadata_key.is_some() {
+            let out = pen.finish();
+            self.ours::<B>(tag, head, out)?;
+            pen = Pen::of(out);
+        }
+        pen.close(start, true);
+        pen.newline();
+        pen.finish();
+        Ok(end)
+    }
+
+    /// Writes what we add to a record, each with a comma before it.
+    fn ours<B: Block>(
+        &mut self,
+        tag: &[u8],
+        head: &Head<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Skip> {
         let options = self.options;
         if let Some((_, format)) = &options.time {
             out.extend_from_slice(&self.time_key);
@@ -184,9 +218,7 @@ impl<'o> Encoder<'o> {
         if let Some(key) = &options.metadata_key {
             self.metadata::<B>(key, head, out)?;
         }
-        close(start, true, out);
-        out.push(b'\n');
-        Ok(end)
+        Ok(())
     }
 
     fn time(&mut self, time: Time, format: &TimeFormat, out: &mut Vec<u8>) {
@@ -250,8 +282,12 @@ impl<'o> Encoder<'o> {
             };
             if pairs > 0 {
                 our_key("group", out);
-                let group_metadata = Container::of(pairs, true, 2);
-                self.container::<B>(group.metadata, at, group_metadata, out)?;
+                let pairs = Container {
+                    left: pairs,
+                    place: Place::Map,
+                    depth: 2,
+                };
+                self.container::<B>(group.metadata, at, pairs, out)?;
             }
         }
         if out.len() == start {
@@ -267,8 +303,14 @@ impl<'o> Encoder<'o> {
         if map.is_empty() {
             return Ok(());
         }
-        let (pairs, at) = map_head(map, 0)?;
-        self.items::<B>(map, at, Container::of(pairs, true, 2), out)?;
+        let (left, at) = map_head(map, 0)?;
+        let pairs = Container {
+            left,
+            place: Place::Map,
+            depth: 2,
+        };
+        let (_, pen) = self.items::<B>(map, at, pairs, Pen::of(out))?;
+        pen.finish();
         Ok(())
     }
 
@@ -281,139 +323,158 @@ impl<'o> Encoder<'o> {
         out: &mut Vec<u8>,
     ) -> Result<usize, Skip> {
         let start = out.len();
-        let end = self.items::<B>(bytes, at, container, out)?;
-        close(start, container.map, out);
+        let (end, mut pen) = self.items::<B>(bytes, at, container, Pen::of(out))?;
+        pen.close(start, container.place != Place::Array);
+        pen.finish();
         Ok(end)
     }
 
-    /// Writes what is in a container, each with a comma before it: [`close`] makes the first comma the
+    /// Writes what is in a container, each with a comma before it: [`Pen::close`] makes the first comma the
     /// container's bracket. Gives where in `bytes` it ends.
     #[inline(always)]
-    fn items<B: Block>(
+    fn items<'v, B: Block>(
         &mut self,
         bytes: &[u8],
         mut at: usize,
         container: Container,
-        out: &mut Vec<u8>,
-    ) -> Result<usize, Skip> {
-        self.open.clear();
+        mut pen: Pen<'v>,
+    ) -> Result<(usize, Pen<'v>), Skip> {
+        let Keys {
+            rules,
+            seen,
+            last: first_key,
+        } = &mut self.keys;
+        let seen = &mut **seen;
+        let mut last = *first_key;
+        let open = &mut *self.open;
+        let mut opened = 0;
         let Container {
             mut left,
-            mut map,
-            mut top,
+            mut place,
             depth,
         } = container;
-        let mut start = out.len();
+        let mut start = pen.len();
         let source = Source::new(bytes);
-        loop {
+        'item: loop {
             if left == 0 {
-                let Some(outer) = self.open.pop() else {
-                    return Ok(at);
-                };
-                close(start, map, out);
-                Open { left, map, start } = outer;
-                top = container.top && self.open.is_empty();
+                if opened == 0 {
+                    *first_key = last;
+                    return Ok((at, pen));
+                }
+                pen.close(start, place != Place::Array);
+                opened -= 1;
+                Open { left, place, start } = open[opened];
                 continue;
             }
             left -= 1;
-            let tail = if !map {
-                Tail::of(out).comma()
-            } else if let Some(seen) = self.keys.foreseen::<B>(source, at, top) {
-                at += usize::from(seen.raw_len);
-                Tail::of(out).key::<B>(&seen.text, usize::from(seen.text_len))
-            } else {
-                let (end, kept) = self.keys.unforeseen(bytes, at, top, out)?;
+            let (here, value) = 'key: {
+                if let Some(pair) = source.pair(at)
+                    && let Some((key, value)) = foreseen::<B>(seen, &mut last, pair, place)
+                {
+                    at += key.raw_len();
+                    break 'key (pen.room().key::<B>(key), Some(value));
+                }
+                if place == Place::Array {
+                    break 'key (pen.room().comma(), source.value(at));
+                }
+                let out = pen.finish();
+                let (end, slot, kept) = rules.unforeseen(seen, bytes, at, place, out)?;
+                pen = Pen::of(out);
                 at = end;
+                if let Some(slot) = slot {
+                    seen[usize::from(last)].follow(slot);
+                    last = slot;
+                }
                 if !kept {
                     let mut value = Cursor::at(bytes, at);
                     value.value()?;
                     at = value.position();
-                    continue;
+                    continue 'item;
                 }
-                Tail::of(out).behind()
+                (pen.room().behind_key(), source.value(at))
             };
-            let first = *bytes.get(at).ok_or(Skip::Malformed)?;
-            at += 1;
-            let (inner, inner_map) = match first {
-                0xa0..=0xbf | 0xd9..=0xdb => {
-                    let len = match first {
-                        0xd9 => {
+            let token = 'token: {
+                // What most records are made of. All else, and the last bytes, are read as tokens.
+                if let Some(value) = value {
+                    let first = value.first();
+                    let len = usize::from(first.wrapping_sub(0xa0));
+                    if len < BLOCK {
+                        at += 1;
+                        if let Err(here) = here.plain_string::<B>(value.rest(), len) {
+                            here.string::<B>(source, at, at + len);
+                        }
+                        at += len;
+                        continue 'item;
+                    }
+                    match first {
+                        0x00..=0x7f => {
                             at += 1;
-                            usize::from(u8::from_be_bytes(fixed(bytes, at - 1)?))
+                            here.number(first.into());
+                            continue 'item;
                         }
-                        0xda => {
-                            at += 2;
-                            usize::from(u16::from_be_bytes(fixed(bytes, at - 2)?))
+                        0xcc..=0xce => {
+                            let size = 1 << (first - 0xcc);
+                            at += 1 + size;
+                            here.number(u32::from_be_bytes(*value.rest()) >> (32 - 8 * size));
+                            continue 'item;
                         }
-                        0xdb => {
-                            at += 4;
-                            u32::from_be_bytes(fixed(bytes, at - 4)?) as usize
+                        0xc0 | 0xc2 | 0xc3 => {
+                            at += 1;
+                            here.short(WORDS[usize::from(first & 3)]);
+                            continue 'item;
                         }
-                        short => usize::from(short & 0x1f),
-                    };
-                    if !tail.plain_string::<B>(source, at, len) {
-                        text::<B>(source, bytes, at, len, out)?;
+                        0xd9 => {
+                            let [len] = *value.rest();
+                            let start = at + 2;
+                            at = start + usize::from(len);
+                            break 'token Token::Str(bytes.get(start..at).ok_or(Skip::Malformed)?);
+                        }
+                        0x80..=0x8f => {
+                            at += 1;
+                            break 'token Token::Map((first & 0x0f).into());
+                        }
+                        0xcb => {
+                            at += 9;
+                            break 'token Token::F64(f64::from_be_bytes(*value.rest()));
+                        }
+                        _ => {}
                     }
-                    at += len;
-                    continue;
                 }
-                0x00..=0x7f => {
-                    tail.number(first.into());
-                    continue;
+                let mut cursor = Cursor::at(bytes, at);
+                let token = cursor.token()?;
+                at = cursor.position();
+                token
+            };
+            let (inner, inner_place) = match token {
+                Token::Map(inner) => (inner, Place::Map),
+                Token::Array(inner) => (inner, Place::Array),
+                Token::Str(text) => {
+                    here.string::<B>(source, at - text.len(), at);
+                    continue 'item;
                 }
-                0xcc => {
-                    tail.number(u8::from_be_bytes(fixed(bytes, at)?).into());
-                    at += 1;
-                    continue;
+                Token::F64(n) if n.is_finite() => {
+                    here.float(n);
+                    continue 'item;
                 }
-                0xcd => {
-                    tail.number(u16::from_be_bytes(fixed(bytes, at)?).into());
-                    at += 2;
-                    continue;
-                }
-                0xce => {
-                    tail.number(u32::from_be_bytes(fixed(bytes, at)?));
-                    at += 4;
-                    continue;
-                }
-                0xc0 => {
-                    tail.literal(*b"null");
-                    continue;
-                }
-                0xc2 => {
-                    tail.literal(*b"false");
-                    continue;
-                }
-                0xc3 => {
-                    tail.literal(*b"true");
-                    continue;
-                }
-                0x80..=0x8f => (u32::from(first & 0x0f), true),
-                0x90..=0x9f => (u32::from(first & 0x0f), false),
-                _ => {
-                    let mut cursor = Cursor::at(bytes, at - 1);
-                    let token = cursor.token()?;
-                    at = cursor.position();
-                    match token {
-                        Token::Map(inner) => (inner, true),
-                        Token::Array(inner) => (inner, false),
-                        scalar => {
-                            tail.end();
-                            write_scalar(scalar, out);
-                            continue;
-                        }
-                    }
+                scalar => {
+                    let out = pen.finish();
+                    write_scalar(scalar, out);
+                    pen = Pen::of(out);
+                    continue 'item;
                 }
             };
-            tail.end();
-            if inner > 0 && depth + self.open.len() >= MAX_DEPTH {
+            if inner > 0 && depth + opened >= MAX_DEPTH {
                 return Err(Skip::TooDeep);
             }
-            self.open.push(Open { left, map, start });
-            (left, map, start, top) = (inner, inner_map, out.len(), false);
+            open[opened] = Open { left, place, start };
+            opened += 1;
+            (left, place, start) = (inner, inner_place, pen.len());
         }
     }
 }
+
+/// JSON's words, by the lowest two bits of msgpack's byte for each.
+const WORDS: [&str; 4] = ["null", "", "false", "true"];
 
 /// The last of an ISO 8601 time: milliseconds, `Z`, and a quote.
 const ISO_8601_END: usize = 5;
@@ -443,37 +504,38 @@ impl Work for Line<'_, '_, '_> {
 struct Container {
     /// Values (pairs in a map).
     left: u32,
-    map: bool,
-    /// Whether it is the record itself, with the keys that the user chooses from.
-    top: bool,
+    /// Where its items stand.
+    place: Place,
     /// Containers that are open with it.
     depth: usize,
 }
 
-impl Container {
-    fn of(left: u32, map: bool, depth: usize) -> Container {
-        Container {
-            left,
-            map,
-            top: false,
-            depth,
-        }
-    }
+/// Where something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the record itself, with the keys that the user chooses from.
+    Record,
+    /// In a map within it.
+    Map,
+    /// In an array.
+    Array,
+    /// A key that is not written.
+    Nowhere,
 }
 
 /// Makes a container of items that were written from `start` on, each with a comma before it.
-#[inline(always)]
 fn close(start: usize, map: bool, out: &mut Vec<u8>) {
-    let (opening, closing) = if map { (b'{', b'}') } else { (b'[', b']') };
-    match out.get_mut(start) {
-        Some(comma) => *comma = opening,
-        None => out.push(opening),
-    }
-    out.push(closing);
+    let mut pen = Pen::of(out);
+    pen.close(start, map);
+    pen.finish();
 }
 
 /// Pairs in the map at `at`, and where the first of them begins.
+#[inline(always)]
 fn map_head(bytes: &[u8], at: usize) -> Result<(u32, usize), Skip> {
+    if let Some(small @ 0x80..=0x8f) = bytes.get(at) {
+        return Ok((u32::from(small & 0x0f), at + 1));
+    }
     let mut cursor = Cursor::at(bytes, at);
     match cursor.token()? {
         Token::Map(pairs) => Ok((pairs, cursor.position())),
@@ -487,46 +549,22 @@ fn our_key(key: &str, out: &mut Vec<u8>) {
     out.push(b':');
 }
 
-/// The `N` bytes at `at`.
-#[inline(always)]
-fn fixed<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Skip> {
-    let rest = bytes.get(at..).unwrap_or_default();
-    rest.first_chunk().copied().ok_or(Skip::Malformed)
-}
-
-/// Writes the string that lies at `bytes[start..start + len]`, and gives where it ends.
-#[inline(always)]
-fn text<B: Block>(
-    source: Source<'_>,
-    bytes: &[u8],
-    start: usize,
-    len: usize,
-    out: &mut Vec<u8>,
-) -> Result<usize, Skip> {
-    let end = start + len;
-    if end > bytes.len() {
-        return Err(Skip::Malformed);
-    }
-    let before = out.len();
-    let ascii = simd::append_string::<B>(source, start, end, out);
-    if !ascii && !B::is_utf8(&bytes[start..end]) {
-        out.truncate(before);
-        string(&bytes[start..end], out);
-    }
-    Ok(end)
-}
-
 /// Keys that were seen, as they stand in a line: `,"key":`.
 struct Keys<'o> {
+    rules: Rules<'o>,
+    /// By their hash; where there is no room for one, it takes another's place.
+    seen: Box<[Seen; SEEN]>,
+    /// The one before, and so whose guess is next.
+    last: u8,
+}
+
+/// What is written of a key.
+struct Rules<'o> {
     replace_dots: Option<&'o str>,
     /// Keys that we write ourselves, as they stand in a line: the record's own give way that come out the
     /// same, since a JSON object with one key twice is refused by some readers.
     ours: HashSet<Vec<u8>>,
     data_keys: HashSet<&'o [u8]>,
-    /// By their hash; where there is no room for one, it takes another's place.
-    seen: Box<[Seen; SEEN]>,
-    /// The one before, and so whose guess is next.
-    last: u8,
 }
 
 /// Keys that are kept: as many as a byte can tell apart.
@@ -536,38 +574,48 @@ const NEAR: u8 = 8;
 
 /// One key.
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
+#[repr(align(64))]
 struct Seen {
-    /// Its msgpack, head and all.
-    raw: [u8; BLOCK],
-    /// Empty where it is not written at all.
-    text: [u8; LONGEST_KEY],
-    raw_len: u8,
-    text_len: u8,
-    /// Whether it was seen in the record itself, where the user chooses.
-    top: bool,
-    /// The key that came after it the last time.
-    next: u8,
+    key: Key,
+    /// Where it was seen, and is written.
+    written: Place,
+    /// The last two keys that came after it, the latest first.
+    next: [u8; 2],
 }
 
-/// No key begins with the byte that msgpack never uses.
-const NEVER_SEEN: Seen = Seen {
-    raw: [0xc1; BLOCK],
-    text: [0; LONGEST_KEY],
-    raw_len: 1,
-    text_len: 0,
-    top: false,
-    next: 0,
-};
-
 impl Seen {
-    /// Whether it is written at all.
-    fn kept(&self) -> bool {
-        self.text_len > 0
+    /// Nothing yet. No key begins with the byte that msgpack never uses.
+    fn nothing() -> Seen {
+        Seen {
+            key: Key::new(&[0xc1], b"").expect("short"),
+            written: Place::Nowhere,
+            next: [0; 2],
+        }
     }
 
-    fn is(&self, raw: &[u8], top: bool) -> bool {
-        self.top == top && raw == &self.raw[..usize::from(self.raw_len)]
+    /// Notes which key came after it.
+    fn follow(&mut self, slot: u8) {
+        self.next = [slot, self.next[0]];
+    }
+
+    /// The pair's value, where the pair's key is this one, and is written.
+    #[inline(always)]
+    fn value<'a, B: Block>(&self, pair: Pair<'a>, place: Place) -> Option<simd::Value<'a>> {
+        if self.written != place {
+            return None;
+        }
+        pair.behind::<B>(&self.key)
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.key.raw() == [0xc1]
+    }
+
+    fn is(&self, raw: &[u8], place: Place) -> bool {
+        let written = self.written == place;
+        // Only the record's keys are left out.
+        let left_out = self.written == Place::Nowhere && place == Place::Record;
+        (written || left_out) && self.key.raw() == raw
     }
 }
 
@@ -584,39 +632,64 @@ impl<'o> Keys<'o> {
             text
         };
         Keys {
-            replace_dots: options.replace_dots.as_deref(),
-            ours: ours.into_iter().flatten().map(written).collect(),
-            data_keys: options.data_keys.iter().map(String::as_bytes).collect(),
-            seen: Box::new([NEVER_SEEN; SEEN]),
+            rules: Rules {
+                replace_dots: options.replace_dots.as_deref(),
+                ours: ours.into_iter().flatten().map(written).collect(),
+                data_keys: options.data_keys.iter().map(String::as_bytes).collect(),
+            },
+            seen: Box::new([Seen::nothing(); SEEN]),
             last: 0,
         }
     }
+}
 
-    /// The key at `at`, where it is the one that came after the last one before, and is written.
-    #[inline(always)]
-    fn foreseen<B: Block>(&mut self, source: Source<'_>, at: usize, top: bool) -> Option<&Seen> {
-        let guess = self.seen[usize::from(self.last)].next;
-        let seen = &self.seen[usize::from(guess)];
-        if seen.top != top
-            || !seen.kept()
-            || !source.has::<B>(at, &seen.raw, usize::from(seen.raw_len))
-        {
-            return None;
-        }
-        self.last = guess;
-        Some(seen)
+/// The pair's key and value, where the key is one of the two that came after the `last` one before. Makes it
+/// the last one.
+#[inline(always)]
+fn foreseen<'s, 'a, B: Block>(
+    seen: &'s mut [Seen; SEEN],
+    last: &mut u8,
+    pair: Pair<'a>,
+    place: Place,
+) -> Option<(&'s Key, simd::Value<'a>)> {
+    let [next, other] = seen[usize::from(*last)].next;
+    if let Some(value) = seen[usize::from(next)].value::<B>(pair, place) {
+        *last = next;
+        return Some((&seen[usize::from(next)].key, value));
     }
+    let value = seen[usize::from(other)].value::<B>(pair, place)?;
+    seen[usize::from(*last)].follow(other);
+    *last = other;
+    Some((&seen[usize::from(other)].key, value))
+}
 
+/// Where a key is kept, or may be.
+fn slot(seen: &[Seen; SEEN], raw: &[u8], place: Place) -> u8 {
+    // FNV-1a: short, and keys that collide only cost time.
+    let hash = raw.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let hash = (hash ^ (hash >> 32)) as u8;
+    let mut near = (0..NEAR).map(|step| hash.wrapping_add(step));
+    near.find(|slot| {
+        let seen = &seen[usize::from(*slot)];
+        seen.is_nothing() || seen.is(raw, place)
+    })
+    .unwrap_or(hash)
+}
+
+impl Rules<'_> {
     /// Writes a key that did not come after the last one before, or nothing where the record's key is not
-    /// to be written. Gives where it ends, and whether it was written.
+    /// to be written. Gives where it ends, where it is kept, and whether it was written.
     #[inline(never)]
     fn unforeseen(
-        &mut self,
+        &self,
+        seen: &mut [Seen; SEEN],
         bytes: &[u8],
         at: usize,
-        top: bool,
+        place: Place,
         out: &mut Vec<u8>,
-    ) -> Result<(usize, bool), Skip> {
+    ) -> Result<(usize, Option<u8>, bool), Skip> {
         let mut cursor = Cursor::at(bytes, at);
         let token = cursor.token()?;
         if let Token::Array(_) | Token::Map(_) = token {
@@ -625,52 +698,27 @@ impl<'o> Keys<'o> {
         }
         let end = cursor.position();
         let raw = &bytes[at..end];
-        let slot = self.slot(raw, top);
-        if self.seen[usize::from(slot)].is(raw, top) {
-            self.follow(slot);
-            let seen = &self.seen[usize::from(slot)];
-            out.extend_from_slice(&seen.text[..usize::from(seen.text_len)]);
-            return Ok((end, seen.kept()));
+        let slot = slot(seen, raw, place);
+        let seen = &mut seen[usize::from(slot)];
+        if seen.is(raw, place) {
+            out.extend_from_slice(seen.key.text());
+            return Ok((end, Some(slot), seen.written != Place::Nowhere));
         }
         let start = out.len();
         out.push(b',');
         self.new_key(token, raw, out);
         out.push(b':');
-        let kept = !top || (self.wanted(token) && !self.ours.contains(&out[start..]));
+        let kept =
+            place == Place::Map || (self.wanted(token) && !self.ours.contains(&out[start..]));
         if !kept {
             out.truncate(start);
         }
-        let text = &out[start..];
-        if raw.len() <= BLOCK && text.len() <= LONGEST_KEY {
-            let seen = &mut self.seen[usize::from(slot)];
-            seen.raw[..raw.len()].copy_from_slice(raw);
-            seen.raw_len = raw.len() as u8;
-            seen.text[..text.len()].copy_from_slice(text);
-            seen.text_len = text.len() as u8;
-            seen.top = top;
-            self.follow(slot);
-        }
-        Ok((end, kept))
-    }
-
-    /// Where a key is kept, or may be.
-    fn slot(&self, raw: &[u8], top: bool) -> u8 {
-        // FNV-1a: short, and keys that collide only cost time.
-        let hash = raw.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        let hash = (hash ^ (hash >> 32)) as u8;
-        let mut near = (0..NEAR).map(|step| hash.wrapping_add(step));
-        near.find(|slot| {
-            let seen = &self.seen[usize::from(*slot)];
-            seen.raw == NEVER_SEEN.raw || seen.is(raw, top)
-        })
-        .unwrap_or(hash)
-    }
-
-    fn follow(&mut self, slot: u8) {
-        self.seen[usize::from(self.last)].next = slot;
-        self.last = slot;
+        let Some(key) = Key::new(raw, &out[start..]) else {
+            return Ok((end, None, kept));
+        };
+        seen.key = key;
+        seen.written = if kept { place } else { Place::Nowhere };
+        Ok((end, Some(slot), kept))
     }
 
     fn wanted(&self, key: Token<'_>) -> bool {
@@ -752,8 +800,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Appends a JSON string: quotes, escapes only where JSON demands them, U+FFFD for what is not UTF-8.
 pub fn string(bytes: &[u8], out: &mut Vec<u8>) {
-    let text = String::from_utf8_lossy(bytes);
-    simd::append_string::<simd::PortableBlock>(Source::new(text.as_bytes()), 0, text.len(), out);
+    simd::append_string(bytes, out);
 }
 
 #[cfg(test)]
