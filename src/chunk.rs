@@ -1,5 +1,6 @@
 //! One chunk's events become lines, sorted by where they go. Pure.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use crate::buffers;
@@ -72,24 +73,39 @@ pub fn encode(
     let mut events = Events::new(data);
     loop {
         let number = encoded.events;
-        let wanted = wanted(number);
-        // Most events are written while they are decoded. What that stumbles over is decoded first.
-        if wanted
-            && sorter.steady
+        // Most events are written while they are decoded, all of a second to the same part. What that
+        // stumbles over is decoded first.
+        if sorter.steady
+            && wanted(number)
             && let Some(head) = events.head()
         {
             let part = sorter.part(&tag_text, &of(&head), data.len(), &mut encoded.parts);
-            if let Ok(end) = encoder.undecoded_line(tag, &head, &mut part.text) {
-                part.ends.push(part.text.len());
-                part.events.push(number);
-                encoded.events += 1;
-                events.pass(end);
+            let Part {
+                text,
+                ends,
+                events: numbers,
+                ..
+            } = part;
+            let next = Cell::new(number);
+            encoder.lines(
+                tag,
+                &mut events,
+                text,
+                |now| now.time.seconds == head.time.seconds && wanted(next.get()),
+                |end| {
+                    ends.push(end);
+                    numbers.push(next.get());
+                    next.set(next.get() + 1);
+                },
+            );
+            encoded.events = next.get();
+            if encoded.events > number {
                 continue;
             }
         }
         let Some(item) = events.next() else { break };
         encoded.events += 1;
-        if !wanted {
+        if !wanted(number) {
             continue;
         }
         let event = match item {

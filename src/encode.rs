@@ -7,12 +7,12 @@
 //!
 //! Two things make it fast. Strings are copied and searched for escapes a [`Block`] at a time. And keys
 //! are hardly looked at: logs have the same keys in the same order again and again, so that each key's
-//! text is kept as it stands in a line ([`Keys`]), with the guess which key comes after it.
+//! text is kept as it stands in a line ([`Keys`]), with the two keys that came after it last.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use crate::decode::{Cursor, Event, Head, Malformed, Time, Token, lookup};
+use crate::decode::{Cursor, Event, Events, Head, Malformed, Time, Token, lookup};
 use crate::simd::{self, BLOCK, Block, Key, Level, Pair, Pen, Source, Work};
 use crate::time::{TimeFormat, write_iso8601};
 
@@ -113,25 +113,50 @@ impl<'o> Encoder<'o> {
             bytes: event.body,
             body: 0,
         };
-        self.undecoded_line(tag, &head, out).map(|_| ())
+        let level = self.level;
+        level.run(Line {
+            encoder: self,
+            tag,
+            head,
+            out,
+        })
     }
 
-    /// Appends an event of which only the head was decoded, and a newline. Gives where its body ends.
-    /// Where it cannot, nothing is appended.
-    pub fn undecoded_line(
+    /// Appends events while they are decoded, each with a newline, for as long as it can and each one's head
+    /// is `wanted`. Tells `written` where in `out` each line ends. `events` goes on with the first that was
+    /// not written.
+    pub fn lines(
+        &mut self,
+        tag: &[u8],
+        events: &mut Events<'_>,
+        out: &mut Vec<u8>,
+        wanted: impl FnMut(&Head<'_>) -> bool,
+        written: impl FnMut(usize),
+    ) {
+        let level = self.level;
+        level.run(Lines {
+            encoder: self,
+            tag,
+            events,
+            out,
+            wanted,
+            written,
+        });
+    }
+
+    /// Appends an event and a newline, or nothing. Gives where its body ends.
+    #[inline(always)]
+    fn event<B: Block>(
         &mut self,
         tag: &[u8],
         head: &Head<'_>,
         out: &mut Vec<u8>,
     ) -> Result<usize, Skip> {
         let start = out.len();
-        let level = self.level;
-        let written = level.run(Line {
-            encoder: self,
-            tag,
-            head,
-            out,
-        });
+        let written = match &self.options.log_key {
+            Some(key) => self.log_value::<B>(key, head, out),
+            None => self.record::<B>(tag, head, out),
+        };
         if written.is_err() {
             out.truncate(start);
         }
@@ -479,22 +504,49 @@ const WORDS: [&str; 4] = ["null", "", "false", "true"];
 /// The last of an ISO 8601 time: milliseconds, `Z`, and a quote.
 const ISO_8601_END: usize = 5;
 
-/// An event to be written, in [`Encoder::undecoded_line`].
+/// [`Encoder::line`].
 struct Line<'e, 'o, 'a> {
     encoder: &'e mut Encoder<'o>,
     tag: &'a [u8],
-    head: &'a Head<'a>,
+    head: Head<'a>,
     out: &'e mut Vec<u8>,
 }
 
 impl Work for Line<'_, '_, '_> {
-    type Output = Result<usize, Skip>;
+    type Output = Result<(), Skip>;
 
     #[inline(always)]
-    fn run<B: Block>(self) -> Result<usize, Skip> {
-        match &self.encoder.options.log_key {
-            Some(key) => self.encoder.log_value::<B>(key, self.head, self.out),
-            None => self.encoder.record::<B>(self.tag, self.head, self.out),
+    fn run<B: Block>(self) -> Result<(), Skip> {
+        let end = self.encoder.event::<B>(self.tag, &self.head, self.out);
+        end.map(|_| ())
+    }
+}
+
+/// [`Encoder::lines`].
+struct Lines<'e, 'o, 'a, Wanted, Written> {
+    encoder: &'e mut Encoder<'o>,
+    tag: &'e [u8],
+    events: &'e mut Events<'a>,
+    out: &'e mut Vec<u8>,
+    wanted: Wanted,
+    written: Written,
+}
+
+impl<Wanted, Written> Work for Lines<'_, '_, '_, Wanted, Written>
+where
+    Wanted: FnMut(&Head<'_>) -> bool,
+    Written: FnMut(usize),
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<B: Block>(mut self) {
+        while let Some(head) = self.events.head()
+            && (self.wanted)(&head)
+            && let Ok(end) = self.encoder.event::<B>(self.tag, &head, self.out)
+        {
+            self.events.pass(end);
+            (self.written)(self.out.len());
         }
     }
 }
@@ -533,8 +585,11 @@ fn close(start: usize, map: bool, out: &mut Vec<u8>) {
 /// Pairs in the map at `at`, and where the first of them begins.
 #[inline(always)]
 fn map_head(bytes: &[u8], at: usize) -> Result<(u32, usize), Skip> {
-    if let Some(small @ 0x80..=0x8f) = bytes.get(at) {
-        return Ok((u32::from(small & 0x0f), at + 1));
+    // The two forms that hosts use.
+    match bytes.get(at..).and_then(<[u8]>::split_first_chunk) {
+        Some(([0xdf, a, b, c, d], _)) => return Ok((u32::from_be_bytes([*a, *b, *c, *d]), at + 5)),
+        Some(([small @ 0x80..=0x8f, ..], _)) => return Ok((u32::from(small & 0x0f), at + 1)),
+        _ => {}
     }
     let mut cursor = Cursor::at(bytes, at);
     match cursor.token()? {

@@ -2,9 +2,12 @@
 //!
 //! A [`Block`] is 32 bytes in whatever registers the machine has: AVX2 where it is found at run time, SSE2
 //! on every other x86-64, four `u64` elsewhere. All three are tested against each other and against plain
-//! loops. This module is the one place outside the C interface with unsafe code, and for one reason: blocks
-//! are read beyond a string's end (within the chunk) and written beyond the text's (within its capacity),
-//! which spares a loop over single bytes at every string.
+//! loops. What is read comes as a [`Pair`] or a [`Value`], and what is written goes through a [`Pen`]: each
+//! asks once whether there are bytes or room enough for all that follows.
+//!
+//! This module is the one place outside the C interface with unsafe code, and for one reason: blocks are
+//! read beyond a string's end (within the chunk) and written beyond the text's (within its capacity), which
+//! spares a loop over single bytes at every string.
 
 /// Bytes in a block.
 pub(crate) const BLOCK: usize = 32;

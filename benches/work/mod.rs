@@ -9,10 +9,8 @@ pub(crate) const EVENTS: usize = 5_000;
 /// Appends a chunk's lines, as Ferry writes them.
 pub(crate) fn encode(encoder: &mut Encoder<'_>, chunk: &[u8], out: &mut Vec<u8>) {
     let mut events = Events::new(chunk);
-    while let Some(head) = events.head() {
-        let end = encoder.undecoded_line(b"app", &head, out);
-        events.pass(end.expect("sample events are whole"));
-    }
+    encoder.lines(b"app", &mut events, out, |_| true, |_| ());
+    assert_eq!(events.next(), None, "sample events are whole");
 }
 
 /// The body of each event: what the reference begins with, so that finding them is no part of its work.
