@@ -214,7 +214,8 @@ pub(crate) fn moto() -> &'static Moto {
 fn azurite_command() -> Command {
     let mut command = Command::new(installed("azurite/node_modules/.bin/azurite-blob"));
     command.args(["--blobHost", "127.0.0.1", "--blobPort", "0"]);
-    command.args(["--inMemoryPersistence", "--extentMemoryLimit", "1024"]);
+    // In megabytes, taken as they are filled: a bench puts two gigabytes and more in its seconds.
+    command.args(["--inMemoryPersistence", "--extentMemoryLimit", "4096"]);
     command.args(["--skipApiVersionCheck", "--disableTelemetry", "--silent"]);
     command
 }
