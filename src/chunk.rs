@@ -72,37 +72,34 @@ pub fn encode(
     let mut sorter = Sorter::new(names);
     let mut events = Events::new(data);
     loop {
-        let number = encoded.events;
         // Most events are written while they are decoded, all of a second to the same part. What that
         // stumbles over is decoded first.
         if sorter.steady
-            && wanted(number)
+            && wanted(encoded.events)
             && let Some(head) = events.head()
         {
             let part = sorter.part(&tag_text, &of(&head), data.len(), &mut encoded.parts);
-            let Part {
-                text,
-                ends,
-                events: numbers,
-                ..
-            } = part;
-            let next = Cell::new(number);
-            encoder.lines(
+            let next = Cell::new(encoded.events);
+            let written = encoder.lines(
                 tag,
                 &mut events,
-                text,
+                &mut part.text,
                 |now| now.time.seconds == head.time.seconds && wanted(next.get()),
                 |end| {
-                    ends.push(end);
-                    numbers.push(next.get());
+                    if part.ends.is_empty() {
+                        part.first = head.time;
+                    }
+                    part.ends.push(end);
+                    part.events.push(next.get());
                     next.set(next.get() + 1);
                 },
             );
             encoded.events = next.get();
-            if encoded.events > number {
+            if written.is_ok() {
                 continue;
             }
         }
+        let number = encoded.events;
         let Some(item) = events.next() else { break };
         encoded.events += 1;
         if !wanted(number) {
@@ -135,6 +132,9 @@ pub fn encode(
         let part = sorter.part(&tag_text, &event, data.len(), &mut encoded.parts);
         match encoder.line(tag, &event, &mut part.text) {
             Ok(()) => {
+                if part.ends.is_empty() {
+                    part.first = event.time;
+                }
                 part.ends.push(part.text.len());
                 part.events.push(number);
             }
@@ -316,6 +316,30 @@ mod tests {
         assert_eq!(reasons, ["too_deep", "malformed"]);
         assert_eq!(encoded.letters[0].record.len(), data.len() - 2);
         assert_eq!(encoded.letters[1].record, b"\xc1\xc1");
+    }
+
+    #[test]
+    fn lines_among_letters_keep_their_numbers_and_a_part_the_time_of_its_first_line() {
+        let good = b"\x81\xa1k\xa1a";
+        let deep = [b"\x81\xa1k".as_slice(), &[0x91; 200], &[0xc0]].concat();
+        let data = chunk(&[
+            (4, &deep),
+            (5, good),
+            (5, &deep),
+            (5, &deep),
+            (5, good),
+            (7, good),
+        ]);
+        let names = Template::parse("x", true).unwrap();
+        let encoded = encode(&Options::default(), &names, b"t", &data, |_| true);
+        let [part] = &encoded.parts[..] else {
+            panic!("{:?}", encoded.parts);
+        };
+        assert_eq!(part.first.seconds, 5);
+        assert_eq!(part.events, [1, 4, 5]);
+        assert_eq!(part.ends, [10, 20, 30]);
+        assert_eq!(encoded.lettered, [0, 2, 3]);
+        assert_eq!(encoded.events, 6);
     }
 
     #[test]

@@ -122,9 +122,9 @@ impl<'o> Encoder<'o> {
         })
     }
 
-    /// Appends events while they are decoded, each with a newline, for as long as it can and each one's head
-    /// is `wanted`. Tells `written` where in `out` each line ends. `events` goes on with the first that was
-    /// not written.
+    /// Appends events while they are decoded, each with a newline, for as long as each one's head is `wanted`.
+    /// Tells `written` where in `out` each line ends. `events` goes on with the first that was not written;
+    /// where that was wanted, the error says why it is none that can be written so.
     pub fn lines(
         &mut self,
         tag: &[u8],
@@ -132,7 +132,7 @@ impl<'o> Encoder<'o> {
         out: &mut Vec<u8>,
         wanted: impl FnMut(&Head<'_>) -> bool,
         written: impl FnMut(usize),
-    ) {
+    ) -> Result<(), Skip> {
         let level = self.level;
         level.run(Lines {
             encoder: self,
@@ -141,7 +141,7 @@ impl<'o> Encoder<'o> {
             out,
             wanted,
             written,
-        });
+        })
     }
 
     /// Appends an event and a newline, or nothing. Gives where its body ends.
@@ -154,7 +154,7 @@ impl<'o> Encoder<'o> {
     ) -> Result<usize, Skip> {
         let start = out.len();
         let written = match &self.options.log_key {
-            Some(key) => self.log_value::<B>(key, head, out),
+            Some(key) => self.log_value(key, head, out),
             None => self.record::<B>(tag, head, out),
         };
         if written.is_err() {
@@ -163,12 +163,7 @@ impl<'o> Encoder<'o> {
         written
     }
 
-    fn log_value<B: Block>(
-        &mut self,
-        key: &str,
-        head: &Head<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<usize, Skip> {
+    fn log_value(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<usize, Skip> {
         let mut body = Cursor::at(head.bytes, head.body);
         let body = body.value()?;
         let value = lookup(body, &[key]).ok_or(Skip::NoLogKey)?;
@@ -179,17 +174,17 @@ impl<'o> Encoder<'o> {
                 let values = Container {
                     left,
                     place: Place::Array,
-                    depth: 0,
+                    depth: 1,
                 };
-                self.container::<B>(value, cursor.position(), values, out)?;
+                self.container(value, cursor.position(), values, out)?;
             }
             Token::Map(left) => {
                 let pairs = Container {
                     left,
                     place: Place::Map,
-                    depth: 0,
+                    depth: 1,
                 };
-                self.container::<B>(value, cursor.position(), pairs, out)?;
+                self.container(value, cursor.position(), pairs, out)?;
             }
             scalar => write_scalar(scalar, out),
         }
@@ -215,7 +210,7 @@ impl<'o> Encoder<'o> {
         let options = self.options;
         if options.time.is_some() || options.tag_key.is_some() || options.metadata_key.is_some() {
             let out = pen.finish();
-            self.ours::<B>(tag, head, out)?;
+            self.ours(tag, head, out)?;
             pen = Pen::of(out);
         }
         pen.close(start, true);
@@ -225,12 +220,7 @@ impl<'o> Encoder<'o> {
     }
 
     /// Writes what we add to a record, each with a comma before it.
-    fn ours<B: Block>(
-        &mut self,
-        tag: &[u8],
-        head: &Head<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Skip> {
+    fn ours(&mut self, tag: &[u8], head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
         let options = self.options;
         if let Some((_, format)) = &options.time {
             out.extend_from_slice(&self.time_key);
@@ -241,7 +231,7 @@ impl<'o> Encoder<'o> {
             string(tag, out);
         }
         if let Some(key) = &options.metadata_key {
-            self.metadata::<B>(key, head, out)?;
+            self.metadata(key, head, out)?;
         }
         Ok(())
     }
@@ -289,18 +279,13 @@ impl<'o> Encoder<'o> {
     }
 
     /// `"key":{…metadata, …resource and scope, "group":{…}}`; nothing where there is none of them.
-    fn metadata<B: Block>(
-        &mut self,
-        key: &str,
-        head: &Head<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Skip> {
+    fn metadata(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
         let before = out.len();
         our_key(key, out);
         let start = out.len();
-        self.pairs::<B>(head.metadata, out)?;
+        self.pairs(head.metadata, out)?;
         if let Some(group) = head.group {
-            self.pairs::<B>(group.body, out)?;
+            self.pairs(group.body, out)?;
             let (pairs, at) = match group.metadata {
                 [] => (0, 0),
                 metadata => map_head(metadata, 0)?,
@@ -310,9 +295,9 @@ impl<'o> Encoder<'o> {
                 let pairs = Container {
                     left: pairs,
                     place: Place::Map,
-                    depth: 2,
+                    depth: 3,
                 };
-                self.container::<B>(group.metadata, at, pairs, out)?;
+                self.container(group.metadata, at, pairs, out)?;
             }
         }
         if out.len() == start {
@@ -324,7 +309,7 @@ impl<'o> Encoder<'o> {
     }
 
     /// Writes a whole map's pairs, each with a comma before it.
-    fn pairs<B: Block>(&mut self, map: &[u8], out: &mut Vec<u8>) -> Result<(), Skip> {
+    fn pairs(&mut self, map: &[u8], out: &mut Vec<u8>) -> Result<(), Skip> {
         if map.is_empty() {
             return Ok(());
         }
@@ -334,24 +319,40 @@ impl<'o> Encoder<'o> {
             place: Place::Map,
             depth: 2,
         };
-        let (_, pen) = self.items::<B>(map, at, pairs, Pen::of(out))?;
-        pen.finish();
+        self.items_apart(map, at, pairs, out)?;
         Ok(())
     }
 
-    /// Writes a container and gives where it ends.
-    fn container<B: Block>(
+    /// Writes a container.
+    fn container(
         &mut self,
         bytes: &[u8],
         at: usize,
         container: Container,
         out: &mut Vec<u8>,
-    ) -> Result<usize, Skip> {
+    ) -> Result<(), Skip> {
         let start = out.len();
-        let (end, mut pen) = self.items::<B>(bytes, at, container, Pen::of(out))?;
-        pen.close(start, container.place != Place::Array);
-        pen.finish();
-        Ok(end)
+        self.items_apart(bytes, at, container, out)?;
+        close(start, container.place != Place::Array, out);
+        Ok(())
+    }
+
+    /// Writes what is in a container that is none of the record's.
+    fn items_apart(
+        &mut self,
+        bytes: &[u8],
+        at: usize,
+        container: Container,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Skip> {
+        let level = self.level;
+        level.run(Items {
+            encoder: self,
+            bytes,
+            at,
+            container,
+            out,
+        })
     }
 
     /// Writes what is in a container, each with a comma before it: [`Pen::close`] makes the first comma the
@@ -522,6 +523,29 @@ impl Work for Line<'_, '_, '_> {
     }
 }
 
+/// [`Encoder::items_apart`].
+struct Items<'e, 'o> {
+    encoder: &'e mut Encoder<'o>,
+    bytes: &'e [u8],
+    at: usize,
+    container: Container,
+    out: &'e mut Vec<u8>,
+}
+
+impl Work for Items<'_, '_> {
+    type Output = Result<(), Skip>;
+
+    #[inline(always)]
+    fn run<B: Block>(self) -> Result<(), Skip> {
+        let pen = Pen::of(self.out);
+        let (_, pen) = self
+            .encoder
+            .items::<B>(self.bytes, self.at, self.container, pen)?;
+        pen.finish();
+        Ok(())
+    }
+}
+
 /// [`Encoder::lines`].
 struct Lines<'e, 'o, 'a, Wanted, Written> {
     encoder: &'e mut Encoder<'o>,
@@ -537,17 +561,18 @@ where
     Wanted: FnMut(&Head<'_>) -> bool,
     Written: FnMut(usize),
 {
-    type Output = ();
+    type Output = Result<(), Skip>;
 
     #[inline(always)]
-    fn run<B: Block>(mut self) {
+    fn run<B: Block>(mut self) -> Result<(), Skip> {
         while let Some(head) = self.events.head()
             && (self.wanted)(&head)
-            && let Ok(end) = self.encoder.event::<B>(self.tag, &head, self.out)
         {
+            let end = self.encoder.event::<B>(self.tag, &head, self.out)?;
             self.events.pass(end);
             (self.written)(self.out.len());
         }
+        Ok(())
     }
 }
 
@@ -987,6 +1012,12 @@ mod tests {
             line(&Options::default(), &nested(MAX_DEPTH)),
             Err(Skip::TooDeep)
         );
+        let alone = Options {
+            log_key: Some("d".into()),
+            ..Options::default()
+        };
+        assert!(line(&alone, &nested(MAX_DEPTH)).is_ok());
+        assert_eq!(line(&alone, &nested(MAX_DEPTH + 1)), Err(Skip::TooDeep));
     }
 
     #[test]

@@ -9,8 +9,9 @@ pub(crate) const EVENTS: usize = 5_000;
 /// Appends a chunk's lines, as Ferry writes them.
 pub(crate) fn encode(encoder: &mut Encoder<'_>, chunk: &[u8], out: &mut Vec<u8>) {
     let mut events = Events::new(chunk);
-    encoder.lines(b"app", &mut events, out, |_| true, |_| ());
-    assert_eq!(events.next(), None, "sample events are whole");
+    let written = encoder.lines(b"app", &mut events, out, |_| true, |_| ());
+    written.expect("sample events are whole");
+    assert_eq!(events.next(), None, "sample events have today's shape");
 }
 
 /// The body of each event: what the reference begins with, so that finding them is no part of its work.
