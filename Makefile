@@ -216,7 +216,7 @@ deny: cargo-present ## Check licences, bans and sources of the dependencies; DEN
 # Miri has neither sockets nor C code: what is left is what computes on memory. It knows those levels of SIMD that
 # the compiler is told of.
 ifeq ($(shell uname -m),x86_64)
-MIRI_LEVEL := -Ctarget-feature=+avx2
+MIRI_LEVEL := -Ctarget-feature=+avx2,+bmi2
 endif
 
 .PHONY: miri
