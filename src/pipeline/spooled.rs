@@ -8,16 +8,16 @@
 //! After a crash the spool says which objects had begun. Each is built again from the same events and put
 //! under the same name, where the store takes it only if it is not there yet.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
-use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::objects::{Body, Bounds, Objects, Sealed, Why};
@@ -131,6 +131,7 @@ struct Sending {
 pub(super) struct Feed {
     pipeline: Arc<Pipeline>,
     spool: Arc<Spool>,
+    background: Background,
     /// The chunk that was read last.
     after: Option<Seq>,
     skip: HashMap<Seq, Skip>,
@@ -168,6 +169,7 @@ impl Feed {
         let (landed, landing) = mpsc::unbounded_channel();
         let mut feed = Feed {
             spool,
+            background: Background::start(),
             after: None,
             skip: HashMap::new(),
             chunks: HashMap::new(),
@@ -373,7 +375,7 @@ impl Feed {
     /// Reads a chunk, encodes it and sends its lines on their way.
     async fn launch(&mut self, chunk: Seq, tries: u32) {
         let spool = Arc::clone(&self.spool);
-        let stored = spawn_blocking(move || spool.read(chunk)).await;
+        let stored = self.background.run(move || spool.read(chunk)).await;
         let stored = match stored.unwrap_or_else(|_| Err(went_down())) {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt(words)) => {
@@ -420,9 +422,9 @@ impl Feed {
         let tag = stored.tag.clone();
         let skip = settled.clone();
         flight.settle_all(&settled);
-        let encoded = in_background(move || {
-            pipeline.encode(&stored.tag, &stored.data, |event| !skip.contains(event))
-        });
+        let encoded = self
+            .background
+            .run(move || pipeline.encode(&stored.tag, &stored.data, |event| !skip.contains(event)));
         // A panic drops the hold: the chunk's flight fails, and it is read again later.
         let Ok(mut encoded) = encoded.await else {
             return;
@@ -439,7 +441,7 @@ impl Feed {
                 shaped.push((lane, target, shape, part));
             }
             let (pipeline, of) = (Arc::clone(&self.pipeline), Arc::clone(&flight));
-            let cut = in_background(move || {
+            let cut = self.background.run(move || {
                 let mut lanes: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
                 for (lane, target, shape, part) in shaped {
                     let pieces = pipeline.pieces(part, shape, &tag, &of, &mut encoded);
@@ -473,7 +475,7 @@ impl Feed {
                 return;
             };
             let (compression, bounds) = objects.settings();
-            let built = in_background(move || {
+            let built = self.background.run(move || {
                 let now = Instant::now();
                 let add = |part| objects.add(part, &flight, now);
                 let sealed: Vec<Sealed> = parts.into_iter().flat_map(add).collect();
@@ -629,7 +631,9 @@ impl Feed {
     async fn rebuild(&mut self, pending: Pending, tickets: Vec<Ticket>) {
         let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
         let contents = pending.contents.clone();
-        let built = in_background(move || build_again(&pipeline, &spool, &contents));
+        let built = self
+            .background
+            .run(move || build_again(&pipeline, &spool, &contents));
         let built = match built.await {
             Ok(Ok(built)) => {
                 let events = built.letters.len() as u64;
@@ -714,18 +718,41 @@ fn build_again(
     })
 }
 
-/// Does work that nobody waits for, on a thread that steps back behind all others which want a processor.
-fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    thread_local! {
-        static HAS_STEPPED_BACK: Cell<bool> = const { Cell::new(false) };
-    }
-    spawn_blocking(move || {
-        if !HAS_STEPPED_BACK.replace(true) {
+/// A thread for what takes the feed long: reading, encoding, compressing. One for all of it, one thing after the
+/// other, as the feed wants them: a system's allocator may keep what a thread has freed for that thread, and the
+/// megabytes of a chunk would be kept as many times as there are threads that took turns. It steps back behind all
+/// others that want a processor. Ends when this is dropped.
+struct Background(std::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl Background {
+    /// Within a runtime, which waits for the thread when it goes down.
+    fn start() -> Background {
+        let (jobs, todo) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        spawn_blocking(move || {
             // Concerns the calling thread alone. Where it is not allowed, all goes on as it was.
             let _ = rustix::process::nice(NICENESS);
-        }
-        work()
-    })
+            for job in todo {
+                // Whoever waits for it is told, by a sender that is dropped.
+                let _ = catch_unwind(AssertUnwindSafe(job));
+            }
+        });
+        Background(jobs)
+    }
+
+    /// Does work, once this is polled or not. An error where it panicked.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (done, result) = oneshot::channel();
+        let job = move || {
+            // Fails where nobody waits any more.
+            let _ = done.send(work());
+        };
+        // Fails where the runtime goes down, and the thread with it: so does the sender.
+        let _ = self.0.send(Box::new(job));
+        result
+    }
 }
 
 /// Names an object that never was and never will be again.

@@ -531,12 +531,17 @@ fn contents_are_told_by_chunk_whole_or_in_runs() {
 }
 
 #[tokio::test]
-async fn what_nobody_waits_for_steps_back_once_and_its_thread_alone() {
+async fn what_takes_long_steps_back_on_one_thread_that_outlives_a_panic() {
     let niceness = || rustix::process::getpriority_process(None).unwrap();
     let own = niceness();
-    for _ in 0..3 {
-        let background = in_background(niceness).await.unwrap();
-        assert_eq!(background, (own + NICENESS).min(19));
-    }
+    let background = Background::start();
+    let looked = move || (niceness(), std::thread::current().id());
+    let first = background.run(looked).await.unwrap();
+    assert_eq!(first.0, (own + NICENESS).min(19));
+    background
+        .run(|| panic!("as a bug would"))
+        .await
+        .expect_err("whoever waits is told");
+    assert_eq!(background.run(looked).await.unwrap(), first);
     assert_eq!(niceness(), own);
 }
