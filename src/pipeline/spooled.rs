@@ -739,7 +739,7 @@ impl Background {
         Background(jobs)
     }
 
-    /// Does work, once this is polled or not. An error where it panicked.
+    /// Queues work, and gives what comes of it later. An error where it panicked.
     fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
