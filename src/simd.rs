@@ -279,7 +279,7 @@ pub(crate) struct AtPair<'p, 'v>(&'p mut Pen<'v>);
 /// A place behind a key or a comma, with room ahead for a short value.
 pub(crate) struct AtValue<'p, 'v>(&'p mut Pen<'v>);
 
-/// Where a text's end is, and up to where there are [`ROOM`] bytes ahead, of which there are `room` at least.
+/// Makes room for `room` bytes and for [`ROOM`]. Gives where the text ends, and up to where there are `ROOM` ahead.
 ///
 /// # Safety
 /// `len` bytes of its capacity are written.
@@ -453,7 +453,7 @@ impl<'p, 'v> AtPair<'p, 'v> {
 }
 
 impl<'p, 'v> AtValue<'p, 'v> {
-    /// Writes a text of four to 32 bytes.
+    /// Writes a text of at most 32 bytes.
     #[inline(always)]
     pub(crate) fn short(self, text: &str) {
         let text = text.as_bytes();
@@ -516,7 +516,7 @@ impl<'p, 'v> AtValue<'p, 'v> {
         // float, so that this is the one, but for zeros at its end.
         const MILLION: f64 = 1e6;
         if (0.001..1e8).contains(&n) {
-            // SAFETY: it is a number below 1e14.
+            // SAFETY: it is a number between 1,000 and 1e14, and half of one more.
             let millionths: i64 = unsafe { (n * MILLION + 0.5).to_int_unchecked() };
             if millionths as f64 / MILLION == n {
                 let millionths = millionths as u64;
