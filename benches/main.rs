@@ -19,7 +19,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use ferry::batch::{Limits, Packer, Piece};
 use ferry::chunk::encode;
 use ferry::compress::Compression;
-use ferry::config::{Config, Properties};
+use ferry::config::Config;
 use ferry::dead_letter::DeadLetters;
 use ferry::encode::{Encoder, Options};
 use ferry::log::{Level as LogLevel, Log, Output};
@@ -214,15 +214,6 @@ impl Output for Silent {
     fn write(&self, _level: LogLevel, _line: &str) {}
 }
 
-struct Keys<'k>(&'k [(&'k str, &'k str)]);
-
-impl Properties for Keys<'_> {
-    fn get(&self, key: &str) -> Option<String> {
-        let found = self.0.iter().find(|(name, _)| *name == key)?;
-        Some(found.1.to_owned())
-    }
-}
-
 fn pipeline_into_nowhere(c: &mut Criterion) {
     let data = Bytes::from(chunk(0..EVENTS));
     let text = lines(&data).len() as u64;
@@ -238,7 +229,11 @@ fn pipeline_into_nowhere(c: &mut Criterion) {
             ("compression", compression),
             ("dead_letter_dir", &letters),
         ];
-        let config = Config::read(&Keys(&keys)).expect("a good configuration");
+        let get = |key: &str| {
+            let found = keys.iter().find(|(name, _)| *name == key)?;
+            Some(found.1.to_owned())
+        };
+        let config = Config::read(&get).expect("a good configuration");
         let letters = DeadLetters::open(dir.path(), 1_000_000).expect("a folder");
         let log = Arc::new(Log::new(Box::new(Silent), "bench"));
         let pipeline = Arc::new(Pipeline::new(config, Arc::new(Nowhere), letters, log));

@@ -2,7 +2,8 @@
 //!
 //! Every key is looked at before anything is refused, so that a person mends a configuration once.
 //! Keys of Fluent Bit's `kinesis_firehose` and `azure_blob` and of AWS's Go `firehose` keep their
-//! meaning; what we do not do is refused by name, never passed over.
+//! meaning. A key that we know and cannot honour is refused by name; one that we do not know never gets here,
+//! and `ferry-check` warns of it.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -27,6 +28,12 @@ mod connection_string;
 pub trait Properties {
     /// The value of a key, whatever its case; `None` where it is not set.
     fn get(&self, key: &str) -> Option<String>;
+}
+
+impl<F: Fn(&str) -> Option<String>> Properties for F {
+    fn get(&self, key: &str) -> Option<String> {
+        self(key)
+    }
 }
 
 /// One thing that is wrong, and what to do about it.
@@ -57,7 +64,7 @@ impl fmt::Display for Problem {
 /// One output, ready to run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What this instance is called in logs and in the default of `dead_letter_dir`.
+    /// What this instance is called in logs, and below [`STATE_DIR`] by default.
     pub instance: String,
     /// Where records go.
     pub destination: Destination,
@@ -338,6 +345,30 @@ const NOT_YET: &[(&str, &str)] = &[
     ),
 ];
 
+/// Keys that say something of Azure alone.
+const AZURE_KEYS: &[&str] = &[
+    "account_name",
+    "container_name",
+    "auth_type",
+    "shared_key",
+    "sas_token",
+    "connection_string",
+    "tenant_id",
+    "client_id",
+    "client_secret",
+    "emulator_mode",
+    "auto_create_container",
+];
+
+/// Keys that say something of AWS alone.
+const AWS_KEYS: &[&str] = &[
+    "region",
+    "sts_endpoint",
+    "profile",
+    "role_arn",
+    "external_id",
+];
+
 /// Reads keys and gathers what is wrong with them.
 struct Reader<'p> {
     properties: &'p dyn Properties,
@@ -467,23 +498,26 @@ impl Reader<'_> {
         self.choice("format", &[("json_lines", ())]);
         self.choice("blob_type", &[("block", ()), ("blockblob", ())]);
 
+        let memory_limit = self.size("memory_limit", 64_000_000, 4_000_000..=64_000_000_000);
         let encode = self.encode();
         let ca_pem = self.ca();
         let kind = self.kind();
         let compression = self.compression(kind);
         let destination = match kind {
             Some(Kind::Firehose) => self.firehose(ca_pem).map(Destination::Firehose),
-            Some(Kind::Blob) => self.blob(ca_pem, compression, encode.log_key.is_some()),
+            Some(Kind::Blob) => {
+                let raw = encode.log_key.is_some();
+                self.blob(ca_pem, compression, raw, memory_limit)
+            }
             None => None,
         };
         let flush_deadline = self.seconds("flush_deadline", 30, 1..=3_600);
         let exit_deadline = self.seconds("exit_deadline", 10, 1..=600);
-        let memory_limit = self.size("memory_limit", 64_000_000, 4_000_000..=64_000_000_000);
         let concurrency = self.concurrency();
         let instance = self.instance(destination.as_ref());
         let spool = self.spool(kind, &instance);
         if let (Some(_), Some(Destination::Blob { object, .. })) = (&spool, &destination)
-            && object.bytes > memory_limit / 8 * 3
+            && object.bytes > open_objects(memory_limit)
         {
             self.problem(
                 "blob_max_size",
@@ -939,21 +973,14 @@ impl Reader<'_> {
     }
 
     fn firehose(&mut self, ca_pem: Option<Vec<u8>>) -> Option<Firehose> {
-        for key in [
+        let of_blobs = [
             "path",
             "blob_type",
-            "auth_type",
-            "shared_key",
-            "sas_token",
-            "connection_string",
-            "tenant_id",
-            "client_id",
-            "client_secret",
-            "emulator_mode",
-            "auto_create_container",
             "blob_max_size",
             "blob_max_age",
-        ] {
+            "upload_timeout",
+        ];
+        for &key in of_blobs.iter().chain(AZURE_KEYS) {
             if self.text(key).is_some() {
                 self.problem(key, "belongs to a blob destination; remove it");
             }
@@ -1011,6 +1038,7 @@ impl Reader<'_> {
         ca_pem: Option<Vec<u8>>,
         compression: Compression,
         raw: bool,
+        memory_limit: usize,
     ) -> Option<Destination> {
         for key in ["aggregation", "simple_aggregation", "linger"] {
             if self.text(key).is_some() {
@@ -1022,8 +1050,10 @@ impl Reader<'_> {
             .unwrap_or_else(|| "{tag}/%Y/%m/%d/%H".to_owned());
         let folder = self.template("path", &path, true);
         let age = self.either("blob_max_age", "upload_timeout");
+        // Who lowers `memory_limit` alone gets smaller objects, not a refusal.
+        let default = open_objects(memory_limit).min(16_000_000);
         let object = ObjectBounds {
-            bytes: self.size("blob_max_size", 16_000_000, 10_000..=4_000_000_000),
+            bytes: self.size("blob_max_size", default, 10_000..=4_000_000_000),
             age: self.time_in("blob_max_age", age, 300, 1..=86_400),
         };
         let (store, prefix) = self.store()?;
@@ -1058,7 +1088,9 @@ impl Reader<'_> {
                     "is missing: name the container, or use url",
                 );
             }
-            return Some((Store::Azure(self.azure(container?)?), String::new()));
+            let store = Store::Azure(self.azure(container?)?);
+            self.no_other_stores_keys(&store);
+            return Some((store, String::new()));
         };
         let Some((scheme, rest)) = url.split_once("://") else {
             self.problem("url", bad_url(&url));
@@ -1072,7 +1104,7 @@ impl Reader<'_> {
             }
             // `file:///var/log` is absolute; `file://logs` is a folder below where the host runs.
             let store = Store::File(path.to_owned());
-            self.no_azure_identity(&store);
+            self.no_other_stores_keys(&store);
             return Some((store, String::new()));
         }
         let (root, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -1105,21 +1137,21 @@ impl Reader<'_> {
                 return None;
             }
         };
-        self.no_azure_identity(&store);
+        self.no_other_stores_keys(&store);
         Some((store, prefix.to_owned()))
     }
 
-    /// Refuses keys of Azure's identities beside another store.
-    fn no_azure_identity(&mut self, store: &Store) {
-        if matches!(store, Store::Azure(_)) {
-            return;
-        }
-        for key in [
-            "connection_string",
-            "tenant_id",
-            "client_id",
-            "client_secret",
-        ] {
+    /// Refuses keys that belong to another store.
+    fn no_other_stores_keys(&mut self, store: &Store) {
+        let (azure, aws) = (
+            matches!(store, Store::Azure(_)),
+            matches!(store, Store::S3 { .. }),
+        );
+        let endpoint = matches!(store, Store::File(_)).then_some("endpoint");
+        let others = (AZURE_KEYS.iter().filter(|_| !azure))
+            .chain(AWS_KEYS.iter().filter(|_| !aws))
+            .chain(&endpoint);
+        for &key in others {
             if self.text(key).is_some() {
                 self.problem(key, format!("does nothing for {store}: remove it"));
             }
@@ -1477,8 +1509,15 @@ fn is_full_url(value: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty()) && value.parse::<hyper::Uri>().is_ok()
 }
 
+/// Of `memory_limit`, what open objects may hold together with those that are being sent: three eighths. The
+/// rest is for what is read and encoded meanwhile, and for buffers. With a half, a host at full speed was seen to
+/// grow by more than `memory_limit`.
+pub(crate) fn open_objects(memory_limit: usize) -> usize {
+    memory_limit / 8 * 3
+}
+
 /// An address for a message. People write passwords before the `@` and signatures behind the `?`.
-fn without_secrets(url: &str) -> String {
+pub(crate) fn without_secrets(url: &str) -> String {
     let shown = url.split('?').next().unwrap_or_default();
     match shown.rsplit_once('@') {
         Some((_, host)) => format!("***@{host}"),
@@ -1525,7 +1564,7 @@ pub fn check_ca(pem: &[u8]) -> Result<(), String> {
 }
 
 /// `4M`, `500K`, `1GB`, `1.5M` or plain bytes, as the host reads them: K is 1,000.
-fn parse_size(value: &str) -> Option<usize> {
+pub(crate) fn parse_size(value: &str) -> Option<usize> {
     let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match value[digits.len()..].to_ascii_uppercase().as_str() {
         "" => 1.0,

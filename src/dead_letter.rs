@@ -13,13 +13,12 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, Open
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::decode::Time;
 use crate::encode;
 use crate::metrics::Reason;
 use crate::sink::Fault;
-use crate::time::write_iso8601;
+use crate::time::{now, write_iso8601};
 
 /// The file in the dead-letter folder.
 pub const FILE: &str = "dead-letters.ndjson";
@@ -279,16 +278,6 @@ fn torn(file: &File) -> io::Result<bool> {
         file.read_exact_at(&mut last, end)?;
     }
     Ok(last != *b"\n")
-}
-
-fn now() -> Time {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Time {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: since.subsec_nanos(),
-    }
 }
 
 fn line(now: Time, letter: &Letter, out: &mut Vec<u8>) {

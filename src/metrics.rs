@@ -569,17 +569,6 @@ pub static FAMILIES: [Family; 19] = [
     },
 ];
 
-/// The name of every family.
-pub static NAMES: [&str; FAMILIES.len()] = {
-    let mut names = [""; FAMILIES.len()];
-    let mut at = 0;
-    while at < names.len() {
-        names[at] = FAMILIES[at].name;
-        at += 1;
-    }
-    names
-};
-
 /// The label that every figure has beside its own: the output's name.
 pub const NAME_LABEL: &str = "name";
 
@@ -733,7 +722,7 @@ mod tests {
 
     #[test]
     fn every_family_has_a_name_of_its_own_that_tells_what_it_counts() {
-        let mut names = NAMES.to_vec();
+        let mut names: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), FAMILIES.len());

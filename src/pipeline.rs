@@ -204,7 +204,9 @@ impl Pipeline {
                     Level::Warn,
                     "spool_full",
                     &format!(
-                        "the spool is full ({bytes} of {limit} bytes) and the destination takes too little: the                          host is asked to hold chunks back until there is room; spool_limit says how much it                          may hold"
+                        "the spool is full ({bytes} of {limit} bytes) and the destination takes too little: the \
+                         host is asked to hold chunks back until there is room; spool_limit says how much it \
+                         may hold"
                     ),
                 );
                 Verdict::Retry
@@ -236,7 +238,8 @@ impl Pipeline {
             Level::Error,
             "spool",
             &format!(
-                "the spool in {place} cannot be used: {error}; data is held back until it can: look at the                  disk's space and health"
+                "the spool in {place} cannot be used: {error}; data is held back until it can: look at the \
+                 disk's space and health"
             ),
         );
     }

@@ -32,7 +32,7 @@ use crate::spool::{self, Recovered, Spool};
 /// cores from the application beside us.
 const MOST_THREADS: usize = 2;
 
-/// How much of `exit_deadline` is kept for ending the threads. It is at least a second.
+/// How much of `exit_deadline`, which is at least a second, is kept for ending the threads.
 const CUT_OFF: Duration = Duration::from_millis(500);
 
 /// How often the host's page of figures is brought up to date.

@@ -115,7 +115,7 @@ fn dollar_placeholder(text: &str) -> Result<(Part, usize), String> {
     }
     Err(format!(
         "'{text}': of what begins with '$' only $TAG and $TAG[0] are known; use {{record.key}} for a \
-         record's key. $UUID is not needed: names hold a hash of what is in them"
+         record's key. $UUID is not needed: every object has a name of its own"
     ))
 }
 

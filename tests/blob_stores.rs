@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use ferry::config::{
-    Aws, Azure, AzureAuth, Blob, Config, Destination, Properties, Secret, SecretSource, Store,
+    Aws, Azure, AzureAuth, Blob, Config, Destination, Secret, SecretSource, Store,
 };
 use ferry::sink::blob::BlobSink;
 use ferry::sink::{Batch, Class, Outcome, Sink};
@@ -142,16 +142,6 @@ async fn an_object_reaches_azure_once_with_its_type_encoding_and_name() {
     }
 }
 
-/// An output's keys.
-struct Keys<'a>(&'a [(&'a str, &'a str)]);
-
-impl Properties for Keys<'_> {
-    fn get(&self, key: &str) -> Option<String> {
-        let found = self.0.iter().find(|(name, _)| *name == key);
-        found.map(|(_, value)| (*value).to_owned())
-    }
-}
-
 #[tokio::test]
 async fn a_connection_string_leads_to_azure_and_is_read_again_when_its_file_changes() {
     let server = azurite();
@@ -177,7 +167,11 @@ async fn a_connection_string_leads_to_azure_and_is_read_again_when_its_file_chan
         ("string-file", by_file),
     ];
     for (container, text) in table {
-        let keys = Keys(&[("container_name", container), ("connection_string", &text)]);
+        let keys = |key: &str| match key {
+            "container_name" => Some(container.to_owned()),
+            "connection_string" => Some(text.clone()),
+            _ => None,
+        };
         let config = Config::read(&keys).expect("a good configuration");
         let Destination::Blob { blob, .. } = config.destination else {
             panic!("{:?}", config.destination)

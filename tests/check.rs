@@ -912,7 +912,6 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
     spool off
     agregation on
     tls on
-    region us-east-1
     tag_key ${FERRY_NOT_SET}
     tag_key tag
 ";
@@ -925,8 +924,7 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
         "FAIL logs configuration: PLACE:8: role_arn: 'nobody' is no ARN",
         "warn ferry.1 keys: PLACE:16: agregation is not known, and passed over; remedy: did you mean aggregation?",
         "warn ferry.1 keys: PLACE:17: tls is Fluent Bit's own and does not reach Ferry",
-        "warn ferry.1 keys: PLACE:18: region does nothing for this destination",
-        "warn ferry.1 keys: PLACE:20: tag_key is set twice",
+        "warn ferry.1 keys: PLACE:19: tag_key is set twice",
         "warn ferry.1 keys: variable ${FERRY_NOT_SET} is used but not set",
         "warn ferry.1 host: Retry_Limit is 3",
         "warn ferry.1 host: Workers and Hot_Reload together: Fluent Bit 5.1.1 crashes",

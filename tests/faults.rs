@@ -1,7 +1,7 @@
 //! What goes wrong on the way, injected on purpose, and what is lost and duplicated by it.
 //!
 //! Each row is one fault: into blob storage through a proxy in front of Azurite, into Firehose by the fake's
-//! script. The library runs in the bundled harness, spooled; everything that arrived is counted. With
+//! script. The library runs in the bundled harness, into Firehose both spooled and directly; everything that arrived is counted. With
 //! `FERRY_TABLE=<file>` the rows are appended to a file as Markdown: the README's table is made so.
 
 use std::fs;

@@ -151,9 +151,7 @@ impl Properties for Listening<'_> {
 }
 
 /// The output as the plugin reads it, and the keys that it asked for.
-pub(super) fn read_keys(
-    properties: &dyn Properties,
-) -> (Result<Config, Vec<Problem>>, BTreeSet<String>) {
+fn read_keys(properties: &dyn Properties) -> (Result<Config, Vec<Problem>>, BTreeSet<String>) {
     let listening = Listening {
         properties,
         asked: RefCell::default(),
@@ -162,23 +160,9 @@ pub(super) fn read_keys(
     (config, listening.asked.into_inner())
 }
 
-/// Every key that the plugin knows, whatever its destination.
+/// Every key that the plugin knows: it asks for all of them, whatever the destination.
 fn known_keys() -> BTreeSet<String> {
-    struct One(&'static str, &'static str);
-    impl Properties for One {
-        fn get(&self, key: &str) -> Option<String> {
-            (key == self.0).then(|| self.1.to_owned())
-        }
-    }
-    let destinations = [
-        One("delivery_stream", "x"),
-        One("container_name", "logs"),
-        One("url", "s3://x"),
-        One("url", "gs://x"),
-        One("url", "file:///x"),
-    ];
-    let keys = destinations.iter().flat_map(|one| read_keys(one).1);
-    keys.collect()
+    read_keys(&|key: &str| (key == "delivery_stream").then(|| "x".to_owned())).1
 }
 
 /// Keys that the host acts upon for any output.
@@ -202,12 +186,7 @@ fn is_hosts_connection(key: &str) -> bool {
 }
 
 /// Says which keys do nothing. The host takes any key for a proxy output, mistyped ones too.
-pub(super) fn keys(
-    configuration: &Configuration,
-    output: &Output,
-    asked: &BTreeSet<String>,
-    report: &mut Report<'_>,
-) {
+pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut Report<'_>) {
     let known = known_keys();
     let mut seen = BTreeSet::new();
     let mut sound = true;
@@ -220,7 +199,8 @@ pub(super) fn keys(
                 format!("{place}: {name} is set twice; the first one counts"),
                 "remove one".to_owned(),
             )
-        } else if again || asked.contains(&name) || HOST_KEYS.contains(&name.as_str()) {
+        } else if again || known.contains(&name) || HOST_KEYS.contains(&name.as_str()) {
+            // What a known key cannot do for this destination the configuration itself refuses.
             continue;
         } else if is_hosts_connection(&name) {
             let remedy = match name.as_str() {
@@ -231,11 +211,6 @@ pub(super) fn keys(
             (
                 format!("{place}: {name} is Fluent Bit's own and does not reach Ferry"),
                 remedy.to_owned(),
-            )
-        } else if known.contains(&name) {
-            (
-                format!("{place}: {name} does nothing for this destination"),
-                "remove it".to_owned(),
             )
         } else {
             let near = known
@@ -410,5 +385,34 @@ impl Configuration {
     fn service_flag(&self, name: &str) -> bool {
         let value = self.service(name).unwrap_or_default().to_lowercase();
         ["on", "true", "yes"].contains(&value.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_acted_on_or_refused_whatever_the_destination() {
+        let destinations: [&[_]; 7] = [
+            &[("delivery_stream", "x")],
+            &[("delivery_stream", "x"), ("spool", "on")],
+            &[("url", "s3://x")],
+            &[("url", "gs://x"), ("spool", "off")],
+            &[("url", "file:///x")],
+            &[("container_name", "logs"), ("emulator_mode", "on")],
+            &[
+                ("url", "az://logs/x"),
+                ("connection_string", "UseDevelopmentStorage=true"),
+            ],
+        ];
+        for keys in destinations {
+            let (config, asked) = read_keys(&|key: &str| {
+                let found = keys.iter().find(|(name, _)| *name == key);
+                found.map(|(_, value): &(&str, &str)| (*value).to_owned())
+            });
+            assert!(config.is_ok(), "{config:?}");
+            assert_eq!(asked, known_keys(), "{keys:?}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use fluent_bit_config::Format;
 
 use super::host::{self, Configuration, Key, Output};
-use crate::config::{Config, Properties};
+use crate::config::{Config, Properties, parse_size};
 
 /// A configuration for `ferry`.
 #[derive(Debug)]
@@ -467,7 +467,7 @@ const AZURE_ONLY: &[(&str, &str)] = &[
 ];
 
 /// The largest object beside the default of `memory_limit`.
-const LARGEST_OBJECT: f64 = 24e6;
+const LARGEST_OBJECT: usize = 24_000_000;
 
 /// `azure_blob`, in C.
 fn azure_blob(draft: &mut Draft<'_>) {
@@ -566,7 +566,7 @@ fn azure_blob(draft: &mut Draft<'_>) {
             .and_then(|key| key.value.clone());
         if let Some(size) = size {
             draft.note("upload_file_size became blob_max_size, which counts bytes as they are stored, compressed");
-            match host_size(&size) {
+            match parse_size(&size) {
                 Some(bytes) if bytes <= LARGEST_OBJECT => draft.add("blob_max_size", &size, &size),
                 _ => draft.add_with(
                     "blob_max_size",
@@ -589,19 +589,6 @@ fn azure_blob(draft: &mut Draft<'_>) {
         draft.leave(key, why);
     }
     draft.note("retries differ: nothing is given up, and an object goes again under the same name");
-}
-
-/// A size as the host reads it, in bytes.
-fn host_size(text: &str) -> Option<f64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" => 1.0,
-        "K" | "KB" => 1e3,
-        "M" | "MB" => 1e6,
-        "G" | "GB" => 1e9,
-        _ => return None,
-    };
-    Some(digits.parse::<f64>().ok()? * unit)
 }
 
 /// Where a `$` begins that is neither a variable nor the tag, and how long that is.

@@ -187,7 +187,7 @@ async fn check(
     folders: &mut HashMap<PathBuf, String>,
     report: &mut Report<'_>,
 ) {
-    let (config, asked) = host::read_keys(output);
+    let config = Config::read(output);
     match &config {
         Ok(config) => report.ok("configuration", config.summary()),
         Err(problems) => {
@@ -200,7 +200,7 @@ async fn check(
             }
         }
     }
-    host::keys(configuration, output, &asked, report);
+    host::keys(configuration, output, report);
     let Ok(config) = config else {
         report.skip(
             "destination",

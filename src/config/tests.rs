@@ -1,20 +1,10 @@
 use super::*;
-use std::collections::HashMap;
-
-struct Keys(HashMap<String, String>);
-
-impl Properties for Keys {
-    fn get(&self, key: &str) -> Option<String> {
-        self.0.get(key).cloned()
-    }
-}
 
 fn read(keys: &[(&str, &str)]) -> Result<Config, Vec<Problem>> {
-    Config::read(&Keys(
-        keys.iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect(),
-    ))
+    Config::read(&|key: &str| {
+        let found = keys.iter().find(|(name, _)| *name == key);
+        found.map(|(_, value)| (*value).to_owned())
+    })
 }
 
 /// Keys with problems, and what the problems say.
@@ -197,6 +187,26 @@ fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
             &[FIREHOSE, ("path", "x")],
             "path",
             "belongs to a blob destination",
+        ),
+        (
+            &[FIREHOSE, ("shared_key", "x")],
+            "shared_key",
+            "belongs to a blob destination",
+        ),
+        (
+            &[("url", "s3://b"), ("sas_token", "x")],
+            "sas_token",
+            "does nothing for s3://b",
+        ),
+        (
+            &[("url", "gs://b"), ("region", "x")],
+            "region",
+            "does nothing for gs://b",
+        ),
+        (
+            &[FILE, ("endpoint", "https://h")],
+            "endpoint",
+            "does nothing for file://",
         ),
         (
             &[FIREHOSE, ("aggregation", "maybe")],
@@ -462,6 +472,12 @@ fn what_needs_the_spool_says_so() {
         key == "blob_max_size" && text.contains("memory_limit"),
         "{key}: {text}"
     );
+    // Alone, it makes objects smaller.
+    let config = read(&[FILE, ("memory_limit", "32M")]).unwrap();
+    let Destination::Blob { object, .. } = config.destination else {
+        panic!("a folder is a blob store");
+    };
+    assert_eq!(object.bytes, 12_000_000);
     let (key, _) = one(&[FILE, ("spool_limit", "1K")]);
     assert_eq!(key, "spool_limit");
     let (key, _) = one(&[FIREHOSE, ("spool", "on"), ("blob_max_size", "1M")]);
@@ -483,9 +499,9 @@ fn everything_wrong_is_said_at_once() {
     assert_eq!(
         keys,
         [
+            "memory_limit",
             "compression",
             "flush_deadline",
-            "memory_limit",
             "concurrency"
         ]
     );

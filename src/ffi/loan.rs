@@ -55,19 +55,7 @@ mod tests {
     fn a_loan_ends_only_when_the_last_clone_is_gone() {
         let data = b"chunk".to_vec();
         let gone = Arc::new(AtomicBool::new(false));
-        let returned = Arc::new(Barrier::new(2));
-        let thread = lend(&data, |bytes| {
-            let (gone, start) = (Arc::clone(&gone), Arc::clone(&returned));
-            let clone = bytes.clone();
-            let thread = std::thread::spawn(move || {
-                start.wait();
-                assert_eq!(&clone[..], b"chunk");
-                gone.store(true, Ordering::SeqCst);
-                drop(clone);
-            });
-            returned.wait();
-            thread
-        });
+        let thread = lend(&data, |bytes| keep_a_while(&bytes, &gone));
         assert!(
             gone.load(Ordering::SeqCst),
             "lend returned while a clone was in use"
@@ -75,10 +63,35 @@ mod tests {
         thread.join().unwrap();
     }
 
+    /// Holds a clone on another thread, and says so when it is about to be gone.
+    fn keep_a_while(bytes: &Bytes, gone: &Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+        let (clone, gone) = (bytes.clone(), Arc::clone(gone));
+        let returned = Arc::new(Barrier::new(2));
+        let start = Arc::clone(&returned);
+        let thread = std::thread::spawn(move || {
+            start.wait();
+            assert_eq!(&clone[..], b"chunk");
+            gone.store(true, Ordering::SeqCst);
+            drop(clone);
+        });
+        returned.wait();
+        thread
+    }
+
     #[test]
-    fn a_panic_returns_the_loan() {
+    fn a_panic_too_waits_until_the_last_clone_is_gone() {
         let data = b"chunk".to_vec();
-        let panicked = std::panic::catch_unwind(|| lend(&data, |_bytes| panic!("on purpose")));
+        let gone = Arc::new(AtomicBool::new(false));
+        let panicked = std::panic::catch_unwind(|| {
+            lend(&data, |bytes| {
+                keep_a_while(&bytes, &gone);
+                panic!("on purpose");
+            })
+        });
         assert!(panicked.is_err());
+        assert!(
+            gone.load(Ordering::SeqCst),
+            "the panic went on while a clone was in use"
+        );
     }
 }

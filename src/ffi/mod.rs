@@ -261,3 +261,13 @@ pub extern "C" fn FLBPluginExit() -> c_int {
         FLB_OK
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_the_answer_that_loses_nothing() {
+        assert_eq!(guard(FLB_RETRY, || panic!("on purpose")), FLB_RETRY);
+    }
+}

@@ -11,13 +11,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::batch::runs;
+use crate::batch::{Payload, runs};
 use crate::buffers;
 use crate::chunk::Part;
 use crate::compress::Compression;
 use crate::decode::Time;
+use crate::metrics::Sealed;
 use crate::settle::{Flight, Ticket};
-use crate::sink::Payload;
 
 /// A text of so many bytes is not gathered with others: it is a block by itself, without a copy.
 const WHOLE_BYTES: usize = BLOCK_BYTES / 4;
@@ -28,19 +28,6 @@ const BLOCK_BYTES: usize = 256 * 1024;
 const MOST_OPEN: usize = 1_024;
 /// What an open object needs beside its bytes, about.
 const OPEN_BYTES: usize = 512;
-
-/// Why an object was sealed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
-    /// `blob_max_size` is reached.
-    Size,
-    /// `blob_max_age` is reached.
-    Age,
-    /// Memory, the number of open objects, or the spool is at its bound.
-    Memory,
-    /// We stop.
-    Stop,
-}
 
 /// What bounds the objects.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +106,7 @@ struct Open {
 }
 
 /// An object that grows no more.
-pub(super) struct Sealed {
+pub(super) struct SealedObject {
     /// Its folder, below the store's prefix.
     pub(super) folder: String,
     /// When the first of its events happened.
@@ -131,7 +118,7 @@ pub(super) struct Sealed {
     /// Lines in it.
     pub(super) lines: u64,
     /// Why it was sealed.
-    pub(super) why: Why,
+    pub(super) why: Sealed,
 }
 
 /// The open objects of one instance.
@@ -160,9 +147,9 @@ impl Open {
         OPEN_BYTES + self.body.bytes() + self.ticket_bytes
     }
 
-    fn seal(mut self, folder: String, why: Why) -> Sealed {
+    fn seal(mut self, folder: String, why: Sealed) -> SealedObject {
         self.tickets.append(&mut self.block_tickets);
-        Sealed {
+        SealedObject {
             folder,
             first: self.first,
             body: self.body.finish(),
@@ -184,7 +171,12 @@ impl Objects {
     }
 
     /// Adds a part of a chunk to its folder's object. Gives the objects that are full by it.
-    pub(super) fn add(&mut self, part: Part, flight: &Arc<Flight>, now: Instant) -> Vec<Sealed> {
+    pub(super) fn add(
+        &mut self,
+        part: Part,
+        flight: &Arc<Flight>,
+        now: Instant,
+    ) -> Vec<SealedObject> {
         let mut sealed = Vec::new();
         let events: Arc<[u32]> = part.events.into();
         let block = BLOCK_BYTES.min(self.bounds.object_bytes);
@@ -219,7 +211,7 @@ impl Objects {
                 open.body.block.extend_from_slice(&text);
             }
             if open.body.packed.len() >= self.bounds.object_bytes {
-                sealed.push(open.seal(part.name.clone(), Why::Size));
+                sealed.push(open.seal(part.name.clone(), Sealed::Size));
             } else {
                 self.bytes += open.bytes();
                 self.open.insert(part.name.clone(), open);
@@ -238,7 +230,7 @@ impl Objects {
         first: Time,
         mut open: Open,
         now: Instant,
-        sealed: &mut Vec<Sealed>,
+        sealed: &mut Vec<SealedObject>,
     ) -> Open {
         let tickets = std::mem::take(&mut open.block_tickets);
         let lines = std::mem::take(&mut open.block_lines);
@@ -249,7 +241,7 @@ impl Objects {
         if block.len() > room && !open.body.packed.is_empty() {
             let mut next = Open::new(first, now, self.compression);
             next.ticket_bytes = tickets.iter().map(Ticket::footprint).sum();
-            sealed.push(open.seal(folder.to_owned(), Why::Size));
+            sealed.push(open.seal(folder.to_owned(), Sealed::Size));
             open = next;
         }
         open.body.packed.push(block);
@@ -260,7 +252,7 @@ impl Objects {
 
     /// Seals what is too much: the largest while there are too many bytes, the oldest while there are too
     /// many objects.
-    fn trim(&mut self) -> Vec<Sealed> {
+    fn trim(&mut self) -> Vec<SealedObject> {
         let mut sealed = Vec::new();
         while self.bytes > self.bounds.bytes || self.open.len() > MOST_OPEN {
             let too_large = self.bytes > self.bounds.bytes;
@@ -271,12 +263,12 @@ impl Objects {
             let Some(folder) = next.map(|(folder, _)| folder.clone()) else {
                 break;
             };
-            sealed.extend(self.seal(&folder, Why::Memory));
+            sealed.extend(self.seal(&folder, Sealed::Memory));
         }
         sealed
     }
 
-    fn seal(&mut self, folder: &str, why: Why) -> Vec<Sealed> {
+    fn seal(&mut self, folder: &str, why: Sealed) -> Vec<SealedObject> {
         let Some((folder, mut open)) = self.open.remove_entry(folder) else {
             return Vec::new();
         };
@@ -289,7 +281,7 @@ impl Objects {
         sealed
     }
 
-    fn seal_all_that(&mut self, why: Why, so: impl Fn(&Open) -> bool) -> Vec<Sealed> {
+    fn seal_all_that(&mut self, why: Sealed, so: impl Fn(&Open) -> bool) -> Vec<SealedObject> {
         let those = self.open.iter().filter(|(_, open)| so(open));
         let folders: Vec<String> = those.map(|(folder, _)| folder.clone()).collect();
         let sealed = folders.iter().flat_map(|folder| self.seal(folder, why));
@@ -308,19 +300,19 @@ impl Objects {
     }
 
     /// Seals what has reached its age.
-    pub(super) fn seal_aged(&mut self, now: Instant) -> Vec<Sealed> {
+    pub(super) fn seal_aged(&mut self, now: Instant) -> Vec<SealedObject> {
         let age = self.bounds.age;
-        self.seal_all_that(Why::Age, |open| open.since + age <= now)
+        self.seal_all_that(Sealed::Age, |open| open.since + age <= now)
     }
 
     /// Seals everything because what holds it is filling up.
-    pub(super) fn seal_for_room(&mut self) -> Vec<Sealed> {
-        self.seal_all_that(Why::Memory, |_| true)
+    pub(super) fn seal_for_room(&mut self) -> Vec<SealedObject> {
+        self.seal_all_that(Sealed::Memory, |_| true)
     }
 
     /// Seals everything, at the end.
-    pub(super) fn seal_all(&mut self) -> Vec<Sealed> {
-        self.seal_all_that(Why::Stop, |_| true)
+    pub(super) fn seal_all(&mut self) -> Vec<SealedObject> {
+        self.seal_all_that(Sealed::Stop, |_| true)
     }
 
     /// What they are built with.
@@ -382,7 +374,7 @@ mod tests {
         )
     }
 
-    fn text(sealed: &Sealed) -> String {
+    fn text(sealed: &SealedObject) -> String {
         let mut text = String::new();
         let body = sealed.body.to_bytes();
         let mut reader = MultiGzDecoder::new(&body[..]);
@@ -390,7 +382,7 @@ mod tests {
         text
     }
 
-    fn events(sealed: &Sealed) -> Vec<u32> {
+    fn events(sealed: &SealedObject) -> Vec<u32> {
         let each = sealed.tickets.iter();
         each.filter_map(|ticket| ticket.of_chunk())
             .flat_map(|(_, events, _)| events.to_vec())
@@ -408,7 +400,7 @@ mod tests {
         }
         assert!(sealed.len() >= 3, "{}", sealed.len());
         for object in &sealed {
-            assert_eq!(object.why, Why::Size);
+            assert_eq!(object.why, Sealed::Size);
             assert!(object.body.len() <= most, "{}", object.body.len());
             assert!(object.body.len() > most / 2, "{}", object.body.len());
         }
@@ -462,13 +454,13 @@ mod tests {
         assert_eq!(objects.due(), Some(start + Duration::from_secs(300)));
         let aged = objects.seal_aged(start + Duration::from_secs(300));
         assert_eq!(aged.len(), 1);
-        assert_eq!((aged[0].folder.as_str(), aged[0].why), ("a", Why::Age));
+        assert_eq!((aged[0].folder.as_str(), aged[0].why), ("a", Sealed::Age));
         assert_eq!(aged[0].first.seconds, 0);
         let sealed = objects.add(part("c", 30, 2_000), &flight, later);
         assert_eq!(sealed.len(), 1);
         assert_eq!(
             (sealed[0].folder.as_str(), sealed[0].why),
-            ("c", Why::Memory)
+            ("c", Sealed::Memory)
         );
     }
 

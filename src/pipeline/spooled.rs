@@ -20,19 +20,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::objects::{Body, Bounds, Objects, Sealed, Why};
+use super::objects::{Body, Bounds, Objects, SealedObject};
 use super::{MEMORY_FACTOR, Pipeline, Queued};
-use crate::batch::Piece;
+use crate::batch::{Payload, Piece};
 use crate::buffers;
 use crate::chunk::Encoded;
-use crate::config::Destination;
+use crate::config::{Destination, open_objects};
 use crate::dead_letter::Letter;
 use crate::encode;
 use crate::log::Level;
 use crate::metrics::{self, Record};
 use crate::retry::backoff;
 use crate::settle::{EventSet, Flight, Landed, Owner, Ticket, Verdict};
-use crate::sink::{Class, Payload};
+use crate::sink::Class;
 use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable};
 
 /// Chunks that may wait for another try before no further ones are read.
@@ -40,10 +40,6 @@ const MOST_HELD: usize = 1_000;
 /// A piece on its way is taken to need so many times its bytes: as it is, in the buffers of HTTP and TLS, and
 /// as much again for room in buffers that is not used.
 const PIECE_FACTOR: usize = 4;
-/// Of `memory_limit`, in eighths: what open objects may hold, together with those that are being sent. The rest
-/// is for what is read and encoded meanwhile, and for buffers. With 4, a host at full speed was seen to grow by
-/// more than `memory_limit`.
-const OBJECT_EIGHTHS: usize = 3;
 
 /// Steps of nice(2) by which encoding and compressing step back: who waits for a flush, the host's threads and
 /// the application beside it come first, and the spool keeps what comes meanwhile. A quarter of a processor is
@@ -162,7 +158,7 @@ impl Feed {
                 Bounds {
                     object_bytes: object.bytes,
                     age: object.age,
-                    bytes: config.memory_limit / 8 * OBJECT_EIGHTHS,
+                    bytes: open_objects(config.memory_limit),
                 },
             )),
         };
@@ -324,7 +320,7 @@ impl Feed {
             // A sealed object gives its bytes back only when it is there.
             Some(objects) => {
                 let held = self.sending_bytes + objects.bytes();
-                held <= limit / 8 * OBJECT_EIGHTHS || self.sending.is_empty()
+                held <= open_objects(limit) || self.sending.is_empty()
             }
             None => {
                 let next = self.spool.peek(self.after).map_or(0, |(_, bytes)| bytes);
@@ -478,7 +474,7 @@ impl Feed {
             let built = self.background.run(move || {
                 let now = Instant::now();
                 let add = |part| objects.add(part, &flight, now);
-                let sealed: Vec<Sealed> = parts.into_iter().flat_map(add).collect();
+                let sealed: Vec<SealedObject> = parts.into_iter().flat_map(add).collect();
                 (objects, sealed)
             });
             match built.await {
@@ -574,7 +570,7 @@ impl Feed {
     }
 
     /// Gives sealed objects their names, and sends them once these are in the spool.
-    fn dispatch(&mut self, sealed: Vec<Sealed>) {
+    fn dispatch(&mut self, sealed: Vec<SealedObject>) {
         for object in sealed {
             let batch = self.pipeline.next_batch.fetch_add(1, Ordering::Relaxed);
             let token = token();
@@ -595,12 +591,7 @@ impl Feed {
                 body: object.body,
                 tickets: object.tickets,
                 lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
-                why: match object.why {
-                    Why::Size => metrics::Sealed::Size,
-                    Why::Age => metrics::Sealed::Age,
-                    Why::Memory => metrics::Sealed::Memory,
-                    Why::Stop => metrics::Sealed::Stop,
-                },
+                why: object.why,
                 tries: 0,
             };
             self.sending.insert(batch, sending);

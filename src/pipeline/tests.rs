@@ -7,9 +7,10 @@ use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
-use crate::config::{Config, Properties};
+use crate::batch::Payload;
+use crate::config::Config;
 use crate::log::tests::Lines;
-use crate::sink::{Batch, Fault, Outcome, Payload};
+use crate::sink::{Batch, Fault, Outcome};
 
 /// A destination that does what a test says, call by call, and then takes everything.
 struct Scripted {
@@ -108,17 +109,6 @@ const OBJECT: Shape = Shape {
     compression: true,
 };
 
-struct Keys(Vec<(&'static str, String)>);
-
-impl Properties for Keys {
-    fn get(&self, key: &str) -> Option<String> {
-        self.0
-            .iter()
-            .find(|(name, _)| *name == key)
-            .map(|(_, value)| value.clone())
-    }
-}
-
 /// A pipeline in front of a scripted sink.
 struct Bench {
     pipeline: Arc<Pipeline>,
@@ -147,7 +137,11 @@ impl Bench {
         } else if !keys.iter().any(|(key, _)| *key == "spool") {
             all.push(("spool", "off".to_owned()));
         }
-        let config = Config::read(&Keys(all)).expect("a good configuration");
+        let get = |key: &str| {
+            let found = all.iter().find(|(name, _)| *name == key);
+            found.map(|(_, value)| value.clone())
+        };
+        let config = Config::read(&get).expect("a good configuration");
         let sink = Arc::new(Scripted {
             shape,
             script: Mutex::new(script.into()),

@@ -4,6 +4,7 @@
 //! that name. So a put whose answer was lost can be sent again: it then finds the object
 //! there, and a look at it tells our own from another's.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,10 +23,10 @@ use object_store::{
 use reqwest::Url;
 use tokio::sync::OnceCell;
 
-use super::{Batch, Class, Outcome, Payload, Shape, Sink};
+use super::{Batch, Class, Outcome, Shape, Sink};
 #[cfg(feature = "s3")]
 use crate::aws::{self, CredentialCache};
-use crate::batch::Limits;
+use crate::batch::{Limits, Payload};
 use crate::config::{self, Problem};
 #[cfg(any(feature = "s3", feature = "gs"))]
 use answer::Listening;
@@ -465,7 +466,7 @@ fn gcs(bucket: &str, endpoint: Option<&str>, ca_pem: Option<&[u8]>) -> Result<St
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
         // An emulator on this machine has no use for a token, and there may be none to be had here.
         // (Skipping signatures is an option of the builder's, but its puts do not heed it.)
-        if plain && matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")) {
+        if plain && is_here(&url) {
             let bearer = "none".to_owned();
             let none = object_store::StaticCredentialProvider::new(GcpCredential { bearer });
             builder = builder.with_credentials(Arc::new(none));
@@ -570,11 +571,19 @@ fn endpoint_url(endpoint: &str) -> Result<Url, Problem> {
         }
         Some(url) => Ok(url),
         None => {
-            let shown = endpoint.split(['?', '@']).next().unwrap_or_default();
-            let message = format!("'{shown}' is not a URL: write it with its scheme, https://host");
+            let shown = config::without_secrets(endpoint);
+            let message =
+                format!("'{shown}' is not a URL: write https://host, or https://host:port");
             Err(Problem::new("endpoint", message))
         }
     }
+}
+
+/// Whether an address is this machine's own, where nobody listens in.
+fn is_here(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn client_options(ca_pem: Option<&[u8]>, allow_http: bool) -> Result<ClientOptions, Problem> {

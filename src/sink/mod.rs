@@ -5,11 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
-use smallvec::SmallVec;
 
-use crate::batch::Limits;
+use crate::batch::{Limits, Payload};
 
 pub mod blob;
 #[cfg(feature = "firehose")]
@@ -26,68 +24,6 @@ pub struct Batch {
     /// with this token is this object, even if it was compressed otherwise. Without one an object is
     /// known by its name and its length.
     pub token: Option<Arc<str>>,
-}
-
-/// Bytes in parts, one behind the other: joined only where somebody needs them in one piece.
-#[derive(Clone, Debug, Default)]
-pub struct Payload {
-    parts: SmallVec<[Bytes; 1]>,
-    len: usize,
-}
-
-impl Payload {
-    /// Adds a part behind the others.
-    pub fn push(&mut self, part: Bytes) {
-        if !part.is_empty() {
-            self.len += part.len();
-            self.parts.push(part);
-        }
-    }
-
-    /// The parts, in order.
-    pub fn parts(&self) -> &[Bytes] {
-        &self.parts
-    }
-
-    /// Bytes in all.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// All of it in one piece. Costs a copy where there are several parts.
-    pub fn to_bytes(&self) -> Bytes {
-        match &self.parts[..] {
-            [all] => all.clone(),
-            parts => parts.concat().into(),
-        }
-    }
-}
-
-impl<B: Into<Bytes>> From<B> for Payload {
-    fn from(bytes: B) -> Payload {
-        let mut payload = Payload::default();
-        payload.push(bytes.into());
-        payload
-    }
-}
-
-impl Extend<Bytes> for Payload {
-    fn extend<I: IntoIterator<Item = Bytes>>(&mut self, parts: I) {
-        parts.into_iter().for_each(|part| self.push(part));
-    }
-}
-
-/// By their bytes, however they are parted.
-impl PartialEq for Payload {
-    fn eq(&self, other: &Payload) -> bool {
-        let bytes = |payload: &Payload| payload.parts.clone().into_iter().flatten();
-        self.len == other.len && bytes(self).eq(bytes(other))
-    }
 }
 
 /// What became of one record.

@@ -232,21 +232,6 @@ pub enum Refusal {
     Closed,
 }
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refusal::Full { bytes, limit } => {
-                write!(f, "the spool is full: {bytes} of {limit} bytes")
-            }
-            Refusal::TooLate => {
-                f.write_str("the spool's disk is too slow for the flush's deadline")
-            }
-            Refusal::Disk(error) => write!(f, "the spool's disk fails: {error}"),
-            Refusal::Closed => f.write_str(CLOSED),
-        }
-    }
-}
-
 const CLOSED: &str = "the spool is closed";
 
 /// What was found at open.
@@ -693,29 +678,13 @@ impl Spool {
         })
     }
 
-    /// The next unfinished chunk behind `after` (the oldest: `None`). Blocks on the disk, waits for nobody.
-    /// `None`: there is none yet.
-    pub fn next(&self, mut after: Option<Seq>) -> Option<(Seq, Result<Stored, Unreadable>)> {
-        loop {
-            let (chunk, place) = self.behind(after)?;
-            if let Some(stored) = self.fetch(chunk, place) {
-                return Some((chunk, stored));
-            }
-            after = Some(chunk);
-        }
-    }
-
-    /// The number and the bytes (of its data) of that next chunk, without reading it.
+    /// The next unfinished chunk behind `after` (the oldest: `None`), and the bytes of its data, without reading
+    /// it. `None`: there is none yet.
     pub fn peek(&self, after: Option<Seq>) -> Option<(Seq, usize)> {
-        let (chunk, place) = self.behind(after)?;
-        Some((chunk, place.data_len as usize))
-    }
-
-    fn behind(&self, after: Option<Seq>) -> Option<(Seq, Place)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.shared.state();
         let (chunk, place) = state.chunks.range((from, Bound::Unbounded)).next()?;
-        Some((*chunk, *place))
+        Some((*chunk, place.data_len as usize))
     }
 
     /// Reads a chunk. `None`: somebody finished it meanwhile, and it may be gone.

@@ -94,7 +94,7 @@ impl Bench {
     fn visible(&self) -> Vec<(Seq, Stored)> {
         let mut after = None;
         let read = || {
-            let (seq, stored) = self.spool().next(after)?;
+            let (seq, stored) = next(self.spool(), after)?;
             after = Some(seq);
             Some((seq, stored.unwrap()))
         };
@@ -194,6 +194,12 @@ fn begun(batch: u64, contents: &[Content]) -> Note {
         lines: 3,
         contents: contents.to_vec(),
     }
+}
+
+/// The next chunk behind another, read.
+fn next(spool: &Spool, after: Option<Seq>) -> Option<(Seq, Result<Stored, Unreadable>)> {
+    let (chunk, _) = spool.peek(after)?;
+    Some((chunk, spool.read(chunk)))
 }
 
 fn ended(batch: u64) -> Note {

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use ferry::config::Properties;
 use ferry::log::{Level, Output};
 use ferry::plugin::Instance;
 use ferry::settle::Verdict;
@@ -23,17 +22,6 @@ impl Output for Lines {
 
     fn write(&self, level: Level, line: &str) {
         self.0.lock().unwrap().push(format!("{level:?} {line}"));
-    }
-}
-
-struct Keys(Vec<(String, String)>);
-
-impl Properties for Keys {
-    fn get(&self, key: &str) -> Option<String> {
-        self.0
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, value)| value.clone())
     }
 }
 
@@ -56,8 +44,12 @@ impl Plugin {
             "dead_letter_dir".into(),
             dir.path().join("letters").display().to_string(),
         ));
+        let get = |key: &str| {
+            let found = all.iter().find(|(name, _)| name == key);
+            found.map(|(_, value)| value.clone())
+        };
         let lines = Lines::default();
-        match Instance::start(&Keys(all), Box::new(lines.clone()), None) {
+        match Instance::start(&get, Box::new(lines.clone()), None) {
             Some(instance) => Ok(Plugin {
                 instance,
                 lines,

@@ -139,11 +139,17 @@ fn append(runtime: &tokio::runtime::Runtime, spool: &Spool, tag: &[u8], data: &[
         .expect("a good disk with room keeps a chunk")
 }
 
+/// The next chunk behind another, read.
+fn next(spool: &Spool, after: Option<Seq>) -> Option<(Seq, Result<Stored, Unreadable>)> {
+    let (chunk, _) = spool.peek(after)?;
+    Some((chunk, spool.read(chunk)))
+}
+
 /// All that a spool gives back.
 fn read_all(spool: &Spool) -> HashMap<Seq, (Vec<u8>, Bytes)> {
     let mut found = HashMap::new();
     let mut after = None;
-    while let Some((chunk, stored)) = spool.next(after) {
+    while let Some((chunk, stored)) = next(spool, after) {
         assert!(
             after.is_none_or(|after| chunk > after),
             "chunks come in their order"

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use bytes::Bytes;
 
 use crate::batch::Limits;
-use crate::config::{Config, Properties};
+use crate::config::Config;
 use crate::dead_letter::{self, DeadLetters};
 use crate::log::Log;
 use crate::log::tests::Lines;
@@ -101,16 +101,6 @@ const STREAM: Shape = Shape {
     compression: false,
 };
 
-struct Keys(Vec<(&'static str, String)>);
-
-impl Properties for Keys {
-    fn get(&self, key: &str) -> Option<String> {
-        // What a test adds comes last and counts.
-        let found = self.0.iter().rev().find(|(name, _)| *name == key);
-        found.map(|(_, value)| value.clone())
-    }
-}
-
 /// A spooled pipeline in front of a store.
 struct Bench {
     pipeline: Arc<Pipeline>,
@@ -130,7 +120,12 @@ fn start(dir: &Path, store: &Arc<impl Sink>, keys: &[(&'static str, &str)]) -> B
         ("spool_dir", dir.join("spool").display().to_string()),
     ];
     all.extend(keys.iter().map(|(key, value)| (*key, (*value).to_owned())));
-    let config = Config::read(&Keys(all)).expect("a good configuration");
+    let get = |key: &str| {
+        // What a test adds comes last and counts.
+        let found = all.iter().rev().find(|(name, _)| *name == key);
+        found.map(|(_, value)| value.clone())
+    };
+    let config = Config::read(&get).expect("a good configuration");
     let place = config.spool.clone().expect("a spool");
     let lines = Lines::default();
     let log = Arc::new(Log::new(Box::new(lines.clone()), "ferry"));

@@ -55,7 +55,7 @@ pub(super) fn open(
 ) -> Result<(Arc<dyn ObjectStore>, Container), Problem> {
     let account = azure.account.as_str();
     let service = service_url(azure, account)?;
-    if service.scheme() == "http" && !azure.auth.is_secret() && !token::is_here(&service) {
+    if service.scheme() == "http" && !azure.auth.is_secret() && !super::is_here(&service) {
         let message = format!(
             "'{service}' would carry the token of auth_type {} in the clear: write https://",
             azure.auth.name()

@@ -610,6 +610,11 @@ fn wrong_addresses_are_told_with_their_key() {
             "query",
         ),
         (
+            azure("https://me:c2VjcmV0@h:99999".into(), false, well_known()),
+            "endpoint",
+            "'***@h:99999'",
+        ),
+        (
             config::Store::Gcs {
                 bucket: "b".into(),
                 endpoint: Some("h".into()),

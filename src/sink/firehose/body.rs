@@ -11,9 +11,10 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use ring::digest;
 
+use crate::batch::Payload;
 use crate::buffers;
 use crate::encode;
-use crate::sink::{Batch, Payload};
+use crate::sink::Batch;
 
 /// Bytes in a frame, and a few more: enough that the cost of each does not count.
 const FRAME_BYTES: usize = 128 * 1024;

@@ -140,7 +140,7 @@ proptest! {
             bench.open().unwrap();
             let mut delivered = Vec::new();
             let mut after = None;
-            while let Some((seq, stored)) = bench.spool().next(after) {
+            while let Some((seq, stored)) = next(bench.spool(), after) {
                 after = Some(seq);
                 match stored {
                     Ok(stored) => delivered.push(stored.data.to_vec()),
@@ -286,8 +286,8 @@ fn a_chunk_that_rots_in_an_older_segment_is_found_when_it_is_read_and_is_welcome
     bench.sim.put(&name, bytes);
     let recovered = bench.open().unwrap();
     assert_eq!((recovered.unfinished, recovered.findings.len()), (6, 0));
-    let (first, _) = bench.spool().next(None).unwrap();
-    let (rotten, found) = bench.spool().next(Some(first)).unwrap();
+    let (first, _) = next(bench.spool(), None).unwrap();
+    let (rotten, found) = next(bench.spool(), Some(first)).unwrap();
     let Err(Unreadable::Corrupt(words)) = found else {
         panic!("{found:?}");
     };
@@ -319,7 +319,7 @@ fn what_the_disk_refuses_to_read_is_not_corrupt() {
         ..Default::default()
     };
     bench.sim.fault(failing.clone());
-    let (chunk, found) = bench.spool().next(None).unwrap();
+    let (chunk, found) = next(bench.spool(), None).unwrap();
     assert!(matches!(found, Err(Unreadable::Disk(_))), "{found:?}");
     bench.sim.fault(sim::Faults::default());
     assert_eq!(bench.spool().read(chunk).unwrap().data, vec![1; 10]);

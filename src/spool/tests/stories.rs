@@ -170,7 +170,7 @@ fn many_at_once_keep_read_and_finish_and_each_chunk_is_seen_once() {
             for n in 0..EACH {
                 let data = [host, n].repeat(200);
                 while let Err(refusal) = spool.append(chunk(b"t", &data), deadline).await {
-                    assert!(matches!(refusal, Refusal::Full { .. }), "{refusal}");
+                    assert!(matches!(refusal, Refusal::Full { .. }), "{refusal:?}");
                     tokio::task::yield_now().await;
                 }
             }
@@ -183,7 +183,7 @@ fn many_at_once_keep_read_and_finish_and_each_chunk_is_seen_once() {
         let mut after = None;
         while seen.len() < usize::from(HOSTS) * usize::from(EACH) {
             let more = spool.more();
-            let Some((chunk, stored)) = spool.next(after) else {
+            let Some((chunk, stored)) = next(&spool, after) else {
                 more.await;
                 continue;
             };
@@ -699,7 +699,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
         .unwrap();
     bytes[at] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
-    let (first, corrupt) = spool.next(None).unwrap();
+    let (first, corrupt) = next(&spool, None).unwrap();
     let Err(Unreadable::Corrupt(words)) = corrupt else {
         panic!("{corrupt:?}");
     };
@@ -707,7 +707,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     assert!(words.contains(&kept), "{words}");
     assert_eq!(mode(&path.join("quarantine")), 0o700);
     assert_eq!(mode(&path.join("quarantine").join(kept)), 0o600);
-    let (_, second) = spool.next(Some(first)).unwrap();
+    let (_, second) = next(&spool, Some(first)).unwrap();
     assert_eq!(second.unwrap().data, vec![7; 10_000]);
     spool.rest();
     let there: u64 = LocalDisk::look(&path)

@@ -186,14 +186,7 @@ const SERVICE_IGNORED_GROUPS: &[&str] = &[
     "security.",
     "windows.",
 ];
-const SECTIONS_IGNORED: &[&str] = &[
-    "filter",
-    "custom",
-    "stream_task",
-    "upstream",
-    "node",
-    "multiline_parser",
-];
+const SECTIONS_IGNORED: &[&str] = &["filter", "custom", "stream_task", "upstream", "node"];
 
 impl Config {
     /// Reads `path` and what it names. Errors name file and line.

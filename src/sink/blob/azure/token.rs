@@ -5,7 +5,6 @@
 //! that fails while the token still serves, and what to tell a person.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,7 +22,7 @@ use reqwest::redirect::Policy;
 use serde_json::Value;
 
 use super::super::answer::{Failure, Fate, first_sentence, unanswered};
-use super::super::{Warn, client_options, endpoint_url, no_retries};
+use super::super::{Warn, client_options, endpoint_url, is_here, no_retries};
 use super::SecretFile;
 use crate::config::{self, AzureAuth, Problem, SecretSource};
 use crate::sink::Class;
@@ -39,13 +38,6 @@ const LONGEST: Duration = Duration::from_secs(366 * 86_400);
 
 const PUBLIC_CLOUD: &str = "https://login.microsoftonline.com";
 const METADATA_SERVICE: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
-
-/// Whether an address is this machine's own, where nobody listens in.
-pub(super) fn is_here(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
 
 /// Tokens of one identity.
 pub(super) struct Tokens {

@@ -35,12 +35,14 @@ const ONE_RECORD: &str = "
 fn probe(name: &str, flags: &[&str]) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = directory.join(format!("{name}.so"));
+    // Another process of these tests may have it loaded.
+    let fresh = directory.join(format!("{name}.{}.so", std::process::id()));
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"])
         .args(["-Wno-infinite-recursion", "-fno-optimize-sibling-calls"])
         .args(flags)
         .arg("-o")
-        .arg(&library)
+        .arg(&fresh)
         .arg(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/tests/fixture/out_probe.c"
@@ -49,6 +51,7 @@ fn probe(name: &str, flags: &[&str]) -> PathBuf {
         .status()
         .expect("a C compiler is needed");
     assert!(compiled.success());
+    std::fs::rename(&fresh, &library).unwrap();
     library
 }
 
