@@ -151,30 +151,55 @@ fn otlp_records_keep_their_metadata_resource_and_scope() {
 fn a_captured_chunk_cut_or_corrupted_anywhere_loses_only_what_is_broken() {
     let data = fs::read(folder().join("fwd.array.msgpack")).unwrap();
     let names = Template::parse("all", true).unwrap();
-    let lines = |data: &[u8]| {
+    let read = |data: &[u8]| {
         let encoded = encode(&Options::default(), &names, b"t", data, |_| true);
-        let text: Vec<u8> = encoded
-            .parts
-            .into_iter()
-            .flat_map(|part| part.text)
-            .collect();
-        let text = String::from_utf8(text).expect("UTF-8");
+        let text = encoded.parts.into_iter().flat_map(|part| part.text);
+        let text = String::from_utf8(text.collect()).expect("UTF-8");
         parsed(&text);
-        (text.lines().count(), encoded.letters.len())
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        (lines, encoded.letters.len())
     };
-    assert_eq!(lines(&data), (5, 0));
+    // Where each event ends, as another reader of msgpack sees it.
+    let mut rest = &data[..];
+    let mut ends = Vec::new();
+    while !rest.is_empty() {
+        rmpv::decode::read_value(&mut rest).expect("a whole event");
+        ends.push(data.len() - rest.len());
+    }
+    let (whole, letters) = read(&data);
+    assert_eq!((whole.len(), ends.len(), letters), (5, 5, 0));
     for cut in 0..data.len() {
-        let (lines, letters) = lines(&data[..cut]);
-        assert!(lines + letters >= 1 || cut == 0, "cut at {cut}");
+        let (lines, letters) = read(&data[..cut]);
+        let before = ends.partition_point(|end| *end <= cut);
+        assert_eq!(lines, whole[..before], "cut at {cut}");
+        let clean = cut == 0 || ends.contains(&cut);
+        assert_eq!(letters, usize::from(!clean), "cut at {cut}");
     }
     for at in 0..data.len() {
         for flip in [0x01, 0x80, 0xff] {
             let mut corrupt = data.clone();
             corrupt[at] ^= flip;
-            // A flipped bit may make an event another valid one, or swallow its neighbour; what is not
-            // a line is a letter, and the chunk is never lost as a whole.
-            let (lines, _) = lines(&corrupt);
-            assert!(lines >= 1, "byte {at} ^ {flip:02x}");
+            // A flipped bit may make an event another valid one, or one that swallows its neighbours. Those
+            // before it are what they were, and whatever is no line is a letter.
+            let (lines, letters) = read(&corrupt);
+            let before = ends.partition_point(|end| *end <= at);
+            assert!(
+                lines.starts_with(&whole[..before]),
+                "byte {at} ^ {flip:02x}: {lines:?}"
+            );
+            assert!(lines.len() + letters > before, "byte {at} ^ {flip:02x}");
+            // Its length is what may swallow others: where the event ends where it did, they are all there.
+            let end = ends[before];
+            let start = if before == 0 { 0 } else { ends[before - 1] };
+            let mut rest = &corrupt[start..];
+            let same_end =
+                rmpv::decode::read_value(&mut rest).is_ok() && corrupt.len() - rest.len() == end;
+            if same_end {
+                assert!(
+                    lines.ends_with(&whole[before + 1..]),
+                    "byte {at} ^ {flip:02x}: {lines:?}"
+                );
+            }
         }
     }
 }

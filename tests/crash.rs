@@ -8,6 +8,8 @@
 //! With `FLUENT_BIT` set the same is done to the real host, whose `storage.type filesystem` is what the
 //! harness imitates.
 //!
+//! Each test says how many of its kills left chunks in the spool, and fails where none did.
+//!
 //! `FERRY_KILLS` says how often (a dozen otherwise), `FERRY_SEED` which moments; `FERRY_KEEP` keeps the
 //! folders for a look.
 
@@ -118,17 +120,35 @@ impl Machine {
             .expect("the harness starts")
     }
 
-    /// Starts the host and kills it, so often, and then lets it finish.
+    /// Starts the host and kills it, so often, and then lets it finish. A host that ended by itself before it was
+    /// to be killed does not count, and the next ones live shorter: so the moments lie within what the work
+    /// takes, on a fast machine and on a slow one.
     fn kill_again_and_again(&mut self, kills: u64) {
-        for _ in 0..kills {
+        let (mut struck, mut longest) = (0, LONGEST_LIFE);
+        while struck < kills {
+            assert!(
+                (self.starts as u64) < 10 * kills,
+                "of {} hosts only {struck} were not done when they were to be killed",
+                self.starts
+            );
             self.add_chunks();
             let mut host = self.start();
-            let life = self.random.random_range(Duration::ZERO..LONGEST_LIFE);
+            let life = self.random.random_range(Duration::ZERO..longest);
             std::thread::sleep(life);
+            if let Some(status) = host.try_wait().unwrap() {
+                assert!(status.success(), "{status}: {}", self.logs());
+                longest = longest * 2 / 3;
+                continue;
+            }
             host.kill().expect("SIGKILL");
             host.wait().unwrap();
+            struck += 1;
+            longest = (longest * 9 / 8).min(LONGEST_LIFE);
         }
         self.finish();
+        let found = runs_that_found_chunks(&self.logs());
+        println!("{struck} kills, {found} of them with chunks in the spool");
+        assert!(found > 0, "no kill struck a chunk: {}", self.logs());
     }
 
     fn finish(&mut self) {
@@ -180,6 +200,20 @@ fn number_before(words: &str, text: &str) -> u64 {
     let before = text.split(words).map(|text| text.rsplit(' ').next());
     let numbers = before.take(text.matches(words).count());
     numbers.filter_map(|word| word?.parse::<u64>().ok()).sum()
+}
+
+/// How many runs took up what a killed one had left in the spool.
+fn runs_that_found_chunks(logs: &str) -> usize {
+    logs.matches("chunks of an earlier run are in the spool")
+        .count()
+}
+
+/// The files of a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.sort();
+    files
 }
 
 fn segments(spool: &Path) -> Vec<(String, u64)> {
@@ -248,6 +282,8 @@ struct RealMachine {
     dir: TempDir,
     fluent_bit: PathBuf,
     runs: usize,
+    /// The host's own chunk files, which it gets back a few at each start.
+    backlog: Vec<PathBuf>,
 }
 
 const REAL_LINES: u64 = 60_000;
@@ -306,10 +342,26 @@ impl RealMachine {
             dir,
             fluent_bit,
             runs: 0,
+            backlog: Vec::new(),
         };
         let status = machine.start("fill.conf").wait().unwrap();
         assert!(status.success(), "{status}: {}", machine.logs());
+        machine.backlog = files(&machine.dir.path().join("storage/tail.0"));
+        let aside = machine.dir.path().join("aside");
+        fs::create_dir(&aside).unwrap();
+        for file in &machine.backlog {
+            fs::rename(file, aside.join(file.file_name().unwrap())).unwrap();
+        }
         machine
+    }
+
+    /// Gives the host chunks of its own back, an even share for each of `rounds` that are left.
+    fn add_chunks(&mut self, rounds: usize) {
+        let share = self.backlog.len().div_ceil(rounds);
+        for file in self.backlog.drain(..share) {
+            let aside = self.dir.path().join("aside");
+            fs::rename(aside.join(file.file_name().unwrap()), file).unwrap();
+        }
     }
 
     fn start(&mut self, config: &str) -> Child {
@@ -328,7 +380,9 @@ impl RealMachine {
     /// Starts the host and kills it, again and again, and then lets it deliver all and stops it.
     fn kill_again_and_again(&mut self, all_is_there: impl Fn() -> bool) {
         let mut random = StdRng::seed_from_u64(setting("FERRY_SEED", 20_261_121));
-        for _ in 0..setting("FERRY_KILLS", 12) {
+        let kills = setting("FERRY_KILLS", 12);
+        for left in (1..=kills).rev() {
+            self.add_chunks(usize::try_from(left).unwrap());
             let mut host = self.start("run.conf");
             std::thread::sleep(
                 random.random_range(Duration::from_millis(200)..Duration::from_secs(1)),
@@ -352,6 +406,9 @@ impl RealMachine {
         assert!(stopped.unwrap().success());
         let status = host.wait().unwrap();
         assert!(status.success(), "{status}: {}", self.logs());
+        let found = runs_that_found_chunks(&self.logs());
+        println!("{kills} kills, {found} of them with chunks in the spool");
+        assert!(found > 0, "no kill struck a chunk: {}", self.logs());
     }
 
     fn logs(&self) -> String {

@@ -498,7 +498,10 @@ async fn memory_bounds_what_is_in_flight() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     let second_large = "y".repeat(900);
     let second = flush(chunk(&vec![second_large.as_str(); 200]));
-    while !(first.is_finished() && second.is_finished()) {
+    for _ in 0..100_000 {
+        if first.is_finished() && second.is_finished() {
+            break;
+        }
         go.notify_one();
         tokio::time::sleep(Duration::from_micros(10)).await;
     }
@@ -713,9 +716,14 @@ async fn a_destination_that_is_down_opens_the_circuit_and_its_return_is_told() {
         let pipeline = Arc::clone(&bench.pipeline);
         tokio::spawn(async move { pipeline.flush(b"app", chunk(&["a"])).await })
     };
-    while !metrics.circuit_is_open() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let open = async {
+        while !metrics.circuit_is_open() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let minute = Duration::from_secs(60);
+    let opened = tokio::time::timeout(minute, open).await;
+    opened.expect("the circuit opens");
     assert!(bench.said("one request at a time is tried"));
     assert_eq!(flush.await.unwrap(), Verdict::Ok);
     assert!(!metrics.circuit_is_open());

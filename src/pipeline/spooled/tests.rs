@@ -76,6 +76,8 @@ impl Sink for Store {
     }
 }
 
+/// How long anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
 const MANY: usize = Semaphore::MAX_PERMITS / 2;
 
 const OBJECT: Shape = Shape {
@@ -154,6 +156,15 @@ impl Bench {
     }
 
     /// Ends as the library does.
+    /// As the host does with a chunk that is answered RETRY.
+    async fn flush_until_taken(&self, event: &str) {
+        let began = Instant::now();
+        while self.flush(&[event]).await == Verdict::Retry {
+            assert!(began.elapsed() < PATIENCE, "no room for a chunk");
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn stop(self) {
         self.pipeline.drain();
         self.feed.await.expect("the feed does not panic");
@@ -170,6 +181,15 @@ impl Bench {
     fn said(&self, what: &str) -> bool {
         let lines = self.lines.0.lock().unwrap();
         lines.iter().any(|(_, line)| line.contains(what))
+    }
+}
+
+/// Waits for what another thread does.
+async fn until(what: &str, is_there: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_there() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::task::yield_now().await;
     }
 }
 
@@ -296,9 +316,7 @@ async fn an_object_that_is_there_is_not_sent_after_a_restart() {
     store.reached(1).await;
     bench.flush(&["b"]).await;
     // The answer has come when its chunk is finished.
-    while bench.spool.usage().unfinished > 1 {
-        tokio::task::yield_now().await;
-    }
+    until("the answer", || bench.spool.usage().unfinished == 1).await;
     let image = bench.crash_image();
     bench.feed.abort();
 
@@ -389,9 +407,7 @@ async fn a_full_spool_answers_retry_and_takes_chunks_again_when_there_is_room() 
     assert!(kept >= 14, "{kept}");
     assert!(bench.said("the spool is full"));
     store.permits.add_permits(MANY);
-    while bench.flush(&["y"]).await == Verdict::Retry {
-        tokio::task::yield_now().await;
-    }
+    bench.flush_until_taken("y").await;
     bench.stop().await;
     assert_eq!(store.lines().len(), kept + 1);
 }
@@ -410,9 +426,7 @@ async fn a_spool_smaller_than_an_object_does_not_wait_for_the_object_to_fill() {
     let bench = start(dir.path(), &store, &keys);
     let event = "x".repeat(1_000_000);
     for _ in 0..40 {
-        while bench.flush(&[&event]).await == Verdict::Retry {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        bench.flush_until_taken(&event).await;
     }
     bench.stop().await;
     assert_eq!(store.lines().len(), 40);
@@ -451,9 +465,10 @@ async fn a_letter_that_cannot_be_kept_holds_its_chunk_until_it_can() {
     let file = dir.path().join("letters").join(dead_letter::FILE);
     std::fs::create_dir(&file).unwrap();
     bench.pipeline.flush(b"app", b"\xc1"[..].into()).await;
-    while !bench.said("dead letters cannot be written") {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("a word of the letter", || {
+        bench.said("dead letters cannot be written")
+    })
+    .await;
     assert_eq!(bench.spool.usage().unfinished, 1);
     std::fs::remove_dir(&file).unwrap();
     bench.stop().await;

@@ -259,7 +259,8 @@ fn a_chunk_whose_turn_has_come_is_waited_for_beyond_its_deadline() {
     let bench = Bench::new(SMALL);
     bench.sim.hold_syncs(true);
     bench.runtime.block_on(async {
-        let soon = Instant::now() + Duration::from_millis(20);
+        // Long enough for the poll below to come before it, also on a busy machine.
+        let soon = Instant::now() + Duration::from_millis(300);
         let mut append = Box::pin(bench.spool().append(chunk(b"t", &[1; 10]), soon));
         assert!(futures::poll!(&mut append).is_pending());
         bench.sim.wait_for_a_held_sync();
