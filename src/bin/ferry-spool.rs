@@ -28,7 +28,7 @@ struct Cli {
 }
 
 const STATUS: &str =
-    "Status: 0, all is well; 1, something is damaged; 2, it could not be read at all";
+    "Status: 0, all is well; 1, verify or export found damage; 2, it could not be read at all";
 
 #[derive(Subcommand)]
 enum Command {

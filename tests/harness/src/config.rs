@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use fluent_bit_config::{Document, Place, Section, Variables, beside};
+use fluent_bit_config::{Document, Format, Place, Section, Variables, beside};
 
 /// One `Key value` line. The value is `None` where nothing was left of it once its variables were
 /// resolved: the host then answers "not set".
@@ -195,12 +195,16 @@ impl Config {
         let root = document.root.clone();
         let mut config = Self::default();
         let mut variables = document.variables();
+        let yaml = document.format == Format::Yaml;
         for section in &document.sections {
             match section.name.to_lowercase().as_str() {
                 "service" => config.read_service(section, &root, &mut variables)?,
                 "input" => config.inputs.push(instance(section, &mut variables)?),
                 "output" => config.outputs.push(instance(section, &mut variables)?),
                 "env" => {}
+                // YAML has these in the main file, the classic format has not.
+                "plugins" if yaml => config.take_plugins(section),
+                "parser" if yaml => config.parsers.push(instance(section, &mut variables)?),
                 "parser" | "multiline_parser" => bail!(
                     "{}: a [{}] section belongs in a file named by Parsers_File, not in the main file",
                     section.place,
@@ -316,15 +320,19 @@ impl Config {
                 self.ignore_section(section);
                 continue;
             }
-            for entry in &section.entries {
-                if entry.key.eq_ignore_ascii_case("path") {
-                    // The host resolves no variables here.
-                    let library = PathBuf::from(&entry.value);
-                    self.plugins.push((library, entry.place.clone()));
-                }
-            }
+            self.take_plugins(section);
         }
         Ok(())
+    }
+
+    fn take_plugins(&mut self, section: &Section) {
+        for entry in &section.entries {
+            if entry.key.eq_ignore_ascii_case("path") {
+                // The host resolves no variables here.
+                let library = PathBuf::from(&entry.value);
+                self.plugins.push((library, entry.place.clone()));
+            }
+        }
     }
 
     fn read_parsers(
@@ -437,6 +445,32 @@ mod tests {
             fs::write(directory.path().join(name), text)?;
         }
         Config::load(&directory.path().join("fluent-bit.conf"))
+    }
+
+    #[test]
+    fn yaml_has_its_plugins_and_parsers_in_the_main_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let main = directory.path().join("fluent-bit.yaml");
+        let text = "\
+service:
+  flush: 1
+plugins:
+  - /a/out_ferry.so
+parsers:
+  - name: json
+    format: json
+pipeline:
+  inputs:
+    - name: dummy
+  outputs:
+    - name: ferry
+      match: '*'
+";
+        fs::write(&main, text).unwrap();
+        let config = Config::load(&main).unwrap();
+        assert_eq!(config.plugins[0].0, Path::new("/a/out_ferry.so"));
+        assert_eq!(config.parsers[0].name, "json");
+        assert_eq!(config.outputs[0].name, "ferry");
     }
 
     const PIPELINE: &str = "[INPUT]\n  Name dummy\n[OUTPUT]\n  Name x\n";

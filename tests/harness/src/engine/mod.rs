@@ -57,7 +57,7 @@ const THREADS_MAY_LINGER: Duration = Duration::from_millis(250);
 /// Arguments of `run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// The configuration, in the classic format
+    /// The configuration, in the classic format or YAML
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
     /// A library to load before the configuration; may be given several times

@@ -86,7 +86,7 @@ const LEFT_OUT: &[&str] = &[
 pub struct ReplayArgs {
     /// The dead-letter folder
     dir: PathBuf,
-    /// The configuration with the output, in the classic format; its inputs are not run
+    /// The configuration with the output; its inputs are not run
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     config: Option<PathBuf>,
     /// A library to load before the configuration; may be given several times
