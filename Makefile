@@ -245,6 +245,7 @@ help: ## List the commands
 	@echo "  KILLS=200 SEED=1                 make soak: kills a test, and the seed of their moments"
 	@echo "  FUZZ_SECONDS=600                 make soak: seconds for each fuzz target"
 	@echo "  RELOADS=1000                     make soak: hot reloads in one process"
+	@echo "  DENY=\"licenses bans sources\"     make deny: which checks; advisories needs the network"
 	@echo "  PREFIX=/usr/local DESTDIR=       make install, make uninstall: where to"
 	@echo "  PACKAGE_TARGET=…                 make package: another machine, such as aarch64-unknown-linux-gnu"
 	@echo "  LINES=600000 REPEAT=1 ROWS=…     make bench-host: lines, rounds, and words such as gzip,blob in the rows' names"

@@ -100,6 +100,7 @@ fn batching(c: &mut Criterion) {
     let limits = Limits {
         record_bytes: 1_024_000,
         record_lines: u32::MAX,
+        joins: true,
         batch_records: 500,
         batch_bytes: 4 * 1024 * 1024,
     };
@@ -189,6 +190,7 @@ impl Sink for Nowhere {
             limits: Limits {
                 record_bytes: 1_024_000,
                 record_lines: u32::MAX,
+                joins: true,
                 batch_records: 500,
                 batch_bytes: 4 * 1024 * 1024,
             },

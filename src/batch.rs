@@ -15,6 +15,8 @@ pub struct Limits {
     pub record_bytes: usize,
     /// Lines in one record; 1 means that every line is a record of its own.
     pub record_lines: u32,
+    /// Whether pieces may share a record. Not where a record is an object: its name stands for its one piece.
+    pub joins: bool,
     /// Records in one request.
     pub batch_records: usize,
     /// Bytes in one request.
@@ -167,11 +169,12 @@ impl<T> Packer<T> {
         self.queue.is_empty()
     }
 
-    /// Adds a piece, to the record before it where that has room for it.
+    /// Adds a piece, to the record before it where that may be and it has room.
     pub fn push(&mut self, target: &Arc<str>, piece: Piece<T>, limits: &Limits, now: Instant) {
         debug_assert!(piece.bytes.len() <= limits.record_bytes);
         self.bytes += piece.bytes.len();
-        if let Some(last) = self.queue.back_mut()
+        if limits.joins
+            && let Some(last) = self.queue.back_mut()
             && last.attempts == 0
             && last.target == *target
             && last.bytes + piece.bytes.len() <= limits.record_bytes
@@ -280,6 +283,7 @@ mod tests {
     const SMALL: Limits = Limits {
         record_bytes: 10,
         record_lines: 3,
+        joins: true,
         batch_records: 4,
         batch_bytes: 25,
     };

@@ -318,7 +318,7 @@ impl Pipeline {
             }
         }
         if let Some(batch) = journal {
-            self.ended(batch, &settled, answered.again.is_empty()).await;
+            self.ended(batch, &settled, settled.len() == sent).await;
         }
         for piece in settled.into_iter().flat_map(|record| record.pieces) {
             piece.ticket.keep();

@@ -35,8 +35,8 @@ use crate::settle::{EventSet, Flight, Landed, Owner, Ticket, Verdict};
 use crate::sink::Class;
 use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable};
 
-/// Chunks that may wait for another try before no further ones are read.
-const MOST_HELD: usize = 1_000;
+/// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
+const MOST_HELD: usize = if cfg!(test) { 20 } else { 1_000 };
 /// A piece on its way is taken to need so many times its bytes: as it is, in the buffers of HTTP and TLS, and
 /// as much again for room in buffers that is not used.
 const PIECE_FACTOR: usize = 4;
@@ -138,8 +138,8 @@ pub(super) struct Feed {
     again: BTreeSet<(Instant, Seq, u32)>,
     /// For a blob store.
     objects: Option<Objects>,
-    /// Objects that had begun before a restart, and their tickets.
-    begun: VecDeque<(Pending, Vec<Ticket>)>,
+    /// Objects that had begun before a restart, and from when on they are to be built.
+    begun: VecDeque<(Instant, Pending, Vec<Ticket>)>,
     sending: HashMap<u64, Sending>,
     sending_bytes: usize,
     /// Notes about objects, which must not be forgotten.
@@ -247,7 +247,7 @@ impl Feed {
             // there.
             tickets.push(airborne.flight.hold());
         }
-        self.begun.push_back((pending, tickets));
+        self.begun.push_back((Instant::now(), pending, tickets));
     }
 
     /// Runs until we stop and nothing is left to be sent.
@@ -302,13 +302,14 @@ impl Feed {
             }
             let due = self.objects.as_ref().and_then(Objects::due);
             let again = self.again.first().map(|(at, ..)| *at).filter(|_| room);
-            let wake = [due, again].into_iter().flatten().min();
+            let begun = self.begun.iter().map(|(at, ..)| *at).min().filter(|_| room);
+            let wake = [due, again, begun].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 Some(landed) = self.landing.recv() => self.land(landed),
                 Some(_) = self.notes.join_next(), if stopping => {}
                 Ok(()) = draining.changed() => {}
-                () = more, if room => {}
+                () = more, if room && self.may_read_on() => {}
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
             }
         }
@@ -316,7 +317,7 @@ impl Feed {
 
     fn has_room(&self) -> bool {
         let limit = self.pipeline.config.memory_limit;
-        let free = match &self.objects {
+        match &self.objects {
             // A sealed object gives its bytes back only when it is there.
             Some(objects) => {
                 let held = self.sending_bytes + objects.bytes();
@@ -327,8 +328,12 @@ impl Feed {
                 let needed = self.chunk_bytes + next * MEMORY_FACTOR;
                 needed <= limit || self.chunk_bytes == 0
             }
-        };
-        free && self.again.len() < MOST_HELD
+        }
+    }
+
+    /// Whether chunks that were not read yet may be. Those that wait for another try go on in any case.
+    fn may_read_on(&self) -> bool {
+        self.again.len() < MOST_HELD
     }
 
     fn is_done(&self) -> bool {
@@ -341,7 +346,8 @@ impl Feed {
     /// Takes the next thing up: an object that had begun, a chunk that is due again, a chunk that was not
     /// read yet. False where there is none.
     async fn advance(&mut self, now: Instant) -> bool {
-        if let Some((pending, tickets)) = self.begun.pop_front() {
+        let due = self.begun.iter().position(|(at, ..)| *at <= now);
+        if let Some((_, pending, tickets)) = due.and_then(|due| self.begun.remove(due)) {
             self.rebuild(pending, tickets).await;
             return true;
         }
@@ -351,6 +357,9 @@ impl Feed {
             self.again.pop_first();
             self.launch(chunk, tries).await;
             return true;
+        }
+        if !self.may_read_on() {
+            return false;
         }
         let Some((chunk, _)) = self.spool.peek(self.after) else {
             return false;
@@ -638,8 +647,10 @@ impl Feed {
             Err(_) => None,
         };
         let Some((body, lines)) = built else {
-            sleep(backoff(Class::Transient, 4, &mut StdRng::from_os_rng())).await;
-            self.begun.push_back((pending, tickets));
+            // What else there is goes on meanwhile.
+            let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
+            self.begun
+                .push_back((Instant::now() + wait, pending, tickets));
             return;
         };
         self.sending_bytes += body.len();

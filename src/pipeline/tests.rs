@@ -91,6 +91,7 @@ const ONE_LINE: Shape = Shape {
     limits: Limits {
         record_bytes: 1_000,
         record_lines: 1,
+        joins: true,
         batch_records: 3,
         batch_bytes: 10_000,
     },
@@ -102,6 +103,7 @@ const OBJECT: Shape = Shape {
     limits: Limits {
         record_bytes: usize::MAX,
         record_lines: u32::MAX,
+        joins: false,
         batch_records: 1,
         batch_bytes: usize::MAX,
     },
@@ -451,6 +453,33 @@ async fn a_destination_that_takes_less_and_less_is_not_asked_without_end() {
     assert_eq!(bench.flush(&["a", "b", "c"]).await, Verdict::Ok);
     let sizes: Vec<usize> = bench.sink.calls().iter().map(Vec::len).collect();
     assert_eq!(sizes[..2], [3, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_still_queued_when_its_chunk_comes_again_has_each_line_once() {
+    let go = Arc::new(Notify::new());
+    let keys = [
+        ("url", "file:///objects"),
+        ("flush_deadline", "1s"),
+        ("compression", "none"),
+        ("concurrency", "1"),
+    ];
+    let bench = Bench::with_gate(OBJECT, &keys, vec![], Some(Arc::clone(&go)));
+    let flush = |event: &'static str| {
+        let pipeline = Arc::clone(&bench.pipeline);
+        tokio::spawn(async move { pipeline.flush(b"app", chunk(&[event])).await })
+    };
+    // The first is on its way and has no answer; the second waits for it, and its flush gives up.
+    let (first, second) = (flush("a"), flush("b"));
+    assert_eq!(first.await.unwrap(), Verdict::Retry);
+    assert_eq!(second.await.unwrap(), Verdict::Retry);
+    let again = flush("b");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    go.notify_one();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    go.notify_one();
+    assert_eq!(again.await.unwrap(), Verdict::Ok);
+    assert_eq!(bench.sink.calls(), [lines(&["a"]), lines(&["b"])]);
 }
 
 #[tokio::test(start_paused = true)]

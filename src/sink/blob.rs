@@ -369,6 +369,7 @@ impl Sink for BlobSink {
             limits: Limits {
                 record_bytes: MAX_OBJECT_BYTES,
                 record_lines: u32::MAX,
+                joins: false,
                 batch_records: 1,
                 batch_bytes: MAX_OBJECT_BYTES,
             },

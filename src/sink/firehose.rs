@@ -274,6 +274,7 @@ fn joined(record_lines: u32, compression: bool) -> Shape {
         limits: Limits {
             record_bytes: MAX_RECORD_BYTES,
             record_lines,
+            joins: true,
             batch_records: MAX_BATCH_RECORDS,
             batch_bytes: MAX_BATCH_BYTES,
         },

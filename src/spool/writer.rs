@@ -226,6 +226,8 @@ impl Writer {
                     if !group.is_empty() {
                         self.commit(group);
                     }
+                    // Who asked meanwhile was heard here; who asks from now on is heard by a job of its own.
+                    self.state().tidying = false;
                     if self.is_untidy() {
                         self.tidy();
                     }

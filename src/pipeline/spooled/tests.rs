@@ -1,6 +1,7 @@
 use super::*;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -84,6 +85,7 @@ const OBJECT: Shape = Shape {
     limits: Limits {
         record_bytes: usize::MAX,
         record_lines: u32::MAX,
+        joins: false,
         batch_records: 1,
         batch_bytes: usize::MAX,
     },
@@ -96,6 +98,7 @@ const STREAM: Shape = Shape {
     limits: Limits {
         record_bytes: 1_000,
         record_lines: 1,
+        joins: true,
         batch_records: 2,
         batch_bytes: 10_000,
     },
@@ -155,7 +158,6 @@ impl Bench {
         self.pipeline.flush(b"app", chunk(events)).await
     }
 
-    /// Ends as the library does.
     /// As the host does with a chunk that is answered RETRY.
     async fn flush_until_taken(&self, event: &str) {
         let began = Instant::now();
@@ -165,6 +167,7 @@ impl Bench {
         }
     }
 
+    /// Ends as the library does.
     async fn stop(self) {
         self.pipeline.drain();
         self.feed.await.expect("the feed does not panic");
@@ -474,6 +477,136 @@ async fn a_letter_that_cannot_be_kept_holds_its_chunk_until_it_can() {
     bench.stop().await;
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains("malformed"), "{text}");
+}
+
+/// As Firehose does with what it will never take: of a request of several it refuses all, so that each goes alone.
+struct RefusesAll(AtomicUsize);
+
+impl Sink for RefusesAll {
+    fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
+        Box::pin(std::future::ready(STREAM))
+    }
+
+    fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let fault = Arc::new(Fault {
+            class: Class::Record,
+            code: "ValidationException".into(),
+            message: "no".into(),
+            request_id: None,
+        });
+        let outcome = match batch.records.len() {
+            1 => Outcome::Rejected(fault),
+            _ => Outcome::Retry(fault),
+        };
+        Box::pin(std::future::ready(vec![outcome; batch.records.len()]))
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_is_refused_and_whose_letter_cannot_be_kept_survives_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let refusing = Arc::new(RefusesAll(AtomicUsize::new(0)));
+    let bench = start(dir.path(), &refusing, FIREHOSE);
+    let file = Path::new("letters").join(dead_letter::FILE);
+    std::fs::create_dir(dir.path().join(&file)).unwrap();
+    assert_eq!(bench.flush(&["a", "b"]).await, Verdict::Ok);
+    // Both together and each alone: when they come again, the notes about that are written.
+    until("another try", || refusing.0.load(Ordering::Relaxed) > 3).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    std::fs::remove_dir(image.path().join(&file)).unwrap();
+    let after = Store::new(STREAM, MANY);
+    start(image.path(), &after, FIREHOSE).stop().await;
+    let mut there = after.lines();
+    there.dedup();
+    assert_eq!(there, lines(&["a", "b"]));
+}
+
+#[tokio::test]
+async fn more_chunks_than_may_be_held_back_go_on_when_they_can() {
+    /// Panics, which fails whatever it is given.
+    struct Breaks {
+        store: Arc<Store>,
+        broken: AtomicBool,
+        asked: AtomicUsize,
+    }
+    impl Sink for Breaks {
+        fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
+            self.store.shape(target)
+        }
+
+        fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+            self.asked.fetch_add(batch.records.len(), Ordering::Relaxed);
+            assert!(!self.broken.load(Ordering::Relaxed), "on purpose");
+            self.store.send(batch)
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(STREAM, MANY);
+    let breaks = Arc::new(Breaks {
+        store: Arc::clone(&store),
+        broken: AtomicBool::new(true),
+        asked: AtomicUsize::new(0),
+    });
+    let bench = start(dir.path(), &breaks, FIREHOSE);
+    let events: Vec<String> = (0..MOST_HELD + 10).map(|n| format!("{n:04}")).collect();
+    for event in &events {
+        assert_eq!(bench.flush(&[event]).await, Verdict::Ok);
+    }
+    let asked = || breaks.asked.load(Ordering::Relaxed);
+    until("as many failures", || asked() >= MOST_HELD).await;
+    breaks.broken.store(false, Ordering::Relaxed);
+    until("all of them", || store.lines().len() >= events.len()).await;
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    assert_eq!(store.lines(), lines(&events));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_built_again_yet_holds_only_itself_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let mut keys = BLOB.to_vec();
+    keys.extend([("spool_limit", "16M"), ("blob_max_size", "10K")]);
+    let bench = start(dir.path(), &store, &keys);
+    bench.flush(&["a"]).await;
+    bench.pipeline.drain();
+    store.reached(1).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(OBJECT, MANY);
+    let bench = start(image.path(), &after, &keys);
+    // The feed has not run yet. From now on the segment cannot be read, as where a disk has a bad sector.
+    let mut segments: Vec<PathBuf> = std::fs::read_dir(image.path().join("spool"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+        .collect();
+    segments.sort();
+    let aside = image.path().join("aside");
+    std::fs::rename(&segments[0], &aside).unwrap();
+    std::fs::create_dir(&segments[0]).unwrap();
+    // A segment has 1 MiB here: the last one of these is in another.
+    let long = "x".repeat(600_000);
+    for n in 0..3 {
+        let event = format!("{n}{long}");
+        assert_eq!(bench.flush(&[&event]).await, Verdict::Ok);
+    }
+    until("a newer chunk", || !after.lines().is_empty()).await;
+    std::fs::remove_dir(&segments[0]).unwrap();
+    std::fs::rename(&aside, &segments[0]).unwrap();
+    bench.stop().await;
+    assert_eq!(after.lines().len(), 4);
+    let first = &store.batches()[0];
+    assert!(
+        after
+            .batches()
+            .iter()
+            .any(|batch| batch.target == first.target)
+    );
 }
 
 #[tokio::test]

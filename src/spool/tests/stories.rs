@@ -1113,3 +1113,55 @@ fn a_directory_that_is_only_looked_at_is_not_changed() {
         assert!(error.to_string().starts_with(named), "{error}");
     }
 }
+
+#[test]
+fn a_full_spool_takes_chunks_again_when_all_in_it_is_finished_whatever_was_asked_for_in_a_group() {
+    let bench = Bench::new(SMALL);
+    while bench.append(b"app.log", &[1; 3_000]).is_ok() {}
+    bench.spool().rest();
+    let chunks: Vec<Seq> = bench.visible().iter().map(|(chunk, _)| *chunk).collect();
+    // While a group is synced, a note waits, and behind it what a chunk asks for that found no room.
+    bench.sim.hold_syncs(true);
+    let note = |note: Note| {
+        let spool = Arc::clone(bench.spool());
+        std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(spool.note(note, Durability::Synced))
+        })
+    };
+    let first = note(begun(7, &[all(chunks[0])]));
+    bench.sim.wait_for_a_held_sync();
+    let second = {
+        let contents = chunks.iter().map(|chunk| all(*chunk)).collect();
+        let spool = Arc::clone(bench.spool());
+        let (sent, waits) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+            let mut note = Box::pin(spool.note(Note::Done { contents }, Durability::Synced));
+            runtime.block_on(async {
+                assert!(futures::poll!(&mut note).is_pending());
+                sent.send(()).unwrap();
+                note.await
+            })
+        });
+        waits.recv().unwrap();
+        thread
+    };
+    let refused = bench.append(b"app.log", &[2; 3_000]);
+    assert!(matches!(refused, Err(Refusal::Full { .. })), "{refused:?}");
+    bench.sim.hold_syncs(false);
+    first.join().unwrap().unwrap();
+    second.join().unwrap().unwrap();
+    bench.spool().rest();
+    for chunk in chunks {
+        bench.spool().finish(chunk);
+    }
+    bench.spool().rest();
+    // The newest segment goes when something does not fit beside it.
+    let _ = bench.append(b"app.log", &[3; 3_000]);
+    bench.spool().rest();
+    assert!(matches!(
+        bench.append(b"app.log", &[3; 3_000]),
+        Ok(Appended::Kept)
+    ));
+}
