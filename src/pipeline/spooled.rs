@@ -41,6 +41,10 @@ const MOST_HELD: usize = if cfg!(test) { 20 } else { 1_000 };
 /// as much again for room in buffers that is not used.
 const PIECE_FACTOR: usize = 4;
 
+/// What an object on its way needs beside its bytes and tickets, about: its names, its flight, its note, its place
+/// in the lane. Where each event is an object, that is most of it.
+const SENDING_BYTES: usize = 1_024;
+
 /// Steps of nice(2) by which encoding and compressing step back: who waits for a flush, the host's threads and
 /// the application beside it come first, and the spool keeps what comes meanwhile. A quarter of a processor is
 /// left where one other thread wants all of it.
@@ -121,6 +125,14 @@ struct Sending {
     lines: u32,
     why: metrics::Sealed,
     tries: u32,
+}
+
+impl Sending {
+    /// Memory it needs, about.
+    fn bytes(&self) -> usize {
+        let tickets = self.tickets.iter().map(Ticket::footprint);
+        SENDING_BYTES + self.body.len() + tickets.sum::<usize>()
+    }
 }
 
 /// Reads the spool and sees to it that everything in it is delivered.
@@ -546,7 +558,7 @@ impl Feed {
                 let Some(sending) = self.sending.remove(&batch) else {
                     return;
                 };
-                self.sending_bytes -= sending.body.len();
+                self.sending_bytes -= sending.bytes();
                 let ended = Note::Ended {
                     batch,
                     delivered: None,
@@ -593,7 +605,6 @@ impl Feed {
                 lines: object.lines,
                 contents: contents(object.tickets.iter()),
             };
-            self.sending_bytes += object.body.len();
             let sending = Sending {
                 target: name.into(),
                 token,
@@ -603,6 +614,7 @@ impl Feed {
                 why: object.why,
                 tries: 0,
             };
+            self.sending_bytes += sending.bytes();
             self.sending.insert(batch, sending);
             let queued = self.queued(batch);
             let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
@@ -653,7 +665,6 @@ impl Feed {
                 .push_back((Instant::now() + wait, pending, tickets));
             return;
         };
-        self.sending_bytes += body.len();
         let batch = pending.batch;
         let sending = Sending {
             target: pending.name.into(),
@@ -665,6 +676,7 @@ impl Feed {
             why: metrics::Sealed::Stop,
             tries: 0,
         };
+        self.sending_bytes += sending.bytes();
         self.sending.insert(batch, sending);
         if let Some(queued) = self.queued(batch) {
             self.pipeline.enqueue(String::new(), vec![queued]);

@@ -565,6 +565,28 @@ async fn more_chunks_than_may_be_held_back_go_on_when_they_can() {
 }
 
 #[tokio::test]
+async fn an_event_an_object_fills_memory_by_what_an_object_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let mut keys = BLOB.to_vec();
+    keys.extend([("path", "{record.k}"), ("memory_limit", "8M")]);
+    let bench = start(dir.path(), &store, &keys);
+    for chunk in 0..6 {
+        let names: Vec<String> = (0..1_000).map(|n| format!("user-{chunk}-{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert_eq!(bench.flush(&names).await, Verdict::Ok);
+    }
+    // 6,000 bodies have 0.1 MB. No more is read once three eighths of the limit are full; the last chunk that was
+    // may go beyond them.
+    let held = || bench.pipeline.metrics().spooled.get().unwrap_or_default();
+    until("full memory", || held() >= 3_000_000.0).await;
+    assert!(held() < 4_500_000.0, "{}", held());
+    store.permits.add_permits(MANY);
+    bench.stop().await;
+    assert_eq!(store.lines().len(), 6_000);
+}
+
+#[tokio::test]
 async fn an_object_that_cannot_be_built_again_yet_holds_only_itself_up() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
