@@ -45,6 +45,11 @@
 //! what failed may have left frames with numbers yet to come. All spares together have at most a quarter of the
 //! limit, give way to chunks and where a write fails (the disk may be full), and are removed at close and at open.
 //!
+//! **The reserve** is a file of zeros beside the segments, `reserve`: some room that the disk has for notes when it is
+//! full otherwise. Nothing is sent before a note about it is written, so without it a disk that fills up while the
+//! destination is away would stay full for ever. When notes alone find no room, the reserve is removed; no chunk is
+//! taken until it can be made again.
+//!
 //! **The spool's number in each header** tells a frame from what a recycled disk block held before, and from
 //! what somebody writes into a log to look like a frame.
 //!
@@ -81,7 +86,8 @@
 //!
 //! # Limits
 //!
-//! Chunks are refused when all files together, the spares left out, would grow over [`Options::limit`].
+//! Chunks are refused when all files together, the spares left out, would grow over [`Options::limit`]. The reserve,
+//! 1 MiB at most, comes on top of that.
 //! Notes and the Begin frames of the segments they need are written in any case, since they are what lets chunks be finished;
 //! so are copies of damaged bytes in `quarantine/`, since they were acknowledged. Whoever has looked at
 //! those may delete them; they are counted again at the next open.
@@ -325,6 +331,11 @@ impl Limits {
             segment_bytes,
             window: ids.min(REMEMBERED) as usize,
         }
+    }
+
+    /// Bytes of the reserve: enough for thousands of notes, and a Begin frame with the window before them.
+    fn reserve_bytes(&self) -> usize {
+        self.segment_bytes.min(1 << 20) as usize
     }
 }
 

@@ -15,6 +15,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::disk::{Disk, File};
 use super::frame::segment_first;
+use super::writer::RESERVE;
 
 /// Small, so that small tests have many.
 const PAGE: usize = 64;
@@ -260,6 +261,7 @@ impl Sim {
         let len = |inode: &usize| state.inodes[*inode].seen.len() as u64;
         let names = state.names.iter();
         names
+            .filter(|(name, _)| *name != RESERVE)
             .map(|(name, inode)| (name.clone(), len(inode)))
             .collect()
     }

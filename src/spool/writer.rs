@@ -18,6 +18,8 @@ use crate::settle::chunk_id;
 
 /// Bytes that are written and synced at once. More would make the first in the group wait for the last.
 const GROUP_BYTES: u64 = 8 << 20;
+/// The reserve's name.
+pub(super) const RESERVE: &str = "reserve";
 /// Bytes of notes that may be written without being synced: they are held in memory as long.
 const CARRIED_BYTES: u64 = 1 << 20;
 
@@ -118,6 +120,10 @@ impl Entry {
         (&self.head, &self.tag, &self.data)
     }
 
+    fn is_chunk(&self) -> bool {
+        matches!(self.then, Then::Chunk { .. })
+    }
+
     fn wants_sync(&self) -> bool {
         match self.then {
             Then::Chunk { .. } => true,
@@ -183,6 +189,8 @@ pub(super) struct Writer {
     settling: Vec<Spare>,
     /// Finished segments become spares.
     keeps_spares: bool,
+    /// The reserve is there.
+    reserve: bool,
 }
 
 impl Writer {
@@ -205,6 +213,7 @@ impl Writer {
             spares: VecDeque::new(),
             settling: Vec::new(),
             keeps_spares: true,
+            reserve: false,
         }
     }
 
@@ -391,14 +400,64 @@ impl Writer {
 
     /// Writes a group, and answers all in it.
     fn commit(&mut self, mut group: Vec<Entry>) {
+        if let Err(error) = self.keep_reserve(&group) {
+            let chunks = group.extract_if(.., |entry| entry.is_chunk()).collect();
+            self.refuse(chunks, &error);
+            if group.is_empty() {
+                return;
+            }
+        }
         match self.write(&mut group) {
             Ok(start) => self.publish(group, start),
             Err(error) => {
                 // The disk may be full below the limit.
                 while self.drop_spare() {}
+                match is_full(&error) {
+                    // What is finished in the newest segment may be what fills it.
+                    true if group.iter().any(Entry::is_chunk) => self.state().hungry = true,
+                    true => self.release_reserve(),
+                    false => {}
+                }
                 self.refuse(group, &error);
             }
         }
+    }
+
+    /// Sees to it that a reserve is there before chunks are written. Fails where there is no room for it: other
+    /// programs may fill the disk as well. Where it cannot be made for another reason, all goes on without.
+    fn keep_reserve(&mut self, group: &[Entry]) -> io::Result<()> {
+        if self.reserve || !group.iter().any(Entry::is_chunk) {
+            return Ok(());
+        }
+        if self.state().wants_room() {
+            // A new segment comes first: the one that is there can go then.
+            return Err(ErrorKind::StorageFull.into());
+        }
+        let disk = &self.shared.disk;
+        let file = match disk.create(RESERVE) {
+            // An earlier run's.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => disk.open(RESERVE),
+            created => created,
+        };
+        let zeros = vec![0; self.shared.limits.reserve_bytes()];
+        match file.and_then(|file| file.write_at(&[IoSlice::new(&zeros)], 0)) {
+            Err(error) if is_full(&error) => {
+                // Half of it would only be in the way. The next chunk may find the room of spares.
+                let _ = self.remove(RESERVE);
+                while self.drop_spare() {}
+                Err(error)
+            }
+            made => {
+                self.reserve = made.is_ok();
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives the reserve's room to notes. Whoever waits for one tries again.
+    fn release_reserve(&mut self) {
+        // Where it cannot be removed now, it is when the next note fails.
+        self.reserve = self.remove(RESERVE).is_err() && self.reserve;
     }
 
     /// Writes a group, and syncs it if anybody in it asks for that. Gives the segment, and where in it the
@@ -707,9 +766,14 @@ impl Writer {
         let _ = self.clear_debris();
         let _ = self.remove_finished();
         let roll = self.state().wants_room();
-        if roll && self.rotate(&mut []).is_ok() {
-            self.state().hungry = false;
-            let _ = self.remove_finished();
+        if roll {
+            match self.rotate(&mut []) {
+                Ok(_) => {
+                    self.state().hungry = false;
+                    let _ = self.remove_finished();
+                }
+                Err(_) => self.release_reserve(),
+            }
         }
     }
 
@@ -788,6 +852,7 @@ impl Writer {
         }
         self.keeps_spares = false;
         while self.drop_spare() {}
+        self.release_reserve();
         let _ = self.secure();
         let roll = self.state().can_be_shorter();
         if roll {
@@ -817,6 +882,10 @@ impl Writer {
             state.room = 0;
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&error.kind())
 }
 
 fn note_length(payload: &[u8]) -> u64 {

@@ -12,6 +12,7 @@ use super::*;
 use crate::spool::disk::{Disk, File, LocalDisk};
 use crate::spool::scan::{Check, survey};
 use crate::spool::sim::{Call, Faults};
+use crate::spool::writer::RESERVE;
 
 fn broken(calls: &[Call]) -> Faults {
     Faults {
@@ -716,6 +717,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
         .list()
         .unwrap()
         .iter()
+        .filter(|(name, _)| name != RESERVE)
         .map(|(_, len)| len)
         .sum();
     assert_eq!(spool.usage().bytes, there);
@@ -1164,4 +1166,52 @@ fn a_full_spool_takes_chunks_again_when_all_in_it_is_finished_whatever_was_asked
         bench.append(b"app.log", &[3; 3_000]),
         Ok(Appended::Kept)
     ));
+}
+
+/// No byte more than there is now.
+fn full(bench: &Bench) -> Faults {
+    let reserve = bench.options.segment_bytes.expect("small ones");
+    Faults {
+        capacity: Some(bench.sim.bytes() + spares(bench) + reserve),
+        ..Faults::default()
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_of_chunks_has_room_for_the_notes_about_them() {
+    let bench = Bench::new(SMALL);
+    for byte in 0..10 {
+        bench.keep(byte, 1_500);
+    }
+    let chunks: Vec<Seq> = bench.visible().iter().map(|(chunk, _)| *chunk).collect();
+    bench.sim.fault(full(&bench));
+    let refused = |len| matches!(bench.append(b"t", &vec![9; len]), Err(Refusal::Disk(_)));
+    assert!(refused(1_500));
+    let note = || bench.note(begun(7, &[all(chunks[0])]), Durability::Synced);
+    assert!(note().is_err(), "the disk is full");
+    note().expect("the reserve's room is the notes'");
+    assert!(refused(100), "it is not the chunks'");
+    bench.finish_all();
+    bench.spool().rest();
+    bench.keep(11, 1_500);
+    assert_eq!(bench.bytes(), [11]);
+}
+
+#[test]
+fn a_disk_that_is_full_of_one_finished_segment_gets_its_room_back() {
+    let bench = Bench::new(Options {
+        limit: 1 << 20,
+        segment_bytes: Some(1 << 16),
+    });
+    for byte in 0..20 {
+        bench.keep(byte, 1_500);
+    }
+    bench.finish_all();
+    bench.spool().rest();
+    bench.sim.fault(full(&bench));
+    let taken = (0..4).any(|_| {
+        bench.spool().rest();
+        bench.append(b"t", &[9; 20_000]).is_ok()
+    });
+    assert!(taken, "{:?}", bench.sim.files());
 }
