@@ -16,7 +16,7 @@ use ferry::decode::Time;
 use ferry::settle::chunk_id;
 use ferry::spool::disk::{Disk, File};
 use ferry::spool::{
-    Appended, Chunk, Content, Durability, Events, Note, Options, Seq, Spool, Unreadable,
+    Appended, Chunk, Content, Durability, Events, Note, Options, Seq, Spool, Stored, Unreadable,
 };
 use ferry_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
