@@ -14,6 +14,8 @@ trap 'kill "${fake:-}" 2>/dev/null || true; rm -rf "$dir"' EXIT
 run() {
     local name=$1 records=$2 faults=$3
     shift 3
+    # The address of the fake before must not be taken for this one's.
+    rm -f "$dir/fake"
     "$harness" firehose --faults "$faults" --expect "$records" --ledger "$dir/ledger.json" >"$dir/fake" 2>&1 &
     fake=$!
     local url=

@@ -28,6 +28,18 @@ fn plugin(fake: &FakeFirehose, keys: &[(&str, &str)]) -> Plugin {
     Plugin::start(&all)
 }
 
+/// Asks again and again, for a minute at most.
+fn until(what: &str, is_there: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_there() {
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "waited in vain for {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Calls of PutRecordBatch that the fake saw.
 fn calls(fake: &FakeFirehose) -> usize {
     fake.requests()
@@ -153,6 +165,41 @@ fn a_sender_that_may_not_ask_sends_line_by_line_and_says_what_that_costs() {
         1,
         "{}",
         plugin.log()
+    );
+}
+
+#[test]
+fn records_that_are_to_be_compressed_wait_until_the_stream_can_be_described() {
+    // A port that nobody listens on yet.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap();
+    drop(port);
+    let dir = tempfile::tempdir().unwrap();
+    let spool = dir.path().join("spool").display().to_string();
+    let plugin = Plugin::start(&[
+        ("delivery_stream", "app"),
+        ("region", "us-east-1"),
+        ("endpoint", &format!("http://{address}")),
+        ("compression", "gzip"),
+        ("spool", "on"),
+        ("spool_dir", &spool),
+    ]);
+    assert_eq!(plugin.flush("app", &chunk(0..4_000)), Verdict::Ok);
+    until("a word of the stream", || {
+        plugin.log().contains("could not be described")
+    });
+    let fake = fake(Options {
+        listen: address,
+        ..Options::default()
+    });
+    until("all of it", || fake.report(Some(4_000)).missing == 0);
+    let report = fake.report(Some(4_000));
+    assert_eq!(report.duplicates, 0, "{report:?}");
+    // Not one went plain, a line a record, before the answer.
+    assert!(report.totals.records < 10, "{report:?}");
+    assert!(
+        report.totals.record_bytes < report.totals.raw_bytes / 3,
+        "{report:?}"
     );
 }
 

@@ -234,7 +234,8 @@ impl Pipeline {
     async fn send(self: Arc<Self>, records: Vec<Record<Ticket>>, pass: Pass) -> Answered {
         let mut answered = Answered::default();
         let Ok(journal) = self.begun(&records).await else {
-            answered.wait = backoff(Class::Transient, 1, &mut StdRng::from_os_rng());
+            // Many wait for one disk: a second each.
+            answered.wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             answered.again = records;
             answered.life = Life::NotAsked;
             return answered;

@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::objects::{Body, Bounds, Objects, SealedObject};
 use super::{MEMORY_FACTOR, Pipeline, Queued};
@@ -153,6 +153,8 @@ pub(super) struct Feed {
     /// Objects that had begun before a restart, and from when on they are to be built.
     begun: VecDeque<(Instant, Pending, Vec<Ticket>)>,
     sending: HashMap<u64, Sending>,
+    /// Of these, what is to be sent again, and when.
+    resend: BTreeSet<(Instant, u64)>,
     sending_bytes: usize,
     /// Notes about objects, which must not be forgotten.
     notes: JoinSet<()>,
@@ -186,6 +188,7 @@ impl Feed {
             objects,
             begun: VecDeque::new(),
             sending: HashMap::new(),
+            resend: BTreeSet::new(),
             sending_bytes: 0,
             notes: JoinSet::new(),
             landed,
@@ -271,6 +274,14 @@ impl Feed {
             }
             while self.notes.try_join_next().is_some() {}
             let now = Instant::now();
+            while let Some(&(at, batch)) = self.resend.first()
+                && at <= now
+            {
+                self.resend.pop_first();
+                let queued = self.queued(batch);
+                self.pipeline
+                    .enqueue(String::new(), queued.into_iter().collect());
+            }
             let stopping = *draining.borrow_and_update();
             if let Some(objects) = &mut self.objects {
                 let mut sealed = objects.seal_aged(now);
@@ -315,7 +326,8 @@ impl Feed {
             let due = self.objects.as_ref().and_then(Objects::due);
             let again = self.again.first().map(|(at, ..)| *at).filter(|_| room);
             let begun = self.begun.iter().map(|(at, ..)| *at).min().filter(|_| room);
-            let wake = [due, again, begun].into_iter().flatten().min();
+            let resend = self.resend.first().map(|(at, _)| *at);
+            let wake = [due, again, begun, resend].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 Some(landed) = self.landing.recv() => self.land(landed),
@@ -571,12 +583,9 @@ impl Feed {
                 };
                 sending.tries += 1;
                 let wait = backoff(Class::Transient, sending.tries, &mut StdRng::from_os_rng());
-                let queued = self.queued(batch);
-                let pipeline = Arc::clone(&self.pipeline);
-                tokio::spawn(async move {
-                    sleep(wait).await;
-                    pipeline.enqueue(String::new(), queued.into_iter().collect());
-                });
+                // By the feed itself, later. A runtime that goes down drops at once what it is given, and with
+                // it the new ticket: a task made here would land, and be made anew, without end.
+                self.resend.insert((Instant::now() + wait, batch));
             }
         }
     }
@@ -648,9 +657,18 @@ impl Feed {
             .run(move || build_again(&pipeline, &spool, &contents));
         let built = match built.await {
             Ok(Ok(built)) => {
+                for chunk in built.corrupt {
+                    self.pipeline.metrics.corrupt_chunks.add(1);
+                    // Nobody reads it any more: only this object's tickets are left of it.
+                    let hold = self.chunks.get_mut(&chunk);
+                    if let Some(hold) = hold.and_then(|chunk| chunk.hold.take()) {
+                        hold.keep();
+                    }
+                }
                 let events = built.letters.len() as u64;
                 let kept = self.pipeline.keep_letters(built.letters, events).await;
-                kept.is_continue().then_some((built.body, built.lines))
+                kept.is_continue()
+                    .then_some((built.body, built.lines, built.skipped))
             }
             Ok(Err(error)) => {
                 self.pipeline.spool_trouble(&error);
@@ -658,14 +676,24 @@ impl Feed {
             }
             Err(_) => None,
         };
-        let Some((body, lines)) = built else {
+        let Some((body, lines, skipped)) = built else {
             // What else there is goes on meanwhile.
             let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             self.begun
                 .push_back((Instant::now() + wait, pending, tickets));
             return;
         };
+        self.pipeline.say_skipped(skipped);
         let batch = pending.batch;
+        if body.is_empty() {
+            // By another configuration than the one it began with.
+            let ended = Note::Ended {
+                batch,
+                delivered: None,
+            };
+            self.note(ended, Durability::Synced, tickets);
+            return;
+        }
         let sending = Sending {
             target: pending.name.into(),
             token: pending.token,
@@ -695,6 +723,10 @@ struct Rebuilt {
     lines: usize,
     /// What is no line any more.
     letters: Vec<Letter>,
+    /// Events that have no `log_key` any more.
+    skipped: usize,
+    /// Chunks that cannot be read any more.
+    corrupt: Vec<Seq>,
 }
 
 /// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
@@ -706,12 +738,13 @@ fn build_again(
 ) -> std::io::Result<Rebuilt> {
     let mut lines = 0;
     let mut body = Body::new(pipeline.config.compression);
-    let mut letters = Vec::new();
+    let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
     for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
         let stored = match spool.read(content.chunk) {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt(words)) => {
                 pipeline.log.say(Level::Error, &words);
+                corrupt.push(content.chunk);
                 continue;
             }
             Err(Unreadable::Disk(error)) => return Err(error),
@@ -724,11 +757,14 @@ fn build_again(
             buffers::give(part.text);
         }
         letters.append(&mut encoded.letters);
+        skipped += encoded.skipped.len();
     }
     Ok(Rebuilt {
         body: body.finish(),
         lines,
         letters,
+        skipped,
+        corrupt,
     })
 }
 

@@ -102,31 +102,48 @@ impl FirehoseSink {
         }
     }
 
+    /// What a stream takes, by the user's word or the service's. Where compression is asked for, this waits until
+    /// the service says so: plain records beside compressed ones could not be read from the destination.
     async fn shape_of(&self, stream: &str) -> Shape {
         match self.aggregation {
             Aggregation::On => return joined(u32::MAX, true),
             Aggregation::Off => return joined(1, true),
             Aggregation::Auto => {}
         }
-        let now = Instant::now();
-        let known = self
-            .shapes
-            .lock()
-            .expect("nothing panics with this lock")
-            .get(stream)
-            .copied();
-        if let Some(known) = known
-            && known.until.is_none_or(|until| now < until)
-        {
+        loop {
+            let now = Instant::now();
+            let known = self
+                .shapes
+                .lock()
+                .expect("nothing panics with this lock")
+                .get(stream)
+                .copied();
+            if let Some(known) = known
+                && known.until.is_none_or(|until| now < until)
+            {
+                return known.shape;
+            }
+            let Some(known) = self.describe(stream, now).await else {
+                tokio::time::sleep(ASK_AGAIN).await;
+                continue;
+            };
+            self.shapes
+                .lock()
+                .expect("nothing panics with this lock")
+                .insert(stream.to_owned(), known);
             return known.shape;
         }
+    }
+
+    /// Asks the service what a stream takes. `None`: that is not to be known now, and is to be waited for.
+    async fn describe(&self, stream: &str, now: Instant) -> Option<Known> {
         let answer = self
             .client
             .describe_delivery_stream()
             .delivery_stream_name(stream)
             .send()
             .await;
-        let known = match answer {
+        let error = match answer {
             Ok(answer) => {
                 let destination = answer
                     .delivery_stream_description()
@@ -134,40 +151,47 @@ impl FirehoseSink {
                 let (shape, what) =
                     destination.map_or((joined(1, false), "an unknown destination"), described);
                 self.say_shape(stream, shape, what);
-                Known { shape, until: None }
+                return Some(Known { shape, until: None });
             }
-            Err(error) => {
-                let fault = fault(answer_of(error).0);
-                let lasting =
-                    fault.class == Class::Configuration && fault.code.contains("AccessDenied");
-                if lasting {
-                    self.log.say(
-                        Level::Warn,
-                        &format!(
-                            "may not ask what delivery stream '{stream}' takes ({fault}): each log line is \
-                             sent, and billed as at least 5 KB, by itself. Allow \
-                             firehose:DescribeDeliveryStream, or set aggregation on where the stream \
-                             delivers to S3"
-                        ),
-                    );
-                } else {
-                    self.log.trouble(
-                        Level::Warn,
-                        "describe",
-                        &format!("delivery stream '{stream}' could not be described: {fault}; not aggregating meanwhile"),
-                    );
-                }
-                Known {
-                    shape: joined(1, false),
-                    until: (!lasting).then(|| now + ASK_AGAIN),
-                }
-            }
+            Err(error) => error,
         };
-        self.shapes
-            .lock()
-            .expect("nothing panics with this lock")
-            .insert(stream.to_owned(), known);
-        known.shape
+        let fault = fault(answer_of(error).0);
+        if fault.class == Class::Credentials {
+            self.credentials.refused();
+        }
+        let passing = matches!(
+            fault.class,
+            Class::Throttle | Class::Transient | Class::Credentials
+        );
+        let waits = self.compressing && passing;
+        let lasting = fault.class == Class::Configuration && fault.code.contains("AccessDenied");
+        if lasting {
+            self.log.say(
+                Level::Warn,
+                &format!(
+                    "may not ask what delivery stream '{stream}' takes ({fault}): each log line is \
+                     sent, and billed as at least 5 KB, by itself. Allow \
+                     firehose:DescribeDeliveryStream, or set aggregation on where the stream \
+                     delivers to S3"
+                ),
+            );
+        } else {
+            let meanwhile = match waits {
+                true => {
+                    "data is held back meanwhile, since it is to be compressed only where the stream takes that"
+                }
+                false => "not aggregating meanwhile",
+            };
+            self.log.trouble(
+                Level::Warn,
+                "describe",
+                &format!("delivery stream '{stream}' could not be described: {fault}; {meanwhile}"),
+            );
+        }
+        (!waits).then(|| Known {
+            shape: joined(1, false),
+            until: (!lasting).then(|| now + ASK_AGAIN),
+        })
     }
 
     fn say_shape(&self, stream: &str, shape: Shape, what: &str) {

@@ -710,3 +710,56 @@ async fn what_takes_long_steps_back_on_one_thread_that_outlives_a_panic() {
     assert_eq!(background.run(looked).await.unwrap(), first);
     assert_eq!(niceness(), own);
 }
+
+#[test]
+fn a_stop_in_the_middle_of_work_lets_go_of_the_spool() {
+    use crate::plugin::Instance;
+    // Now and then a runtime that went down left a task behind: more rounds show it more surely.
+    let rounds = std::env::var("FERRY_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    for round in 0..rounds {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let keys = |key: &str| match key {
+            "url" => Some(format!("file://{}", path("objects"))),
+            "compression" => Some("none".to_owned()),
+            "path" => Some("{record.k}".to_owned()),
+            "exit_deadline" => Some("1s".to_owned()),
+            "spool_dir" => Some(path("spool")),
+            _ => None,
+        };
+        let instance = Instance::start(&keys, Box::new(Lines::default()), None).expect("a start");
+        for chunk_number in 0..10 {
+            let names: Vec<String> = (0..400).map(|n| format!("{chunk_number}-{n}")).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let verdict = instance.flush(b"app", chunk(&names), false);
+            assert_eq!(verdict, Verdict::Ok);
+        }
+        instance.stop();
+        drop(instance);
+        let lines = Lines::default();
+        let again = Instance::start(&keys, Box::new(lines.clone()), None);
+        let again = again.unwrap_or_else(|| panic!("round {round}: {:?}", lines.0.lock().unwrap()));
+        again.stop();
+    }
+}
+
+#[tokio::test]
+async fn what_has_no_log_key_any_more_in_an_object_that_had_begun_is_counted_and_nothing_is_put() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let bench = start(dir.path(), &store, BLOB);
+    bench.flush(&["a", "b"]).await;
+    bench.pipeline.drain();
+    store.reached(1).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(OBJECT, MANY);
+    let mut keys = BLOB.to_vec();
+    keys.push(("log_key", "other"));
+    let bench = start(image.path(), &after, &keys);
+    let metrics = Arc::clone(bench.pipeline.metrics());
+    bench.stop().await;
+    assert_eq!(metrics.records.get(Record::Skipped), 2);
+    assert!(after.batches().is_empty());
+}
