@@ -498,7 +498,7 @@ impl Reader<'_> {
         self.choice("format", &[("json_lines", ())]);
         self.choice("blob_type", &[("block", ()), ("blockblob", ())]);
 
-        let memory_limit = self.size("memory_limit", 64_000_000, 4_000_000..=64_000_000_000);
+        let memory_limit = self.size("memory_limit", MEMORY_LIMIT, 4_000_000..=64_000_000_000);
         let encode = self.encode();
         let ca_pem = self.ca();
         let kind = self.kind();
@@ -1509,10 +1509,13 @@ fn is_full_url(value: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty()) && value.parse::<hyper::Uri>().is_ok()
 }
 
+/// The default of `memory_limit`.
+pub(crate) const MEMORY_LIMIT: usize = 64_000_000;
+
 /// Of `memory_limit`, what open objects may hold together with those that are being sent: three eighths. The
 /// rest is for what is read and encoded meanwhile, and for buffers. With a half, a host at full speed was seen to
 /// grow by more than `memory_limit`.
-pub(crate) fn open_objects(memory_limit: usize) -> usize {
+pub(crate) const fn open_objects(memory_limit: usize) -> usize {
     memory_limit / 8 * 3
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use fluent_bit_config::Format;
 
 use super::host::{self, Configuration, Key, Output};
-use crate::config::{Config, Properties, parse_size};
+use crate::config::{Config, MEMORY_LIMIT, Properties, open_objects, parse_size};
 
 /// A configuration for `ferry`.
 #[derive(Debug)]
@@ -467,7 +467,7 @@ const AZURE_ONLY: &[(&str, &str)] = &[
 ];
 
 /// The largest object beside the default of `memory_limit`.
-const LARGEST_OBJECT: usize = 24_000_000;
+const LARGEST_OBJECT: usize = open_objects(MEMORY_LIMIT);
 
 /// `azure_blob`, in C.
 fn azure_blob(draft: &mut Draft<'_>) {

@@ -571,11 +571,7 @@ impl Feed {
                     return;
                 };
                 self.sending_bytes -= sending.bytes();
-                let ended = Note::Ended {
-                    batch,
-                    delivered: None,
-                };
-                self.note(ended, Durability::Synced, sending.tickets);
+                self.ended(batch, sending.tickets);
             }
             (Owner::Object(batch), Verdict::Retry) => {
                 let Some(sending) = self.sending.get_mut(&batch) else {
@@ -588,6 +584,15 @@ impl Feed {
                 self.resend.insert((Instant::now() + wait, batch));
             }
         }
+    }
+
+    /// Nothing of an object is left to be sent.
+    fn ended(&mut self, batch: u64, tickets: Vec<Ticket>) {
+        let ended = Note::Ended {
+            batch,
+            delivered: None,
+        };
+        self.note(ended, Durability::Synced, tickets);
     }
 
     /// Writes a note until it is written, and keeps `tickets` then.
@@ -687,11 +692,7 @@ impl Feed {
         let batch = pending.batch;
         if body.is_empty() {
             // By another configuration than the one it began with.
-            let ended = Note::Ended {
-                batch,
-                delivered: None,
-            };
-            self.note(ended, Durability::Synced, tickets);
+            self.ended(batch, tickets);
             return;
         }
         let sending = Sending {

@@ -187,6 +187,22 @@ impl Bench {
     }
 }
 
+/// What is on the disk when a host is killed while an object with these events is put, and nobody hears of it.
+async fn killed_while_an_object_is_put(
+    dir: &Path,
+    store: &Arc<Store>,
+    keys: &[(&'static str, &str)],
+    events: &[&str],
+) -> TempDir {
+    let bench = start(dir, store, keys);
+    bench.flush(events).await;
+    bench.pipeline.drain();
+    store.reached(1).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+    image
+}
+
 /// Waits for what another thread does.
 async fn until(what: &str, is_there: impl Fn() -> bool) {
     let began = Instant::now();
@@ -280,13 +296,7 @@ async fn objects_are_sealed_by_size_and_kept_apart_by_folder() {
 async fn an_object_that_had_begun_goes_again_under_its_own_name_with_its_own_lines() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
-    let bench = start(dir.path(), &store, BLOB);
-    bench.flush(&["a", "b"]).await;
-    bench.pipeline.drain();
-    store.reached(1).await;
-    // It is put, and nobody hears of it.
-    let image = bench.crash_image();
-    bench.feed.abort();
+    let image = killed_while_an_object_is_put(dir.path(), &store, BLOB, &["a", "b"]).await;
 
     let after = Store::new(OBJECT, MANY);
     let bench = start(image.path(), &after, BLOB);
@@ -592,12 +602,7 @@ async fn an_object_that_cannot_be_built_again_yet_holds_only_itself_up() {
     let store = Store::new(OBJECT, 0);
     let mut keys = BLOB.to_vec();
     keys.extend([("spool_limit", "16M"), ("blob_max_size", "10K")]);
-    let bench = start(dir.path(), &store, &keys);
-    bench.flush(&["a"]).await;
-    bench.pipeline.drain();
-    store.reached(1).await;
-    let image = bench.crash_image();
-    bench.feed.abort();
+    let image = killed_while_an_object_is_put(dir.path(), &store, &keys, &["a"]).await;
 
     let after = Store::new(OBJECT, MANY);
     let bench = start(image.path(), &after, &keys);
@@ -747,12 +752,7 @@ fn a_stop_in_the_middle_of_work_lets_go_of_the_spool() {
 async fn what_has_no_log_key_any_more_in_an_object_that_had_begun_is_counted_and_nothing_is_put() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
-    let bench = start(dir.path(), &store, BLOB);
-    bench.flush(&["a", "b"]).await;
-    bench.pipeline.drain();
-    store.reached(1).await;
-    let image = bench.crash_image();
-    bench.feed.abort();
+    let image = killed_while_an_object_is_put(dir.path(), &store, BLOB, &["a", "b"]).await;
 
     let after = Store::new(OBJECT, MANY);
     let mut keys = BLOB.to_vec();
