@@ -24,6 +24,7 @@ use ferry::dead_letter::DeadLetters;
 use ferry::encode::{Encoder, Options};
 use ferry::log::{Level as LogLevel, Log, Output};
 use ferry::pipeline::Pipeline;
+use ferry::sender::Identity;
 use ferry::settle::{Verdict, chunk_id};
 use ferry::sink::{Batch, Outcome, Shape, Sink};
 use ferry::spool::disk::LocalDisk;
@@ -238,7 +239,9 @@ fn pipeline_into_nowhere(c: &mut Criterion) {
         let config = Config::read(&get).expect("a good configuration");
         let letters = DeadLetters::open(dir.path(), 1_000_000).expect("a folder");
         let log = Arc::new(Log::new(Box::new(Silent), "bench"));
-        let pipeline = Arc::new(Pipeline::new(config, Arc::new(Nowhere), letters, log));
+        let sender = Identity::of_this_run();
+        let pipeline = Pipeline::new(config, Arc::new(Nowhere), letters, sender, log);
+        let pipeline = Arc::new(pipeline);
         group.bench_function(BenchmarkId::new("flush", compression), |b| {
             b.iter(|| {
                 let verdict = runtime.block_on(pipeline.flush(b"app", data.clone()));

@@ -31,6 +31,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod plugin;
 pub mod retry;
+pub mod sender;
 pub mod settle;
 #[allow(
     unsafe_code,

@@ -26,10 +26,10 @@ use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
 use crate::dead_letter::{DeadLetters, Letter, Unkept};
 use crate::decode::{self, Time};
-use crate::encode;
 use crate::log::{Level, Log};
 use crate::metrics::{Figure, Metrics, Reason, Record, Sealed, Stage};
 use crate::retry::backoff;
+use crate::sender::Identity;
 use crate::settle::{
     Acknowledged, ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id,
 };
@@ -56,6 +56,8 @@ pub struct Pipeline {
     config: Config,
     sink: Arc<dyn Sink>,
     letters: DeadLetters,
+    /// In the names of objects that are made directly.
+    sender: Identity,
     log: Arc<Log>,
     memory: Arc<Semaphore>,
     gate: Arc<Gate>,
@@ -75,8 +77,15 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Puts an instance together. Nothing runs before the first flush.
-    pub fn new(config: Config, sink: Arc<dyn Sink>, letters: DeadLetters, log: Arc<Log>) -> Self {
+    /// Puts an instance together. Nothing runs before the first flush. `sender` tells the objects that it makes without
+    /// a spool from those of others.
+    pub fn new(
+        config: Config,
+        sink: Arc<dyn Sink>,
+        letters: DeadLetters,
+        sender: Identity,
+        log: Arc<Log>,
+    ) -> Self {
         Pipeline {
             memory: Arc::new(Semaphore::new(config.memory_limit / MEMORY_UNIT)),
             gate: Arc::new(Gate::new(config.concurrency)),
@@ -96,6 +105,7 @@ impl Pipeline {
             config,
             sink,
             letters,
+            sender,
             log,
         }
     }
@@ -149,7 +159,7 @@ impl Pipeline {
             Destination::Blob { .. } => {
                 let id = chunk_id(tag, &data);
                 let number = self.twins.number(id);
-                let mut name = encode::hex(&id);
+                let mut name = self.sender.name(&id);
                 if number > 0 {
                     let _ = write!(name, "-{}", number + 1);
                 }

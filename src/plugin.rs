@@ -20,6 +20,7 @@ use crate::dead_letter::DeadLetters;
 use crate::log::{Level, Log, Output};
 use crate::metrics::{self, Board, endpoint};
 use crate::pipeline::Pipeline;
+use crate::sender::{Identity, Machine, Sender};
 use crate::settle::Verdict;
 use crate::sink::Sink;
 use crate::sink::blob::BlobSink;
@@ -59,6 +60,8 @@ struct Running {
     spool: Option<(Arc<Spool>, JoinHandle<()>)>,
     /// The host's page of figures, where it has one.
     board: Option<Arc<dyn Board>>,
+    /// Who we are to a blob store; the next one to be it can be so once this is gone.
+    _sender: Option<Sender>,
 }
 
 /// One flush on its way from the host's thread to ours.
@@ -124,8 +127,14 @@ impl Instance {
         let exit_deadline = config.exit_deadline;
         let say_every = config.metrics_log_interval;
         let name = board.as_ref().and_then(|board| board.name());
+        let sender = sender(&config, name.as_deref(), log);
+        let identity = match &sender {
+            Some(sender) => sender.identity(),
+            None => Identity::of_this_run(),
+        };
         let name = name.unwrap_or_else(|| config.instance.clone());
-        let pipeline = Arc::new(Pipeline::new(config, sink, letters, Arc::clone(log)));
+        let pipeline = Pipeline::new(config, sink, letters, identity, Arc::clone(log));
+        let pipeline = Arc::new(pipeline);
         let (jobs, accepted) = mpsc::unbounded_channel();
         runtime.spawn(accept(accepted, Arc::clone(&pipeline)));
         let spool = spool.map(|(spool, recovered)| {
@@ -168,6 +177,7 @@ impl Instance {
                 runtime,
                 spool,
                 board,
+                _sender: sender,
             })),
             pipeline,
             log: Arc::clone(log),
@@ -222,6 +232,7 @@ impl Instance {
             runtime,
             spool,
             board,
+            _sender,
         }) = running
         {
             let deadline = Instant::now() + self.exit_deadline;
@@ -332,6 +343,24 @@ fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Proble
     Spool::open(Arc::new(disk), options)
         .map(Some)
         .map_err(problem)
+}
+
+/// Who we are to a blob store that we send to without a spool; `output` is the host's name for us. Other objects
+/// are not named after their sender.
+fn sender(config: &Config, output: Option<&str>, log: &Log) -> Option<Sender> {
+    let (Destination::Blob { .. }, None) = (&config.destination, &config.spool) else {
+        return None;
+    };
+    let sender = Sender::open(
+        &config.dead_letter_dir,
+        &Machine::here(),
+        &config.instance,
+        output.unwrap_or_default(),
+    );
+    if let Some(warning) = sender.warning() {
+        log.say(Level::Warn, warning);
+    }
+    Some(sender)
 }
 
 fn refuse(log: &Log, problems: &[Problem]) {

@@ -377,7 +377,7 @@ impl Acknowledged {
 
 /// Tells apart chunks that are the same to the byte.
 ///
-/// An object's name comes from its chunk's hash, so that a chunk handed over again makes no second
+/// An object's name comes from its chunk's hash (and its sender), so that a chunk handed over again makes no second
 /// object. Two *different* chunks with the same bytes (a file read twice, a clock in whole seconds) must
 /// make two objects all the same. Within a process they can be told apart: a chunk is handed over again
 /// only when it was answered RETRY. So each gets the lowest number that no other one in flight has and

@@ -16,6 +16,7 @@ mod firehose;
 mod header;
 mod metrics;
 mod reference;
+mod senders;
 mod spool_tool;
 mod stopping;
 mod unsafe_code;

@@ -159,6 +159,7 @@ impl Bench {
             config,
             Arc::clone(&sink) as Arc<dyn Sink>,
             letters,
+            Identity::of_this_run(),
             log,
         ));
         Bench {

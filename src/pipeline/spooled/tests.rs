@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::dead_letter::{self, DeadLetters};
 use crate::log::Log;
 use crate::log::tests::Lines;
+use crate::sender::Identity;
 use crate::sink::{Batch, Fault, Outcome, Shape, Sink};
 use crate::spool::Options;
 use crate::spool::disk::LocalDisk;
@@ -142,7 +143,13 @@ fn start(dir: &Path, store: &Arc<impl Sink>, keys: &[(&'static str, &str)]) -> B
     };
     let (spool, recovered) = Spool::open(Arc::new(disk), options).unwrap();
     let sink = Arc::clone(store) as Arc<dyn Sink>;
-    let pipeline = Arc::new(Pipeline::new(config, sink, letters, log));
+    let pipeline = Arc::new(Pipeline::new(
+        config,
+        sink,
+        letters,
+        Identity::of_this_run(),
+        log,
+    ));
     let feed = pipeline.feed_from(Arc::clone(&spool), recovered);
     Bench {
         pipeline,

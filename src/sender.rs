@@ -1,0 +1,412 @@
+//! Who sends: what tells the objects of this output from everybody else's.
+//!
+//! Without a spool an object is named after its chunk, so that a chunk that is handed over again finds its
+//! object. But two senders may have chunks with the same bytes (a file that lies on every machine, a clock
+//! in whole seconds), and each of them must make an object. So the sender is in the name as well.
+//!
+//! A sender is known by an id, drawn at random and kept in a file of the dead-letter folder, and by the
+//! machine's id, the host's name, the instance and the host's name for the output: what copies a disk copies
+//! the id with it. An id that is lost costs a duplicate at most, when a chunk comes again whose object an earlier
+//! run wrote. An id that two senders share can cost a chunk. So an id is used again only by the one who
+//! finds its file free and whole:
+//!
+//! - *It is held*, by an exclusive lock: two outputs have the same folder and the same name. The file is
+//!   removed, so that later neither is taken for the other, and this run has an id of its own.
+//! - *It is torn or something else*: it is written anew.
+//! - *It cannot be locked or written*: this run has an id of its own.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rand::rngs::StdRng;
+use rand::{RngCore as _, SeedableRng as _};
+
+use crate::encode::hex;
+use crate::settle::ChunkId;
+
+/// How the file begins; the id follows, as hexadecimal digits.
+const BEGINNING: &str = "ferry sender 1 ";
+const ID_BYTES: usize = 16;
+/// The longest file that is looked into: more than any of ours.
+const LONGEST: u64 = 256;
+
+/// The machine that we run on, as far as it can be told from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// `/etc/machine-id`; empty where there is none, as in most containers.
+    pub id: String,
+    /// The host's name. A container mostly has one of its own.
+    pub name: String,
+}
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Machine {
+        let id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        Machine {
+            id: id.trim().to_owned(),
+            name: rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+        }
+    }
+}
+
+/// What a sender's objects are named by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity([u8; 32]);
+
+impl Identity {
+    /// One that nobody has had and nobody will have.
+    pub fn of_this_run() -> Identity {
+        let mut bytes = [0; 32];
+        StdRng::from_os_rng().fill_bytes(&mut bytes);
+        Identity(bytes)
+    }
+
+    /// What the object of a chunk is called: the same for the same sender and chunk only.
+    pub fn name(&self, chunk: &ChunkId) -> String {
+        hex(&blake3::keyed_hash(&self.0, chunk).as_bytes()[..16])
+    }
+}
+
+/// Keeps an identity for as long as it lives.
+#[derive(Debug)]
+pub struct Sender {
+    identity: Identity,
+    warning: Option<String>,
+    /// Locked, where the identity outlives this run.
+    file: Option<File>,
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        // Not left to the closing: a process that is just being forked has the file, too, until it runs its program.
+        if let Some(file) = &self.file {
+            let _ = file.unlock();
+        }
+    }
+}
+
+impl Sender {
+    /// The sender that `instance` is on `machine`, where the host calls the output `output`, with its id in
+    /// the folder `dir`. Always there is one: see [`Sender::warning`].
+    pub fn open(dir: &Path, machine: &Machine, instance: &str, output: &str) -> Sender {
+        // Not the host's name: each new container would leave a file behind.
+        let file = hash(&[
+            machine.id.as_bytes(),
+            instance.as_bytes(),
+            output.as_bytes(),
+        ]);
+        let path = dir.join(format!("sender-{}", hex(&file[..8])));
+        match claim(&path) {
+            Ok(claimed) => Sender {
+                identity: Identity(hash(&[
+                    &claimed.id,
+                    machine.id.as_bytes(),
+                    machine.name.as_bytes(),
+                    instance.as_bytes(),
+                    output.as_bytes(),
+                ])),
+                warning: claimed.warning,
+                file: Some(claimed.file),
+            },
+            Err(why) => Sender {
+                identity: Identity::of_this_run(),
+                warning: Some(format!(
+                    "{why}: objects get names of this run alone, and a chunk that an earlier run delivered and the \
+                     host hands over again makes a second object"
+                )),
+                file: None,
+            },
+        }
+    }
+
+    /// What its objects are named by.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Why chunks of an earlier run are not recognised, or those of this run will not be by the next.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+}
+
+/// An id that is ours while the file is locked.
+struct Claimed {
+    id: [u8; ID_BYTES],
+    file: File,
+    warning: Option<String>,
+}
+
+fn claim(path: &Path) -> Result<Claimed, String> {
+    let shown = path.display();
+    let failed = |what: &str, error: &io::Error| format!("'{shown}' cannot be {what}: {error}");
+    let mut file = open(path).map_err(|error| failed("opened", &error))?;
+    let held = match file.try_lock() {
+        // Whoever removed it since found it held.
+        Ok(()) => !is_named(&file, path),
+        Err(TryLockError::WouldBlock) => true,
+        Err(TryLockError::Error(error)) => return Err(failed("locked", &error)),
+    };
+    if held {
+        // Where that fails, whoever holds it has the id alone until it ends, and only then another can.
+        let _ = fs::remove_file(path);
+        return Err(format!(
+            "'{shown}' is held by another output or process; give each a dead_letter_dir or an instance of its own"
+        ));
+    }
+    let mut text = Vec::new();
+    (&mut file)
+        .take(LONGEST)
+        .read_to_end(&mut text)
+        .map_err(|error| failed("read", &error))?;
+    if let Some(id) = read(&text) {
+        return Ok(Claimed {
+            id,
+            file,
+            warning: None,
+        });
+    }
+    let mut id = [0; ID_BYTES];
+    StdRng::from_os_rng().fill_bytes(&mut id);
+    write(&file, path, &id).map_err(|error| failed("written", &error))?;
+    let warning = (!text.is_empty()).then(|| {
+        format!(
+            "'{shown}' held no identity and was written anew: a chunk that an earlier run delivered and the host \
+             hands over again makes a second object"
+        )
+    });
+    Ok(Claimed { id, file, warning })
+}
+
+/// Opens the file, and makes it where there is none. What stands there and is no file of ours goes.
+fn open(path: &Path) -> io::Result<File> {
+    let open = || {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)?;
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("it is no file")),
+        }
+    };
+    open().or_else(|error| match fs::remove_file(path) {
+        Ok(()) => open(),
+        Err(_) => Err(error),
+    })
+}
+
+/// Whether `file` still stands under the name it was opened by.
+fn is_named(file: &File, path: &Path) -> bool {
+    let (Ok(ours), Ok(found)) = (file.metadata(), fs::metadata(path)) else {
+        return false;
+    };
+    (found.dev(), found.ino()) == (ours.dev(), ours.ino())
+}
+
+/// Makes the id durable: an object that is named by it may be sent in the next moment. A machine that stops
+/// in between leaves a file that [`read`] refuses.
+fn write(file: &File, path: &Path, id: &[u8]) -> io::Result<()> {
+    file.set_len(0)?;
+    file.write_all_at(format!("{BEGINNING}{}\n", hex(id)).as_bytes(), 0)?;
+    file.sync_all()?;
+    let dir = path
+        .parent()
+        .map_or_else(|| PathBuf::from("."), Path::to_owned);
+    File::open(dir)?.sync_all()
+}
+
+/// The id in a whole file.
+fn read(text: &[u8]) -> Option<[u8; ID_BYTES]> {
+    let text = std::str::from_utf8(text).ok()?;
+    let digits = text.strip_prefix(BEGINNING)?.strip_suffix('\n')?;
+    let id = u128::from_str_radix(digits, 16).ok()?.to_be_bytes();
+    // As it is written, and no other way.
+    (hex(&id) == digits).then_some(id)
+}
+
+/// A hash of several words, which tells where one ends.
+fn hash(words: &[&[u8]]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for word in words {
+        hasher.update(&(word.len() as u64).to_le_bytes());
+        hasher.update(word);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    fn machine(id: &str, name: &str) -> Machine {
+        Machine {
+            id: id.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn open(dir: &Path) -> Sender {
+        Sender::open(dir, &machine("m", "h"), "i", "o")
+    }
+
+    /// The one file in a folder.
+    fn file(dir: &Path) -> PathBuf {
+        let files: Vec<PathBuf> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        files.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn a_sender_is_the_same_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).identity();
+        for _ in 0..2 {
+            let sender = open(dir.path());
+            assert_eq!(sender.identity(), first);
+            assert_eq!(sender.warning(), None);
+        }
+        let mode = fs::metadata(file(dir.path())).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn whatever_tells_two_senders_apart_is_in_the_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let senders = [
+            (machine("m", "h"), "i", "o"),
+            (machine("another", "h"), "i", "o"),
+            (machine("m", "another"), "i", "o"),
+            (machine("m", "h"), "another", "o"),
+            (machine("m", "h"), "i", "another"),
+            // Where one word ends and the next begins counts.
+            (machine("m", "hi"), "", "o"),
+        ];
+        let identities = || {
+            senders.clone().map(|(machine, instance, output)| {
+                let sender = Sender::open(dir.path(), &machine, instance, output);
+                assert_eq!(sender.warning(), None, "{machine:?} {instance} {output}");
+                sender.identity()
+            })
+        };
+        let first = identities();
+        for (at, one) in first.iter().enumerate() {
+            assert!(!first[..at].contains(one), "{:?}", senders[at]);
+        }
+        assert_eq!(identities(), first);
+    }
+
+    #[test]
+    fn a_copied_disk_is_another_sender_where_the_machine_is() {
+        let (disk, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sender = |dir: &Path, name| Sender::open(dir, &machine("m", name), "i", "o").identity();
+        let original = sender(disk.path(), "web-1");
+        let from = file(disk.path());
+        fs::copy(&from, copy.path().join(from.file_name().unwrap())).unwrap();
+        assert_ne!(sender(copy.path(), "web-2"), original);
+        assert_eq!(sender(copy.path(), "web-1"), original, "moved, not copied");
+    }
+
+    #[test]
+    fn senders_that_share_all_they_have_are_never_taken_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = open(dir.path()).identity();
+        let (first, second) = (open(dir.path()), open(dir.path()));
+        assert_eq!(first.identity(), before);
+        assert_ne!(second.identity(), before);
+        assert!(second.warning().unwrap().contains("held by another"));
+        let seen = [first.identity(), second.identity()];
+        drop((first, second));
+        // Whichever comes first now, the other may have been it.
+        let next = open(dir.path());
+        assert!(!seen.contains(&next.identity()));
+        assert_eq!(next.warning(), None);
+    }
+
+    #[test]
+    fn what_is_torn_or_something_else_is_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).identity();
+        let path = file(dir.path());
+        let whole = fs::read(&path).unwrap();
+        let mut broken: Vec<Vec<u8>> = (0..whole.len()).map(|end| whole[..end].to_vec()).collect();
+        broken.push(vec![0; whole.len()]);
+        broken.push([&whole[..], b"\n"].concat());
+        broken.push(whole.to_ascii_uppercase());
+        broken.push("é".repeat(1_000).into_bytes());
+        broken.push(format!("{BEGINNING}+{}\n", "1".repeat(31)).into_bytes());
+        for bytes in broken {
+            fs::write(&path, &bytes).unwrap();
+            let shown = String::from_utf8_lossy(&bytes).into_owned();
+            let sender = open(dir.path());
+            assert_ne!(sender.identity(), first, "{shown}");
+            assert_eq!(sender.warning().is_some(), !bytes.is_empty(), "{shown}");
+            let new = sender.identity();
+            drop(sender);
+            let again = open(dir.path());
+            assert_eq!((again.identity(), again.warning()), (new, None), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_of_ours_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).identity();
+        let path = file(dir.path());
+        let elsewhere = tempfile::tempdir().unwrap();
+        let other = elsewhere.path().join("other");
+        fs::write(&other, "precious").unwrap();
+        fs::remove_file(&path).unwrap();
+        symlink(&other, &path).unwrap();
+        let sender = open(dir.path());
+        assert_ne!(sender.identity(), first);
+        assert_eq!(fs::read(&other).unwrap(), b"precious");
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+    }
+
+    #[test]
+    fn where_nothing_can_be_kept_each_run_has_an_identity_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path()));
+        let path = file(dir.path());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let away = dir.path().join("away");
+        for folder in [dir.path(), &away] {
+            let (first, second) = (open(folder), open(folder));
+            assert_ne!(first.identity(), second.identity());
+            let warning = first.warning().unwrap();
+            assert!(warning.contains("cannot be opened"), "{warning}");
+            assert!(warning.contains("second object"), "{warning}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_of_one_sender_and_one_chunk() {
+        let (one, two) = (Identity([1; 32]), Identity([2; 32]));
+        let (a, b) = ([1; 16], [2; 16]);
+        assert_eq!(one.name(&a), one.name(&a));
+        assert_ne!(one.name(&a), two.name(&a));
+        assert_ne!(one.name(&a), one.name(&b));
+        assert_eq!(one.name(&a).len(), 32);
+    }
+
+    #[test]
+    fn this_machine_has_a_name() {
+        assert_ne!(Machine::here().name, "");
+    }
+}

@@ -1,0 +1,95 @@
+//! Whose object is it? Outputs that send into one prefix without a spool, and what tells them apart.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ferry::settle::Verdict;
+use tempfile::TempDir;
+
+use crate::support::plugin::{Plugin, chunk};
+
+/// A store, and folders for those who send there.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    /// An output that keeps its dead letters, and who it is, in the folder `home`.
+    fn sender(&self, home: &str, keys: &[(&str, &str)]) -> Plugin {
+        let (url, home) = (format!("file://{}", self.path("objects")), self.path(home));
+        let mut all = vec![
+            ("url", url.as_str()),
+            ("spool", "off"),
+            ("dead_letter_dir", home.as_str()),
+        ];
+        all.extend(keys);
+        Plugin::start(&all)
+    }
+
+    /// The objects' names.
+    fn objects(&self) -> Vec<PathBuf> {
+        fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+            for entry in fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    walk(&path, found);
+                } else {
+                    found.push(path);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.dir.path().join("objects"), &mut found);
+        found
+    }
+}
+
+#[test]
+fn the_same_chunk_of_two_senders_makes_two_objects() {
+    let place = Place::new();
+    let chunk = chunk(0..100);
+    for home in ["one", "two"] {
+        let sender = place.sender(home, &[]);
+        assert_eq!(sender.flush("app", &chunk), Verdict::Ok);
+    }
+    let objects = place.objects();
+    assert_eq!(objects.len(), 2, "{objects:?}");
+}
+
+#[test]
+fn outputs_of_one_process_are_senders_of_their_own() {
+    // In one folder, too, under one name, and side by side.
+    for names in [["a", "b"], ["a", "a"]] {
+        let place = Place::new();
+        let chunk = chunk(0..100);
+        let senders = names.map(|name| place.sender("home", &[("instance", name)]));
+        for sender in &senders {
+            assert_eq!(sender.flush("app", &chunk), Verdict::Ok);
+        }
+        let objects = place.objects();
+        assert_eq!(objects.len(), 2, "{names:?}: {objects:?}");
+    }
+}
+
+#[test]
+fn a_sender_that_starts_again_finds_its_own_object() {
+    let place = Place::new();
+    let chunk = chunk(0..100);
+    for start in 1..=3 {
+        let sender = place.sender("home", &[]);
+        assert_eq!(sender.flush("app", &chunk), Verdict::Ok);
+        drop(sender);
+        let objects = place.objects();
+        assert_eq!(objects.len(), 1, "start {start}: {objects:?}");
+    }
+}
