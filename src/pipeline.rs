@@ -34,6 +34,7 @@ use crate::settle::{
     Acknowledged, ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id,
 };
 use crate::sink::{Class, Shape, Sink};
+use crate::spool::disk::says_remedy;
 use crate::spool::{self, Appended, Durability, Note, Recovered, Refusal, Spool};
 use crate::template::compact_time;
 use crate::time::now;
@@ -244,12 +245,15 @@ impl Pipeline {
             Some(spool) => spool.dir.display().to_string(),
             None => String::new(),
         };
+        let remedy = match says_remedy(error) {
+            true => "",
+            false => ": look at the disk's space and health",
+        };
         self.log.trouble(
             Level::Error,
             "spool",
             &format!(
-                "the spool in {place} cannot be used: {error}; data is held back until it can: look at the \
-                 disk's space and health"
+                "the spool in {place} cannot be used: {error}; data is held back until it can{remedy}"
             ),
         );
     }

@@ -26,7 +26,7 @@ use crate::sink::Sink;
 use crate::sink::blob::BlobSink;
 #[cfg(feature = "firehose")]
 use crate::sink::firehose::FirehoseSink;
-use crate::spool::disk::LocalDisk;
+use crate::spool::disk::{LocalDisk, says_remedy};
 use crate::spool::{self, Recovered, Spool};
 
 /// Threads of one instance. Sending waits on the network and encoding is short: more would only take
@@ -328,9 +328,12 @@ fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Proble
                 "'{dir}' is in use by another instance or process: give each output its own spool_dir, or its own \
                  instance name"
             )
+        } else if says_remedy(&error) {
+            format!("'{dir}' cannot be used: {error}")
         } else {
             format!(
-                "'{dir}' cannot be used: {error}; name a folder on a local disk that this user may write"
+                "'{dir}' cannot be used: {error}; it is to be a folder on a local disk that this user may write. Where it \
+                 holds a spool already, naming another folder leaves what was accepted there undelivered"
             )
         };
         Problem::new("spool_dir", message)

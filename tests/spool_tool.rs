@@ -102,3 +102,45 @@ fn it_looks_and_does_not_touch() {
     assert_eq!(nowhere.status.code(), Some(2), "{nowhere:?}");
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("none cannot be read"));
 }
+
+#[test]
+fn it_looks_into_more_segments_than_it_may_open_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        limit: 64 << 20,
+        segment_bytes: Some(200),
+    };
+    let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
+    let (spool, _) = Spool::open(disk, options).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    for events in 1..=300 {
+        let data = EVENT.repeat(events);
+        let chunk = Chunk {
+            id: chunk_id(b"app", &data),
+            tag: b"app",
+            data: data.into(),
+            arrived: Time::default(),
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        runtime.block_on(spool.append(chunk, deadline)).unwrap();
+    }
+    for (arguments, expected) in [
+        (&["inspect", "--json"][..], "\"unfinished\": 300"),
+        (&["verify"], "300 chunks"),
+        (&["export"], "{\"n\":7}"),
+    ] {
+        let told = Command::new("sh")
+            .args(["-c", "ulimit -n 16; exec \"$@\"", "sh"])
+            .arg(env!("CARGO_BIN_EXE_ferry-spool"))
+            .args(arguments)
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&told.stdout);
+        assert_eq!(told.status.code(), Some(0), "{told:?}");
+        assert!(said.contains(expected), "{arguments:?}");
+    }
+}

@@ -1,13 +1,23 @@
 //! The one directory a spool lives in, behind a trait so that tests can make it fail and crash.
 
 use std::collections::VecDeque;
-use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
+use std::fmt;
+use std::fs::{self, DirBuilder, TryLockError};
 use std::io::{self, ErrorKind, IoSlice, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use super::frame::{is_spare, removed_name, segment_first};
 
 /// One directory.
 pub trait Disk: Send + Sync + 'static {
@@ -43,6 +53,50 @@ pub trait File: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// An error whose words say what is to be done about it.
+#[derive(Debug)]
+struct Remedied(String);
+
+impl fmt::Display for Remedied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Remedied {}
+
+/// An error that says what is to be done about it.
+pub(super) fn remedied(kind: ErrorKind, words: String) -> io::Error {
+    io::Error::new(kind, Remedied(words))
+}
+
+/// Whether an error's words say what is to be done about it.
+pub fn says_remedy(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Remedied>())
+}
+
+/// An error of a system call. That there are too many open files says nothing of a file or its disk, and is over
+/// when some of them are closed.
+fn explained(error: Errno) -> io::Error {
+    let words = match error {
+        Errno::MFILE => {
+            let limit = getrlimit(Resource::Nofile).current;
+            let limit = limit.map_or("unlimited".to_owned(), |limit| limit.to_string());
+            format!(
+                "Fluent Bit has as many files open as one process may ({limit}, RLIMIT_NOFILE): raise LimitNOFILE= of its \
+                 service, or ulimit -n where it is started, and restart it"
+            )
+        }
+        Errno::NFILE => {
+            "this machine has as many files open as it may: raise the sysctl fs.file-max, or stop what \
+             keeps so many open"
+                .to_owned()
+        }
+        other => return other.into(),
+    };
+    remedied(ErrorKind::Other, words)
+}
+
 /// How long a predecessor that is just exiting may hold the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the lock is asked for in that time.
@@ -50,51 +104,54 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 const LOCK: &str = "lock";
 const QUARANTINE: &str = "quarantine";
 
-/// A directory of this machine.
+/// A directory of this machine. Everything in it is reached through the directory as it was opened, wherever
+/// its path leads meanwhile. Holds few files open, however many there are.
 #[derive(Debug)]
 pub struct LocalDisk {
-    dir: PathBuf,
+    dir: Arc<OwnedFd>,
     /// Held for as long as the directory may be written to; `None`: only looked at.
     lock: Option<fs::File>,
     freeing: Option<Freeing>,
+    /// How many removed files had names of their own.
+    removed: AtomicU64,
 }
 
-/// A thread that frees the blocks of files which have no name any more, a few at a time. Whoever frees a whole
-/// segment at once keeps the file system's journal busy for tens of milliseconds, and nobody's fsync is done
-/// before that.
+/// A thread that frees the blocks of removed files, a few at a time. Whoever frees a whole segment at once keeps
+/// the file system's journal busy for tens of milliseconds, and nobody's fsync is done before that. Until
+/// then such a file has another name, and is not open: there may be thousands of them.
 #[derive(Debug)]
 struct Freeing {
     /// `None`: told to end.
-    files: Option<Sender<fs::File>>,
+    names: Option<Sender<String>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Bytes that are freed at a time.
-const FREED_AT_ONCE: u64 = 2 << 20;
+/// Bytes that are freed at a time (few in tests, so that small files have more).
+const FREED_AT_ONCE: u64 = if cfg!(test) { 2 << 10 } else { 2 << 20 };
 
 impl Freeing {
-    fn start() -> io::Result<Freeing> {
-        let (files, unlinked) = channel();
+    fn start(dir: Arc<OwnedFd>) -> io::Result<Freeing> {
+        let (names, removed) = channel();
         let thread = thread::Builder::new()
             .name("ferry-spool-free".to_owned())
-            .spawn(move || free(&unlinked))?;
+            .spawn(move || free(&dir, &removed))?;
         Ok(Freeing {
-            files: Some(files),
+            names: Some(names),
             thread: Some(thread),
         })
     }
 
-    fn take(&self, file: fs::File) {
-        if let Some(files) = &self.files {
-            // Where the thread is gone, the file is closed here, and freed by that.
-            let _ = files.send(file);
+    fn take(&self, name: String) {
+        if let Some(names) = &self.names {
+            // Where the thread is gone, the next start removes the file.
+            let _ = names.send(name);
         }
     }
 }
 
 impl Drop for Freeing {
     fn drop(&mut self) {
-        self.files = None;
+        self.names = None;
         // The library may be unloaded next: none of its code may run any more.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -104,34 +161,56 @@ impl Drop for Freeing {
 
 /// Frees what comes until nothing more can come; what is left then is freed at once. After each step the disk
 /// is left to others for as long as the step has taken.
-fn free(unlinked: &Receiver<fs::File>) {
+fn free(dir: &OwnedFd, removed: &Receiver<String>) {
     let mut waiting = VecDeque::new();
     let mut pause = Duration::MAX;
     loop {
-        match unlinked.recv_timeout(pause) {
-            Ok(file) => waiting.push_back(file),
+        match removed.recv_timeout(pause) {
+            Ok(name) => waiting.push_back(name),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => break,
         }
         let since = Instant::now();
-        if !waiting.front().is_some_and(free_some) {
-            waiting.pop_front();
+        if let Some(name) = waiting.pop_front_if(|name| !free_some(dir, name)) {
+            unlink(dir, &name);
         }
         pause = match waiting.is_empty() {
             true => Duration::MAX,
             false => since.elapsed(),
         };
     }
+    for name in waiting {
+        unlink(dir, &name);
+    }
 }
 
-/// Frees the end of a file. `false`: closing it frees the rest.
-fn free_some(file: &fs::File) -> bool {
+/// What cannot be unlinked is removed by the next start.
+fn unlink(dir: &OwnedFd, name: &str) {
+    let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+}
+
+/// Frees the end of a file. `false`: unlinking it frees the rest.
+fn free_some(dir: &OwnedFd, name: &str) -> bool {
+    let Ok(file) = open_at(dir, name, OFlags::WRONLY) else {
+        return false;
+    };
     let Ok(metadata) = file.metadata() else {
         return false;
     };
     // A file with another name is somebody's copy.
     let left = metadata.len().saturating_sub(FREED_AT_ONCE);
-    metadata.nlink() == 0 && left > 0 && file.set_len(left).is_ok()
+    metadata.nlink() == 1 && left > 0 && file.set_len(left).is_ok()
+}
+
+fn open_at(dir: impl AsFd, name: &str, flags: OFlags) -> io::Result<fs::File> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR);
+    file.map(fs::File::from).map_err(explained)
+}
+
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(explained)
 }
 
 impl LocalDisk {
@@ -139,12 +218,8 @@ impl LocalDisk {
     /// for as long as the value lives. [`ErrorKind::WouldBlock`]: another one holds it still after 2 s.
     pub fn open(path: &Path) -> io::Result<LocalDisk> {
         make_dir(path).map_err(|error| named(path, "cannot be made", &error))?;
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path.join(LOCK))
+        let dir = open_dir(path).map_err(|error| named(path, "cannot be read", &error))?;
+        let lock = open_at(&dir, LOCK, OFlags::WRONLY | OFlags::CREATE)
             .map_err(|error| named(path, "cannot be written to", &error))?;
         let since = Instant::now();
         loop {
@@ -167,21 +242,24 @@ impl LocalDisk {
                 }
             }
         }
+        let dir = Arc::new(dir);
         Ok(LocalDisk {
-            dir: path.to_owned(),
             lock: Some(lock),
-            freeing: Some(Freeing::start()?),
+            freeing: Some(Freeing::start(Arc::clone(&dir))?),
+            removed: AtomicU64::new(0),
+            dir,
         })
     }
 
     /// A directory that is only looked at, with or without a spool at work in it: takes no lock, makes
     /// nothing, refuses to create and to remove, and opens files for reading only.
     pub fn look(path: &Path) -> io::Result<LocalDisk> {
-        fs::read_dir(path).map_err(|error| named(path, "cannot be read", &error))?;
+        let dir = open_dir(path).map_err(|error| named(path, "cannot be read", &error))?;
         Ok(LocalDisk {
-            dir: path.to_owned(),
+            dir: Arc::new(dir),
             lock: None,
             freeing: None,
+            removed: AtomicU64::new(0),
         })
     }
 
@@ -194,10 +272,45 @@ impl LocalDisk {
             )),
         }
     }
+
+    /// Makes `quarantine/` where a name asks for it.
+    fn make_folder(&self, name: &str) -> io::Result<()> {
+        if !name.contains('/') {
+            return Ok(());
+        }
+        match rustix::fs::mkdirat(&self.dir, QUARANTINE, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives a large file of a segment to the thread that frees. Whether it did.
+    fn free_later(&self, name: &str) -> io::Result<bool> {
+        let Some(freeing) = &self.freeing else {
+            return Ok(false);
+        };
+        let found = rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let large = u64::try_from(found.st_size).is_ok_and(|bytes| bytes > FREED_AT_ONCE);
+        if !large || segment_first(name).is_none() && !is_spare(name) {
+            return Ok(false);
+        }
+        let waiting = removed_name(self.removed.fetch_add(1, Ordering::Relaxed));
+        // Where a file has that name, or the file system cannot look for one, it is freed at once.
+        let flags = RenameFlags::NOREPLACE;
+        let renamed = rustix::fs::renameat_with(&self.dir, name, &self.dir, &waiting, flags);
+        if renamed.is_ok() {
+            freeing.take(waiting);
+        }
+        Ok(renamed.is_ok())
+    }
 }
 
 fn named(path: &Path, what: &str, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{} {what}: {error}", path.display()))
+    let words = format!("{} {what}: {error}", path.display());
+    match says_remedy(error) {
+        true => remedied(error.kind(), words),
+        false => io::Error::new(error.kind(), words),
+    }
 }
 
 /// Makes a directory and its parents, and makes them durable: without their entries all that is synced
@@ -210,93 +323,86 @@ fn make_dir(path: &Path) -> io::Result<()> {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        fs::File::open(parent)?.sync_all()?;
+        rustix::fs::fsync(open_dir(parent)?)?;
     }
     Ok(())
 }
 
-fn list_into(dir: &Path, prefix: &str, files: &mut Vec<(String, u64)>) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
+fn list_into(dir: impl AsFd, prefix: &str, files: &mut Vec<(String, u64)>) -> io::Result<()> {
+    for entry in Dir::read_from(&dir).map_err(explained)? {
         let entry = entry?;
-        let metadata = match entry.metadata() {
-            Ok(metadata) => metadata,
-            // Removed since, by an instance that is at work here.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
+        let Ok(name) = entry.file_name().to_str() else {
+            continue;
         };
-        if metadata.is_file()
-            && let Ok(name) = entry.file_name().into_string()
-        {
-            files.push((format!("{prefix}{name}"), metadata.len()));
+        let found = match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => found,
+            // Removed since, by an instance that is at work here.
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile {
+            let bytes = u64::try_from(found.st_size).unwrap_or(0);
+            files.push((format!("{prefix}{name}"), bytes));
         }
     }
     Ok(())
+}
+
+impl LocalDisk {
+    /// `None`: nothing was put there yet.
+    fn quarantine(&self) -> io::Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.dir, QUARANTINE, flags, Mode::empty()) {
+            Ok(quarantine) => Ok(Some(quarantine)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(explained(error)),
+        }
+    }
 }
 
 impl Disk for LocalDisk {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         let mut files = Vec::new();
         list_into(&self.dir, "", &mut files)?;
-        match list_into(&self.dir.join(QUARANTINE), "quarantine/", &mut files) {
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
-            {
-                Ok(files)
-            }
-            done => done.map(|()| files),
+        if let Some(quarantine) = self.quarantine()? {
+            list_into(quarantine, "quarantine/", &mut files)?;
         }
+        Ok(files)
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
         self.writable()?;
-        let path = self.dir.join(name);
-        if let Some(folder) = path.parent().filter(|folder| *folder != self.dir) {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        Ok(Box::new(LocalFile(file)))
+        self.make_folder(name)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        Ok(Box::new(LocalFile(open_at(&self.dir, name, flags)?)))
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(self.lock.is_some())
-            .open(self.dir.join(name))?;
-        Ok(Box::new(LocalFile(file)))
+        let flags = match self.lock {
+            Some(_) => OFlags::RDWR,
+            None => OFlags::RDONLY,
+        };
+        Ok(Box::new(LocalFile(open_at(&self.dir, name, flags)?)))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.writable()?;
-        let path = self.dir.join(name);
-        // A file that cannot be opened can be unlinked all the same.
-        let file = OpenOptions::new().write(true).open(&path);
-        fs::remove_file(&path)?;
-        if let (Ok(file), Some(freeing)) = (file, &self.freeing) {
-            freeing.take(file);
+        if !self.free_later(name)? {
+            rustix::fs::unlinkat(&self.dir, name, AtFlags::empty())?;
         }
         Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.writable()?;
-        fs::rename(self.dir.join(from), self.dir.join(to))
+        Ok(rustix::fs::renameat(&self.dir, from, &self.dir, to)?)
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        match fs::File::open(self.dir.join(QUARANTINE)) {
-            Ok(quarantine) => quarantine.sync_all()?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        if let Some(quarantine) = self.quarantine()? {
+            rustix::fs::fsync(quarantine)?;
         }
-        fs::File::open(&self.dir)?.sync_all()
+        Ok(rustix::fs::fsync(&self.dir)?)
     }
 }
 

@@ -183,9 +183,14 @@ impl Begin {
         bytes
     }
 
+    /// The format's version, from the beginning of a payload.
+    pub(super) fn version(payload: &[u8]) -> u32 {
+        Fields(payload).u32().unwrap_or(0)
+    }
+
     pub(super) fn decode(payload: &[u8]) -> Result<Begin, OtherVersion> {
-        let mut fields = Fields(payload);
-        let version = fields.u32().unwrap_or(0);
+        let version = Begin::version(payload);
+        let mut fields = Fields(payload.get(size_of::<u32>()..).unwrap_or_default());
         if version != VERSION {
             return Err(OtherVersion(version));
         }
@@ -233,6 +238,12 @@ pub(super) fn segment_first(name: &str) -> Option<Seq> {
 /// The name of a segment's file that waits to be written again.
 pub(super) fn spare_name(first: Seq) -> String {
     format!("{first:020}.spare")
+}
+
+/// The name of a removed file until its blocks are freed, the n-th of a run: a spare's that no segment ever was. Every
+/// version removes spares when it starts.
+pub(super) fn removed_name(n: u64) -> String {
+    spare_name((FIRSTS - 1).saturating_sub(n))
 }
 
 /// Whether a file waits to be written again.
@@ -343,6 +354,8 @@ mod tests {
             assert!(!is_spare(name), "{name}");
         }
         assert!(is_spare(&spare_name(42)));
+        assert!(is_spare(&removed_name(0)) && is_spare(&removed_name(7)));
+        assert_ne!(removed_name(0), removed_name(1));
         assert!(!is_spare(&segment_name(42)));
         assert_eq!(segment_first(&spare_name(42)), None);
         assert_eq!(quarantine_place(&quarantine_name(42, 640)), Some((42, 640)));

@@ -86,6 +86,10 @@
 //!
 //! # Limits
 //!
+//! At most 32 files are open at a time, however many there are: segments are read one after the other, through one buffer,
+//! and a removed file waits under another name, closed, until its blocks are freed. Finished segments are removed one by
+//! one, between groups: who waits for an fsync never waits for thousands of removals.
+//!
 //! Chunks are refused when all files together, the spares left out, would grow over [`Options::limit`]. The reserve,
 //! 1 MiB at most, comes on top of that.
 //! Notes and the Begin frames of the segments they need are written in any case, since they are what lets chunks be finished;

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
-use super::disk::{Disk, File};
+use super::disk::{Disk, File, remedied, says_remedy};
 use super::frame::{
     ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, crc, is_spare,
     quarantine_place, segment_first, segment_name,
@@ -260,28 +260,29 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     let empty = names.extract_if(.., |(_, bytes)| *bytes == 0);
     survey.empty = empty.map(|(first, _)| segment_name(first)).collect();
 
-    let mut files = Vec::new();
+    // One file is open at a time, and read through one buffer: there may be more of them than a process may open.
+    let mut buffer = Vec::new();
+    let mut labels = Vec::new();
     for (first, _) in names {
-        let name = segment_name(first);
-        match disk.open(&name) {
-            Ok(file) => files.push(Source::new(first, name, file)?),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(named(&name, 0, &error)),
+        if let Some(mut source) = Source::open(disk, first, &mut buffer)? {
+            labels.push((first, source.label()?));
         }
     }
-    survey.spool = whose(&mut files)?;
+    survey.spool = whose(disk, &labels, &mut buffer)?;
     let mut own = Vec::new();
-    for mut source in files {
-        match source.stranger(survey.spool)? {
-            Some(what) => survey.foreign.push((source.name, what)),
-            None => own.push(source),
+    for (first, label) in labels {
+        match stranger(disk, first, label, survey.spool, &mut buffer)? {
+            Some(what) => survey.foreign.push((segment_name(first), what)),
+            None => own.push(first),
         }
     }
 
-    let firsts: Vec<Seq> = own.iter().map(|source| source.first).collect();
-    for (index, source) in own.into_iter().enumerate() {
-        let bound = firsts.get(index + 1).copied();
+    for (index, first) in own.iter().enumerate() {
+        let bound = own.get(index + 1).copied();
         let check_chunks = bound.is_none() || check == Check::All;
+        let Some(source) = Source::open(disk, *first, &mut buffer)? else {
+            continue;
+        };
         let segment = read_segment(source, bound, check_chunks, &mut survey)?;
         let whole = segment.damage.is_empty() && segment.torn == 0 && segment.void == 0;
         if whole || is_there(disk, segment.first)? {
@@ -300,23 +301,61 @@ fn is_there(disk: &dyn Disk, segment: Seq) -> io::Result<bool> {
     }
 }
 
+/// What a segment's first bytes say: the header of its Begin frame, and the format's version behind it.
+type Label = Option<(Head, u32)>;
+
 /// The number of the spool that the segments belong to: the newest one's word counts.
-fn whose(files: &mut [Source]) -> io::Result<Option<u64>> {
-    for source in files.iter_mut().rev() {
-        if let Some(head) = source.head(0)?.filter(|head| head.kind == Kind::Begin) {
-            return Ok(Some(head.spool));
-        }
+fn whose(
+    disk: &dyn Disk,
+    labels: &[(Seq, Label)],
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<u64>> {
+    let newest_first = || labels.iter().rev();
+    if let Some((head, _)) = newest_first().find_map(|(_, label)| *label) {
+        return Ok(Some(head.spool));
     }
-    for source in files.iter_mut().rev() {
-        if let Some((_, head)) = source.search(0, |_| true)? {
+    for (first, _) in newest_first() {
+        if let Some(mut source) = Source::open(disk, *first, buffer)?
+            && let Some((_, head)) = source.search(0, |_| true)?
+        {
             return Ok(Some(head.spool));
         }
     }
     Ok(None)
 }
 
+/// Why a segment is none of ours, if it is certainly none.
+fn stranger(
+    disk: &dyn Disk,
+    first: Seq,
+    label: Label,
+    spool: Option<u64>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<String>> {
+    let Some((head, version)) = label else {
+        return Ok(None);
+    };
+    if Some(head.spool) != spool {
+        return Ok(Some("it belongs to another spool".into()));
+    }
+    if version == VERSION {
+        return Ok(None);
+    }
+    // Unless it is damaged.
+    let Some(mut source) = Source::open(disk, first, buffer)? else {
+        return Ok(None);
+    };
+    let payload = source.bytes(HEADER, head.payload())?;
+    Ok(match head.vouches_for(payload) {
+        true => Begin::decode(payload).err().map(|OtherVersion(version)| {
+            format!("its format is version {version}, this program reads version {VERSION}")
+        }),
+        false => None,
+    })
+}
+
 fn read_segment(
-    mut source: Source,
+    mut source: Source<'_>,
     bound: Option<Seq>,
     check_chunks: bool,
     survey: &mut Survey,
@@ -405,7 +444,7 @@ fn lay_to_rest(segment: &mut Segment, range: Range<u64>, until: Option<Seq>) {
 
 /// Takes note of a frame whose header is good. `false`: its payload is not.
 fn take_frame(
-    source: &mut Source,
+    source: &mut Source<'_>,
     frame: Frame,
     check: bool,
     segment: &mut Segment,
@@ -450,27 +489,39 @@ fn take_frame(
     Ok(true)
 }
 
-/// A segment's file, read through a buffer.
-struct Source {
+/// A segment's file, read through a buffer that others are read through as well.
+struct Source<'b> {
     first: Seq,
     name: String,
     file: Box<dyn File>,
     len: u64,
-    buffer: Vec<u8>,
+    buffer: &'b mut Vec<u8>,
     start: u64,
 }
 
-impl Source {
-    fn new(first: Seq, name: String, file: Box<dyn File>) -> io::Result<Source> {
-        let len = file.len().map_err(|error| named(&name, 0, &error))?;
-        Ok(Source {
+impl<'b> Source<'b> {
+    /// `None`: it is gone, and so it was done.
+    fn open(
+        disk: &dyn Disk,
+        first: Seq,
+        buffer: &'b mut Vec<u8>,
+    ) -> io::Result<Option<Source<'b>>> {
+        let name = segment_name(first);
+        let file = match disk.open(&name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unread(&name, 0, &error)),
+        };
+        let len = file.len().map_err(|error| unread(&name, 0, &error))?;
+        buffer.clear();
+        Ok(Some(Source {
             first,
             name,
             file,
             len,
-            buffer: Vec::new(),
+            buffer,
             start: 0,
-        })
+        }))
     }
 
     /// So many bytes at `offset`, or what there is of them.
@@ -483,9 +534,7 @@ impl Source {
             let wanted = there.max(ahead);
             self.buffer.clear();
             self.start = offset;
-            let read = self.file.read_at(&mut self.buffer, wanted, offset);
-            let read = read.inspect_err(|_| self.buffer.clear());
-            read.map_err(|error| named(&self.name, offset, &error))?;
+            self.read_at(offset, wanted)?;
             if self.buffer.len() < wanted {
                 // It is shorter by now.
                 self.len = offset + self.buffer.len() as u64;
@@ -494,6 +543,22 @@ impl Source {
         let from = (offset - self.start) as usize;
         let to = (from + there).min(self.buffer.len());
         Ok(&self.buffer[from.min(to)..to])
+    }
+
+    /// Fills the buffer, which is empty.
+    fn read_at(&mut self, offset: u64, wanted: usize) -> io::Result<()> {
+        let read = self.file.read_at(self.buffer, wanted, offset);
+        let read = read.inspect_err(|_| self.buffer.clear());
+        read.map_err(|error| unread(&self.name, offset, &error))
+    }
+
+    /// Reads no more than it needs: there may be thousands of segments.
+    fn label(&mut self) -> io::Result<Label> {
+        let version = HEADER as usize + size_of::<u32>();
+        self.read_at(0, version)?;
+        let head = Head::decode(self.buffer).filter(|head| head.kind == Kind::Begin);
+        let version = Begin::version(self.buffer.get(HEADER as usize..).unwrap_or_default());
+        Ok(head.map(|head| (head, version)))
     }
 
     fn head(&mut self, offset: u64) -> io::Result<Option<Head>> {
@@ -515,33 +580,18 @@ impl Source {
         }
         Ok(None)
     }
-
-    /// Why this is no segment of ours, if it is certainly none.
-    fn stranger(&mut self, spool: Option<u64>) -> io::Result<Option<String>> {
-        let Some(head) = self.head(0)?.filter(|head| head.kind == Kind::Begin) else {
-            return Ok(None);
-        };
-        if Some(head.spool) != spool {
-            return Ok(Some("it belongs to another spool".into()));
-        }
-        let payload = self.bytes(HEADER, head.payload())?;
-        if !head.vouches_for(payload) {
-            return Ok(None);
-        }
-        Ok(match Begin::decode(payload) {
-            Ok(_) => None,
-            Err(OtherVersion(version)) => Some(format!(
-                "its format is version {version}, this program reads version {VERSION}"
-            )),
-        })
-    }
 }
 
-fn named(name: &str, offset: u64, error: &io::Error) -> io::Error {
-    io::Error::new(
+fn unread(name: &str, offset: u64, error: &io::Error) -> io::Error {
+    if says_remedy(error) {
+        return remedied(error.kind(), format!("{name} cannot be opened: {error}"));
+    }
+    remedied(
         error.kind(),
         format!(
-            "{name} cannot be read at offset {offset}: {error}; should it stay so, move the file out of the spool's folder to start without it"
+            "{name} cannot be read at offset {offset}: {error}; it holds what was accepted, and the spool is not \
+             started without it. Where the disk cannot be mended, moving the file out of the spool's folder lets the rest \
+             be delivered: what was accepted in that file is then not delivered"
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod damage;
+mod descriptors;
 mod model;
 mod stories;
 

@@ -5,11 +5,12 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::disk::File;
+use super::disk::{File, remedied, says_remedy};
 use super::frame::{Begin, END, HEADER, Head, Kind, padding, segment_name, spare_name};
 use super::scan::Place;
 use super::{Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State};
@@ -20,6 +21,8 @@ use crate::settle::chunk_id;
 const GROUP_BYTES: u64 = 8 << 20;
 /// The reserve's name.
 pub(super) const RESERVE: &str = "reserve";
+/// How long removing what is finished may take at the end.
+const TIDIED_AT_CLOSE: Duration = Duration::from_secs(1);
 /// Bytes of notes that may be written without being synced: they are held in memory as long.
 const CARRIED_BYTES: u64 = 1 << 20;
 
@@ -219,11 +222,14 @@ impl Writer {
 
     /// Works until it is told to stop.
     pub(super) fn run(mut self) {
-        while let Some(job) = self.held.take().or_else(|| self.jobs.recv().ok()) {
+        while let Some(job) = self.next_job() {
             match job {
-                Job::Tidy => self.tidy(),
+                Job::Tidy => drop(self.tidy()),
                 #[cfg(test)]
-                Job::Rest(done) => drop(done.send(())),
+                Job::Rest(done) => {
+                    while self.is_untidy() && self.tidy() {}
+                    let _ = done.send(());
+                }
                 Job::Stop { shorten } => {
                     if shorten {
                         self.shorten();
@@ -241,6 +247,19 @@ impl Writer {
                         self.tidy();
                     }
                 }
+            }
+        }
+    }
+
+    /// What is to be done next. While nobody waits, it is tidied up bit by bit. `None`: nobody is left to ask.
+    fn next_job(&mut self) -> Option<Job> {
+        loop {
+            let waits = self.held.take().or_else(|| self.jobs.try_recv().ok());
+            if waits.is_some() {
+                return waits;
+            }
+            if !(self.is_untidy() && self.tidy()) {
+                return self.jobs.recv().ok();
             }
         }
     }
@@ -337,10 +356,11 @@ impl Writer {
         let limit = self.shared.limits.limit;
         let needed = plan.begin + before + head.length();
         let in_new_segment = plan.begin > 0;
-        if !self.make_room(in_new_segment, needed) {
-            self.tidy();
+        let mut fits = self.make_room(in_new_segment, needed);
+        while !fits && self.tidy() {
+            fits = self.make_room(in_new_segment, needed);
         }
-        if !self.make_room(in_new_segment, needed) {
+        if !fits {
             let mut state = self.state();
             state.reserved -= head.length();
             state.hungry = true;
@@ -703,6 +723,10 @@ impl Writer {
         while let Some(spare) = self.spares.pop_front() {
             match self.shared.disk.open(&spare.name) {
                 Ok(file) => return Ok((file, Some(spare))),
+                Err(error) if says_remedy(&error) => {
+                    self.spares.push_front(spare);
+                    return Err(error);
+                }
                 // It can be removed, perhaps.
                 Err(_) => {
                     self.settling.push(spare);
@@ -751,8 +775,11 @@ impl Writer {
             || state.wants_room()
     }
 
-    /// Removes what nobody needs any more. What fails is tried again when something else happens.
-    pub(super) fn tidy(&mut self) {
+    /// Removes some of what nobody needs any more. Whether there may be more of it that can be removed now; what
+    /// fails is tried again when something else happens.
+    ///
+    /// One segment at a time: each costs an fsync, there may be thousands, and who comes meanwhile is not to wait for all.
+    pub(super) fn tidy(&mut self) -> bool {
         self.state().tidying = false;
         for (first, good) in self.untrimmed.clone() {
             match self.shared.disk.open(&segment_name(first)) {
@@ -764,41 +791,42 @@ impl Writer {
             }
         }
         let _ = self.clear_debris();
-        let _ = self.remove_finished();
+        let removable = self.state().removable();
+        if let Some(first) = removable {
+            return self.remove_finished(first).is_ok();
+        }
         let roll = self.state().wants_room();
-        if roll {
-            match self.rotate(&mut []) {
-                Ok(_) => {
-                    self.state().hungry = false;
-                    let _ = self.remove_finished();
-                }
-                Err(_) => self.release_reserve(),
+        if !roll {
+            return false;
+        }
+        match self.rotate(&mut []) {
+            Ok(_) => {
+                self.state().hungry = false;
+                true
+            }
+            Err(_) => {
+                self.release_reserve();
+                false
             }
         }
     }
 
-    /// Removes the oldest segments as long as they are finished. The newest one stays: the numbers go on
-    /// behind it.
-    fn remove_finished(&mut self) -> io::Result<()> {
-        loop {
-            let Some(first) = self.state().removable() else {
-                break;
-            };
-            // Should it come back after a power cut, all newer ones must be there still.
-            self.sync_removals()?;
-            self.secure()?;
-            let (name, spare) = (segment_name(first), spare_name(first));
-            let kept = self.may_be_spare(first) && self.shared.disk.rename(&name, &spare).is_ok();
-            if !kept {
-                self.remove(&name)?;
-            }
-            self.removed = true;
-            self.untrimmed.retain(|(segment, _)| *segment != first);
-            let bytes = self.state().forget(first);
-            if kept {
-                self.state().spares += bytes;
-                self.settling.push(Spare { name: spare, bytes });
-            }
+    /// Removes the oldest segment, which is finished.
+    fn remove_finished(&mut self, first: Seq) -> io::Result<()> {
+        // Should it come back after a power cut, all newer ones must be there still.
+        self.sync_removals()?;
+        self.secure()?;
+        let (name, spare) = (segment_name(first), spare_name(first));
+        let kept = self.may_be_spare(first) && self.shared.disk.rename(&name, &spare).is_ok();
+        if !kept {
+            self.remove(&name)?;
+        }
+        self.removed = true;
+        self.untrimmed.retain(|(segment, _)| *segment != first);
+        let bytes = self.state().forget(first);
+        if kept {
+            self.state().spares += bytes;
+            self.settling.push(Spare { name: spare, bytes });
         }
         Ok(())
     }
@@ -858,7 +886,9 @@ impl Writer {
         if roll {
             let _ = self.rotate(&mut []);
         }
-        self.tidy();
+        // What is left then is removed by the next start, which may be waiting for the directory already.
+        let since = Instant::now();
+        while self.is_untidy() && self.tidy() && since.elapsed() < TIDIED_AT_CLOSE {}
         self.give_room_back();
         let _ = self.sync_removals();
     }
@@ -920,6 +950,7 @@ fn write_frames<'a>(
 fn same(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
+        None if says_remedy(error) => remedied(error.kind(), error.to_string()),
         None => io::Error::new(error.kind(), error.to_string()),
     }
 }

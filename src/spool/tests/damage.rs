@@ -328,7 +328,7 @@ fn what_the_disk_refuses_to_read_is_not_corrupt() {
     bench.sim.fault(failing);
     let error = bench.open().unwrap_err().to_string();
     assert!(
-        error.contains(&segment_name(1)) && error.contains("move the file"),
+        error.contains(&segment_name(1)) && error.contains("is then not delivered"),
         "{error}"
     );
     bench.sim.fault(sim::Faults::default());

@@ -411,6 +411,48 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
 }
 
 #[test]
+fn who_comes_while_many_segments_go_is_not_answered_after_all_of_them() {
+    let bench = Bench::new(SMALL);
+    for byte in 0..30 {
+        bench.keep(byte, 1_500);
+    }
+    let chunks: Vec<Seq> = bench.visible().iter().map(|(chunk, _)| *chunk).collect();
+    for chunk in &chunks {
+        bench.note(done(*chunk), Durability::Written).unwrap();
+    }
+    bench.sim.hold_syncs(true);
+    bench.runtime.block_on(async {
+        let deadline = Instant::now() + Duration::from_secs(600);
+        let mut first = Box::pin(bench.spool().append(chunk(b"t", &[1; 10]), deadline));
+        assert!(futures::poll!(&mut first).is_pending());
+        bench.sim.wait_for_a_held_sync();
+        bench.sim.take_log();
+        for chunk in &chunks {
+            bench.spool().finish(*chunk);
+        }
+        let mut second = Box::pin(bench.spool().append(chunk(b"t", &[2; 10]), deadline));
+        assert!(futures::poll!(&mut second).is_pending());
+        bench.sim.hold_syncs(false);
+        assert!(matches!(first.await, Ok(Appended::Kept)));
+        assert!(matches!(second.await, Ok(Appended::Kept)));
+    });
+    bench.spool().rest();
+    let log = bench.sim.take_log();
+    let write = log
+        .iter()
+        .position(|(call, _)| *call == Call::Write)
+        .unwrap();
+    let gone = |log: &[(Call, String)]| {
+        log.iter()
+            .filter(|(call, name)| is_gone(*call, name))
+            .count()
+    };
+    assert!(gone(&log) >= 10, "{}", gone(&log));
+    assert!(gone(&log[..write]) <= 2, "{}", gone(&log[..write]));
+    assert_eq!(bench.segments().len(), 1);
+}
+
+#[test]
 fn close_leaves_one_small_file_when_all_is_finished_and_nothing_behind_is_forgotten() {
     let mut bench = Bench::new(SMALL);
     for byte in 0..12 {
@@ -734,20 +776,32 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
 fn what_is_removed_is_freed_unless_it_has_another_name() {
     let dir = tempfile::tempdir().unwrap();
     let disk = LocalDisk::open(&dir.path().join("spool")).unwrap();
-    let names = ["1.seg", "2.seg"];
-    for name in names {
+    let names = [segment_name(1), segment_name(2)];
+    for name in &names {
         let file = disk.create(name).unwrap();
         file.write_at(&[io::IoSlice::new(&[7; 5 << 20])], 0)
             .unwrap();
     }
     let copy = dir.path().join("copy");
-    std::fs::hard_link(dir.path().join("spool/1.seg"), &copy).unwrap();
-    let reading = disk.open("2.seg").unwrap();
-    for name in names {
+    std::fs::hard_link(dir.path().join("spool").join(&names[0]), &copy).unwrap();
+    let reading = disk.open(&names[1]).unwrap();
+    for name in &names {
         disk.remove(name).unwrap();
+    }
+    for name in &names {
+        let gone = disk.open(name).map(drop).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
     }
     // Waits for the thread that frees. It leaves the rest to whoever closes the file last.
     drop(disk);
+    assert_eq!(
+        LocalDisk::look(&dir.path().join("spool"))
+            .unwrap()
+            .list()
+            .unwrap()
+            .len(),
+        1
+    );
     assert_eq!(std::fs::metadata(copy).unwrap().len(), 5 << 20);
     assert!(reading.len().unwrap() < 5 << 20);
 }
