@@ -259,6 +259,48 @@ fn a_container_that_is_gone_is_named_and_its_data_waits_for_it() {
     );
 }
 
+#[test]
+fn a_refusal_that_is_not_the_objects_fault_holds_data_until_it_is_mended() {
+    for (fault, words, container) in [
+        (
+            "status 400 AccountRequiresHttps",
+            "write the endpoint with https://",
+            "f-https",
+        ),
+        (
+            "status 400",
+            "look for a proxy or gateway on the way",
+            "f-400",
+        ),
+        (
+            "status 413",
+            "raise the limit of the proxy or gateway on the way",
+            "f-413",
+        ),
+    ] {
+        let proxy = proxy();
+        proxy
+            .push_fault(&format!("{fault} method PUT while refused"))
+            .unwrap();
+        proxy.set_switch("refused", true);
+        let run = Run::start(&azure_output(proxy.url(), container));
+        run.until_said(words);
+        proxy.set_switch("refused", false);
+        let letters = run.dir.path().join("letters/dead-letters.ndjson");
+        let log = run.finish();
+        let report = azurite().report(container, RECORDS);
+        assert!(report.is_exact(), "{fault}: {report}\n{log}");
+        assert!(!letters.exists(), "{fault}: {log}");
+        let struck: u64 = proxy.counts().faults.values().sum();
+        row(
+            "Azure Blob",
+            &format!("{fault} until a person mends it"),
+            &format!("{struck} calls"),
+            &report,
+        );
+    }
+}
+
 /// Name of the row, and the fake's script.
 const FIREHOSE: &[(&str, &str)] = &[
     (

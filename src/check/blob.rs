@@ -404,6 +404,32 @@ fn say_refusal(
     false
 }
 
+/// What to do about an object that was not taken.
+fn put_remedy(store: &Store, fault: &Fault) -> &'static str {
+    // S3's, Google's and Azure's words for what the caller may not do; without a code the answer to a HEAD.
+    let denied = [
+        "AccessDenied",
+        "Authorization",
+        "InsufficientAccountPermissions",
+        "HTTP 403",
+    ]
+    .iter()
+    .any(|code| fault.code.starts_with(code));
+    match (store, fault.class) {
+        (Store::File(_), _) => "the file system needs room, rights and hard links",
+        (_, Class::Credentials) => "renew the credentials",
+        (Store::S3 { .. }, _) if denied => "allow s3:PutObject",
+        (Store::Azure(azure), _) if denied && !azure.auth.is_secret() => "assign the role",
+        (Store::Azure(_), _) if denied => "give the signature the permissions c and w",
+        (Store::Gcs { .. }, _) if denied => "allow storage.objects.create",
+        (_, Class::Configuration) => {
+            "mend what the store says, at the destination or in the configuration"
+        }
+        (_, Class::Throttle) => "nothing: try again later",
+        _ => "try again; if it lasts, look into the service's health",
+    }
+}
+
 /// One small object, where that is asked for.
 async fn put(
     config: &Config,
@@ -432,14 +458,7 @@ async fn put(
     {
         Ok(Some(Outcome::Delivered)) => {}
         Ok(Some(Outcome::Retry(fault) | Outcome::Ambiguous(fault) | Outcome::Rejected(fault))) => {
-            let remedy = match (&blob.store, fault.class) {
-                (Store::File(_), _) => "the file system needs room, rights and hard links",
-                (_, Class::Credentials) => "renew the credentials",
-                (Store::S3 { .. }, _) => "allow s3:PutObject",
-                (Store::Azure(azure), _) if !azure.auth.is_secret() => "assign the role",
-                (Store::Azure(_), _) => "give the signature the permissions c and w",
-                (Store::Gcs { .. }, _) => "allow storage.objects.create",
-            };
+            let remedy = put_remedy(&blob.store, &fault);
             return report.fail(
                 "put",
                 format!("'{name}' could not be written: {fault}"),
@@ -463,6 +482,39 @@ async fn put(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_remedy_for_an_object_that_was_not_taken_fits_what_the_store_said() {
+        let s3 = Store::S3 {
+            bucket: "logs".into(),
+            aws: config::Aws::default(),
+        };
+        let table = [
+            (Class::Configuration, "AccessDenied", "allow s3:PutObject"),
+            (
+                Class::Configuration,
+                "InvalidRequest",
+                "mend what the store says",
+            ),
+            (
+                Class::Configuration,
+                "KMS.DisabledException",
+                "mend what the store says",
+            ),
+            (Class::Credentials, "ExpiredToken", "renew the credentials"),
+            (Class::Throttle, "SlowDown", "nothing"),
+            (Class::Transient, "InternalError", "try again"),
+        ];
+        for (class, code, remedy) in table {
+            let fault = Fault {
+                class,
+                code: code.to_owned(),
+                message: String::new(),
+                request_id: None,
+            };
+            assert!(put_remedy(&s3, &fault).starts_with(remedy), "{code}");
+        }
+    }
     use crate::check::Mark;
 
     #[test]

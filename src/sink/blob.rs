@@ -12,8 +12,6 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::future::BoxFuture;
 #[cfg(feature = "s3")]
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
-#[cfg(feature = "gs")]
-use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::local::LocalFileSystem;
 use object_store::path::{Path, PathPart};
 use object_store::{
@@ -28,19 +26,25 @@ use super::{Batch, Class, Outcome, Shape, Sink};
 use crate::aws::{self, CredentialCache};
 use crate::batch::{Limits, Payload};
 use crate::config::{self, Problem};
-#[cfg(any(feature = "s3", feature = "gs"))]
+#[cfg(feature = "s3")]
 use answer::Listening;
-use answer::{Failure, Fate};
+use answer::{Failure, Fate, Putting};
 
 #[doc(hidden)]
 pub use answer::listening_to;
+#[doc(hidden)]
+pub use codes::Vendor;
 
 mod answer;
 mod azure;
+mod codes;
+#[cfg(feature = "gs")]
+mod gcs;
 #[cfg(test)]
 pub(crate) mod loopback;
 #[cfg(feature = "check")]
 pub mod probe;
+mod token;
 
 /// Metadata that says which object of ours this is. No hyphen: Azure wants identifiers.
 const TOKEN: &str = "ferry_name";
@@ -119,7 +123,7 @@ impl BlobSink {
             config::Store::File(root) => Some(file(root)?),
             #[cfg(feature = "gs")]
             config::Store::Gcs { bucket, endpoint } => {
-                Some(gcs(bucket, endpoint.as_deref(), ca_pem)?)
+                Some(gcs::open(bucket, endpoint.as_deref(), ca_pem)?)
             }
             #[cfg(not(feature = "gs"))]
             config::Store::Gcs { .. } => return Err(left_out("gs://", "gs")),
@@ -274,6 +278,7 @@ impl BlobSink {
             let mut options = PutOptions::from(PutMode::Create);
             if !matches!(store.kind, Kind::File(_)) {
                 options.attributes = self.attributes(token);
+                options.extensions.insert(Putting(path.clone()));
             }
             store
                 .objects
@@ -456,35 +461,6 @@ fn left_out(scheme: &str, feature: &str) -> Problem {
     )
 }
 
-#[cfg(feature = "gs")]
-fn gcs(bucket: &str, endpoint: Option<&str>, ca_pem: Option<&[u8]>) -> Result<Store, Problem> {
-    check_bucket(bucket)?;
-    let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
-    let mut plain = false;
-    if let Some(endpoint) = endpoint {
-        let url = endpoint_url(endpoint)?;
-        plain = url.scheme() == "http";
-        builder = builder.with_base_url(endpoint.trim_end_matches('/'));
-        // An emulator on this machine has no use for a token, and there may be none to be had here.
-        // (Skipping signatures is an option of the builder's, but its puts do not heed it.)
-        if plain && is_here(&url) {
-            let bearer = "none".to_owned();
-            let none = object_store::StaticCredentialProvider::new(GcpCredential { bearer });
-            builder = builder.with_credentials(Arc::new(none));
-        }
-    }
-    let objects = builder
-        .with_client_options(client_options(ca_pem, plain)?)
-        .with_http_connector(Listening)
-        .with_retry(no_retries())
-        .build()
-        .map_err(|e| Problem::new("url", format!("no client for 'gs://{bucket}': {e}")))?;
-    Ok(Store {
-        objects: Arc::new(objects),
-        kind: Kind::Plain,
-    })
-}
-
 /// The URL of S3 where it is not the region's own.
 #[cfg(feature = "s3")]
 fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
@@ -518,7 +494,7 @@ async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<St
         .with_credentials(Arc::new(loaded.credentials.clone()))
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_client_options(client_options(ca_pem, plain).map_err(problem)?)
-        .with_http_connector(Listening)
+        .with_http_connector(Listening(Vendor::S3))
         .with_retry(no_retries())
         .build()?;
     Ok(Store {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use ferry::config::{self, EMULATOR_ACCOUNT, EMULATOR_KEY};
-use ferry::sink::blob::{BlobSink, listening_to};
+use ferry::sink::blob::{BlobSink, Vendor, listening_to};
 use ferry::sink::{Batch, Outcome, Sink};
 use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Method, Response};
@@ -111,10 +111,7 @@ fn check(kind: Kind, script: &Script, outcome: &Outcome) {
             assert!(put || was_taken, "delivered without a put");
         }
         (Outcome::Rejected(_), Answer::Http(http)) => {
-            assert!(
-                [400, 411, 413, 414].contains(&http.status),
-                "rejected by {http:?}"
-            );
+            assert!(put && names_the_object(kind, http), "rejected by {http:?}");
         }
         (Outcome::Retry(_), Answer::Http(http)) => {
             assert!(
@@ -125,6 +122,23 @@ fn check(kind: Kind, script: &Script, outcome: &Outcome) {
         (Outcome::Ambiguous(_), _) => {}
         (outcome, answer) => panic!("{outcome:?} by {answer:?}"),
     }
+}
+
+/// Whether an answer says what a store is known to say of the object alone. All else, known or unknown, is about the
+/// destination or the way there, and costs no object.
+fn names_the_object(kind: Kind, http: &Http) -> bool {
+    // The names here are short enough for every store, so that Azure's codes for a long one name the container's.
+    let codes: &[&[u8]] = match kind {
+        Kind::Azure => &[b"RequestBodyTooLarge"],
+        Kind::S3 => &[b"KeyTooLongError", b"KeyTooLong", b"EntityTooLarge"],
+        Kind::Gcs => &[b"KeyTooLong", b"EntityTooLarge"],
+    };
+    let header = http.header("x-ms-error-code").unwrap_or_default();
+    [400, 413].contains(&http.status)
+        && codes.iter().any(|code| {
+            let element = [b"<Code>", *code, b"</Code>"].concat();
+            header == *code || http.body.windows(element.len()).any(|part| part == element)
+        })
 }
 
 /// Whether a look at an object tells that it is the one we put.
@@ -155,7 +169,7 @@ fn store(kind: Kind) -> Arc<dyn ObjectStore> {
             .with_account(EMULATOR_ACCOUNT)
             .with_access_key(EMULATOR_KEY)
             .with_container_name("logs")
-            .with_http_connector(Wire)
+            .with_http_connector(Wire(Vendor::Azure))
             .with_retry(once.clone());
         let s3 = AmazonS3Builder::new()
             .with_bucket_name("logs")
@@ -163,7 +177,7 @@ fn store(kind: Kind) -> Arc<dyn ObjectStore> {
             .with_access_key_id("TESTKEY")
             .with_secret_access_key("s")
             .with_conditional_put(S3ConditionalPut::ETagMatch)
-            .with_http_connector(Wire)
+            .with_http_connector(Wire(Vendor::S3))
             .with_retry(once.clone());
         let bearer = "none".to_owned();
         let gcs = GoogleCloudStorageBuilder::new()
@@ -171,7 +185,7 @@ fn store(kind: Kind) -> Arc<dyn ObjectStore> {
             .with_credentials(Arc::new(StaticCredentialProvider::new(GcpCredential {
                 bearer,
             })))
-            .with_http_connector(Wire)
+            .with_http_connector(Wire(Vendor::Gcs))
             .with_retry(once);
         [
             Arc::new(azure.build().expect("an account")),
@@ -182,13 +196,13 @@ fn store(kind: Kind) -> Arc<dyn ObjectStore> {
     STORES.with(|stores| Arc::clone(&stores[kind as usize]))
 }
 
-/// Answers as the script says.
-#[derive(Debug)]
-struct Wire;
+/// Answers as the script says, in this store's place.
+#[derive(Clone, Copy, Debug)]
+struct Wire(Vendor);
 
 impl HttpConnector for Wire {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(listening_to(HttpClient::new(Wire)))
+        Ok(listening_to(self.0, HttpClient::new(*self)))
     }
 }
 

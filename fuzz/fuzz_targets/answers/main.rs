@@ -1,5 +1,6 @@
 //! Any answer of a service: no panic, an outcome for each record, nothing delivered that the service did not
-//! say it took, nothing given up for less than its word, and errors that fit into a line of a log.
+//! say it took, nothing given up but by the few codes that are known to name the record or the object (no unknown
+//! answer rejects), and errors that fit into a line of a log.
 //!
 //! An input is text, so that it can be read and written by hand: a line that says what is asked of whom
 //! (`firehose 3`, `describe`, `azure`, `s3`, `gcs`), then the answers, with `%%` between them

@@ -15,8 +15,10 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
     ReqwestConnector,
 };
+use object_store::path::Path;
 use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
 
+use super::codes::{Vendor, judge, judge_file, remedy};
 use crate::sink::{Class, Fault, Outcome, code_line, message_line};
 
 /// What a failed request left behind at the store.
@@ -129,60 +131,38 @@ impl From<Error> for Failure {
     }
 }
 
-/// What an answer means, from its HTTP status and the service's own code alone.
-pub(super) fn judge(status: u16, code: &str) -> (Fate, Class) {
-    match (status, code) {
-        // Who we are is refused, under whichever status.
-        (401, _)
-        | (
-            400 | 403,
-            "AuthenticationFailed"
-            | "ExpiredToken"
-            | "InvalidAccessKeyId"
-            | "InvalidAuthenticationInfo"
-            | "InvalidToken"
-            | "NoAuthenticationInformation"
-            | "RequestExpired"
-            | "RequestTimeTooSkewed"
-            | "SignatureDoesNotMatch"
-            | "TokenRefreshRequired",
-        ) => (Fate::Retry, Class::Credentials),
-        (429, _) | (503, "ServerBusy" | "SlowDown") => (Fate::Retry, Class::Throttle),
-        // Not the service's own words: a gateway that may have passed the request on.
-        (503, _) => (Fate::Ambiguous, Class::Throttle),
-        (501, _) => (Fate::Retry, Class::Configuration),
-        (408 | 500.., _) | (400, "RequestTimeout") => (Fate::Ambiguous, Class::Transient),
-        // Broken on the way.
-        (400, "BadDigest" | "IncompleteBody" | "Md5Mismatch" | "XAmzContentSHA256Mismatch") => {
-            (Fate::Retry, Class::Transient)
-        }
-        (409 | 412, _) => (Fate::Retry, Class::Transient),
-        // About the service or how it is addressed, not about this object.
-        (
-            400,
-            "AuthorizationHeaderMalformed"
-            | "IllegalLocationConstraintException"
-            | "InvalidBucketName"
-            | "InvalidHeaderValue"
-            | "UnsupportedHeader",
-        ) => (Fate::Retry, Class::Configuration),
-        (400 | 411 | 413 | 414, _) => (Fate::Rejected, Class::Record),
-        _ => (Fate::Retry, Class::Configuration),
-    }
+/// What was asked, as far as the meaning of an answer depends on it.
+#[derive(Clone, Copy, Debug)]
+struct Asked<'a> {
+    vendor: Vendor,
+    /// The name of the object, where one was to be put.
+    put: Option<&'a str>,
+    /// Whether answers have a body: without one an error has no code in S3's language.
+    told: bool,
 }
 
+/// The object that a request puts, in the request's extensions.
+#[derive(Clone, Debug)]
+pub(super) struct Putting(pub(super) Path);
+
 /// Reads an answer that is not a success.
-fn answered(status: u16, reason: &str, headers: &HeaderMap, body: &str) -> Failure {
+fn answered(
+    asked: Asked<'_>,
+    status: u16,
+    reason: &str,
+    headers: &HeaderMap,
+    body: &str,
+) -> Failure {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let code = element(body, "Code")
+    let own_code = element(body, "Code")
         .or(header("x-ms-error-code"))
         .filter(|code| {
             code.bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-        })
-        .map_or_else(|| format!("HTTP {status}"), str::to_owned);
-    let (fate, class) = judge(status, &code);
-    let words = element(body, "Message").map_or(Cow::Borrowed(reason), unescape);
+        });
+    let code = own_code.map_or_else(|| format!("HTTP {status}"), str::to_owned);
+    let (fate, class) = judge(asked.vendor, asked.put, status, &code);
+    let words = words(body).unwrap_or(Cow::Borrowed(reason));
     let mut failure = Failure::new(fate, class, &code, first_sentence(&words)).with_status(status);
 
     // The only details worth their length, and free of signatures.
@@ -197,6 +177,11 @@ fn answered(status: u16, reason: &str, headers: &HeaderMap, body: &str) -> Failu
         failure = failure.note(format_args!(
             "the service's clock says {clock}: set this machine's clock"
         ));
+    }
+    if class == Class::Configuration
+        && let Some(remedy) = remedy(status, &code, own_code.is_some() || !asked.told)
+    {
+        failure = failure.note(remedy);
     }
     if (300..400).contains(&status) {
         let region = header("x-amz-bucket-region").unwrap_or("another");
@@ -251,19 +236,8 @@ pub(super) fn unanswered(host: &str, error: &HttpError) -> Failure {
     }
 }
 
-/// What a file system's refusal means. Only the kinds that come before the file has its final name are
-/// certain not to have written it.
 fn file_error(error: &io::Error) -> Failure {
-    let (fate, class) = match error.kind() {
-        io::ErrorKind::InvalidFilename => (Fate::Rejected, Class::Record),
-        io::ErrorKind::PermissionDenied
-        | io::ErrorKind::ReadOnlyFilesystem
-        | io::ErrorKind::NotADirectory
-        | io::ErrorKind::StorageFull
-        | io::ErrorKind::QuotaExceeded
-        | io::ErrorKind::Unsupported => (Fate::Retry, Class::Configuration),
-        _ => (Fate::Ambiguous, Class::Transient),
-    };
+    let (fate, class) = judge_file(error.kind());
     Failure::new(fate, class, "file", error.to_string())
 }
 
@@ -280,6 +254,16 @@ fn causes<'a>(
             None => error.source(),
         }
     })
+}
+
+/// What an error says: the store's message, a page's title, or the first line of a text.
+fn words(body: &str) -> Option<Cow<'_, str>> {
+    let element = |name| element(body, name).map(unescape);
+    let text = body.trim_start_matches('\u{feff}').trim();
+    let plain = !text.is_empty() && !text.starts_with(['<', '{', '[']);
+    element("Message")
+        .or_else(|| element("title"))
+        .or(plain.then_some(Cow::Borrowed(text)))
 }
 
 /// The text of an XML element that has no attributes and occurs once.
@@ -344,7 +328,10 @@ fn redact(text: &str) -> Cow<'_, str> {
 
 /// An HTTP client that turns whatever is not a success into a [`Failure`].
 #[derive(Debug)]
-pub(super) struct Listener(HttpClient);
+pub(super) struct Listener {
+    vendor: Vendor,
+    client: HttpClient,
+}
 
 impl HttpService for Listener {
     fn call<'s, 'f>(
@@ -369,9 +356,11 @@ impl HttpService for Listener {
                     .headers_mut()
                     .insert("accept-encoding", HeaderValue::from_static("gzip"));
             }
+            let put = request.extensions().get::<Putting>().cloned();
+            let told = request.method() != reqwest::Method::HEAD;
             // Unknown is the kind that object_store never retries: that is the caller's business.
             let fail = |failure| HttpError::new(HttpErrorKind::Unknown, failure);
-            let answer = self.0.execute(request).await;
+            let answer = self.client.execute(request).await;
             let answer = answer.map_err(|error| fail(unanswered(&host, &error)))?;
             if answer.status().is_success() {
                 return Ok(answer);
@@ -381,7 +370,13 @@ impl HttpService for Listener {
             let body = body.bytes().await.unwrap_or_default();
             let reason = parts.status.canonical_reason().unwrap_or("no reason given");
             let body = String::from_utf8_lossy(&body);
+            let asked = Asked {
+                vendor: self.vendor,
+                put: put.as_ref().map(|Putting(path)| path.as_ref()),
+                told,
+            };
             Err(fail(answered(
+                asked,
                 parts.status.as_u16(),
                 reason,
                 &parts.headers,
@@ -393,18 +388,18 @@ impl HttpService for Listener {
 
 /// `wire` with its answers read as this module reads them. For stores whose wire is no network.
 #[doc(hidden)]
-pub fn listening_to(wire: HttpClient) -> HttpClient {
-    HttpClient::new(Listener(wire))
+pub fn listening_to(vendor: Vendor, client: HttpClient) -> HttpClient {
+    HttpClient::new(Listener { vendor, client })
 }
 
 /// Makes the clients that `object_store` sends with.
 #[derive(Debug)]
-pub(super) struct Listening;
+pub(super) struct Listening(pub(super) Vendor);
 
 impl HttpConnector for Listening {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let plain = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Listener(plain)))
+        Ok(listening_to(self.0, plain))
     }
 }
 
@@ -412,46 +407,11 @@ impl HttpConnector for Listening {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_answer_has_its_meaning() {
-        use Class::*;
-        use Fate::*;
-        let table = [
-            (401, "HTTP 401", Retry, Credentials),
-            (403, "AuthenticationFailed", Retry, Credentials),
-            (403, "SignatureDoesNotMatch", Retry, Credentials),
-            (403, "RequestTimeTooSkewed", Retry, Credentials),
-            (400, "ExpiredToken", Retry, Credentials),
-            (403, "AuthorizationPermissionMismatch", Retry, Configuration),
-            (403, "AccessDenied", Retry, Configuration),
-            (404, "ContainerNotFound", Retry, Configuration),
-            (404, "NoSuchBucket", Retry, Configuration),
-            (301, "PermanentRedirect", Retry, Configuration),
-            (405, "HTTP 405", Retry, Configuration),
-            (407, "HTTP 407", Retry, Configuration),
-            (501, "NotImplemented", Retry, Configuration),
-            (400, "AuthorizationHeaderMalformed", Retry, Configuration),
-            (429, "HTTP 429", Retry, Throttle),
-            (503, "ServerBusy", Retry, Throttle),
-            (503, "SlowDown", Retry, Throttle),
-            (503, "HTTP 503", Ambiguous, Throttle),
-            (500, "InternalError", Ambiguous, Transient),
-            (500, "OperationTimedOut", Ambiguous, Transient),
-            (502, "HTTP 502", Ambiguous, Transient),
-            (504, "HTTP 504", Ambiguous, Transient),
-            (408, "HTTP 408", Ambiguous, Transient),
-            (400, "RequestTimeout", Ambiguous, Transient),
-            (400, "Md5Mismatch", Retry, Transient),
-            (409, "ContainerBeingDeleted", Retry, Transient),
-            (412, "ConditionNotMet", Retry, Transient),
-            (400, "InvalidResourceName", Rejected, Record),
-            (400, "KeyTooLongError", Rejected, Record),
-            (413, "RequestBodyTooLarge", Rejected, Record),
-        ];
-        for (status, code, fate, class) in table {
-            assert_eq!(judge(status, code), (fate, class), "{status} {code}");
-        }
-    }
+    const PUT: Asked<'_> = Asked {
+        vendor: Vendor::Azure,
+        put: Some("a/b"),
+        told: true,
+    };
 
     #[test]
     fn an_answer_is_told_in_one_sentence() {
@@ -459,14 +419,41 @@ mod tests {
         headers.insert("x-ms-request-id", HeaderValue::from_static("2f1a"));
         let body = "\u{feff}<?xml version=\"1.0\"?><Error><Code>AuthorizationFailure</Code><Message>This \
                     request is &quot;not&quot; authorized. Ask someone.\nRequestId:2f1a</Message></Error>";
-        let failure = answered(403, "Forbidden", &headers, body);
+        let failure = answered(PUT, 403, "Forbidden", &headers, body);
         let told = "AuthorizationFailure: This request is \"not\" authorized (request id 2f1a)";
         assert_eq!(failure.to_string(), told);
         assert_eq!(failure.status, Some(403));
 
         let html = "<html><h1>Bad gateway</h1></html>";
-        let failure = answered(502, "Bad Gateway", &HeaderMap::new(), html);
+        let failure = answered(PUT, 502, "Bad Gateway", &HeaderMap::new(), html);
         assert_eq!(failure.to_string(), "HTTP 502: Bad Gateway");
+    }
+
+    #[test]
+    fn what_is_not_the_stores_own_is_told_with_where_to_look() {
+        let own = "<Error><Code>AccountRequiresHttps</Code><Message>The account being accessed does not support \
+                   http.</Message></Error>";
+        let told = "that is not the store's own answer: ";
+        let look = "look for a proxy or gateway on the way";
+        let table = [
+            (400, own, "AccountRequiresHttps: The account being accessed does not support http; write the endpoint \
+                        with https://".to_owned()),
+            (400, "", format!("HTTP 400: R; {told}{look}")),
+            (413, "<html><head><title>413 Request Entity Too Large</title></head></html>",
+             format!("HTTP 413: 413 Request Entity Too Large; {told}raise the limit of the proxy or gateway on the way, \
+                      or lower blob_max_size")),
+            (403, "blocked by policy 7\nmore", format!("HTTP 403: blocked by policy 7; {told}{look}")),
+            (429, "", "HTTP 429: R".to_owned()),
+            (502, "no upstream", "HTTP 502: no upstream".to_owned()),
+        ];
+        for (status, body, told) in table {
+            let failure = answered(PUT, status, "R", &HeaderMap::new(), body);
+            assert_eq!(failure.to_string(), told);
+        }
+        // An answer to HEAD has no body, and so no code.
+        let head = Asked { told: false, ..PUT };
+        let failure = answered(head, 403, "Forbidden", &HeaderMap::new(), "");
+        assert_eq!(failure.to_string(), "HTTP 403: Forbidden");
     }
 
     #[test]
@@ -481,13 +468,15 @@ mod tests {
                      'Thu'</AuthenticationErrorDetail></Error>";
         let s3 = "<Error><Code>RequestTimeTooSkewed</Code><Message>Too large.</Message></Error>";
         for body in [azure, s3] {
-            let message = answered(403, "Forbidden", &headers, body).fault.message;
+            let message = answered(PUT, 403, "Forbidden", &headers, body)
+                .fault
+                .message;
             assert!(message.contains("clock says Fri, 21 Nov 2025"), "{message}");
         }
         let signature = "<Error><Code>AuthenticationFailed</Code><Message>No.</Message><AuthenticationErrorDetail>\
                          The MAC signature 'c2VjcmV0' is not</AuthenticationErrorDetail></Error>";
         assert_eq!(
-            answered(403, "Forbidden", &headers, signature)
+            answered(PUT, 403, "Forbidden", &headers, signature)
                 .fault
                 .message,
             "No"

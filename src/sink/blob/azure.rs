@@ -22,6 +22,7 @@ use reqwest::{Method, Url};
 
 use self::token::Tokens;
 use super::answer::{Failure, Listening};
+use super::codes::Vendor;
 use super::{Warn, client_options, endpoint_url, no_retries};
 use crate::config::{self, AzureAuth, ConnectionSecret, ConnectionString, Problem, SecretSource};
 use crate::sink::Class;
@@ -72,7 +73,7 @@ pub(super) fn open(
         .with_endpoint(service.to_string())
         .with_credentials(Arc::clone(&credentials))
         .with_client_options(options.clone())
-        .with_http_connector(Listening)
+        .with_http_connector(Listening(Vendor::Azure))
         .with_retry(no_retries())
         .build()
         .map_err(problem)?;
@@ -93,7 +94,7 @@ pub(super) fn open(
 }
 
 fn connect(options: &ClientOptions) -> Result<HttpClient, Problem> {
-    Listening
+    Listening(Vendor::Azure)
         .connect(options)
         .map_err(|e| Problem::new("tls_ca_file", e.to_string()))
 }

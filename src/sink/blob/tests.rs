@@ -632,3 +632,156 @@ fn wrong_addresses_are_told_with_their_key() {
         );
     }
 }
+
+/// What every store may answer about the destination, or somebody on the way there: none of it is the
+/// object's fault.
+const ABOUT_THE_DESTINATION: &[(u16, Option<&str>)] = &[
+    (400, None),
+    (411, None),
+    (413, None),
+    (414, None),
+    (422, None),
+    (431, None),
+    (400, Some("CodeOfAYearToCome")),
+    (413, Some("CodeOfAYearToCome")),
+    (400, Some("InvalidArgument")),
+    (400, Some("InvalidRequest")),
+];
+
+/// A gateway's page, or the store's own error.
+fn refusal(status: u16, code: Option<&str>) -> Reply {
+    match code {
+        Some(code) => error(status, code),
+        None => answer(status, &[], "<html><h1>No</h1></html>"),
+    }
+}
+
+/// Puts one object after the other and holds each outcome against what is expected of the answer.
+async fn judge(
+    store: impl Fn(String) -> config::Store,
+    name: &str,
+    answers: &[(u16, Option<&str>)],
+    expected: &str,
+) {
+    for (status, code) in answers {
+        let server = Loopback::start(vec![refusal(*status, *code)]);
+        let sink = sink(store(server.url()), &Ear::default()).unwrap();
+        let outcome = told(&put(&sink, name, BODY).await);
+        assert!(
+            outcome.starts_with(expected),
+            "{status} {code:?}: {outcome}"
+        );
+    }
+}
+
+const HELD: &str = "retry Configuration ";
+const GIVEN_UP: &str = "rejected Record ";
+
+#[tokio::test]
+async fn azure_gives_an_object_up_only_by_codes_that_name_it() {
+    let store = |url| azure(url, false, well_known());
+    judge(store, "x.json", ABOUT_THE_DESTINATION, HELD).await;
+    // A container's name that breaks the rules is told with these codes as well.
+    let names = [
+        (400, Some("InvalidResourceName")),
+        (400, Some("OutOfRangeInput")),
+        (400, Some("InvalidUri")),
+    ];
+    judge(store, "x.json", &names, HELD).await;
+    let others = [
+        (400, Some("AccountRequiresHttps")),
+        (400, Some("InvalidHeaderValue")),
+        (400, Some("KeyTooLongError")),
+    ];
+    judge(store, "x.json", &others, HELD).await;
+
+    judge(
+        store,
+        "x.json",
+        &[(413, Some("RequestBodyTooLarge"))],
+        GIVEN_UP,
+    )
+    .await;
+    judge(store, &"x".repeat(1_025), &names[..2], GIVEN_UP).await;
+    judge(store, &"/x".repeat(255), &names[..2], GIVEN_UP).await;
+}
+
+#[tokio::test]
+async fn s3_gives_an_object_up_only_by_codes_that_name_it() {
+    const NAME: &str = "sink::blob::tests::s3_gives_an_object_up_only_by_codes_that_name_it";
+    if !with_environment(NAME, &AWS_KEYS) {
+        return;
+    }
+    judge(s3, "x.json", ABOUT_THE_DESTINATION, HELD).await;
+    let others = [
+        (400, Some("KMS.DisabledException")),
+        (400, Some("InvalidURI")),
+        (400, Some("MetadataTooLarge")),
+        (400, Some("MissingContentLength")),
+        (400, Some("RequestBodyTooLarge")),
+        (403, Some("KeyTooLongError")),
+    ];
+    judge(s3, "x.json", &others, HELD).await;
+    let names = [
+        (400, Some("KeyTooLongError")),
+        (400, Some("EntityTooLarge")),
+    ];
+    judge(s3, "x.json", &names, GIVEN_UP).await;
+}
+
+#[tokio::test]
+async fn google_gives_an_object_up_only_by_codes_that_name_it() {
+    let store = |url| config::Store::Gcs {
+        bucket: "logs".into(),
+        endpoint: Some(url),
+    };
+    judge(store, "x.json", ABOUT_THE_DESTINATION, HELD).await;
+    let others = [
+        (400, Some("CloudKmsDisabledKey")),
+        (400, Some("InvalidURI")),
+        (400, Some("KeyTooLongError")),
+    ];
+    judge(store, "x.json", &others, HELD).await;
+    let names = [(400, Some("KeyTooLong")), (400, Some("EntityTooLarge"))];
+    judge(store, "x.json", &names, GIVEN_UP).await;
+}
+
+#[tokio::test]
+async fn what_was_held_is_delivered_once_the_destination_is_mended() {
+    const NAME: &str =
+        "sink::blob::tests::what_was_held_is_delivered_once_the_destination_is_mended";
+    if !with_environment(NAME, &AWS_KEYS) {
+        return;
+    }
+    let server = Loopback::start(vec![error(400, "InvalidRequest"), created()]);
+    let sink = sink(s3(server.url()), &Ear::default()).unwrap();
+    let held = told(&put(&sink, "x.json", BODY).await);
+    assert_eq!(
+        held,
+        "retry Configuration InvalidRequest: It is so (request id r-1)"
+    );
+    assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
+    let puts = server.requests();
+    assert_eq!(puts.len(), 2);
+    assert!(
+        puts.iter()
+            .all(|put| put.starts_with("PUT /logs/x.json HTTP")),
+        "{puts:?}"
+    );
+}
+
+const AWS_KEYS: [(&str, &str); 3] = [
+    ("AWS_ACCESS_KEY_ID", "AKID"),
+    ("AWS_SECRET_ACCESS_KEY", "secret"),
+    ("AWS_REGION", "eu-west-1"),
+];
+
+fn s3(url: String) -> config::Store {
+    config::Store::S3 {
+        bucket: "logs".into(),
+        aws: config::Aws {
+            endpoint: Some(url),
+            ..config::Aws::default()
+        },
+    }
+}

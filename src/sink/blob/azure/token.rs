@@ -6,35 +6,27 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use object_store::azure::{AzureCredential, AzureCredentialProvider, MicrosoftAzureBuilder};
-use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-    HttpResponseBody, HttpService, ReqwestConnector,
-};
+use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
 use object_store::{ClientOptions, CredentialProvider};
 use reqwest::Url;
 use reqwest::redirect::Policy;
-use serde_json::Value;
 
-use super::super::answer::{Failure, Fate, first_sentence, unanswered};
+use super::super::answer::{Failure, Fate};
+use super::super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
 use super::super::{Warn, client_options, endpoint_url, is_here, no_retries};
 use super::SecretFile;
 use crate::config::{self, AzureAuth, Problem, SecretSource};
 use crate::sink::Class;
 
-/// How long one attempt to have a token may take.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The least time between a failed attempt and the next.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Off Azure nobody listens at the metadata service's address.
 const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// No token lasts longer, and clocks cannot count on for ever.
-const LONGEST: Duration = Duration::from_secs(366 * 86_400);
 
 const PUBLIC_CLOUD: &str = "https://login.microsoftonline.com";
 const METADATA_SERVICE: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
@@ -71,9 +63,6 @@ impl Secret {
         }
     }
 }
-
-/// When the token fetched last expires.
-type Expiry = Arc<Mutex<Option<SystemTime>>>;
 
 struct Held {
     provider: AzureCredentialProvider,
@@ -433,107 +422,6 @@ impl HttpConnector for Same {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(self.0.clone())
     }
-}
-
-/// An HTTP client that sees to it that a success holds a token which can be used, takes down when it
-/// expires, and turns everything else into a [`Failure`].
-#[derive(Debug)]
-struct TokenListener {
-    client: HttpClient,
-    expiry: Expiry,
-}
-
-impl TokenListener {
-    fn around(client: HttpClient, expiry: &Expiry) -> HttpClient {
-        HttpClient::new(TokenListener {
-            client,
-            expiry: Arc::clone(expiry),
-        })
-    }
-}
-
-impl HttpService for TokenListener {
-    fn call<'s, 'f>(
-        &'s self,
-        request: HttpRequest,
-    ) -> BoxFuture<'f, Result<HttpResponse, HttpError>>
-    where
-        's: 'f,
-        Self: 'f,
-    {
-        Box::pin(async move {
-            let host = request
-                .uri()
-                .authority()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            // Unknown is the kind that object_store never retries: that is the caller's business.
-            let fail = |failure| HttpError::new(HttpErrorKind::Unknown, failure);
-            let answer = self.client.execute(request).await;
-            let answer = answer.map_err(|error| fail(unanswered(&host, &error)))?;
-            let (parts, body) = answer.into_parts();
-            let body = body.bytes().await;
-            let body = body.map_err(|error| fail(unanswered(&host, &error)))?;
-            if !parts.status.is_success() {
-                return Err(fail(refusal(parts.status.as_u16(), &body)));
-            }
-            let Some(expiry) = token_expiry(&body, SystemTime::now()) else {
-                let words = format!("the answer of {host} holds no token with a time to live");
-                let failure = Failure::new(Fate::Retry, Class::Credentials, "no token", words);
-                return Err(fail(failure));
-            };
-            *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = Some(expiry);
-            Ok(HttpResponse::from_parts(
-                parts,
-                HttpResponseBody::from(body),
-            ))
-        })
-    }
-}
-
-/// When the token in an answer expires. `None` where there is none that could stand in a header, or whose
-/// end could not be counted.
-fn token_expiry(body: &[u8], now: SystemTime) -> Option<SystemTime> {
-    let answer: Value = serde_json::from_slice(body).ok()?;
-    let token = answer["access_token"].as_str()?;
-    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return None;
-    }
-    // Entra ID counts from now; the metadata service says when, as text.
-    let left = match (answer["expires_in"].as_u64(), answer["expires_on"].as_str()) {
-        (Some(seconds), _) => Duration::from_secs(seconds),
-        (None, Some(text)) => {
-            let end = Duration::from_secs(text.parse().ok()?);
-            end.saturating_sub(now.duration_since(SystemTime::UNIX_EPOCH).ok()?)
-        }
-        (None, None) => return None,
-    };
-    (left <= LONGEST).then(|| now + left)
-}
-
-/// Reads a refusal: Entra ID's and the metadata service's `error` and `error_description`.
-/// <https://learn.microsoft.com/entra/identity-platform/reference-error-codes>
-fn refusal(status: u16, body: &Bytes) -> Failure {
-    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
-    let text = |key: &str| answer[key].as_str().filter(|text| !text.is_empty());
-    let described = text("error_description")
-        .or(text("message"))
-        .unwrap_or("no reason given");
-    let (code, words) = match described.split_once(": ") {
-        Some((code, words)) if code.starts_with("AADSTS") => (code.to_owned(), words),
-        _ => match text("error") {
-            Some(code) => (code.to_owned(), described),
-            None => (format!("HTTP {status}"), described),
-        },
-    };
-    let mut failure = Failure::new(
-        Fate::Retry,
-        Class::Credentials,
-        &code,
-        first_sentence(words),
-    );
-    failure.fault.request_id = text("trace_id").map(crate::sink::code_line);
-    failure
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ fn sink(store: &Loopback, auth: AzureAuth) -> BlobSink {
 async fn put(sink: &BlobSink) -> String {
     let batch = Batch {
         target: "x".into(),
-        records: vec![Bytes::from_static(b"{}\n").into()],
+        records: vec![bytes::Bytes::from_static(b"{}\n").into()],
         token: None,
     };
     match sink.send(batch).await.remove(0) {
@@ -414,53 +414,4 @@ fn tokens_are_not_sent_in_the_clear() {
     };
     assert_eq!(told.key, "endpoint");
     assert!(told.message.contains("in the clear"), "{told}");
-}
-
-#[test]
-fn an_answer_without_a_token_that_could_be_used_is_none() {
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-    let table = [
-        (r#"{"access_token":"a","expires_in":60}"#, Some(60)),
-        (r#"{"access_token":"a","expires_on":"1060"}"#, Some(60)),
-        (r#"{"access_token":"a","expires_on":"900"}"#, Some(0)),
-        (
-            r#"{"access_token":"a","expires_in":18446744073709551615}"#,
-            None,
-        ),
-        (
-            r#"{"access_token":"a","expires_on":"18446744073709551615"}"#,
-            None,
-        ),
-        (r#"{"access_token":"a","expires_on":"soon"}"#, None),
-        (r#"{"access_token":"a"}"#, None),
-        (r#"{"access_token":"","expires_in":60}"#, None),
-        (r#"{"access_token":"a\nb","expires_in":60}"#, None),
-        (r#"{"access_token":"é","expires_in":60}"#, None),
-        (r#"{"expires_in":60}"#, None),
-        ("<html>sign in</html>", None),
-        ("", None),
-    ];
-    for (body, left) in table {
-        let end = left.map(|seconds| now + Duration::from_secs(seconds));
-        assert_eq!(token_expiry(body.as_bytes(), now), end, "{body}");
-    }
-}
-
-#[test]
-fn a_refusal_is_told_by_its_code_and_first_sentence() {
-    let table = [
-        (
-            r#"{"error":"invalid_client","error_description":"AADSTS7000222: The keys are expired. Visit."}"#,
-            "AADSTS7000222: The keys are expired",
-        ),
-        (
-            r#"{"error":"invalid_request","error_description":"Identity not found"}"#,
-            "invalid_request: Identity not found",
-        ),
-        (r#"{"message":"No identity"}"#, "HTTP 400: No identity"),
-        ("<html>", "HTTP 400: no reason given"),
-    ];
-    for (body, told) in table {
-        assert_eq!(refusal(400, &Bytes::from(body)).to_string(), told);
-    }
 }

@@ -1,0 +1,272 @@
+//! What the codes of the stores mean: which of them name the object, and give it up, and which are about
+//! credentials, load, the destination or the way there, and hold it.
+//!
+//! An object is given up by the codes in one table for each store, and by nothing else. Any other answer, known
+//! or unknown, from the store or from somebody before it, may be mended without the object, which then is
+//! delivered as it is: a bucket that demands a checksum, a key that is disabled, a proxy with a limit of its own.
+
+use std::io;
+
+use super::answer::Fate;
+use crate::sink::Class;
+
+/// Whose answers are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(hidden)]
+pub enum Vendor {
+    /// Azure Blob Storage.
+    Azure,
+    /// S3, and what speaks its language.
+    S3,
+    /// Google Cloud Storage.
+    Gcs,
+}
+
+/// What a code says of an object.
+#[derive(Clone, Copy, Debug)]
+enum Names {
+    /// It names the object, whatever else may be wrong.
+    Object,
+    /// It names the object where the object's name is longer than the store's documentation allows: the store
+    /// says the same of a container's name.
+    LongName,
+}
+
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#ErrorCodeList>, and `KeyTooLong` of
+/// StorageGRID's: <https://docs.netapp.com/us-en/storagegrid/s3/error-responses.html>
+const S3: &[(&str, Names)] = &[
+    ("EntityTooLarge", Names::Object),
+    ("KeyTooLong", Names::Object),
+    ("KeyTooLongError", Names::Object),
+];
+
+/// <https://learn.microsoft.com/rest/api/storageservices/common-rest-api-error-codes>
+const AZURE: &[(&str, Names)] = &[
+    ("InvalidResourceName", Names::LongName),
+    ("InvalidUri", Names::LongName),
+    ("OutOfRangeInput", Names::LongName),
+    ("RequestBodyTooLarge", Names::Object),
+];
+
+/// <https://cloud.google.com/storage/docs/xml-api/reference-status>
+const GCS: &[(&str, Names)] = &[
+    ("EntityTooLarge", Names::Object),
+    ("KeyTooLong", Names::Object),
+];
+
+/// The refusals of a file system that name the file.
+const FILE: &[io::ErrorKind] = &[io::ErrorKind::InvalidFilename];
+
+// https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata#blob-names
+/// Characters in the name of a blob, in UTF-16.
+const AZURE_NAME_CHARACTERS: usize = 1_024;
+/// Segments of the name of a blob.
+const AZURE_NAME_SEGMENTS: usize = 254;
+
+impl Vendor {
+    fn table(self) -> &'static [(&'static str, Names)] {
+        match self {
+            Vendor::Azure => AZURE,
+            Vendor::S3 => S3,
+            Vendor::Gcs => GCS,
+        }
+    }
+
+    /// Whether a refusal with this code is about the object of this name, and about nothing else.
+    fn names_the_object(self, status: u16, code: &str, name: &str) -> bool {
+        // The codes come with these; with another one it is not the store that speaks.
+        let known = self.table().iter().find(|(known, _)| *known == code);
+        match known.filter(|_| matches!(status, 400 | 413)) {
+            Some((_, Names::Object)) => true,
+            Some((_, Names::LongName)) => {
+                name.encode_utf16().count() > AZURE_NAME_CHARACTERS
+                    || name.split('/').count() > AZURE_NAME_SEGMENTS
+            }
+            None => false,
+        }
+    }
+}
+
+/// What an answer means, from its HTTP status and the store's own code alone. `put` is the name of the object
+/// that was to be put: what asks for anything else cannot cost an object.
+pub(super) fn judge(vendor: Vendor, put: Option<&str>, status: u16, code: &str) -> (Fate, Class) {
+    if put.is_some_and(|name| vendor.names_the_object(status, code, name)) {
+        return (Fate::Rejected, Class::Record);
+    }
+    match (status, code) {
+        // Who we are is refused, under whichever status.
+        (401, _)
+        | (
+            400 | 403,
+            "AuthenticationFailed"
+            | "ExpiredToken"
+            | "InvalidAccessKeyId"
+            | "InvalidAuthenticationInfo"
+            | "InvalidToken"
+            | "NoAuthenticationInformation"
+            | "RequestExpired"
+            | "RequestTimeTooSkewed"
+            | "SignatureDoesNotMatch"
+            | "TokenRefreshRequired",
+        ) => (Fate::Retry, Class::Credentials),
+        (429, _) | (503, "ServerBusy" | "SlowDown") => (Fate::Retry, Class::Throttle),
+        // Not the service's own words: a gateway that may have passed the request on.
+        (503, _) => (Fate::Ambiguous, Class::Throttle),
+        (501, _) => (Fate::Retry, Class::Configuration),
+        (408 | 500.., _) | (400, "RequestTimeout") => (Fate::Ambiguous, Class::Transient),
+        // Broken on the way.
+        (
+            400,
+            "BadDigest"
+            | "IncompleteBody"
+            | "Md5Mismatch"
+            | "XAmzContentChecksumMismatch"
+            | "XAmzContentSHA256Mismatch",
+        ) => (Fate::Retry, Class::Transient),
+        (409 | 412, _) => (Fate::Retry, Class::Transient),
+        // A person mends it, at the destination or on the way there.
+        _ => (Fate::Retry, Class::Configuration),
+    }
+}
+
+/// What a file system's refusal means. Only the kinds that come before the file has its final name are
+/// certain not to have written it.
+pub(super) fn judge_file(kind: io::ErrorKind) -> (Fate, Class) {
+    if FILE.contains(&kind) {
+        return (Fate::Rejected, Class::Record);
+    }
+    match kind {
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::StorageFull
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::Unsupported => (Fate::Retry, Class::Configuration),
+        _ => (Fate::Ambiguous, Class::Transient),
+    }
+}
+
+/// What a person may do about a refusal that is a matter of configuration, where the store's words do not say
+/// it. `own` tells the store's own answers from those of somebody on the way.
+pub(super) fn remedy(status: u16, code: &str, own: bool) -> Option<&'static str> {
+    match code {
+        "AccountRequiresHttps" => Some("write the endpoint with https://"),
+        "InvalidResourceName" | "OutOfRangeInput" | "InvalidUri" | "InvalidBucketName" => {
+            Some("check the name of the container or bucket")
+        }
+        "CloudKmsDisabledKey" | "KMS.DisabledException" => Some("enable the bucket's KMS key"),
+        _ if own || !(400..500).contains(&status) => None,
+        _ if status == 413 => Some(
+            "that is not the store's own answer: raise the limit of the proxy or gateway on the way, or lower \
+             blob_max_size",
+        ),
+        _ => Some("that is not the store's own answer: look for a proxy or gateway on the way"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const VENDORS: [Vendor; 3] = [Vendor::Azure, Vendor::S3, Vendor::Gcs];
+
+    #[test]
+    fn every_answer_has_its_meaning() {
+        use Class::*;
+        use Fate::*;
+        let table = [
+            (401, "HTTP 401", Retry, Credentials),
+            (403, "AuthenticationFailed", Retry, Credentials),
+            (403, "SignatureDoesNotMatch", Retry, Credentials),
+            (403, "RequestTimeTooSkewed", Retry, Credentials),
+            (400, "ExpiredToken", Retry, Credentials),
+            (403, "AuthorizationPermissionMismatch", Retry, Configuration),
+            (403, "AccessDenied", Retry, Configuration),
+            (404, "ContainerNotFound", Retry, Configuration),
+            (404, "NoSuchBucket", Retry, Configuration),
+            (301, "PermanentRedirect", Retry, Configuration),
+            (405, "HTTP 405", Retry, Configuration),
+            (407, "HTTP 407", Retry, Configuration),
+            (501, "NotImplemented", Retry, Configuration),
+            (400, "AuthorizationHeaderMalformed", Retry, Configuration),
+            (400, "InvalidRequest", Retry, Configuration),
+            (400, "KMS.DisabledException", Retry, Configuration),
+            (400, "AccountRequiresHttps", Retry, Configuration),
+            (400, "HTTP 400", Retry, Configuration),
+            (413, "HTTP 413", Retry, Configuration),
+            (429, "HTTP 429", Retry, Throttle),
+            (503, "ServerBusy", Retry, Throttle),
+            (503, "SlowDown", Retry, Throttle),
+            (503, "HTTP 503", Ambiguous, Throttle),
+            (500, "InternalError", Ambiguous, Transient),
+            (500, "OperationTimedOut", Ambiguous, Transient),
+            (502, "HTTP 502", Ambiguous, Transient),
+            (504, "HTTP 504", Ambiguous, Transient),
+            (408, "HTTP 408", Ambiguous, Transient),
+            (400, "RequestTimeout", Ambiguous, Transient),
+            (400, "Md5Mismatch", Retry, Transient),
+            (409, "ContainerBeingDeleted", Retry, Transient),
+            (412, "ConditionNotMet", Retry, Transient),
+        ];
+        for (status, code, fate, class) in table {
+            for vendor in VENDORS {
+                assert_eq!(
+                    judge(vendor, Some("a/b"), status, code),
+                    (fate, class),
+                    "{status} {code}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_is_long_by_azures_own_count() {
+        let table = [
+            ("x".repeat(1_024), false),
+            ("x".repeat(1_025), true),
+            // Two in UTF-16.
+            ("😊".repeat(512), false),
+            ("😊".repeat(513), true),
+            ("é".repeat(1_024), false),
+            (vec!["x"; 254].join("/"), false),
+            (vec!["x"; 255].join("/"), true),
+        ];
+        for (name, long) in table {
+            for (code, _) in AZURE
+                .iter()
+                .filter(|(_, names)| matches!(names, Names::LongName))
+            {
+                let rejected = judge(Vendor::Azure, Some(&name), 400, code).0 == Fate::Rejected;
+                assert_eq!(rejected, long, "{code} for {name}");
+            }
+        }
+    }
+
+    fn any_code() -> impl Strategy<Value = String> {
+        let known = VENDORS
+            .iter()
+            .flat_map(|vendor| vendor.table())
+            .map(|(code, _)| (*code).to_owned());
+        prop_oneof![
+            4 => "[A-Za-z0-9._-]{0,40}",
+            1 => proptest::sample::select(known.collect::<Vec<_>>()),
+        ]
+    }
+
+    proptest! {
+        /// Of all that a store or a proxy may answer, only what stands in the store's table costs an object, and
+        /// only the object that was to be put.
+        #[test]
+        fn nothing_gives_an_object_up_but_the_stores_table(
+            status in 100_u16..=999,
+            code in any_code(),
+            vendor in proptest::sample::select(VENDORS.to_vec()),
+            name in proptest::option::of("[a-z/]{0,2000}"),
+        ) {
+            let rejected = judge(vendor, name.as_deref(), status, &code).0 == Fate::Rejected;
+            let listed = vendor.table().iter().any(|(listed, _)| *listed == code);
+            prop_assert!(!rejected || (listed && name.is_some() && [400, 413].contains(&status)));
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! What Google Cloud Storage needs beyond `object_store`: tokens whose service is told from the store.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
+use object_store::gcp::{GcpCredential, GcpCredentialProvider, GoogleCloudStorageBuilder};
+use object_store::{ClientOptions, CredentialProvider, StaticCredentialProvider};
+
+use super::answer::{Failure, Fate, Listening};
+use super::codes::Vendor;
+use super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
+use super::{Kind, Store, check_bucket, client_options, endpoint_url, is_here, no_retries};
+use crate::config::Problem;
+use crate::sink::Class;
+
+const REMEDY: &str = "no token of Google's: check GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine";
+
+/// Makes the store. Reads the credentials' file, sends nothing.
+pub(super) fn open(
+    bucket: &str,
+    endpoint: Option<&str>,
+    ca_pem: Option<&[u8]>,
+) -> Result<Store, Problem> {
+    check_bucket(bucket)?;
+    let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
+    let mut plain = false;
+    let mut emulator = false;
+    if let Some(endpoint) = endpoint {
+        let url = endpoint_url(endpoint)?;
+        plain = url.scheme() == "http";
+        emulator = plain && is_here(&url);
+        builder = builder.with_base_url(endpoint.trim_end_matches('/'));
+    }
+    let builder = builder
+        .with_client_options(client_options(ca_pem, plain)?)
+        .with_retry(no_retries());
+    let problem =
+        |e: object_store::Error| Problem::new("url", format!("no client for 'gs://{bucket}': {e}"));
+    let credentials: GcpCredentialProvider = match emulator {
+        // An emulator on this machine has no use for a token, and there may be none to be had here.
+        // (Skipping signatures is an option of the builder's, but its puts do not heed it.)
+        true => Arc::new(StaticCredentialProvider::new(GcpCredential {
+            bearer: "none".to_owned(),
+        })),
+        false => {
+            Arc::new(Tokens::of(builder.clone(), ReqwestConnector::default()).map_err(problem)?)
+        }
+    };
+    let objects = builder
+        .with_credentials(credentials)
+        .with_http_connector(Listening(Vendor::Gcs))
+        .build()
+        .map_err(problem)?;
+    Ok(Store {
+        objects: Arc::new(objects),
+        kind: Kind::Plain,
+    })
+}
+
+/// The tokens that a builder finds: of a service account, of a person, or of this machine.
+#[derive(Debug)]
+struct Tokens(GcpCredentialProvider);
+
+impl Tokens {
+    /// A store of its own is made for them, which is asked for nothing else: over one client a token service's
+    /// answers could not be told from the store's.
+    fn of(
+        builder: GoogleCloudStorageBuilder,
+        connector: impl HttpConnector,
+    ) -> object_store::Result<Tokens> {
+        let store = builder.with_http_connector(TokensOver(connector)).build()?;
+        Ok(Tokens(Arc::clone(store.credentials())))
+    }
+
+    async fn current(&self) -> Result<Arc<GcpCredential>, Failure> {
+        let fetch = tokio::time::timeout(FETCH_TIMEOUT, self.0.get_credential());
+        let failed = match fetch.await {
+            Ok(Ok(token)) => return Ok(token),
+            Ok(Err(error)) => Failure::from(error),
+            Err(_) => Failure::new(
+                Fate::Retry,
+                Class::Credentials,
+                "timeout",
+                format!("no token came within {FETCH_TIMEOUT:?}"),
+            ),
+        };
+        let mut failure = Failure::new(
+            Fate::Retry,
+            Class::Credentials,
+            &failed.fault.code,
+            failed.fault.message,
+        )
+        .note(REMEDY);
+        failure.fault.request_id = failed.fault.request_id;
+        Err(failure)
+    }
+}
+
+impl CredentialProvider for Tokens {
+    type Credential = GcpCredential;
+
+    fn get_credential<'s, 'f>(&'s self) -> BoxFuture<'f, object_store::Result<Arc<GcpCredential>>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(async {
+            let token = self.current().await;
+            token.map_err(|failure| object_store::Error::Generic {
+                store: "GCS",
+                source: Box::new(failure),
+            })
+        })
+    }
+}
+
+/// Makes the clients that tokens are asked for with.
+#[derive(Debug)]
+struct TokensOver<C>(C);
+
+impl<C: HttpConnector> HttpConnector for TokensOver<C> {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = self.0.connect(options)?;
+        Ok(TokenListener::around(client, &Expiry::default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Mutex;
+
+    use object_store::client::{
+        HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+    };
+
+    use super::super::loopback::{Loopback, Reply, answer, with_environment};
+    use super::super::{BlobSink, tests as blob};
+    use super::*;
+    use crate::config;
+    use crate::sink::{Batch, Outcome, Sink as _};
+
+    async fn put(sink: &BlobSink) -> String {
+        let batch = Batch {
+            target: "x".into(),
+            records: vec![bytes::Bytes::from_static(b"{}\n").into()],
+            token: None,
+        };
+        match sink.send(batch).await.remove(0) {
+            Outcome::Retry(fault) => format!("retry {:?} {fault}", fault.class),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The metadata service's answers, which another service gives with the same status for other reasons.
+    #[tokio::test]
+    async fn a_metadata_service_that_refuses_is_a_matter_of_credentials() {
+        const NAME: &str =
+            "sink::blob::gcs::tests::a_metadata_service_that_refuses_is_a_matter_of_credentials";
+        let refusals = [
+            (
+                400,
+                r#"{"error":"invalid_grant","error_description":"Account deleted. Ask."}"#,
+                "invalid_grant: Account deleted",
+            ),
+            (
+                404,
+                "<html>no such service account</html>",
+                "HTTP 404: no reason given",
+            ),
+            (409, "", "HTTP 409: no reason given"),
+            (412, "", "HTTP 412: no reason given"),
+            (
+                200,
+                "<html>sign in</html>",
+                "no token: the answer of 127.0.0.1:",
+            ),
+            (
+                200,
+                r#"{"access_token":"a","expires_in":18446744073709551615}"#,
+                "no token: ",
+            ),
+        ];
+        // It is asked by its name and by its address.
+        let replies = refusals
+            .iter()
+            .flat_map(|(status, body, _)| [answer(*status, &[], body), answer(*status, &[], body)]);
+        let machine = Loopback::start(replies.collect::<Vec<Reply>>());
+        let address = machine.url().replace("http://", "");
+        let environment = [
+            ("GCE_METADATA_HOST", address.as_str()),
+            ("GCE_METADATA_IP", &address),
+        ];
+        if !with_environment(NAME, &environment) {
+            assert_eq!(machine.requests().len(), 2 * refusals.len());
+            return;
+        }
+        let store = config::Store::Gcs {
+            bucket: "logs".into(),
+            endpoint: Some("http://storage.invalid".into()),
+        };
+        let sink = blob::sink(store, &blob::Ear::default()).unwrap();
+        for (status, _, words) in refusals {
+            let told = put(&sink).await;
+            assert!(
+                told.starts_with(&format!("retry Credentials {words}")) && told.contains(REMEDY),
+                "{status}: {told}"
+            );
+        }
+    }
+
+    /// Gives one answer to everything, and remembers who was asked.
+    #[derive(Clone, Debug)]
+    struct Wire(Arc<Mutex<Vec<String>>>);
+
+    impl HttpConnector for Wire {
+        fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+            Ok(HttpClient::new(self.clone()))
+        }
+    }
+
+    impl HttpService for Wire {
+        fn call<'s, 'f>(
+            &'s self,
+            request: HttpRequest,
+        ) -> BoxFuture<'f, Result<HttpResponse, HttpError>>
+        where
+            's: 'f,
+            Self: 'f,
+        {
+            self.0.lock().unwrap().push(request.uri().to_string());
+            let body = r#"{"error":"invalid_grant","error_description":"Token has been expired or revoked."}"#;
+            let mut answer = HttpResponse::new(HttpResponseBody::from(body.to_owned()));
+            *answer.status_mut() = reqwest::StatusCode::BAD_REQUEST;
+            Box::pin(std::future::ready(Ok(answer)))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_person_whose_login_was_revoked_is_a_matter_of_credentials() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("credentials.json");
+        let login =
+            r#"{"type":"authorized_user","client_id":"c","client_secret":"s","refresh_token":"r"}"#;
+        fs::write(&path, login).unwrap();
+        let builder = GoogleCloudStorageBuilder::new()
+            .with_bucket_name("logs")
+            .with_application_credentials(path.display().to_string())
+            .with_retry(no_retries());
+        let asked = Arc::default();
+        let tokens = Tokens::of(builder, Wire(Arc::clone(&asked))).unwrap();
+        let failure = tokens.current().await.unwrap_err();
+        assert_eq!(
+            (failure.fate, failure.fault.class, failure.status),
+            (Fate::Retry, Class::Credentials, None)
+        );
+        assert_eq!(
+            failure.to_string(),
+            format!("invalid_grant: Token has been expired or revoked; {REMEDY}")
+        );
+        assert_eq!(
+            *asked.lock().unwrap(),
+            ["https://accounts.google.com/o/oauth2/token"]
+        );
+    }
+}
