@@ -327,6 +327,11 @@ const FIREHOSE: &[(&str, &str)] = &[
     ("3 calls with a clock ten minutes wrong", "skew 10m times 3"),
     ("3 calls without permission", "access-denied times 3"),
     ("3 calls without a stream", "not-found times 3"),
+    (
+        "3 calls to a stream that Kinesis feeds",
+        "fed-by-kinesis times 3",
+    ),
+    ("3 answers with empty record ids", "empty-ids times 3"),
 ];
 
 /// The same, where an answer is lost after the write: what is sent again is there twice, and counted.

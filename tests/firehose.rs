@@ -85,6 +85,9 @@ fn no_fault_loses_a_record_and_only_lost_answers_duplicate() {
         "20% cut-mid-answer",
         "call 1 delay 50ms",
         "calls 1-2 too-large",
+        "calls 1-2 fed-by-kinesis",
+        "calls 1-2 empty-ids",
+        "calls 1-2 status 413",
         "calls 1-2 expired-token",
         "call 1 invalid-signature",
     ];
@@ -289,6 +292,30 @@ fn a_missing_stream_holds_data_and_says_what_to_mend() {
     plugin.deliver("app", &chunk(0..10));
     let report = fake.report(Some(10));
     assert_eq!((report.missing, report.duplicates), (0, 0), "{report:?}");
+}
+
+/// A single record each, which nothing can be taken apart from: whatever is wrong, it is not the record.
+#[test]
+fn an_answer_about_the_stream_or_the_way_there_holds_a_single_record_until_that_is_mended() {
+    for (fault, words) in [
+        ("fed-by-kinesis", "KinesisStreamAsSource"),
+        ("too-large", "raise those of the proxy on the way"),
+        ("status 413", "raise those of the proxy on the way"),
+    ] {
+        let fake = faults(&format!("calls 1- {fault}"));
+        let plugin = plugin(&fake, &[("flush_deadline", "1s")]);
+        assert_eq!(plugin.flush("app", &chunk(0..1)), Verdict::Retry, "{fault}");
+        let log = plugin.log();
+        assert!(
+            log.contains(words) && log.contains("held back until this is mended"),
+            "{fault}: {log}"
+        );
+        fake.clear_faults();
+        plugin.deliver("app", &chunk(0..1));
+        let report = fake.report(Some(1));
+        assert_eq!((report.missing, report.duplicates), (0, 0), "{report:?}");
+        assert_eq!(plugin.letters(), [] as [serde_json::Value; 0], "{fault}");
+    }
 }
 
 #[test]

@@ -257,7 +257,7 @@ fn under_faults_the_figures_of_an_output_are_those_of_the_far_end() {
 
 #[test]
 fn dead_letters_are_counted_by_reason_and_weigh_what_lies_on_the_disk() {
-    let (fake, plugin) = firehose("too-large times 1", &[]);
+    let (fake, plugin) = firehose("record-too-large times 1", &[]);
     // A request of one record that is refused: there is nothing to take apart.
     assert_eq!(plugin.flush("app", &chunk(0..1)), Verdict::Ok);
     let mut data = chunk(1..4);

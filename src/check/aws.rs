@@ -148,7 +148,12 @@ pub(super) fn remedy(fault: &Fault, permission: &str, thing: &str) -> String {
         Class::Configuration if fault.code.contains("AccessDenied") => {
             format!("allow {permission}")
         }
-        Class::Configuration => format!("make {thing}, or correct its name and the region"),
+        Class::Configuration if fault.code.contains("ResourceNotFound") => {
+            format!("make {thing}, or correct its name and the region")
+        }
+        Class::Configuration => {
+            format!("mend what the service says, of {thing} or in the configuration")
+        }
         Class::Throttle => "nothing: try again later".to_owned(),
         _ => "try again; if it lasts, look into the service's health".to_owned(),
     }

@@ -353,8 +353,8 @@ pub(crate) fn described(destination: &DestinationDescription) -> (Shape, &'stati
 /// What came of a call, without the SDK's types.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// 200: for each record nothing, or its error's code and message.
-    Taken(Vec<Option<(String, String)>>),
+    /// 200: what it says of each record.
+    Taken(Vec<Entry>),
     /// The service's own refusal of the whole call.
     Refused {
         status: u16,
@@ -371,15 +371,27 @@ pub(crate) enum Answer {
     Lost { code: &'static str, message: String },
 }
 
+/// What an answer says of one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// It has an id: the only acknowledgement there is.
+    Taken,
+    /// It was not written.
+    Failed { code: String, message: String },
+    /// Neither, or both.
+    Unclear,
+}
+
 fn taken(output: &PutRecordBatchOutput) -> Answer {
     let entries = output.request_responses().iter().map(|entry| {
-        // A record id is the only acknowledgement there is.
-        match (entry.record_id(), entry.error_code()) {
-            (Some(_), None) => None,
-            (_, code) => Some((
-                code.unwrap_or("NoRecordId").to_owned(),
-                entry.error_message().unwrap_or_default().to_owned(),
-            )),
+        let said = |text: Option<&str>| text.is_some_and(|text| !text.trim().is_empty());
+        match (said(entry.record_id()), entry.error_code()) {
+            (true, None) => Entry::Taken,
+            (false, Some(code)) if said(Some(code)) => Entry::Failed {
+                code: code.to_owned(),
+                message: entry.error_message().unwrap_or_default().to_owned(),
+            },
+            _ => Entry::Unclear,
         }
     });
     Answer::Taken(entries.collect())
@@ -447,9 +459,39 @@ fn unanswered(error: &(dyn StdError + 'static)) -> Answer {
     }
 }
 
+/// The refusals that name a record: a code, and where its message says that the fault lies, before and behind the
+/// record's number. Only these give a record up; whatever else is answered, known or unknown, is about the
+/// stream or the way there, and holds the record.
+///
+/// <https://docs.aws.amazon.com/firehose/latest/APIReference/CommonErrors.html>, and the form of the constraints' names
+/// in <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html>
+const NAMES_A_RECORD: &[(&str, &str, &str)] =
+    &[("ValidationException", "records.", ".member.data")];
+
+/// Whether a refusal is about a record of the call, and about nothing else.
+fn names_a_record(status: u16, code: &str, message: &str) -> bool {
+    let mut known = NAMES_A_RECORD.iter().filter(|(known, _, _)| *known == code);
+    // A message lists all that is wrong, each with its place: "Value '...' at 'records.1.member.data' failed ...".
+    let mut places = message.split("' at '").skip(1).peekable();
+    status == 400
+        && places.peek().is_some()
+        && known.any(|(_, before, behind)| {
+            places.clone().all(|place| {
+                let number = place
+                    .split('\'')
+                    .next()
+                    .and_then(|place| place.strip_prefix(before)?.strip_suffix(behind));
+                number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+            })
+        })
+}
+
 /// The class of an error code, and whether the service may have written records before it answered so.
 fn classify(status: u16, code: &str, message: &str) -> (Class, bool) {
     let has = |words: &[&str]| words.iter().any(|word| code.contains(word));
+    if names_a_record(status, code, message) {
+        return (Class::Record, false);
+    }
     if message.contains("exceeds 4 MB limit") || status == 413 {
         return (Class::TooLarge, false);
     }
@@ -476,24 +518,19 @@ fn classify(status: u16, code: &str, message: &str) -> (Class, bool) {
     ]) {
         return (Class::Credentials, false);
     }
-    if has(&[
-        "ResourceNotFound",
-        "AccessDenied",
-        "InvalidKMSResource",
-        "InvalidSource",
-        "OptInRequired",
-    ]) || matches!(status, 401 | 403 | 404 | 407)
+    if status >= 500
+        || status == 408
+        || has(&["InternalFailure", "InternalServer", "RequestAborted"])
     {
-        return (Class::Configuration, false);
-    }
-    if status >= 500 || has(&["InternalFailure", "InternalServer"]) || status == 408 {
         return (Class::Transient, true);
     }
-    if has(&["Validation", "Serialization", "InvalidArgument"]) || status == 400 {
-        return (Class::Record, false);
+    match status {
+        300..500 => (Class::Configuration, false),
+        _ => (Class::Transient, true),
     }
-    (Class::Transient, true)
 }
+
+const ONE_IS_TOO_LARGE: &str = "a request with one record is within the service's limits: raise those of the proxy on the way to 6 MB";
 
 /// What a call's answer means for each of its records.
 fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Outcome> {
@@ -513,7 +550,13 @@ fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Out
         });
         let outcome = match fault.class {
             // A single record cannot be isolated any further.
-            Class::Record | Class::TooLarge if count == 1 => Outcome::Rejected(fault),
+            Class::Record if count == 1 => Outcome::Rejected(fault),
+            // A request cannot be smaller than one record, whose size the service allows.
+            Class::TooLarge if count == 1 => Outcome::Retry(Arc::new(Fault {
+                class: Class::Configuration,
+                message: format!("{}; {ONE_IS_TOO_LARGE}", fault.message),
+                ..Fault::clone(&fault)
+            })),
             _ if written => Outcome::Ambiguous(fault),
             _ => Outcome::Retry(fault),
         };
@@ -530,20 +573,29 @@ fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Out
     }
     entries
         .into_iter()
-        .map(|entry| match entry {
-            None => Outcome::Delivered,
-            Some((code, message)) => {
-                // An entry with an error was not written: the answer says so for each record.
-                let class = match classify(200, &code, &message).0 {
-                    Class::Throttle => Class::Throttle,
-                    _ => Class::Transient,
-                };
-                Outcome::Retry(Arc::new(Fault {
+        .map(|entry| {
+            let fault = |class, code: &str, message: &str| {
+                Arc::new(Fault {
                     class,
-                    code: code_line(&code),
-                    message: message_line(&message),
+                    code: code_line(code),
+                    message: message_line(message),
                     request_id: request_id.clone(),
-                }))
+                })
+            };
+            match entry {
+                Entry::Taken => Outcome::Delivered,
+                Entry::Failed { code, message } => {
+                    // It was not written: the answer says so for each record.
+                    let class = match classify(200, &code, &message).0 {
+                        Class::Throttle => Class::Throttle,
+                        _ => Class::Transient,
+                    };
+                    Outcome::Retry(fault(class, &code, &message))
+                }
+                Entry::Unclear => {
+                    let words = "the answer has neither an id nor an error for the record";
+                    Outcome::Ambiguous(fault(Class::Transient, "NoRecordId", words))
+                }
             }
         })
         .collect()
@@ -748,12 +800,17 @@ mod tests {
             (
                 refused(400, "ValidationException", ""),
                 "retry",
-                Class::Record,
+                Class::Configuration,
             ),
             (
                 refused(400, "SerializationException", ""),
                 "retry",
-                Class::Record,
+                Class::Configuration,
+            ),
+            (
+                refused(400, "RequestAbortedException", ""),
+                "ambiguous",
+                Class::Transient,
             ),
             (
                 refused(
@@ -781,26 +838,73 @@ mod tests {
         }
     }
 
+    /// A record's own fault, in the words that the service has for it.
+    const TOO_LARGE: &str = "1 validation error detected: Value 'java.nio.HeapByteBuffer[pos=0 lim=1024001 \
+                             cap=1024001]' at 'records.1.member.data' failed to satisfy constraint: Member must \
+                             have length less than or equal to 1024000";
+
     #[test]
-    fn a_refused_record_by_itself_is_rejected_for_good() {
-        for code in ["ValidationException", "SerializationException"] {
-            assert!(matches!(
-                outcomes(refused(400, code, "size"), None, 1)[..],
-                [Outcome::Rejected(_)]
-            ));
+    fn only_an_answer_that_names_the_record_gives_it_up() {
+        let named = refused(400, "ValidationException", TOO_LARGE);
+        assert!(matches!(
+            outcomes(named.clone(), None, 1)[..],
+            [Outcome::Rejected(_)]
+        ));
+        // Among others it is found first: each goes by itself.
+        let among = outcomes(named, None, 2);
+        assert!(
+            matches!(&among[0], Outcome::Retry(fault) if fault.class == Class::Record),
+            "{among:?}"
+        );
+
+        let stream = "Value 'a b' at 'deliveryStreamName' failed to satisfy constraint: Member must satisfy regular \
+                      expression pattern: [a-zA-Z0-9_.-]+";
+        let both = format!("2 validation errors detected: {stream}; {TOO_LARGE}");
+        let held = [
+            (
+                400,
+                "InvalidArgumentException",
+                "This operation is not permitted on KinesisStreamAsSource delivery stream type.",
+            ),
+            (
+                400,
+                "InvalidArgumentException",
+                "Records size exceeds 4 MB limit",
+            ),
+            (400, "ValidationException", ""),
+            (400, "ValidationException", stream),
+            (400, "ValidationException", &both),
+            (400, "ValidationError", TOO_LARGE),
+            (400, "SerializationException", "at 'records.1.member.data'"),
+            (400, "CodeOfAYearToCome", TOO_LARGE),
+            (413, "RequestEntityTooLargeException", ""),
+            (400, "Unknown", ""),
+            (411, "Unknown", ""),
+            (413, "Unknown", ""),
+            (414, "Unknown", ""),
+            (422, "Unknown", ""),
+            (302, "Unknown", ""),
+        ];
+        for (status, code, message) in held {
+            let outcomes = outcomes(refused(status, code, message), None, 1);
+            assert!(
+                matches!(&outcomes[..], [Outcome::Retry(fault)] if fault.class == Class::Configuration),
+                "{status} {code} {message}: {outcomes:?}"
+            );
         }
     }
 
     #[test]
     fn a_partial_failure_concerns_only_the_records_that_failed() {
+        let failed = |code: &str| Entry::Failed {
+            code: code.to_owned(),
+            message: "Slow down.".to_owned(),
+        };
         let entries = vec![
-            None,
-            Some((
-                "ServiceUnavailableException".to_owned(),
-                "Slow down.".to_owned(),
-            )),
-            Some(("InternalFailure".to_owned(), String::new())),
-            None,
+            Entry::Taken,
+            failed("ServiceUnavailableException"),
+            failed("InternalFailure"),
+            Entry::Taken,
         ];
         let outcomes = outcomes(Answer::Taken(entries), None, 4);
         let classes: Vec<Option<Class>> = outcomes
@@ -819,12 +923,50 @@ mod tests {
 
     #[test]
     fn an_answer_of_the_wrong_length_acknowledges_nothing() {
-        let outcomes = outcomes(Answer::Taken(vec![None]), None, 2);
+        let outcomes = outcomes(Answer::Taken(vec![Entry::Taken]), None, 2);
         assert!(
             outcomes
                 .iter()
                 .all(|outcome| matches!(outcome, Outcome::Ambiguous(_)))
         );
+    }
+
+    #[test]
+    fn nothing_but_an_id_acknowledges_a_record() {
+        use aws_sdk_firehose::types::PutRecordBatchResponseEntry;
+        let table = [
+            (
+                Some("49546986683135544286507457936321625675700192471156785154"),
+                None,
+                "delivered",
+            ),
+            (Some(""), None, "ambiguous NoRecordId"),
+            (Some(" "), None, "ambiguous NoRecordId"),
+            (None, None, "ambiguous NoRecordId"),
+            (None, Some(""), "ambiguous NoRecordId"),
+            (Some("1"), Some(""), "ambiguous NoRecordId"),
+            (Some("1"), Some("InternalFailure"), "ambiguous NoRecordId"),
+            (None, Some("InternalFailure"), "retry InternalFailure"),
+            (Some(""), Some("InternalFailure"), "retry InternalFailure"),
+        ];
+        for (id, code, told) in table {
+            let entry = PutRecordBatchResponseEntry::builder()
+                .set_record_id(id.map(str::to_owned))
+                .set_error_code(code.map(str::to_owned))
+                .build();
+            let output = PutRecordBatchOutput::builder()
+                .failed_put_count(0)
+                .request_responses(entry)
+                .build()
+                .unwrap();
+            let outcome = match &outcomes(taken(&output), None, 1)[..] {
+                [Outcome::Delivered] => "delivered".to_owned(),
+                [Outcome::Ambiguous(fault)] => format!("ambiguous {}", fault.code),
+                [Outcome::Retry(fault)] => format!("retry {}", fault.code),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(outcome, told, "{id:?} {code:?}");
+        }
     }
 
     fn s3() -> aws_sdk_firehose::types::builders::ExtendedS3DestinationDescriptionBuilder {

@@ -137,7 +137,7 @@ fn each_limit_fails_the_whole_call_and_is_counted() {
         (of_sizes(&[]), "ValidationException", "at 'records' failed to satisfy constraint: Member must have length greater than"),
         (of_sizes(&[1; 501]), "ValidationException", "at 'records' failed to satisfy constraint: Member must have length less than or equal to 500"),
         (of_sizes(&[5, 0]), "ValidationException", "at 'records.2.member.data'"),
-        (of_sizes(&[full + 1, 0]), "ValidationException", "2 validation errors detected: Value of length 1024001 at 'records.1.member.data'"),
+        (of_sizes(&[full + 1, 0]), "ValidationException", "2 validation errors detected: Value 'java.nio.HeapByteBuffer[pos=0 lim=1024001 cap=1024001]' at 'records.1.member.data'"),
         (of_sizes(&[full, full, full, full, rest, 1]), "InvalidArgumentException", "Records size exceeds 4 MB limit"),
         (named("a b"), "ValidationException", "[a-zA-Z0-9_.-]+"),
         (named(&"a".repeat(65)), "ValidationException", "less than or equal to 64"),

@@ -87,6 +87,23 @@ impl ApiError {
         Self::new(400, "InvalidArgumentException", message)
     }
 
+    pub(super) fn fed_by_kinesis() -> Self {
+        let message =
+            "This operation is not permitted on KinesisStreamAsSource delivery stream type.";
+        Self::new(400, "InvalidArgumentException", message)
+    }
+
+    pub(super) fn record_too_large() -> Self {
+        let place = length_error(
+            "records.1.member.data",
+            MAX_RECORD_BYTES + 1,
+            MAX_RECORD_BYTES,
+        );
+        let message = place.unwrap_or_default();
+        let message = format!("1 validation error detected: {message}");
+        Self::new(400, "ValidationException", message)
+    }
+
     pub(super) fn wrong_signature() -> Self {
         Self::signature(
             "The request signature we calculated does not match the signature you provided.",
@@ -351,6 +368,11 @@ impl Call<'_> {
         plan.cut_mid_answer = end.how == How::CutMidAnswer;
         plan.reply = match end.how {
             How::Error(error) => Some(error.reply()),
+            How::EmptyIds => {
+                let entries = vec![json!({ "RecordId": "" }); records.len()];
+                let answer = json!({ "FailedPutCount": 0, "RequestResponses": entries });
+                Some(reply(200, JSON, answer.to_string()))
+            }
             How::Page(status) => {
                 let page = format!("<html><body><h1>{status}</h1></body></html>");
                 Some(reply(status, "text/html", page))
@@ -617,8 +639,12 @@ fn length_error(place: &str, length: usize, max: usize) -> Option<String> {
         _ if length > max => format!("less than or equal to {max}"),
         _ => return None,
     };
+    let value = match place.ends_with(".data") {
+        true => format!("java.nio.HeapByteBuffer[pos=0 lim={length} cap={length}]"),
+        false => format!("{length} long"),
+    };
     Some(format!(
-        "Value of length {length} at '{place}' failed to satisfy constraint: Member must have length {bound}"
+        "Value '{value}' at '{place}' failed to satisfy constraint: Member must have length {bound}"
     ))
 }
 

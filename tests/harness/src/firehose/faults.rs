@@ -41,6 +41,8 @@ pub(super) enum How {
     Error(ApiError),
     /// The HTML page with which a proxy or load balancer reports this status.
     Page(u16),
+    /// A success whose entries have ids that are empty.
+    EmptyIds,
     Cut,
     CutMidAnswer,
 }
@@ -107,14 +109,14 @@ impl Faults {
 fn parse_fault(words: &mut Words<'_>) -> Result<Fault, String> {
     const NAMES: &str = "records, throttle-records, throttle, status, status-after-write, cut, \
          cut-after-write, cut-mid-answer, hang, hang-after-write, delay, skew, expired-token, \
-         access-denied, invalid-signature, not-found, too-large";
+         access-denied, invalid-signature, not-found, too-large, record-too-large, fed-by-kinesis, empty-ids";
 
     let name = words.next().unwrap_or_default();
     let end = |wait, how| {
         let outcome = match &how {
             How::Error(error) => error.code.to_owned(),
             How::Page(status) => format!("status {status}"),
-            How::Cut | How::CutMidAnswer => name.to_owned(),
+            How::EmptyIds | How::Cut | How::CutMidAnswer => name.to_owned(),
         };
         let written = name == "cut-mid-answer" || name.ends_with("-after-write");
         Ok(Fault::End(End {
@@ -170,6 +172,9 @@ fn parse_fault(words: &mut Words<'_>) -> Result<Fault, String> {
         "invalid-signature" => error(ApiError::wrong_signature()),
         "not-found" => error(ApiError::not_found(STREAM)),
         "too-large" => error(ApiError::too_large()),
+        "record-too-large" => error(ApiError::record_too_large()),
+        "fed-by-kinesis" => error(ApiError::fed_by_kinesis()),
+        "empty-ids" => at_once(How::EmptyIds),
         _ => Err(format!("{name:?} is no fault; allowed: {NAMES}")),
     }
 }
