@@ -2,7 +2,7 @@
 //!
 //! Every export reads alike: guard against panics, check what the host gave, call safe code, map the
 //! answer. Beside each stands what it falls back to. This module and those below it are the only ones
-//! with unsafe code, but for `simd`; so [`zlib`], which is no part of that face, is here as well.
+//! with unsafe code, but for `simd`; so [`zlib`] and the allocator, which are no part of that face, are here as well.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -11,6 +11,7 @@ use std::slice;
 use std::sync::{Arc, Mutex};
 
 pub mod abi;
+mod allocator;
 mod board;
 mod host;
 mod loan;
