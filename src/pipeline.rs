@@ -1,12 +1,14 @@
 //! The way of a chunk: admit, decode and encode, batch, send, settle.
 //!
 //! *Direct*: a flush is answered OK when each of its pieces is acknowledged by the destination or kept as a
-//! dead letter, and RETRY otherwise. Pieces of several flushes share requests. *Spooled*: a flush is
-//! answered OK when its chunk is synced into the spool; the [`spooled`] feed does the rest in its own
-//! time. Requests are formed and sent by a [`lane`] for each destination.
+//! dead letter, and RETRY otherwise: at once where a target takes nothing ([`circuit`]), since the host's
+//! worker that waits is one that the healthy targets need. Pieces of several flushes share requests.
+//! *Spooled*: a flush is answered OK when its chunk is synced into the spool; the [`spooled`] feed does the
+//! rest in its own time. Requests are formed and sent by a [`lane`] for each destination.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::future::Future;
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,10 +16,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::join_all;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Duration, Instant, sleep, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use crate::batch::{Piece, runs};
 use crate::buffers;
@@ -38,9 +42,11 @@ use crate::spool::disk::says_remedy;
 use crate::spool::{self, Appended, Durability, Note, Recovered, Refusal, Spool};
 use crate::template::compact_time;
 use crate::time::now;
-use lane::Gate;
+use circuit::{Circuit, Leg, Permit};
+use lane::{Delivery, Gate, Lane};
 use spooled::Feed;
 
+mod circuit;
 mod lane;
 mod objects;
 mod spooled;
@@ -51,6 +57,8 @@ const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
 const MEMORY_FACTOR: usize = 2;
 /// Memory is counted in units of so many bytes.
 const MEMORY_UNIT: usize = 1024;
+/// In direct mode: how long a flush waits until a target's [`Shape`] is known.
+const SHAPE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One instance's machinery. Cheap to share.
 pub struct Pipeline {
@@ -62,11 +70,13 @@ pub struct Pipeline {
     log: Arc<Log>,
     memory: Arc<Semaphore>,
     gate: Arc<Gate>,
-    lanes: Mutex<HashMap<String, mpsc::UnboundedSender<Vec<Queued>>>>,
+    lanes: Mutex<HashMap<String, Lane>>,
+    /// The lane of every chunk, where there is but one.
+    only_lane: Option<String>,
     /// How long a request that is not full waits for more.
     linger: Duration,
     twins: Twins,
-    partials: Partials,
+    partials: Partials<Outing>,
     acknowledged: Acknowledged,
     spool: OnceLock<Arc<Spool>>,
     next_batch: AtomicU64,
@@ -74,6 +84,8 @@ pub struct Pipeline {
     given_up: AtomicU64,
     /// True once we stop: what waits to be filled goes as it is.
     draining: watch::Sender<bool>,
+    /// From when on no flush waits for the destination any more.
+    ending: watch::Sender<Option<Instant>>,
     metrics: Arc<Metrics>,
 }
 
@@ -91,6 +103,13 @@ impl Pipeline {
             memory: Arc::new(Semaphore::new(config.memory_limit / MEMORY_UNIT)),
             gate: Arc::new(Gate::new(config.concurrency)),
             lanes: Mutex::default(),
+            only_lane: match &config.destination {
+                Destination::Firehose(firehose) => {
+                    let name = firehose.delivery_stream.fixed();
+                    name.map(|name| stream_name(&name))
+                }
+                Destination::Blob { .. } => Some(String::new()),
+            },
             linger: match (&config.spool, &config.destination) {
                 (Some(_), Destination::Firehose(firehose)) => firehose.linger,
                 _ => Duration::ZERO,
@@ -102,6 +121,7 @@ impl Pipeline {
             next_batch: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             draining: watch::Sender::new(false),
+            ending: watch::Sender::new(None),
             metrics: Arc::default(),
             config,
             sink,
@@ -149,6 +169,9 @@ impl Pipeline {
             let id = chunk_id(tag, &data);
             return self.keep(spool, tag, data, id).await;
         }
+        if self.goes_back_at_once() {
+            return Verdict::Retry;
+        }
         let bytes = data.len() as u64;
         let _waiting = self.metrics.waiting.enter();
         let verdict = match &self.config.destination {
@@ -178,6 +201,37 @@ impl Pipeline {
     /// Whether a flush waits for the destination, and not only for the disk.
     pub fn is_direct(&self) -> bool {
         self.spool.get().is_none()
+    }
+
+    /// In direct mode: from `then` on each flush answers RETRY, those that wait and those that come.
+    pub fn end_flushes(&self, then: Instant) {
+        self.ending.send_replace(Some(then));
+    }
+
+    /// Whether it is known of a chunk before it is looked at that nothing of it is sent.
+    fn goes_back_at_once(&self) -> bool {
+        let ended = self
+            .ending
+            .borrow()
+            .is_some_and(|end| end <= Instant::now());
+        let only = self.only_lane.as_ref();
+        ended || only.is_some_and(|lane| self.circuit(lane).is_some_and(|it| it.keeps_back()))
+    }
+
+    /// Waits for something, until `deadline` at most, or until flushes are to end.
+    async fn within<T>(&self, deadline: Instant, what: impl Future<Output = T>) -> Option<T> {
+        let mut ending = self.ending.subscribe();
+        let ended = async {
+            let end = ending.wait_for(Option::is_some).await.ok();
+            let end = end.and_then(|end| *end);
+            sleep_until(end.unwrap_or(deadline)).await;
+        };
+        tokio::select! {
+            biased;
+            done = what => Some(done),
+            () = sleep_until(deadline) => None,
+            () = ended => None,
+        }
     }
 
     async fn keep(&self, spool: &Spool, tag: &[u8], data: Bytes, id: ChunkId) -> Verdict {
@@ -402,7 +456,7 @@ impl Pipeline {
         name: &str,
     ) -> Verdict {
         let deadline = Instant::now() + self.config.flush_deadline;
-        let Ok(_memory) = timeout_at(deadline, self.admit(data.len())).await else {
+        let Some(_memory) = self.within(deadline, self.admit(data.len())).await else {
             self.log.trouble(
                 Level::Warn,
                 "memory",
@@ -418,24 +472,32 @@ impl Pipeline {
             None => EventSet::default(),
             Some((id, before)) if self.sends_the_rest() => {
                 // What an earlier flush of this chunk still has on its way decides what is left to send.
-                if timeout_at(deadline, before.landed()).await.is_err() {
+                let landed = self.within(deadline, before.landed()).await;
+                if landed.is_none() || !before.has_landed() {
                     self.partials.leave(id, before);
                     return Verdict::Retry;
                 }
-                let settled = before.settled();
+                let settled = before.flight.settled();
                 let suppressed = settled.len() as u64;
                 self.metrics.records.add(Record::Suppressed, suppressed);
                 settled
             }
-            Some((_, before)) => before.settled(),
+            Some((_, before)) => before.flight.settled(),
         };
-        let flight = Arc::new(Flight::new(tag, settled));
-        let verdict = self.fly(&flight, &data, name, deadline).await;
+        let mut outing = Outing {
+            flight: Flight::new(tag, settled),
+            legs: Vec::new(),
+        };
+        let verdict = self.fly(&mut outing, &data, name, deadline).await;
         if verdict == Verdict::Retry {
-            flight.give_up();
+            for leg in &outing.legs {
+                leg.flight.give_up();
+            }
             self.given_up.fetch_add(1, Ordering::Release);
-            let id = id.unwrap_or_else(|| chunk_id(tag, &data));
-            self.partials.leave(id, flight);
+            if !outing.flight.settled().is_empty() || !outing.has_landed() {
+                let id = id.unwrap_or_else(|| chunk_id(tag, &data));
+                self.partials.leave(id, outing);
+            }
         }
         verdict
     }
@@ -448,30 +510,40 @@ impl Pipeline {
 
     async fn fly(
         self: &Arc<Self>,
-        flight: &Arc<Flight>,
+        outing: &mut Outing,
         data: &[u8],
         name: &str,
         deadline: Instant,
     ) -> Verdict {
-        let settled = flight.settled();
+        let settled = outing.flight.settled();
         let rest = self.sends_the_rest();
         let wanted = |event| !(rest && settled.contains(event));
-        let mut encoded = self.encode(flight.tag(), data, wanted);
+        let mut encoded = self.encode(outing.flight.tag(), data, wanted);
 
-        let mut lanes: Vec<(String, Vec<Queued>)> = Vec::new();
-        for part in std::mem::take(&mut encoded.parts) {
-            let (lane, target) = self.target(&part, name);
-            let Ok(shape) = timeout_at(deadline, self.sink.shape(&target)).await else {
-                return Verdict::Retry;
-            };
-            let pieces = self.pieces(part, shape, flight.tag(), flight, &mut encoded);
-            lanes.push((
-                lane,
-                pieces
-                    .into_iter()
-                    .map(|piece| (Arc::clone(&target), piece))
-                    .collect(),
-            ));
+        let parts = std::mem::take(&mut encoded.parts);
+        let (loads, mut all) = self.load(parts, name, deadline).await;
+        let mut lanes = Vec::with_capacity(loads.len());
+        let mut lines = 0;
+        for load in loads {
+            let leg = Leg::new(load.circuit, &outing.flight, load.permit.is_probe());
+            let mut pieces: Vec<Queued> = Vec::new();
+            for (target, part) in load.parts {
+                let cut = self.pieces(
+                    part,
+                    load.shape,
+                    leg.flight.tag(),
+                    &leg.flight,
+                    &mut encoded,
+                );
+                pieces.extend(cut.into_iter().map(|piece| (Arc::clone(&target), piece)));
+            }
+            lines += pieces
+                .iter()
+                .map(|(_, piece)| u64::from(piece.lines))
+                .sum::<u64>();
+            outing.legs.push(leg);
+            let probe = load.permit.is_probe().then_some(load.permit);
+            lanes.push((load.lane, Delivery { pieces, probe }));
         }
 
         // Dead letters first: were their disk full only after the rest was delivered, the rest would be
@@ -485,35 +557,108 @@ impl Pipeline {
         {
             return Verdict::Retry;
         }
-        flight.settle(&encoded.lettered);
-        let lines: u64 = lanes
-            .iter()
-            .flat_map(|(_, pieces)| pieces)
-            .map(|(_, piece)| u64::from(piece.lines))
-            .sum();
-        for (lane, pieces) in lanes {
-            self.enqueue(lane, pieces);
+        outing.flight.settle(&encoded.lettered);
+        for (lane, delivery) in lanes {
+            self.hand_over(lane, delivery);
         }
-        let verdict = timeout_at(deadline, flight.landed()).await;
-        if let Ok(Verdict::Ok) = verdict {
-            // Only now: of a chunk that comes again they are found again.
-            self.say_skipped(encoded.skipped.len());
-            self.log.recovered(
-                "deadline",
-                "chunks are delivered within flush_deadline again",
-            );
+        match self.within(deadline, outing.landed()).await {
+            Some(landed) => all &= landed == Verdict::Ok,
+            None => {
+                self.log.trouble(
+                    Level::Warn,
+                    "deadline",
+                    &format!(
+                        "of a chunk not all of {lines} records were delivered within flush_deadline ({} s); the \
+                         host keeps it and hands it over again",
+                        self.config.flush_deadline.as_secs(),
+                    ),
+                );
+                return Verdict::Retry;
+            }
         }
-        verdict.unwrap_or_else(|_| {
-            self.log.trouble(
-                Level::Warn,
-                "deadline",
-                &format!(
-                    "of a chunk not all of {lines} records were delivered within flush_deadline ({} s); the \
-                     host keeps it and hands it over again",
-                    self.config.flush_deadline.as_secs(),
-                ),
-            );
-            Verdict::Retry
+        if !all {
+            return Verdict::Retry;
+        }
+        // Only now: of a chunk that comes again they are found again.
+        self.say_skipped(encoded.skipped.len());
+        self.log.recovered(
+            "deadline",
+            "chunks are delivered within flush_deadline again",
+        );
+        Verdict::Ok
+    }
+
+    /// Sorts a chunk's parts by lane. False: those of some are left out, since their target takes nothing.
+    async fn load(
+        self: &Arc<Self>,
+        parts: Vec<Part>,
+        name: &str,
+        deadline: Instant,
+    ) -> (Vec<Load>, bool) {
+        let mut all = true;
+        let mut lanes: BTreeMap<String, Option<Waiting>> = BTreeMap::new();
+        for part in parts {
+            let (lane, target) = self.target(&part, name);
+            let waiting = lanes.entry(lane).or_insert_with_key(|lane| {
+                let circuit = self.begin_lane(lane);
+                let permit = circuit.leave().ok()?;
+                Some(Waiting {
+                    circuit,
+                    permit,
+                    parts: Vec::new(),
+                })
+            });
+            match waiting {
+                Some(waiting) => waiting.parts.push((target, part)),
+                None => {
+                    all = false;
+                    buffers::give(part.text);
+                }
+            }
+        }
+        let patience = deadline.min(Instant::now() + SHAPE_PATIENCE);
+        let loads = lanes.into_iter().filter_map(|(lane, it)| Some((lane, it?)));
+        let loads = join_all(loads.map(|(lane, it)| self.shape(lane, it, patience))).await;
+        let known = loads.iter().all(Option::is_some);
+        (loads.into_iter().flatten().collect(), all && known)
+    }
+
+    /// Finds out what a target takes. One that does not say so soon takes nothing; the sink goes on asking.
+    async fn shape(&self, lane: String, waiting: Waiting, patience: Instant) -> Option<Load> {
+        let Waiting {
+            circuit,
+            permit,
+            parts,
+        } = waiting;
+        let (target, _) = parts.first()?;
+        let shape = match self.sink.shape(target).now_or_never() {
+            Some(shape) => Some(shape),
+            None if permit.is_probe() => None,
+            None => {
+                tokio::select! {
+                    biased;
+                    shape = self.within(patience, self.sink.shape(target)) => shape,
+                    () = circuit.opened() => None,
+                }
+            }
+        };
+        let Some(shape) = shape else {
+            for (_, part) in parts {
+                buffers::give(part.text);
+            }
+            if permit.is_probe() {
+                permit.failed(Class::Transient);
+            } else if circuit.trip(Class::Transient) {
+                self.say_open(&lane, "has not said what it takes");
+            }
+            return None;
+        };
+        Some(Load {
+            lane,
+            circuit,
+            permit,
+            shape,
+            parts,
         })
     }
 
@@ -700,6 +845,48 @@ fn since(then: Time, now: Time) -> f64 {
 
 /// A piece and where it goes.
 type Queued = (Arc<str>, Piece<Ticket>);
+
+/// A flush of a chunk on its way to its targets.
+struct Outing {
+    /// What is settled of it.
+    flight: Flight,
+    /// One for each target that something was handed over for.
+    legs: Vec<Leg>,
+}
+
+impl Outing {
+    /// Waits for all targets but those that take nothing.
+    async fn landed(&self) -> Verdict {
+        let mut verdict = Verdict::Ok;
+        for leg in &self.legs {
+            if leg.landed().await == Verdict::Retry {
+                verdict = Verdict::Retry;
+            }
+        }
+        verdict
+    }
+
+    /// Whether nothing of it is on its way.
+    fn has_landed(&self) -> bool {
+        self.legs.iter().all(|leg| leg.flight.has_landed())
+    }
+}
+
+/// What of a chunk goes through one lane, which lets it.
+struct Waiting {
+    circuit: Arc<Circuit>,
+    permit: Permit,
+    parts: Vec<(Arc<str>, Part)>,
+}
+
+/// The same, when it is known what the target takes.
+struct Load {
+    lane: String,
+    circuit: Arc<Circuit>,
+    permit: Permit,
+    shape: Shape,
+    parts: Vec<(Arc<str>, Part)>,
+}
 
 fn count(lines: usize) -> u32 {
     u32::try_from(lines).unwrap_or(u32::MAX)

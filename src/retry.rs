@@ -159,13 +159,20 @@ impl Breaker {
                 1
             }
         };
-        let wait = backoff(class, waits, rng);
-        let opened = self.open.replace(Open {
-            waits,
-            wait,
-            next_probe: now + wait,
-        });
-        opened.is_none()
+        self.hold(waits, class, now, rng)
+    }
+
+    /// Nothing was taken for too long, although no or few requests failed: opens it, for this reason. Says
+    /// whether it did.
+    pub fn trip(&mut self, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
+        self.open.is_none() && self.hold(1, class, now, rng)
+    }
+
+    /// Whether [`leave`](Self::leave) would say no more than to wait. Asks for nothing.
+    pub fn keeps_back(&self, now: Instant) -> bool {
+        self.open
+            .as_ref()
+            .is_some_and(|open| self.probing || now < open.next_probe)
     }
 
     /// A request ended without an answer, by a panic, or was not sent after all. After a probe, the next
@@ -177,6 +184,17 @@ impl Breaker {
     /// Whether requests are being kept back.
     pub fn is_open(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// Opens it, or keeps it open, for the wait of this number. Says whether it was closed.
+    fn hold(&mut self, waits: u32, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
+        let wait = backoff(class, waits, rng);
+        let before = self.open.replace(Open {
+            waits,
+            wait,
+            next_probe: now + wait,
+        });
+        before.is_none()
     }
 
     fn reported(&mut self, leave: Leave) {
@@ -505,11 +523,36 @@ mod tests {
         assert_eq!(breaker.leave(second), Leave::Probe);
     }
 
+    #[test]
+    fn one_that_takes_nothing_for_too_long_is_opened_and_then_probed_as_after_failures() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let now = Instant::now();
+        let mut breaker = Breaker::default();
+        assert!(!breaker.keeps_back(now));
+        assert!(breaker.trip(Class::Transient, now, &mut rng));
+        let tripped = breaker.clone();
+        assert!(
+            !breaker.trip(Class::Transient, now, &mut rng) && breaker == tripped,
+            "it is open already, and the wait is no longer for it"
+        );
+        let until = next_probe(&mut breaker, now);
+        assert!((100..=200).contains(&(until - now).as_millis()));
+        assert!(breaker.keeps_back(now) && !breaker.keeps_back(until));
+        assert_eq!(breaker.leave(until), Leave::Probe);
+        assert!(breaker.keeps_back(until + HELD_CAP), "while a probe is out");
+        assert!(!breaker.failed(Leave::Go, Class::Transient, until, &mut rng));
+        assert!(!breaker.failed(Leave::Probe, Class::Transient, until, &mut rng));
+        let wait = next_probe(&mut breaker, until) - until;
+        assert!((200..=400).contains(&wait.as_millis()), "{wait:?}");
+    }
+
     #[derive(Clone, Copy, Debug)]
     enum Step {
         /// So many milliseconds pass.
         Pass(u64),
         Ask,
+        /// Nothing was taken for too long.
+        Trip,
         /// One of the requests that are out reports.
         Report(usize, Report),
     }
@@ -526,6 +569,7 @@ mod tests {
             prop_oneof![
                 (0u64..15_000).prop_map(Step::Pass),
                 Just(Step::Ask),
+                Just(Step::Trip),
                 (any::<usize>(), reports).prop_map(|(which, what)| Step::Report(which, what)),
             ],
             0..300,
@@ -547,7 +591,9 @@ mod tests {
                     Step::Ask => {
                         let open = breaker.is_open();
                         let probing = out.contains(&Leave::Probe);
+                        let keeps_back = breaker.keeps_back(now);
                         let leave = breaker.leave(now);
+                        prop_assert_eq!(keeps_back, matches!(leave, Leave::Wait(_)));
                         match leave {
                             Leave::Go => prop_assert!(!open),
                             Leave::Probe => prop_assert!(open && !probing),
@@ -561,6 +607,13 @@ mod tests {
                         if matches!(leave, Leave::Go | Leave::Probe) {
                             out.push(leave);
                         }
+                    }
+                    Step::Trip => {
+                        let before = breaker.clone();
+                        let opened = breaker.trip(Class::Transient, now, &mut rng);
+                        prop_assert!(breaker.is_open());
+                        prop_assert_eq!(opened, !before.is_open());
+                        prop_assert!(opened || breaker == before);
                     }
                     Step::Report(which, what) => {
                         if out.is_empty() {

@@ -77,12 +77,12 @@ impl EventSet {
 /// or an object made of many chunks.
 #[derive(Debug, Default)]
 pub struct Flight {
-    tag: Box<[u8]>,
+    tag: Arc<[u8]>,
     left: AtomicUsize,
     failed: AtomicBool,
     given_up: AtomicBool,
     /// Events that are acknowledged or kept as dead letters, in this flush or an earlier one.
-    settled: Mutex<EventSet>,
+    settled: Arc<Mutex<EventSet>>,
     /// How many events its chunk has, once that is known.
     events: AtomicU32,
     done: Notify,
@@ -114,7 +114,16 @@ impl Flight {
     pub fn new(tag: &[u8], settled: EventSet) -> Flight {
         Flight {
             tag: tag.into(),
-            settled: Mutex::new(settled),
+            settled: Arc::new(Mutex::new(settled)),
+            ..Flight::default()
+        }
+    }
+
+    /// A part of a flush, which lands by itself. What is settled of it is settled of the whole.
+    pub fn leg(&self) -> Flight {
+        Flight {
+            tag: Arc::clone(&self.tag),
+            settled: Arc::clone(&self.settled),
             ..Flight::default()
         }
     }
@@ -204,6 +213,11 @@ impl Flight {
         } else {
             Verdict::Ok
         }
+    }
+
+    /// Whether every ticket is gone.
+    pub fn has_landed(&self) -> bool {
+        self.left.load(Ordering::Acquire) == 0
     }
 
     /// Nobody waits any more: what has not been sent yet need not be.
@@ -314,16 +328,24 @@ const PARTIALS: usize = 1_024;
 ///
 /// When the same bytes come again, what was settled is not sent again. An entry is taken once: two chunks
 /// with the same bytes leave two entries, and each takes one.
-#[derive(Debug, Default)]
-pub struct Partials {
-    left: Mutex<VecDeque<(ChunkId, Arc<Flight>)>>,
+#[derive(Debug)]
+pub struct Partials<F> {
+    left: Mutex<VecDeque<(ChunkId, F)>>,
 }
 
-impl Partials {
-    /// A chunk goes back. Pieces of it may still be on their way.
-    pub fn leave(&self, id: ChunkId, flight: Arc<Flight>) {
+impl<F> Default for Partials<F> {
+    fn default() -> Self {
+        Partials {
+            left: Mutex::default(),
+        }
+    }
+}
+
+impl<F> Partials<F> {
+    /// A chunk goes back, and leaves its flush. Pieces of it may still be on their way.
+    pub fn leave(&self, id: ChunkId, flush: F) {
         let mut left = self.left.lock().expect("nothing panics with this lock");
-        left.push_back((id, flight));
+        left.push_back((id, flush));
         if left.len() > PARTIALS {
             left.pop_front();
         }
@@ -336,10 +358,10 @@ impl Partials {
     }
 
     /// A chunk comes: what an earlier flush of it left behind.
-    pub fn take(&self, id: ChunkId) -> Option<Arc<Flight>> {
+    pub fn take(&self, id: ChunkId) -> Option<F> {
         let mut left = self.left.lock().expect("nothing panics with this lock");
         let at = left.iter().position(|(known, _)| *known == id)?;
-        left.remove(at).map(|(_, flight)| flight)
+        left.remove(at).map(|(_, flush)| flush)
     }
 }
 
@@ -468,14 +490,14 @@ mod tests {
         for event in [1, 2] {
             let flight = Flight::default();
             flight.settle(&[event]);
-            partials.leave(id, Arc::new(flight));
+            partials.leave(id, flight);
         }
         assert!(partials.take(chunk_id(b"t", b"other")).is_none());
         assert!(partials.take(id).unwrap().settled().contains(1));
         assert!(partials.take(id).unwrap().settled().contains(2));
         assert!(partials.take(id).is_none());
         for n in 0..2 * PARTIALS as u64 {
-            partials.leave(chunk_id(b"t", &n.to_le_bytes()), Arc::default());
+            partials.leave(chunk_id(b"t", &n.to_le_bytes()), Flight::default());
         }
         assert_eq!(partials.left.lock().unwrap().len(), PARTIALS);
     }

@@ -1,10 +1,16 @@
 //! A lane forms requests for one destination from pieces as they come, and sends them as it may.
 //!
 //! Three things hold a request back: the *linger*, while it is not full; the [`Gate`], which bounds the
-//! requests in flight of the whole instance; and the lane's [`Breaker`], which sends one at a time while
+//! requests in flight of the whole instance; and the lane's [`Circuit`], which lets one go at a time while
 //! the destination is down. What failed goes again, after a wait of its own, or at once when the
 //! destination is back.
+//!
+//! In direct mode a host's worker waits for each piece, so none waits here while the circuit is open: what is
+//! queued is let go, which fails its flush, and only the pieces of the one flush that probes come in. There the
+//! circuit also opens when nothing is taken for [`STALL`], since requests have no answer, are throttled, or would
+//! only be tried again after that.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
@@ -14,18 +20,19 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
+use super::circuit::{Circuit, PROBE_PATIENCE, Permit};
 use super::spooled::contents;
 use super::{Pipeline, Queued};
 use crate::batch::{Packer, Record};
 use crate::config::Destination;
 use crate::dead_letter::Letter;
 use crate::log::Level;
-use crate::metrics::{self, Circuit, Record as Fate, Sealed, Stage};
-use crate::retry::{Adaptive, Breaker, Leave, backoff};
+use crate::metrics::{self, Record as Fate, Sealed, Stage};
+use crate::retry::{Adaptive, backoff};
 use crate::settle::Ticket;
 use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
@@ -34,6 +41,13 @@ use crate::spool::{Content, Durability, Note};
 /// 4 MiB, and the buffers of HTTP and TLS.
 const ADAPTIVE_START: usize = 4;
 const ADAPTIVE_MOST: usize = 8;
+
+/// In direct mode: a target that takes nothing for so long is not waited for. Half of a request's timeout: one
+/// that is answered at all is mostly answered in the first seconds.
+const STALL: Duration = Duration::from_secs(10);
+/// So many requests are throttled as a whole, one after the other, before that counts: a last record that is
+/// unlucky a few times says nothing.
+const THROTTLED: u32 = 5;
 
 /// Each record is billed in multiples of so many bytes: <https://aws.amazon.com/firehose/pricing/>
 const BILLING_UNIT: u64 = 5 * 1024;
@@ -46,14 +60,25 @@ const PASSING: [Class; 4] = [
     Class::Configuration,
 ];
 
-/// What comes back to a lane.
-enum Back {
-    /// A request was answered.
-    Answered(Leave, Answered),
-    /// Sending panicked, and has dropped its tickets: their flights fail.
-    Panicked(Leave),
-    /// What failed has waited long enough.
-    Ripe(Vec<Record<Ticket>>),
+/// A lane, as those see it who hand something over.
+pub(super) struct Lane {
+    queue: mpsc::UnboundedSender<Delivery>,
+    circuit: Arc<Circuit>,
+}
+
+/// What a lane is given at once.
+pub(super) struct Delivery {
+    pub(super) pieces: Vec<Queued>,
+    /// In direct mode, while the circuit is open: leave to send one request of them.
+    pub(super) probe: Option<Permit>,
+}
+
+/// A request, by its number, is over. There is no answer where sending panicked, and has dropped its tickets: their
+/// flights fail.
+struct Back {
+    request: u64,
+    permit: Permit,
+    answered: Option<Answered>,
 }
 
 /// What a request tells of the destination.
@@ -76,6 +101,8 @@ struct Answered {
     wait: Duration,
     /// Whether the destination lives.
     life: Life,
+    /// Whether anything was settled, or is sent again in another form.
+    taken: bool,
     /// The service said that a request of so many bytes is too large.
     too_many_bytes: Option<usize>,
 }
@@ -83,155 +110,337 @@ struct Answered {
 impl Pipeline {
     /// Hands pieces to their lane, which begins where there is none.
     pub(super) fn enqueue(self: &Arc<Self>, lane: String, pieces: Vec<Queued>) {
-        let begin = || {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Arc::clone(self).lane(receiver));
-            sender
-        };
+        let probe = None;
+        self.hand_over(lane, Delivery { pieces, probe });
+    }
+
+    /// The same, with leave to probe where that is needed.
+    pub(super) fn hand_over(self: &Arc<Self>, lane: String, delivery: Delivery) {
         let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
-        let sender = lanes.entry(lane).or_insert_with(begin);
+        let name = lane.clone();
+        let lane = lanes.entry(lane).or_insert_with(|| {
+            let circuit = Circuit::new(&self.metrics);
+            self.begin(name.clone(), circuit)
+        });
         // A lane ends only by a panic, or with the runtime. What it held has failed its flights.
-        if let Err(unsent) = sender.send(pieces) {
-            *sender = begin();
-            let _ = sender.send(unsent.0);
+        if let Err(unsent) = lane.queue.send(delivery) {
+            *lane = self.begin(name, Arc::clone(&lane.circuit));
+            let _ = lane.queue.send(unsent.0);
         }
     }
 
-    async fn lane(self: Arc<Self>, mut arriving: mpsc::UnboundedReceiver<Vec<Queued>>) {
-        let mut packer = Packer::default();
-        let mut on_the_way: JoinSet<Back> = JoinSet::new();
-        let mut breaker = Breaker::default();
-        let mut circuit = Circuit::new(&self.metrics);
-        // While the breaker lets nothing go: until then, or until something is answered.
-        let mut held: Option<Option<Instant>> = None;
-        let recovered = Arc::new(Notify::new());
-        // The service may take less than it says it does.
-        let mut most_bytes = usize::MAX;
-        let mut full = false;
-        // After how many flushes that gave up the queue was swept; `None` where something came into it since that
-        // must be looked at. To look through all of it for each request would cost more than the rest.
-        let mut swept = None;
-        let mut draining = self.draining.subscribe();
+    /// The circuit of a lane, which begins where there is none.
+    pub(super) fn begin_lane(self: &Arc<Self>, lane: &str) -> Arc<Circuit> {
+        let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
+        if let Some(lane) = lanes.get(lane) {
+            return Arc::clone(&lane.circuit);
+        }
+        let circuit = Circuit::new(&self.metrics);
+        let begun = self.begin(lane.to_owned(), Arc::clone(&circuit));
+        lanes.insert(lane.to_owned(), begun);
+        circuit
+    }
+
+    /// The circuit of a lane, where there is that lane.
+    pub(super) fn circuit(&self, lane: &str) -> Option<Arc<Circuit>> {
+        let lanes = self.lanes.lock().expect("nothing panics with this lock");
+        lanes.get(lane).map(|lane| Arc::clone(&lane.circuit))
+    }
+
+    fn begin(self: &Arc<Self>, name: String, circuit: Arc<Circuit>) -> Lane {
+        let (queue, arriving) = mpsc::unbounded_channel();
+        tokio::spawn(Runner::new(Arc::clone(self), name, Arc::clone(&circuit)).run(arriving));
+        Lane { queue, circuit }
+    }
+
+    /// Says that a circuit opened, and why.
+    pub(super) fn say_open(&self, lane: &str, why: &str) {
+        let whose = match lane {
+            "" => "it".to_owned(),
+            stream => format!("delivery stream '{stream}'"),
+        };
+        let meanwhile = match self.is_direct() {
+            true => {
+                "chunks for it go back to the host at once, and one request at a time is tried until it does"
+            }
+            false => "one request at a time is tried until it does",
+        };
+        self.log.trouble(
+            Level::Warn,
+            "breaker",
+            &format!("the destination takes nothing ({whose} {why}): {meanwhile}"),
+        );
+    }
+}
+
+/// A lane at work.
+struct Runner {
+    pipeline: Arc<Pipeline>,
+    name: String,
+    circuit: Arc<Circuit>,
+    direct: bool,
+    packer: Packer<Ticket>,
+    on_the_way: JoinSet<Back>,
+    /// When the requests on the way began. Their numbers ascend.
+    began: BTreeMap<u64, Instant>,
+    next_request: u64,
+    /// When something was taken last.
+    taken: Option<Instant>,
+    /// Requests in a row of which nothing was taken, and when the first of them was answered.
+    in_vain: Option<(Instant, u32)>,
+    /// What failed, and when it goes again.
+    waiting: Vec<(Instant, Vec<Record<Ticket>>)>,
+    /// While the circuit lets nothing go: until then, or until something is answered.
+    held: Option<Option<Instant>>,
+    /// In direct mode: leave to send a request although the circuit is open …
+    probe: Option<Permit>,
+    /// … and whether it is on its way.
+    probing: bool,
+    /// Whether the circuit was open when it was looked at last.
+    was_open: bool,
+    /// The service may take less than it says it does.
+    most_bytes: usize,
+    full: bool,
+    /// After how many flushes that gave up the queue was swept; `None` where something came into it since that
+    /// must be looked at. To look through all of it for each request would cost more than the rest.
+    swept: Option<u64>,
+}
+
+impl Runner {
+    fn new(pipeline: Arc<Pipeline>, name: String, circuit: Arc<Circuit>) -> Runner {
+        Runner {
+            direct: pipeline.is_direct(),
+            pipeline,
+            name,
+            circuit,
+            packer: Packer::default(),
+            on_the_way: JoinSet::new(),
+            began: BTreeMap::new(),
+            next_request: 0,
+            taken: None,
+            in_vain: None,
+            waiting: Vec::new(),
+            held: None,
+            probe: None,
+            probing: false,
+            was_open: false,
+            most_bytes: usize::MAX,
+            full: false,
+            swept: None,
+        }
+    }
+
+    async fn run(mut self, mut arriving: mpsc::UnboundedReceiver<Delivery>) {
+        let mut draining = self.pipeline.draining.subscribe();
+        let mut circuit = self.circuit.subscribe();
         loop {
             let now = Instant::now();
+            circuit.mark_unchanged();
+            let answer_by = self.let_go(now);
+            self.ripen(now);
             let drain = *draining.borrow_and_update();
-            let lingers = match packer.since() {
-                Some(since) if !full && !drain => since + self.linger,
+            let lingers = match self.packer.since() {
+                Some(since) if !self.full && !drain => since + self.pipeline.linger,
                 _ => now,
             };
-            let at = match held {
-                _ if packer.is_empty() => None,
+            let at = match self.held {
+                _ if self.packer.is_empty() => None,
+                _ if self.direct && self.was_open => self.probe.as_ref().map(|_| now),
                 None => Some(lingers),
                 Some(until) => until.map(|until| until.max(lingers)),
             };
             let ready = at.is_some_and(|at| at <= now);
+            let again = self.waiting.iter().map(|(at, _)| *at);
+            let wake = again.chain(answer_by).chain(at.filter(|_| !ready)).min();
             tokio::select! {
                 biased;
-                Some(back) = on_the_way.join_next(), if !on_the_way.is_empty() => {
-                    held = None;
-                    let (leave, answered) = match back {
-                        Ok(Back::Answered(leave, answered)) => (leave, answered),
-                        Ok(Back::Panicked(leave)) => {
-                            breaker.abandoned(leave);
-                            continue;
-                        }
-                        Ok(Back::Ripe(records)) => {
-                            swept = None;
-                            packer.put_back(records);
-                            continue;
-                        }
-                        // The runtime is going down.
-                        Err(_) => continue,
-                    };
-                    let answers = matches!(answered.life, Life::Answers);
-                    match answered.life {
-                        Life::TakesNothing(class) => {
-                            let now = Instant::now().into_std();
-                            if breaker.failed(leave, class, now, &mut StdRng::from_os_rng()) {
-                                self.log.trouble(
-                                    Level::Warn,
-                                    "breaker",
-                                    "the destination takes nothing: one request at a time is tried until it does",
-                                );
-                            }
-                        }
-                        Life::NotAsked => breaker.abandoned(leave),
-                        Life::Answers => {
-                            if breaker.succeeded(leave) {
-                                recovered.notify_waiters();
-                            }
-                        }
-                    }
-                    circuit.set(breaker.is_open());
-                    if answers && !self.metrics.circuit_is_open() {
-                        self.log.recovered("breaker", "the destination answers again: requests go as before");
-                    }
-                    if let Some(too_many) = answered.too_many_bytes {
-                        most_bytes = most_bytes.min(too_many / 2);
-                    }
-                    if answered.again.is_empty() {
-                        continue;
-                    }
-                    if answered.wait.is_zero() {
-                        swept = None;
-                        packer.put_back(answered.again);
-                    } else {
-                        // Registered now, so that no recovery is missed from here on.
-                        let recovered = Arc::clone(&recovered).notified_owned();
-                        on_the_way.spawn(async move {
-                            tokio::select! {
-                                () = sleep(answered.wait) => {}
-                                () = recovered => {}
-                            }
-                            Back::Ripe(answered.again)
-                        });
+                Some(back) = self.on_the_way.join_next(), if !self.on_the_way.is_empty() => {
+                    self.held = None;
+                    // Otherwise the runtime is going down.
+                    if let Ok(back) = back {
+                        self.take_back(back);
                     }
                 }
-                pieces = arriving.recv() => {
-                    let Some(pieces) = pieces else { return };
-                    let Some((target, _)) = pieces.first() else { continue };
-                    let limits = self.sink.shape(target).await.limits;
-                    for (target, piece) in pieces {
-                        if piece.ticket.is_stale() {
-                            swept = None;
-                        }
-                        packer.push(&target, piece, &limits, now);
-                    }
-                    full = packer.is_full(&limits);
+                delivery = arriving.recv() => {
+                    let Some(delivery) = delivery else { return };
+                    self.arrive(delivery, now).await;
                 }
-                () = sleep_until(at.unwrap_or(now)), if at.is_some() && !ready => {}
+                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = draining.changed() => {}
-                pass = Gate::enter(&self.gate), if ready => {
-                    let given_up = Some(self.given_up.load(Ordering::Acquire));
-                    if swept != given_up {
-                        packer.retain_fresh(Ticket::is_stale);
-                        swept = given_up;
-                    }
-                    let Some(target) = packer.next_target() else { continue };
-                    let mut limits = self.sink.shape(&target).await.limits;
-                    limits.batch_bytes = limits.batch_bytes.min(most_bytes);
-                    let leave = breaker.leave(Instant::now().into_std());
-                    if let Leave::Wait(until) = leave {
-                        held = Some(until.map(Instant::from_std));
-                        continue;
-                    }
-                    held = None;
-                    let records = packer.take(&limits);
-                    full = packer.is_full(&limits);
-                    let send = AssertUnwindSafe(Arc::clone(&self).send(records, pass));
-                    on_the_way.spawn(async move {
-                        match send.catch_unwind().await {
-                            Ok(answered) => Back::Answered(leave, answered),
-                            Err(_) => Back::Panicked(leave),
-                        }
-                    });
-                }
+                Ok(()) = circuit.changed(), if self.direct => {}
+                pass = Gate::enter(&self.pipeline.gate), if ready => self.send_next(pass).await,
             }
         }
     }
 
+    /// In direct mode: opens the circuit where there is no answer, and lets go of what is queued for one that is
+    /// open. Gives until when there has to be an answer.
+    fn let_go(&mut self, now: Instant) -> Option<Instant> {
+        if !self.direct {
+            return None;
+        }
+        let answer_by = self.began.values().next().map(|began| {
+            let since = self.taken.map_or(*began, |taken| taken.max(*began));
+            since + STALL
+        });
+        if answer_by.is_some_and(|by| by <= now) && self.circuit.trip(Class::Transient) {
+            let why = format!("took nothing and gave no answer for {} s", STALL.as_secs());
+            self.pipeline.say_open(&self.name, &why);
+        }
+        let open = self.circuit.is_open();
+        let was_open = std::mem::replace(&mut self.was_open, open);
+        let probes = was_open && (self.probe.is_some() || self.probing);
+        if open && !probes {
+            self.packer = Packer::default();
+            self.waiting.clear();
+            (self.probe, self.held, self.full) = (None, None, false);
+        }
+        answer_by.filter(|_| !open)
+    }
+
+    /// Queues what has waited long enough.
+    fn ripen(&mut self, now: Instant) {
+        while let Some(at) = self.waiting.iter().position(|(at, _)| *at <= now) {
+            let (_, records) = self.waiting.remove(at);
+            self.swept = None;
+            self.packer.put_back(records);
+            self.held = None;
+        }
+    }
+
+    /// Hears what came of a request.
+    fn take_back(&mut self, back: Back) {
+        let Back {
+            request,
+            permit,
+            answered,
+        } = back;
+        self.began.remove(&request);
+        self.probing &= !permit.is_probe();
+        let Some(answered) = answered else { return };
+        let now = Instant::now();
+        match answered.life {
+            Life::NotAsked => drop(permit),
+            Life::TakesNothing(class) => {
+                if permit.failed(class) {
+                    self.pipeline
+                        .say_open(&self.name, "took none of five requests in a row");
+                }
+            }
+            Life::Answers => {
+                if permit.succeeded() {
+                    for (at, _) in &mut self.waiting {
+                        *at = now;
+                    }
+                }
+            }
+        }
+        match answered.life {
+            Life::NotAsked => {}
+            _ if answered.taken => {
+                self.taken = Some(now);
+                self.in_vain = None;
+                if !self.pipeline.metrics.circuit_is_open() {
+                    let back = "the destination answers again: requests go as before";
+                    self.pipeline.log.recovered("breaker", back);
+                }
+            }
+            _ => {
+                let (since, times) = self.in_vain.unwrap_or((now, 0));
+                let times = times.saturating_add(1);
+                self.in_vain = Some((since, times));
+                let throttled = matches!(answered.life, Life::Answers);
+                let often = times >= if throttled { THROTTLED } else { 1 };
+                let too_long = often && now + answered.wait >= since + STALL;
+                if self.direct && too_long && self.circuit.trip(Class::Transient) {
+                    let why = format!("takes nothing for {} s or more", STALL.as_secs());
+                    self.pipeline.say_open(&self.name, &why);
+                }
+            }
+        }
+        if let Some(too_many) = answered.too_many_bytes {
+            self.most_bytes = self.most_bytes.min(too_many / 2);
+        }
+        let again = answered.again;
+        if again.is_empty() || (self.direct && self.circuit.is_open()) {
+            return;
+        }
+        self.waiting.push((now + answered.wait, again));
+    }
+
+    async fn arrive(&mut self, delivery: Delivery, now: Instant) {
+        let Delivery { pieces, probe } = delivery;
+        // It opened while they were on their way to us.
+        if self.direct && probe.is_none() && self.circuit.is_open() {
+            return;
+        }
+        let Some((target, _)) = pieces.first() else {
+            return;
+        };
+        if probe.is_some() {
+            self.probe = probe;
+        }
+        let limits = self.pipeline.sink.shape(target).await.limits;
+        for (target, piece) in pieces {
+            if piece.ticket.is_stale() {
+                self.swept = None;
+            }
+            self.packer.push(&target, piece, &limits, now);
+        }
+        self.full = self.packer.is_full(&limits);
+    }
+
+    async fn send_next(&mut self, pass: Pass) {
+        let given_up = Some(self.pipeline.given_up.load(Ordering::Acquire));
+        if self.swept != given_up {
+            self.packer.retain_fresh(Ticket::is_stale);
+            self.swept = given_up;
+        }
+        let Some(target) = self.packer.next_target() else {
+            self.probe = None;
+            return;
+        };
+        let mut limits = self.pipeline.sink.shape(&target).await.limits;
+        limits.batch_bytes = limits.batch_bytes.min(self.most_bytes);
+        let permit = match self.probe.take().map_or_else(|| self.circuit.leave(), Ok) {
+            Ok(permit) => permit,
+            Err(until) => {
+                self.held = Some(until);
+                return;
+            }
+        };
+        self.held = None;
+        self.probing |= permit.is_probe();
+        let records = self.packer.take(&limits);
+        self.full = self.packer.is_full(&limits);
+        let patience = self.direct.then_some(match permit.is_probe() {
+            true => PROBE_PATIENCE,
+            false => STALL,
+        });
+        let send = Arc::clone(&self.pipeline).send(records, pass, patience);
+        let request = self.next_request;
+        self.next_request += 1;
+        self.began.insert(request, Instant::now());
+        self.on_the_way.spawn(async move {
+            let answered = AssertUnwindSafe(send).catch_unwind().await.ok();
+            Back {
+                request,
+                permit,
+                answered,
+            }
+        });
+    }
+}
+
+impl Pipeline {
     /// Sends one request, settles what is settled, and gives back what must go again.
-    async fn send(self: Arc<Self>, records: Vec<Record<Ticket>>, pass: Pass) -> Answered {
+    /// One that has no answer after `patience` gives its place in flight to another.
+    async fn send(
+        self: Arc<Self>,
+        records: Vec<Record<Ticket>>,
+        mut pass: Pass,
+        patience: Option<Duration>,
+    ) -> Answered {
         let mut answered = Answered::default();
         let Ok(journal) = self.begun(&records).await else {
             // Many wait for one disk: a second each.
@@ -251,7 +460,20 @@ impl Pipeline {
         let bytes = records.iter().map(Record::bytes).sum::<usize>();
         let under_way = self.metrics.in_flight.enter();
         let began = Instant::now();
-        let outcomes = self.sink.send(batch).await;
+        let mut sending = self.sink.send(batch);
+        let in_time = match patience {
+            Some(patience) => timeout(patience, &mut sending).await.ok(),
+            None => None,
+        };
+        let outcomes = match in_time {
+            Some(outcomes) => outcomes,
+            None => {
+                if patience.is_some() {
+                    pass.slot = None;
+                }
+                sending.await
+            }
+        };
         self.metrics.request_times.observe(began.elapsed());
         drop(under_way);
         self.metrics.requests.add(result(&outcomes), 1);
@@ -294,6 +516,7 @@ impl Pipeline {
             }
             answered.again.push(record);
         }
+        answered.taken = answered.again.len() < sent;
         match worst {
             None => {
                 pass.done(Some(true));
@@ -309,6 +532,7 @@ impl Pipeline {
                 pass.done(throttled.then_some(false));
                 self.report(&fault, answered.again.len());
                 answered.wait = backoff(fault.class, attempts, &mut StdRng::from_os_rng());
+                answered.taken |= matches!(fault.class, Class::Record | Class::TooLarge);
                 let down = matches!(
                     fault.class,
                     Class::Transient | Class::Credentials | Class::Configuration
@@ -492,6 +716,7 @@ struct GateState {
 /// Leave to have one request in flight.
 struct Pass {
     gate: Arc<Gate>,
+    /// Given back early where it has no answer for long.
     slot: Option<OwnedSemaphorePermit>,
 }
 
@@ -546,8 +771,8 @@ impl Pass {
         }
         let limit = state.adaptive.limit();
         if state.slots > limit {
-            state.slots -= 1;
             if let Some(slot) = self.slot.take() {
+                state.slots -= 1;
                 slot.forget();
             }
         } else if state.slots < limit {

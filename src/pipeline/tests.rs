@@ -1,6 +1,6 @@
 use super::*;
 use crate::batch::Limits;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -12,12 +12,27 @@ use crate::config::Config;
 use crate::log::tests::Lines;
 use crate::sink::{Batch, Fault, Outcome};
 
-/// A destination that does what a test says, call by call, and then takes everything.
+mod circuits;
+
+/// What is wrong with a target.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sick {
+    /// It takes nothing.
+    Down(Class),
+    /// It does not answer, until it is well again, and then takes what it was sent.
+    Silent,
+    /// It does not say what it takes.
+    Undescribed,
+}
+
+/// A destination that does what a test says, call by call, and then takes everything from targets that are not
+/// sick.
 struct Scripted {
     shape: Shape,
     script: Mutex<VecDeque<Step>>,
     seen: Mutex<Vec<Batch>>,
     go: Option<Arc<Notify>>,
+    sick: watch::Sender<BTreeMap<String, Sick>>,
     asked: AtomicU64,
     /// Which asking for its shape panics; 0 for none.
     panic_when_asked: AtomicU64,
@@ -26,8 +41,9 @@ struct Scripted {
 type Step = Box<dyn Fn(&Batch) -> Vec<Outcome> + Send>;
 
 impl Sink for Scripted {
-    fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
-        Box::pin(async {
+    fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
+        Box::pin(async move {
+            self.is_not(target, Sick::Undescribed).await;
             // Asked once for a flush, and then by its lane.
             let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
             assert_ne!(
@@ -46,15 +62,34 @@ impl Sink for Scripted {
             if let Some(go) = &self.go {
                 go.notified().await;
             }
-            step.map_or_else(
-                || vec![Outcome::Delivered; batch.records.len()],
-                |step| step(&batch),
-            )
+            self.is_not(&batch.target, Sick::Silent).await;
+            let sick = self.sick.borrow().get(&*batch.target).copied();
+            match (step, sick) {
+                (Some(step), _) => step(&batch),
+                (None, Some(Sick::Down(class))) => all(Outcome::Retry, class)(&batch),
+                (None, _) => vec![Outcome::Delivered; batch.records.len()],
+            }
         })
     }
 }
 
 impl Scripted {
+    /// A target is sick from now on, or well again.
+    fn is(&self, target: &str, sick: Option<Sick>) {
+        self.sick.send_modify(|all| {
+            match sick {
+                Some(sick) => all.insert(target.to_owned(), sick),
+                None => all.remove(target),
+            };
+        });
+    }
+
+    async fn is_not(&self, target: &str, sick: Sick) {
+        let mut now = self.sick.subscribe();
+        let well = now.wait_for(|all| all.get(target) != Some(&sick));
+        well.await.expect("the sender is ours");
+    }
+
     /// The lines of each call, record by record.
     fn calls(&self) -> Vec<Vec<String>> {
         let text =
@@ -149,6 +184,7 @@ impl Bench {
             script: Mutex::new(script.into()),
             seen: Mutex::default(),
             go,
+            sick: watch::Sender::default(),
             asked: AtomicU64::new(0),
             panic_when_asked: AtomicU64::new(0),
         });
@@ -742,20 +778,14 @@ async fn a_destination_that_is_down_opens_the_circuit_and_its_return_is_told() {
     let script = (0..8).map(|_| down()).collect();
     let bench = Bench::new(ONE_LINE, &[], script);
     let metrics = Arc::clone(bench.pipeline.metrics());
-    let flush = {
-        let pipeline = Arc::clone(&bench.pipeline);
-        tokio::spawn(async move { pipeline.flush(b"app", chunk(&["a"])).await })
-    };
-    let open = async {
-        while !metrics.circuit_is_open() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let minute = Duration::from_secs(60);
-    let opened = tokio::time::timeout(minute, open).await;
-    opened.expect("the circuit opens");
+    assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
+    assert!(metrics.circuit_is_open());
     assert!(bench.said("one request at a time is tried"));
-    assert_eq!(flush.await.unwrap(), Verdict::Ok);
+    assert!(bench.said("delivery stream 's'"));
+    for verdict in [Verdict::Retry, Verdict::Retry, Verdict::Retry, Verdict::Ok] {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(bench.flush(&["a"]).await, verdict);
+    }
     assert!(!metrics.circuit_is_open());
     assert_eq!(metrics.requests.get(crate::metrics::Request::Transient), 8);
     tokio::time::sleep(Duration::from_secs(10)).await;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -27,6 +27,8 @@ use aws_sigv4::http_request::SignableBody;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_types::body::SdkBody;
 use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use self::body::Text;
 use super::{Batch, Class, Fault, Outcome, Shape, Sink, code_line, message_line};
@@ -53,23 +55,36 @@ const PIECE_BYTES: usize = 16 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A stream that could not be described for a passing reason is asked again after so long.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = match cfg!(test) {
+    true => Duration::from_millis(20),
+    false => Duration::from_secs(5),
+};
 
 /// Sends records to delivery streams.
 pub struct FirehoseSink {
     client: Client,
     credentials: CredentialCache,
     aggregation: Aggregation,
-    compressing: bool,
-    log: Arc<Log>,
-    shapes: Mutex<HashMap<String, Known>>,
+    streams: Arc<Streams>,
 }
 
-/// A stream's shape, and until when to believe it.
-#[derive(Clone, Copy)]
-struct Known {
-    shape: Shape,
-    until: Option<Instant>,
+/// Asks the service what streams take, and remembers what it said.
+struct Streams {
+    client: Client,
+    credentials: CredentialCache,
+    compressing: bool,
+    log: Arc<Log>,
+    known: Mutex<HashMap<String, Stream>>,
+}
+
+/// What is known of a stream.
+struct Stream {
+    shape: Option<Shape>,
+    /// When the service is to be asked (again); never where it has said what is so.
+    ask_at: Option<Instant>,
+    asking: bool,
+    /// Who waits is told when something is known, or could not be found out.
+    told: watch::Sender<()>,
 }
 
 impl FirehoseSink {
@@ -92,51 +107,85 @@ impl FirehoseSink {
         if let Some(endpoint) = endpoint {
             config = config.endpoint_url(endpoint);
         }
+        let client = Client::from_conf(config.build());
         FirehoseSink {
-            client: Client::from_conf(config.build()),
+            streams: Arc::new(Streams {
+                client: client.clone(),
+                credentials: aws.credentials.clone(),
+                compressing,
+                log,
+                known: Mutex::default(),
+            }),
+            client,
             credentials: aws.credentials.clone(),
             aggregation,
-            compressing,
-            log,
-            shapes: Mutex::default(),
         }
     }
+}
 
-    /// What a stream takes, by the user's word or the service's. Where compression is asked for, this waits until
-    /// the service says so: plain records beside compressed ones could not be read from the destination.
-    async fn shape_of(&self, stream: &str) -> Shape {
-        match self.aggregation {
-            Aggregation::On => return joined(u32::MAX, true),
-            Aggregation::Off => return joined(1, true),
-            Aggregation::Auto => {}
-        }
+impl Streams {
+    /// What a stream takes, by the service's word. Waits for that only the first time; a guess that is to be
+    /// checked holds meanwhile. Where compression is asked for nothing is guessed: plain records beside
+    /// compressed ones could not be read from the destination.
+    async fn shape(self: &Arc<Self>, stream: &str) -> Shape {
         loop {
-            let now = Instant::now();
-            let known = self
-                .shapes
-                .lock()
-                .expect("nothing panics with this lock")
-                .get(stream)
-                .copied();
-            if let Some(known) = known
-                && known.until.is_none_or(|until| now < until)
-            {
-                return known.shape;
-            }
-            let Some(known) = self.describe(stream, now).await else {
-                tokio::time::sleep(ASK_AGAIN).await;
-                continue;
+            let (mut told, ask_at) = {
+                let mut known = self.known.lock().expect("nothing panics with this lock");
+                let known = known.entry(stream.to_owned()).or_insert_with(|| Stream {
+                    shape: None,
+                    ask_at: Some(Instant::now()),
+                    asking: false,
+                    told: watch::Sender::new(()),
+                });
+                let due = known.ask_at.is_some_and(|at| at <= Instant::now());
+                if due && !known.asking {
+                    known.asking = true;
+                    known.ask_at = Some(Instant::now() + ASK_AGAIN);
+                    // By itself: whoever waits may stop waiting, and the next one need not begin anew.
+                    tokio::spawn(Arc::clone(self).ask(stream.to_owned()));
+                }
+                if let Some(shape) = known.shape {
+                    return shape;
+                }
+                let ask_at = known.ask_at.filter(|_| !known.asking);
+                (known.told.subscribe(), ask_at)
             };
-            self.shapes
-                .lock()
-                .expect("nothing panics with this lock")
-                .insert(stream.to_owned(), known);
-            return known.shape;
+            let again = sleep_until(ask_at.unwrap_or_else(Instant::now));
+            tokio::select! {
+                _ = told.changed() => {}
+                () = again, if ask_at.is_some() => {}
+            }
         }
     }
 
-    /// Asks the service what a stream takes. `None`: that is not to be known now, and is to be waited for.
-    async fn describe(&self, stream: &str, now: Instant) -> Option<Known> {
+    /// Asks for a stream once, and tells those who wait.
+    async fn ask(self: Arc<Self>, stream: String) {
+        /// However it ends, another may ask.
+        struct Asking<'a>(&'a Streams, &'a str);
+        impl Drop for Asking<'_> {
+            fn drop(&mut self) {
+                self.0.change(self.1, |known| known.asking = false);
+            }
+        }
+        let asking = Asking(&self, &stream);
+        let answer = self.describe(&stream).await;
+        self.change(&stream, |known| {
+            known.shape = answer.shape.or(known.shape);
+            known.ask_at = answer.again.then(|| Instant::now() + ASK_AGAIN);
+        });
+        drop(asking);
+    }
+
+    fn change(&self, stream: &str, act: impl FnOnce(&mut Stream)) {
+        let mut known = self.known.lock().expect("nothing panics with this lock");
+        if let Some(known) = known.get_mut(stream) {
+            act(known);
+            known.told.send_replace(());
+        }
+    }
+
+    /// Asks the service what a stream takes.
+    async fn describe(&self, stream: &str) -> Described {
         let answer = self
             .client
             .describe_delivery_stream()
@@ -151,7 +200,10 @@ impl FirehoseSink {
                 let (shape, what) =
                     destination.map_or((joined(1, false), "an unknown destination"), described);
                 self.say_shape(stream, shape, what);
-                return Some(Known { shape, until: None });
+                return Described {
+                    shape: Some(shape),
+                    again: false,
+                };
             }
             Err(error) => error,
         };
@@ -188,10 +240,10 @@ impl FirehoseSink {
                 &format!("delivery stream '{stream}' could not be described: {fault}; {meanwhile}"),
             );
         }
-        (!waits).then(|| Known {
-            shape: joined(1, false),
-            until: (!lasting).then(|| now + ASK_AGAIN),
-        })
+        Described {
+            shape: (!waits).then(|| joined(1, false)),
+            again: !lasting,
+        }
     }
 
     fn say_shape(&self, stream: &str, shape: Shape, what: &str) {
@@ -217,9 +269,23 @@ impl FirehoseSink {
     }
 }
 
+/// What came of asking for a stream.
+struct Described {
+    /// Nothing, where that has to be waited for.
+    shape: Option<Shape>,
+    /// Whether to ask again.
+    again: bool,
+}
+
 impl Sink for FirehoseSink {
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
-        Box::pin(self.shape_of(target))
+        Box::pin(async move {
+            match self.aggregation {
+                Aggregation::On => joined(u32::MAX, true),
+                Aggregation::Off => joined(1, true),
+                Aggregation::Auto => self.streams.shape(target).await,
+            }
+        })
     }
 
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
@@ -641,7 +707,8 @@ mod tests {
     use aws_sigv4::sign::v4;
     use bytes::Bytes;
 
-    use crate::sink::blob::loopback::{Loopback, answer, with_environment};
+    use crate::sink::blob::loopback::{Loopback, Reply, answer, with_environment};
+    use futures::FutureExt as _;
 
     fn refused(status: u16, code: &str, message: &str) -> Answer {
         Answer::Refused {
@@ -724,6 +791,89 @@ mod tests {
         );
         let expected = sign(request.unwrap(), &params).unwrap();
         assert_eq!(part("Signature"), expected.signature());
+    }
+
+    const S3: &str = r#"{"DeliveryStreamDescription": {"DeliveryStreamName": "app", "DeliveryStreamARN": "a",
+        "DeliveryStreamStatus": "ACTIVE", "DeliveryStreamType": "DirectPut", "VersionId": "1",
+        "HasMoreDestinations": false, "Destinations": [{"DestinationId": "d", "ExtendedS3DestinationDescription":
+        {"RoleARN": "r", "BucketARN": "b", "BufferingHints": {}, "CompressionFormat": "UNCOMPRESSED",
+        "EncryptionConfiguration": {}}}]}}"#;
+
+    /// Runs a test again where there are credentials.
+    fn with_credentials(name: &str) -> bool {
+        let environment = [
+            ("AWS_ACCESS_KEY_ID", "AKID"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ];
+        with_environment(&format!("sink::firehose::tests::{name}"), &environment)
+    }
+
+    async fn asking(server: &Loopback, compressing: bool) -> Arc<FirehoseSink> {
+        let aws = crate::config::Aws {
+            region: Some("eu-west-1".to_owned()),
+            ..Default::default()
+        };
+        let loaded = crate::aws::load(&aws, None).await.unwrap();
+        let (log, url) = (Arc::new(Log::new(Box::new(Silent), "ferry")), server.url());
+        let (auto, url) = (Aggregation::Auto, Some(url.as_str()));
+        Arc::new(FirehoseSink::new(&loaded, url, auto, compressing, log))
+    }
+
+    async fn is_asked(server: &Loopback) {
+        while server.requests().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_asked_for_once_whoever_waits_and_gives_up() {
+        if !with_credentials("a_stream_is_asked_for_once_whoever_waits_and_gives_up") {
+            return;
+        }
+        let (go, told) = std::sync::mpsc::channel();
+        let server = Loopback::start(vec![Reply::Late(told, Box::new(answer(200, &[], S3)))]);
+        let sink = asking(&server, true).await;
+        assert!(sink.shape("app").now_or_never().is_none());
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let sink = Arc::clone(&sink);
+                tokio::spawn(async move { sink.shape("app").await })
+            })
+            .collect();
+        is_asked(&server).await;
+        go.send(()).unwrap();
+        for shape in waiting {
+            assert_eq!(shape.await.unwrap(), joined(u32::MAX, true));
+        }
+        assert!(sink.shape("app").now_or_never().is_some());
+        assert_eq!(server.requests().len(), 0, "there was no other");
+    }
+
+    /// Who sends meanwhile does so as was guessed, and does not wait for the answer.
+    #[tokio::test]
+    async fn what_was_guessed_is_checked_while_it_holds() {
+        if !with_credentials("what_was_guessed_is_checked_while_it_holds") {
+            return;
+        }
+        let (go, told) = std::sync::mpsc::channel();
+        let script = vec![
+            answer(503, &[], "{}"),
+            Reply::Late(told, Box::new(answer(200, &[], S3))),
+        ];
+        let server = Loopback::start(script);
+        let sink = asking(&server, false).await;
+        assert_eq!(sink.shape("app").await, joined(1, false));
+        let now = || sink.shape("app").now_or_never();
+        is_asked(&server).await;
+        while server.requests().is_empty() {
+            assert_eq!(now(), Some(joined(1, false)));
+            tokio::task::yield_now().await;
+        }
+        go.send(()).unwrap();
+        while now() != Some(joined(u32::MAX, true)) {
+            assert!(now().is_some());
+            tokio::task::yield_now().await;
+        }
     }
 
     #[test]

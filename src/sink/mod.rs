@@ -122,7 +122,8 @@ pub struct Shape {
 
 /// A destination.
 pub trait Sink: Send + Sync + 'static {
-    /// What `target` takes. May ask the destination, the first time.
+    /// What `target` takes. May wait for the destination, the first time; who does not want to wait any longer may
+    /// drop it, and the asking goes on. Within a runtime.
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape>;
 
     /// Sends one request and gives an outcome for each record, in their order. Bounded in time by the

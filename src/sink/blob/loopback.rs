@@ -9,6 +9,8 @@ use std::thread::JoinHandle;
 pub(crate) enum Reply {
     /// Sends this and closes.
     Text(String),
+    /// Waits until it is told to, and then does that.
+    Late(Receiver<()>, Box<Reply>),
     /// Closes without an answer.
     Cut,
     /// Says nothing until the script is over and the server dropped.
@@ -53,10 +55,17 @@ impl Loopback {
                 let request = read_request(&stream);
                 let ended = request.is_empty();
                 let _ = seen.send(request);
+                let reply = match reply {
+                    Reply::Late(told, reply) if !ended => {
+                        let _ = told.recv();
+                        *reply
+                    }
+                    reply => reply,
+                };
                 match reply {
                     _ if ended => return,
                     Reply::Text(text) => drop(stream.write_all(text.as_bytes())),
-                    Reply::Cut => {}
+                    Reply::Cut | Reply::Late(..) => {}
                     Reply::Hang => hanging.push(stream),
                 }
             }

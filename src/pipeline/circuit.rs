@@ -1,0 +1,175 @@
+//! Whether a target takes anything. Its lane finds out, with a [`Breaker`]; in direct mode its flushes ask, and
+//! do not wait for a target that takes nothing.
+
+use std::sync::{Arc, Mutex};
+
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+use tokio::time::{Duration, Instant, sleep_until};
+
+use crate::metrics::{self, Metrics};
+use crate::retry::{Breaker, Leave};
+use crate::settle::{Flight, Verdict};
+use crate::sink::Class;
+
+/// In direct mode: how long the flush that probes waits for the answer. What comes later is not lost.
+pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A target's breaker, shared by its lane and its flushes.
+pub(super) struct Circuit {
+    state: Mutex<State>,
+    open: watch::Sender<bool>,
+}
+
+struct State {
+    breaker: Breaker,
+    figure: metrics::Circuit,
+}
+
+/// Leave to send one request, whose end is to be reported. One that is dropped before, by a panic or since there
+/// was nothing to send after all, tells nothing of the target.
+pub(super) struct Permit {
+    circuit: Arc<Circuit>,
+    leave: Leave,
+    reported: bool,
+}
+
+impl Circuit {
+    /// One that is closed.
+    pub(super) fn new(metrics: &Arc<Metrics>) -> Arc<Circuit> {
+        Arc::new(Circuit {
+            state: Mutex::new(State {
+                breaker: Breaker::default(),
+                figure: metrics::Circuit::new(metrics),
+            }),
+            open: watch::Sender::new(false),
+        })
+    }
+
+    /// Whether the target takes nothing.
+    pub(super) fn is_open(&self) -> bool {
+        *self.open.borrow()
+    }
+
+    /// Whether [`Circuit::leave`] would refuse.
+    pub(super) fn keeps_back(&self) -> bool {
+        self.change(|breaker| breaker.keeps_back(Instant::now().into_std()))
+    }
+
+    /// Leave to send a request. While the circuit is open only one at a time gets it, now and then; for the
+    /// others the error says when to ask again, where that is known.
+    pub(super) fn leave(self: &Arc<Self>) -> Result<Permit, Option<Instant>> {
+        let leave = self.change(|breaker| breaker.leave(Instant::now().into_std()));
+        match leave {
+            Leave::Go | Leave::Probe => Ok(Permit {
+                circuit: Arc::clone(self),
+                leave,
+                reported: false,
+            }),
+            Leave::Wait(until) => Err(until.map(Instant::from_std)),
+        }
+    }
+
+    /// Opens it, since nothing was taken for too long. Says whether it was closed.
+    pub(super) fn trip(&self, class: Class) -> bool {
+        let now = Instant::now().into_std();
+        self.change(|breaker| breaker.trip(class, now, &mut StdRng::from_os_rng()))
+    }
+
+    /// To be told when it opens and closes.
+    pub(super) fn subscribe(&self) -> watch::Receiver<bool> {
+        self.open.subscribe()
+    }
+
+    /// Waits until it is open.
+    pub(super) async fn opened(&self) {
+        self.is(true).await;
+    }
+
+    async fn is(&self, open: bool) {
+        // Fails where the sender is gone, which is ours.
+        let _ = self.open.subscribe().wait_for(|is| *is == open).await;
+    }
+
+    fn change<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
+        let mut state = self.state.lock().expect("nothing panics with this lock");
+        let result = act(&mut state.breaker);
+        let open = state.breaker.is_open();
+        state.figure.set(open);
+        // Within the lock: what is told last is so.
+        self.open
+            .send_if_modified(|was| std::mem::replace(was, open) != open);
+        result
+    }
+}
+
+impl Permit {
+    /// Whether it is for the one request that finds out whether the target is back.
+    pub(super) fn is_probe(&self) -> bool {
+        self.leave == Leave::Probe
+    }
+
+    /// The target lives. Says whether this closed the circuit.
+    pub(super) fn succeeded(self) -> bool {
+        self.report(|breaker, leave| breaker.succeeded(leave))
+    }
+
+    /// The target took nothing, for this reason. Says whether this opened the circuit.
+    pub(super) fn failed(self, class: Class) -> bool {
+        let now = Instant::now().into_std();
+        self.report(|breaker, leave| breaker.failed(leave, class, now, &mut StdRng::from_os_rng()))
+    }
+
+    fn report(mut self, act: impl FnOnce(&mut Breaker, Leave) -> bool) -> bool {
+        self.reported = true;
+        self.circuit.change(|breaker| act(breaker, self.leave))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.reported {
+            self.circuit.change(|breaker| breaker.abandoned(self.leave));
+        }
+    }
+}
+
+/// What of a flush goes to one target.
+pub(super) struct Leg {
+    circuit: Arc<Circuit>,
+    pub(super) flight: Arc<Flight>,
+    /// Of the flush that probes: until when it waits for that.
+    probes_until: Option<Instant>,
+}
+
+impl Leg {
+    /// A part of `flight`, with leave to send it, or without where the circuit is closed.
+    pub(super) fn new(circuit: Arc<Circuit>, flight: &Flight, probe: bool) -> Leg {
+        Leg {
+            circuit,
+            flight: Arc::new(flight.leg()),
+            probes_until: probe.then(|| Instant::now() + PROBE_PATIENCE),
+        }
+    }
+
+    /// Waits until all of it is settled, but not for a target that takes nothing.
+    pub(super) async fn landed(&self) -> Verdict {
+        tokio::select! {
+            biased;
+            verdict = self.flight.landed() => verdict,
+            () = self.kept_back() => Verdict::Retry,
+        }
+    }
+
+    async fn kept_back(&self) {
+        if let Some(until) = self.probes_until {
+            tokio::select! {
+                biased;
+                () = self.circuit.is(false) => {}
+                () = sleep_until(until) => return,
+            }
+        }
+        self.circuit.opened().await;
+    }
+}
