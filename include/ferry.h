@@ -22,13 +22,14 @@ struct flb_plugin_proxy_def {
     int proxy;
     // None are known.
     int flags;
-    // `Name` in the configuration; the host copies it.
+    // `Name` in the configuration; older hosts keep the pointer.
     const char *name;
     // For people; the host keeps the pointer.
     const char *description;
 };
 
-// The host's functions, as far as Ferry calls them. Newer hosts have more behind these.
+// The host's functions, as far as Ferry calls them. Newer hosts have more behind these, and up to 1.9.10 the first is
+// all there is.
 struct flb_api {
     // The value of a key of this output, or null; the host's to free.
     const char *(*output_get_property)(const char*, void*);

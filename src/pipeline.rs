@@ -342,7 +342,7 @@ impl Pipeline {
         self.log.say(
             Level::Warn,
             "flush runs on the host's engine thread: while it waits for the destination, inputs, timers and \
-             other outputs wait too. Set 'Workers 2' in this [OUTPUT]",
+             other outputs wait too. Set 'Workers 2' in this [OUTPUT], in Fluent Bit 2.1.8 or later",
         );
     }
 

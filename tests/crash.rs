@@ -325,17 +325,19 @@ impl RealMachine {
                 "{service}    Grace 2\n\n[INPUT]\n    Name tail\n    Tag app.http\n    Path @HERE@/app.log\n    \
                  Parser json\n    Read_from_Head on\n    Exit_On_Eof on\n    Buffer_Max_Size 1M\n    \
                  Buffer_Chunk_Size 1M\n    storage.type filesystem\n\n\
-                 [OUTPUT]\n    Name ferry\n    Match *\n    Workers 2\n    Retry_Limit no_limits\n    \
+                 [OUTPUT]\n    Name ferry\n    Match *\n{}    Retry_Limit no_limits\n    \
                  flush_deadline 1s\n    delivery_stream nobody\n    region us-east-1\n    \
-                 endpoint http://127.0.0.1:1\n    dead_letter_dir @HERE@/letters\n"
+                 endpoint http://127.0.0.1:1\n    dead_letter_dir @HERE@/letters\n",
+                support::workers(&fluent_bit, 2)
             ),
         );
         write(
             "run.conf",
             format!(
                 "{service}    Grace 30\n\n[INPUT]\n    Name dummy\n    Tag idle\n\n\
-                 [OUTPUT]\n    Name ferry\n    Match app.*\n    Workers 4\n    Retry_Limit no_limits\n    \
-                 spool_dir @HERE@/spool\n{output}\n"
+                 [OUTPUT]\n    Name ferry\n    Match app.*\n{}    Retry_Limit no_limits\n    \
+                 spool_dir @HERE@/spool\n{output}\n",
+                support::workers(&fluent_bit, 4)
             ),
         );
         let mut machine = RealMachine {

@@ -26,7 +26,7 @@ pub struct flb_plugin_proxy_def {
     pub proxy: c_int,
     /// None are known.
     pub flags: c_int,
-    /// `Name` in the configuration; the host copies it.
+    /// `Name` in the configuration; older hosts keep the pointer.
     pub name: *const c_char,
     /// For people; the host keeps the pointer.
     pub description: *const c_char,
@@ -62,7 +62,8 @@ pub struct flb_plugin_proxy_context {
     pub remote_context: *mut c_void,
 }
 
-/// The host's functions, as far as Ferry calls them. Newer hosts have more behind these.
+/// The host's functions, as far as Ferry calls them. Newer hosts have more behind these, and up to 1.9.10 the first is
+/// all there is.
 #[repr(C)]
 pub struct flb_api {
     /// The value of a key of this output, or null; the host's to free.

@@ -10,6 +10,7 @@ use std::ffi::{CStr, CString, c_char, c_double, c_int, c_void};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::symbols::{function, symbol};
 use crate::metrics::{BUCKETS, Board, Figure, Kind, NAME_LABEL, Values};
 
 /// Stands where there is nothing to tell: a value that was put up cannot be taken down.
@@ -65,26 +66,6 @@ struct Functions {
     create_buckets: CreateBuckets,
     create_histogram: CreateHistogram,
     set_histogram: SetHistogram,
-}
-
-/// Where the process has something of this name; null where it has not.
-fn symbol(name: &CStr) -> *mut c_void {
-    // SAFETY: a C string, and the handle for what the executable and its libraries export.
-    unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
-}
-
-/// What the process has under this name, as a function of type `F`.
-///
-/// # Safety
-/// `F` is a function pointer type, and the function of that name is of that type.
-unsafe fn function<F: Copy>(name: &CStr) -> Option<F> {
-    const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
-    let found = symbol(name);
-    if found.is_null() {
-        return None;
-    }
-    // SAFETY: not null, of a function pointer's size, and of this type by this function's contract.
-    Some(unsafe { std::mem::transmute_copy(&found) })
 }
 
 impl Functions {

@@ -4,14 +4,30 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use super::abi::flb_api;
 use super::board::GetPage;
+use super::symbols::{function, symbol};
 use crate::config::Properties;
 use crate::log::{Level, Output};
+
+/// `flb_log_print`: level, file, line, format.
+type LogPrint = unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, ...);
+
+/// What is said at the start in a host older than 2.0. All of it was seen in 1.9.10, and is so for every library.
+pub(super) const OLD: &str = "this Fluent Bit is older than 2.0: leave Workers out of [OUTPUT], since with them it crashes \
+     when it is stopped while a flush waits, and have one ferry output, since with several it crashes when it ends; the \
+     figures are in the log, and where metrics_listen says";
+
+/// Whether this process's host is older than 2.0, where `flb_api` is one function long. It cannot be seen in the
+/// struct, but by what the executable exports: that function in every version, `flb_output_log_check` since 2.0.0. A
+/// process that exports neither has the host within it, and is taken for one of today.
+pub(super) fn is_old() -> bool {
+    !symbol(c"flb_output_get_property").is_null() && symbol(c"flb_output_log_check").is_null()
+}
 
 /// One output as the host sees it. Used from its Init until its Exit.
 #[derive(Clone, Copy)]
 pub(super) struct Host {
     get_property: unsafe extern "C" fn(*const c_char, *mut c_void) -> *const c_char,
-    log_print: unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, ...),
+    log_print: LogPrint,
     log_check: Option<unsafe extern "C" fn(*mut c_void, c_int) -> c_int>,
     get_page: Option<GetPage>,
     output: *mut c_void,
@@ -27,9 +43,25 @@ impl Host {
     /// `None` where the host lacks a function that every host has.
     ///
     /// # Safety
-    /// `api` is null or valid for reads; its functions and `output` are valid as long as this is used.
+    /// `api` is null or valid for reads, as far as this process's host has it; its functions and `output` are valid as
+    /// long as this is used.
     pub(super) unsafe fn new(api: *const flb_api, output: *mut c_void) -> Option<Host> {
-        // SAFETY: null or valid for reads, by this function's contract.
+        if api.is_null() {
+            return None;
+        }
+        if is_old() {
+            // SAFETY: not null, and the first field is there in every host; no reference to the rest is made.
+            let get_property = unsafe { (*api).output_get_property };
+            return Some(Host {
+                get_property: get_property?,
+                // SAFETY: Fluent Bit declares it so (flb_log.h), in every version.
+                log_print: unsafe { function::<LogPrint>(c"flb_log_print") }?,
+                log_check: None,
+                get_page: None,
+                output,
+            });
+        }
+        // SAFETY: not null, and the host has all of it, which is valid for reads by this function's contract.
         let api = unsafe { api.as_ref() }?;
         Some(Host {
             get_property: api.output_get_property?,
@@ -63,7 +95,7 @@ impl Properties for Host {
 impl Output for Host {
     fn enabled(&self, level: Level) -> bool {
         let Some(check) = self.log_check else {
-            return true;
+            return level <= Level::Info;
         };
         // SAFETY: the host's own pointer, and a level it knows.
         unsafe { check(self.output, level as c_int) != 0 }

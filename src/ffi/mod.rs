@@ -15,6 +15,7 @@ mod allocator;
 mod board;
 mod host;
 mod loan;
+mod symbols;
 mod threads;
 pub mod zlib;
 
@@ -93,8 +94,8 @@ pub unsafe extern "C" fn FLBPluginRegister(def: *mut flb_plugin_proxy_def) -> c_
     if def.is_null() {
         return -1;
     }
-    // SAFETY: the host allocated and zeroed at least this prefix and nobody else uses it yet. What newer
-    // hosts have behind it is not touched: zero there means "logs", which is right.
+    // SAFETY: the host allocated at least this prefix, and nobody else uses it yet. Older hosts have not cleared it:
+    // all of it is written. What newer ones have behind it, they have: zero there means "logs", which is right.
     unsafe { def.write(abi::definition()) };
     0
 }
@@ -136,6 +137,9 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *mut flbgo_output_plugin) -> c_in
         let Ok(Some(instance)) = started else {
             return FLB_ERROR;
         };
+        if host::is_old() {
+            host.write(Level::Warn, &format!("[ferry] {}", host::OLD));
+        }
         let instance = Arc::new(Running {
             instance,
             engine: threads::current(),
@@ -233,21 +237,24 @@ pub extern "C" fn FLBPluginOutputPreExit(_by_hot_reload: c_int) {}
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginExitCtx(ctx: *mut c_void) -> c_int {
     guard(FLB_ERROR, || {
-        let found = running()
-            .iter()
-            .find(|running| running.context() == ctx)
-            .cloned();
-        let Some(gone) = found else {
+        let mut gone: Vec<Arc<Running>> = running().clone();
+        if !gone.iter().any(|running| running.context() == ctx) {
             return FLB_ERROR;
-        };
-        // It is gone afterwards whatever happens, but not before: a panic is said by the outputs there
-        // are.
-        let stopped = catch_unwind(AssertUnwindSafe(|| gone.instance.stop()));
-        running().retain(|running| running.context() != ctx);
-        match stopped {
-            Ok(()) => FLB_OK,
-            Err(_) => FLB_ERROR,
         }
+        // A host older than 2.0 only ever names the output that it started last, and never comes for the others: it
+        // ends, and all of them with it.
+        if !host::is_old() {
+            gone.retain(|running| running.context() == ctx);
+        }
+        // They are gone afterwards whatever happens, but not before: a panic is said by the outputs there are.
+        let mut answer = FLB_OK;
+        for one in &gone {
+            if catch_unwind(AssertUnwindSafe(|| one.instance.stop())).is_err() {
+                answer = FLB_ERROR;
+            }
+        }
+        running().retain(|running| !gone.iter().any(|one| Arc::ptr_eq(one, running)));
+        answer
     })
 }
 

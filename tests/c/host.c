@@ -16,6 +16,9 @@
  * after each looks at what the process holds: as many files and threads as before, and, where memory is not
  * the sanitizer's, no more of it. "endpoint=closed" stands for a port of this machine that nobody serves:
  * there flushes must be answered RETRY.
+ *
+ * Built with OLD_HOST it is a host like Fluent Bit 1.9: its API is one function long, what it logs with is found
+ * by its name, and it has neither metrics for outputs nor hot reload.
  * Ends with 0, or with 1 and a message on stderr.
  */
 #define _GNU_SOURCE
@@ -61,7 +64,18 @@ enum { LEVEL_ERROR = 1, LEVEL_INFO = 3, LEVEL_TRACE = 5 };
 
 /* ---- The host's side of the interface, declared apart from the header. ---- */
 
-/* All that hosts before 4.2 allocate. */
+/* By what a library finds under which name it may tell how old a host is. */
+#define host_get_property flb_output_get_property
+#define host_log flb_log_print
+#ifdef OLD_HOST
+enum { OLD = true };
+#else
+enum { OLD = false };
+#define host_get_page flb_output_get_cmt_instance
+#define host_log_check flb_output_log_check
+#endif
+
+/* All that hosts before 4.2.3 allocate. They do not clear it. */
 struct host_def {
     int type;
     int proxy;
@@ -71,6 +85,7 @@ struct host_def {
 };
 _Static_assert(sizeof(struct host_def) == 32, "the definition of old hosts has 32 bytes");
 
+/* As it is from 2.0.0 on. */
 struct host_api {
     const char *(*output_get_property)(const char *key, void *instance);
     const char *(*input_get_property)(const char *key, void *instance);
@@ -79,9 +94,9 @@ struct host_api {
     void (*log_print)(int level, const char *file, int line, const char *format, ...);
     int (*input_log_check)(void *instance, int level);
     int (*output_log_check)(void *instance, int level);
-    const char *(*custom_get_property)(const char *key, void *instance);
-    int (*custom_log_check)(void *instance, int level);
 };
+_Static_assert(sizeof(struct host_api) == 56, "the API of Fluent Bit 2.0.0 has 56 bytes");
+_Static_assert(offsetof(struct host_api, input_get_property) == 8, "the API of Fluent Bit 1.9 has 8 bytes");
 
 struct host_context {
     void *remote_context;
@@ -193,7 +208,8 @@ static atomic_int errors_logged;
 static atomic_bool quiet;
 static atomic_bool refusal_expected;
 
-static const char *host_get_property(const char *key, void *asked)
+const char *host_get_property(const char *key, void *asked);
+const char *host_get_property(const char *key, void *asked)
 {
     CHECK(asked == instance, "a property was asked of another instance");
     for (int i = 0; i < property_count; i++) {
@@ -234,7 +250,7 @@ static struct metric metrics[METRICS_MAX];
 static int metric_count;
 static const char output_name[] = "c.host";
 
-void *flb_output_get_cmt_instance(void *asked);
+void *host_get_page(void *asked);
 const char *flb_output_name(void *asked);
 void *cmt_counter_create(void *page, char *space, char *subsystem, char *name, char *help, int count, char **keys);
 void *cmt_gauge_create(void *page, char *space, char *subsystem, char *name, char *help, int count, char **keys);
@@ -246,7 +262,7 @@ int cmt_gauge_set(void *metric, uint64_t time, double value, int count, char **l
 int cmt_histogram_set_default(void *metric, uint64_t time, uint64_t *up_to, double sum, uint64_t all, int count,
                               char **labels);
 
-void *flb_output_get_cmt_instance(void *asked)
+void *host_get_page(void *asked)
 {
     CHECK(asked == instance, "metrics were asked of another instance");
     return metrics;
@@ -381,6 +397,9 @@ static void page_opens(void)
 static void page_closes(int taken, int refused)
 {
     atomic_store(&page_is_there, false);
+    if (OLD) {
+        return;
+    }
     CHECK(figure("flushes_total", "ok") == taken, "%d flushes are shown as %f", taken, figure("flushes_total", "ok"));
     CHECK(figure("flushes_total", "retry") == refused, "%d flushes are shown as %f that failed", refused,
           figure("flushes_total", "retry"));
@@ -392,18 +411,21 @@ static void page_closes(int taken, int refused)
     }
 }
 
-static int host_log_check(void *asked, int level)
+int host_log_check(void *asked, int level);
+int host_log_check(void *asked, int level)
 {
     CHECK(asked == instance, "the log level was asked of another instance");
     return level <= LEVEL_INFO;
 }
 
 __attribute__((format(printf, 4, 5)))
-static void host_log(int level, const char *file, int line, const char *format, ...)
+void host_log(int level, const char *file, int line, const char *format, ...);
+void host_log(int level, const char *file, int line, const char *format, ...)
 {
     (void) file;
     (void) line;
-    CHECK(level >= LEVEL_ERROR && level <= LEVEL_TRACE, "a line of level %d was logged", level);
+    /* A host that can be asked wants no others, and of one that cannot it is not known. */
+    CHECK(level >= LEVEL_ERROR && level <= LEVEL_INFO, "a line of level %d was logged", level);
     CHECK(strcmp(format, "%s") == 0, "log_print was given the format '%s'", format);
     va_list line_alone;
     va_start(line_alone, format);
@@ -444,17 +466,17 @@ static int not_for_outputs_check(void *asked, int level)
     surprise(__LINE__, "an output asked for the log level (%d) of something else", level);
 }
 
-static struct host_api api = {
+static const struct host_api functions = {
     .output_get_property = host_get_property,
     .input_get_property = not_for_outputs_get,
-    .output_get_cmt_instance = flb_output_get_cmt_instance,
+    .output_get_cmt_instance = host_get_page,
     .input_get_cmt_instance = not_for_outputs_cmt,
     .log_print = host_log,
     .input_log_check = not_for_outputs_check,
     .output_log_check = host_log_check,
-    .custom_get_property = not_for_outputs_get,
-    .custom_log_check = not_for_outputs_check,
 };
+/* As many of them as the host has. */
+static struct fence api;
 
 /* ---- The process. ---- */
 
@@ -556,11 +578,13 @@ static struct library load(const char *path, bool hot_reload)
 
     library.def = fence_around(sizeof(struct host_def));
     const struct host_def *def = library.def.bytes;
-    CHECK(library.pre_register(hot_reload) != -1, "FLBPluginPreRegister refused");
+    memset(library.def.bytes, 0xa5, sizeof *def);
+    CHECK(OLD || library.pre_register(hot_reload) != -1, "FLBPluginPreRegister refused");
     CHECK(library.registration(NULL) == -1, "FLBPluginRegister accepted no definition");
     CHECK(library.registration(library.def.bytes) != -1, "FLBPluginRegister refused");
     CHECK(def->type == TYPE_OUTPUT, "registered as type %d", def->type);
     CHECK(def->proxy == PROXY_GO, "registered for proxy %d", def->proxy);
+    CHECK(def->flags == 0, "registered with the flags %#x", (unsigned) def->flags);
     CHECK(def->name != NULL && strcmp(def->name, "ferry") == 0, "registered under another name");
     CHECK(def->description != NULL && *def->description != '\0', "registered without a description");
     return library;
@@ -568,6 +592,8 @@ static struct library load(const char *path, bool hot_reload)
 
 static void unload(const struct library *library)
 {
+    /* Once for each output, in old hosts. */
+    library->unregister(library->def.bytes);
     library->unregister(library->def.bytes);
     fence_gone(library->def);
     CHECK(dlclose(library->image) == 0, "dlclose: %s", dlerror());
@@ -636,7 +662,7 @@ static void *start(const struct library *library)
 {
     static char name[] = "ferry";
     struct host_context context = {0};
-    struct host_plugin plugin = {.name = name, .api = &api, .instance = instance, .context = &context};
+    struct host_plugin plugin = {.name = name, .api = api.bytes, .instance = instance, .context = &context};
 
     int threads = entries("/proc/self/task");
     start_must_fail(library, &plugin);
@@ -644,7 +670,7 @@ static void *start(const struct library *library)
     page_opens();
     CHECK(library->init((void *) &plugin) == 1, "the instance did not start");
     atomic_store(&page_in_init, false);
-    CHECK(metric_count > 0, "the instance shows no figures");
+    CHECK(OLD == (metric_count == 0), "the instance shows %d figures", metric_count);
     CHECK(context.remote_context != NULL, "the instance left no context");
     return context.remote_context;
 }
@@ -663,7 +689,9 @@ static void flush(const struct library *library, void *context)
 
 static void stop(const struct library *library, void *context, bool hot_reload, int taken, int refused)
 {
-    library->pre_exit(hot_reload);
+    if (!OLD) {
+        library->pre_exit(hot_reload);
+    }
     CHECK(library->exit_ctx(context) == 1, "FLBPluginExitCtx failed");
     page_closes(taken, refused);
     CHECK(library->exit_ctx(context) != 1, "an instance was stopped twice");
@@ -679,7 +707,7 @@ static void three_rounds(const char *path)
     int open_after_first = 0;
     struct library library = load(path, false);
     for (int round = 0; round < ROUNDS; round++) {
-        bool hot_reload = round == 0;
+        bool hot_reload = round == 0 && !OLD;
         struct library next = {0};
 
         void *context = start(&library);
@@ -746,6 +774,39 @@ static void flush_number(const struct library *library, void *context, uint32_t 
     memcpy(record + sizeof record - sizeof big_endian, &big_endian, sizeof big_endian);
     int answer = library->flush_ctx(context, record, (int) sizeof record, "reload");
     CHECK(answer == expected, "the flush of reload %u was answered %d", number, answer);
+}
+
+/* The same output once more, with a spool of its own. */
+static void *start_beside(const struct library *library)
+{
+    static char folder[4096];
+    for (int i = 0; i < property_count; i++) {
+        if (strncmp(properties[i], "spool_dir=", strlen("spool_dir=")) == 0) {
+            char *given = properties[i];
+            snprintf(folder, sizeof folder, "%s-beside", given);
+            properties[i] = folder;
+            void *context = start(library);
+            properties[i] = given;
+            return context;
+        }
+    }
+    return start(library);
+}
+
+/* Two outputs in a host like Fluent Bit 1.9: it keeps one context for both, of the one that it started last, comes
+ * with that at its end, and never for the other. What that one was given must be delivered all the same. */
+static void two_outputs(const char *path)
+{
+    int threads = entries("/proc/self/task");
+    struct library library = load(path, false);
+    void *first = start(&library);
+    flush_number(&library, first, 1, ANSWER_OK);
+    void *second = start_beside(&library);
+    CHECK(library.exit_ctx(second) == 1, "FLBPluginExitCtx failed");
+    wait_for_threads(threads);
+    CHECK(library.exit_ctx(first) != 1, "an instance was stopped twice");
+    unload(&library);
+    printf("host: two outputs, no surprise\n");
 }
 
 static void reload_again_and_again(const char *path, int reloads)
@@ -826,17 +887,23 @@ int main(int count, char **arguments)
     /* The library may hand this pointer around, not look behind it. */
     struct fence opaque = fence_around(0);
     instance = opaque.bytes;
+    size_t api_size = OLD ? sizeof functions.output_get_property : sizeof functions;
+    api = fence_lent(&functions, api_size);
     alarm((unsigned) (WATCHDOG_SECONDS + 3 * reloads));
 
     if (reloads > 0) {
         reload_again_and_again(given[0], reloads);
     } else {
         three_rounds(given[0]);
+        if (OLD) {
+            two_outputs(given[0]);
+        }
     }
 
     for (int i = 0; i < chunk_count; i++) {
         free(chunks[i].data);
     }
     fence_gone(opaque);
+    fence_gone(api);
     return 0;
 }

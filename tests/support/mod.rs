@@ -4,7 +4,8 @@ pub(crate) mod emulators;
 pub(crate) mod plugin;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The library as Fluent Bit would load it, of the same profile as this test and never older than it:
 /// cargo builds it for the test's own sake, into the folder of the test's executable.
@@ -38,6 +39,22 @@ pub(crate) fn fluent_bit() -> Option<PathBuf> {
         path.display()
     );
     Some(path)
+}
+
+/// `Workers` for an output in a real host, where it can have them: before 2.1.8 Fluent Bit frees its chunks and ends
+/// its workers after that, and so crashes when it is stopped while they flush.
+pub(crate) fn workers(fluent_bit: &Path, workers: usize) -> String {
+    let said = Command::new(fluent_bit).arg("--version").output();
+    let said = String::from_utf8(said.expect("the host starts").stdout).expect("text");
+    let version = said
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix('v'));
+    let version = version.unwrap_or_else(|| panic!("no version in {said}"));
+    let numbers: Vec<u32> = version.split('.').map_while(|n| n.parse().ok()).collect();
+    match numbers < vec![2, 1, 8] {
+        true => String::new(),
+        false => format!("    Workers {workers}\n"),
+    }
 }
 
 fn executables() -> PathBuf {
