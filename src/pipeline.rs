@@ -178,7 +178,7 @@ impl Pipeline {
             Destination::Firehose(_) => {
                 // To hash each chunk would cost more than to send it encrypted.
                 let id = (!self.partials.is_empty()).then(|| chunk_id(tag, &data));
-                self.deliver(tag, data, id, "").await
+                self.deliver(tag, data, id, None).await
             }
             Destination::Blob { .. } => {
                 let id = chunk_id(tag, &data);
@@ -187,7 +187,7 @@ impl Pipeline {
                 if number > 0 {
                     let _ = write!(name, "-{}", number + 1);
                 }
-                let verdict = self.deliver(tag, data, Some(id), &name).await;
+                let verdict = self.deliver(tag, data, Some(id), Some(&name)).await;
                 self.twins.answered(id, number, verdict);
                 verdict
             }
@@ -453,7 +453,7 @@ impl Pipeline {
         tag: &[u8],
         data: Bytes,
         id: Option<ChunkId>,
-        name: &str,
+        name: Option<&str>,
     ) -> Verdict {
         let deadline = Instant::now() + self.config.flush_deadline;
         let Some(_memory) = self.within(deadline, self.admit(data.len())).await else {
@@ -485,10 +485,15 @@ impl Pipeline {
             Some((_, before)) => before.flight.settled(),
         };
         let mut outing = Outing {
-            flight: Flight::new(tag, settled),
+            flight: match name {
+                Some(name) => Flight::of_objects(tag, settled, name),
+                None => Flight::new(tag, settled),
+            },
             legs: Vec::new(),
         };
-        let verdict = self.fly(&mut outing, &data, name, deadline).await;
+        let verdict = self
+            .fly(&mut outing, &data, name.unwrap_or_default(), deadline)
+            .await;
         if verdict == Verdict::Retry {
             for leg in &outing.legs {
                 leg.flight.give_up();

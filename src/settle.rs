@@ -119,11 +119,20 @@ impl Flight {
         }
     }
 
+    /// The same, of which every object is known by `token`.
+    pub fn of_objects(tag: &[u8], settled: EventSet, token: &str) -> Flight {
+        Flight {
+            token: Some(token.into()),
+            ..Flight::new(tag, settled)
+        }
+    }
+
     /// A part of a flush, which lands by itself. What is settled of it is settled of the whole.
     pub fn leg(&self) -> Flight {
         Flight {
             tag: Arc::clone(&self.tag),
             settled: Arc::clone(&self.settled),
+            token: self.token.clone(),
             ..Flight::default()
         }
     }

@@ -93,3 +93,33 @@ fn a_sender_that_starts_again_finds_its_own_object() {
         assert_eq!(objects.len(), 1, "start {start}: {objects:?}");
     }
 }
+
+#[test]
+fn what_a_kill_left_beside_an_object_goes_when_its_chunk_comes_again() {
+    let place = Place::new();
+    let chunk = chunk(0..100);
+    let sender = place.sender("home", &[]);
+    assert_eq!(sender.flush("app", &chunk), Verdict::Ok);
+    drop(sender);
+    let whole = place.objects();
+    // As a host does that is killed between the object's name and the removal of the name it was written under.
+    let mut staged = whole[0].clone().into_os_string();
+    staged.push("#1");
+    fs::hard_link(&whole[0], staged).unwrap();
+    let sender = place.sender("home", &[]);
+    assert_eq!(sender.flush("app", &chunk), Verdict::Ok);
+    assert_eq!(place.objects(), whole);
+}
+
+#[test]
+fn a_chunk_that_comes_again_finds_its_object_however_it_is_compressed_now() {
+    let place = Place::new();
+    let chunk = chunk(0..100);
+    for level in ["1", "9"] {
+        let sender = place.sender("home", &[("compression_level", level)]);
+        assert_eq!(sender.flush("app", &chunk), Verdict::Ok);
+        assert!(!sender.log().contains("collision"), "{}", sender.log());
+    }
+    let objects = place.objects();
+    assert_eq!(objects.len(), 1, "{objects:?}");
+}
