@@ -1,9 +1,9 @@
 //! The host's side of the Go-proxy ABI: loading a library, and every call into it, in the host's
 //! order and with its fallbacks. Nothing here knows which library it is.
 //!
-//! A library meets the *oldest* host that this layout allows. Its registration is 32 bytes long and
+//! A library meets the *oldest* host that this layout allows. Its registration is 32 bytes long, not cleared, and
 //! ends where an inaccessible page begins: what came later (`event_type`, `config_map`) may not be
-//! touched, or older hosts would have their heap overwritten.
+//! touched, or older hosts would have their heap overwritten. The API ends in the same way where 2.0 ended it.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ type GetMetrics = extern "C" fn(*const c_void) -> *mut c_void;
 type LogCheck = unsafe extern "C" fn(*const c_void, c_int) -> c_int;
 type LogPrint = unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, ...);
 
-/// `struct flb_api`.
+/// `struct flb_api` up to where hosts before 4.0.3 end.
 #[repr(C)]
 struct Api {
     output_get_property: GetProperty,
@@ -57,11 +57,11 @@ struct Api {
     log_print: LogPrint,
     input_log_check: LogCheck,
     output_log_check: LogCheck,
-    custom_get_property: GetProperty,
-    custom_log_check: LogCheck,
 }
 
-static API: Api = Api {
+const _: () = assert!(size_of::<Api>() == 56);
+
+const API: Api = Api {
     output_get_property,
     input_get_property: no_property,
     output_get_cmt_instance: no_metrics,
@@ -69,8 +69,6 @@ static API: Api = Api {
     log_print: ferry_harness_log_print,
     input_log_check: no_log,
     output_log_check,
-    custom_get_property: no_property,
-    custom_log_check: no_log,
 };
 
 /// `struct flb_plugin_proxy_context`: one an instance, where the plugin keeps its own pointer.
@@ -130,6 +128,7 @@ pub(crate) struct Proxy {
     pub(crate) path: PathBuf,
     flags: c_int,
     def: Guarded,
+    _api: Guarded,
     go_name: CString,
     go: Box<GoOutput>,
     init: Init,
@@ -187,7 +186,9 @@ impl Proxy {
         );
         let memory = Guarded::before_a_guard(size_of::<Def>(), message)?;
         let def = memory.last_bytes(size_of::<Def>()).cast::<Def>();
-        // SAFETY: `def` is zeroed, writable and as long as the library may assume.
+        // SAFETY: `def` is writable and so long.
+        unsafe { def.write_bytes(0xa5, 1) };
+        // SAFETY: `def` is writable and as long as the library may assume.
         let answer = unsafe { register(def) };
         if answer == -1 {
             log(
@@ -217,9 +218,16 @@ impl Proxy {
             flush_ctx.is_some() || flush.is_some(),
             "{file}: there is neither FLBPluginFlushCtx nor FLBPluginFlush in it"
         );
+        let message = format!(
+            "{file}: it read past `output_log_check`: in hosts before 4.0.3 struct flb_api ends there, after 56 bytes\n"
+        );
+        let api_memory = Guarded::before_a_guard(size_of::<Api>(), message)?;
+        let api = api_memory.last_bytes(size_of::<Api>()).cast::<Api>();
+        // SAFETY: writable and as long as an `Api`; aligned, since a page is and 56 is a multiple of 8.
+        unsafe { api.write(API) };
         let go = Box::new(GoOutput {
             name: go_name.as_ptr(),
-            api: &API,
+            api,
             o_ins: ptr::null(),
             context: ptr::null_mut(),
         });
@@ -228,6 +236,7 @@ impl Proxy {
             path: path.to_owned(),
             flags: def.flags,
             def: memory,
+            _api: api_memory,
             go_name,
             go,
             init,
