@@ -124,7 +124,7 @@ pub enum Token<'a> {
     F64(f64),
     /// A string's bytes; msgpack does not promise that they are UTF-8.
     Str(&'a [u8]),
-    /// Bytes.
+    /// Bytes, which may be text as well: [`Token::text`].
     Bin(&'a [u8]),
     /// An extension: its type and its bytes.
     Ext(i8, &'a [u8]),
@@ -132,6 +132,18 @@ pub enum Token<'a> {
     Array(u32),
     /// So many pairs follow.
     Map(u32),
+}
+
+impl<'a> Token<'a> {
+    /// The bytes of what is text: of a string, whatever they are, and of binary that is UTF-8, since that is
+    /// how Fluentd forwards text.
+    pub fn text(self) -> Option<&'a [u8]> {
+        match self {
+            Token::Str(text) => Some(text),
+            Token::Bin(bytes) if std::str::from_utf8(bytes).is_ok() => Some(bytes),
+            _ => None,
+        }
+    }
 }
 
 /// A place in msgpack bytes.
@@ -283,8 +295,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The value at `path`, a chain of string keys, in a whole msgpack map.
-pub fn lookup<'a, K: AsRef<[u8]>>(map: &'a [u8], path: &[K]) -> Option<&'a [u8]> {
+/// The value at `path`, a chain of keys that are text, in a whole msgpack map.
+pub fn lookup<'a, K: AsRef<str>>(map: &'a [u8], path: &[K]) -> Option<&'a [u8]> {
     let mut value = map;
     'step: for key in path {
         let mut cursor = Cursor::new(value);
@@ -294,7 +306,10 @@ pub fn lookup<'a, K: AsRef<[u8]>>(map: &'a [u8], path: &[K]) -> Option<&'a [u8]>
         for _ in 0..pairs {
             let found = cursor.value().ok()?;
             let here = cursor.value().ok()?;
-            if Cursor::new(found).token() == Ok(Token::Str(key.as_ref())) {
+            // Bytes that are the same as a key's are UTF-8 as well.
+            if let Ok(Token::Str(name) | Token::Bin(name)) = Cursor::new(found).token()
+                && name == key.as_ref().as_bytes()
+            {
                 value = here;
                 continue 'step;
             }
@@ -773,7 +788,7 @@ mod tests {
     }
 
     #[test]
-    fn lookup_walks_string_keys_only() {
+    fn lookup_walks_keys_that_are_text() {
         // {1: 2, "a": {"b": "x"}, "c": 3}
         let map = b"\x83\x01\x02\xa1a\x81\xa1b\xa1x\xa1c\x03";
         assert_eq!(lookup(map, &["a", "b"]), Some(&b"\xa1x"[..]));
@@ -781,5 +796,10 @@ mod tests {
         assert_eq!(lookup(map, &["c", "d"]), None);
         assert_eq!(lookup(map, &["1"]), None);
         assert_eq!(lookup::<&str>(map, &[]), Some(&map[..]));
+        // {ext "a": 1, b"a": {b"b": b"x"}, "a": 2, b"\xff": 3}
+        let map = b"\x84\xd4\x01a\x01\xc4\x01a\x81\xc4\x01b\xc4\x01x\xa1a\x02\xc4\x01\xff\x03";
+        assert_eq!(lookup(map, &["a", "b"]), Some(&b"\xc4\x01x"[..]));
+        assert_eq!(lookup(map, &["\u{fffd}"]), None);
+        assert_eq!(lookup(map, &["/w=="]), None);
     }
 }

@@ -1,9 +1,9 @@
 //! Events become JSON lines, in one pass over their msgpack.
 //!
 //! What is written is valid JSON whatever the msgpack holds: raw UTF-8 with U+FFFD for bytes that are
-//! none, binary and extension values as base64, every key a string, no NaN, 64-bit integers digit for
-//! digit. Only what JSON demands is escaped. Containers are walked with a stack on the heap, to
-//! [`MAX_DEPTH`].
+//! none, binary as text where it is UTF-8 and as base64 where it is not, extension values as base64, every
+//! key a string, no NaN, 64-bit integers digit for digit. Only what JSON demands is escaped. Containers are
+//! walked with a stack on the heap, to [`MAX_DEPTH`].
 //!
 //! Two things make it fast. Strings are copied and searched for escapes a [`Block`] at a time. And keys
 //! are hardly looked at: logs have the same keys in the same order again and again, so that each key's
@@ -168,25 +168,23 @@ impl<'o> Encoder<'o> {
         let body = body.value()?;
         let value = lookup(body, &[key]).ok_or(Skip::NoLogKey)?;
         let mut cursor = Cursor::new(value);
-        match cursor.token()? {
-            Token::Str(text) => out.extend_from_slice(text),
-            Token::Array(left) => {
-                let values = Container {
-                    left,
-                    place: Place::Array,
-                    depth: 1,
-                };
-                self.container(value, cursor.position(), values, out)?;
+        let token = cursor.token()?;
+        let container = |left, place| Container {
+            left,
+            place,
+            depth: 1,
+            metadata: false,
+        };
+        let at = cursor.position();
+        match (token.text(), token) {
+            (Some(text), _) => out.extend_from_slice(text),
+            (None, Token::Array(left)) => {
+                self.container(value, at, container(left, Place::Array), out)?;
             }
-            Token::Map(left) => {
-                let pairs = Container {
-                    left,
-                    place: Place::Map,
-                    depth: 1,
-                };
-                self.container(value, cursor.position(), pairs, out)?;
+            (None, Token::Map(left)) => {
+                self.container(value, at, container(left, Place::Map), out)?;
             }
-            scalar => write_scalar(scalar, out),
+            (None, scalar) => write_scalar(scalar, out),
         }
         out.push(b'\n');
         Ok(head.body + body.len())
@@ -205,6 +203,7 @@ impl<'o> Encoder<'o> {
             left,
             place: Place::Record,
             depth: 1,
+            metadata: false,
         };
         let (end, mut pen) = self.items::<B>(head.bytes, at, record, Pen::of(out))?;
         let options = self.options;
@@ -296,6 +295,7 @@ impl<'o> Encoder<'o> {
                     left: pairs,
                     place: Place::Map,
                     depth: 3,
+                    metadata: true,
                 };
                 self.container(group.metadata, at, pairs, out)?;
             }
@@ -318,6 +318,7 @@ impl<'o> Encoder<'o> {
             left,
             place: Place::Map,
             depth: 2,
+            metadata: true,
         };
         self.items_apart(map, at, pairs, out)?;
         Ok(())
@@ -378,6 +379,7 @@ impl<'o> Encoder<'o> {
             mut left,
             mut place,
             depth,
+            metadata,
         } = container;
         let mut start = pen.len();
         let source = Source::new(bytes);
@@ -455,6 +457,12 @@ impl<'o> Encoder<'o> {
                             at = start + usize::from(len);
                             break 'token Token::Str(bytes.get(start..at).ok_or(Skip::Malformed)?);
                         }
+                        0xc4 => {
+                            let [len] = *value.rest();
+                            let start = at + 2;
+                            at = start + usize::from(len);
+                            break 'token Token::Bin(bytes.get(start..at).ok_or(Skip::Malformed)?);
+                        }
                         0x80..=0x8f => {
                             at += 1;
                             break 'token Token::Map((first & 0x0f).into());
@@ -478,13 +486,17 @@ impl<'o> Encoder<'o> {
                     here.string::<B>(source, at - text.len(), at);
                     continue 'item;
                 }
+                Token::Bin(bytes) if !metadata => {
+                    here.string_or::<B>(source, at - bytes.len(), at, write_base64);
+                    continue 'item;
+                }
                 Token::F64(n) if n.is_finite() => {
                     here.float(n);
                     continue 'item;
                 }
                 scalar => {
                     let out = pen.finish();
-                    write_scalar(scalar, out);
+                    write_item(scalar, out);
                     pen = Pen::of(out);
                     continue 'item;
                 }
@@ -585,6 +597,8 @@ struct Container {
     place: Place,
     /// Containers that are open with it.
     depth: usize,
+    /// Whether it is a record's or a group's metadata.
+    metadata: bool,
 }
 
 /// Where something stands.
@@ -803,25 +817,25 @@ impl Rules<'_> {
 
     fn wanted(&self, key: Token<'_>) -> bool {
         self.data_keys.is_empty()
-            || matches!(key, Token::Str(name) if self.data_keys.contains(name))
+            || matches!(key, Token::Str(name) | Token::Bin(name) if self.data_keys.contains(name))
     }
 
     /// Writes a key as a JSON string, whatever it is in msgpack.
     fn new_key(&self, token: Token<'_>, raw: &[u8], out: &mut Vec<u8>) {
         let mut scratch = Vec::new();
-        let name: &[u8] = match token {
-            Token::Str(name) => name,
-            Token::Bin(bytes) | Token::Ext(_, bytes) => {
+        let name: &[u8] = match (token.text(), token) {
+            (Some(name), _) => name,
+            (None, Token::Bin(bytes) | Token::Ext(_, bytes)) => {
                 base64(bytes, &mut scratch);
                 &scratch
             }
-            Token::Array(_) | Token::Map(_) => {
+            (None, Token::Array(_) | Token::Map(_)) => {
                 // A container as a key is written as its own msgpack: its JSON could nest keys in keys
                 // without end.
                 base64(raw, &mut scratch);
                 &scratch
             }
-            scalar => {
+            (None, scalar) => {
                 write_scalar(scalar, &mut scratch);
                 &scratch
             }
@@ -852,11 +866,34 @@ fn write_scalar(token: Token<'_>, out: &mut Vec<u8>) {
         }
         Token::F32(_) | Token::F64(_) => out.extend_from_slice(b"null"),
         Token::Str(text) => string(text, out),
-        Token::Bin(bytes) | Token::Ext(_, bytes) => {
-            out.push(b'"');
-            base64(bytes, out);
-            out.push(b'"');
-        }
+        Token::Bin(bytes) if std::str::from_utf8(bytes).is_ok() => string(bytes, out),
+        Token::Bin(bytes) | Token::Ext(_, bytes) => write_base64(bytes, out),
+    }
+}
+
+fn write_base64(bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    base64(bytes, out);
+    out.push(b'"');
+}
+
+/// Writes a scalar behind its key or comma. Where it is binary, it is metadata's.
+#[inline(never)]
+fn write_item(token: Token<'_>, out: &mut Vec<u8>) {
+    match token {
+        Token::Bin(id) if is_id(id, out) => write_base64(id, out),
+        scalar => write_scalar(scalar, out),
+    }
+}
+
+/// Whether binary in metadata, behind its key at the end of `written`, is one of OTLP's ids. Ids are random bytes,
+/// and one in a hundred of eight bytes happens to be UTF-8: they are all base64, so that they compare.
+fn is_id(bytes: &[u8], written: &[u8]) -> bool {
+    // No other key ends so: a quote within one stands behind a backslash.
+    match bytes.len() {
+        16 => written.ends_with(b",\"trace_id\":"),
+        8 => written.ends_with(b",\"span_id\":"),
+        _ => false,
     }
 }
 
@@ -978,6 +1015,70 @@ mod tests {
         }
     }
 
+    /// Text as Fluentd forwards it.
+    fn bin(text: &str) -> Value {
+        Value::Binary(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn binary_that_is_utf8_is_text() {
+        let options = Options {
+            replace_dots: Some("_".into()),
+            tag_key: Some("tag".into()),
+            ..Options::default()
+        };
+        let body = map(vec![
+            (bin("log"), bin("q\" \n 회원")),
+            (bin("a.b"), map(vec![(bin("c.d"), bin("e.f"))])),
+            (bin("tag"), bin("the app's own")),
+            (bin(""), bin("")),
+            (
+                "nested".into(),
+                Value::Array(vec![bin("x"), Value::Binary(vec![0xe9])]),
+            ),
+        ]);
+        assert_eq!(
+            line(&options, &body).unwrap(),
+            "{\"log\":\"q\\\" \\n 회원\",\"a_b\":{\"c_d\":\"e.f\"},\"\":\"\",\
+             \"nested\":[\"x\",\"6Q==\"],\"tag\":\"app.http\"}\n"
+        );
+    }
+
+    /// The three forms that binary has, at the borders between them and of blocks, as value and as key: text,
+    /// text but for its last byte, and text whose last letter is cut off.
+    #[test]
+    fn binary_of_any_length_is_text_or_base64_as_a_whole() {
+        const LENGTHS: [usize; 10] = [1, 31, 32, 33, 64, 255, 256, 65_535, 65_536, 1_000_003];
+        // Miri takes some thousand times as long.
+        let longest = if cfg!(miri) { 256 } else { usize::MAX };
+        for len in LENGTHS.into_iter().filter(|len| *len <= longest) {
+            for (last, is_text) in [
+                (&b"a"[..], true),
+                ("회".as_bytes(), true),
+                (b"\xff", false),
+                (b"\xed\x9a", false),
+            ] {
+                let mut bytes = vec![b'x'; len];
+                bytes.extend_from_slice(last);
+                let expected = match is_text {
+                    true => String::from_utf8(bytes.clone()).unwrap(),
+                    false => {
+                        let mut text = Vec::new();
+                        base64(&bytes, &mut text);
+                        String::from_utf8(text).unwrap()
+                    }
+                };
+                let value = Value::Binary(bytes);
+                let body = map(vec![("v".into(), value.clone()), (value, 1.into())]);
+                assert_eq!(
+                    line(&Options::default(), &body).unwrap(),
+                    format!("{{\"v\":\"{expected}\",\"{expected}\":1}}\n"),
+                    "{len} and {last:x?}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn every_key_is_a_string() {
         let keys = vec![
@@ -985,7 +1086,8 @@ mod tests {
             (Value::from(true), "true"),
             (Value::Nil, "null"),
             (Value::F64(2.5), "2.5"),
-            (Value::Binary(vec![1]), "AQ=="),
+            (Value::Binary(vec![255]), "/w=="),
+            (Value::Binary(b"log".to_vec()), "log"),
             (Value::Array(vec![1.into()]), "kQE="),
             (map(vec![(1.into(), 2.into())]), "gQEC"),
             (Value::from("\""), "\\\""),
@@ -1039,6 +1141,29 @@ mod tests {
                 Ok("{\"n\":1}\n"),
             ),
             (
+                map(vec![(bin("log"), bin("a \"b\" 회"))]),
+                Ok("a \"b\" 회\n"),
+            ),
+            (map(vec![(bin("log"), bin(""))]), Ok("\n")),
+            // What is no text is JSON, here as anywhere.
+            (
+                map(vec![(bin("log"), Value::Binary(b"caf\xe9\n".to_vec()))]),
+                Ok("\"Y2Fm6Qo=\"\n"),
+            ),
+            (
+                map(vec![(bin("log"), map(vec![(bin("k"), bin("v"))]))]),
+                Ok("{\"k\":\"v\"}\n"),
+            ),
+            // Of two keys that are the same, the first.
+            (
+                map(vec![("log".into(), 1.into()), (bin("log"), 2.into())]),
+                Ok("1\n"),
+            ),
+            (
+                map(vec![(bin("log"), 2.into()), ("log".into(), 1.into())]),
+                Ok("2\n"),
+            ),
+            (
                 map(vec![("logger".into(), "prefix only".into())]),
                 Err(Skip::NoLogKey),
             ),
@@ -1062,10 +1187,13 @@ mod tests {
             ("b".into(), map(vec![("c".into(), 1.into())])),
             (1.into(), 2.into()),
             ("a".into(), 3.into()),
+            (Value::Ext(1, b"a".to_vec()), 4.into()),
+            (bin("a"), bin("5")),
+            (bin("b.c"), 6.into()),
         ]);
         assert_eq!(
             line(&options, &body).unwrap(),
-            "{\"b\":{\"c\":1},\"a\":3}\n"
+            "{\"b\":{\"c\":1},\"a\":3,\"a\":\"5\"}\n"
         );
     }
 
@@ -1147,6 +1275,56 @@ mod tests {
             };
             Encoder::new(&options).line(b"t", &event, &mut out).unwrap();
             assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    /// Random bytes are text now and then: an id in eight bytes is once in a hundred.
+    #[test]
+    fn ids_in_metadata_are_base64_also_where_they_happen_to_be_text() {
+        let options = Options {
+            metadata_key: Some("meta".into()),
+            ..Options::default()
+        };
+        let ids = |key: fn(&'static str) -> Value| {
+            map(vec![
+                (key("trace_id"), bin("0123456789abcdef")),
+                (key("span_id"), bin("01234567")),
+            ])
+        };
+        let expected = "{\"trace_id\":\"MDEyMzQ1Njc4OWFiY2RlZg==\",\"span_id\":\"MDEyMzQ1Njc=\"}";
+        let text = "{\"trace_id\":\"0123456789abcdef\",\"span_id\":\"01234567\"}";
+        for key in [Value::from, bin] {
+            let metadata = pack(&map(vec![("otlp".into(), ids(key))]));
+            // The record's own keys mean what their bytes say, and so does all else in metadata.
+            let body = pack(&ids(key));
+            let others = pack(&map(vec![
+                (bin("schema"), bin("otlp")),
+                ("id".into(), bin("01234567")),
+                ("trace_id".into(), bin("0123456789abcdef0123456789abcdef")),
+                ("span_id".into(), Value::Array(vec![bin("01234567")])),
+                ("my_span_id".into(), bin("01234567")),
+                ("\",\"span_id".into(), bin("01234567")),
+            ]));
+            let group = Group {
+                metadata: &others,
+                body: b"\x80",
+            };
+            let event = Event {
+                metadata: &metadata,
+                group: Some(group),
+                ..event(&body)
+            };
+            let mut out = Vec::new();
+            Encoder::new(&options).line(b"t", &event, &mut out).unwrap();
+            let fields = text.trim_end_matches('}');
+            assert_eq!(
+                String::from_utf8(out).unwrap(),
+                format!(
+                    "{fields},\"meta\":{{\"otlp\":{expected},\"group\":{{\"schema\":\"otlp\",\"id\":\"01234567\",\
+                     \"trace_id\":\"0123456789abcdef0123456789abcdef\",\"span_id\":[\"01234567\"],\
+                     \"my_span_id\":\"01234567\",\"\\\",\\\"span_id\":\"01234567\"}}}}}}\n"
+                )
+            );
         }
     }
 

@@ -563,6 +563,19 @@ impl<'p, 'v> AtValue<'p, 'v> {
     /// Writes the string that lies at `start..end` of the source, as [`append_string`] does.
     #[inline(always)]
     pub(crate) fn string<B: Block>(self, source: Source<'_>, start: usize, end: usize) {
+        self.string_or::<B>(source, start, end, append_string);
+    }
+
+    /// Writes the string that lies at `start..end` of the source, where it is UTF-8. Otherwise it writes what
+    /// `otherwise` appends.
+    #[inline(always)]
+    pub(crate) fn string_or<B: Block>(
+        self,
+        source: Source<'_>,
+        start: usize,
+        end: usize,
+        otherwise: impl FnOnce(&[u8], &mut Vec<u8>),
+    ) {
         let text = &source.0[start..end];
         let pen = self.0;
         let before = pen.len();
@@ -587,21 +600,26 @@ impl<'p, 'v> AtValue<'p, 'v> {
         unsafe { pen.write(*b"\"", 1) };
         if high && !B::is_utf8(source, start, end) {
             // SAFETY: all before this string was written.
-            (pen.to, pen.limit) = unsafe { replaced(text, pen.out, before) };
+            (pen.to, pen.limit) = unsafe { instead(text, pen.out, before, otherwise) };
         }
     }
 }
 
-/// Writes a string at `len` of which not all is UTF-8. Gives the same as [`grow`].
+/// Lets `append` write what stands for a string at `len` of which not all is UTF-8. Gives the same as [`grow`].
 ///
 /// # Safety
 /// `len` bytes of the capacity are written.
 #[cold]
 #[inline(never)]
-unsafe fn replaced(bytes: &[u8], out: &mut Vec<u8>, len: usize) -> (*mut u8, *mut u8) {
+unsafe fn instead(
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+    len: usize,
+    append: impl FnOnce(&[u8], &mut Vec<u8>),
+) -> (*mut u8, *mut u8) {
     // SAFETY: the caller says so.
     unsafe { out.set_len(len) };
-    append_string(bytes, out);
+    append(bytes, out);
     out.reserve(ROOM);
     ends(out)
 }
@@ -1075,7 +1093,17 @@ mod tests {
             let Quoted(bytes, start, end) = self;
             let source = Source::new(bytes);
             let out = written(b"before", |here| here.string::<B>(source, start, end));
-            (out, B::is_utf8(source, start, end))
+            let utf8 = B::is_utf8(source, start, end);
+            // As long as what is taken back, and longer.
+            let other = "-".repeat(bytes.len() + ROOM);
+            let or = written(b"before", |here| {
+                here.string_or::<B>(source, start, end, |text, out| {
+                    assert_eq!(text, &bytes[start..end]);
+                    out.extend_from_slice(other.as_bytes());
+                });
+            });
+            assert_eq!(or, if utf8 { &out } else { other.as_bytes() });
+            (out, utf8)
         }
     }
 

@@ -149,9 +149,11 @@ fn placeholder(text: &str) -> Result<Part, String> {
 
 /// A scalar as it stands in a name; containers, nothing and empty strings have no name.
 fn text(value: &[u8]) -> Option<String> {
-    match Cursor::new(value).token().ok()? {
-        Token::Str([]) => None,
-        Token::Str(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+    let token = Cursor::new(value).token().ok()?;
+    if let Some(text) = token.text() {
+        return (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned());
+    }
+    match token {
         Token::Uint(n) => Some(n.to_string()),
         Token::Int(n) => Some(n.to_string()),
         Token::Bool(b) => Some(b.to_string()),
@@ -190,13 +192,17 @@ mod tests {
         let mut body = b"\x83\xa3app\x82\xa4name\xad".to_vec();
         body.extend_from_slice("주문/결제".as_bytes());
         body.extend_from_slice(b"\xa1n\x07\xa4dots\xa2..\xa5empty\xa0");
+        render_body(template, tag, &body)
+    }
+
+    fn render_body(template: &str, tag: &str, body: &[u8]) -> String {
         let event = Event {
             time: Time {
                 seconds: 1_751_489_071,
                 nanos: 123_456_789,
             },
             metadata: &[],
-            body: &body,
+            body,
             group: None,
             raw: &[],
         };
@@ -224,6 +230,21 @@ mod tests {
         ];
         for (template, expected) in cases {
             assert_eq!(render(template, "app.http"), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn binary_that_is_text_names_as_text_does() {
+        // {b"app": {b"name": b"주문/결제"}, b"none": b"\xff", b"empty": b""}
+        let mut body = b"\x83\xc4\x03app\x81\xc4\x04name\xc4\x0d".to_vec();
+        body.extend_from_slice("주문/결제".as_bytes());
+        body.extend_from_slice(b"\xc4\x04none\xc4\x01\xff\xc4\x05empty\xc4\x00");
+        for (template, expected) in [
+            ("{record.app.name}", "주문_결제"),
+            ("{record.none|other}", "other"),
+            ("{record.empty|e}", "e"),
+        ] {
+            assert_eq!(render_body(template, "t", &body), expected, "{template}");
         }
     }
 

@@ -70,7 +70,7 @@ fn every_chunk_is_valid_json_line_for_line() {
         }
         chunks += 1;
     }
-    assert_eq!(chunks, 8);
+    assert_eq!(chunks, 10);
 }
 
 #[test]
@@ -126,6 +126,104 @@ fn odd_keys_and_values_of_forwarded_records_are_valid() {
     assert_eq!(
         text("fwd.f32", &Options::default()),
         "{\"k\":\"f32\",\"v\":1.1}\n"
+    );
+}
+
+/// The lines of each object's folder, in the order of their first events.
+fn by_name(name: &str, template: &str, options: &Options) -> Vec<(String, Vec<Value>)> {
+    let data = fs::read(folder().join(format!("{name}.msgpack"))).expect("a captured chunk");
+    let names = Template::parse(template, true).unwrap();
+    let encoded = encode(options, &names, name.as_bytes(), &data, |_| true);
+    assert!(encoded.letters.is_empty() && encoded.skipped.is_empty());
+    let parts = encoded.parts.into_iter();
+    parts
+        .map(|part| (part.name, parsed(&String::from_utf8(part.text).unwrap())))
+        .collect()
+}
+
+/// Fluentd tags text as binary, keys too. All but the last three records of these chunks are text, or binary that
+/// is UTF-8.
+#[test]
+fn text_that_fluentd_forwards_as_binary_is_what_the_hosts_own_output_says() {
+    for name in ["fluentd.array", "fluentd.packed"] {
+        let ours = parsed(&text(name, &Options::default()));
+        let theirs = hosts(name);
+        let (text, others) = ours.split_at(ours.len() - 3);
+        for (ours, theirs) in text.iter().zip(&theirs) {
+            assert_eq!(Some(ours), theirs.as_ref(), "{name}");
+        }
+        // Bytes that are no text. The host makes other letters of them.
+        let expected = json!({
+            "log": "Y2Fm6SBlbmQ=",
+            "cut": "7ZqM7Js=",
+            "//4=": 1,
+            "gz": "H4sIAAAAAAACA6sAAIMW3IwBAAAA",
+            "surrogate": "7aCA",
+        });
+        assert_eq!(others[0], expected, "{name}");
+        assert_eq!(Some(&others[1]), theirs[ours.len() - 2].as_ref(), "{name}");
+        let expected = json!({"log": "ext", "ext": "YWJj", "1": "integer key", "null": "nil key"});
+        assert_eq!(others[2], expected, "{name}");
+    }
+}
+
+#[test]
+fn keys_that_fluentd_forwards_as_binary_are_found_by_every_option() {
+    let logs = Options {
+        log_key: Some("log".into()),
+        ..Options::default()
+    };
+    let encoded = encoded("fluentd.packed", &logs);
+    assert!(encoded.letters.is_empty() && encoded.skipped.is_empty());
+    let [part] = &encoded.parts[..] else {
+        panic!("{} parts", encoded.parts.len())
+    };
+    let line = |number: usize| {
+        let start = if number == 0 {
+            0
+        } else {
+            part.ends[number - 1]
+        };
+        std::str::from_utf8(&part.text[start..part.ends[number]]).unwrap()
+    };
+    assert_eq!(line(0), "hello\n");
+    assert_eq!(line(1), "q\" b\\ \t 회원가입 😀\n");
+    assert_eq!(line(4), "x".repeat(300) + "\n");
+    assert_eq!(line(5), "hello\n");
+    assert_eq!(line(6), "\"Y2Fm6SBlbmQ=\"\n");
+    assert_eq!(line(8), "ext\n");
+
+    let chosen = Options {
+        data_keys: vec!["log".into(), "a.b".into(), "kubernetes".into()],
+        replace_dots: Some("_".into()),
+        ..Options::default()
+    };
+    let by_name = by_name(
+        "fluentd.packed",
+        "{record.kubernetes.labels.app}/{record.log|empty}",
+        &chosen,
+    );
+    let part = |number: usize| {
+        let (name, lines) = &by_name[number];
+        (name.as_str(), lines.as_slice())
+    };
+    let hello = json!({"log": "hello"});
+    assert_eq!(part(0), ("none/hello", &[hello.clone(), hello][..]));
+    let labels = json!({"app": "web", "app_kubernetes_io/name": "회원"});
+    let labelled = json!({
+        "log": "q\" b\\ \t 회원가입 😀",
+        "kubernetes": {"pod_name": "web-1", "labels": labels},
+    });
+    assert_eq!(part(1), ("web/q__b____회원가입__", &[labelled][..]));
+    assert_eq!(
+        part(2),
+        (
+            "none/empty",
+            &[
+                json!({"log": "", "a_b": {"c_d": 1}}),
+                json!({"log": "Y2Fm6SBlbmQ="})
+            ][..]
+        )
     );
 }
 

@@ -7,6 +7,7 @@ use ferry::chunk::encode;
 use ferry::decode::{Event, Time};
 use ferry::encode::{Encoder, Options};
 use ferry::template::Template;
+use ferry::time::TimeFormat;
 use proptest::prelude::*;
 use rmpv::Value as Packed;
 use serde_json::{Map, Value};
@@ -35,7 +36,11 @@ fn reference(value: &Packed) -> Value {
         Packed::F32(n) => shortest(*n),
         Packed::F64(n) => Value::from(*n),
         Packed::String(s) => String::from_utf8_lossy(s.as_bytes()).into(),
-        Packed::Binary(bytes) | Packed::Ext(_, bytes) => STANDARD.encode_to_string(bytes).into(),
+        Packed::Binary(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => text.into(),
+            Err(_) => STANDARD.encode_to_string(bytes).into(),
+        },
+        Packed::Ext(_, bytes) => STANDARD.encode_to_string(bytes).into(),
         Packed::Array(values) => values.iter().map(reference).collect(),
         Packed::Map(pairs) => {
             let pairs = pairs
@@ -101,6 +106,13 @@ fn strings() -> impl Strategy<Value = Packed> {
     ]
 }
 
+fn bytes_of(text: &Packed) -> &[u8] {
+    match text {
+        Packed::String(text) => text.as_bytes(),
+        other => panic!("{other} is no string"),
+    }
+}
+
 fn values() -> BoxedStrategy<Packed> {
     let leaf = prop_oneof![
         Just(Packed::Nil),
@@ -109,7 +121,7 @@ fn values() -> BoxedStrategy<Packed> {
         any::<u64>().prop_map(Packed::from),
         any::<f64>().prop_map(Packed::F64),
         strings(),
-        proptest::collection::vec(any::<u8>(), 0..24).prop_map(Packed::Binary),
+        strings().prop_map(|text| Packed::Binary(bytes_of(&text).to_vec())),
         (any::<i8>(), proptest::collection::vec(any::<u8>(), 0..24))
             .prop_map(|(kind, bytes)| Packed::Ext(kind, bytes)),
     ];
@@ -124,7 +136,7 @@ fn values() -> BoxedStrategy<Packed> {
 
 /// A map whose keys differ as JSON keys: which of two equal ones counts is the reader's choice.
 fn maps(values: impl Strategy<Value = Packed> + Clone) -> impl Strategy<Value = Packed> {
-    let keys = prop_oneof![8 => strings(), 2 => values.clone()];
+    let keys = prop_oneof![8 => strings(), 3 => values.clone()];
     proptest::collection::vec((keys, values), 0..6).prop_map(|pairs| {
         let unique: BTreeMap<String, (Packed, Packed)> = pairs
             .into_iter()
@@ -134,8 +146,125 @@ fn maps(values: impl Strategy<Value = Packed> + Clone) -> impl Strategy<Value = 
     })
 }
 
+/// The same value, where text is binary as often as `toss` says so. Containers that are keys are written as the
+/// bytes they came as, and are left alone.
+fn as_binary(value: &Packed, toss: &mut impl FnMut() -> bool) -> Packed {
+    match value {
+        Packed::String(text) if text.is_str() && toss() => Packed::Binary(text.as_bytes().to_vec()),
+        Packed::Array(values) => values.iter().map(|value| as_binary(value, toss)).collect(),
+        Packed::Map(pairs) => {
+            let pairs = pairs.iter().map(|(key, value)| {
+                let key = match key {
+                    Packed::Array(_) | Packed::Map(_) => key.clone(),
+                    scalar => as_binary(scalar, toss),
+                };
+                (key, as_binary(value, toss))
+            });
+            Packed::Map(pairs.collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// Names that options and records have in common.
+const NAMES: [&str; 8] = ["log", "k", "a.b", "a_b", "time", "tag", "meta", "회원"];
+
+fn name() -> impl Strategy<Value = String> {
+    proptest::sample::select(&NAMES[..]).prop_map(str::to_owned)
+}
+
+/// A map whose keys may be what options name, and may come twice.
+fn record() -> impl Strategy<Value = Packed> {
+    let key = prop_oneof![4 => name().prop_map(Packed::from), 1 => strings(), 1 => values()];
+    let inner = proptest::collection::vec((key.clone(), values()), 0..4).prop_map(Packed::Map);
+    let value = prop_oneof![4 => strings(), 3 => values(), 3 => inner];
+    proptest::collection::vec((key, value), 0..8).prop_map(Packed::Map)
+}
+
+/// A chunk: the start of a group, and events of either form, of which one is too deep.
+fn events() -> impl Strategy<Value = Vec<Packed>> {
+    let time = |seconds: u32| {
+        let bytes = [seconds.to_be_bytes(), [0; 4]].concat();
+        Packed::Ext(0, bytes)
+    };
+    let event = move |(legacy, seconds, metadata, body): (bool, u32, Packed, Packed)| {
+        if legacy {
+            Packed::Array(vec![time(seconds), body])
+        } else {
+            Packed::Array(vec![Packed::Array(vec![time(seconds), metadata]), body])
+        }
+    };
+    let mark = (record(), record())
+        .prop_map(move |(metadata, body)| event((false, u32::MAX, metadata, body)));
+    let deep = name().prop_map(move |key| {
+        let body = (0..150).fold(Packed::from("deep"), |inner, _| {
+            Packed::Map(vec![(key.as_str().into(), inner)])
+        });
+        event((false, 7, Packed::Map(vec![]), body))
+    });
+    let events = proptest::collection::vec(
+        prop_oneof![9 => (any::<bool>(), 0u32..100_000, record(), record()).prop_map(event), 1 => deep],
+        1..6,
+    );
+    (mark, events).prop_map(|(mark, mut events)| {
+        events.insert(events.len() / 2, mark);
+        events
+    })
+}
+
+fn options() -> impl Strategy<Value = Options> {
+    let maybe = || proptest::option::of(name());
+    (
+        proptest::option::weighted(0.3, name()),
+        proptest::collection::vec(name(), 0..3),
+        maybe(),
+        maybe(),
+        maybe(),
+        proptest::option::of(proptest::sample::select(&["_", "", "\""][..])),
+    )
+        .prop_map(
+            |(log_key, data_keys, time, tag_key, metadata_key, dots)| Options {
+                log_key,
+                data_keys,
+                time: time.map(|key| (key, TimeFormat::Iso8601)),
+                tag_key,
+                metadata_key,
+                replace_dots: dots.map(str::to_owned),
+            },
+        )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Fluentd forwards text as binary. Whether it did, no line shows.
+    #[test]
+    fn text_that_came_as_binary_changes_no_line(
+        events in events(),
+        options in options(),
+        template in proptest::sample::select(&["x", "{record.log}", "{record.k.a_b|none}/%H", "{record.회원}-{tag}"][..]),
+        tosses in proptest::collection::vec(any::<bool>(), 61),
+    ) {
+        let names = Template::parse(template, true).unwrap();
+        let mut tosses = tosses.iter().cycle();
+        let mut toss = || *tosses.next().expect("without end");
+        let text: Vec<u8> = events.iter().flat_map(packed).collect();
+        let binary: Vec<u8> = events
+            .iter()
+            .flat_map(|event| packed(&as_binary(event, &mut toss)))
+            .collect();
+        let told = |chunk: &[u8]| {
+            let encoded = encode(&options, &names, b"app.http", chunk, |_| true);
+            let lines: Vec<_> = encoded
+                .parts
+                .into_iter()
+                .map(|part| (part.name, part.first, part.text.escape_ascii().to_string(), part.events))
+                .collect();
+            let letters: Vec<_> = encoded.letters.into_iter().map(|letter| letter.reason).collect();
+            (lines, letters, encoded.lettered, encoded.skipped, encoded.events)
+        };
+        prop_assert_eq!(told(&binary), told(&text));
+    }
 
     #[test]
     fn any_record_reads_back_as_the_reference_says(body in maps(values())) {

@@ -52,7 +52,7 @@ struct Setup<'a> {
 
 impl<'a> Setup<'a> {
     fn read(data: &'a [u8]) -> Self {
-        const KEYS: [&str; 8] = ["k", "log", "time", "a.b", "a_b", "1", "AQ==", "resource"];
+        const KEYS: [&str; 8] = ["k", "log", "time", "a.b", "a_b", "1", "/w==", "resource"];
         const DOTS: [&str; 4] = ["_", "", ".", "\""];
         const NAMES: [&str; 8] = [
             "x",

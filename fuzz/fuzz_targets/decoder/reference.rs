@@ -204,9 +204,9 @@ pub fn line(options: &Options, tag: &[u8], event: &Event) -> Option<Value> {
         let mut group = Map::new();
         if let Some(given) = event.group {
             pairs.extend(self::pairs(given.body)?);
-            group = object(options, self::pairs(given.metadata)?)?;
+            group = object(options, with_ids(options, self::pairs(given.metadata)?)?)?;
         }
-        let mut metadata = object(options, pairs)?;
+        let mut metadata = object(options, with_ids(options, pairs)?)?;
         if !group.is_empty() {
             metadata.insert("group".into(), group.into());
         }
@@ -251,13 +251,13 @@ pub fn json_depth(value: &Value) -> usize {
     }
 }
 
-/// The value of the `log_key`: a string as it is, anything else as JSON.
+/// The value of the `log_key`: text as it is, anything else as JSON.
 pub fn check_log_value(line: &[u8], options: &Options, key: &str, event: &Event) {
     let Some(value) = log_value(key, event) else {
         return;
     };
-    if let Packed::String(text) = value {
-        return assert_eq!(line, text.as_bytes());
+    if let Some(text) = text(&value) {
+        return assert_eq!(line, text);
     }
     let text = std::str::from_utf8(line).expect("UTF-8");
     let read: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
@@ -301,6 +301,15 @@ fn keys(object: &str) -> Vec<String> {
     json.deserialize_map(Keys).expect("an object")
 }
 
+/// The bytes of what is text: strings, whatever they hold, and binary that is UTF-8.
+fn text(value: &Packed) -> Option<&[u8]> {
+    match value {
+        Packed::String(text) => Some(text.as_bytes()),
+        Packed::Binary(bytes) => std::str::from_utf8(bytes).ok().map(str::as_bytes),
+        _ => None,
+    }
+}
+
 type Pairs = Vec<(Packed, Packed)>;
 
 fn pairs(map: &[u8]) -> Option<Pairs> {
@@ -328,11 +337,7 @@ fn chosen(options: &Options, event: &Event) -> Option<Pairs> {
             .into_iter()
             .flatten()
             .any(|own| written.as_ref() == Some(own));
-        let raw = match name {
-            Packed::String(name) => Some(name.as_bytes()),
-            _ => None,
-        };
-        let is_wanted = |wanted: &String| raw == Some(wanted.as_bytes());
+        let is_wanted = |wanted: &String| text(name) == Some(wanted.as_bytes());
         let all = options.data_keys.is_empty();
         !is_ours && (all || options.data_keys.iter().any(is_wanted))
     });
@@ -340,11 +345,9 @@ fn chosen(options: &Options, event: &Event) -> Option<Pairs> {
 }
 
 fn log_value(key: &str, event: &Event) -> Option<Packed> {
-    let is =
-        |name: &Packed| matches!(name, Packed::String(name) if name.as_bytes() == key.as_bytes());
     let mut pairs = pairs(event.body)?.into_iter();
     let (_, value) = pairs
-        .find(|(name, _)| is(name))
+        .find(|(name, _)| text(name) == Some(key.as_bytes()))
         .expect("an event without it has no line");
     Some(value)
 }
@@ -375,6 +378,33 @@ fn object(options: &Options, pairs: Pairs) -> Option<Map<String, Value>> {
         .collect()
 }
 
+/// The same pairs, with what are OTLP's ids as the text that they are in a line.
+fn with_ids(options: &Options, pairs: Pairs) -> Option<Pairs> {
+    fn inner(options: &Options, value: Packed) -> Option<Packed> {
+        Some(match value {
+            Packed::Map(pairs) => Packed::Map(with_ids(options, pairs)?),
+            Packed::Array(values) => {
+                let values = values.into_iter().map(|value| inner(options, value));
+                Packed::Array(values.collect::<Option<_>>()?)
+            }
+            other => other,
+        })
+    }
+    let pairs = pairs.into_iter().map(|(name, value)| {
+        let value = match (key(options, &name)?.as_str(), value) {
+            ("trace_id", Packed::Binary(id)) if id.len() == 16 => {
+                STANDARD.encode_to_string(id).into()
+            }
+            ("span_id", Packed::Binary(id)) if id.len() == 8 => {
+                STANDARD.encode_to_string(id).into()
+            }
+            (_, value) => inner(options, value)?,
+        };
+        Some((name, value))
+    });
+    pairs.collect()
+}
+
 /// A 32-bit float by the shortest digits that read back as it. Where two texts of that length lie equally near
 /// (1.0976562 and 1.0976563 for 1.09765625), serde_json's is taken, and not the standard library's.
 fn shortest(n: f32) -> Value {
@@ -397,7 +427,11 @@ fn json(options: &Options, value: &Packed) -> Option<Value> {
         Packed::F32(n) => shortest(*n),
         Packed::F64(n) => (*n).into(),
         Packed::String(text) => String::from_utf8_lossy(text.as_bytes()).into(),
-        Packed::Binary(bytes) | Packed::Ext(_, bytes) => STANDARD.encode_to_string(bytes).into(),
+        Packed::Binary(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => text.into(),
+            Err(_) => STANDARD.encode_to_string(bytes).into(),
+        },
+        Packed::Ext(_, bytes) => STANDARD.encode_to_string(bytes).into(),
         Packed::Array(values) => {
             let values = values.iter().map(|value| json(options, value));
             values.collect::<Option<Vec<_>>>()?.into()
