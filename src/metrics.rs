@@ -359,6 +359,8 @@ pub struct Metrics {
     pub spool: Gauge,
     /// Bytes there may be.
     pub spool_limit: Gauge,
+    /// Chunks of the spool whose file is not there.
+    pub missing_chunks: Gauge,
     /// Seconds since the oldest record came that is not delivered.
     pub oldest: Gauge,
     /// Bytes of dead letters.
@@ -373,8 +375,10 @@ pub struct Metrics {
     // What only a person who reads the last line of a run wants to know.
     /// Chunks that a killed host handed over again, and that were in the spool already.
     pub replayed_chunks: Counter,
-    /// Chunks that the spool could not give back.
+    /// Chunks that were damaged in the spool.
     pub corrupt_chunks: Counter,
+    /// Those of them whose bytes lie in its quarantine.
+    pub quarantined_chunks: Counter,
 
     // What other figures are made from.
     /// Flushes that wait for the destination.
@@ -430,7 +434,7 @@ pub struct Figure {
 }
 
 /// Every family there is.
-pub static FAMILIES: [Family; 19] = [
+pub static FAMILIES: [Family; 20] = [
     Family {
         name: "ferry_records_total",
         kind: Kind::Counter,
@@ -528,6 +532,13 @@ pub static FAMILIES: [Family; 19] = [
         label: None,
         help: "The key spool_limit; 0 without a spool",
         read: |metrics| metrics.spool_limit.read(),
+    },
+    Family {
+        name: "ferry_spool_missing_chunks",
+        kind: Kind::Gauge,
+        label: None,
+        help: "Chunks that were accepted and whose file somebody took out of the spool's folder",
+        read: |metrics| metrics.missing_chunks.read(),
     },
     Family {
         name: "ferry_oldest_unsent_seconds",

@@ -55,6 +55,8 @@ mod spooled;
 const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
 /// A chunk and its lines together are taken to need so many times the chunk's bytes.
 const MEMORY_FACTOR: usize = 2;
+/// Files that a line in the log names, at most.
+const MOST_NAMED: usize = 5;
 /// Memory is counted in units of so many bytes.
 const MEMORY_UNIT: usize = 1024;
 /// In direct mode: how long a flush waits until a target's [`Shape`] is known.
@@ -295,19 +297,24 @@ impl Pipeline {
 
     /// Says that the spool's disk fails. Whatever failed is tried again.
     fn spool_trouble(&self, error: &io::Error) {
+        match says_remedy(error) {
+            true => self.say_spool_trouble(&error.to_string()),
+            false => {
+                self.say_spool_trouble(&format!("{error}: look at the disk's space and health"));
+            }
+        }
+    }
+
+    fn say_spool_trouble(&self, trouble: &str) {
         let place = match &self.config.spool {
             Some(spool) => spool.dir.display().to_string(),
             None => String::new(),
-        };
-        let remedy = match says_remedy(error) {
-            true => "",
-            false => ": look at the disk's space and health",
         };
         self.log.trouble(
             Level::Error,
             "spool",
             &format!(
-                "the spool in {place} cannot be used: {error}; data is held back until it can{remedy}"
+                "the spool in {place} cannot be used, and data is held back until it can: {trouble}"
             ),
         );
     }
@@ -364,6 +371,7 @@ impl Pipeline {
             Some(spool) => {
                 let usage = spool.usage();
                 metrics.spool.set(usage.bytes as f64);
+                metrics.missing_chunks.set(usage.missing as f64);
                 metrics.spool_limit.set(usage.limit as f64);
                 usage.oldest.map_or(0.0, |oldest| since(oldest, now()))
             }
@@ -395,6 +403,50 @@ impl Pipeline {
         tokio::task::spawn_blocking(move || drop(pipeline.letters.usage()));
     }
 
+    /// Sees to it that a restart would find what was accepted, and says what is the matter. To be called about once a second.
+    pub fn look_at_spool(&self) {
+        let Some(spool) = self.spool.get() else {
+            return;
+        };
+        let health = spool.look();
+        for (kind, notice) in &health.notices {
+            self.log
+                .trouble(Level::Warn, kind, &format!("the spool: {notice}"));
+        }
+        match &health.trouble {
+            Some(trouble) => self.say_spool_trouble(trouble),
+            None => self.log.recovered("spool", "the spool can be used again"),
+        }
+        if health.missing.is_empty() {
+            self.log
+                .recovered("spool_missing", "no file of the spool is missing any more");
+            return;
+        }
+        let chunks: u64 = health.missing.iter().map(|(_, chunks)| chunks).sum();
+        let names: Vec<&str> = health.missing.iter().map(|(name, _)| &name[..]).collect();
+        let (named, more) = names.split_at(names.len().min(MOST_NAMED));
+        let more = match more.len() {
+            0 => String::new(),
+            more => format!(" and {more} more files"),
+        };
+        self.log.trouble(
+            Level::Error,
+            "spool_missing",
+            &format!(
+                "{chunks} chunks that were accepted cannot be delivered: {}{more} in the spool's folder were taken away, or \
+                 are not whole. They are waited for: put them back; after a restart without them these chunks are lost",
+                named.join(", ")
+            ),
+        );
+    }
+
+    /// Counts a chunk that was damaged in the spool, and says so.
+    fn corrupt(&self, words: &str, kept: bool) {
+        self.log.say(Level::Error, words);
+        self.metrics.corrupt_chunks.add(1);
+        self.metrics.quarantined_chunks.add(u64::from(kept));
+    }
+
     /// What was done so far, in a line.
     pub fn summary(&self) -> String {
         let metrics = &self.metrics;
@@ -424,8 +476,16 @@ impl Pipeline {
             if metrics.corrupt_chunks.get() > 0 {
                 let _ = write!(
                     line,
-                    ", {} were damaged and lie in its quarantine",
-                    metrics.corrupt_chunks.get()
+                    ", {} were damaged and are lost: the bytes of {} of them lie in its quarantine",
+                    metrics.corrupt_chunks.get(),
+                    metrics.quarantined_chunks.get(),
+                );
+            }
+            if usage.missing > 0 {
+                let _ = write!(
+                    line,
+                    "; {} of the chunks that stay are in files that are missing: put them back before the next start",
+                    usage.missing
                 );
             }
         }

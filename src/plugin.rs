@@ -40,6 +40,8 @@ const CUT_OFF: Duration = Duration::from_millis(500);
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 /// How often the dead-letter folder is looked into, where nothing is written there.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How often it is looked whether the spool's files are still where a restart would find them.
+const LOOK_AT_SPOOL_EVERY: Duration = Duration::from_secs(1);
 /// How often the figures are said in the log, where the host has no page for them and nothing else is set.
 const SAY_EVERY: Duration = Duration::from_secs(300);
 
@@ -163,6 +165,10 @@ impl Instance {
             let (pipeline, board) = (Arc::clone(&pipeline), Arc::clone(board));
             runtime.spawn(every(SHOW_EVERY, move || board.show(&pipeline.figures())));
         }
+        if spool.is_some() {
+            let look = Arc::clone(&pipeline);
+            runtime.spawn(every(LOOK_AT_SPOOL_EVERY, move || look.look_at_spool()));
+        }
         let look = Arc::clone(&pipeline);
         runtime.spawn(every(LOOK_EVERY, move || look.look_at_letters()));
         if let Some(listener) = listener {
@@ -253,6 +259,7 @@ impl Instance {
                 // What is still on its way is cut off; the spool knows that it had begun.
                 runtime.shutdown_timeout(CUT_OFF);
                 spool.close();
+                self.pipeline.look_at_spool();
             } else {
                 runtime.shutdown_timeout(self.exit_deadline);
             }

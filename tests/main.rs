@@ -17,6 +17,7 @@ mod header;
 mod metrics;
 mod reference;
 mod senders;
+mod spool_away;
 mod spool_tool;
 mod stopping;
 mod unsafe_code;

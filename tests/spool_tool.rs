@@ -133,7 +133,7 @@ fn it_looks_into_more_segments_than_it_may_open_files() {
         (&["export"], "{\"n\":7}"),
     ] {
         let told = Command::new("sh")
-            .args(["-c", "ulimit -n 16; exec \"$@\"", "sh"])
+            .args(["-c", "ulimit -n 32; exec \"$@\"", "sh"])
             .arg(env!("CARGO_BIN_EXE_ferry-spool"))
             .args(arguments)
             .arg(dir.path())

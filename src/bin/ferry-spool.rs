@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use ferry::chunk::encode;
@@ -13,7 +15,8 @@ use ferry::decode::Time;
 use ferry::encode::Options;
 use ferry::settle::EventSet;
 use ferry::spool::disk::{Disk, LocalDisk};
-use ferry::spool::scan::{Check, Place, Survey, survey};
+use ferry::spool::handles::Handles;
+use ferry::spool::scan::{Check, Missing, Place, Survey, survey};
 use ferry::spool::{Content, Events, Seq};
 use ferry::template::Template;
 use ferry::time::{TimeFormat, write_iso8601};
@@ -89,7 +92,7 @@ fn run(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> io::Re
         Command::Inspect { dir, json } => {
             let disk = LocalDisk::look(dir)?;
             let survey = survey(&disk, Check::LastSegment)?;
-            let tags = tags(&survey, &disk)?;
+            let tags = tags(&survey, &Handles::new(Arc::new(disk)))?;
             match json {
                 true => writeln!(out, "{:#}", inspect_json(&survey, &tags))?,
                 false => inspect(&survey, &tags, out)?,
@@ -97,7 +100,9 @@ fn run(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> io::Re
             Ok(true)
         }
         Command::Verify { dir } => verify(&survey(&LocalDisk::look(dir)?, Check::All)?, out),
-        Command::Export { dir, choice } => export(&LocalDisk::look(dir)?, choice, out, errors),
+        Command::Export { dir, choice } => {
+            export(Arc::new(LocalDisk::look(dir)?), choice, out, errors)
+        }
     }
 }
 
@@ -109,15 +114,16 @@ struct Waiting {
     oldest: Time,
 }
 
-fn tags(survey: &Survey, disk: &dyn Disk) -> io::Result<BTreeMap<Vec<u8>, Waiting>> {
+fn tags(survey: &Survey, handles: &Handles) -> io::Result<BTreeMap<Vec<u8>, Waiting>> {
     let mut tags = BTreeMap::new();
     for (_, place) in unfinished(survey) {
-        let tag = match place.tag(disk) {
-            Ok(tag) => tag,
+        let file = match handles.get(place.segment) {
+            Ok(file) => file,
             // It is finished since.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
+        let tag = place.tag(&*file)?;
         let waiting = tags.entry(tag).or_insert(Waiting {
             chunks: 0,
             bytes: 0,
@@ -216,10 +222,13 @@ fn inspect(
             )?;
         }
     }
+    for missing in survey.missing() {
+        writeln!(out, "{missing}")?;
+    }
     for (name, bytes) in &survey.spares {
         writeln!(
             out,
-            "{name:<24} {bytes} bytes that wait to be written again"
+            "{name:<24} {bytes} bytes that wait to be written again or freed"
         )?;
     }
     for (name, what) in &survey.foreign {
@@ -340,6 +349,10 @@ fn inspect_json(survey: &Survey, tags: &BTreeMap<Vec<u8>, Waiting>) -> Value {
     let settled = partly_settled(survey)
         .map(|chunk| json!({ "chunk": chunk, "events": pairs(survey.settled(chunk)) }));
     let file = |(name, bytes): &(String, u64)| json!({ "name": name, "bytes": bytes });
+    let missing = |missing: &Missing| {
+        let Missing { first, frames } = missing;
+        json!({ "first": first, "frames": [frames.start, frames.end - 1] })
+    };
     let foreign = |(name, what): &(String, String)| json!({ "name": name, "what": what });
     json!({
         "spool": survey.spool.map(hex),
@@ -351,6 +364,7 @@ fn inspect_json(survey: &Survey, tags: &BTreeMap<Vec<u8>, Waiting>) -> Value {
         "tags": tags.iter().map(tag).collect::<Vec<_>>(),
         "pending": pending.collect::<Vec<_>>(),
         "settled": settled.collect::<Vec<_>>(),
+        "missing": survey.missing().iter().map(missing).collect::<Vec<_>>(),
         "quarantine": survey.quarantine.iter().map(file).collect::<Vec<_>>(),
         "spares": survey.spares.iter().map(file).collect::<Vec<_>>(),
         "foreign": survey.foreign.iter().map(foreign).collect::<Vec<_>>(),
@@ -358,13 +372,17 @@ fn inspect_json(survey: &Survey, tags: &BTreeMap<Vec<u8>, Waiting>) -> Value {
 }
 
 /// Runs as pairs of the first event and the one behind the last.
-fn pairs(runs: &[std::ops::Range<u32>]) -> Vec<[u32; 2]> {
+fn pairs(runs: &[Range<u32>]) -> Vec<[u32; 2]> {
     runs.iter().map(|run| [run.start, run.end]).collect()
 }
 
-/// Says what is damaged, a line each. Whether nothing is.
+/// Says what is damaged or missing, a line each. Whether nothing is.
 fn damages(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
     let mut sound = true;
+    for missing in survey.missing() {
+        writeln!(out, "{missing}")?;
+        sound = false;
+    }
     for segment in &survey.segments {
         for damage in &segment.damage {
             writeln!(out, "{}: {damage}", segment.name())?;
@@ -395,12 +413,13 @@ fn verify(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
 
 /// Writes records, and says what cannot be written. Whether nothing is damaged.
 fn export(
-    disk: &dyn Disk,
+    disk: Arc<dyn Disk>,
     choice: &Choice,
     out: &mut dyn Write,
     errors: &mut dyn Write,
 ) -> io::Result<bool> {
-    let survey = survey(disk, Check::LastSegment)?;
+    let survey = survey(&*disk, Check::LastSegment)?;
+    let handles = Handles::new(disk);
     let mut sound = damages(&survey, errors)?;
     let format = TimeFormat::Iso8601;
     let options = Options {
@@ -413,9 +432,17 @@ fn export(
         if !choice.all && survey.is_finished(chunk) {
             continue;
         }
-        let stored = match place.read(disk) {
-            Ok(Some(stored)) => stored,
-            Ok(None) => {
+        let file = match handles.get(place.segment) {
+            Ok(file) => file,
+            // It is finished since.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let stored = match place.read(&*file)? {
+            Ok(stored) => stored,
+            // It was removed while it was read, and emptied or written over.
+            Err(_) if !handles.is_named(place.segment, &*file)? => continue,
+            Err(_) => {
                 let Place {
                     segment, offset, ..
                 } = place;
@@ -426,9 +453,6 @@ fn export(
                 sound = false;
                 continue;
             }
-            // It is finished since.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
         };
         let mut settled = EventSet::default();
         if !choice.all {
@@ -458,7 +482,6 @@ fn export(
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use ferry::settle::chunk_id;

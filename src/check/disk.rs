@@ -30,6 +30,8 @@ struct Use {
     key: &'static str,
     limit_key: &'static str,
     limit: u64,
+    /// What becomes of what is in it where another folder is named.
+    left_behind: &'static str,
 }
 
 /// What was found in a folder.
@@ -70,6 +72,7 @@ pub(super) async fn check(
             key: "spool_dir",
             limit_key: "spool_limit",
             limit: spool.limit,
+            left_behind: ", where what an earlier run left in this one is not delivered from",
         };
         if let Some(found) = folder(&spool.dir, what, options, report).await {
             let took = format!(
@@ -94,6 +97,7 @@ pub(super) async fn check(
         key: "dead_letter_dir",
         limit_key: "dead_letter_limit",
         limit: config.dead_letter_limit,
+        left_behind: "",
     };
     folder(&config.dead_letter_dir, what, options, report).await;
 }
@@ -106,6 +110,7 @@ pub(super) async fn destination(dir: &Path, options: &Options, report: &mut Repo
         key: "url",
         limit_key: "",
         limit: 0,
+        left_behind: "",
     };
     folder(dir, what, options, report).await;
 }
@@ -125,8 +130,8 @@ async fn folder(
                 what.dir_check,
                 format!("'{shown}' cannot be written to: {error}"),
                 format!(
-                    "name another folder in {}, or make it for the user that Fluent Bit runs as: install -d -m 700 -o USER '{shown}'",
-                    what.key
+                    "make it for the user that Fluent Bit runs as: install -d -m 700 -o USER '{shown}'; or name another folder in {}{}",
+                    what.key, what.left_behind
                 ),
             );
             return None;
@@ -288,16 +293,19 @@ fn nameless(dir: &Path) -> io::Result<File> {
     }
 }
 
+/// Whether an instance has the folder, or its file `lock`: earlier versions lock that alone.
 fn is_locked(dir: &Path) -> io::Result<bool> {
-    match File::open(dir.join("lock")) {
-        Ok(lock) => match lock.try_lock() {
-            Ok(()) => Ok(false),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(true),
-            Err(std::fs::TryLockError::Error(error)) => Err(error),
-        },
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
+    for path in [dir.to_owned(), dir.join("lock")] {
+        let found = match File::open(path) {
+            Ok(file) => file.try_lock(),
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if matches!(found, Err(std::fs::TryLockError::WouldBlock)) {
+            return Ok(true);
+        }
     }
+    Ok(false)
 }
 
 /// What is no local disk, by the magic numbers of statfs(2).

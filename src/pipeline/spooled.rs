@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::objects::{Body, Bounds, Objects, SealedObject};
 use super::{MEMORY_FACTOR, Pipeline, Queued};
@@ -44,6 +44,9 @@ const PIECE_FACTOR: usize = 4;
 /// What an object on its way needs beside its bytes and tickets, about: its names, its flight, its note, its place
 /// in the lane. Where each event is an object, that is most of it.
 const SENDING_BYTES: usize = 1_024;
+
+/// How often it is asked whether a missing file is back.
+const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
 
 /// Steps of nice(2) by which encoding and compressing step back: who waits for a flush, the host's threads and
 /// the application beside it come first, and the spool keeps what comes meanwhile. A quarter of a processor is
@@ -148,6 +151,10 @@ pub(super) struct Feed {
     chunk_bytes: usize,
     /// Chunks to be read again, and when.
     again: BTreeSet<(Instant, Seq, u32)>,
+    /// Chunks of segments whose file is missing. They hold up nothing but themselves.
+    absent: BTreeMap<Seq, Vec<(Seq, u32)>>,
+    /// When it is asked whether such a file is back.
+    absent_until: Instant,
     /// For a blob store.
     objects: Option<Objects>,
     /// Objects that had begun before a restart, and from when on they are to be built.
@@ -185,6 +192,8 @@ impl Feed {
             chunks: HashMap::new(),
             chunk_bytes: 0,
             again: BTreeSet::new(),
+            absent: BTreeMap::new(),
+            absent_until: Instant::now(),
             objects,
             begun: VecDeque::new(),
             sending: HashMap::new(),
@@ -283,6 +292,10 @@ impl Feed {
                     .enqueue(String::new(), queued.into_iter().collect());
             }
             let stopping = *draining.borrow_and_update();
+            if self.absent_until <= now || stopping {
+                self.absent_until = now + LOOK_FOR_ABSENT;
+                self.take_back(now);
+            }
             if let Some(objects) = &mut self.objects {
                 let mut sealed = objects.seal_aged(now);
                 // What is open holds its chunks in the spool. A spool that fills up with them would turn
@@ -327,7 +340,9 @@ impl Feed {
             let again = self.again.first().map(|(at, ..)| *at).filter(|_| room);
             let begun = self.begun.iter().map(|(at, ..)| *at).min().filter(|_| room);
             let resend = self.resend.first().map(|(at, _)| *at);
-            let wake = [due, again, begun, resend].into_iter().flatten().min();
+            let absent = (!self.absent.is_empty()).then_some(self.absent_until);
+            let wakes = [due, again, begun, resend, absent];
+            let wake = wakes.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 Some(landed) = self.landing.recv() => self.land(landed),
@@ -407,14 +422,13 @@ impl Feed {
         let stored = self.background.run(move || spool.read(chunk)).await;
         let stored = match stored.unwrap_or_else(|_| Err(went_down())) {
             Ok(stored) => stored,
-            Err(Unreadable::Corrupt(words)) => {
-                self.pipeline.log.say(Level::Error, &words);
-                self.pipeline.metrics.corrupt_chunks.add(1);
-                self.skip.remove(&chunk);
-                match self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
-                    Some(hold) => hold.keep(),
-                    None => self.spool.finish(chunk),
-                }
+            Err(Unreadable::Corrupt { words, kept }) => {
+                self.pipeline.corrupt(&words, kept);
+                return self.pass_over(chunk);
+            }
+            Err(Unreadable::Finished) => return self.pass_over(chunk),
+            Err(Unreadable::Missing(segment)) => {
+                self.absent.entry(segment).or_default().push((chunk, tries));
                 return;
             }
             Err(Unreadable::Disk(error)) => {
@@ -520,6 +534,26 @@ impl Feed {
             }
         }
         hold.keep();
+    }
+
+    /// Nothing can be read of a chunk: what is left of it is on its way already.
+    fn pass_over(&mut self, chunk: Seq) {
+        self.skip.remove(&chunk);
+        match self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
+            Some(hold) => hold.keep(),
+            None => self.spool.finish(chunk),
+        }
+    }
+
+    /// Takes up the chunks of files that were missing and are there again.
+    fn take_back(&mut self, now: Instant) {
+        let spool = &self.spool;
+        let back = self
+            .absent
+            .extract_if(.., |segment, _| !spool.is_missing(*segment));
+        let chunks = back.flat_map(|(_, chunks)| chunks);
+        self.again
+            .extend(chunks.map(|(chunk, tries)| (now, chunk, tries)));
     }
 
     /// Keeps what cannot be sent. Where that fails the chunk's flight fails.
@@ -663,7 +697,6 @@ impl Feed {
         let built = match built.await {
             Ok(Ok(built)) => {
                 for chunk in built.corrupt {
-                    self.pipeline.metrics.corrupt_chunks.add(1);
                     // Nobody reads it any more: only this object's tickets are left of it.
                     let hold = self.chunks.get_mut(&chunk);
                     if let Some(hold) = hold.and_then(|chunk| chunk.hold.take()) {
@@ -675,11 +708,12 @@ impl Feed {
                 kept.is_continue()
                     .then_some((built.body, built.lines, built.skipped))
             }
-            Ok(Err(error)) => {
+            Ok(Err(Unreadable::Disk(error))) => {
                 self.pipeline.spool_trouble(&error);
                 None
             }
-            Err(_) => None,
+            // A missing file is said by whoever looks for it.
+            Ok(Err(_)) | Err(_) => None,
         };
         let Some((body, lines, skipped)) = built else {
             // What else there is goes on meanwhile.
@@ -736,19 +770,24 @@ fn build_again(
     pipeline: &Pipeline,
     spool: &Spool,
     contents: &[Content],
-) -> std::io::Result<Rebuilt> {
+) -> Result<Rebuilt, Unreadable> {
     let mut lines = 0;
     let mut body = Body::new(pipeline.config.compression);
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
     for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
         let stored = match spool.read(content.chunk) {
             Ok(stored) => stored,
-            Err(Unreadable::Corrupt(words)) => {
-                pipeline.log.say(Level::Error, &words);
+            Err(Unreadable::Corrupt { words, kept }) => {
+                pipeline.corrupt(&words, kept);
                 corrupt.push(content.chunk);
                 continue;
             }
-            Err(Unreadable::Disk(error)) => return Err(error),
+            Err(Unreadable::Finished) => {
+                corrupt.push(content.chunk);
+                continue;
+            }
+            // The object has the lines that its note names, or it waits.
+            Err(later) => return Err(later),
         };
         let wanted = |event| is_in(&content.events, event);
         let mut encoded = pipeline.encode(&stored.tag, &stored.data, wanted);

@@ -48,7 +48,7 @@ pub(super) struct Head {
     pub(super) spool: u64,
     pub(super) tag_len: u32,
     pub(super) data_len: u32,
-    /// Chunks only.
+    /// When a chunk came. In a Begin frame its seconds are the number of the segment before.
     pub(super) arrived: Time,
     /// `chunk_id` of tag and data: identity and checksum in one.
     pub(super) id: ChunkId,
@@ -111,6 +111,12 @@ impl Head {
             id: fields.take()?,
         };
         (number < NUMBERS).then_some(head)
+    }
+
+    /// Of a Begin frame: the segment that was the newest one before.
+    pub(super) fn previous(&self) -> Option<Seq> {
+        let previous = u64::try_from(self.arrived.seconds);
+        previous.ok().filter(|previous| *previous > 0)
     }
 
     /// Bytes of tag and data.
@@ -246,11 +252,25 @@ pub(super) fn removed_name(n: u64) -> String {
     spare_name((FIRSTS - 1).saturating_sub(n))
 }
 
+/// The name of what is to become a segment's file in place of one that was taken away.
+pub(super) fn copy_name(first: Seq) -> String {
+    format!("{first:020}.copy")
+}
+
+/// The segment that a file was to become, if it was to.
+pub(super) fn copy_first(name: &str) -> Option<Seq> {
+    let stem = name.strip_suffix(".copy")?;
+    segment_first(&format!("{stem}.seg"))
+}
+
 /// Whether a file waits to be written again.
 pub(super) fn is_spare(name: &str) -> bool {
     let stem = name.strip_suffix(".spare");
     stem.is_some_and(|stem| segment_first(&format!("{stem}.seg")).is_some())
 }
+
+/// The file that keeps room on the disk for notes.
+pub(super) const RESERVE: &str = "reserve";
 
 /// The folder that damaged bytes are copied to.
 pub(super) const QUARANTINE: &str = "quarantine/";
@@ -258,6 +278,11 @@ pub(super) const QUARANTINE: &str = "quarantine/";
 /// Where the damaged bytes at `offset` of a segment are copied to.
 pub(super) fn quarantine_name(first: Seq, offset: u64) -> String {
     format!("{QUARANTINE}{first:020}-{offset}.bin")
+}
+
+/// Where a file goes that somebody put into a segment's place, the n-th of them.
+pub(super) fn displaced_name(first: Seq, n: u32) -> String {
+    format!("{QUARANTINE}{first:020}.{n}.seg")
 }
 
 /// The segment and the offset in the name of a file of damaged bytes, if it is one.
@@ -358,6 +383,10 @@ mod tests {
         assert_ne!(removed_name(0), removed_name(1));
         assert!(!is_spare(&segment_name(42)));
         assert_eq!(segment_first(&spare_name(42)), None);
+        assert_eq!(copy_first(&copy_name(42)), Some(42));
+        assert_eq!(copy_first(&segment_name(42)), None);
+        assert_eq!(segment_first(&copy_name(42)), None);
+        assert_eq!(quarantine_place(&displaced_name(42, 1)), None);
         assert_eq!(quarantine_place(&quarantine_name(42, 640)), Some((42, 640)));
         for name in [
             "quarantine/42-640.bin",

@@ -16,7 +16,7 @@
 //! 16  data       its length
 //! 20  arrival    nanoseconds (chunks; else 0)
 //! 24  number     of the frame, 64 bits
-//! 32  arrival    seconds since 1970, signed, 64 bits
+//! 32  arrival    seconds since 1970, signed, 64 bits (Begin: the number of the segment before, 0: none or not said)
 //! 40  spool      the spool's own random number, 64 bits
 //! 48  id         16 bytes: settle::chunk_id(tag, data)
 //! 64  tag, data, zeros up to the next multiple of 8
@@ -61,6 +61,27 @@
 //! an fsync fails, cutting the file back fails too, and then the process (not the machine) dies, the next
 //! process finds frames in the page cache, and has only a new fsync's word that they are on the disk.
 //!
+//! # Names
+//!
+//! A restart finds what has its name in the directory that the path leads to, and nothing else. People and cleaners
+//! move, remove and restore files while a spool is at work:
+//!
+//! - Everything is reached through the directory as it was opened, so it may be moved or mounted over. The file that is
+//!   written to stays open, and 16 of the others, the last ones used: they are read whatever becomes of their names.
+//! - A chunk is answered only if, after its fsync, the segment's name leads to the file that was written to, and the
+//!   path to the directory; device and inode are compared. What becomes of chunks can be noted wherever the directory is,
+//!   since they are in it as well.
+//! - An open file whose name is gone, or another file's, is written again: into `<number>.copy`, which is synced and then
+//!   renamed to the segment's name. Numbers and places stay what they were. What had the name goes to
+//!   `quarantine/`, as `<number>.<n>.seg`. Until that is done nobody is answered. About once a second
+//!   ([`Spool::look`]) all open files are looked at, so that what is idle is written again as well.
+//! - A directory that was deleted is made anew, with what is open. It is not if another spool has its path.
+//! - A closed segment that is not there, or shorter than it was, is waited for ([`Unreadable::Missing`]): nothing in it is
+//!   finished. Each Begin frame names the segment before it, so that recovery says which ones are missing between others.
+//! - The lock is one on the directory itself, and one on the file `lock` for earlier versions and for file systems that lock
+//!   no directories. Where the file was removed it is made again. Should an earlier version have been there in
+//!   between, this one touches nothing any more: it has its own idea of what is finished.
+//!
 //! # What each fsync buys
 //!
 //! - *A group's* (the segment's file): its chunks may be answered, and become visible to readers.
@@ -73,7 +94,8 @@
 //!   was not durable may come back, but then all newer segments with the notes about it are still there.
 //! - *Before a spare is written to* (the directory): a segment that came back would otherwise hold what is
 //!   not its own.
-//! - *Before a spare has a segment's name* (its file with the Begin frame), and after it (the directory).
+//! - *Before a spare has a segment's name* (its file with the Begin frame), and after it (the directory); so for a copy
+//!   that takes the place of a file that was taken away.
 //! - *At open* (the last segment, the directory): what the last process wrote and did not live to sync is
 //!   relied on from there on.
 //!
@@ -81,8 +103,8 @@
 //!
 //! `frame.rs` and `note.rs` are the format. `scan.rs` reads it, for recovery and for the tool alike;
 //! `recovery.rs` makes what was found fit to go on with. `writer.rs` is the one thread that writes, in
-//! groups: it takes all that waits, writes it in one go, syncs once, answers all. Readers open files on
-//! their own and are not in its way. `disk.rs` is the directory.
+//! groups: it takes all that waits, writes it in one go, syncs once, answers all, and looks after the names.
+//! `handles.rs` keeps files open for readers, which are not in its way. `disk.rs` is the directory.
 //!
 //! # Limits
 //!
@@ -94,7 +116,7 @@
 //! 1 MiB at most, comes on top of that.
 //! Notes and the Begin frames of the segments they need are written in any case, since they are what lets chunks be finished;
 //! so are copies of damaged bytes in `quarantine/`, since they were acknowledged. Whoever has looked at
-//! those may delete them; they are counted again at the next open.
+//! those may delete them; they are counted again at the next open. A file that is missing counts for nothing.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -115,6 +137,7 @@ use crate::settle::{ChunkId, chunk_id};
 
 pub mod disk;
 mod frame;
+pub mod handles;
 mod note;
 mod recovery;
 pub mod scan;
@@ -125,10 +148,11 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-use disk::Disk;
+use disk::{Disk, File, remedied, says_remedy};
 use frame::{Head, Kind, crc, segment_name};
-use recovery::Quarantine;
-use scan::{Damage, Place};
+use handles::Handles;
+use recovery::{Quarantine, describe};
+use scan::{Damage, Flaw, Place};
 use writer::{Job, Slot, Waiting, Writer};
 
 /// A frame's number in the log.
@@ -288,10 +312,30 @@ pub struct Stored {
 /// Why a chunk cannot be read.
 #[derive(Debug)]
 pub enum Unreadable {
-    /// It is finished, and never will be readable. Words for the log: what, where, kept where.
-    Corrupt(String),
+    /// It needs nothing any more, or never was in the log.
+    Finished,
+    /// Its bytes are not what was written, and never will be: it is finished.
+    Corrupt {
+        /// For the log: what, where, kept where.
+        words: String,
+        /// Its bytes lie in the quarantine.
+        kept: bool,
+    },
+    /// The file of this segment is not there, or not whole. It may come back: [`Spool::is_missing`].
+    Missing(Seq),
     /// The disk failed; may be tried again.
     Disk(io::Error),
+}
+
+/// What a person should know of a spool at work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// What happened since this was asked for last, each with what counts as the same ([`crate::log::Log::trouble`]).
+    pub notices: Vec<(&'static str, String)>,
+    /// What is the matter as long as it lasts: a restart would not find all that was accepted.
+    pub trouble: Option<String>,
+    /// Files that are not there or not whole, and how many unfinished chunks are in each.
+    pub missing: Vec<(String, u64)>,
 }
 
 /// How full the spool is.
@@ -303,6 +347,8 @@ pub struct Usage {
     pub limit: u64,
     /// Chunks that are not finished.
     pub unfinished: u64,
+    /// Those of them whose file is not there, or not whole.
+    pub missing: u64,
     /// When the oldest of them came.
     pub oldest: Option<Time>,
 }
@@ -381,6 +427,14 @@ struct State {
     hungry: bool,
     /// The thread was asked to tidy, and has not begun yet.
     tidying: bool,
+    /// The thread was asked to look, and has not begun yet.
+    looking: bool,
+    /// Segments whose file is not there or not whole, and the bytes that it had: they count for nothing meanwhile.
+    missing: BTreeMap<Seq, u64>,
+    /// Another process has the directory's lock, or had it and changed something: nothing is read or written.
+    ousted: bool,
+    notices: Vec<(&'static str, String)>,
+    trouble: Option<String>,
 }
 
 impl State {
@@ -452,8 +506,35 @@ impl State {
         }
     }
 
+    /// A segment's file is not there, or not whole.
+    fn miss(&mut self, segment: Seq) {
+        if let Some(holding) = self.segments.get(&segment)
+            && !self.missing.contains_key(&segment)
+        {
+            self.missing.insert(segment, holding.bytes);
+            self.resize(segment, 0);
+        }
+    }
+
+    /// A segment's file is there again.
+    fn regain(&mut self, segment: Seq) {
+        if let Some(bytes) = self.missing.remove(&segment) {
+            self.resize(segment, bytes);
+        }
+    }
+
+    /// Segments that are missing, and how many chunks are waited for in each.
+    fn waited_for(&self) -> impl Iterator<Item = (Seq, u64)> {
+        let missing = self.missing.keys();
+        let unfinished = |segment: &Seq| Some((*segment, self.segments.get(segment)?.unfinished));
+        missing
+            .filter_map(unfinished)
+            .filter(|(_, unfinished)| *unfinished > 0)
+    }
+
     /// A segment is gone. Gives the bytes of its file.
     fn forget(&mut self, segment: Seq) -> u64 {
+        self.missing.remove(&segment);
         let bytes = self.segments.remove(&segment).map(|holding| holding.bytes);
         self.bytes -= bytes.unwrap_or(0);
         bytes.unwrap_or(0)
@@ -485,6 +566,7 @@ impl State {
 
 struct Shared {
     disk: Arc<dyn Disk>,
+    handles: Handles,
     limits: Limits,
     spool: u64,
     state: Mutex<State>,
@@ -518,8 +600,13 @@ impl Spool {
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> io::Result<(Arc<Spool>, Recovered)> {
         let limits = Limits::new(options);
         let resumed = recovery::recover(&*disk, &limits)?;
+        let handles = Handles::new(Arc::clone(&disk));
+        if let Some(active) = &resumed.active {
+            handles.write_to(active.first, &active.file);
+        }
         let shared = Arc::new(Shared {
             disk,
+            handles,
             limits,
             spool: resumed
                 .spool
@@ -684,13 +771,21 @@ impl Spool {
 
     /// One chunk, checked. Blocks on the disk.
     pub fn read(&self, chunk: Seq) -> Result<Stored, Unreadable> {
-        let place = self.shared.state().chunks.get(&chunk).copied();
-        let stored = place.and_then(|place| self.fetch(chunk, place));
-        stored.unwrap_or_else(|| {
-            Err(Unreadable::Corrupt(format!(
-                "chunk {chunk} is not in the spool: it is finished, or never was"
-            )))
-        })
+        let place = {
+            let state = self.shared.state();
+            if state.ousted {
+                return Err(Unreadable::Disk(ousted()));
+            }
+            state.chunks.get(&chunk).copied()
+        };
+        let place = place.ok_or(Unreadable::Finished)?;
+        self.fetch(chunk, place)
+            .map_err(|unreadable| match unreadable {
+                corrupt @ Unreadable::Corrupt { .. } => corrupt,
+                // What is finished meanwhile may be gone, emptied or written over.
+                _ if !self.holds(chunk) => Unreadable::Finished,
+                other => other,
+            })
     }
 
     /// The next unfinished chunk behind `after` (the oldest: `None`), and the bytes of its data, without reading
@@ -702,41 +797,81 @@ impl Spool {
         Some((*chunk, place.data_len as usize))
     }
 
-    /// Reads a chunk. `None`: somebody finished it meanwhile, and it may be gone.
-    fn fetch(&self, chunk: Seq, place: Place) -> Option<Result<Stored, Unreadable>> {
-        let gone = match place.read(&*self.shared.disk) {
-            Ok(Some(stored)) => return Some(Ok(stored)),
-            Ok(None) => false,
-            Err(error) if error.kind() == ErrorKind::NotFound => true,
-            Err(error) => return Some(Err(Unreadable::Disk(error))),
+    fn fetch(&self, chunk: Seq, place: Place) -> Result<Stored, Unreadable> {
+        let file = match self.shared.handles.get(place.segment) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.shared.state().miss(place.segment);
+                return Err(Unreadable::Missing(place.segment));
+            }
+            file => file.map_err(Unreadable::Disk)?,
         };
-        let words = self.condemn(chunk, place, gone)?;
-        Some(Err(Unreadable::Corrupt(words)))
+        match place.read(&*file).map_err(Unreadable::Disk)? {
+            Ok(stored) => Ok(stored),
+            Err(Flaw::Short) => {
+                // It was whole when it was written or recovered. Perhaps somebody is copying it back just now.
+                if self.shared.handles.forget(place.segment) {
+                    self.shared.state().miss(place.segment);
+                }
+                Err(Unreadable::Missing(place.segment))
+            }
+            Err(Flaw::Damaged) => Err(self.condemn(chunk, place, &*file)),
+        }
     }
 
-    /// Finishes a chunk that cannot be read, for good, and keeps apart what there is of it. Gives the words
-    /// for the log; `None`: it was finished already.
-    fn condemn(&self, chunk: Seq, place: Place, gone: bool) -> Option<String> {
-        {
-            let mut state = self.shared.state();
-            state.chunks.get(&chunk)?;
-            state.disown(&place.id);
+    /// Finishes a chunk whose bytes are not what was written, for good, and keeps apart what there is of it.
+    fn condemn(&self, chunk: Seq, place: Place, file: &dyn File) -> Unreadable {
+        if !self.holds(chunk) {
+            return Unreadable::Finished;
         }
-        let words = if gone {
-            format!("{} is gone", segment_name(place.segment))
-        } else {
-            let damage = Damage {
-                offset: place.frame(),
-                bytes: place.frame_bytes(),
-                missing: chunk..chunk + 1,
-            };
-            let mut quarantine = Quarantine::new(&*self.shared.disk);
-            let words = quarantine.keep(place.segment, &damage);
-            self.shared.state().bytes += quarantine.bytes;
-            words.unwrap_or_default()
+        let damage = Damage {
+            offset: place.frame(),
+            bytes: place.frame_bytes(),
+            missing: chunk..chunk + 1,
         };
+        let mut quarantine = Quarantine::new(&*self.shared.disk);
+        let kept = quarantine.keep(place.segment, &damage, file);
+        let words = describe(place.segment, &damage, kept.as_ref().map(|_| ()));
+        let mut state = self.shared.state();
+        state.bytes += quarantine.bytes;
+        match kept {
+            // It is kept when descriptors are free again, or the folder is back.
+            Err(error) if says_remedy(&error) || error.kind() == ErrorKind::NotFound => {
+                return Unreadable::Disk(error);
+            }
+            _ => state.disown(&place.id),
+        }
+        drop(state);
         self.finish(chunk);
-        Some(format!("chunk {chunk} is lost: {words}"))
+        Unreadable::Corrupt {
+            words: format!("chunk {chunk} is lost: {words}"),
+            kept: kept.is_ok(),
+        }
+    }
+
+    /// Whether the file of a segment was found to be missing, and is not back yet.
+    pub fn is_missing(&self, segment: Seq) -> bool {
+        self.shared.state().missing.contains_key(&segment)
+    }
+
+    /// Asks for a look at whether a restart would find what was accepted, and says what was found so far. To be called
+    /// about once a second. Waits for nothing.
+    pub fn look(&self) -> Health {
+        let mut state = self.shared.state();
+        let waited_for = state.waited_for();
+        let health = Health {
+            missing: waited_for
+                .map(|(segment, chunks)| (segment_name(segment), chunks))
+                .collect(),
+            trouble: state.trouble.clone(),
+            notices: std::mem::take(&mut state.notices),
+        };
+        if !state.looking {
+            state.looking = true;
+            drop(state);
+            // Fails where the spool is closed, and there is nobody to look.
+            let _ = self.jobs.send(Job::Look);
+        }
+        health
     }
 
     /// Waits for a chunk that becomes visible after this call; nothing is missed between the call and the
@@ -752,6 +887,7 @@ impl Spool {
             bytes: state.bytes,
             limit: self.shared.limits.limit,
             unfinished: state.chunks.len() as u64,
+            missing: state.waited_for().map(|(_, chunks)| chunks).sum(),
             oldest: state.chunks.values().next().map(|place| place.arrived),
         }
     }
@@ -789,6 +925,12 @@ impl Drop for Spool {
     fn drop(&mut self) {
         self.stop(false);
     }
+}
+
+fn ousted() -> io::Error {
+    let words = "another instance uses the spool's folder, though this one has it: its lock was removed. This one reads and \
+                 writes nothing there any more; stop the other one, and restart this one to deliver what is left";
+    remedied(ErrorKind::WouldBlock, words.to_owned())
 }
 
 fn closed() -> io::Error {

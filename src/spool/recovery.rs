@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
 
 use super::disk::{Disk, File};
-use super::frame::{ALIGN, HEADER, quarantine_name, quarantine_place, segment_first, segment_name};
+use super::frame::{
+    ALIGN, HEADER, copy_first, quarantine_name, quarantine_place, segment_first, segment_name,
+};
 use super::scan::{self, Check, Damage, Place, Segment, Survey};
 use super::writer::Active;
 use super::{Holding, Limits, Recovered, Seq, State};
@@ -28,6 +30,7 @@ pub(super) struct Resumed {
 ///
 /// Fails only where the disk does, whatever the files hold.
 pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
+    take_copies(disk)?;
     let mut survey = scan::survey(disk, Check::LastSegment)?;
     let mut findings: Vec<String> = survey
         .foreign
@@ -45,9 +48,10 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     };
     for segment in &survey.segments {
         for damage in &segment.damage {
-            findings.extend(quarantine.keep(segment.first, damage));
+            findings.extend(quarantine.find(segment.first, damage));
         }
     }
+    findings.extend(absences(&survey));
     let next = next_number(&survey);
     let active = match survey.segments.last_mut() {
         None => None,
@@ -58,10 +62,12 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         let _ = disk.remove(name);
     }
     for (name, bytes) in &survey.spares {
-        if let Err(error) = disk.remove(name) {
-            findings.push(format!(
+        match disk.remove(name) {
+            // A predecessor's last thread was faster.
+            Err(error) if error.kind() != ErrorKind::NotFound => findings.push(format!(
                 "{name} ({bytes} bytes, of no more use) cannot be removed: {error}"
-            ));
+            )),
+            _ => {}
         }
     }
     // What a crash interrupted may be in the page cache only; from here on it is relied on.
@@ -78,6 +84,47 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     })
 }
 
+/// What was to take the place of a segment that was taken away does so now, unless the segment is there: nothing else is
+/// left of it, if this is not all of it either.
+fn take_copies(disk: &dyn Disk) -> io::Result<()> {
+    let files = disk.list()?;
+    for (copy, _) in &files {
+        let Some(first) = copy_first(copy) else {
+            continue;
+        };
+        let name = segment_name(first);
+        match files.iter().any(|(file, _)| *file == name) {
+            // Where it cannot be removed it is in nobody's way.
+            true => drop(disk.remove(copy)),
+            false => disk.rename(copy, &name)?,
+        }
+    }
+    Ok(())
+}
+
+/// What is not there and should be.
+fn absences(survey: &Survey) -> Vec<String> {
+    let mut absences: Vec<String> = Vec::new();
+    let put_back = "what was accepted in it and not delivered is not delivered unless it is put back while Fluent Bit \
+                    is stopped";
+    for missing in survey.missing() {
+        absences.push(format!("{missing}; {put_back}"));
+    }
+    for first in &survey.vanished {
+        let name = segment_name(*first);
+        absences.push(format!("{name} was taken away just now; {put_back}"));
+    }
+    if survey.segments.is_empty() && survey.reserve {
+        absences.push(
+            "no segment is there, though an earlier run left its reserve: unless it ended before it accepted anything, \
+             its segments were taken away, and what was not delivered of them is not delivered unless they are put back \
+             while Fluent Bit is stopped"
+                .to_owned(),
+        );
+    }
+    absences
+}
+
 /// A number that no frame ever had, the unreadable ones included.
 fn next_number(survey: &Survey) -> Seq {
     let own = survey.segments.last().map(|last| {
@@ -89,7 +136,9 @@ fn next_number(survey: &Survey) -> Seq {
     // What is quarantined bears a segment's name: another segment must not get it.
     let names = survey.quarantine.iter();
     let quarantined = names.filter_map(|(name, _)| Some(quarantine_place(name)?.0 + 1));
-    foreign.chain(own).chain(quarantined).max().unwrap_or(1)
+    let vanished = survey.vanished.iter().map(|first| first + 1);
+    let numbers = foreign.chain(own).chain(quarantined).chain(vanished);
+    numbers.max().unwrap_or(1)
 }
 
 /// Cuts the torn tail off and makes the segment durable. Gives it back where it can be gone on with.
@@ -109,7 +158,7 @@ fn settle_last(
             bytes: last.torn,
             missing: last.first..last.first + 1,
         };
-        findings.extend(quarantine.keep(last.first, &damage));
+        findings.extend(quarantine.find(last.first, &damage));
         sound = false;
     } else if last.torn + last.room > 0 {
         let whole = last.bytes - last.torn - last.room;
@@ -138,7 +187,7 @@ fn settle_last(
         .begin
         .filter(|_| sound && last.bytes < limits.segment_bytes)
         .map(|_| Active {
-            file,
+            file: file.into(),
             first: last.first,
             len: last.bytes,
             capacity: last.bytes,
@@ -217,40 +266,40 @@ impl<'d> Quarantine<'d> {
         }
     }
 
-    /// Keeps damaged bytes, and says so; says nothing where an earlier run did both.
-    pub(super) fn keep(&mut self, segment: Seq, damage: &Damage) -> Option<String> {
+    /// Keeps damaged bytes of a segment, and says so; says nothing where an earlier run did both.
+    fn find(&mut self, segment: Seq, damage: &Damage) -> Option<String> {
         let name = quarantine_name(segment, damage.offset);
         if self.there.contains(&name) {
             return None;
         }
-        let kept = self.copy(segment, damage, &name);
-        let what = format!("{}: {damage}", segment_name(segment));
-        Some(match kept {
-            Ok(()) => format!("{what}; they are kept in {name}, and reading goes on behind them"),
-            Err(error) => {
-                format!(
-                    "{what}; reading goes on behind them. They cannot be kept in {name}: {error}"
-                )
-            }
-        })
+        let from = self.disk.open(&segment_name(segment));
+        let kept = from.and_then(|from| self.keep(segment, damage, &*from));
+        let what = describe(segment, damage, kept.as_ref().map(|_| ()));
+        Some(format!("{what}. Reading goes on behind them"))
     }
 
-    fn copy(&mut self, segment: Seq, damage: &Damage, name: &str) -> io::Result<()> {
-        let from = self.disk.open(&segment_name(segment))?;
-        let to = match self.disk.create(name) {
+    /// Copies damaged bytes of a segment's file.
+    pub(super) fn keep(
+        &mut self,
+        segment: Seq,
+        damage: &Damage,
+        from: &dyn File,
+    ) -> io::Result<()> {
+        let name = quarantine_name(segment, damage.offset);
+        let to = match self.disk.create(&name) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
             created => created?,
         };
-        let copied = copy(&*from, damage.offset, damage.bytes, &*to);
+        let copied = copy_bytes(from, damage.offset, damage.bytes, &*to);
         match copied.and_then(|bytes| to.sync().map(|()| bytes)) {
             Ok(bytes) => {
                 self.bytes += bytes;
-                self.there.push(name.to_owned());
+                self.there.push(name);
                 Ok(())
             }
             Err(error) => {
                 let left = to.len().unwrap_or(damage.bytes);
-                if self.disk.remove(name).is_err() {
+                if self.disk.remove(&name).is_err() {
                     self.bytes += left;
                 }
                 Err(error)
@@ -259,7 +308,23 @@ impl<'d> Quarantine<'d> {
     }
 }
 
-fn copy(from: &dyn File, mut offset: u64, mut left: u64, to: &dyn File) -> io::Result<u64> {
+/// Says what is damaged, and where it is kept.
+pub(super) fn describe(segment: Seq, damage: &Damage, kept: Result<(), &io::Error>) -> String {
+    let what = format!("{}: {damage}", segment_name(segment));
+    let name = quarantine_name(segment, damage.offset);
+    match kept {
+        Ok(()) => format!("{what}; they are kept in {name}"),
+        Err(error) => format!("{what}; they are not kept: {name} cannot be written: {error}"),
+    }
+}
+
+/// Copies bytes to the beginning of a file. Gives how many there were.
+pub(super) fn copy_bytes(
+    from: &dyn File,
+    mut offset: u64,
+    mut left: u64,
+    to: &dyn File,
+) -> io::Result<u64> {
     let mut buffer = Vec::new();
     let mut copied = 0;
     while left > 0 {

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use super::disk::{Disk, File, remedied, says_remedy};
 use super::frame::{
-    ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, VERSION, crc, is_spare,
-    quarantine_place, segment_first, segment_name,
+    ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, RESERVE, VERSION, crc,
+    is_spare, quarantine_place, segment_first, segment_name,
 };
 use super::note::{self, Ledger};
 use super::{Events, Pending, Seq, Stored};
@@ -71,29 +71,28 @@ impl Place {
         HEADER + u64::from(self.tag_len) + u64::from(self.data_len)
     }
 
-    /// Its tag, unchecked, as far as the file goes.
-    pub fn tag(&self, disk: &dyn Disk) -> io::Result<Vec<u8>> {
-        let file = disk.open(&segment_name(self.segment))?;
+    /// Its tag, unchecked, as far as its segment's file goes.
+    pub fn tag(&self, file: &dyn File) -> io::Result<Vec<u8>> {
         let mut tag = Vec::new();
         file.read_at(&mut tag, self.tag_len as usize, self.offset)?;
         Ok(tag)
     }
 
-    /// The chunk. `None`: its bytes are not what was written. [`ErrorKind::NotFound`]: its segment is gone.
-    pub fn read(&self, disk: &dyn Disk) -> io::Result<Option<Stored>> {
-        let file = disk.open(&segment_name(self.segment))?;
+    /// The chunk, from its segment's file.
+    pub fn read(&self, file: &dyn File) -> io::Result<Result<Stored, Flaw>> {
         let tag_len = self.tag_len as usize;
         let len = tag_len + self.data_len as usize;
         let mut payload = buffers::take(len);
         file.read_at(&mut payload, len, self.offset)?;
         let mut data = buffers::share(payload);
-        if data.len() < len || !self.vouches_for(&data) {
-            // What was removed while it was read is emptied or written again, and not damaged.
-            disk.open(&segment_name(self.segment))?;
-            return Ok(None);
+        if data.len() < len {
+            return Ok(Err(Flaw::Short));
+        }
+        if !self.vouches_for(&data) {
+            return Ok(Err(Flaw::Damaged));
         }
         let tag = data.split_to(tag_len).to_vec();
-        Ok(Some(Stored {
+        Ok(Ok(Stored {
             tag,
             data,
             arrived: self.arrived,
@@ -110,6 +109,15 @@ impl Place {
             }
         }
     }
+}
+
+/// Why a chunk's bytes are not what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// The file ends before their end.
+    Short,
+    /// They are others.
+    Damaged,
 }
 
 /// Bytes that should be frames and are none.
@@ -138,11 +146,30 @@ impl fmt::Display for Damage {
     }
 }
 
+/// A segment that is not there, though a newer one was begun behind it and an older one is not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The number in its name.
+    pub first: Seq,
+    /// The numbers of the frames that are missing: its own, and those of others between the two that are there.
+    pub frames: Range<Seq>,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = segment_name(self.first);
+        let (from, to) = (self.frames.start, self.frames.end - 1);
+        write!(f, "{name} is not there: frames {from} to {to} are missing")
+    }
+}
+
 /// One segment.
 #[derive(Debug)]
 pub struct Segment {
     /// The number in its name.
     pub first: Seq,
+    /// The segment that was the newest when this one was begun, where its Begin frame says so.
+    previous: Option<Seq>,
     /// The file's length.
     pub bytes: u64,
     /// Bytes of its Begin frame, if that can be read.
@@ -209,6 +236,10 @@ pub struct Survey {
     pub(super) window: VecDeque<ChunkId>,
     /// Empty files: creations that were cut short. They stand for nothing.
     pub(super) empty: Vec<String>,
+    /// Segments that were there when the directory was listed, and are gone since.
+    pub(super) vanished: Vec<Seq>,
+    /// Whether a run left its reserve there.
+    pub(super) reserve: bool,
 }
 
 impl Survey {
@@ -223,6 +254,24 @@ impl Survey {
             Some(Events::Runs(runs)) => runs,
             Some(Events::All) | None => &[],
         }
+    }
+
+    /// Segments that somebody took away. Segments go oldest first, so there is none missing behind one that is there;
+    /// of those before all others nobody knows whether they were finished.
+    pub fn missing(&self) -> Vec<Missing> {
+        let missing = |pair: &[Segment]| {
+            let [older, newer] = pair else { return None };
+            let first = newer.previous?;
+            let name = segment_name(first);
+            let is_known = self.vanished.contains(&first)
+                || self.foreign.iter().any(|(foreign, _)| *foreign == name);
+            let read_to = older.damage.last().map_or(0, |damage| damage.missing.end);
+            (first > older.first && !is_known).then(|| Missing {
+                first,
+                frames: older.next.max(read_to).min(first)..newer.first,
+            })
+        };
+        self.segments.windows(2).filter_map(missing).collect()
     }
 
     /// All chunks with their numbers, in order.
@@ -254,6 +303,8 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
             survey.quarantine.push((name, bytes));
         } else if is_spare(&name) {
             survey.spares.push((name, bytes));
+        } else if name == RESERVE {
+            survey.reserve = true;
         }
     }
     names.sort_unstable();
@@ -264,8 +315,9 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     let mut buffer = Vec::new();
     let mut labels = Vec::new();
     for (first, _) in names {
-        if let Some(mut source) = Source::open(disk, first, &mut buffer)? {
-            labels.push((first, source.label()?));
+        match Source::open(disk, first, &mut buffer)? {
+            Some(mut source) => labels.push((first, source.label()?)),
+            None => survey.vanished.push(first),
         }
     }
     survey.spool = whose(disk, &labels, &mut buffer)?;
@@ -281,12 +333,14 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
         let bound = own.get(index + 1).copied();
         let check_chunks = bound.is_none() || check == Check::All;
         let Some(source) = Source::open(disk, *first, &mut buffer)? else {
+            survey.vanished.push(*first);
             continue;
         };
         let segment = read_segment(source, bound, check_chunks, &mut survey)?;
         let whole = segment.damage.is_empty() && segment.torn == 0 && segment.void == 0;
-        if whole || is_there(disk, segment.first)? {
-            survey.segments.push(segment);
+        match whole || is_there(disk, *first)? {
+            true => survey.segments.push(segment),
+            false => survey.vanished.push(*first),
         }
     }
     Ok(survey)
@@ -294,7 +348,7 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
 
 /// Whether nobody has removed it: what is removed is emptied or written again while it is read.
 fn is_there(disk: &dyn Disk, segment: Seq) -> io::Result<bool> {
-    match disk.open(&segment_name(segment)) {
+    match disk.id(&segment_name(segment)) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -362,6 +416,7 @@ fn read_segment(
 ) -> io::Result<Segment> {
     let mut segment = Segment {
         first: source.first,
+        previous: None,
         bytes: source.len,
         begin: None,
         chunks: Vec::new(),
@@ -479,6 +534,7 @@ fn take_frame(
         Kind::Begin => match Begin::decode(payload) {
             Ok(begin) if offset == 0 => {
                 segment.begin = Some(head.length());
+                segment.previous = head.previous();
                 survey.ledger.batches_before(begin.next_batch);
                 survey.window = begin.window.into();
                 segment.reused = begin.reused;

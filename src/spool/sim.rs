@@ -13,9 +13,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::disk::{Disk, File};
-use super::frame::segment_first;
-use super::writer::RESERVE;
+use super::disk::{Disk, File, FileId, Held};
+use super::frame::{RESERVE, segment_first};
 
 /// Small, so that small tests have many.
 const PAGE: usize = 64;
@@ -37,6 +36,9 @@ pub(super) enum Call {
     Read,
     Truncate,
     Sync,
+    Id,
+    Check,
+    Hold,
 }
 
 /// What is wrong with the disk just now.
@@ -120,6 +122,20 @@ struct State {
     dice: StdRng,
     held: bool,
     waiting: usize,
+    /// The directory's path leads elsewhere.
+    away: bool,
+    /// The directory was deleted: nothing can be made in it.
+    deleted: bool,
+    lock: Lock,
+}
+
+/// Whose the directory's lock is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lock {
+    Ours,
+    /// Nobody's: its file was removed.
+    Removed,
+    Another,
 }
 
 /// The disk. Clones are the same disk.
@@ -143,6 +159,9 @@ impl Sim {
             dice: StdRng::seed_from_u64(seed),
             held: false,
             waiting: 0,
+            away: false,
+            deleted: false,
+            lock: Lock::Ours,
         };
         Sim(Arc::new((Mutex::new(state), Condvar::new())))
     }
@@ -300,9 +319,77 @@ impl Sim {
         state.names.remove(name);
         state.medium.remove(name);
     }
+
+    /// Takes a file's name away, durably; who has it open still has it. Gives the file, to be put back.
+    pub(super) fn hide(&self, name: &str) -> Option<usize> {
+        let mut state = self.state();
+        state.medium.remove(name);
+        state
+            .entries
+            .retain(|entry| !matches!(entry, Entry::Made(made, _) if made == name));
+        state.names.remove(name)
+    }
+
+    /// Whether a file has this name, durably.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let state = self.state();
+        let named = state.names.get(name);
+        named.is_some() && named == state.medium.get(name)
+    }
+
+    /// Turns a bit over in a file.
+    pub(super) fn rot(&self, name: &str, at: usize) {
+        let mut state = self.state();
+        let inode = state.names[name];
+        let inode = &mut state.inodes[inode];
+        inode.seen[at] ^= 1;
+        if let Some(byte) = inode.medium.get_mut(at) {
+            *byte ^= 1;
+        }
+    }
+
+    /// How many calls there were since the boot.
+    pub(super) fn calls(&self) -> u64 {
+        self.state().calls
+    }
+
+    /// Gives a file a name, durably, whichever file has it.
+    pub(super) fn put_back(&self, name: &str, file: usize) {
+        let mut state = self.state();
+        state.forget_entries(name);
+        state.names.insert(name.to_owned(), file);
+        state.medium.insert(name.to_owned(), file);
+    }
+
+    /// The directory is not where its path leads (`true`), or is there again.
+    pub(super) fn move_away(&self, away: bool) {
+        self.state().away = away;
+    }
+
+    /// Deletes the directory and all in it, durably.
+    pub(super) fn delete(&self) {
+        let mut state = self.state();
+        state.names.clear();
+        state.medium.clear();
+        state.entries.clear();
+        state.deleted = true;
+    }
+
+    /// Gives the directory's lock to somebody.
+    pub(super) fn lock(&self, lock: Lock) {
+        self.state().lock = lock;
+    }
 }
 
 impl State {
+    /// What becomes of a name is durable now.
+    fn forget_entries(&mut self, name: &str) {
+        let of = |entry: &Entry| match entry {
+            Entry::Made(of, _) | Entry::Removed(of) => of == name,
+        };
+        self.entries.retain(|entry| !of(entry));
+    }
+
     fn reboot(&mut self) {
         self.boot += 1;
         self.down = false;
@@ -310,6 +397,9 @@ impl State {
         self.faulted = false;
         self.faults = Faults::default();
         self.held = false;
+        self.away = false;
+        self.deleted = false;
+        self.lock = Lock::Ours;
     }
 
     /// Whether a call of this boot fails, and how.
@@ -389,6 +479,9 @@ impl Disk for Mount {
 
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
         let mut state = self.enter(Call::Create, name)?;
+        if state.deleted {
+            return Err(ErrorKind::NotFound.into());
+        }
         if state.names.contains_key(name) {
             return Err(ErrorKind::AlreadyExists.into());
         }
@@ -431,6 +524,43 @@ impl Disk for Mount {
         state.entries.clear();
         Ok(())
     }
+
+    fn id(&self, name: &str) -> io::Result<FileId> {
+        let state = self.enter(Call::Id, name)?;
+        let inode = state.names.get(name).ok_or(ErrorKind::NotFound)?;
+        Ok(id(*inode))
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let state = self.enter(Call::Check, "")?;
+        match state.away || state.deleted {
+            true => Err(io::Error::other("the directory is away")),
+            false => Ok(()),
+        }
+    }
+
+    fn hold(&self) -> io::Result<Held> {
+        let mut state = self.enter(Call::Hold, "")?;
+        let lock = std::mem::replace(&mut state.lock, Lock::Ours);
+        if std::mem::take(&mut state.deleted) {
+            return Ok(Held::Anew);
+        }
+        match lock {
+            Lock::Ours => Ok(Held::Still),
+            Lock::Removed => Ok(Held::Again),
+            Lock::Another => {
+                state.lock = Lock::Another;
+                Err(ErrorKind::WouldBlock.into())
+            }
+        }
+    }
+}
+
+fn id(inode: usize) -> FileId {
+    FileId {
+        device: 0,
+        inode: inode as u64,
+    }
 }
 
 struct Handle {
@@ -467,6 +597,10 @@ impl Handle {
 }
 
 impl File for Handle {
+    fn id(&self) -> FileId {
+        id(self.inode)
+    }
+
     fn len(&self) -> io::Result<u64> {
         let state = self.enter(Call::Len)?;
         Ok(state.inodes[self.inode].seen.len() as u64)

@@ -1,5 +1,6 @@
 //! What a spool promises, told on a disk that fails and forgets.
 
+mod away;
 mod crashes;
 mod damage;
 mod descriptors;
@@ -91,15 +92,21 @@ impl Bench {
         self.runtime.block_on(self.spool().note(note, durability))
     }
 
-    /// All chunks that are visible, in order.
-    fn visible(&self) -> Vec<(Seq, Stored)> {
+    /// All chunks that are visible, in order, as far as they can be read.
+    fn peeked(&self) -> Vec<(Seq, Result<Stored, Unreadable>)> {
         let mut after = None;
         let read = || {
             let (seq, stored) = next(self.spool(), after)?;
             after = Some(seq);
-            Some((seq, stored.unwrap()))
+            Some((seq, stored))
         };
         std::iter::from_fn(read).collect()
+    }
+
+    /// All chunks that are visible, in order.
+    fn visible(&self) -> Vec<(Seq, Stored)> {
+        let read = self.peeked().into_iter();
+        read.map(|(seq, stored)| (seq, stored.unwrap())).collect()
     }
 
     /// The first bytes of all visible chunks.
@@ -149,7 +156,7 @@ impl Bench {
         let files = self.sim.files().into_iter();
         files
             .map(|(name, _)| name)
-            .filter(|name| name.ends_with(".seg"))
+            .filter(|name| frame::segment_first(name).is_some())
             .collect()
     }
 }

@@ -1,6 +1,6 @@
 //! The thread that writes: it alone appends to segments, begins them and removes them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::sync::mpsc::Receiver;
@@ -10,17 +10,25 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::disk::{File, remedied, says_remedy};
-use super::frame::{Begin, END, HEADER, Head, Kind, padding, segment_name, spare_name};
+use super::disk::{File, Held, remedied, says_remedy};
+use super::frame::{
+    Begin, END, HEADER, Head, Kind, QUARANTINE, RESERVE, copy_name, displaced_name, padding,
+    segment_first, segment_name, spare_name,
+};
+use super::recovery::copy_bytes;
 use super::scan::Place;
-use super::{Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State};
+use super::{Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State, ousted};
 use crate::decode::Time;
 use crate::settle::chunk_id;
 
 /// Bytes that are written and synced at once. More would make the first in the group wait for the last.
 const GROUP_BYTES: u64 = 8 << 20;
-/// The reserve's name.
-pub(super) const RESERVE: &str = "reserve";
+/// Segments that were taken away and finished all the same which are removed when they are put back, at most.
+const MOST_GHOSTS: usize = 64;
+/// Files that took a segment's place which are kept, for each segment.
+const MOST_DISPLACED: u32 = 8;
+/// Segments that are not open and are looked for at once: all of them within seconds, and none of them costs a flush.
+const LOOKED_FOR_AT_ONCE: usize = 64;
 /// How long removing what is finished may take at the end.
 const TIDIED_AT_CLOSE: Duration = Duration::from_secs(1);
 /// Bytes of notes that may be written without being synced: they are held in memory as long.
@@ -45,6 +53,8 @@ pub(super) enum Job {
     },
     /// Remove what is finished.
     Tidy,
+    /// See whether a restart would find what was accepted.
+    Look,
     /// Say when everything before it is done.
     #[cfg(test)]
     Rest(std::sync::mpsc::Sender<()>),
@@ -137,11 +147,11 @@ impl Entry {
 
 /// The segment that is written to.
 pub(super) struct Active {
-    pub(super) file: Box<dyn File>,
+    pub(super) file: Arc<dyn File>,
     pub(super) first: Seq,
     /// Bytes of what was answered for. What stands behind them is being written, or is void.
     pub(super) len: u64,
-    /// Bytes that its file has, or more than that will be when a group is written.
+    /// Bytes that its file has.
     pub(super) capacity: u64,
     /// It holds its Begin frame and nothing else.
     pub(super) bare: bool,
@@ -194,6 +204,22 @@ pub(super) struct Writer {
     keeps_spares: bool,
     /// The reserve is there.
     reserve: bool,
+    /// Somebody asked for a look while a group was gathered.
+    to_look: bool,
+    /// Something failed: before more chunks are written, it is looked at.
+    astray: bool,
+    /// A segment's file has its name, and that is not durable yet.
+    unsettled: bool,
+    /// The lock was lost for a while, and nobody has looked yet whether another process changed something then.
+    unverified: bool,
+    /// It did: this one leaves the directory alone.
+    changed: bool,
+    /// The segment that is looked for next.
+    looked_for: Seq,
+    /// Segments that were to be copied, and of which half a copy may be there.
+    half_made: BTreeSet<Seq>,
+    /// Finished segments that were not there when they were to be removed.
+    ghosts: VecDeque<Seq>,
 }
 
 impl Writer {
@@ -217,6 +243,14 @@ impl Writer {
             settling: Vec::new(),
             keeps_spares: true,
             reserve: false,
+            to_look: false,
+            astray: false,
+            unsettled: false,
+            unverified: false,
+            changed: false,
+            looked_for: 0,
+            half_made: BTreeSet::new(),
+            ghosts: VecDeque::new(),
         }
     }
 
@@ -225,6 +259,7 @@ impl Writer {
         while let Some(job) = self.next_job() {
             match job {
                 Job::Tidy => drop(self.tidy()),
+                Job::Look => drop(self.look()),
                 #[cfg(test)]
                 Job::Rest(done) => {
                     while self.is_untidy() && self.tidy() {}
@@ -240,6 +275,9 @@ impl Writer {
                     let group = self.gather(job);
                     if !group.is_empty() {
                         self.commit(group);
+                    }
+                    if std::mem::take(&mut self.to_look) {
+                        let _ = self.look();
                     }
                     // Who asked meanwhile was heard here; who asks from now on is heard by a job of its own.
                     self.state().tidying = false;
@@ -278,8 +316,12 @@ impl Writer {
             let length = match &job {
                 Job::Chunk { length, .. } => *length,
                 Job::Note { payload, .. } => note_length(payload),
-                // It is seen to behind the group.
+                // These are seen to behind the group.
                 Job::Tidy => continue,
+                Job::Look => {
+                    self.to_look = true;
+                    continue;
+                }
                 _ => {
                     self.held = Some(job);
                     break;
@@ -420,16 +462,25 @@ impl Writer {
 
     /// Writes a group, and answers all in it.
     fn commit(&mut self, mut group: Vec<Entry>) {
-        if let Err(error) = self.keep_reserve(&group) {
-            let chunks = group.extract_if(.., |entry| entry.is_chunk()).collect();
-            self.refuse(chunks, &error);
+        if let Err(error) = self.admit(&group) {
+            // What is to be said of chunks that are here already can be written wherever the directory is.
+            let all = self.state().ousted;
+            let refused = group.extract_if(.., |entry| all || entry.is_chunk());
+            let refused = refused.collect();
+            self.refuse(refused, &error);
             if group.is_empty() {
                 return;
             }
         }
-        match self.write(&mut group) {
+        let mut written = self.write(&mut group);
+        if matches!(&written, Err(error) if error.kind() == ErrorKind::NotFound) {
+            // The directory was deleted, or a spare: there may be another one.
+            written = self.look().and_then(|()| self.write(&mut group));
+        }
+        match written {
             Ok(start) => self.publish(group, start),
             Err(error) => {
+                self.astray = true;
                 // The disk may be full below the limit.
                 while self.drop_spare() {}
                 match is_full(&error) {
@@ -441,6 +492,14 @@ impl Writer {
                 self.refuse(group, &error);
             }
         }
+    }
+
+    /// Whether chunks may be written.
+    fn admit(&mut self, group: &[Entry]) -> io::Result<()> {
+        if self.astray {
+            self.look()?;
+        }
+        self.keep_reserve(group)
     }
 
     /// Sees to it that a reserve is there before chunks are written. Fails where there is no room for it: other
@@ -498,23 +557,45 @@ impl Writer {
             self.unwrite();
             return Err(error);
         }
-        let notes = |entry: &&Entry| matches!(entry.then, Then::Note { .. });
-        let fresh = group.iter().filter(notes).map(|e| (e.head, e.data.clone()));
+        active.capacity = active.capacity.max(start.1 + bytes);
         let unsynced: u64 = self.carried.iter().map(|(head, _)| head.length()).sum();
-        if group.iter().any(Entry::wants_sync) || unsynced + bytes > CARRIED_BYTES {
-            if let Err(error) = active.file.sync() {
-                self.give_up();
-                return Err(error);
-            }
+        let synced = group.iter().any(Entry::wants_sync) || unsynced + bytes > CARRIED_BYTES;
+        if synced && let Err(error) = active.file.sync() {
+            self.give_up();
+            return Err(error);
+        }
+        if let Err(error) = self.confirm(start.1 + bytes, group.iter().any(Entry::is_chunk)) {
+            self.unwrite();
+            return Err(error);
+        }
+        if synced {
             self.carried.clear();
         } else {
+            let notes = |entry: &&Entry| matches!(entry.then, Then::Note { .. });
+            let fresh = group.iter().filter(notes).map(|e| (e.head, e.data.clone()));
             self.carried.extend(fresh);
         }
+        let active = self.active.as_mut().expect("it was written to");
         active.len += bytes;
-        active.capacity = active.capacity.max(active.len);
         active.bare = false;
         self.next += group.len() as u64;
         Ok(start)
+    }
+
+    /// Sees to it that a restart finds what was written, down to `end` in the active segment: that the file still has its name
+    /// and, where chunks are to be answered, the directory its path.
+    fn confirm(&mut self, end: u64, chunks: bool) -> io::Result<()> {
+        if let Some(active) = &self.active {
+            let (first, file) = (active.first, Arc::clone(&active.file));
+            self.keep_name(first, &file, end)?;
+        }
+        if self.unsettled {
+            self.sync_dir()?;
+        }
+        match chunks {
+            true => self.shared.disk.check(),
+            false => Ok(()),
+        }
     }
 
     /// Makes what was written visible, and answers.
@@ -655,13 +736,20 @@ impl Writer {
         let first = self.next;
         let name = segment_name(first);
         let (file, spare) = self.obtain(&name)?;
+        let file: Arc<dyn File> = file.into();
         let capacity = spare.as_ref().map_or(0, |spare| spare.bytes);
-        let window = {
+        let (window, previous) = {
             let state = self.state();
-            Begin::encode(spare.is_some(), state.next_batch, state.window.iter())
+            let window = Begin::encode(spare.is_some(), state.next_batch, state.window.iter());
+            let newest = state.segments.last_key_value();
+            (window, newest.map_or(0, |(newest, _)| *newest))
         };
         let begin = Head {
             kind: Kind::Begin,
+            arrived: Time {
+                seconds: previous.cast_signed(),
+                nanos: 0,
+            },
             ..note_head(&window)
         };
         let mut frames = Vec::from([(begin, Bytes::from(window))]);
@@ -679,7 +767,14 @@ impl Writer {
                 Some(spare) => self.shared.disk.rename(&spare.name, &name),
                 None => Ok(()),
             })
-            .and_then(|()| self.sync_dir());
+            .and_then(|()| self.sync_dir())
+            .and_then(|()| match self.shared.disk.id(&name)? == file.id() {
+                true if group.iter().any(Entry::is_chunk) => self.shared.disk.check(),
+                true => Ok(()),
+                false => Err(io::Error::other(format!(
+                    "{name} was replaced while it was made"
+                ))),
+            });
         self.state().spares -= capacity;
         let capacity = capacity.max(len);
         if let Err(error) = begun {
@@ -695,6 +790,7 @@ impl Writer {
         self.next = first + count as u64;
         self.carried.clear();
         let bare = count == 1;
+        self.shared.handles.write_to(first, &file);
         self.active = Some(Active {
             file,
             first,
@@ -767,6 +863,281 @@ impl Writer {
         Ok(())
     }
 
+    /// Sees to it that whoever starts next finds what was accepted: that the directory is there, locked and where its path
+    /// leads, and that the files that are open have their names. Takes note of others that are missing.
+    fn look(&mut self) -> io::Result<()> {
+        let looked = self.look_around();
+        self.astray = looked.is_err();
+        let mut state = self.state();
+        state.looking = false;
+        state.trouble = looked.as_ref().err().map(ToString::to_string);
+        drop(state);
+        looked
+    }
+
+    fn look_around(&mut self) -> io::Result<()> {
+        self.hold()?;
+        self.reserve = self.reserve && !self.is_gone(RESERVE);
+        let mut named = Ok(());
+        let handles = self.shared.handles.all();
+        for (segment, file) in &handles {
+            let active = self
+                .active
+                .as_ref()
+                .filter(|active| active.first == *segment);
+            let len = match active {
+                Some(active) => Ok(active.len),
+                None => file.len(),
+            };
+            let kept = len.and_then(|len| self.keep_name(*segment, file, len));
+            self.shared.handles.strand(*segment, kept.is_err());
+            named = named.and(kept);
+        }
+        self.look_for_others(&handles);
+        for segment in std::mem::take(&mut self.ghosts) {
+            let name = segment_name(segment);
+            if self.is_gone(&name) || self.shared.disk.remove(&name).is_err() {
+                self.ghosts.push_back(segment);
+            } else {
+                self.removed = true;
+            }
+        }
+        named?;
+        if self.unsettled {
+            self.sync_dir()?;
+        }
+        self.shared.disk.check()
+    }
+
+    fn is_gone(&self, name: &str) -> bool {
+        let found = self.shared.disk.id(name);
+        found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+    }
+
+    fn notice(&self, kind: &'static str, words: String) {
+        self.state().notices.push((kind, words));
+    }
+
+    /// Sees to it that the directory is there, and that nobody else writes into it.
+    fn hold(&mut self) -> io::Result<()> {
+        match self.shared.disk.hold() {
+            Ok(Held::Still) => {}
+            Ok(Held::Again) => {
+                self.unverified = true;
+                self.notice(
+                    "spool_lock",
+                    "the file lock was removed from the spool's folder, and was made again: nothing may be removed there while \
+                     Fluent Bit runs"
+                        .to_owned(),
+                );
+            }
+            Ok(Held::Anew) => {
+                self.removed = false;
+                self.reserve = false;
+                self.spares.clear();
+                self.settling.clear();
+                self.state().spares = 0;
+                self.notice(
+                    "spool_deleted",
+                    "the spool's folder was deleted, and was made anew: what was accepted and still open is written there again"
+                        .to_owned(),
+                );
+            }
+            Err(error) => {
+                if error.kind() == ErrorKind::WouldBlock {
+                    self.state().ousted = true;
+                    self.unverified = true;
+                }
+                return Err(error);
+            }
+        }
+        if self.unverified && !self.changed {
+            // Another process has its own idea of what is finished, and of how long the last segment is.
+            self.changed = !self.is_untouched()?;
+            self.unverified = self.changed;
+            self.state().ousted = self.changed;
+        }
+        match self.changed {
+            true => Err(ousted()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether nobody else began a segment or wrote to the active one.
+    fn is_untouched(&self) -> io::Result<bool> {
+        let files = self.shared.disk.list()?;
+        let debris = self.debris.iter().flat_map(|debris| &debris.names);
+        let is_debris = |name: &String| debris.clone().any(|debris| debris == name);
+        let is_new = |name| segment_first(name).is_some_and(|first| first >= self.next);
+        let mut names = files.iter().map(|(name, _)| name);
+        if names.any(|name| is_new(name) && !is_debris(name)) {
+            return Ok(false);
+        }
+        match &self.active {
+            Some(active) => Ok(active.file.len()? == active.capacity),
+            None => Ok(true),
+        }
+    }
+
+    /// Sees to it that the first `len` bytes of a file that is open stand under their segment's name.
+    fn keep_name(&mut self, segment: Seq, file: &Arc<dyn File>, len: u64) -> io::Result<()> {
+        let name = segment_name(segment);
+        let found = match self.shared.disk.id(&name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            found => Some(found?),
+        };
+        if found == Some(file.id()) {
+            return Ok(());
+        }
+        let is_active = self
+            .active
+            .as_ref()
+            .is_some_and(|active| active.first == segment);
+        let known = self
+            .state()
+            .segments
+            .get(&segment)
+            .map(|holding| holding.bytes);
+        if known.is_none() || !is_active && known.is_some_and(|known| len < known) {
+            // It is finished, or the file is not whole itself.
+            self.shared.handles.forget(segment);
+            return Ok(());
+        }
+        let lost = |error: io::Error| {
+            let words = format!(
+                "{name} was taken away while it was in use, and cannot be written again: {error}"
+            );
+            remedied(error.kind(), words)
+        };
+        self.hold()?;
+        if found.is_some() {
+            self.displace(segment).map_err(lost)?;
+        }
+        let copy = match self.copy(segment, &**file, len) {
+            Err(error) if is_full(&error) => {
+                // Their room may be there with the next attempt.
+                while self.drop_spare() {}
+                return Err(lost(error));
+            }
+            copied => copied.map_err(lost)?,
+        };
+        self.shared.handles.replace(segment, &copy);
+        {
+            let mut state = self.shared.state();
+            state.regain(segment);
+            state.resize(segment, len);
+            if is_active {
+                state.room = 0;
+            }
+        }
+        if let Some(active) = self
+            .active
+            .as_mut()
+            .filter(|active| active.first == segment)
+        {
+            active.file = copy;
+            active.capacity = len;
+        }
+        let words = "what was accepted in it was written again under its name";
+        self.notice(
+            "spool_written_again",
+            format!("{name} was taken away while it was in use: {words}"),
+        );
+        Ok(())
+    }
+
+    /// Puts the file aside that has a segment's name.
+    fn displace(&mut self, segment: Seq) -> io::Result<()> {
+        let (disk, name) = (&self.shared.disk, segment_name(segment));
+        let bytes = disk.open(&name).and_then(|file| file.len()).unwrap_or(0);
+        let mut asides = (1..=MOST_DISPLACED).map(|n| displaced_name(segment, n));
+        let Some(aside) = asides.find(|aside| self.is_gone(aside)) else {
+            return Err(io::Error::other(format!(
+                "another file takes its place again and again, and lies in {QUARANTINE} already"
+            )));
+        };
+        match disk.rename(&name, &aside) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            renamed => renamed?,
+        }
+        self.state().bytes += bytes;
+        self.notice(
+            "spool_displaced",
+            format!(
+                "another file was put into the place of {name}: it lies in {aside} now, and is not read"
+            ),
+        );
+        Ok(())
+    }
+
+    /// Writes the first `len` bytes of a file into another one with a segment's name, which no file has. As when a spare
+    /// becomes a segment, the name comes when all of it is durable.
+    fn copy(&mut self, segment: Seq, file: &dyn File, len: u64) -> io::Result<Arc<dyn File>> {
+        let disk = &self.shared.disk;
+        let (copy, name) = (copy_name(segment), segment_name(segment));
+        // An earlier attempt's.
+        self.remove(&copy)?;
+        self.half_made.insert(segment);
+        let made: Arc<dyn File> = disk.create(&copy)?.into();
+        let copied = copy_bytes(file, 0, len, &*made)
+            .and_then(|copied| match copied == len {
+                true => made.sync(),
+                false => Err(ErrorKind::UnexpectedEof.into()),
+            })
+            .and_then(|()| disk.rename(&copy, &name));
+        if let Err(error) = copied {
+            self.drop_copy(segment);
+            return Err(error);
+        }
+        self.half_made.remove(&segment);
+        self.unsettled = true;
+        Ok(made)
+    }
+
+    /// Removes what an attempt to copy a segment left behind: a start would take it for the segment.
+    fn drop_copy(&mut self, segment: Seq) {
+        if self.half_made.contains(&segment) && self.remove(&copy_name(segment)).is_ok() {
+            self.half_made.remove(&segment);
+        }
+    }
+
+    /// Looks whether some of the segments that are not open are still there: with each call at others.
+    fn look_for_others(&mut self, open: &[(Seq, Arc<dyn File>)]) {
+        let segments: Vec<Seq> = {
+            let state = self.state();
+            let behind = state.segments.range(self.looked_for..);
+            let before = state.segments.range(..self.looked_for);
+            behind
+                .chain(before)
+                .filter(|(first, holding)| {
+                    holding.unfinished > 0 && !open.iter().any(|(segment, _)| segment == *first)
+                })
+                .map(|(first, _)| *first)
+                .take(LOOKED_FOR_AT_ONCE)
+                .collect()
+        };
+        self.looked_for = segments.last().map_or(0, |last| last + 1);
+        for segment in segments {
+            let name = segment_name(segment);
+            let missed = self.state().missing.get(&segment).copied();
+            match (self.shared.disk.id(&name), missed) {
+                (Ok(_), Some(bytes)) => {
+                    let file = self.shared.disk.open(&name);
+                    if file
+                        .and_then(|file| file.len())
+                        .is_ok_and(|len| len >= bytes)
+                    {
+                        self.state().regain(segment);
+                    }
+                }
+                (Err(error), None) if error.kind() == ErrorKind::NotFound => {
+                    self.state().miss(segment);
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn is_untidy(&self) -> bool {
         let state = self.state();
         !self.untrimmed.is_empty()
@@ -781,6 +1152,9 @@ impl Writer {
     /// One segment at a time: each costs an fsync, there may be thousands, and who comes meanwhile is not to wait for all.
     pub(super) fn tidy(&mut self) -> bool {
         self.state().tidying = false;
+        if self.state().ousted {
+            return false;
+        }
         for (first, good) in self.untrimmed.clone() {
             match self.shared.disk.open(&segment_name(first)) {
                 Ok(file) => self.trim(&*file, first, good),
@@ -813,16 +1187,23 @@ impl Writer {
 
     /// Removes the oldest segment, which is finished.
     fn remove_finished(&mut self, first: Seq) -> io::Result<()> {
+        self.drop_copy(first);
         // Should it come back after a power cut, all newer ones must be there still.
         self.sync_removals()?;
         self.secure()?;
         let (name, spare) = (segment_name(first), spare_name(first));
         let kept = self.may_be_spare(first) && self.shared.disk.rename(&name, &spare).is_ok();
         if !kept {
-            self.remove(&name)?;
+            match self.shared.disk.remove(&name) {
+                // Should somebody put it back, it would be delivered again by the next start.
+                Err(error) if error.kind() == ErrorKind::NotFound => self.ghosts.push_back(first),
+                removed => removed?,
+            }
+            self.ghosts.truncate(MOST_GHOSTS);
         }
         self.removed = true;
         self.untrimmed.retain(|(segment, _)| *segment != first);
+        self.shared.handles.forget(first);
         let bytes = self.state().forget(first);
         if kept {
             self.state().spares += bytes;
@@ -854,6 +1235,7 @@ impl Writer {
     fn sync_dir(&mut self) -> io::Result<()> {
         self.shared.disk.sync_dir()?;
         self.removed = false;
+        self.unsettled = false;
         self.spares.extend(self.settling.drain(..));
         Ok(())
     }
@@ -874,7 +1256,9 @@ impl Writer {
 
     /// Makes all durable, and leaves one small file where everything is finished.
     fn shorten(&mut self) {
-        let untouched = self.state().segments.is_empty();
+        // A last time: what has no name then is gone with the process.
+        let _ = self.look();
+        let untouched = self.state().segments.is_empty() || self.state().ousted;
         if untouched {
             return;
         }

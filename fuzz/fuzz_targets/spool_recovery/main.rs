@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ferry::decode::Time;
 use ferry::settle::chunk_id;
-use ferry::spool::disk::{Disk, File};
+use ferry::spool::disk::{Disk, File, FileId, Held};
 use ferry::spool::{
     Appended, Chunk, Content, Durability, Events, Note, Options, Seq, Spool, Stored, Unreadable,
 };
@@ -75,6 +75,22 @@ impl Disk for Memory {
     fn sync_dir(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn id(&self, name: &str) -> io::Result<FileId> {
+        let files = self.0.lock().unwrap();
+        files
+            .get(name)
+            .map(File::id)
+            .ok_or_else(|| ErrorKind::NotFound.into())
+    }
+
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn hold(&self) -> io::Result<Held> {
+        Ok(Held::Still)
+    }
 }
 
 impl MemoryFile {
@@ -84,6 +100,13 @@ impl MemoryFile {
 }
 
 impl File for MemoryFile {
+    fn id(&self) -> FileId {
+        FileId {
+            device: 0,
+            inode: Arc::as_ptr(&self.0).addr() as u64,
+        }
+    }
+
     fn len(&self) -> io::Result<u64> {
         self.with(|bytes| bytes.len() as u64)
     }
@@ -157,8 +180,8 @@ fn read_all(spool: &Spool) -> HashMap<Seq, (Vec<u8>, Bytes)> {
         after = Some(chunk);
         match stored {
             Ok(stored) => drop(found.insert(chunk, (stored.tag, stored.data))),
-            Err(Unreadable::Corrupt(words)) => assert!(!words.is_empty()),
-            Err(Unreadable::Disk(error)) => panic!("nothing fails on this disk: {error}"),
+            Err(Unreadable::Corrupt { words, kept }) => assert!(kept && !words.is_empty()),
+            Err(other) => panic!("nothing fails on this disk: {other:?}"),
         }
     }
     found

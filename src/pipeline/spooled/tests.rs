@@ -608,18 +608,16 @@ async fn an_object_that_cannot_be_built_again_yet_holds_only_itself_up() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let mut keys = BLOB.to_vec();
-    keys.extend([("spool_limit", "16M"), ("blob_max_size", "10K")]);
-    let image = killed_while_an_object_is_put(dir.path(), &store, &keys, &["a"]).await;
+    keys.extend([("spool_limit", "32M"), ("blob_max_size", "10K")]);
+    let large = "y".repeat(1_200_000);
+    let image = killed_while_an_object_is_put(dir.path(), &store, &keys, &["a", &large]).await;
 
     let after = Store::new(OBJECT, MANY);
+    // Larger than a segment may be from now on: it is not gone on with, and so it is not open.
+    keys.push(("spool_limit", "16M"));
     let bench = start(image.path(), &after, &keys);
     // The feed has not run yet. From now on the segment cannot be read, as where a disk has a bad sector.
-    let mut segments: Vec<PathBuf> = std::fs::read_dir(image.path().join("spool"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
-        .collect();
-    segments.sort();
+    let segments = segments(image.path());
     let aside = image.path().join("aside");
     std::fs::rename(&segments[0], &aside).unwrap();
     std::fs::create_dir(&segments[0]).unwrap();
@@ -633,7 +631,7 @@ async fn an_object_that_cannot_be_built_again_yet_holds_only_itself_up() {
     std::fs::remove_dir(&segments[0]).unwrap();
     std::fs::rename(&aside, &segments[0]).unwrap();
     bench.stop().await;
-    assert_eq!(after.lines().len(), 4);
+    assert_eq!(after.lines().len(), 5);
     let first = &store.batches()[0];
     assert!(
         after
@@ -641,6 +639,108 @@ async fn an_object_that_cannot_be_built_again_yet_holds_only_itself_up() {
             .iter()
             .any(|batch| batch.target == first.target)
     );
+}
+
+/// The segments of a spool, oldest first.
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir.join("spool")).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|end| end == "seg"));
+    paths.sort();
+    paths
+}
+
+#[tokio::test]
+async fn chunks_of_a_file_that_was_taken_away_are_waited_for_and_hold_up_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut keys = BLOB.to_vec();
+    // Segments of a megabyte.
+    keys.extend([("spool_limit", "16M"), ("blob_max_size", "10K")]);
+    let bench = start(dir.path(), &Store::new(OBJECT, 0), &keys);
+    let waiting: Vec<String> = (0..2 * MOST_HELD).map(|n| format!("{n:03}")).collect();
+    for event in &waiting {
+        assert_eq!(bench.flush(&[event]).await, Verdict::Ok);
+    }
+    let long = "x".repeat(1_200_000);
+    assert_eq!(bench.flush(&[&long]).await, Verdict::Ok);
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let store = Store::new(OBJECT, MANY);
+    let bench = start(image.path(), &store, &keys);
+    // Nothing is read before the first await.
+    let oldest = segments(image.path()).remove(0);
+    let aside = image.path().join("aside");
+    std::fs::rename(&oldest, &aside).unwrap();
+    store.reached(1).await;
+    assert_eq!(store.lines(), lines(&[&long]));
+    let name = oldest.file_name().unwrap().to_str().unwrap();
+    let said = format!(
+        "{} chunks that were accepted cannot be delivered: {name}",
+        waiting.len()
+    );
+    until("a word of it", || {
+        bench.pipeline.look_at_spool();
+        bench.said(&said)
+    })
+    .await;
+    assert_eq!(bench.spool.usage().missing, waiting.len() as u64);
+    let summary = bench.pipeline.summary();
+    assert!(
+        summary.contains("are in files that are missing"),
+        "{summary}"
+    );
+    assert!(!summary.contains("damaged"), "{summary}");
+
+    std::fs::rename(&aside, &oldest).unwrap();
+    until("its return", || {
+        bench.pipeline.look_at_spool();
+        bench.spool.usage().missing == 0
+    })
+    .await;
+    bench.stop().await;
+    let all: Vec<&str> = waiting
+        .iter()
+        .map(String::as_str)
+        .chain([&long[..]])
+        .collect();
+    assert_eq!(store.lines(), lines(&all));
+}
+
+#[tokio::test]
+async fn what_is_damaged_is_counted_as_kept_only_where_it_is() {
+    for kept in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let bench = start(dir.path(), &Store::new(OBJECT, 0), BLOB);
+        for event in ["aaaaaaaaaa", "b"] {
+            assert_eq!(bench.flush(&[event]).await, Verdict::Ok);
+        }
+        let image = bench.crash_image();
+        bench.feed.abort();
+        let store = Store::new(OBJECT, MANY);
+        let bench = start(image.path(), &store, BLOB);
+        let segment = segments(image.path()).remove(0);
+        let mut bytes = std::fs::read(&segment).unwrap();
+        let at = bytes
+            .windows(10)
+            .position(|window| window == b"aaaaaaaaaa")
+            .unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        if !kept {
+            // Nothing can be put there.
+            std::fs::write(image.path().join("spool/quarantine"), b"").unwrap();
+        }
+        let pipeline = Arc::clone(&bench.pipeline);
+        bench.stop().await;
+        assert_eq!(store.lines(), lines(&["b"]));
+        let summary = pipeline.summary();
+        let expected = format!(
+            "1 were damaged and are lost: the bytes of {} of them",
+            u8::from(kept)
+        );
+        assert!(summary.contains(&expected), "{summary}");
+    }
 }
 
 #[tokio::test]

@@ -144,8 +144,10 @@ proptest! {
                 after = Some(seq);
                 match stored {
                     Ok(stored) => delivered.push(stored.data.to_vec()),
-                    Err(Unreadable::Corrupt(words)) => prop_assert!(words.contains("quarantine/"), "{words}"),
-                    Err(Unreadable::Disk(error)) => panic!("{error}"),
+                    Err(Unreadable::Corrupt { words, kept }) => {
+                        prop_assert!(kept && words.contains("quarantine/"), "{words}");
+                    }
+                    Err(other) => panic!("{other:?}"),
                 }
             }
             for data in &spared {
@@ -288,7 +290,7 @@ fn a_chunk_that_rots_in_an_older_segment_is_found_when_it_is_read_and_is_welcome
     assert_eq!((recovered.unfinished, recovered.findings.len()), (6, 0));
     let (first, _) = next(bench.spool(), None).unwrap();
     let (rotten, found) = next(bench.spool(), Some(first)).unwrap();
-    let Err(Unreadable::Corrupt(words)) = found else {
+    let Err(Unreadable::Corrupt { words, kept: true }) = found else {
         panic!("{found:?}");
     };
     assert!(
@@ -298,7 +300,7 @@ fn a_chunk_that_rots_in_an_older_segment_is_found_when_it_is_read_and_is_welcome
     assert_eq!(bench.visible().len(), 5);
     assert!(matches!(
         bench.spool().read(rotten),
-        Err(Unreadable::Corrupt(_))
+        Err(Unreadable::Finished)
     ));
     bench.spool().rest();
     assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
@@ -333,23 +335,6 @@ fn what_the_disk_refuses_to_read_is_not_corrupt() {
     );
     bench.sim.fault(sim::Faults::default());
     assert_eq!(bench.open().unwrap().unfinished, 1);
-}
-
-#[test]
-fn a_segment_that_is_gone_is_done() {
-    let (mut bench, frames) = filled(&[1_500; 6], 1);
-    bench.sim.take(&frames[0].0);
-    let recovered = bench.open().unwrap();
-    assert_eq!(recovered.findings, [] as [String; 0]);
-    assert!(recovered.unfinished < 6);
-    let (chunk, _) = bench.visible()[0];
-    // One that goes while the spool is at work is missed.
-    let name = segment_name(bench.spool().shared.state().chunks[&chunk].segment);
-    bench.sim.take(&name);
-    match bench.spool().read(chunk) {
-        Err(Unreadable::Corrupt(words)) => assert!(words.contains(&name), "{words}"),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

@@ -106,8 +106,18 @@ fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
     let all_taken =
         || -> Vec<fs::File> { std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect() };
     let (spool, _) = open(dir).unwrap();
-    let chunks: Vec<Seq> = spool.shared.state().chunks.keys().copied().collect();
+    let mut chunks: Vec<Seq> = spool.shared.state().chunks.keys().copied().collect();
+    // The second stands in the same file as the first, which is open then, and is damaged.
+    spool.read(chunks[0]).unwrap();
+    let rotten = chunks.remove(1);
+    let place = spool.shared.state().chunks[&rotten];
+    let segment = dir.join(segment_name(place.segment));
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[place.offset as usize + 9] ^= 1;
+    fs::write(&segment, bytes).unwrap();
     let taken = all_taken();
+    let read = spool.read(rotten);
+    assert!(matches!(read, Err(Unreadable::Disk(_))), "{read:?}");
     let mut waited_for = 0;
     for chunk in &chunks {
         match spool.read(*chunk) {
@@ -139,6 +149,11 @@ fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
     for chunk in &chunks {
         spool.read(*chunk).unwrap();
     }
+    let read = spool.read(rotten);
+    assert!(
+        matches!(read, Err(Unreadable::Corrupt { kept: true, .. })),
+        "{read:?}"
+    );
     assert_eq!(append(&spool, 103).unwrap(), Appended::Kept);
     spool.close();
     drop(spool);

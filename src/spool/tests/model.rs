@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::spool::frame::segment_first;
 use crate::spool::note::Ledger;
 use crate::spool::sim::Faults;
 
@@ -44,6 +45,14 @@ pub(super) enum Op {
     Fail { one_in: u32 },
     /// From here on there is so much room on the disk.
     Room { bytes: u64 },
+    /// Somebody takes a segment away.
+    Hide { pick: usize },
+    /// What was taken away is put back, where nothing is in its place.
+    PutBack,
+    /// The directory is not where its path leads, or is there again.
+    Away { away: bool },
+    /// Somebody asks whether all is well.
+    Look,
 }
 
 /// How a run ends.
@@ -99,6 +108,10 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => prop_oneof![2 => Just(0), 1 => 2u32..6, 1 => 6u32..40]
             .prop_map(|one_in| Op::Fail { one_in }),
         1 => (500u64..20_000).prop_map(|bytes| Op::Room { bytes }),
+        2 => any::<usize>().prop_map(|pick| Op::Hide { pick }),
+        2 => Just(Op::PutBack),
+        1 => any::<bool>().prop_map(|away| Op::Away { away }),
+        3 => Just(Op::Look),
     ];
     proptest::collection::vec(op, 1..70)
 }
@@ -144,6 +157,10 @@ pub(super) struct Model {
     accepted: Vec<usize>,
     /// Parcels that this run must recognise.
     armed: BTreeSet<usize>,
+    /// Segments that somebody took away, and their files.
+    hidden: Vec<(String, usize)>,
+    /// The directory is not where its path leads.
+    away: bool,
     /// How many runs there were before this one.
     run: usize,
     /// The run in which the power goes, and the call.
@@ -162,6 +179,8 @@ impl Model {
             next_batch: 1,
             accepted: Vec::new(),
             armed: BTreeSet::new(),
+            hidden: Vec::new(),
+            away: false,
             run: 0,
             doom: None,
         }
@@ -248,11 +267,47 @@ impl Model {
                 });
                 false
             }
+            Op::Hide { pick } => {
+                let segments = self.bench.segments();
+                if let Some(name) = segments.get(pick % segments.len().max(1)) {
+                    let file = self.sim().hide(name).expect("it is there");
+                    self.hidden.push((name.clone(), file));
+                }
+                false
+            }
+            Op::PutBack => {
+                self.put_back();
+                false
+            }
+            Op::Away { away } => {
+                self.away = *away;
+                self.sim().move_away(*away);
+                false
+            }
+            Op::Look => {
+                self.bench.spool().look();
+                false
+            }
         };
         self.bench.spool().rest();
         if !self.sim().is_down() {
             let sim = self.sim().clone();
             sim.spared(|| self.check(written));
+        }
+    }
+
+    /// Puts back what was taken away and is still needed, and not there again.
+    fn put_back(&mut self) {
+        // Of one that was taken away twice, what was taken last.
+        for (name, file) in std::mem::take(&mut self.hidden).into_iter().rev() {
+            let first = segment_first(&name).expect("a segment");
+            let is_needed = {
+                let state = self.bench.spool().shared.state();
+                state.segments.contains_key(&first)
+            };
+            if is_needed && !self.sim().has(&name) {
+                self.sim().put_back(&name, file);
+            }
         }
     }
 
@@ -335,7 +390,7 @@ impl Model {
                 false
             }
             Err(Refusal::Disk(error)) => {
-                assert!(self.sim().has_faulted(), "{error}");
+                assert!(self.sim().has_faulted() || self.away, "{error}");
                 self.parcels[index].ghost = true;
                 false
             }
@@ -420,10 +475,19 @@ impl Model {
 
     /// Everything that is visible is what it should be, and counted.
     fn check(&self, written: bool) {
-        let seen = self.bench.visible();
+        let seen = self.bench.peeked();
         let numbers: Vec<Seq> = seen.iter().map(|(seq, _)| *seq).collect();
         assert_eq!(numbers, self.visible());
         for (seq, stored) in &seen {
+            let stored = match stored {
+                Err(Unreadable::Missing(segment)) => {
+                    let name = segment_name(*segment);
+                    let is_hidden = self.hidden.iter().any(|(hidden, _)| *hidden == name);
+                    assert!(is_hidden, "{name} is there");
+                    continue;
+                }
+                read => read.as_ref().unwrap(),
+            };
             let parcel = self
                 .parcels
                 .iter()
@@ -436,10 +500,13 @@ impl Model {
         }
         let usage = self.bench.spool().usage();
         assert_eq!(usage.unfinished, seen.len() as u64);
-        assert_eq!(usage.oldest, seen.first().map(|(_, stored)| stored.arrived));
+        if let Some((_, Ok(oldest))) = seen.first() {
+            assert_eq!(usage.oldest, Some(oldest.arrived));
+        }
         // Where a call failed, a length may be unknown until the disk works again.
         let healthy = written && self.sim().faults() == Faults::default();
-        if healthy || !self.sim().has_faulted() {
+        let whole = self.hidden.is_empty();
+        if whole && (healthy || !self.sim().has_faulted()) {
             assert_eq!(usage.bytes, self.sim().bytes(), "{:?}", self.sim().files());
         }
         if !self.sim().has_faulted() {
@@ -455,6 +522,8 @@ impl Model {
             self.bench.spool().close();
         }
         lucky &= !self.sim().has_faulted();
+        self.put_back();
+        self.away = false;
         self.bench.end(how == End::Crash);
         self.run += 1;
         if how == End::Close && lucky {
@@ -552,6 +621,15 @@ impl Model {
         self.next_batch = self.next_batch.max(recovered.next_batch);
         let window = Limits::new(self.bench.options).window;
         self.armed = self.accepted.iter().rev().take(window).copied().collect();
+        // What was refused and is there all the same comes again first, and is recognised: later it may not be.
+        let is_back = |index: &usize| {
+            let parcel = &self.parcels[*index];
+            !parcel.taken && !parcel.finished && parcel.seq.is_some()
+        };
+        let back: Vec<usize> = self.armed.iter().copied().filter(is_back).collect();
+        for index in back {
+            self.hand_over(index);
+        }
     }
 
     /// Files that wait to be written again.

@@ -9,10 +9,10 @@ use std::task::Poll;
 use futures::FutureExt as _;
 
 use super::*;
-use crate::spool::disk::{Disk, File, LocalDisk};
+use crate::spool::disk::{Disk, File, FileId, Held, LocalDisk};
+use crate::spool::frame::RESERVE;
 use crate::spool::scan::{Check, survey};
 use crate::spool::sim::{Call, Faults};
-use crate::spool::writer::RESERVE;
 
 fn broken(calls: &[Call]) -> Faults {
     Faults {
@@ -80,10 +80,8 @@ fn a_finished_chunk_is_gone_and_asking_for_it_says_so() {
         assert_eq!(bench.spool().peek(None).map(|(seq, _)| seq), Some(second));
         assert_eq!(bench.spool().usage().unfinished, 1);
     }
-    match bench.spool().read(first) {
-        Err(Unreadable::Corrupt(words)) => assert!(words.contains("finished"), "{words}"),
-        other => panic!("{other:?}"),
-    }
+    let read = bench.spool().read(first);
+    assert!(matches!(read, Err(Unreadable::Finished)), "{read:?}");
     assert!(
         !bench
             .sim
@@ -744,7 +742,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     bytes[at] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
     let (first, corrupt) = next(&spool, None).unwrap();
-    let Err(Unreadable::Corrupt(words)) = corrupt else {
+    let Err(Unreadable::Corrupt { words, kept: true }) = corrupt else {
         panic!("{corrupt:?}");
     };
     let kept = format!("{:020}-{}.bin", 1, at - 3 - 64);
@@ -1093,11 +1091,26 @@ impl Disk for Vanishing {
     fn sync_dir(&self) -> io::Result<()> {
         self.disk.sync_dir()
     }
+    fn id(&self, name: &str) -> io::Result<FileId> {
+        match name == self.name && self.opened.load(Relaxed) {
+            true => Err(ErrorKind::NotFound.into()),
+            false => self.disk.id(name),
+        }
+    }
+    fn check(&self) -> io::Result<()> {
+        self.disk.check()
+    }
+    fn hold(&self) -> io::Result<Held> {
+        self.disk.hold()
+    }
 }
 
 struct Emptied(Box<dyn File>, u64);
 
 impl File for Emptied {
+    fn id(&self) -> FileId {
+        self.0.id()
+    }
     fn len(&self) -> io::Result<u64> {
         self.0.len()
     }
@@ -1140,10 +1153,13 @@ fn a_segment_that_is_removed_while_somebody_looks_is_not_called_damaged() {
                 .all(|segment| segment.damage.is_empty())
         );
         assert!(looked.segments.len() >= segments.len() - 1);
-        match oldest.read(&vanishing()) {
-            Ok(stored) => assert!(stored.is_some() && left >= oldest.offset + 1_507),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),
+        let handles = Handles::new(Arc::new(vanishing()));
+        let file = handles.get(oldest.segment).unwrap();
+        match oldest.read(&*file).unwrap() {
+            Ok(_) => assert!(left >= oldest.offset + 1_507),
+            Err(flaw) => assert_eq!(flaw, Flaw::Short),
         }
+        assert!(!handles.is_named(oldest.segment, &*file).unwrap());
     }
 }
 
