@@ -15,10 +15,11 @@ mod work;
 use std::hint::black_box;
 use std::process::Command;
 
+use ferry::chunk;
 use ferry::compress::Compression;
 use ferry::encode::{Encoder, Options};
 use ferry::simd::Level;
-use support::plugin::chunk;
+use ferry::template::Template;
 use work::EVENTS;
 
 /// A part of the work.
@@ -43,6 +44,10 @@ fn parts() -> Vec<Part> {
         let run = move |input: &Input<'_>| encoded(input.chunk, level);
         parts.push(part(format!("encode {level:?}"), Box::new(run)));
     }
+    parts.push(part(
+        "encode and sort by name".to_owned(),
+        Box::new(|input| sorted(input.chunk)),
+    ));
     parts.push(part(
         "encode reference: rmp-serde and serde_json".to_owned(),
         Box::new(|input| transcoded(&input.bodies, input.lines.len())),
@@ -69,6 +74,12 @@ fn encoded(chunk: &[u8], level: Level) -> Vec<u8> {
     out
 }
 
+fn sorted(chunk: &[u8]) -> Vec<u8> {
+    let names = Template::parse("{tag}/%Y/%m/%d/%H", true).expect("a name");
+    let mut parts = chunk::encode(&Options::default(), &names, b"app", chunk, |_| true).parts;
+    parts.swap_remove(0).text
+}
+
 fn transcoded(bodies: &[&[u8]], lines: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(2 * lines);
     work::transcode(bodies, &mut out);
@@ -83,7 +94,7 @@ fn ferry_counted(part: &Part, input: &Input<'_>) -> Vec<u8> {
 
 fn main() {
     let chosen = std::env::args().nth(1).filter(|name| name != "--bench");
-    let chunk = chunk(0..EVENTS);
+    let chunk = support::plugin::chunk(0..EVENTS);
     let lines = encoded(&chunk, Level::best());
     let input = Input {
         chunk: &chunk,

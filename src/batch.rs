@@ -71,6 +71,8 @@ impl<B: Into<Bytes>> From<B> for Payload {
     }
 }
 
+impl Eq for Payload {}
+
 impl Extend<Bytes> for Payload {
     fn extend<I: IntoIterator<Item = Bytes>>(&mut self, parts: I) {
         parts.into_iter().for_each(|part| self.push(part));

@@ -56,20 +56,31 @@ pub fn share(buffer: Vec<u8>) -> Bytes {
     if buffer.capacity() < LEAST {
         return buffer.into();
     }
-    Bytes::from_owner(Shared(buffer))
+    share_with(buffer, ())
 }
 
-struct Shared(Vec<u8>);
+/// The same, for bytes that own something else with them: it is dropped when they are.
+pub fn share_with<T: Send + 'static>(buffer: Vec<u8>, with: T) -> Bytes {
+    Bytes::from_owner(Shared {
+        buffer,
+        _with: with,
+    })
+}
 
-impl AsRef<[u8]> for Shared {
+struct Shared<T> {
+    buffer: Vec<u8>,
+    _with: T,
+}
+
+impl<T> AsRef<[u8]> for Shared<T> {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.buffer
     }
 }
 
-impl Drop for Shared {
+impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        give(std::mem::take(&mut self.0));
+        give(std::mem::take(&mut self.buffer));
     }
 }
 

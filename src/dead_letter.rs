@@ -11,9 +11,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use crate::batch::Payload;
 use crate::decode::Time;
 use crate::encode;
 use crate::metrics::Reason;
@@ -26,12 +27,19 @@ pub const FILE: &str = "dead-letters.ndjson";
 const COUNTED: &[u8] = b"dead-letters";
 /// Letters are written so often, at most, where their file is taken away meanwhile.
 const ATTEMPTS: usize = 2;
+/// Bytes that are written at once, about.
+const BLOCK_BYTES: usize = 256 * 1024;
+/// Bytes of a record that are encoded at once: whole groups of base64.
+const PORTION_BYTES: usize = 48 * 1024;
+/// Bytes of a tag that a letter has. A tag may be larger than all else in it, and stands in each of its chunk's
+/// letters.
+const LONGEST_TAG: usize = 1_024;
 
 /// One thing that was not delivered and never will be as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
     /// The tag its chunk came with.
-    pub tag: Vec<u8>,
+    pub tag: Arc<[u8]>,
     /// Why.
     pub reason: Reason,
     /// What exactly is wrong.
@@ -41,19 +49,19 @@ pub struct Letter {
     /// The delivery stream or the object it was on its way to, where that was known.
     pub target: Option<String>,
     /// The line without its newline, or the bytes as they came.
-    pub record: Vec<u8>,
+    pub record: Payload,
 }
 
 impl Letter {
     /// A letter for what the destination refused, on its way to `target`.
-    pub fn refused(tag: &[u8], target: &str, fault: &Fault, record: &[u8]) -> Letter {
+    pub fn refused(tag: &Arc<[u8]>, target: &str, fault: &Fault, record: Payload) -> Letter {
         Letter {
-            tag: tag.to_vec(),
+            tag: Arc::clone(tag),
             reason: Reason::Refused,
             detail: format!("{}: {}", fault.code, fault.message),
             request_id: fault.request_id.clone(),
             target: Some(target.to_owned()),
-            record: record.to_vec(),
+            record,
         }
     }
 }
@@ -207,12 +215,8 @@ impl DeadLetters {
         if letters.is_empty() {
             return Ok(self.usage()?);
         }
-        // The first newline is for the end of a torn line.
-        let mut lines = vec![b'\n'];
         let now = now();
-        for letter in letters {
-            line(now, letter, &mut lines);
-        }
+        let all = written(now, letters, |_| Ok(()))?;
         let mut slot = self.file.lock().expect("nothing panics with this lock");
         for _ in 0..ATTEMPTS {
             // A file is put back only where nothing failed: else what it holds is not known.
@@ -220,8 +224,8 @@ impl DeadLetters {
                 Some(file) if self.is_named(&file)? => file,
                 _ => self.append()?,
             };
-            let lines = if torn(&file)? { &lines } else { &lines[1..] };
-            let more = lines.len() as u64;
+            let torn = torn(&file)?;
+            let more = all + u64::from(torn);
             let Usage { bytes, limit } = self.usage()?;
             if bytes > 0 && bytes.saturating_add(more) > limit {
                 *slot = Some(file);
@@ -232,7 +236,10 @@ impl DeadLetters {
                     path: self.dir.clone(),
                 });
             }
-            file.write_all(lines)?;
+            if torn {
+                file.write_all(b"\n")?;
+            }
+            written(now, letters, |block| file.write_all(block))?;
             file.sync_data()?;
             // Whoever took the file away in between may have read it before these letters were in it,
             // and may delete it now. Then they are written again: twice is better than not at all.
@@ -280,33 +287,114 @@ fn torn(file: &File) -> io::Result<bool> {
     Ok(last != *b"\n")
 }
 
-fn line(now: Time, letter: &Letter, out: &mut Vec<u8>) {
-    let mut field = |name: &str, value: &[u8]| {
+/// Hands letters on as lines, block by block, since together they may be many times what is in memory of them. Gives
+/// how many bytes they are.
+fn written(
+    now: Time,
+    letters: &[Letter],
+    mut write: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<u64> {
+    let mut bytes = 0;
+    let mut block = Vec::new();
+    let mut write = |block: &mut Vec<u8>, least: usize| {
+        if block.len() < least {
+            return Ok(());
+        }
+        bytes += block.len() as u64;
+        let written = write(block);
+        block.clear();
+        written
+    };
+    for letter in letters {
+        line(now, letter, &mut block, |block| write(block, BLOCK_BYTES))?;
+    }
+    write(&mut block, 0)?;
+    Ok(bytes)
+}
+
+fn line(
+    now: Time,
+    letter: &Letter,
+    out: &mut Vec<u8>,
+    mut grown: impl FnMut(&mut Vec<u8>) -> io::Result<()>,
+) -> io::Result<()> {
+    let name = |name: &str, out: &mut Vec<u8>| {
         out.extend_from_slice(if name == "time" { b"{" } else { b"," });
         encode::string(name.as_bytes(), out);
         out.push(b':');
+    };
+    let field = |key: &str, value: &[u8], out: &mut Vec<u8>| {
+        name(key, out);
         encode::string(value, out);
     };
     let mut time = Vec::new();
     write_iso8601(now, &mut time);
-    field("time", &time);
-    field("tag", &letter.tag);
-    field("reason", letter.reason.as_str().as_bytes());
-    field("error", letter.detail.as_bytes());
+    field("time", &time, out);
+    let tag = &letter.tag;
+    if tag.len() > LONGEST_TAG {
+        let begin = String::from_utf8_lossy(&tag[..LONGEST_TAG]);
+        let cut = format!("{begin}… ({} bytes)", tag.len());
+        field("tag", cut.as_bytes(), out);
+    } else {
+        field("tag", tag, out);
+    }
+    field("reason", letter.reason.as_str().as_bytes(), out);
+    field("error", letter.detail.as_bytes(), out);
     if let Some(id) = &letter.request_id {
-        field("request_id", id.as_bytes());
+        field("request_id", id.as_bytes(), out);
     }
     if let Some(target) = &letter.target {
-        field("target", target.as_bytes());
+        field("target", target.as_bytes(), out);
     }
-    if std::str::from_utf8(&letter.record).is_ok() {
-        field("record", &letter.record);
+    let parts = letter.record.parts();
+    if parts.iter().all(|part| std::str::from_utf8(part).is_ok()) {
+        name("record", out);
+        out.push(b'"');
+        for part in parts {
+            let mut rest = std::str::from_utf8(part).unwrap_or_default();
+            while !rest.is_empty() {
+                let (portion, behind) = rest.split_at(rest.floor_char_boundary(PORTION_BYTES));
+                text(portion, out);
+                grown(out)?;
+                rest = behind;
+            }
+        }
     } else {
-        let mut text = Vec::new();
-        encode::base64(&letter.record, &mut text);
-        field("record_base64", &text);
+        name("record_base64", out);
+        out.push(b'"');
+        // What is left of a part is less than a group, and goes with the next one.
+        let mut left: Vec<u8> = Vec::new();
+        for part in parts {
+            let (mut rest, last) = (&part[..], left.len());
+            if last > 0 {
+                let more = rest.len().min(3 - last);
+                left.extend_from_slice(&rest[..more]);
+                rest = &rest[more..];
+                if left.len() < 3 {
+                    continue;
+                }
+                encode::base64(&left, out);
+                left.clear();
+            }
+            let whole = rest.len() / 3 * 3;
+            for portion in rest[..whole].chunks(PORTION_BYTES) {
+                encode::base64(portion, out);
+                grown(out)?;
+            }
+            left.extend_from_slice(&rest[whole..]);
+        }
+        encode::base64(&left, out);
     }
-    out.extend_from_slice(b"}\n");
+    out.extend_from_slice(b"\"}\n");
+    grown(out)
+}
+
+/// Appends what stands between a JSON string's quotes.
+fn text(value: &str, out: &mut Vec<u8>) {
+    let quote = out.len();
+    encode::string(value.as_bytes(), out);
+    out.remove(quote);
+    out.pop();
 }
 
 #[cfg(test)]
@@ -322,12 +410,12 @@ mod tests {
 
     fn letter(record: &[u8]) -> Letter {
         Letter {
-            tag: b"app\n\xff".to_vec(),
+            tag: b"app\n\xff"[..].into(),
             reason: Reason::TooLarge,
             detail: "a record of 1,024,001 bytes".into(),
             request_id: Some("r-1".into()),
             target: None,
-            record: record.to_vec(),
+            record: record.to_vec().into(),
         }
     }
 
@@ -348,9 +436,7 @@ mod tests {
 
     /// The bytes a letter takes in the file.
     fn size(record: &[u8]) -> u64 {
-        let mut text = Vec::new();
-        line(now(), &letter(record), &mut text);
-        text.len() as u64
+        written(now(), &[letter(record)], |_| Ok(())).unwrap()
     }
 
     #[track_caller]
@@ -375,7 +461,7 @@ mod tests {
             .write(&[
                 letter("{\"k\":\"회\"}".as_bytes()),
                 letter(b"\xff\x00"),
-                Letter::refused(b"app", "orders", &fault, b"x"),
+                Letter::refused(&b"app"[..].into(), "orders", &fault, b"x"[..].into()),
             ])
             .unwrap();
         let read = read(letters.path());

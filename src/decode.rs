@@ -326,31 +326,88 @@ enum Read<'a> {
     GroupEnd,
 }
 
+/// A place between two events of a chunk. The default is its beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    at: usize,
+    /// Where the mark stands of the group that events here are in.
+    group: Option<usize>,
+    /// Bytes that were read in search of whole events.
+    spent: usize,
+}
+
+impl Place {
+    /// Bytes of the chunk before it.
+    pub fn offset(&self) -> usize {
+        self.at
+    }
+}
+
 /// Reads a chunk event by event.
 pub struct Events<'a> {
     chunk: &'a [u8],
-    at: usize,
+    /// What of it [`Events::head`] looks at: all of it, or less.
+    ahead: &'a [u8],
+    place: Place,
+    /// The group at `place`.
     group: Option<Group<'a>>,
-    budget: usize,
 }
 
 impl<'a> Events<'a> {
     /// Reads `chunk` as the host handed it over.
     pub fn new(chunk: &'a [u8]) -> Self {
-        Events {
+        Events::from(chunk, Place::default())
+    }
+
+    /// Goes on with `chunk` at a place that [`Events::place`] gave.
+    pub fn from(chunk: &'a [u8], place: Place) -> Self {
+        let mut events = Events {
             chunk,
-            at: 0,
+            ahead: chunk,
+            place,
             group: None,
-            budget: chunk.len().saturating_mul(RESYNC_BUDGET),
+        };
+        if let Some(mark) = place.group
+            && let (_, Ok(Read::GroupStart(group))) = events.read(mark)
+        {
+            events.group = Some(group);
         }
+        events
+    }
+
+    /// Where the next event stands.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Bytes that are left of the chunk.
+    pub fn left(&self) -> usize {
+        self.chunk.len() - self.place.at
+    }
+
+    /// The group that the event before this place is in, and where in the chunk its mark stands.
+    pub fn group(&self) -> Option<(usize, Group<'a>)> {
+        Some((self.place.group?, self.group?))
+    }
+
+    /// The mark that stands somewhere, as it came.
+    pub fn mark(&self, at: usize) -> &'a [u8] {
+        let (end, _) = self.read(at);
+        &self.chunk[at..end]
+    }
+
+    /// From here on [`Events::head`] hands out only what lies within the next `bytes` of the chunk.
+    pub fn look_ahead(&mut self, bytes: usize) {
+        let end = self.place.at.saturating_add(bytes).min(self.chunk.len());
+        self.ahead = &self.chunk[..end];
     }
 
     /// The head of the event that is next, where it is one of today's shape: `[[event time, map], …`.
     /// What else there is, [`Events::next`] reads.
     #[inline]
     pub fn head(&self) -> Option<Head<'a>> {
-        let at = self.at;
-        let fixed: &[u8; 13] = self.chunk.get(at..)?.first_chunk()?;
+        let (chunk, at) = (self.ahead, self.place.at);
+        let fixed: &[u8; 13] = chunk.get(at..)?.first_chunk()?;
         let [0x92, 0x92, 0xd7, 0x00, a, b, c, d, e, f, g, h, metadata] = *fixed else {
             return None;
         };
@@ -360,11 +417,11 @@ impl<'a> Events<'a> {
             return None;
         }
         // Hosts write an empty map in either form.
-        let (metadata, body) = match (metadata, self.chunk.get(at + 13..at + 17)) {
-            (0x80, _) => (&self.chunk[at + 12..at + 13], at + 13),
-            (0xdf, Some([0, 0, 0, 0])) => (&self.chunk[at + 12..at + 17], at + 17),
+        let (metadata, body) = match (metadata, chunk.get(at + 13..at + 17)) {
+            (0x80, _) => (&chunk[at + 12..at + 13], at + 13),
+            (0xdf, Some([0, 0, 0, 0])) => (&chunk[at + 12..at + 17], at + 17),
             _ => {
-                let mut cursor = Cursor::at(self.chunk, at + 12);
+                let mut cursor = Cursor::at(chunk, at + 12);
                 (cursor.map("").ok()?, cursor.position())
             }
         };
@@ -375,14 +432,14 @@ impl<'a> Events<'a> {
             },
             metadata,
             group: self.group,
-            bytes: self.chunk,
+            bytes: chunk,
             body,
         })
     }
 
     /// Goes on behind the event whose body ends at `end`.
     pub fn pass(&mut self, end: usize) {
-        self.at = end;
+        self.place.at = end;
     }
 
     /// Reads what stands at `at`, and says how far that went, right or wrong.
@@ -452,7 +509,7 @@ impl<'a> Events<'a> {
             return whole.at;
         }
         for at in start + 1..self.chunk.len() {
-            if self.budget == 0 {
+            if self.place.spent >= self.chunk.len().saturating_mul(RESYNC_BUDGET) {
                 break;
             }
             if looks_like_an_event(self.chunk, at) && self.reads(at) {
@@ -469,7 +526,7 @@ impl<'a> Events<'a> {
     }
 
     fn spend(&mut self, bytes: usize) {
-        self.budget = self.budget.saturating_sub(bytes);
+        self.place.spent = self.place.spent.saturating_add(bytes);
     }
 }
 
@@ -541,18 +598,20 @@ impl<'a> Iterator for Events<'a> {
     type Item = Item<'a>;
 
     fn next(&mut self) -> Option<Item<'a>> {
-        while self.at < self.chunk.len() {
-            let start = self.at;
+        while self.place.at < self.chunk.len() {
+            let start = self.place.at;
             let (end, read) = self.read(start);
-            self.at = end;
+            self.place.at = end;
             match read {
                 Ok(Read::Event(event)) => return Some(Item::Event(event)),
-                Ok(Read::GroupStart(group)) => self.group = Some(group),
-                Ok(Read::GroupEnd) => self.group = None,
+                Ok(Read::GroupStart(group)) => {
+                    (self.group, self.place.group) = (Some(group), Some(start));
+                }
+                Ok(Read::GroupEnd) => (self.group, self.place.group) = (None, None),
                 Err(reason) => {
-                    self.at = self.resync(start, reason);
+                    self.place.at = self.resync(start, reason);
                     return Some(Item::Malformed {
-                        bytes: &self.chunk[start..self.at],
+                        bytes: &self.chunk[start..self.place.at],
                         offset: start,
                         reason,
                     });

@@ -20,12 +20,12 @@ use futures::FutureExt as _;
 use futures::future::join_all;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use crate::batch::{Piece, runs};
 use crate::buffers;
-use crate::chunk::{self, Encoded, Part};
+use crate::chunk::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
 use crate::dead_letter::{DeadLetters, Letter, Unkept};
@@ -35,7 +35,7 @@ use crate::metrics::{Figure, Metrics, Reason, Record, Sealed, Stage};
 use crate::retry::backoff;
 use crate::sender::Identity;
 use crate::settle::{
-    Acknowledged, ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id,
+    Acknowledged, ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id, numbered,
 };
 use crate::sink::{Class, Shape, Sink};
 use crate::spool::disk::says_remedy;
@@ -44,21 +44,26 @@ use crate::template::compact_time;
 use crate::time::now;
 use circuit::{Circuit, Leg, Permit};
 use lane::{Delivery, Gate, Lane};
+use memory::{Memory, Share};
 use spooled::Feed;
 
 mod circuit;
 mod lane;
+mod memory;
 mod objects;
 mod spooled;
 
 /// Text that is compressed in one go, at least: more than a chunk of the host's holds.
 const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
-/// A chunk and its lines together are taken to need so many times the chunk's bytes.
-const MEMORY_FACTOR: usize = 2;
 /// Files that a line in the log names, at most.
 const MOST_NAMED: usize = 5;
-/// Memory is counted in units of so many bytes.
-const MEMORY_UNIT: usize = 1024;
+/// What a piece on its way needs beside its bytes: its ticket, its record, its place in the queue.
+const PIECE_BYTES: usize = 512;
+/// What an object needs beside its bytes and tickets, about: its names, its flight, its note, its place in the lane.
+/// Where each event is an object, that is most of it.
+const OBJECT_BYTES: usize = 2_816;
+/// What a line of an object needs beside its text: where it ends, and its event's number.
+const LINE_BYTES: usize = 32;
 /// In direct mode: how long a flush waits until a target's [`Shape`] is known.
 const SHAPE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -70,7 +75,7 @@ pub struct Pipeline {
     /// In the names of objects that are made directly.
     sender: Identity,
     log: Arc<Log>,
-    memory: Arc<Semaphore>,
+    memory: Memory,
     gate: Arc<Gate>,
     lanes: Mutex<HashMap<String, Lane>>,
     /// The lane of every chunk, where there is but one.
@@ -102,7 +107,7 @@ impl Pipeline {
         log: Arc<Log>,
     ) -> Self {
         Pipeline {
-            memory: Arc::new(Semaphore::new(config.memory_limit / MEMORY_UNIT)),
+            memory: Memory::new(config.memory_limit),
             gate: Arc::new(Gate::new(config.concurrency)),
             lanes: Mutex::default(),
             only_lane: match &config.destination {
@@ -189,7 +194,9 @@ impl Pipeline {
                 if number > 0 {
                     let _ = write!(name, "-{}", number + 1);
                 }
-                let verdict = self.deliver(tag, data, Some(id), Some(&name)).await;
+                // What one twin has delivered stands under its name, and not under another's.
+                let twin = numbered(id, number);
+                let verdict = self.deliver(tag, data, Some(twin), Some(&name)).await;
                 self.twins.answered(id, number, verdict);
                 verdict
             }
@@ -361,11 +368,9 @@ impl Pipeline {
     /// The figures as they stand now. Asks no disk and waits for nobody.
     pub fn figures(&self) -> Vec<Figure> {
         let metrics = &self.metrics;
-        let limit = self.config.memory_limit;
-        let direct = (limit / MEMORY_UNIT - self.memory.available_permits()) * MEMORY_UNIT;
         let spooled = metrics.spooled.get().unwrap_or_default();
-        metrics.memory.set(direct as f64 + spooled);
-        metrics.memory_limit.set(limit as f64);
+        metrics.memory.set(self.memory.held() as f64 + spooled);
+        metrics.memory_limit.set(self.config.memory_limit as f64);
         metrics.in_flight_limit.set(self.gate.limit() as f64);
         let oldest = match self.spool.get() {
             Some(spool) => {
@@ -516,17 +521,6 @@ impl Pipeline {
         name: Option<&str>,
     ) -> Verdict {
         let deadline = Instant::now() + self.config.flush_deadline;
-        let Some(_memory) = self.within(deadline, self.admit(data.len())).await else {
-            self.log.trouble(
-                Level::Warn,
-                "memory",
-                "memory_limit is reached and nothing was delivered within flush_deadline: the host is \
-                 asked to hand the chunk over again",
-            );
-            return Verdict::Retry;
-        };
-        self.log.recovered("memory", "chunks are admitted again");
-
         let left = id.and_then(|id| Some((id, self.partials.take(id)?)));
         let settled = match left {
             None => EventSet::default(),
@@ -550,10 +544,12 @@ impl Pipeline {
                 None => Flight::new(tag, settled),
             },
             legs: Vec::new(),
+            all: true,
+            lines: 0,
+            skipped: 0,
         };
-        let verdict = self
-            .fly(&mut outing, &data, name.unwrap_or_default(), deadline)
-            .await;
+        let name = name.unwrap_or_default();
+        let verdict = self.fly(&mut outing, &data, name, deadline).await;
         if verdict == Verdict::Retry {
             for leg in &outing.legs {
                 leg.flight.give_up();
@@ -568,7 +564,7 @@ impl Pipeline {
     }
 
     /// Whether of a chunk that comes again only what is not settled is sent. An object is sent whole: its
-    /// name stands for the whole chunk, and its store tells whether it is there.
+    /// name stands for all that is in it, and its store tells whether it is there.
     fn sends_the_rest(&self) -> bool {
         matches!(self.config.destination, Destination::Firehose(_))
     }
@@ -580,77 +576,113 @@ impl Pipeline {
         name: &str,
         deadline: Instant,
     ) -> Verdict {
-        let settled = outing.flight.settled();
+        let before = outing.flight.settled();
         let rest = self.sends_the_rest();
-        let wanted = |event| !(rest && settled.contains(event));
-        let mut encoded = self.encode(outing.flight.tag(), data, wanted);
-
-        let parts = std::mem::take(&mut encoded.parts);
-        let (loads, mut all) = self.load(parts, name, deadline).await;
-        let mut lanes = Vec::with_capacity(loads.len());
-        let mut lines = 0;
-        for load in loads {
-            let leg = Leg::new(load.circuit, &outing.flight, load.permit.is_probe());
-            let mut pieces: Vec<Queued> = Vec::new();
-            for (target, part) in load.parts {
-                let cut = self.pieces(
-                    part,
-                    load.shape,
-                    leg.flight.tag(),
-                    &leg.flight,
-                    &mut encoded,
-                );
-                pieces.extend(cut.into_iter().map(|piece| (Arc::clone(&target), piece)));
+        let wanted = |event| !(rest && before.contains(event));
+        let mut next = Some(Place::default());
+        while let Some(from) = next {
+            // The pieces of one step settle while the next one waits for memory.
+            let encoded = self.encode(outing.flight.tag(), data, from, wanted);
+            let Some((encoded, share)) = self.within(deadline, encoded).await else {
+                match outing.lines {
+                    0 => self.log.trouble(
+                        Level::Warn,
+                        "memory",
+                        "memory_limit is reached and nothing was delivered within flush_deadline: the host is \
+                         asked to hand the chunk over again",
+                    ),
+                    _ => self.say_deadline(outing),
+                }
+                return Verdict::Retry;
+            };
+            self.log.recovered("memory", "chunks are admitted again");
+            next = encoded.next;
+            let name = format!("{name}{}", encoded.mark(from));
+            self.send_step(outing, encoded, share, &name, &before, deadline)
+                .await;
+            if next.is_some() && self.goes_back_at_once() {
+                return Verdict::Retry;
             }
-            lines += pieces
-                .iter()
-                .map(|(_, piece)| u64::from(piece.lines))
-                .sum::<u64>();
-            outing.legs.push(leg);
-            let probe = load.permit.is_probe().then_some(load.permit);
-            lanes.push((load.lane, Delivery { pieces, probe }));
-        }
-
-        // Dead letters first: were their disk full only after the rest was delivered, the rest would be
-        // delivered again with every retry. Those that an earlier flush of the chunk wrote are there.
-        encoded.drop_letters(&settled);
-        let lettered = encoded.letters.len() as u64;
-        if self
-            .keep_letters(encoded.letters, lettered)
-            .await
-            .is_break()
-        {
-            return Verdict::Retry;
-        }
-        outing.flight.settle(&encoded.lettered);
-        for (lane, delivery) in lanes {
-            self.hand_over(lane, delivery);
+            outing.forget_landed();
         }
         match self.within(deadline, outing.landed()).await {
-            Some(landed) => all &= landed == Verdict::Ok,
+            Some(Verdict::Ok) => {}
+            Some(Verdict::Retry) => return Verdict::Retry,
             None => {
-                self.log.trouble(
-                    Level::Warn,
-                    "deadline",
-                    &format!(
-                        "of a chunk not all of {lines} records were delivered within flush_deadline ({} s); the \
-                         host keeps it and hands it over again",
-                        self.config.flush_deadline.as_secs(),
-                    ),
-                );
+                self.say_deadline(outing);
                 return Verdict::Retry;
             }
         }
-        if !all {
-            return Verdict::Retry;
-        }
         // Only now: of a chunk that comes again they are found again.
-        self.say_skipped(encoded.skipped.len());
+        self.say_skipped(outing.skipped);
         self.log.recovered(
             "deadline",
             "chunks are delivered within flush_deadline again",
         );
         Verdict::Ok
+    }
+
+    /// Sends a step of a chunk on its way, but for what was settled `before`.
+    async fn send_step(
+        self: &Arc<Self>,
+        outing: &mut Outing,
+        mut encoded: Encoded,
+        mut share: Share,
+        name: &str,
+        before: &EventSet,
+        deadline: Instant,
+    ) {
+        let mut parts = std::mem::take(&mut encoded.parts);
+        // Objects that an earlier flush of the chunk delivered.
+        let delivered = |part: &mut Part| part.events.iter().all(|event| before.contains(*event));
+        for part in parts.extract_if(.., delivered) {
+            let lines = part.events.len() as u64;
+            self.metrics.records.add(Record::Suppressed, lines);
+            buffers::give(part.text);
+        }
+        let (loads, all) = self.load(parts, name, deadline).await;
+        outing.all &= all;
+        let mut lanes = Vec::with_capacity(loads.len());
+        for load in loads {
+            let leg = Leg::new(load.circuit, &outing.flight, load.permit.is_probe());
+            let mut pieces: Vec<Queued> = Vec::new();
+            for (target, part) in load.parts {
+                let cut = self.pieces(part, load.shape, &leg.flight, &mut encoded, &mut share);
+                pieces.extend(cut.into_iter().map(|piece| (Arc::clone(&target), piece)));
+            }
+            let lines = pieces.iter().map(|(_, piece)| u64::from(piece.lines));
+            outing.lines += lines.sum::<u64>();
+            outing.legs.push(leg);
+            let probe = load.permit.is_probe().then_some(load.permit);
+            lanes.push((load.lane, Delivery { pieces, probe }));
+        }
+
+        // Dead letters first: what is sent without them is sent again after a restart. Where they cannot be kept, all
+        // else is sent nevertheless, and is remembered for when the chunk comes again. Those that an earlier flush of
+        // the chunk wrote are there.
+        encoded.drop_letters(before);
+        let lettered = encoded.letters.len() as u64;
+        match self.keep_letters(encoded.letters, lettered).await {
+            ControlFlow::Continue(()) => outing.flight.settle(&encoded.lettered),
+            ControlFlow::Break(()) => outing.all = false,
+        }
+        outing.skipped += encoded.skipped.len();
+        for (lane, delivery) in lanes {
+            self.hand_over(lane, delivery);
+        }
+    }
+
+    fn say_deadline(&self, outing: &Outing) {
+        self.log.trouble(
+            Level::Warn,
+            "deadline",
+            &format!(
+                "of a chunk not all of {} records were delivered within flush_deadline ({} s); the host keeps it \
+                 and hands it over again",
+                outing.lines,
+                self.config.flush_deadline.as_secs(),
+            ),
+        );
     }
 
     /// Sorts a chunk's parts by lane. False: those of some are left out, since their target takes nothing.
@@ -727,11 +759,56 @@ impl Pipeline {
         })
     }
 
-    fn encode(&self, tag: &[u8], data: &[u8], wanted: impl Fn(u32) -> bool) -> Encoded {
-        let encoded = chunk::encode(&self.config.encode, self.names(), tag, data, wanted);
+    /// Encodes a step of a chunk, as soon as there is memory for it. Gives what is held for it, too.
+    async fn encode(
+        &self,
+        tag: &Arc<[u8]>,
+        data: &[u8],
+        from: Place,
+        wanted: impl Fn(u32) -> bool,
+    ) -> (Encoded, Share) {
+        let mut needed = self.encoding().most(tag, data, from);
+        loop {
+            let share = self.memory.reserve(needed).await;
+            match self.encode_step(tag, data, from, needed, &wanted) {
+                Ok(encoded) => return (encoded, share),
+                // One event, with all that is added to it, is more than a step: it goes alone.
+                Err(NeedsMore(bytes)) => needed = bytes,
+            }
+        }
+    }
+
+    fn encode_step(
+        &self,
+        tag: &Arc<[u8]>,
+        data: &[u8],
+        from: Place,
+        memory: usize,
+        wanted: impl Fn(u32) -> bool,
+    ) -> Result<Encoded, NeedsMore> {
+        let encoded = self.encoding().step(tag, data, from, memory, wanted)?;
         let bytes: usize = encoded.parts.iter().map(|part| part.text.len()).sum();
         self.metrics.bytes.add(Stage::Encoded, bytes as u64);
-        encoded
+        Ok(encoded)
+    }
+
+    /// How chunks are encoded.
+    fn encoding(&self) -> Encoding<'_> {
+        let (names, line_bytes) = match &self.config.destination {
+            // Each line may be a record.
+            Destination::Firehose(firehose) => (&firehose.delivery_stream, PIECE_BYTES),
+            Destination::Blob { folder, .. } => (folder, LINE_BYTES),
+        };
+        Encoding {
+            longest_line: match self.config.compression {
+                Compression::None => self.sink.longest_line(),
+                // How long a line is that fits when it is compressed, is not known before.
+                Compression::Gzip(_) | Compression::Zstd(_) => usize::MAX,
+            },
+            line_bytes,
+            name_bytes: OBJECT_BYTES,
+            ..Encoding::new(&self.config.encode, names)
+        }
     }
 
     fn say_skipped(&self, skipped: usize) {
@@ -742,24 +819,6 @@ impl Pipeline {
                 "log_key",
                 &format!("{skipped} records without the log_key were skipped"),
             );
-        }
-    }
-
-    async fn admit(&self, chunk_bytes: usize) -> OwnedSemaphorePermit {
-        let all = self.config.memory_limit / MEMORY_UNIT;
-        // A chunk larger than all we may use goes alone.
-        let units = (chunk_bytes * MEMORY_FACTOR).div_ceil(MEMORY_UNIT).min(all);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
-        Arc::clone(&self.memory)
-            .acquire_many_owned(units)
-            .await
-            .expect("the semaphore is never closed")
-    }
-
-    fn names(&self) -> &crate::template::Template {
-        match &self.config.destination {
-            Destination::Firehose(firehose) => &firehose.delivery_stream,
-            Destination::Blob { folder, .. } => folder,
         }
     }
 
@@ -802,14 +861,14 @@ impl Pipeline {
         name
     }
 
-    /// Cuts a part into pieces its target takes. Lines that are too long become letters.
+    /// Cuts a part into pieces its target takes, which hold a part of `share`. Lines that are too long become letters.
     fn pieces(
         &self,
         mut part: Part,
         shape: Shape,
-        tag: &[u8],
         flight: &Arc<Flight>,
         encoded: &mut Encoded,
+        share: &mut Share,
     ) -> Vec<Piece<Ticket>> {
         let limits = shape.limits;
         let compression = if shape.compression {
@@ -817,10 +876,12 @@ impl Pipeline {
         } else {
             Compression::None
         };
+        let of_lines = |lines: usize| lines * size_of::<u32>();
         if compression == Compression::None {
-            drop_long_lines(&mut part, tag, limits.record_bytes, encoded);
+            drop_long_lines(&mut part, flight.tag(), limits.record_bytes, encoded);
             let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
-            let (text, events) = (buffers::share(part.text), part.events.into());
+            let beside = of_lines(part.events.len()) + runs.len() * self.piece_bytes();
+            let (text, events) = (share.of(part.text, beside), part.events.into());
             let piece = |run: Range<usize>| Piece {
                 bytes: text.slice(span(&part.ends, &run)).into(),
                 lines: count(run.len()),
@@ -837,13 +898,14 @@ impl Pipeline {
             let text = &part.text[span(&part.ends, &run)];
             let body = compression.apply(text);
             if body.len() <= limits.record_bytes {
+                let beside = of_lines(run.len()) + self.piece_bytes();
                 pieces.push(Piece {
-                    bytes: body.into(),
+                    bytes: share.of(body, beside).into(),
                     lines: count(run.len()),
                     ticket: flight.ticket(&events, run),
                 });
             } else if run.len() == 1 {
-                let letter = too_large(tag, text, body.len(), limits.record_bytes);
+                let letter = too_large(flight.tag(), text, body.len(), limits.record_bytes);
                 encoded.letter(events[run.start], letter);
             } else {
                 let middle = run.start + run.len() / 2;
@@ -853,6 +915,14 @@ impl Pipeline {
         }
         buffers::give(part.text);
         pieces
+    }
+
+    /// What a piece needs beside its bytes.
+    fn piece_bytes(&self) -> usize {
+        match &self.config.destination {
+            Destination::Firehose(_) => PIECE_BYTES,
+            Destination::Blob { .. } => OBJECT_BYTES,
+        }
     }
 
     /// Writes letters, in which there are so many log events.
@@ -917,18 +987,34 @@ struct Outing {
     flight: Flight,
     /// One for each target that something was handed over for.
     legs: Vec<Leg>,
+    /// Nothing of it was left out, has failed, or is a letter that could not be kept.
+    all: bool,
+    /// Lines that were handed over.
+    lines: u64,
+    /// Events without the `log_key`.
+    skipped: usize,
 }
 
 impl Outing {
     /// Waits for all targets but those that take nothing.
     async fn landed(&self) -> Verdict {
-        let mut verdict = Verdict::Ok;
+        let mut verdict = match self.all {
+            true => Verdict::Ok,
+            false => Verdict::Retry,
+        };
         for leg in &self.legs {
             if leg.landed().await == Verdict::Retry {
                 verdict = Verdict::Retry;
             }
         }
         verdict
+    }
+
+    /// Keeps of the legs only those that are on their way.
+    fn forget_landed(&mut self) {
+        for leg in self.legs.extract_if(.., |leg| leg.flight.has_landed()) {
+            self.all &= leg.flight.verdict() == Verdict::Ok;
+        }
     }
 
     /// Whether nothing of it is on its way.
@@ -957,14 +1043,14 @@ fn count(lines: usize) -> u32 {
     u32::try_from(lines).unwrap_or(u32::MAX)
 }
 
-fn too_large(tag: &[u8], line: &[u8], bytes: usize, limit: usize) -> Letter {
+fn too_large(tag: &Arc<[u8]>, line: &[u8], bytes: usize, limit: usize) -> Letter {
     Letter {
-        tag: tag.to_vec(),
+        tag: Arc::clone(tag),
         reason: Reason::TooLarge,
         detail: format!("a record of {bytes} bytes; the destination takes at most {limit}"),
         target: None,
         request_id: None,
-        record: line.strip_suffix(b"\n").unwrap_or(line).to_vec(),
+        record: line.strip_suffix(b"\n").unwrap_or(line).to_vec().into(),
     }
 }
 
@@ -975,21 +1061,20 @@ fn span(ends: &[usize], lines: &Range<usize>) -> Range<usize> {
 }
 
 /// Takes lines out of a part that no record can hold.
-fn drop_long_lines(part: &mut Part, tag: &[u8], limit: usize, encoded: &mut Encoded) {
-    let spans: Vec<Range<usize>> = (0..part.ends.len())
-        .map(|line| span(&part.ends, &(line..line + 1)))
-        .collect();
-    if spans.iter().all(|span| span.len() <= limit) {
+fn drop_long_lines(part: &mut Part, tag: &Arc<[u8]>, limit: usize, encoded: &mut Encoded) {
+    let ends = &part.ends;
+    let spans = (0..ends.len()).map(|line| span(ends, &(line..line + 1)));
+    if spans.clone().all(|span| span.len() <= limit) {
         return;
     }
     let mut kept = Part {
         text: Vec::with_capacity(part.text.len()),
-        ends: Vec::with_capacity(part.ends.len()),
+        ends: Vec::with_capacity(ends.len()),
         events: Vec::with_capacity(part.events.len()),
-        name: std::mem::take(&mut part.name),
-        ..*part
+        name: part.name.clone(),
+        first: part.first,
     };
-    for (span, event) in spans.into_iter().zip(&part.events) {
+    for (span, event) in spans.zip(&part.events) {
         let line = &part.text[span];
         if line.len() > limit {
             encoded.letter(*event, too_large(tag, line, line.len(), limit));

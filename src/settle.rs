@@ -168,7 +168,7 @@ impl Flight {
     }
 
     /// The chunk's tag.
-    pub fn tag(&self) -> &[u8] {
+    pub fn tag(&self) -> &Arc<[u8]> {
         &self.tag
     }
 
@@ -216,7 +216,8 @@ impl Flight {
         self.verdict()
     }
 
-    fn verdict(&self) -> Verdict {
+    /// What the tickets that are gone amount to.
+    pub fn verdict(&self) -> Verdict {
         if self.failed.load(Ordering::Acquire) {
             Verdict::Retry
         } else {
@@ -261,7 +262,7 @@ impl Ticket {
     }
 
     /// The tag of the chunk it came with.
-    pub fn tag(&self) -> &[u8] {
+    pub fn tag(&self) -> &Arc<[u8]> {
         self.flight.tag()
     }
 
@@ -327,6 +328,14 @@ pub fn chunk_id(tag: &[u8], data: &[u8]) -> ChunkId {
     hasher.update(data);
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    id
+}
+
+/// One of several chunks that are the same to the byte, by its number among them.
+pub fn numbered(mut id: ChunkId, number: u32) -> ChunkId {
+    for (byte, more) in id.iter_mut().zip(number.to_le_bytes()) {
+        *byte ^= more;
+    }
     id
 }
 

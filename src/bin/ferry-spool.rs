@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
-use ferry::chunk::encode;
+use ferry::chunk::Encoding;
 use ferry::decode::Time;
 use ferry::encode::Options;
 use ferry::settle::EventSet;
@@ -460,20 +460,21 @@ fn export(
                 settled.insert(event);
             }
         }
-        let encoded = encode(&options, &names, &stored.tag, &stored.data, |event| {
-            !settled.contains(event)
-        });
-        for part in encoded.parts {
-            out.write_all(&part.text)?;
-        }
-        for letter in encoded.letters {
-            writeln!(
-                errors,
-                "chunk {chunk} has what is no record: {}: {}",
-                letter.reason.as_str(),
-                letter.detail
-            )?;
-            sound = false;
+        let (encoding, tag) = (Encoding::new(&options, &names), stored.tag.into());
+        let wanted = |event| !settled.contains(event);
+        for encoded in encoding.steps(&tag, &stored.data, wanted) {
+            for part in encoded.parts {
+                out.write_all(&part.text)?;
+            }
+            for letter in encoded.letters {
+                writeln!(
+                    errors,
+                    "chunk {chunk} has what is no record: {}: {}",
+                    letter.reason.as_str(),
+                    letter.detail
+                )?;
+                sound = false;
+            }
         }
     }
     Ok(sound)

@@ -26,20 +26,55 @@ fn demanded(layout: Layout) -> Layout {
     layout.align_to(2 * TAKEN_FOR_GRANTED).unwrap_or(layout)
 }
 
+/// Notes that memory was taken, and given back.
+#[inline(always)]
+fn note(_taken: usize, _given_back: usize) {
+    #[cfg(test)]
+    counted::note(_taken, _given_back);
+}
+
+/// Counts what all tests of the process hold.
+#[cfg(test)]
+pub(crate) mod counted {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    static HELD: AtomicUsize = AtomicUsize::new(0);
+    static MOST: AtomicUsize = AtomicUsize::new(0);
+
+    pub(super) fn note(taken: usize, given_back: usize) {
+        let before = HELD.fetch_add(taken, Ordering::Relaxed);
+        MOST.fetch_max(before + taken, Ordering::Relaxed);
+        HELD.fetch_sub(given_back, Ordering::Relaxed);
+    }
+
+    /// Bytes that are held.
+    pub(crate) fn held() -> usize {
+        HELD.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were held at once, at most, since this was asked last.
+    pub(crate) fn most() -> usize {
+        MOST.swap(held(), Ordering::Relaxed)
+    }
+}
+
 // SAFETY: all is System's; a layout with a stricter alignment and the same size serves for the given one, and memory
 // goes back by the layout that it was asked for with.
 unsafe impl GlobalAlloc for Aligned {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout.size(), 0);
         // SAFETY: the size is not zero, by this function's contract.
         unsafe { System.alloc(demanded(layout)) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note(layout.size(), 0);
         // SAFETY: the size is not zero, by this function's contract.
         unsafe { System.alloc_zeroed(demanded(layout)) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        note(0, layout.size());
         // SAFETY: allocated here with this layout, by this function's contract, and so by System with that one.
         unsafe { System.dealloc(memory, demanded(layout)) }
     }
@@ -49,6 +84,11 @@ unsafe impl GlobalAlloc for Aligned {
         if Layout::from_size_align(size, demanded.align()).is_err() {
             return std::ptr::null_mut();
         }
+        // Large blocks grow in place, or are moved without a copy.
+        note(
+            size.saturating_sub(layout.size()),
+            layout.size().saturating_sub(size),
+        );
         // SAFETY: as above, and the new size was checked against the alignment.
         unsafe { System.realloc(memory, demanded, size) }
     }

@@ -11,7 +11,7 @@ use std::slice;
 use std::sync::{Arc, Mutex};
 
 pub mod abi;
-mod allocator;
+pub(crate) mod allocator;
 mod board;
 mod host;
 mod loan;

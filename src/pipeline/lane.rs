@@ -601,8 +601,8 @@ impl Pipeline {
             .pieces
             .iter()
             .map(|piece| {
-                let bytes = piece.bytes.to_bytes();
-                Letter::refused(piece.ticket.tag(), &record.target, fault, &bytes)
+                let tag = piece.ticket.tag();
+                Letter::refused(tag, &record.target, fault, piece.bytes.clone())
             })
             .collect();
         self.keep_letters(letters, record.lines().into()).await

@@ -26,8 +26,8 @@ const WHOLE_BYTES: usize = BLOCK_BYTES / 4;
 const BLOCK_BYTES: usize = 256 * 1024;
 /// Objects that may be open at once. Beyond it the oldest is sealed.
 const MOST_OPEN: usize = 1_024;
-/// What an open object needs beside its bytes, about.
-const OPEN_BYTES: usize = 512;
+/// What an open object needs beside its bytes and its folder's name, about.
+const OPEN_BYTES: usize = 768;
 
 /// What bounds the objects.
 #[derive(Clone, Copy, Debug)]
@@ -66,13 +66,13 @@ impl Body {
     }
 
     fn take_block(&mut self) -> Bytes {
-        let mut block = std::mem::take(&mut self.block);
+        let block = std::mem::take(&mut self.block);
         if self.compression == Compression::None {
             return block.into();
         }
         let packed = self.compression.apply(&block);
-        block.clear();
-        self.block = block;
+        // Not kept: of many open objects, most wait for their next line.
+        buffers::give(block);
         packed.into()
     }
 
@@ -86,7 +86,7 @@ impl Body {
     }
 
     fn bytes(&self) -> usize {
-        self.packed.len() + self.block.len()
+        self.packed.len() + self.block.capacity()
     }
 }
 
@@ -127,6 +127,8 @@ pub(super) struct Objects {
     bounds: Bounds,
     open: HashMap<String, Open>,
     bytes: usize,
+    /// Of the bytes that all together may have: what the chunks that they are made of need.
+    chunk_bytes: usize,
 }
 
 impl Open {
@@ -167,6 +169,7 @@ impl Objects {
             bounds,
             open: HashMap::new(),
             bytes: 0,
+            chunk_bytes: 0,
         }
     }
 
@@ -203,7 +206,8 @@ impl Objects {
             open.block_tickets.push(ticket);
             if whole {
                 let packed = match self.compression {
-                    Compression::None => text,
+                    // As long as a slice of it is held, all of a step's text is.
+                    Compression::None => Bytes::copy_from_slice(&text),
                     compression => compression.apply(&text).into(),
                 };
                 open = self.close_block(packed, &part.name, part.first, open, now, &mut sealed);
@@ -254,8 +258,9 @@ impl Objects {
     /// many objects.
     fn trim(&mut self) -> Vec<SealedObject> {
         let mut sealed = Vec::new();
-        while self.bytes > self.bounds.bytes || self.open.len() > MOST_OPEN {
-            let too_large = self.bytes > self.bounds.bytes;
+        let most = self.bounds.bytes.saturating_sub(self.chunk_bytes);
+        while self.bytes > most || self.open.len() > MOST_OPEN {
+            let too_large = self.bytes > most;
             let next = self.open.iter().max_by_key(|(_, open)| {
                 let size = if too_large { open.bytes() } else { 0 };
                 (size, std::cmp::Reverse(open.since))
@@ -286,6 +291,11 @@ impl Objects {
         let folders: Vec<String> = those.map(|(folder, _)| folder.clone()).collect();
         let sealed = folders.iter().flat_map(|folder| self.seal(folder, why));
         sealed.collect()
+    }
+
+    /// Leaves room for the chunks that the objects are made of: they are held until all of theirs is there.
+    pub(super) fn leave_to_chunks(&mut self, bytes: usize) {
+        self.chunk_bytes = bytes;
     }
 
     /// Bytes of memory that all of them need, about.

@@ -14,17 +14,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+use futures::FutureExt as _;
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Duration, Instant, sleep_until};
 
+use super::memory::Share;
 use super::objects::{Body, Bounds, Objects, SealedObject};
-use super::{MEMORY_FACTOR, Pipeline, Queued};
+use super::{OBJECT_BYTES, Pipeline, Queued};
 use crate::batch::{Payload, Piece};
 use crate::buffers;
-use crate::chunk::Encoded;
+use crate::chunk::{Encoded, NeedsMore, Place, STEP_BYTES};
 use crate::config::{Destination, open_objects};
 use crate::dead_letter::Letter;
 use crate::encode;
@@ -37,13 +40,8 @@ use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, S
 
 /// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
 const MOST_HELD: usize = if cfg!(test) { 20 } else { 1_000 };
-/// A piece on its way is taken to need so many times its bytes: as it is, in the buffers of HTTP and TLS, and
-/// as much again for room in buffers that is not used.
-const PIECE_FACTOR: usize = 4;
-
-/// What an object on its way needs beside its bytes and tickets, about: its names, its flight, its note, its place
-/// in the lane. Where each event is an object, that is most of it.
-const SENDING_BYTES: usize = 1_024;
+/// What a chunk on its way needs beside its events, about: its flight, its places in the feed.
+const CHUNK_BYTES: usize = 512;
 
 /// How often it is asked whether a missing file is back.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
@@ -112,11 +110,29 @@ impl Default for Skip {
 /// A chunk on its way.
 struct Airborne {
     flight: Arc<Flight>,
-    /// Memory it is taken to need.
+    /// Memory it needs by itself, about.
     bytes: usize,
     tries: u32,
     /// Of a chunk that has pieces in the air before it is read: those that had begun before a restart.
     hold: Option<Ticket>,
+}
+
+/// A chunk that is in memory, and is encoded step by step.
+struct Reading {
+    chunk: Seq,
+    tag: Arc<[u8]>,
+    data: Bytes,
+    /// Its events that are settled.
+    settled: Arc<EventSet>,
+    flight: Arc<Flight>,
+    /// Until all of its steps are taken, and what cannot be sent is kept.
+    hold: Ticket,
+    /// Where the next step begins.
+    from: Place,
+    /// Memory that the step needs, at most.
+    needs: usize,
+    /// There are letters that could not be kept.
+    unkept: bool,
 }
 
 /// An object on its way.
@@ -134,7 +150,7 @@ impl Sending {
     /// Memory it needs, about.
     fn bytes(&self) -> usize {
         let tickets = self.tickets.iter().map(Ticket::footprint);
-        SENDING_BYTES + self.body.len() + tickets.sum::<usize>()
+        OBJECT_BYTES + self.body.len() + tickets.sum::<usize>()
     }
 }
 
@@ -146,6 +162,10 @@ pub(super) struct Feed {
     /// The chunk that was read last.
     after: Option<Seq>,
     skip: HashMap<Seq, Skip>,
+    /// The chunk that is being encoded.
+    reading: Option<Reading>,
+    /// For a stream: memory for its next step.
+    share: Option<Share>,
     chunks: HashMap<Seq, Airborne>,
     /// Of `chunks`.
     chunk_bytes: usize,
@@ -189,6 +209,8 @@ impl Feed {
             background: Background::start(),
             after: None,
             skip: HashMap::new(),
+            reading: None,
+            share: None,
             chunks: HashMap::new(),
             chunk_bytes: 0,
             again: BTreeSet::new(),
@@ -306,18 +328,16 @@ impl Feed {
                 }
                 self.dispatch(sealed);
             }
-            let held = match &self.objects {
-                Some(objects) => self.sending_bytes + objects.bytes(),
-                None => self.chunk_bytes,
-            };
-            self.pipeline.metrics.spooled.set(held as f64);
+            self.pipeline.metrics.spooled.set(self.held() as f64);
             let spool = Arc::clone(&self.spool);
             let more = spool.more();
             let room = self.has_room();
             if room && self.advance(now).await {
                 continue;
             }
-            let all_read = self.spool.peek(self.after).is_none() && self.begun.is_empty();
+            let all_read = self.reading.is_none()
+                && self.spool.peek(self.after).is_none()
+                && self.begun.is_empty();
             if stopping && all_read {
                 if let Some(objects) = &mut self.objects
                     && !objects.is_empty()
@@ -343,29 +363,60 @@ impl Feed {
             let absent = (!self.absent.is_empty()).then_some(self.absent_until);
             let wakes = [due, again, begun, resend, absent];
             let wake = wakes.into_iter().flatten().min();
+            let pipeline = Arc::clone(&self.pipeline);
+            let memory = pipeline.memory.reserve(self.needs());
             tokio::select! {
                 biased;
                 Some(landed) = self.landing.recv() => self.land(landed),
                 Some(_) = self.notes.join_next(), if stopping => {}
                 Ok(()) = draining.changed() => {}
                 () = more, if room && self.may_read_on() => {}
+                share = memory, if !room && self.objects.is_none() => {
+                    self.share = self.reading.is_some().then_some(share);
+                }
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
             }
         }
     }
 
-    fn has_room(&self) -> bool {
+    /// Bytes that the feed holds in memory, but for those of a stream's pieces: these hold their own.
+    fn held(&self) -> usize {
+        let objects = self.objects.as_ref().map_or(0, Objects::bytes);
+        let reading = self.reading.as_ref().map_or(0, |it| it.data.len());
+        self.sending_bytes + objects + reading + self.chunk_bytes
+    }
+
+    /// For a stream: memory that is needed to go on.
+    fn needs(&self) -> usize {
+        match &self.reading {
+            Some(reading) => reading.needs,
+            None => self.spool.peek(self.after).map_or(0, |(_, bytes)| bytes),
+        }
+    }
+
+    fn has_room(&mut self) -> bool {
         let limit = self.pipeline.config.memory_limit;
-        match &self.objects {
-            // A sealed object gives its bytes back only when it is there.
+        match &mut self.objects {
             Some(objects) => {
-                let held = self.sending_bytes + objects.bytes();
+                let held = self.sending_bytes + objects.bytes() + self.chunk_bytes;
+                let needs = self.reading.as_ref().map_or(0, |reading| reading.needs);
+                if needs > STEP_BYTES && held + needs > limit {
+                    // One event that may be more than there is room for goes when nothing else is there.
+                    if self.sending.is_empty() {
+                        let sealed = objects.seal_for_room();
+                        self.dispatch(sealed);
+                    }
+                    return self.sending.is_empty();
+                }
+                // A sealed object gives its bytes back only when it is there.
                 held <= open_objects(limit) || self.sending.is_empty()
             }
+            None if self.share.is_some() => true,
             None => {
-                let next = self.spool.peek(self.after).map_or(0, |(_, bytes)| bytes);
-                let needed = self.chunk_bytes + next * MEMORY_FACTOR;
-                needed <= limit || self.chunk_bytes == 0
+                let share = self.pipeline.memory.reserve(self.needs()).now_or_never();
+                let room = share.is_some();
+                self.share = share.filter(|_| self.reading.is_some());
+                room
             }
         }
     }
@@ -382,9 +433,13 @@ impl Feed {
             && self.notes.is_empty()
     }
 
-    /// Takes the next thing up: an object that had begun, a chunk that is due again, a chunk that was not
-    /// read yet. False where there is none.
+    /// Takes the next thing up: the chunk that is being encoded, an object that had begun, a chunk that is due again, a
+    /// chunk that was not read yet. False where there is none.
     async fn advance(&mut self, now: Instant) -> bool {
+        if let Some(reading) = self.reading.take() {
+            self.step(reading).await;
+            return true;
+        }
         let due = self.begun.iter().position(|(at, ..)| *at <= now);
         if let Some((_, pending, tickets)) = due.and_then(|due| self.begun.remove(due)) {
             self.rebuild(pending, tickets).await;
@@ -416,7 +471,7 @@ impl Feed {
         true
     }
 
-    /// Reads a chunk, encodes it and sends its lines on their way.
+    /// Reads a chunk.
     async fn launch(&mut self, chunk: Seq, tries: u32) {
         let spool = Arc::clone(&self.spool);
         let stored = self.background.run(move || spool.read(chunk)).await;
@@ -456,84 +511,124 @@ impl Feed {
         airborne.tries = tries;
         let flight = Arc::clone(&airborne.flight);
         let hold = airborne.hold.take().unwrap_or_else(|| flight.hold());
-        if self.objects.is_none() {
-            airborne.bytes = stored.data.len() * MEMORY_FACTOR;
-            self.chunk_bytes += airborne.bytes;
-        }
-
-        let pipeline = Arc::clone(&self.pipeline);
-        let tag = stored.tag.clone();
-        let skip = settled.clone();
         flight.settle_all(&settled);
-        let encoded = self
-            .background
-            .run(move || pipeline.encode(&stored.tag, &stored.data, |event| !skip.contains(event)));
+        let tag: Arc<[u8]> = stored.tag.into();
+        let bytes = CHUNK_BYTES + tag.len();
+        self.chunk_bytes += bytes;
+        airborne.bytes += bytes;
+        let needs = self
+            .pipeline
+            .encoding()
+            .most(&tag, &stored.data, Place::default());
+        self.reading = Some(Reading {
+            chunk,
+            tag,
+            data: stored.data,
+            settled: Arc::new(settled),
+            flight,
+            hold,
+            from: Place::default(),
+            needs,
+            unkept: false,
+        });
+    }
+
+    /// Encodes a step of a chunk, and sends its lines on their way.
+    async fn step(&mut self, mut reading: Reading) {
+        let memory = reading.needs;
+        let pipeline = Arc::clone(&self.pipeline);
+        let (tag, data) = (Arc::clone(&reading.tag), reading.data.clone());
+        let (from, settled) = (reading.from, Arc::clone(&reading.settled));
+        let encoded = self.background.run(move || {
+            pipeline.encode_step(&tag, &data, from, memory, |event| !settled.contains(event))
+        });
         // A panic drops the hold: the chunk's flight fails, and it is read again later.
-        let Ok(mut encoded) = encoded.await else {
+        let Ok(encoded) = encoded.await else {
+            self.share = None;
             return;
         };
-        flight.has_events(encoded.events);
+        let mut encoded = match encoded {
+            Ok(encoded) => encoded,
+            Err(NeedsMore(bytes)) => {
+                reading.needs = bytes;
+                self.share = None;
+                self.reading = Some(reading);
+                return;
+            }
+        };
+        let flight = Arc::clone(&reading.flight);
+        let (next, events) = (encoded.next, encoded.events);
         flight.settle(&encoded.skipped);
         self.pipeline.say_skipped(encoded.skipped.len());
         let parts = std::mem::take(&mut encoded.parts);
-        if self.objects.is_none() {
-            let mut shaped = Vec::with_capacity(parts.len());
-            for part in parts {
-                let (lane, target) = self.pipeline.stream(&part);
-                let shape = self.pipeline.sink.shape(&target).await;
-                shaped.push((lane, target, shape, part));
-            }
-            let (pipeline, of) = (Arc::clone(&self.pipeline), Arc::clone(&flight));
-            let cut = self.background.run(move || {
-                let mut lanes: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
-                for (lane, target, shape, part) in shaped {
-                    let pieces = pipeline.pieces(part, shape, &tag, &of, &mut encoded);
-                    let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
-                    lanes.push((lane, queued.collect()));
+        let sent = match self.objects.take() {
+            None => {
+                let mut shaped = Vec::with_capacity(parts.len());
+                for part in parts {
+                    let (lane, target) = self.pipeline.stream(&part);
+                    let shape = self.pipeline.sink.shape(&target).await;
+                    shaped.push((lane, target, shape, part));
                 }
-                (lanes, encoded)
-            });
-            // As above.
-            let Ok((lanes, encoded)) = cut.await else {
-                return;
-            };
-            let pieces = lanes.iter().flat_map(|(_, pieces)| pieces);
-            let bytes: usize = pieces.map(|(_, piece)| piece.bytes.len()).sum();
-            if let Some(airborne) = self.chunks.get_mut(&chunk) {
-                self.chunk_bytes -= airborne.bytes;
-                airborne.bytes = bytes * PIECE_FACTOR;
-                self.chunk_bytes += airborne.bytes;
-            }
-            if !self.keep_letters(chunk, &flight, encoded).await {
-                return;
-            }
-            for (lane, pieces) in lanes {
-                self.pipeline.enqueue(lane, pieces);
-            }
-        } else {
-            if !self.keep_letters(chunk, &flight, encoded).await {
-                return;
-            }
-            let Some(mut objects) = self.objects.take() else {
-                return;
-            };
-            let (compression, bounds) = objects.settings();
-            let built = self.background.run(move || {
-                let now = Instant::now();
-                let add = |part| objects.add(part, &flight, now);
-                let sealed: Vec<SealedObject> = parts.into_iter().flat_map(add).collect();
-                (objects, sealed)
-            });
-            match built.await {
-                Ok((objects, sealed)) => {
-                    self.objects = Some(objects);
-                    self.dispatch(sealed);
+                let share = self.share.take();
+                let (pipeline, of) = (Arc::clone(&self.pipeline), Arc::clone(&flight));
+                let cut = self.background.run(move || {
+                    let mut share = share.expect("a stream's step has its memory");
+                    let mut lanes: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
+                    for (lane, target, shape, part) in shaped {
+                        let pieces = pipeline.pieces(part, shape, &of, &mut encoded, &mut share);
+                        let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
+                        lanes.push((lane, queued.collect()));
+                    }
+                    (lanes, encoded)
+                });
+                // As above.
+                let Ok((lanes, encoded)) = cut.await else {
+                    return;
+                };
+                let kept = self.keep_letters(reading.chunk, &flight, encoded).await;
+                for (lane, pieces) in lanes {
+                    self.pipeline.enqueue(lane, pieces);
                 }
-                // The open objects are gone, and nothing of them was sent: their chunks' flights fail.
-                Err(_) => self.objects = Some(Objects::new(compression, bounds)),
+                kept
             }
+            Some(mut objects) => {
+                let kept = self.keep_letters(reading.chunk, &flight, encoded).await;
+                let (compression, bounds) = objects.settings();
+                objects.leave_to_chunks(self.chunk_bytes);
+                let built = self.background.run(move || {
+                    let now = Instant::now();
+                    let add = |part| objects.add(part, &flight, now);
+                    let sealed: Vec<SealedObject> = parts.into_iter().flat_map(add).collect();
+                    (objects, sealed)
+                });
+                match built.await {
+                    Ok((objects, sealed)) => {
+                        self.objects = Some(objects);
+                        self.dispatch(sealed);
+                    }
+                    // The open objects are gone, and nothing of them was sent: their chunks' flights fail.
+                    Err(_) => self.objects = Some(Objects::new(compression, bounds)),
+                }
+                kept
+            }
+        };
+        reading.unkept |= !sent;
+        if let Some(next) = next {
+            let encoding = self.pipeline.encoding();
+            reading.needs = encoding.most(&reading.tag, &reading.data, next);
+            reading.from = next;
+            self.reading = Some(reading);
+            return;
         }
-        hold.keep();
+        reading.flight.has_events(events);
+        if let Some(airborne) = self.chunks.get_mut(&reading.chunk) {
+            let bytes = events as usize / 8;
+            airborne.bytes += bytes;
+            self.chunk_bytes += bytes;
+        }
+        if !reading.unkept {
+            reading.hold.keep();
+        }
     }
 
     /// Nothing can be read of a chunk: what is left of it is on its way already.
@@ -676,7 +771,10 @@ impl Feed {
     /// An object, ready for its lane.
     fn queued(&self, batch: u64) -> Option<Queued> {
         let sending = self.sending.get(&batch)?;
-        let tag = sending.tickets.first().map_or(&b""[..], Ticket::tag);
+        let tag = sending
+            .tickets
+            .first()
+            .map_or(&b""[..], |ticket| ticket.tag());
         let flight =
             Flight::of_object(tag, &sending.token, sending.why, batch, self.landed.clone());
         let piece = Piece {
@@ -790,14 +888,16 @@ fn build_again(
             Err(later) => return Err(later),
         };
         let wanted = |event| is_in(&content.events, event);
-        let mut encoded = pipeline.encode(&stored.tag, &stored.data, wanted);
-        for part in encoded.parts {
-            lines += part.ends.len();
-            body.push(&part.text);
-            buffers::give(part.text);
+        let (encoding, tag) = (pipeline.encoding(), stored.tag.into());
+        for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
+            for part in encoded.parts {
+                lines += part.ends.len();
+                body.push(&part.text);
+                buffers::give(part.text);
+            }
+            letters.append(&mut encoded.letters);
+            skipped += encoded.skipped.len();
         }
-        letters.append(&mut encoded.letters);
-        skipped += encoded.skipped.len();
     }
     Ok(Rebuilt {
         body: body.finish(),

@@ -13,6 +13,7 @@ use crate::log::tests::Lines;
 use crate::sink::{Batch, Fault, Outcome};
 
 mod circuits;
+mod memory;
 
 /// What is wrong with a target.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,7 +59,7 @@ impl Sink for Scripted {
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
             let step = self.script.lock().unwrap().pop_front();
-            self.seen.lock().unwrap().push(batch.clone());
+            self.seen.lock().unwrap().push(batch.copied());
             if let Some(go) = &self.go {
                 go.notified().await;
             }
@@ -453,19 +454,21 @@ async fn compressed_records_stay_within_their_limit_and_hold_every_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_letter_that_cannot_be_written_holds_its_chunk_back() {
+async fn a_dead_letter_that_cannot_be_written_holds_its_chunk_back_but_not_its_neighbours() {
     let bench = Bench::new(ONE_LINE, &[], vec![]);
     let letters = bench.dir.path().join("letters");
     std::fs::remove_dir(&letters).unwrap();
     let long = "x".repeat(2_000);
     assert_eq!(bench.flush(&["a", &long]).await, Verdict::Retry);
-    assert!(
-        bench.sink.calls().is_empty(),
-        "nothing is sent that would have to be sent again"
+    assert_eq!(
+        bench.sink.calls(),
+        [lines(&["a"])],
+        "its neighbours go on whatever becomes of it"
     );
     std::fs::create_dir(&letters).unwrap();
     assert_eq!(bench.flush(&["a", &long]).await, Verdict::Ok);
     assert_eq!(bench.letters().len(), 1);
+    assert_eq!(bench.sink.calls(), [lines(&["a"])], "they are remembered");
 }
 
 #[tokio::test(start_paused = true)]
@@ -543,6 +546,103 @@ async fn an_object_has_the_same_name_when_its_chunk_comes_again_and_a_twin_has_i
         "{stem}"
     );
     assert_eq!(targets[tries], format!("{stem}-2.ndjson"));
+}
+
+/// What of one was delivered stands under its name: to the other it is of no use.
+#[tokio::test(start_paused = true)]
+async fn twins_that_come_again_each_have_all_of_their_objects() {
+    let keys = [
+        ("url", "file:///objects"),
+        ("path", "{record.k}"),
+        ("flush_deadline", "1s"),
+        ("compression", "none"),
+    ];
+    let working = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let delivered = Arc::new(Mutex::new(std::collections::BTreeSet::new()));
+    let step = || -> Step {
+        let (working, delivered) = (Arc::clone(&working), Arc::clone(&delivered));
+        Box::new(move |batch| {
+            let first = batch.target.starts_with("a/") && !batch.target.contains("-2.");
+            if first || working.load(Ordering::Relaxed) {
+                delivered.lock().unwrap().insert(batch.target.to_string());
+                return vec![Outcome::Delivered];
+            }
+            vec![Outcome::Retry(fault(Class::Throttle))]
+        })
+    };
+    let bench = Bench::new(OBJECT, &keys, (0..1_000).map(|_| step()).collect());
+    let flush = || {
+        let pipeline = Arc::clone(&bench.pipeline);
+        tokio::spawn(async move { pipeline.flush(b"app", chunk(&["a", "b"])).await })
+    };
+    let sleep = |millis| tokio::time::sleep(Duration::from_millis(millis));
+    let one = flush();
+    sleep(500).await;
+    let other = flush();
+    sleep(600).await;
+    let one_again = flush();
+    for flush in [one, other, one_again] {
+        assert_eq!(flush.await.unwrap(), Verdict::Retry);
+    }
+    sleep(60_000).await;
+    working.store(true, Ordering::Relaxed);
+    for flush in [flush(), flush()] {
+        assert_eq!(flush.await.unwrap(), Verdict::Ok);
+    }
+    let delivered = delivered.lock().unwrap();
+    assert_eq!(delivered.len(), 4, "{delivered:?}");
+}
+
+/// The pieces of a step settle while the next one waits for memory, and what is settled is remembered.
+#[tokio::test(start_paused = true)]
+async fn a_chunk_of_several_steps_goes_on_where_its_deadline_found_it() {
+    let keys = [
+        ("url", "file:///objects"),
+        ("tag_key", "tag"),
+        ("memory_limit", "4M"),
+        ("flush_deadline", "1s"),
+        ("compression", "none"),
+    ];
+    let tag = vec![b't'; 60_000];
+    let events: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    let data = chunk(&events);
+    // The first object is taken, the second is not before its flush has given up.
+    let taken: Step = Box::new(|batch| vec![Outcome::Delivered; batch.records.len()]);
+    let script = std::iter::once(taken).chain(held_for_a_second());
+    let bench = Bench::new(OBJECT, &keys, script.collect());
+    assert_eq!(
+        bench.pipeline.flush(&tag, data.clone()).await,
+        Verdict::Retry
+    );
+    let before = bench.sink.targets();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bench.sink.script.lock().unwrap().clear();
+    assert_eq!(bench.pipeline.flush(&tag, data).await, Verdict::Ok);
+    let targets = bench.sink.targets();
+    let after = &targets[before.len()..];
+    assert!(before[1..].iter().all(|target| *target == before[1]));
+    assert_eq!(after[0], before[1], "the first is there");
+    // Each name says which events are in it.
+    let (mut next, mut names) = (0, 0);
+    for target in before[..1].iter().chain(after) {
+        let (_, events) = target.split_once("-e").unwrap();
+        let (first, end) = events
+            .strip_suffix(".ndjson")
+            .unwrap()
+            .split_once('-')
+            .unwrap();
+        assert_eq!(first, next.to_string());
+        next = end.parse::<u32>().unwrap();
+        names += 1;
+    }
+    assert!(next == 500 && names > 3, "{names}");
+    let lines: usize = bench.sink.calls()[before.len()..]
+        .iter()
+        .chain(&bench.sink.calls()[..1])
+        .map(|call| call[0].lines().count())
+        .sum();
+    assert_eq!(lines, 500);
 }
 
 #[tokio::test(start_paused = true)]
@@ -766,7 +866,7 @@ async fn the_figures_tell_how_long_the_oldest_record_waits_and_what_it_holds() {
     };
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(oldest(), Some(5.0));
-    assert_eq!(memory(), Some(MEMORY_UNIT as f64));
+    assert_eq!(memory(), Some(super::memory::UNIT as f64));
     go.notify_one();
     assert_eq!(flush.await.unwrap(), Verdict::Ok);
     assert_eq!((oldest(), memory()), (Some(0.0), Some(0.0)));

@@ -288,6 +288,10 @@ impl Sink for FirehoseSink {
         })
     }
 
+    fn longest_line(&self) -> usize {
+        MAX_RECORD_BYTES
+    }
+
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
             let count = batch.records.len();

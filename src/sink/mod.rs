@@ -26,6 +26,18 @@ pub struct Batch {
     pub token: Option<Arc<str>>,
 }
 
+#[cfg(test)]
+impl Batch {
+    /// The same in memory of its own, for a test that keeps it.
+    pub(crate) fn copied(&self) -> Batch {
+        let copy = |record: &Payload| record.to_bytes().to_vec().into();
+        Batch {
+            records: self.records.iter().map(copy).collect(),
+            ..self.clone()
+        }
+    }
+}
+
 /// What became of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -125,6 +137,11 @@ pub trait Sink: Send + Sync + 'static {
     /// What `target` takes. May wait for the destination, the first time; who does not want to wait any longer may
     /// drop it, and the asking goes on. Within a runtime.
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape>;
+
+    /// Bytes of the longest line that any target takes as it is, its newline included.
+    fn longest_line(&self) -> usize {
+        usize::MAX
+    }
 
     /// Sends one request and gives an outcome for each record, in their order. Bounded in time by the
     /// sink's own request timeout.

@@ -140,17 +140,15 @@ impl<'a> Setup<'a> {
         };
         for (&event, letter) in encoded.lettered.iter().zip(&encoded.letters) {
             see(event);
-            assert_eq!(letter.tag, TAG);
+            assert_eq!(&*letter.tag, TAG);
             assert!(!letter.detail.is_empty());
+            let record = letter.record.to_bytes();
             match items[event as usize] {
                 Item::Malformed { bytes, .. } => {
-                    assert_eq!((letter.reason, &*letter.record), (Reason::Malformed, bytes));
+                    assert_eq!((letter.reason, &*record), (Reason::Malformed, bytes));
                 }
                 Item::Event(event) => {
-                    assert_eq!(
-                        (letter.reason, &*letter.record),
-                        (Reason::TooDeep, event.raw)
-                    );
+                    assert_eq!((letter.reason, &*record), (Reason::TooDeep, event.raw));
                     let depth = reference::depth(&self.options, &event);
                     assert!(
                         depth.is_none_or(|depth| depth > MAX_DEPTH),

@@ -70,7 +70,7 @@ impl Sink for Store {
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
             let records = batch.records.len();
-            self.reached.lock().unwrap().push(batch);
+            self.reached.lock().unwrap().push(batch.copied());
             self.reached_now.notify_one();
             self.permits.acquire().await.unwrap().forget();
             vec![Outcome::Delivered; records]
