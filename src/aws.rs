@@ -1,5 +1,6 @@
 //! Credentials, region and HTTP for AWS, shared by the Firehose sink and `s3://`.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -14,18 +15,25 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
-use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use aws_smithy_http_client::{Builder, Connector};
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
 use futures::future::{BoxFuture, FutureExt as _, Shared};
 #[cfg(feature = "s3")]
 use object_store::{CredentialProvider, aws::AwsCredential};
 
-use crate::config;
+use crate::http::{self, AtMost, Proxies};
 use crate::log::causes;
+use crate::{config, tls};
 
+/// The longest answer of an AWS service, in bytes. The longest that is documented is PutRecordBatch's to 500 records, of which
+/// each has an id of some 220 bytes, or an error's code and words: this leaves 2 KiB for each.
+const ANSWER_BYTES: usize = 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the whole chain may take. Off the cloud the metadata service costs it one second.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,11 +61,12 @@ pub struct Loaded {
 /// ask the network, where nothing names it; credentials are first fetched when they are used. Fails
 /// without a region or with a CA that [`config::check_ca`] refuses.
 pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, String> {
-    ca_pem
-        .map_or(Ok(()), config::check_ca)
-        .map_err(|e| format!("tls_ca_file {e}"))?;
+    let http = SdkHttp {
+        tls: tls::client_config(ca_pem).map_err(|e| format!("tls_ca_file {e}"))?,
+        clients: Mutex::default(),
+    };
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http_client(ca_pem))
+        .http_client(SharedHttpClient::new(http))
         .timeout_config(
             TimeoutConfig::builder()
                 .connect_timeout(CONNECT_TIMEOUT)
@@ -114,25 +123,64 @@ pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, St
     })
 }
 
-/// Ring, the system's roots (or `SSL_CERT_FILE`) and a private CA, and the proxy of the environment.
-/// Its `NO_PROXY` has to name 169.254.169.254 where `HTTP_PROXY` is set on EC2, as AWS asks for.
-fn http_client(ca_pem: Option<&[u8]>) -> SharedHttpClient {
-    let mut trust = TrustStore::default();
-    if let Some(pem) = ca_pem {
-        trust.add_pem_certificate(pem);
+/// The SDK's way to [`http::Client`]: one for each time to connect that it asks for, which are two.
+#[derive(Debug)]
+struct SdkHttp {
+    tls: Arc<rustls::ClientConfig>,
+    clients: Mutex<HashMap<Duration, http::Client<SdkBody>>>,
+}
+
+impl HttpClient for SdkHttp {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        _components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        let connect_timeout = settings.connect_timeout().unwrap_or(CONNECT_TIMEOUT);
+        let mut clients = self.clients.lock().expect("nothing panics with this lock");
+        let client = clients
+            .entry(connect_timeout)
+            .or_insert_with(|| {
+                http::Client::new(&self.tls, Proxies::FromEnvironment, connect_timeout)
+            })
+            .clone();
+        SharedHttpConnector::new(SdkRequests {
+            client,
+            read_timeout: settings.read_timeout(),
+        })
     }
-    let tls = TlsContext::builder().with_trust_store(trust).build();
-    let tls = tls.expect("a trust store alone cannot be wrong");
-    // The builder's shorter ways know no proxy.
-    Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut connector = Connector::builder().proxy_config(ProxyConfig::from_env());
-        connector.set_connector_settings(settings.cloned());
-        connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
-        connector
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .tls_context(tls.clone())
-            .build()
-    })
+}
+
+#[derive(Debug)]
+struct SdkRequests {
+    client: http::Client<SdkBody>,
+    /// Until an answer's head is there.
+    read_timeout: Option<Duration>,
+}
+
+impl HttpConnector for SdkRequests {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let mut request = match request.try_into_http1x() {
+            Ok(request) => request,
+            Err(error) => {
+                return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into())));
+            }
+        };
+        request.extensions_mut().insert(AtMost(ANSWER_BYTES));
+        let (client, read_timeout) = (self.client.clone(), self.read_timeout);
+        HttpConnectorFuture::new(async move {
+            let asking = client.ask(request);
+            let answer = match read_timeout {
+                Some(limit) => tokio::time::timeout(limit, asking)
+                    .await
+                    .map_err(|late| ConnectorError::timeout(late.into()))?,
+                None => asking.await,
+            };
+            let answer = answer.map_err(ConnectorError::io)?;
+            HttpResponse::try_from(answer.map(SdkBody::from_body_1_x))
+                .map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
 }
 
 /// What STS is called with. Built anew when it has an endpoint of its own, because one in the
@@ -363,7 +411,9 @@ mod tests {
     use std::sync::Mutex as StdMutex;
 
     use super::*;
-    use crate::sink::blob::loopback::{Loopback, Reply, answer, with_environment};
+    use crate::sink::blob::loopback::{
+        IN_BUFFERS, Loopback, Reply, answer, endless, with_environment,
+    };
 
     const STATIC: [(&str, &str); 2] = [
         ("AWS_ACCESS_KEY_ID", "AKIDCHAIN"),
@@ -504,6 +554,26 @@ mod tests {
             message.contains("is not authorized to perform: sts:AssumeRole"),
             "{message}"
         );
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn an_endless_answer_of_sts_is_left() {
+        const NAME: &str = "aws::tests::an_endless_answer_of_sts_is_left";
+        if !with_environment(NAME, &STATIC) {
+            return;
+        }
+        for status in [200, 500] {
+            let sts = Loopback::start(vec![endless(status, &[], "<AssumeRoleResponse>")]);
+            let aws = aws(Some(sts.url()), Some("arn:aws:iam::1:role/r"));
+            let loaded = load(&aws, None).await.unwrap();
+            let error = CredentialProvider::get_credential(&loaded.credentials).await;
+            assert!(error.is_err(), "{status}");
+            let sent = sts.sent();
+            assert!(
+                sent > 0 && sent < IN_BUFFERS,
+                "{status}: {sent} bytes were read"
+            );
+        }
     }
 
     #[tokio::test]

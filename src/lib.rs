@@ -26,6 +26,7 @@ pub mod encode;
     reason = "the C interface; every line of it carries its proof"
 )]
 pub mod ffi;
+mod http;
 pub mod log;
 pub mod metrics;
 pub mod pipeline;
@@ -42,4 +43,4 @@ pub mod sink;
 pub mod spool;
 pub mod template;
 pub mod time;
-pub mod tls;
+mod tls;

@@ -14,6 +14,7 @@ use object_store::path::Path;
 use object_store::{Attribute, ObjectStore, ObjectStoreExt};
 use reqwest::{Client, Method, Response};
 
+use crate::support;
 use crate::support::emulators::{Azurite, azurite, azurite_tls, moto};
 
 const BODY: &[u8] = b"\x1f\x8b stands for a compressed body";
@@ -77,6 +78,7 @@ async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
 
 /// What a person would see of one object, or of a list: status and headers, and the body if it is GET.
 async fn seen(method: Method, url: &str) -> Response {
+    support::install_tls();
     let client = Client::builder()
         .no_proxy()
         .build()

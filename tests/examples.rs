@@ -525,7 +525,7 @@ const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 
 /// Makes a container, as an owner of the account.
 fn make_container(server: &Azurite, container: &str) {
-    ferry::tls::install();
+    support::install_tls();
     let url = format!(
         "{}/{container}?restype=container&{SAS_OF_AN_OWNER}",
         server.blob_url()

@@ -217,7 +217,7 @@ impl Sas {
     fn read(text: &str) -> Sas {
         let mut sas = Sas::default();
         let query = text.trim().trim_start_matches('?');
-        let Ok(url) = reqwest::Url::parse(&format!("sas:/?{query}")) else {
+        let Ok(url) = url::Url::parse(&format!("sas:/?{query}")) else {
             return sas;
         };
         for (name, value) in url.query_pairs() {

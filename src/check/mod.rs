@@ -144,7 +144,6 @@ pub fn run(
     options: &Options,
     say: &mut dyn FnMut(Finding),
 ) -> std::io::Result<bool> {
-    crate::tls::install();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

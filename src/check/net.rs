@@ -19,6 +19,7 @@ use rustls::{
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{Options, Report, blocking};
+use crate::tls;
 
 /// How far clocks may differ before a person should know.
 const NOTABLE_SKEW: Duration = Duration::from_secs(60);
@@ -378,7 +379,9 @@ fn handshake(stream: TcpStream, service: &Service) -> Result<Shaken, Refused> {
         Verifier::new(service.ca_pem.as_deref())
             .map_err(|e| broken(e, "install ca-certificates, or set tls_ca_file"))?,
     );
-    let config = ClientConfig::builder()
+    let config = ClientConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| broken(e.to_string(), "correct the endpoint"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
         .with_no_client_auth();
@@ -488,7 +491,9 @@ impl Verifier {
         let mut trust = |whose, certificates: Vec<CertificateDer<'static>>| {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(certificates);
-            if let Ok(verifier) = WebPkiServerVerifier::builder(Arc::new(roots)).build() {
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), tls::provider());
+            if let Ok(verifier) = verifier.build() {
                 by.push((whose, verifier));
             }
         };

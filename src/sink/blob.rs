@@ -9,26 +9,31 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
+use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 #[cfg(feature = "s3")]
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::path::{Path, PathPart};
 use object_store::{
-    Attribute, Attributes, Certificate, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt,
-    PutMode, PutOptions, RetryConfig,
+    Attribute, Attributes, GetOptions, ObjectStore, PutMode, PutOptions, RetryConfig,
 };
-use reqwest::Url;
 use tokio::sync::OnceCell;
+use url::Url;
 
 use super::{Batch, Class, Outcome, Shape, Sink};
 #[cfg(feature = "s3")]
 use crate::aws::{self, CredentialCache};
 use crate::batch::{Limits, Payload};
 use crate::config::{self, Problem};
+use crate::http::AtMost;
 #[cfg(feature = "s3")]
-use answer::Listening;
+use crate::http::Proxies;
 use answer::{Failure, Fate, Putting};
+#[cfg(feature = "s3")]
+use answer::{Same, wire};
 
 #[doc(hidden)]
 pub use answer::listening_to;
@@ -114,7 +119,6 @@ impl BlobSink {
     /// credentials, certificates) and makes the folder of a `file://` store; sends nothing.
     /// `warn` is told what an operator should see and no outcome says.
     pub fn new(config: &config::Blob, warn: Warn) -> Result<BlobSink, Problem> {
-        crate::tls::install();
         let ca_pem = config.ca_pem.as_deref();
         if let Some(pem) = ca_pem {
             config::check_ca(pem).map_err(|e| Problem::new("tls_ca_file", e))?;
@@ -326,8 +330,13 @@ impl BlobSink {
             None if token.unique && matches!(store.kind, Kind::File(_)) => true,
             None if !same_length => false,
             None => {
-                let bytes = async { Ok(store.objects.get(path).await?.bytes().await?) };
-                Payload::from(self.bounded(body.len(), bytes).await?) == *body
+                let mut options = GetOptions::default();
+                options.extensions.insert(AtMost(body.len()));
+                let read = async {
+                    let object = store.objects.get_opts(path, options).await?;
+                    holds(object.into_stream(), body).await
+                };
+                self.bounded(body.len(), read).await?
             }
         };
         if let (true, Kind::File(root)) = (same, &store.kind) {
@@ -451,6 +460,32 @@ async fn sync_folders(root: &std::path::Path, path: &Path) -> Result<(), Failure
     Ok(())
 }
 
+/// Whether an object holds these bytes and no others. Reads no further than the first that differs.
+async fn holds(
+    mut object: BoxStream<'_, object_store::Result<Bytes>>,
+    body: &Payload,
+) -> Result<bool, Failure> {
+    let mut parts = body.parts().iter();
+    let mut expected: &[u8] = &[];
+    while let Some(bytes) = object.try_next().await? {
+        let mut bytes = &bytes[..];
+        while !bytes.is_empty() {
+            if expected.is_empty() {
+                match parts.next() {
+                    Some(part) => expected = part,
+                    None => return Ok(false),
+                }
+            }
+            let both = bytes.len().min(expected.len());
+            if bytes[..both] != expected[..both] {
+                return Ok(false);
+            }
+            (bytes, expected) = (&bytes[both..], &expected[both..]);
+        }
+    }
+    Ok(expected.is_empty() && parts.all(|part| part.is_empty()))
+}
+
 #[cfg(not(all(feature = "s3", feature = "gs")))]
 fn left_out(scheme: &str, feature: &str) -> Problem {
     Problem::new(
@@ -480,9 +515,8 @@ async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<St
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
         .with_region(&region);
-    let mut plain = false;
     if let Some(endpoint) = &endpoint {
-        plain = endpoint_url(endpoint).map_err(problem)?.scheme() == "http";
+        endpoint_url(endpoint).map_err(problem)?;
         builder = builder.with_endpoint(endpoint);
     } else if region.starts_with("cn-") {
         builder = builder.with_endpoint(format!("https://s3.{region}.amazonaws.com.cn"));
@@ -490,11 +524,11 @@ async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<St
         // A dot in the name would not fit the certificate of a host named after the bucket.
         builder = builder.with_virtual_hosted_style_request(!bucket.contains('.'));
     }
+    let wire = wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT).map_err(problem)?;
     let objects = builder
         .with_credentials(Arc::new(loaded.credentials.clone()))
         .with_conditional_put(S3ConditionalPut::ETagMatch)
-        .with_client_options(client_options(ca_pem, plain).map_err(problem)?)
-        .with_http_connector(Listening(Vendor::S3))
+        .with_http_connector(Same(listening_to(Vendor::S3, wire)))
         .with_retry(no_retries())
         .build()?;
     Ok(Store {
@@ -561,22 +595,6 @@ fn is_here(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-fn client_options(ca_pem: Option<&[u8]>, allow_http: bool) -> Result<ClientOptions, Problem> {
-    let options = ClientOptions::new()
-        .with_allow_http(allow_http)
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_timeout_disabled();
-    let problem = |e: object_store::Error| Problem::new("tls_ca_file", e.to_string());
-    let certificates = ca_pem
-        .map(Certificate::from_pem_bundle)
-        .transpose()
-        .map_err(problem)?;
-    Ok(certificates
-        .into_iter()
-        .flatten()
-        .fold(options, ClientOptions::with_root_certificate))
 }
 
 /// When to send again is the caller's to say.

@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +34,7 @@ use super::{Batch, Class, Fault, Outcome, Shape, Sink, code_line, message_line};
 use crate::aws::{CredentialCache, Loaded};
 use crate::batch::Limits;
 use crate::config::Aggregation;
+use crate::http;
 use crate::log::{Level, Log, causes};
 
 mod body;
@@ -496,36 +496,19 @@ where
 
 /// Tells by the chain of causes whether a request can have been received.
 fn unanswered(error: &(dyn StdError + 'static)) -> Answer {
-    let mut cause = Some(error);
-    while let Some(here) = cause {
-        if here.is::<CredentialsError>() {
-            return Answer::NotSent {
-                class: Class::Credentials,
-                code: "credentials",
-                message: causes(error),
-            };
-        }
-        let refused = here
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-        let connecting = here
-            .downcast_ref::<hyper_util::client::legacy::Error>()
-            .is_some_and(hyper_util::client::legacy::Error::is_connect);
-        let never_written = here
-            .downcast_ref::<hyper::Error>()
-            .is_some_and(hyper::Error::is_canceled);
-        if refused || connecting || never_written {
-            return Answer::NotSent {
-                class: Class::Transient,
-                code: "connect",
-                message: causes(error),
-            };
-        }
-        cause = here.source();
-    }
-    Answer::Lost {
-        code: "no_answer",
-        message: causes(error),
+    let message = causes(error);
+    let (class, code) = if http::causes(error).any(|cause| cause.is::<CredentialsError>()) {
+        (Class::Credentials, "credentials")
+    } else if http::was_not_sent(error) {
+        (Class::Transient, "connect")
+    } else {
+        let code = "no_answer";
+        return Answer::Lost { code, message };
+    };
+    Answer::NotSent {
+        class,
+        code,
+        message,
     }
 }
 
@@ -711,7 +694,9 @@ mod tests {
     use aws_sigv4::sign::v4;
     use bytes::Bytes;
 
-    use crate::sink::blob::loopback::{Loopback, Reply, answer, with_environment};
+    use crate::sink::blob::loopback::{
+        IN_BUFFERS, Loopback, Reply, answer, endless, with_environment,
+    };
     use futures::FutureExt as _;
 
     fn refused(status: u16, code: &str, message: &str) -> Answer {
@@ -878,6 +863,68 @@ mod tests {
             assert!(now().is_some());
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Sends two records to a service at `url`, with the keys of the environment.
+    async fn sent_to(url: &str) -> Vec<Outcome> {
+        let aws = crate::config::Aws {
+            region: Some("eu-west-1".to_owned()),
+            ..Default::default()
+        };
+        let loaded = crate::aws::load(&aws, None).await.unwrap();
+        let log = Arc::new(Log::new(Box::new(Silent), "ferry"));
+        let sink = FirehoseSink::new(&loaded, Some(url), Aggregation::On, false, log);
+        let records = vec![Bytes::from_static(b"{\"a\":1}\n").into(); 2];
+        sink.send(Batch {
+            target: "app".into(),
+            records,
+            token: None,
+        })
+        .await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn an_answer_without_an_end_is_left_and_acknowledges_nothing() {
+        if !with_credentials("an_answer_without_an_end_is_left_and_acknowledges_nothing") {
+            return;
+        }
+        let begin = r#"{"FailedPutCount":0,"RequestResponses":[{"RecordId":"1"},{"RecordId":"2"}],"More":""#;
+        let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(1_000);
+        let stories = [
+            (endless(200, &[], begin), "incomplete: "),
+            (endless(500, &[], ""), "Unknown (HTTP 500): "),
+            (Reply::Endless(String::new(), interim), "no_answer: "),
+        ];
+        for (reply, words) in stories {
+            let server = Loopback::start(vec![reply]);
+            let outcomes = sent_to(&server.url()).await;
+            let [Outcome::Ambiguous(one), Outcome::Ambiguous(_)] = &outcomes[..] else {
+                panic!("{words}: {outcomes:?}");
+            };
+            assert!(one.to_string().starts_with(words), "{one}");
+            let sent = server.sent();
+            assert!(
+                sent > 0 && sent < IN_BUFFERS,
+                "{words}: {sent} bytes were read"
+            );
+        }
+    }
+
+    /// As long as PutRecordBatch's answer gets: 500 records, each with an error and many words, are still read.
+    #[tokio::test]
+    async fn the_longest_answer_that_is_due_is_read() {
+        if !with_credentials("the_longest_answer_that_is_due_is_read") {
+            return;
+        }
+        let words = "w".repeat(500_000);
+        let entry = serde_json::json!({"ErrorCode": "InternalFailure", "ErrorMessage": words});
+        let body = serde_json::json!({"FailedPutCount": 2, "RequestResponses": [entry, entry]});
+        let server = Loopback::start(vec![answer(200, &[], &body.to_string())]);
+        let outcomes = sent_to(&server.url()).await;
+        assert!(
+            matches!(&outcomes[..], [Outcome::Retry(fault), _] if fault.code == "InternalFailure"),
+            "{outcomes:?}"
+        );
     }
 
     #[test]

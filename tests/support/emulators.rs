@@ -45,7 +45,7 @@ impl Azurite {
 
     /// A container, to be read.
     pub(crate) fn store(&self, container: &str) -> impl ObjectStore {
-        ferry::tls::install();
+        super::install_tls();
         let mut options = ClientOptions::new().with_allow_http(true);
         if let Some(ca_pem) = &self.ca_pem {
             let ca = Certificate::from_pem(ca_pem.as_bytes()).expect("a certificate");
@@ -116,7 +116,7 @@ impl Moto {
 
     /// A bucket, to be read.
     pub(crate) fn store(&self, bucket: &str) -> impl ObjectStore {
-        ferry::tls::install();
+        super::install_tls();
         AmazonS3Builder::new()
             .with_endpoint(&self.origin)
             .with_allow_http(true)

@@ -57,6 +57,11 @@ pub(crate) fn workers(fluent_bit: &Path, workers: usize) -> String {
     }
 }
 
+/// Sets the TLS implementation that the tests' own HTTP client looks for. Calling it again does nothing.
+pub(crate) fn install_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 fn executables() -> PathBuf {
     let test = env::current_exe().expect("a test knows its own executable");
     test.parent()

@@ -9,17 +9,25 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
+use http_body_util::BodyExt as _;
+use hyper::Method;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
-    ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
+    HttpResponse, HttpResponseBody, HttpService,
 };
 use object_store::path::Path;
 use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
 
 use super::codes::{Vendor, judge, judge_file, remedy};
+use crate::config::Problem;
+use crate::http::{self, Proxies, TooLong, TooManyInterim, causes};
 use crate::sink::{Class, Fault, Outcome, code_line, message_line};
+use crate::tls;
+
+const USER_AGENT: &str = concat!("ferry/", env!("CARGO_PKG_VERSION"));
 
 /// What a failed request left behind at the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,59 +209,35 @@ fn answered(
     failure
 }
 
-/// Reads why no answer came from `host`.
+/// Reads why no answer came from `host`, or not all of it.
 pub(super) fn unanswered(host: &str, error: &HttpError) -> Failure {
     let cause = causes(error)
         .last()
         .map(ToString::to_string)
         .unwrap_or_default();
-    let untrusted = causes(error)
-        .filter_map(|e| e.downcast_ref::<rustls::Error>())
-        .any(|e| matches!(e, rustls::Error::InvalidCertificate(_)));
-    let transport = causes(error).find_map(|e| e.downcast_ref::<reqwest::Error>());
-    match transport {
-        _ if untrusted => {
-            let failure = Failure::new(Fate::Retry, Class::Configuration, "tls", cause);
-            failure.note(format_args!(
-                "{host} is not trusted: a private CA goes into tls_ca_file"
-            ))
-        }
-        // The order matters: running out of time while connecting is both, and nothing was sent.
-        Some(e) if e.is_connect() || e.is_builder() => {
-            let words = format!("no connection to {host}: {cause}");
-            Failure::new(Fate::Retry, Class::Transient, "connect", words)
-        }
-        Some(e) if e.is_timeout() => Failure::new(
-            Fate::Ambiguous,
-            Class::Transient,
-            "timeout",
-            format!("no answer from {host}"),
-        ),
-        _ => {
-            let words = format!("the connection to {host} was lost before the answer: {cause}");
-            Failure::new(Fate::Ambiguous, Class::Transient, "interrupted", words)
-        }
+    let is = |kind: fn(&(dyn StdError + 'static)) -> bool| causes(error).any(kind);
+    if is(|e| matches!(e.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))) {
+        let failure = Failure::new(Fate::Retry, Class::Configuration, "tls", cause);
+        return failure.note(format_args!(
+            "{host} is not trusted: a private CA goes into tls_ca_file"
+        ));
     }
+    let (fate, code, words) = if http::was_not_sent(error) {
+        let words = format!("no connection to {host}: {cause}");
+        (Fate::Retry, "connect", words)
+    } else if is(|e| e.is::<TooLong>() || e.is::<TooManyInterim>()) {
+        let words = format!("the answer of {host} goes on and on: {cause}");
+        (Fate::Ambiguous, "too_long", words)
+    } else {
+        let words = format!("the connection to {host} was lost before the answer: {cause}");
+        (Fate::Ambiguous, "interrupted", words)
+    };
+    Failure::new(fate, Class::Transient, code, words)
 }
 
 fn file_error(error: &io::Error) -> Failure {
     let (fate, class) = judge_file(error.kind());
     Failure::new(fate, class, "file", error.to_string())
-}
-
-/// An error and what caused it, also through an [`io::Error`], which hides what it wraps.
-fn causes<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| {
-        match error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
-            Some(wrapped) => Some(wrapped as &(dyn StdError + 'static)),
-            None => error.source(),
-        }
-    })
 }
 
 /// What an error says: the store's message, a page's title, or the first line of a text.
@@ -348,8 +332,9 @@ impl HttpService for Listener {
                 .authority()
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            if request.method() == reqwest::Method::HEAD || request.method() == reqwest::Method::GET
-            {
+            let head = request.method() == Method::HEAD;
+            let reads = head || request.method() == Method::GET;
+            if reads {
                 // Google Cloud Storage would otherwise decompress what is stored with a content
                 // encoding, and then give no length.
                 request
@@ -357,23 +342,29 @@ impl HttpService for Listener {
                     .insert("accept-encoding", HeaderValue::from_static("gzip"));
             }
             let put = request.extensions().get::<Putting>().cloned();
-            let told = request.method() != reqwest::Method::HEAD;
             // Unknown is the kind that object_store never retries: that is the caller's business.
             let fail = |failure| HttpError::new(HttpErrorKind::Unknown, failure);
             let answer = self.client.execute(request).await;
             let answer = answer.map_err(|error| fail(unanswered(&host, &error)))?;
-            if answer.status().is_success() {
-                return Ok(answer);
+            if answer.status().is_success() && reads {
+                let broken = move |error| fail(unanswered(&host, &error));
+                return Ok(answer.map(|body| HttpResponseBody::new(body.map_err(broken))));
             }
             let (parts, body) = answer.into_parts();
+            let body = body.bytes().await;
+            if parts.status.is_success() {
+                // What was put is there when the whole answer says so.
+                let body = body.map_err(|error| fail(unanswered(&host, &error)))?;
+                return Ok(HttpResponse::from_parts(parts, body.into()));
+            }
             // An error without its words is still known by its status.
-            let body = body.bytes().await.unwrap_or_default();
+            let body = body.unwrap_or_default();
             let reason = parts.status.canonical_reason().unwrap_or("no reason given");
             let body = String::from_utf8_lossy(&body);
             let asked = Asked {
                 vendor: self.vendor,
                 put: put.as_ref().map(|Putting(path)| path.as_ref()),
-                told,
+                told: !head,
             };
             Err(fail(answered(
                 asked,
@@ -392,14 +383,50 @@ pub fn listening_to(vendor: Vendor, client: HttpClient) -> HttpClient {
     HttpClient::new(Listener { vendor, client })
 }
 
-/// Makes the clients that `object_store` sends with.
+/// Gives out one client to whoever of `object_store` wants one.
 #[derive(Debug)]
-pub(super) struct Listening(pub(super) Vendor);
+pub(super) struct Same(pub(super) HttpClient);
 
-impl HttpConnector for Listening {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let plain = ReqwestConnector::default().connect(options)?;
-        Ok(listening_to(self.0, plain))
+impl HttpConnector for Same {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(self.0.clone())
+    }
+}
+
+/// A client for stores and token services. Fails with a CA that cannot be used.
+pub(super) fn wire(
+    ca_pem: Option<&[u8]>,
+    proxies: Proxies,
+    connect_timeout: Duration,
+) -> Result<HttpClient, Problem> {
+    let tls = tls::client_config(ca_pem).map_err(|e| Problem::new("tls_ca_file", e))?;
+    let client = http::Client::new(&tls, proxies, connect_timeout);
+    Ok(HttpClient::new(Wire(client)))
+}
+
+/// `object_store`'s way to [`http::Client`].
+#[derive(Debug)]
+struct Wire(http::Client<HttpRequestBody>);
+
+impl HttpService for Wire {
+    fn call<'s, 'f>(
+        &'s self,
+        mut request: HttpRequest,
+    ) -> BoxFuture<'f, Result<HttpResponse, HttpError>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(async move {
+            request
+                .headers_mut()
+                .entry("user-agent")
+                .or_insert(HeaderValue::from_static(USER_AGENT));
+            // Unknown is the kind that object_store never retries: that is the caller's business.
+            let failed = |error| HttpError::new_boxed(HttpErrorKind::Unknown, error);
+            let answer = self.0.ask(request).await.map_err(failed)?;
+            Ok(answer.map(|body| HttpResponseBody::new(body.map_err(failed))))
+        })
     }
 }
 

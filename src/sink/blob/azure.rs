@@ -10,21 +10,21 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use hyper::Method;
 use object_store::azure::{
     AzureAccessKey, AzureAuthorizer, AzureCredential, AzureCredentialProvider,
     MicrosoftAzureBuilder, split_sas,
 };
-use object_store::client::{HttpClient, HttpConnector, HttpRequest};
-use object_store::{
-    ClientOptions, CredentialProvider, HeaderValue, ObjectStore, StaticCredentialProvider,
-};
-use reqwest::{Method, Url};
+use object_store::client::{HttpClient, HttpRequest};
+use object_store::{CredentialProvider, HeaderValue, ObjectStore, StaticCredentialProvider};
+use url::Url;
 
 use self::token::Tokens;
-use super::answer::{Failure, Listening};
+use super::answer::{Failure, Same, listening_to, wire};
 use super::codes::Vendor;
-use super::{Warn, client_options, endpoint_url, no_retries};
+use super::{CONNECT_TIMEOUT, Warn, endpoint_url, no_retries};
 use crate::config::{self, AzureAuth, ConnectionSecret, ConnectionString, Problem, SecretSource};
+use crate::http::Proxies;
 use crate::sink::Class;
 
 mod token;
@@ -65,15 +65,17 @@ pub(super) fn open(
     }
     let (credentials, source) = credentials(azure, ca_pem, warn)?;
 
-    let options = client_options(ca_pem, service.scheme() == "http")?;
+    let client = listening_to(
+        Vendor::Azure,
+        wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?,
+    );
     let problem = |e: object_store::Error| Problem::new("endpoint", e.to_string());
     let store = MicrosoftAzureBuilder::new()
         .with_account(account)
         .with_container_name(&azure.container)
         .with_endpoint(service.to_string())
         .with_credentials(Arc::clone(&credentials))
-        .with_client_options(options.clone())
-        .with_http_connector(Listening(Vendor::Azure))
+        .with_http_connector(Same(client.clone()))
         .with_retry(no_retries())
         .build()
         .map_err(problem)?;
@@ -85,18 +87,12 @@ pub(super) fn open(
     let container = Container {
         account: account.to_owned(),
         url,
-        client: connect(&options)?,
+        client,
         credentials,
         source,
         auto_create: azure.auto_create_container,
     };
     Ok((Arc::new(store), container))
-}
-
-fn connect(options: &ClientOptions) -> Result<HttpClient, Problem> {
-    Listening(Vendor::Azure)
-        .connect(options)
-        .map_err(|e| Problem::new("tls_ca_file", e.to_string()))
 }
 
 impl Container {

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
+use object_store::client::HttpClient;
 use object_store::gcp::{GcpCredential, GcpCredentialProvider, GoogleCloudStorageBuilder};
-use object_store::{ClientOptions, CredentialProvider, StaticCredentialProvider};
+use object_store::{CredentialProvider, StaticCredentialProvider};
 
-use super::answer::{Failure, Fate, Listening};
+use super::answer::{Failure, Fate, Same, listening_to, wire};
 use super::codes::Vendor;
 use super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
-use super::{Kind, Store, check_bucket, client_options, endpoint_url, is_here, no_retries};
+use super::{CONNECT_TIMEOUT, Kind, Store, check_bucket, endpoint_url, is_here, no_retries};
 use crate::config::Problem;
+use crate::http::Proxies;
 use crate::sink::Class;
 
 const REMEDY: &str = "no token of Google's: check GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine";
@@ -24,17 +25,14 @@ pub(super) fn open(
 ) -> Result<Store, Problem> {
     check_bucket(bucket)?;
     let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
-    let mut plain = false;
     let mut emulator = false;
     if let Some(endpoint) = endpoint {
         let url = endpoint_url(endpoint)?;
-        plain = url.scheme() == "http";
-        emulator = plain && is_here(&url);
+        emulator = url.scheme() == "http" && is_here(&url);
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
-    let builder = builder
-        .with_client_options(client_options(ca_pem, plain)?)
-        .with_retry(no_retries());
+    let builder = builder.with_retry(no_retries());
+    let wire = wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
     let problem =
         |e: object_store::Error| Problem::new("url", format!("no client for 'gs://{bucket}': {e}"));
     let credentials: GcpCredentialProvider = match emulator {
@@ -43,13 +41,11 @@ pub(super) fn open(
         true => Arc::new(StaticCredentialProvider::new(GcpCredential {
             bearer: "none".to_owned(),
         })),
-        false => {
-            Arc::new(Tokens::of(builder.clone(), ReqwestConnector::default()).map_err(problem)?)
-        }
+        false => Arc::new(Tokens::of(builder.clone(), wire.clone()).map_err(problem)?),
     };
     let objects = builder
         .with_credentials(credentials)
-        .with_http_connector(Listening(Vendor::Gcs))
+        .with_http_connector(Same(listening_to(Vendor::Gcs, wire)))
         .build()
         .map_err(problem)?;
     Ok(Store {
@@ -65,11 +61,9 @@ struct Tokens(GcpCredentialProvider);
 impl Tokens {
     /// A store of its own is made for them, which is asked for nothing else: over one client a token service's
     /// answers could not be told from the store's.
-    fn of(
-        builder: GoogleCloudStorageBuilder,
-        connector: impl HttpConnector,
-    ) -> object_store::Result<Tokens> {
-        let store = builder.with_http_connector(TokensOver(connector)).build()?;
+    fn of(builder: GoogleCloudStorageBuilder, wire: HttpClient) -> object_store::Result<Tokens> {
+        let client = TokenListener::around(wire, &Expiry::default());
+        let store = builder.with_http_connector(Same(client)).build()?;
         Ok(Tokens(Arc::clone(store.credentials())))
     }
 
@@ -115,17 +109,6 @@ impl CredentialProvider for Tokens {
     }
 }
 
-/// Makes the clients that tokens are asked for with.
-#[derive(Debug)]
-struct TokensOver<C>(C);
-
-impl<C: HttpConnector> HttpConnector for TokensOver<C> {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = self.0.connect(options)?;
-        Ok(TokenListener::around(client, &Expiry::default()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -135,7 +118,7 @@ mod tests {
         HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
     };
 
-    use super::super::loopback::{Loopback, Reply, answer, with_environment};
+    use super::super::loopback::{IN_BUFFERS, Loopback, Reply, answer, endless, with_environment};
     use super::super::{BlobSink, tests as blob};
     use super::*;
     use crate::config;
@@ -210,15 +193,43 @@ mod tests {
         }
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn an_endless_answer_of_the_metadata_service_is_left() {
+        const NAME: &str =
+            "sink::blob::gcs::tests::an_endless_answer_of_the_metadata_service_is_left";
+        let begin = r#"{"access_token":"a","expires_in":3600,"more":""#;
+        for status in [200, 500] {
+            let machine = Loopback::start(vec![endless(status, &[], begin)]);
+            let address = machine.url().replace("http://", "");
+            let environment = [
+                ("GCE_METADATA_HOST", address.as_str()),
+                ("GCE_METADATA_IP", &address),
+            ];
+            if !with_environment(NAME, &environment) {
+                let sent = machine.sent();
+                assert!(
+                    sent > 0 && sent < IN_BUFFERS,
+                    "{status}: {sent} bytes were read"
+                );
+                continue;
+            }
+            let store = config::Store::Gcs {
+                bucket: "logs".into(),
+                endpoint: Some("http://storage.invalid".into()),
+            };
+            let sink = blob::sink(store, &blob::Ear::default()).unwrap();
+            let told = put(&sink).await;
+            assert!(
+                told.starts_with("retry Credentials ") && told.contains(REMEDY),
+                "{told}"
+            );
+            return;
+        }
+    }
+
     /// Gives one answer to everything, and remembers who was asked.
     #[derive(Clone, Debug)]
     struct Wire(Arc<Mutex<Vec<String>>>);
-
-    impl HttpConnector for Wire {
-        fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-            Ok(HttpClient::new(self.clone()))
-        }
-    }
 
     impl HttpService for Wire {
         fn call<'s, 'f>(
@@ -232,7 +243,7 @@ mod tests {
             self.0.lock().unwrap().push(request.uri().to_string());
             let body = r#"{"error":"invalid_grant","error_description":"Token has been expired or revoked."}"#;
             let mut answer = HttpResponse::new(HttpResponseBody::from(body.to_owned()));
-            *answer.status_mut() = reqwest::StatusCode::BAD_REQUEST;
+            *answer.status_mut() = hyper::StatusCode::BAD_REQUEST;
             Box::pin(std::future::ready(Ok(answer)))
         }
     }
@@ -249,7 +260,7 @@ mod tests {
             .with_application_credentials(path.display().to_string())
             .with_retry(no_retries());
         let asked = Arc::default();
-        let tokens = Tokens::of(builder, Wire(Arc::clone(&asked))).unwrap();
+        let tokens = Tokens::of(builder, HttpClient::new(Wire(Arc::clone(&asked)))).unwrap();
         let failure = tokens.current().await.unwrap_err();
         assert_eq!(
             (failure.fate, failure.fault.class, failure.status),

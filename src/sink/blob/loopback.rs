@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -15,6 +17,39 @@ pub(crate) enum Reply {
     Cut,
     /// Says nothing until the script is over and the server dropped.
     Hang,
+    /// Sends the first text, and then the second again and again, until the other side leaves or [`ENDLESS`] bytes are out.
+    Endless(String, String),
+}
+
+/// Bytes after which an endless reply ends all the same, so that a test does.
+pub(crate) const ENDLESS: usize = 256 * 1024 * 1024;
+/// More than lies in buffers, of both sides' sockets above all, when one side leaves while the other still sends.
+pub(crate) const IN_BUFFERS: usize = 64 * 1024 * 1024;
+
+/// An answer whose body has no end.
+pub(crate) fn endless(status: u16, headers: &[(&str, &str)], begin: &str) -> Reply {
+    let headers: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let length = match headers.contains("Content-Length") {
+        true => "",
+        false => "Transfer-Encoding: chunked\r\n",
+    };
+    let head = format!("HTTP/1.1 {status} X\r\n{headers}{length}\r\n");
+    match length {
+        "" => Reply::Endless(head + begin, "x".repeat(64 * 1024)),
+        _ => {
+            let begin = match begin.len() {
+                0 => String::new(),
+                length => format!("{length:x}\r\n{begin}\r\n"),
+            };
+            Reply::Endless(
+                head + &begin,
+                format!("10000\r\n{}\r\n", "x".repeat(64 * 1024)),
+            )
+        }
+    }
 }
 
 /// An answer with a status, headers, and a body.
@@ -38,6 +73,8 @@ pub(crate) struct Loopback {
     requests: Receiver<String>,
     release: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// Bytes of endless replies that the network took.
+    sent: Arc<AtomicUsize>,
 }
 
 impl Loopback {
@@ -46,6 +83,8 @@ impl Loopback {
         let address = listener.local_addr().unwrap();
         let (seen, requests) = channel();
         let (release, released) = channel::<()>();
+        let sent = Arc::<AtomicUsize>::default();
+        let counter = Arc::clone(&sent);
         let thread = std::thread::spawn(move || {
             let mut hanging = Vec::new();
             for reply in script {
@@ -67,6 +106,15 @@ impl Loopback {
                     Reply::Text(text) => drop(stream.write_all(text.as_bytes())),
                     Reply::Cut | Reply::Late(..) => {}
                     Reply::Hang => hanging.push(stream),
+                    Reply::Endless(first, again) => {
+                        let mut bytes = first;
+                        while counter.load(Ordering::Relaxed) < ENDLESS
+                            && stream.write_all(bytes.as_bytes()).is_ok()
+                        {
+                            counter.fetch_add(bytes.len(), Ordering::Relaxed);
+                            bytes.clone_from(&again);
+                        }
+                    }
                 }
             }
             drop(listener);
@@ -79,6 +127,23 @@ impl Loopback {
             requests,
             release: Some(release),
             thread: Some(thread),
+            sent,
+        }
+    }
+
+    /// Ends the script, and tells how many bytes of endless replies went out. Connections close on a thread of
+    /// the runtime's: a test that calls this needs more than its own.
+    pub(crate) fn sent(mut self) -> usize {
+        self.end();
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    fn end(&mut self) {
+        self.release.take();
+        // Ends a script that was not played to its end.
+        drop(TcpStream::connect(self.address));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 
@@ -94,12 +159,7 @@ impl Loopback {
 
 impl Drop for Loopback {
     fn drop(&mut self) {
-        self.release.take();
-        // Ends a script that was not played to its end.
-        drop(TcpStream::connect(self.address));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 

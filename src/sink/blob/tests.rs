@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use super::loopback::{Loopback, Reply, answer, with_environment};
+use super::loopback::{IN_BUFFERS, Loopback, Reply, answer, endless, with_environment};
 use super::*;
 use crate::config::{AzureAuth, Secret, SecretSource};
 
@@ -783,5 +783,108 @@ fn s3(url: String) -> config::Store {
             endpoint: Some(url),
             ..config::Aws::default()
         },
+    }
+}
+
+#[tokio::test]
+async fn a_few_interim_answers_are_passed_over() {
+    let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n";
+    let last =
+        "HTTP/1.1 201 Created\r\nETag: \"1\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let server = Loopback::start(vec![Reply::Text(interim.repeat(8) + last)]);
+    let sink = sink(azure(server.url(), false, well_known()), &Ear::default()).unwrap();
+    assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_answer_without_an_end_is_left_and_delivers_nothing() {
+    let taken = || error(409, "BlobAlreadyExists");
+    let unnamed = || object(BODY.len(), None);
+    let etag = [("ETag", "\"1\"")];
+    let get = [
+        ("ETag", "\"1\""),
+        ("Last-Modified", "Fri, 21 Nov 2025 13:00:00 GMT"),
+        ("Content-Length", "1099511627776"),
+    ];
+    let code = [("x-ms-error-code", "ContainerBeingDisabled")];
+    let body = std::str::from_utf8(BODY).unwrap();
+    let headers = Reply::Endless("HTTP/1.1 201 X\r\n".into(), "X-More: 1\r\n".repeat(1_000));
+    let header = Reply::Endless("HTTP/1.1 201 X\r\nX-More: ".into(), "x".repeat(64 * 1024));
+    let interim = Reply::Endless(String::new(), "HTTP/1.1 100 Continue\r\n\r\n".repeat(1_000));
+    let stories = [
+        (
+            "an error",
+            vec![endless(500, &[], "")],
+            "ambiguous Transient HTTP 500",
+        ),
+        (
+            "a refusal",
+            vec![endless(400, &code, "")],
+            "retry Configuration ContainerBeingDisabled",
+        ),
+        (
+            "a redirect",
+            vec![endless(302, &[], "")],
+            "retry Configuration HTTP 302",
+        ),
+        (
+            "a success",
+            vec![endless(201, &etag, "")],
+            "ambiguous Transient too_long: the answer of 127.0.0.1:",
+        ),
+        (
+            "an object that begins as ours",
+            vec![taken(), unnamed(), endless(200, &get, body)],
+            "ambiguous Transient too_long: ",
+        ),
+        (
+            "an object that is another's",
+            vec![taken(), unnamed(), endless(200, &get, "other"), created()],
+            "delivered",
+        ),
+        (
+            "a body where there is none",
+            vec![
+                taken(),
+                endless(
+                    200,
+                    &[
+                        ("ETag", "\"1\""),
+                        ("Last-Modified", get[1].1),
+                        ("Content-Length", "14"),
+                        ("x-ms-meta-ferry_name", "x.json"),
+                    ],
+                    "",
+                ),
+            ],
+            "delivered",
+        ),
+        (
+            "many headers",
+            vec![headers],
+            "ambiguous Transient interrupted: ",
+        ),
+        (
+            "one long header",
+            vec![header],
+            "ambiguous Transient interrupted: ",
+        ),
+        (
+            "interim answers",
+            vec![interim],
+            "ambiguous Transient too_long: ",
+        ),
+    ];
+    for (name, script, expected) in stories {
+        let server = Loopback::start(script);
+        let store = azure(server.url(), false, well_known());
+        let sink = sink(store, &Ear::default()).unwrap();
+        let outcome = told(&put(&sink, "x.json", BODY).await);
+        assert!(outcome.starts_with(expected), "{name}: {outcome}");
+        let sent = server.sent();
+        assert!(
+            sent > 0 && sent < IN_BUFFERS,
+            "{name}: {sent} bytes were read"
+        );
     }
 }

@@ -10,17 +10,17 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
+use object_store::CredentialProvider;
 use object_store::azure::{AzureCredential, AzureCredentialProvider, MicrosoftAzureBuilder};
-use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
-use object_store::{ClientOptions, CredentialProvider};
-use reqwest::Url;
-use reqwest::redirect::Policy;
+use object_store::client::HttpClient;
+use url::Url;
 
-use super::super::answer::{Failure, Fate};
+use super::super::answer::{Failure, Fate, Same, wire};
 use super::super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
-use super::super::{Warn, client_options, endpoint_url, is_here, no_retries};
+use super::super::{CONNECT_TIMEOUT, Warn, endpoint_url, is_here, no_retries};
 use super::SecretFile;
 use crate::config::{self, AzureAuth, Problem, SecretSource};
+use crate::http::Proxies;
 use crate::sink::Class;
 
 /// The least time between a failed attempt and the next.
@@ -397,31 +397,15 @@ fn authority(ca_pem: Option<&[u8]>, expiry: &Expiry) -> Result<(HttpClient, Stri
         let message = format!("'{url}' would carry secrets in the clear: write https://");
         return Err(Problem::new(VARIABLE, message));
     }
-    let client = ReqwestConnector::default().connect(&client_options(ca_pem, plain)?);
-    let client = client.map_err(|e| Problem::new("tls_ca_file", e.to_string()))?;
+    let client = wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
     let address = given.trim_end_matches('/').to_owned();
     Ok((TokenListener::around(client, expiry), address))
 }
 
 /// The client for the metadata service, which is this machine's own: no proxy knows the way.
 fn metadata_client(expiry: &Expiry) -> Result<HttpClient, Problem> {
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(Policy::none())
-        .connect_timeout(METADATA_CONNECT_TIMEOUT)
-        .build();
-    let client = client.map_err(|e| Problem::new("auth_type", e.to_string()))?;
-    Ok(TokenListener::around(HttpClient::new(client), expiry))
-}
-
-/// Gives out one client.
-#[derive(Debug)]
-struct Same(HttpClient);
-
-impl HttpConnector for Same {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(self.0.clone())
-    }
+    let client = wire(None, Proxies::None, METADATA_CONNECT_TIMEOUT)?;
+    Ok(TokenListener::around(client, expiry))
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
-use super::super::super::loopback::{Loopback, Reply, answer, with_environment};
+use super::super::super::loopback::{
+    IN_BUFFERS, Loopback, Reply, answer, endless, with_environment,
+};
 use super::super::super::{BlobSink, tests as blob};
 use super::*;
 use crate::sink::{Batch, Outcome, Sink as _};
@@ -71,7 +73,6 @@ const WORKLOAD: AzureAuth = AzureAuth::WorkloadIdentity {
 };
 
 fn tokens(auth: &AzureAuth) -> Result<Tokens, Problem> {
-    crate::tls::install();
     let warn: Warn = Arc::new(|_| {});
     Tokens::open(auth, None, &warn)
 }
@@ -236,7 +237,6 @@ async fn a_token_about_to_expire_is_replaced_before_it_does_and_serves_until_the
         return;
     }
     let heard = blob::Ear::default();
-    crate::tls::install();
     let tokens = Tokens::open(&client_secret(fixed()), None, &heard.warn()).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut seen = Vec::new();
@@ -414,4 +414,34 @@ fn tokens_are_not_sent_in_the_clear() {
     };
     assert_eq!(told.key, "endpoint");
     assert!(told.message.contains("in the clear"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_endless_answer_of_a_token_service_is_left() {
+    const NAME: &str = name!("an_endless_answer_of_a_token_service_is_left");
+    let begin = r#"{"access_token":"a","expires_in":3600,"more":""#;
+    for status in [200, 400] {
+        let entra = Loopback::start(vec![endless(status, &[], begin)]);
+        let (status, url) = (status.to_string(), entra.url());
+        let variables = [
+            ("AZURE_AUTHORITY_HOST", url.as_str()),
+            ("STATUS_OF_THE_TEST", &status),
+        ];
+        if !with_environment(NAME, &variables) {
+            let sent = entra.sent();
+            assert!(
+                sent > 0 && sent < IN_BUFFERS,
+                "{status}: {sent} bytes were read"
+            );
+            continue;
+        }
+        let tokens = tokens(&client_secret(fixed())).unwrap();
+        let told = bearer(tokens.current().await).unwrap_err();
+        let expected = match &*std::env::var("STATUS_OF_THE_TEST").unwrap() {
+            "200" => "too_long: the answer of 127.0.0.1:",
+            _ => "HTTP 400: no reason given; no token of",
+        };
+        assert!(told.starts_with(expected), "{told}");
+        return;
+    }
 }
