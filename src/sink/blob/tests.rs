@@ -888,3 +888,33 @@ async fn an_answer_without_an_end_is_left_and_delivers_nothing() {
         );
     }
 }
+
+#[tokio::test]
+async fn every_put_to_s3_carries_the_checksum_of_its_body() {
+    const NAME: &str = "sink::blob::tests::every_put_to_s3_carries_the_checksum_of_its_body";
+    if !with_environment(NAME, &AWS_KEYS) {
+        return;
+    }
+    let server = Loopback::start(vec![created()]);
+    let sink = sink(s3(server.url()), &Ear::default()).unwrap();
+    assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
+    let put = server.requests().remove(0);
+    let header = |name: &str| {
+        let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(": ")?.to_owned());
+        put.lines().find_map(value).unwrap_or_default()
+    };
+    let digest = ring::digest::digest(&ring::digest::SHA256, BODY);
+    let base64 = base64_simd::STANDARD.encode_to_string(digest.as_ref());
+    assert_eq!(header("x-amz-checksum-sha256"), base64, "{put}");
+    let hex = crate::encode::hex(digest.as_ref());
+    assert_eq!(
+        header("x-amz-content-sha256"),
+        hex,
+        "the same hash, for the signature"
+    );
+    let authorization = header("authorization");
+    assert!(
+        authorization.contains(";x-amz-checksum-sha256;"),
+        "{authorization}"
+    );
+}
