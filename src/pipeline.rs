@@ -274,13 +274,19 @@ impl Pipeline {
                 Verdict::Ok
             }
             Err(Refusal::Full { bytes, limit }) => {
+                let why = match spool.usage().missing {
+                    0 => "the destination takes too little".to_owned(),
+                    missing => format!(
+                        "{missing} chunks in files that are missing hold on to all that came after them: put the \
+                         files back, or restart Fluent Bit to go on without them"
+                    ),
+                };
                 self.log.trouble(
                     Level::Warn,
                     "spool_full",
                     &format!(
-                        "the spool is full ({bytes} of {limit} bytes) and the destination takes too little: the \
-                         host is asked to hold chunks back until there is room; spool_limit says how much it \
-                         may hold"
+                        "the spool is full ({bytes} of {limit} bytes), and {why}; the host is asked to hold chunks \
+                         back until there is room; spool_limit says how much it may hold"
                     ),
                 );
                 Verdict::Retry
@@ -524,19 +530,21 @@ impl Pipeline {
         let left = id.and_then(|id| Some((id, self.partials.take(id)?)));
         let settled = match left {
             None => EventSet::default(),
-            Some((id, before)) if self.sends_the_rest() => {
-                // What an earlier flush of this chunk still has on its way decides what is left to send.
+            Some((id, before)) => {
+                // What an earlier flush of this chunk still has on its way decides what is left to send. Of an object,
+                // too: were it sent once more, a store that is slower than a flush waits would never be done with it.
                 let landed = self.within(deadline, before.landed()).await;
                 if landed.is_none() || !before.has_landed() {
                     self.partials.leave(id, before);
                     return Verdict::Retry;
                 }
                 let settled = before.flight.settled();
-                let suppressed = settled.len() as u64;
-                self.metrics.records.add(Record::Suppressed, suppressed);
+                if self.sends_the_rest() {
+                    let suppressed = settled.len() as u64;
+                    self.metrics.records.add(Record::Suppressed, suppressed);
+                }
                 settled
             }
-            Some((_, before)) => before.flight.settled(),
         };
         let mut outing = Outing {
             flight: match name {

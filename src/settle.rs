@@ -339,8 +339,10 @@ pub fn numbered(mut id: ChunkId, number: u32) -> ChunkId {
     id
 }
 
-/// Flights that are remembered after their chunk went back to the host. Each costs a bit for an event.
-const PARTIALS: usize = 1_024;
+/// Flights that are remembered after their chunk went back to the host. Each costs a bit for an event. More than the
+/// 2,048 chunks that a host has in hand unless it grows (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE`): where each of more chunks
+/// than this has a part that goes back, none ever finds what it left behind.
+const PARTIALS: usize = 4_096;
 
 /// Chunks that went back to the host partly settled.
 ///

@@ -508,7 +508,9 @@ impl State {
 
     /// A segment's file is not there, or not whole.
     fn miss(&mut self, segment: Seq) {
+        // One without unfinished chunks is just being removed.
         if let Some(holding) = self.segments.get(&segment)
+            && holding.unfinished > 0
             && !self.missing.contains_key(&segment)
         {
             self.missing.insert(segment, holding.bytes);

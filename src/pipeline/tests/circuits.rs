@@ -348,3 +348,19 @@ async fn a_last_record_that_is_unlucky_a_few_times_opens_nothing() {
     assert_eq!(bench.flush(&["a", "b", "c"]).await, Verdict::Ok);
     assert_eq!(bench.sink.calls().len(), 6);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_takes_longer_than_its_flush_waits_is_not_sent_again() {
+    let go = Arc::new(Notify::new());
+    let keys = [("url", "file:///objects"), ("compression", "none")];
+    let bench = Bench::with_gate(OBJECT, &keys, vec![], Some(Arc::clone(&go)));
+    assert_eq!(bench.begin("app", "a").await.unwrap().0, Verdict::Retry);
+    // It comes again when a probe is due, and the put is still on its way.
+    sleep(60 * SECOND).await;
+    assert_eq!(bench.begin("app", "a").await.unwrap().0, Verdict::Retry);
+    assert_eq!(bench.sink.calls().len(), 1);
+    go.notify_one();
+    sleep(SECOND).await;
+    assert_eq!(bench.begin("app", "a").await.unwrap().0, Verdict::Ok);
+    assert_eq!(bench.sink.calls().len(), 1);
+}
