@@ -536,6 +536,65 @@ mod tests {
     }
 
     #[test]
+    fn a_record_in_parts_of_any_length_reads_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
+        let text = "회원 \"q\"\n".repeat(2 * PORTION_BYTES / 12);
+        let bytes: Vec<u8> = (0..2 * BLOCK_BYTES).map(|n| (n * 7) as u8).collect();
+        // Where the parts end; text is never cut within a letter.
+        for cuts in [vec![], vec![1, 2, 4, 7, 100], vec![PORTION_BYTES + 1]] {
+            let parts = |all: &[u8]| {
+                let mut record = Payload::default();
+                let mut start = 0;
+                for &end in cuts.iter().chain([&all.len()]) {
+                    record.push(all[start..end].to_vec().into());
+                    start = end;
+                }
+                record
+            };
+            let binary = Letter {
+                record: parts(&bytes),
+                ..letter(b"")
+            };
+            letters.write(&[binary]).unwrap();
+            let lines = read(letters.path());
+            let base64 = lines.last().unwrap()["record_base64"].as_str().unwrap();
+            let decoded = base64_simd::STANDARD.decode_to_vec(base64).unwrap();
+            assert!(decoded == bytes, "{cuts:?}");
+        }
+        let mut record = Payload::default();
+        record.push(text.clone().into());
+        record.push("".into());
+        record.push(text.clone().into());
+        let plain = Letter {
+            record,
+            ..letter(b"")
+        };
+        letters.write(&[plain]).unwrap();
+        let lines = read(letters.path());
+        assert!(lines.last().unwrap()["record"] == text.repeat(2));
+    }
+
+    #[test]
+    fn a_tag_larger_than_its_records_is_cut_in_each_of_their_letters() {
+        let dir = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
+        let tag: Arc<[u8]> = "é".repeat(30_000).into_bytes().into();
+        let of_tag = Letter {
+            tag,
+            ..letter(b"x")
+        };
+        letters.write(&vec![of_tag; 100]).unwrap();
+        let lines = read(letters.path());
+        let cut = lines[99]["tag"].as_str().unwrap();
+        assert!(
+            cut.starts_with("éé") && cut.ends_with("… (60000 bytes)"),
+            "{cut}"
+        );
+        assert!(letters.last_usage().bytes < 100 * 1_400);
+    }
+
+    #[test]
     fn a_full_folder_takes_nothing_until_a_person_makes_room() {
         let dir = tempfile::tempdir().unwrap();
         let aside = dir.path().join("dead-letters-before.ndjson");
