@@ -15,6 +15,9 @@ use crate::settle::ChunkId;
 /// Bytes that are copied into the quarantine at once.
 const BLOCK: usize = 256 * 1024;
 
+/// Missing segments that are named one by one.
+const MOST_NAMED: usize = 5;
+
 /// What a run begins with.
 pub(super) struct Resumed {
     pub(super) spool: Option<u64>,
@@ -107,8 +110,16 @@ fn absences(survey: &Survey) -> Vec<String> {
     let mut absences: Vec<String> = Vec::new();
     let put_back = "what was accepted in it and not delivered is not delivered unless it is put back while Fluent Bit \
                     is stopped";
-    for missing in survey.missing() {
+    let missing = survey.missing();
+    let (named, more) = missing.split_at(missing.len().min(MOST_NAMED));
+    for missing in named {
         absences.push(format!("{missing}; {put_back}"));
+    }
+    if !more.is_empty() {
+        let more = more.len();
+        absences.push(format!(
+            "{more} more segments are not there: ferry-spool verify names them"
+        ));
     }
     for first in &survey.vanished {
         let name = segment_name(*first);
