@@ -214,7 +214,28 @@ impl Pipeline {
 
     /// In direct mode: from `then` on each flush answers RETRY, those that wait and those that come.
     pub fn end_flushes(&self, then: Instant) {
-        self.ending.send_replace(Some(then));
+        self.ending.send_if_modified(|end| {
+            let sooner = end.is_none_or(|end| then < end);
+            if sooner {
+                *end = Some(then);
+            }
+            sooner
+        });
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ending
+            .borrow()
+            .is_some_and(|end| end <= Instant::now())
+    }
+
+    fn say_ended(&self) {
+        self.log.trouble(
+            Level::Warn,
+            "ended",
+            "the host ends, and exit_deadline is over: chunks that are not delivered go back to it at once. Those of \
+             inputs with storage.type filesystem are delivered after the next start",
+        );
     }
 
     /// Whether it is known of a chunk before it is looked at that nothing of it is sent.
@@ -231,9 +252,18 @@ impl Pipeline {
     async fn within<T>(&self, deadline: Instant, what: impl Future<Output = T>) -> Option<T> {
         let mut ending = self.ending.subscribe();
         let ended = async {
-            let end = ending.wait_for(Option::is_some).await.ok();
-            let end = end.and_then(|end| *end);
-            sleep_until(end.unwrap_or(deadline)).await;
+            loop {
+                let end = *ending.borrow_and_update();
+                let sooner = ending.changed();
+                match end {
+                    Some(end) => tokio::select! {
+                        () = sleep_until(end) => return,
+                        _ = sooner => {}
+                    },
+                    // Fails where the sender is gone, which is ours.
+                    None => drop(sooner.await),
+                }
+            }
         };
         tokio::select! {
             biased;
@@ -593,6 +623,7 @@ impl Pipeline {
             let encoded = self.encode(outing.flight.tag(), data, from, wanted);
             let Some((encoded, share)) = self.within(deadline, encoded).await else {
                 match outing.lines {
+                    _ if self.has_ended() => self.say_ended(),
                     0 => self.log.trouble(
                         Level::Warn,
                         "memory",
@@ -616,6 +647,10 @@ impl Pipeline {
         match self.within(deadline, outing.landed()).await {
             Some(Verdict::Ok) => {}
             Some(Verdict::Retry) => return Verdict::Retry,
+            None if self.has_ended() => {
+                self.say_ended();
+                return Verdict::Retry;
+            }
             None => {
                 self.say_deadline(outing);
                 return Verdict::Retry;

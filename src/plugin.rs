@@ -1,5 +1,7 @@
 //! One configured output: start, flush, stop.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +11,7 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout_at};
 
 #[cfg(feature = "firehose")]
 use crate::aws;
@@ -36,6 +38,9 @@ const MOST_THREADS: usize = 2;
 /// How much of `exit_deadline`, which is at least a second, is kept for ending the threads.
 const CUT_OFF: Duration = Duration::from_millis(500);
 
+/// How often a flush that waits looks whether the host was asked to end.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+
 /// How often the host's page of figures is brought up to date.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 /// How often the dead-letter folder is looked into, where nothing is written there.
@@ -44,6 +49,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const LOOK_AT_SPOOL_EVERY: Duration = Duration::from_secs(1);
 /// How often the figures are said in the log, where the host has no page for them and nothing else is set.
 const SAY_EVERY: Duration = Duration::from_secs(300);
+
+/// When the host was first seen to be asked to end, if it was and that can be seen.
+pub type AskedToEnd = Arc<dyn Fn() -> Option<std::time::Instant> + Send + Sync>;
 
 /// A running output.
 pub struct Instance {
@@ -77,10 +85,14 @@ struct Job {
 impl Instance {
     /// Reads the configuration and starts. Everything that is wrong is said in the log, all at once;
     /// then there is no instance. `board` is the host's page of figures, if it has one.
+    ///
+    /// The host's exit is no help to flushes that wait, since the host waits for them first. So once `asked` says
+    /// that it is to come, they have `exit_deadline` left.
     pub fn start(
         properties: &dyn Properties,
         output: Box<dyn Output>,
         board: Option<Arc<dyn Board>>,
+        asked: AskedToEnd,
     ) -> Option<Instance> {
         let config = match Config::read(properties) {
             Ok(config) => config,
@@ -90,7 +102,7 @@ impl Instance {
             }
         };
         let log = Arc::new(Log::new(output, &format!("ferry:{}", config.instance)));
-        match Self::start_with(config, &log, board) {
+        match Self::start_with(config, &log, board, asked) {
             Ok(instance) => Some(instance),
             Err(problem) => {
                 refuse(&log, &[problem]);
@@ -103,6 +115,7 @@ impl Instance {
         config: Config,
         log: &Arc<Log>,
         board: Option<Arc<dyn Board>>,
+        asked: AskedToEnd,
     ) -> Result<Instance, Problem> {
         let spool = open_spool(&config)?;
         let letters = DeadLetters::open(&config.dead_letter_dir, config.dead_letter_limit)
@@ -138,7 +151,13 @@ impl Instance {
         let pipeline = Pipeline::new(config, sink, letters, identity, Arc::clone(log));
         let pipeline = Arc::new(pipeline);
         let (jobs, accepted) = mpsc::unbounded_channel();
-        runtime.spawn(accept(accepted, Arc::clone(&pipeline)));
+        let end = End {
+            asked,
+            // The rest is for the host, which goes on from there by the second.
+            after: exit_deadline * 3 / 4,
+            pipeline: Arc::clone(&pipeline),
+        };
+        runtime.spawn(accept(accepted, Arc::new(end)));
         let spool = spool.map(|(spool, recovered)| {
             let _inside = runtime.enter();
             let feed = pipeline.feed_from(Arc::clone(&spool), recovered);
@@ -261,6 +280,7 @@ impl Instance {
                 spool.close();
                 self.pipeline.look_at_spool();
             } else {
+                self.pipeline.end_flushes(Instant::now());
                 runtime.shutdown_timeout(self.exit_deadline);
             }
             if let Some(board) = board {
@@ -413,16 +433,46 @@ async fn sink(config: &Config, log: &Arc<Log>) -> Result<Arc<dyn Sink>, Problem>
     }
 }
 
-async fn accept(mut jobs: mpsc::UnboundedReceiver<Job>, pipeline: Arc<Pipeline>) {
+async fn accept(mut jobs: mpsc::UnboundedReceiver<Job>, end: Arc<End>) {
     while let Some(job) = jobs.recv().await {
-        let pipeline = Arc::clone(&pipeline);
+        let end = Arc::clone(&end);
         tokio::spawn(async move {
+            let pipeline = &end.pipeline;
             if job.on_engine_thread {
                 pipeline.say_engine_thread();
             }
-            let verdict = pipeline.flush(&job.tag, job.data).await;
+            let verdict = tokio::select! {
+                biased;
+                never = end.watch() => match never {},
+                verdict = pipeline.flush(&job.tag, job.data) => verdict,
+            };
             // The host may have gone; then nobody waits for the verdict.
             let _ = job.reply.send(verdict);
         });
+    }
+}
+
+/// Sees to it that no flush outlasts a stop that is to come.
+struct End {
+    asked: AskedToEnd,
+    /// What flushes have then.
+    after: Duration,
+    pipeline: Arc<Pipeline>,
+}
+
+impl End {
+    /// Watches for it as long as a flush waits, and at its start.
+    async fn watch(&self) -> Infallible {
+        if !self.pipeline.is_direct() {
+            return pending().await;
+        }
+        loop {
+            if let Some(asked) = (self.asked)() {
+                self.pipeline
+                    .end_flushes(Instant::from_std(asked) + self.after);
+                return pending().await;
+            }
+            sleep(ASK_EVERY).await;
+        }
     }
 }

@@ -928,7 +928,7 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
         "warn ferry.1 keys: variable ${FERRY_NOT_SET} is used but not set",
         "warn ferry.1 host: Retry_Limit is 3",
         "warn ferry.1 host: Workers and Hot_Reload together: Fluent Bit 5.1.1 crashes",
-        "warn ferry.1 host: Grace is 5 s, not more than flush_deadline (30 s)",
+        "warn ferry.1 host: Grace is 5 s, not more than exit_deadline (10 s)",
     ];
     for line in lines {
         let line = line.replace("PLACE", &file);

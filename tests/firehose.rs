@@ -333,6 +333,42 @@ fn a_service_that_does_not_answer_costs_a_flush_its_deadline_and_no_more() {
     );
 }
 
+/// The bounds are no measure of speed: a flush would wait for a minute and more.
+#[test]
+fn a_host_that_ends_is_waited_for_by_no_flush() {
+    let keys = [("flush_deadline", "120s"), ("exit_deadline", "1s")];
+    let patience = Duration::from_secs(30);
+    for asked in [true, false] {
+        let fake = faults("calls 1- delay 60s");
+        let plugin = plugin(&fake, &keys);
+        let start = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            let flush = scope.spawn(|| plugin.flush("app", &chunk(0..10)));
+            while calls(&fake) == 0 {
+                std::thread::yield_now();
+            }
+            match asked {
+                // A host waits for its workers before it calls the exit.
+                true => plugin.ask_to_end(),
+                false => plugin.stop(),
+            }
+            assert_eq!(flush.join().unwrap(), Verdict::Retry);
+        });
+        assert!(
+            start.elapsed() < patience,
+            "asked: {asked}: {:?}",
+            start.elapsed()
+        );
+        assert_eq!(plugin.flush("app", &chunk(0..10)), Verdict::Retry);
+        drop(plugin);
+        assert!(
+            start.elapsed() < patience,
+            "asked: {asked}: {:?}",
+            start.elapsed()
+        );
+    }
+}
+
 #[test]
 fn a_role_is_assumed_and_its_credentials_sign() {
     let fake = faults("");

@@ -1,8 +1,11 @@
 //! How an output ends, and what it leaves behind: for the next start, or for a person.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ferry_harness::firehose::{FakeFirehose, Options};
 use ferry_harness::ledger::verify_objects;
@@ -197,4 +200,136 @@ fn dead_letters_are_sent_again_after_their_cause_is_mended() {
     assert!(after.is_exact(), "{after}\n{said}");
     assert!(!letters.exists(), "{said}");
     assert!(replay().status.success(), "there is nothing left to do");
+}
+
+/// Seconds of the host's and of ours at a stop.
+const GRACE: u64 = 2;
+const EXIT_DEADLINE: u64 = 6;
+
+/// A folder with ten inputs, each with a tag of its own and so with chunks of its own, before an output in direct mode.
+fn direct(output: &str, workers: usize) -> Place {
+    let place = Place {
+        dir: tempfile::tempdir().unwrap(),
+    };
+    let inputs: String = (0..10)
+        .map(|n| format!("[INPUT]\n    Name http_sample\n    Tag app.{n}\n    Rate 500\n\n"))
+        .collect();
+    let workers = match workers {
+        0 => String::new(),
+        workers => format!("    Workers {workers}\n"),
+    };
+    let config = format!(
+        "[SERVICE]\n    Flush 0.2\n    Grace {GRACE}\n    scheduler.base 1\n    scheduler.cap 2\n\n{inputs}\n\
+         [OUTPUT]\n    Name ferry\n    Match *\n    Retry_Limit no_limits\n    region us-east-1\n    \
+         aggregation on\n    delivery_stream app\n    exit_deadline {EXIT_DEADLINE}s\n    \
+         dead_letter_dir @HERE@/letters\n{workers}{output}\n"
+    );
+    let here = place.dir.path().display().to_string();
+    fs::write(
+        place.path("fluent-bit.conf"),
+        config.replace("@HERE@", &here),
+    )
+    .unwrap();
+    place
+}
+
+fn fake(faults: &str) -> FakeFirehose {
+    let faults = faults.to_owned();
+    let options = Options {
+        faults,
+        ..Options::default()
+    };
+    FakeFirehose::start(options).expect("a fake Firehose")
+}
+
+/// The host waits for each flush that its workers were given, and has no limit of its own for that.
+#[test]
+fn in_an_outage_a_stop_takes_grace_and_exit_deadline_at_most_whatever_is_pending() {
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    // Connections come about, since nobody need accept them for that, and are never answered.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (slow, throttled) = (fake("delay 3s"), fake("throttle"));
+    let silent = format!("http://{}", silent.local_addr().unwrap());
+    let closed = format!("http://{closed}");
+    let little_memory = "    memory_limit 4M\n";
+    for (far_end, url, workers, hidden, more) in [
+        ("closed", closed.as_str(), 2, false, ""),
+        ("closed, and the stop cannot be seen", &closed, 2, true, ""),
+        ("closed, on the engine's thread", &closed, 0, false, ""),
+        ("silent", &silent, 2, false, ""),
+        ("silent, on the engine's thread", &silent, 0, false, ""),
+        ("slow", slow.url(), 2, false, ""),
+        (
+            "slow, with little memory",
+            slow.url(),
+            4,
+            false,
+            little_memory,
+        ),
+        ("slow, on the engine's thread", slow.url(), 0, false, ""),
+        ("throttled", throttled.url(), 2, false, ""),
+    ] {
+        let place = direct(&format!("    endpoint {url}\n{more}"), workers);
+        let mut arguments = vec!["--stop-after", "3s"];
+        arguments.extend(hidden.then_some("--hide-stop"));
+        let (report, log) = place.run(&arguments);
+        let pending = report["chunks"].as_u64().unwrap()
+            - report["outputs"]["ferry.0"]["chunks"].as_u64().unwrap();
+        // The engine's thread makes no chunks while it waits.
+        let least = if workers == 0 { 10 } else { 50 };
+        assert!(pending >= least, "{far_end}: {report:#}\n{log}");
+        let took = report["stopping_seconds"].as_f64().unwrap();
+        let most = (GRACE + EXIT_DEADLINE) as f64;
+        assert!(
+            took <= most,
+            "{far_end}: {took} s of {most}: {report:#}\n{log}"
+        );
+        assert_eq!(report["threads_left_behind"], 0, "{far_end}: {report:#}");
+        println!("{far_end}: {took:.1} s, {pending} chunks pending");
+    }
+}
+
+/// Two workers and a stream that is missing beside one that is well.
+#[test]
+fn a_missing_stream_holds_nothing_of_a_healthy_one_and_gets_all_of_its_own_when_it_is_there() {
+    const RECORDS: u64 = 15_000;
+    let fake = fake("not-found stream app-bad");
+    let place = direct("", 2);
+    let config = fs::read_to_string(place.path("fluent-bit.conf")).unwrap();
+    let (service, rest) = config.split_once("[INPUT]").unwrap();
+    let (_, output) = rest.split_once("[OUTPUT]").unwrap();
+    let inputs: String = ["good", "bad"]
+        .map(|tag| {
+            format!(
+                "[INPUT]\n    Name http_sample\n    Tag {tag}\n    Rate 5000\n    Samples {RECORDS}\n\n"
+            )
+        })
+        .concat();
+    let output = output.replace("delivery_stream app", "delivery_stream app-{tag}");
+    let config = format!(
+        "{service}{inputs}[OUTPUT]{output}    endpoint {}\n",
+        fake.url()
+    );
+    fs::write(place.path("fluent-bit.conf"), config).unwrap();
+    let run = thread::spawn(move || place.run(&["--stop-after", "2m"]));
+    let lines = |stream: &str| {
+        let report = fake.report(None);
+        report.streams.get(stream).map_or(0, |counts| counts.lines)
+    };
+    let patience = Instant::now() + Duration::from_secs(60);
+    while lines("app-good") < RECORDS && Instant::now() < patience && !run.is_finished() {
+        thread::sleep(Duration::from_millis(50));
+    }
+    let (good, bad) = (lines("app-good"), lines("app-bad"));
+    fake.clear_faults();
+    let (report, log) = run.join().unwrap();
+    assert_eq!((good, bad), (RECORDS, 0), "{log}");
+    assert_eq!(report["records_acknowledged"], 2 * RECORDS, "{report:#}");
+    let all = fake.report(None);
+    for stream in ["app-good", "app-bad"] {
+        assert_eq!(all.streams[stream].lines, RECORDS, "{all}\n{log}");
+    }
 }

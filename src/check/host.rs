@@ -356,14 +356,15 @@ pub(super) fn advise(
     if direct
         && let Ok(seconds) = grace.parse::<i64>()
         && seconds >= 0
-        && seconds.unsigned_abs() <= config.flush_deadline.as_secs()
+        && seconds.unsigned_abs() <= config.exit_deadline.as_secs()
     {
         warn(
             format!(
-                "Grace is {seconds} s, not more than flush_deadline ({} s): a stop may cut off a flush that would have ended well",
-                config.flush_deadline.as_secs()
+                "Grace is {seconds} s, not more than exit_deadline ({} s): what is delivered after Grace at a stop, Fluent Bit \
+                 does not hear of, and hands over again",
+                config.exit_deadline.as_secs()
             ),
-            "raise Grace above flush_deadline",
+            "raise Grace above exit_deadline",
         );
     }
     if sound {

@@ -63,7 +63,7 @@ fn head(configuration: &Configuration, path: &Path) -> String {
     };
     let mut head = format!(
         "# From {}. Beside this, Fluent Bit needs to load the library ({plugins}),\n\
-         # and a Grace of 35 in its service. Text arrives as itself, not as \\uXXXX.\n",
+         # and a Grace of 15 in its service. Text arrives as itself, not as \\uXXXX.\n",
         path.display()
     );
     if configuration.format == Format::Yaml {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 pub mod abi;
 pub(crate) mod allocator;
 mod board;
+mod ending;
 mod host;
 mod loan;
 mod symbols;
@@ -130,7 +131,8 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *mut flbgo_output_plugin) -> c_in
         STARTING.set(Some(host));
         let started = catch_unwind(AssertUnwindSafe(|| {
             threads::without_signals(|| {
-                Instance::start(&host, Box::new(host), Some(Arc::new(board)))
+                let ending = Arc::new(ending::asked_at);
+                Instance::start(&host, Box::new(host), Some(Arc::new(board)), ending)
             })
         }));
         STARTING.set(None);

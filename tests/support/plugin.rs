@@ -1,8 +1,8 @@
 //! One output in this process: the whole plugin, without a host.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use ferry::log::{Level, Output};
@@ -30,6 +30,7 @@ pub(crate) struct Plugin {
     instance: Instance,
     lines: Lines,
     dir: TempDir,
+    asked_to_end: Arc<OnceLock<Instant>>,
 }
 
 impl Plugin {
@@ -49,11 +50,15 @@ impl Plugin {
             found.map(|(_, value)| value.clone())
         };
         let lines = Lines::default();
-        match Instance::start(&get, Box::new(lines.clone()), None) {
+        let asked_to_end: Arc<OnceLock<Instant>> = Arc::default();
+        let asked = Arc::clone(&asked_to_end);
+        let asked = Arc::new(move || asked.get().copied());
+        match Instance::start(&get, Box::new(lines.clone()), None, asked) {
             Some(instance) => Ok(Plugin {
                 instance,
                 lines,
                 dir,
+                asked_to_end,
             }),
             None => Err(lines.0.lock().unwrap().join("\n")),
         }
@@ -73,6 +78,16 @@ impl Plugin {
     pub(crate) fn flush_bytes(&self, tag: &[u8], chunk: &[u8]) -> Verdict {
         self.instance
             .flush(tag, Bytes::copy_from_slice(chunk), false)
+    }
+
+    /// What a host's signal handler does.
+    pub(crate) fn ask_to_end(&self) {
+        self.asked_to_end.get_or_init(Instant::now);
+    }
+
+    /// What a host does in the end, here perhaps while flushes wait.
+    pub(crate) fn stop(&self) {
+        self.instance.stop();
     }
 
     /// Hands a chunk over again and again until it is taken, as a host with `Retry_Limit no_limits` would.

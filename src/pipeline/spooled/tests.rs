@@ -839,7 +839,8 @@ fn a_stop_in_the_middle_of_work_lets_go_of_the_spool() {
             "spool_dir" => Some(path("spool")),
             _ => None,
         };
-        let instance = Instance::start(&keys, Box::new(Lines::default()), None).expect("a start");
+        let instance = Instance::start(&keys, Box::new(Lines::default()), None, Arc::new(|| None))
+            .expect("a start");
         for chunk_number in 0..10 {
             let names: Vec<String> = (0..400).map(|n| format!("{chunk_number}-{n}")).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -849,7 +850,7 @@ fn a_stop_in_the_middle_of_work_lets_go_of_the_spool() {
         instance.stop();
         drop(instance);
         let lines = Lines::default();
-        let again = Instance::start(&keys, Box::new(lines.clone()), None);
+        let again = Instance::start(&keys, Box::new(lines.clone()), None, Arc::new(|| None));
         let again = again.unwrap_or_else(|| panic!("round {round}: {:?}", lines.0.lock().unwrap()));
         again.stop();
     }

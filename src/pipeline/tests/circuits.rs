@@ -364,3 +364,33 @@ async fn an_object_that_takes_longer_than_its_flush_waits_is_not_sent_again() {
     assert_eq!(bench.begin("app", "a").await.unwrap().0, Verdict::Ok);
     assert_eq!(bench.sink.calls().len(), 1);
 }
+
+/// Once the host was asked to end, neither a far end that is slow nor memory that is full holds it up.
+#[tokio::test(start_paused = true)]
+async fn flushes_end_when_they_are_to_whatever_they_wait_for() {
+    let keys = [("delivery_stream", "{tag}"), ("memory_limit", "4M")];
+    let bench = Bench::new(ONE_LINE, &keys, vec![]);
+    bench.sink.is("silent", Some(Sick::Silent));
+    bench.sink.is("new", Some(Sick::Undescribed));
+    let large = "x".repeat(900);
+    let large = chunk(&vec![large.as_str(); 2_300]);
+    let pipeline = Arc::clone(&bench.pipeline);
+    let first = tokio::spawn(async move { pipeline.flush(b"silent", large).await });
+    sleep(SECOND).await;
+    let flushes = ["silent", "new", "well"].map(|tag| bench.begin(tag, "a"));
+    sleep(SECOND).await;
+    let start = Instant::now();
+    bench.pipeline.end_flushes(start + 60 * SECOND);
+    bench.pipeline.end_flushes(start + 2 * SECOND);
+    bench.pipeline.end_flushes(start + 9 * SECOND);
+    assert_eq!(first.await.unwrap(), Verdict::Retry);
+    assert_eq!(start.elapsed(), 2 * SECOND);
+    for flush in flushes {
+        assert_eq!(flush.await.unwrap(), (Verdict::Retry, 3 * SECOND));
+    }
+    assert!(bench.said("the host ends") && !bench.said("memory_limit is reached"));
+    let calls = bench.sink.calls().len();
+    let (verdict, took) = bench.begin("well", "b").await.unwrap();
+    assert_eq!((verdict, took), (Verdict::Retry, Duration::ZERO));
+    assert_eq!(bench.sink.calls().len(), calls, "nothing is sent any more");
+}

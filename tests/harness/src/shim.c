@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -55,4 +56,22 @@ void ferry_harness_log_print(int level, const char *file, int line, const char *
     while (write(STDERR_FILENO, text, used) < 0 && errno == EINTR) {
     }
     errno = saved;
+}
+
+/*
+ * As in the host's main: the signal that asked it to end. A plugin may look there, since the host's executable
+ * exports it, as it does all of its functions (exports.list).
+ */
+volatile sig_atomic_t exit_signal;
+
+void ferry_harness_ends(int number)
+{
+    exit_signal = number;
+}
+
+/* One of those functions, by which the host is known. */
+int flb_stop(void *context)
+{
+    (void) context;
+    return 0;
 }

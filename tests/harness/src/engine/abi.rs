@@ -97,6 +97,8 @@ unsafe extern "C" {
         ...
     );
     safe fn ferry_harness_log_mute();
+
+    safe fn ferry_harness_ends(number: c_int);
 }
 
 /// Writes one line to the host's log on stderr.
@@ -109,6 +111,11 @@ pub(crate) fn log(level: c_int, text: &str) {
 /// Says nothing more: a daemon's stderr is closed.
 pub(crate) fn mute_log() {
     ferry_harness_log_mute();
+}
+
+/// Lets a library see that this signal asked the host to end.
+pub(crate) fn ends(signal: c_int) {
+    ferry_harness_ends(signal);
 }
 
 type Register = unsafe extern "C" fn(*mut Def) -> c_int;

@@ -75,6 +75,9 @@ pub struct RunArgs {
     /// Stop as on SIGTERM after this time, such as 500ms, 10s or 5m
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     stop_after: Option<Duration>,
+    /// Keep from the library what it could see of the stop, as a program does that has Fluent Bit within it
+    #[arg(long)]
+    hide_stop: bool,
     /// Remove the file of a settled chunk only so long after the answer: kill -9 in between, and the
     /// chunk comes again
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
@@ -283,6 +286,7 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     report.threads_lost_at_fork = threads_lost_at_fork;
     report.coro_stack_bytes = coro_stack_bytes;
     report.reloads = supervisor.reloads;
+    report.stopping_seconds = supervisor.stopping.as_secs_f64();
     if let Some((dir, _)) = storage {
         report.chunks_left_on_disk = storage::count(&dir)?;
     }
@@ -339,6 +343,9 @@ struct Supervisor {
     began: Instant,
     /// When `--stop-after` is over.
     deadline: Option<Instant>,
+    /// When the last generation was told to stop, and how long it took from then on.
+    stop_began: Option<Instant>,
+    stopping: Duration,
     /// Progress lines written.
     lines: u64,
     bytes_at_line: u64,
@@ -353,6 +360,8 @@ impl Supervisor {
             deadline: args.stop_after.map(|after| began + after),
             args,
             signals,
+            stop_began: None,
+            stopping: Duration::ZERO,
             began,
             shared: Arc::new(Shared {
                 progress: Default::default(),
@@ -434,6 +443,10 @@ impl Supervisor {
                 .deadline
                 .is_some_and(|deadline| Instant::now() >= deadline);
             if !busy && (time_is_up || self.signals.stop.load(Ordering::Relaxed)) {
+                self.stop_began = Some(Instant::now());
+                if !self.args.hide_stop {
+                    abi::ends(SIGTERM);
+                }
                 abi::log(LOG_INFO, "[engine] caught a signal to stop");
                 order(Order::Stop { by_reload: false });
                 stopping = true;
@@ -459,6 +472,7 @@ impl Supervisor {
             Ok(ended) => ended,
             Err(panic) => std::panic::resume_unwind(panic),
         };
+        self.stopping = self.stop_began.map(|it| it.elapsed()).unwrap_or_default();
         Ok((generation, result, next))
     }
 

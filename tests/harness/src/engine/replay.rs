@@ -124,6 +124,7 @@ pub fn run(args: ReplayArgs) -> Result<ExitCode> {
         report: None,
         quiet: args.quiet,
         stop_after: None,
+        hide_stop: false,
         settle_late: Duration::ZERO,
         seed: 1,
     };

@@ -111,6 +111,8 @@ pub struct Report {
     pub exit_status: u8,
     /// From the first instance's start to the last one's end.
     pub seconds: f64,
+    /// From the signal to stop to the last output's end; 0 where the inputs came to their end.
+    pub stopping_seconds: f64,
     /// Log records that the inputs made.
     pub records_in: u64,
     /// Records acknowledged, over all outputs.
