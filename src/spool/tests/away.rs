@@ -306,6 +306,28 @@ fn a_restart_says_what_is_missing_and_finds_it_when_it_is_put_back() {
 }
 
 #[test]
+fn a_restart_names_a_few_missing_segments_and_counts_the_others() {
+    let mut local = Local::with(0..30);
+    local.spool = None;
+    let segments = local.segments();
+    let gone = segments.iter().skip(1).step_by(2);
+    gone.clone()
+        .for_each(|segment| fs::remove_file(segment).unwrap());
+    // The newest one's absence shows nowhere.
+    let missing = gone
+        .filter(|segment| Some(*segment) != segments.last())
+        .count();
+    let recovered = local.open();
+    assert_eq!(recovered.findings.len(), 6, "{:?}", recovered.findings);
+    let others = format!("{} more segments are not there", missing - 5);
+    assert!(
+        recovered.findings[5].starts_with(&others),
+        "{:?}",
+        recovered.findings
+    );
+}
+
+#[test]
 fn another_file_in_a_segments_place_is_put_aside_and_kept() {
     let mut local = Local::with(0..1);
     let segment = local.segments().pop().unwrap();
