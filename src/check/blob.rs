@@ -383,6 +383,14 @@ fn say_refusal(
         );
         return false;
     }
+    if refusal.status == Some(404) {
+        report.warn(
+            what,
+            format!("'{store}' was asked for, and what answers may not be the store: {fault}"),
+            "correct the endpoint, and look for a proxy on the way; or try with --put",
+        );
+        return true;
+    }
     if refusal.status == Some(403) {
         let remedy = match store {
             Store::Azure(azure) if !azure.auth.is_secret() => {

@@ -693,6 +693,7 @@ mod tests {
     use aws_sigv4::http_request::{SignableRequest, SigningSettings, sign};
     use aws_sigv4::sign::v4;
     use bytes::Bytes;
+    use proptest::prelude::*;
 
     use crate::sink::blob::loopback::{
         IN_BUFFERS, Loopback, Reply, answer, endless, with_environment,
@@ -1091,6 +1092,33 @@ mod tests {
             assert!(
                 matches!(&outcomes[..], [Outcome::Retry(fault)] if fault.class == Class::Configuration),
                 "{status} {code} {message}: {outcomes:?}"
+            );
+        }
+    }
+
+    proptest! {
+        /// Of all that the service or a proxy may answer, only words about a record's data cost the record.
+        #[test]
+        fn nothing_gives_a_record_up_but_what_names_it(
+            status in 100_u16..=999,
+            code in prop_oneof!["[A-Za-z]{0,30}", Just("ValidationException".to_owned())],
+            places in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "records.1.member.data", "records.500.member.data", "records", "records..member.data",
+                    "records.x.member.data", "deliveryStreamName", "records.1.member", "",
+                ]),
+                0..4,
+            ),
+        ) {
+            let named = places.iter().map(|place| format!("Value 'v' at '{place}' failed to satisfy constraint"));
+            let message = format!("{} validation errors detected: {}", places.len(), named.collect::<Vec<_>>().join("; "));
+            let outcomes = outcomes(refused(status, &code, &message), None, 1);
+            let rejected = matches!(outcomes[..], [Outcome::Rejected(_)]);
+            let own = places.iter().all(|place| place.starts_with("records.") && place.ends_with("0.member.data") || *place == "records.1.member.data");
+            prop_assert_eq!(
+                rejected,
+                status == 400 && code == "ValidationException" && own && !places.is_empty(),
+                "{} {} {}", status, code, message
             );
         }
     }

@@ -221,6 +221,56 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_gives_a_file_up_for_its_name_alone() {
+        use io::ErrorKind::*;
+        let kinds = [
+            NotFound,
+            PermissionDenied,
+            ConnectionRefused,
+            ConnectionReset,
+            HostUnreachable,
+            NetworkUnreachable,
+            ConnectionAborted,
+            NotConnected,
+            AddrInUse,
+            AddrNotAvailable,
+            NetworkDown,
+            BrokenPipe,
+            AlreadyExists,
+            WouldBlock,
+            NotADirectory,
+            IsADirectory,
+            DirectoryNotEmpty,
+            ReadOnlyFilesystem,
+            StaleNetworkFileHandle,
+            InvalidInput,
+            InvalidData,
+            TimedOut,
+            WriteZero,
+            StorageFull,
+            NotSeekable,
+            QuotaExceeded,
+            FileTooLarge,
+            ResourceBusy,
+            ExecutableFileBusy,
+            Deadlock,
+            CrossesDevices,
+            TooManyLinks,
+            InvalidFilename,
+            ArgumentListTooLong,
+            Interrupted,
+            Unsupported,
+            UnexpectedEof,
+            OutOfMemory,
+            Other,
+        ];
+        let given_up = kinds.map(|kind| (kind, judge_file(kind).0));
+        let given_up = given_up.iter().filter(|(_, fate)| *fate == Fate::Rejected);
+        let given_up: Vec<_> = given_up.map(|(kind, _)| *kind).collect();
+        assert_eq!(given_up, FILE);
+    }
+
+    #[test]
     fn a_name_is_long_by_azures_own_count() {
         let table = [
             ("x".repeat(1_024), false),

@@ -104,7 +104,8 @@ impl BlobSink {
         };
         match (failure.status, failure.fault.code.as_str()) {
             (_, "NoSuchBucket" | "ContainerNotFound") => Ok(Absent::Container),
-            (Some(404), _) => Ok(Absent::Object),
+            // A store says what is missing; without a code it is somebody on the way who has no such page.
+            (Some(404), code) if !code.starts_with("HTTP ") => Ok(Absent::Object),
             _ => Err(failure.into()),
         }
     }

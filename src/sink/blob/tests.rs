@@ -918,3 +918,24 @@ async fn every_put_to_s3_carries_the_checksum_of_its_body() {
         "{authorization}"
     );
 }
+
+#[cfg(feature = "check")]
+#[tokio::test]
+async fn what_is_missing_is_told_by_the_stores_own_words_alone() {
+    use super::probe::Absent;
+    let table = [
+        (error(404, "BlobNotFound"), Ok(Absent::Object)),
+        (error(404, "ContainerNotFound"), Ok(Absent::Container)),
+        (
+            answer(404, &[], "<html>no such page</html>"),
+            Err(Some(404)),
+        ),
+        (error(403, "AuthorizationFailure"), Err(Some(403))),
+    ];
+    for (reply, expected) in table {
+        let server = Loopback::start(vec![reply]);
+        let sink = sink(azure(server.url(), false, well_known()), &Ear::default()).unwrap();
+        let absent = sink.look_for("x").await.map_err(|refusal| refusal.status);
+        assert_eq!(absent, expected);
+    }
+}
