@@ -565,7 +565,8 @@ impl Pipeline {
                 // too: were it sent once more, a store that is slower than a flush waits would never be done with it.
                 let landed = self.within(deadline, before.landed()).await;
                 if landed.is_none() || !before.has_landed() {
-                    self.partials.leave(id, before);
+                    let bytes = before.footprint();
+                    self.partials.leave(id, before, bytes);
                     return Verdict::Retry;
                 }
                 let settled = before.flight.settled();
@@ -593,9 +594,11 @@ impl Pipeline {
                 leg.flight.give_up();
             }
             self.given_up.fetch_add(1, Ordering::Release);
-            if !outing.flight.settled().is_empty() || !outing.has_landed() {
+            outing.forget_landed();
+            if !outing.flight.settled().is_empty() || !outing.legs.is_empty() {
                 let id = id.unwrap_or_else(|| chunk_id(tag, &data));
-                self.partials.leave(id, outing);
+                let bytes = outing.footprint();
+                self.partials.leave(id, outing, bytes);
             }
         }
         verdict
@@ -639,6 +642,10 @@ impl Pipeline {
             let name = format!("{name}{}", encoded.mark(from));
             self.send_step(outing, encoded, share, &name, &before, deadline)
                 .await;
+            if next.is_some() && outing.legs.iter().any(Leg::probes) {
+                // The probe decides what becomes of the rest. It is waited for again in the end, where it is late.
+                self.within(deadline, outing.landed()).await;
+            }
             if next.is_some() && self.goes_back_at_once() {
                 return Verdict::Retry;
             }
@@ -685,6 +692,18 @@ impl Pipeline {
         }
         let (loads, all) = self.load(parts, name, deadline).await;
         outing.all &= all;
+        if !all && self.partials.is_full() {
+            self.log.trouble(
+                Level::Warn,
+                "partials",
+                "of chunks for several targets, of which some take nothing, so many are pending that no more can be \
+                 remembered: what others of their records go to waits, too, since it would be sent twice",
+            );
+            for (_, part) in loads.into_iter().flat_map(|load| load.parts) {
+                buffers::give(part.text);
+            }
+            return;
+        }
         let mut lanes = Vec::with_capacity(loads.len());
         for load in loads {
             let leg = Leg::new(load.circuit, &outing.flight, load.permit.is_probe());
@@ -1058,6 +1077,15 @@ impl Outing {
         for leg in self.legs.extract_if(.., |leg| leg.flight.has_landed()) {
             self.all &= leg.flight.verdict() == Verdict::Ok;
         }
+    }
+
+    /// Bytes of memory it needs, about, with its place among others.
+    fn footprint(&self) -> usize {
+        let leg = size_of::<Leg>() + size_of::<Flight>();
+        4 * size_of::<ChunkId>()
+            + size_of::<Outing>()
+            + self.flight.footprint()
+            + leg * self.legs.len()
     }
 
     /// Whether nothing of it is on its way.

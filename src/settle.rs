@@ -1,6 +1,6 @@
 //! Who is owed an answer, and what it will be.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -235,6 +235,12 @@ impl Flight {
         self.given_up.store(true, Ordering::Release);
     }
 
+    /// Bytes of memory it needs, about.
+    pub fn footprint(&self) -> usize {
+        let settled = self.settled.lock().expect("nothing panics with this lock");
+        size_of::<Flight>() + self.tag.len() + size_of_val(&settled.bits[..])
+    }
+
     /// Events that are settled so far.
     pub fn settled(&self) -> EventSet {
         self.settled
@@ -339,49 +345,91 @@ pub fn numbered(mut id: ChunkId, number: u32) -> ChunkId {
     id
 }
 
-/// Flights that are remembered after their chunk went back to the host. Each costs a bit for an event. More than the
-/// 2,048 chunks that a host has in hand unless it grows (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE`): where each of more chunks
-/// than this has a part that goes back, none ever finds what it left behind.
-const PARTIALS: usize = 4_096;
+/// Chunks that are remembered after they went back to the host: as many as it has on their way at once
+/// (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE_LIMIT`) …
+const PARTIALS: usize = 16_384;
+/// … and no more than need so many bytes.
+const PARTIALS_BYTES: usize = 8 * 1024 * 1024;
 
 /// Chunks that went back to the host partly settled.
 ///
 /// When the same bytes come again, what was settled is not sent again. An entry is taken once: two chunks
 /// with the same bytes leave two entries, and each takes one.
 #[derive(Debug)]
-pub struct Partials<F> {
-    left: Mutex<VecDeque<(ChunkId, F)>>,
+pub struct Partials<F>(Mutex<Left<F>>);
+
+#[derive(Debug)]
+struct Left<F> {
+    /// In the order in which they were left.
+    flushes: BTreeMap<u64, (ChunkId, F, usize)>,
+    numbers: HashMap<ChunkId, VecDeque<u64>>,
+    next: u64,
+    /// Of all of them.
+    bytes: usize,
 }
 
 impl<F> Default for Partials<F> {
     fn default() -> Self {
-        Partials {
-            left: Mutex::default(),
-        }
+        Partials(Mutex::new(Left {
+            flushes: BTreeMap::new(),
+            numbers: HashMap::new(),
+            next: 0,
+            bytes: 0,
+        }))
     }
 }
 
 impl<F> Partials<F> {
-    /// A chunk goes back, and leaves its flush. Pieces of it may still be on their way.
-    pub fn leave(&self, id: ChunkId, flush: F) {
-        let mut left = self.left.lock().expect("nothing panics with this lock");
-        left.push_back((id, flush));
-        if left.len() > PARTIALS {
-            left.pop_front();
+    /// A chunk goes back, and leaves its flush, which needs about so many bytes. Pieces of it may still be on their
+    /// way. Where there is no room, the oldest one is forgotten, and would be sent again as a whole.
+    pub fn leave(&self, id: ChunkId, flush: F, bytes: usize) {
+        let mut left = self.0.lock().expect("nothing panics with this lock");
+        let number = left.next;
+        left.next += 1;
+        left.bytes += bytes;
+        left.flushes.insert(number, (id, flush, bytes));
+        left.numbers.entry(id).or_default().push_back(number);
+        while left.flushes.len() > PARTIALS || left.bytes > PARTIALS_BYTES {
+            let Some((&oldest, (id, ..))) = left.flushes.first_key_value() else {
+                return;
+            };
+            let id = *id;
+            left.remove(oldest, id);
         }
     }
 
     /// Whether no chunk left anything behind.
     pub fn is_empty(&self) -> bool {
-        let left = self.left.lock().expect("nothing panics with this lock");
-        left.is_empty()
+        let left = self.0.lock().expect("nothing panics with this lock");
+        left.flushes.is_empty()
+    }
+
+    /// Whether one more would have another forgotten.
+    pub fn is_full(&self) -> bool {
+        let left = self.0.lock().expect("nothing panics with this lock");
+        left.flushes.len() >= PARTIALS || left.bytes > PARTIALS_BYTES / 8 * 7
     }
 
     /// A chunk comes: what an earlier flush of it left behind.
     pub fn take(&self, id: ChunkId) -> Option<F> {
-        let mut left = self.left.lock().expect("nothing panics with this lock");
-        let at = left.iter().position(|(known, _)| *known == id)?;
-        left.remove(at).map(|(_, flush)| flush)
+        let mut left = self.0.lock().expect("nothing panics with this lock");
+        let number = *left.numbers.get(&id)?.front()?;
+        left.remove(number, id)
+    }
+}
+
+impl<F> Left<F> {
+    /// Removes the oldest one of a chunk's.
+    fn remove(&mut self, number: u64, id: ChunkId) -> Option<F> {
+        let (_, flush, bytes) = self.flushes.remove(&number)?;
+        self.bytes -= bytes;
+        if let Some(numbers) = self.numbers.get_mut(&id) {
+            numbers.pop_front();
+            if numbers.is_empty() {
+                self.numbers.remove(&id);
+            }
+        }
+        Some(flush)
     }
 }
 
@@ -510,16 +558,32 @@ mod tests {
         for event in [1, 2] {
             let flight = Flight::default();
             flight.settle(&[event]);
-            partials.leave(id, flight);
+            partials.leave(id, flight, 100);
         }
         assert!(partials.take(chunk_id(b"t", b"other")).is_none());
         assert!(partials.take(id).unwrap().settled().contains(1));
         assert!(partials.take(id).unwrap().settled().contains(2));
         assert!(partials.take(id).is_none());
         for n in 0..2 * PARTIALS as u64 {
-            partials.leave(chunk_id(b"t", &n.to_le_bytes()), Flight::default());
+            assert_eq!(partials.is_full(), n >= PARTIALS as u64);
+            partials.leave(chunk_id(b"t", &n.to_le_bytes()), Flight::default(), 100);
         }
-        assert_eq!(partials.left.lock().unwrap().len(), PARTIALS);
+        let known = |n: usize| {
+            partials
+                .take(chunk_id(b"t", &(n as u64).to_le_bytes()))
+                .is_some()
+        };
+        assert!(!known(PARTIALS - 1) && known(PARTIALS) && known(2 * PARTIALS - 1));
+        for n in 0..3 {
+            partials.leave(chunk_id(b"t", &[n]), Flight::default(), PARTIALS_BYTES / 2);
+        }
+        let left = partials.0.lock().unwrap();
+        assert_eq!(
+            (left.flushes.len(), left.numbers.len()),
+            (2, 2),
+            "by their bytes, too"
+        );
+        assert_eq!(left.bytes, PARTIALS_BYTES);
     }
 
     #[tokio::test]

@@ -207,22 +207,18 @@ const GRACE: u64 = 2;
 const EXIT_DEADLINE: u64 = 6;
 
 /// A folder with ten inputs, each with a tag of its own and so with chunks of its own, before an output in direct mode.
-fn direct(output: &str, workers: usize) -> Place {
+fn direct(input: &str, output: &str) -> Place {
     let place = Place {
         dir: tempfile::tempdir().unwrap(),
     };
     let inputs: String = (0..10)
-        .map(|n| format!("[INPUT]\n    Name http_sample\n    Tag app.{n}\n    Rate 500\n\n"))
+        .map(|n| format!("[INPUT]\n    Tag app.{n}\n{input}\n"))
         .collect();
-    let workers = match workers {
-        0 => String::new(),
-        workers => format!("    Workers {workers}\n"),
-    };
     let config = format!(
         "[SERVICE]\n    Flush 0.2\n    Grace {GRACE}\n    scheduler.base 1\n    scheduler.cap 2\n\n{inputs}\n\
          [OUTPUT]\n    Name ferry\n    Match *\n    Retry_Limit no_limits\n    region us-east-1\n    \
          aggregation on\n    delivery_stream app\n    exit_deadline {EXIT_DEADLINE}s\n    \
-         dead_letter_dir @HERE@/letters\n{workers}{output}\n"
+         dead_letter_dir @HERE@/letters\n{output}\n"
     );
     let here = place.dir.path().display().to_string();
     fs::write(
@@ -231,6 +227,32 @@ fn direct(output: &str, workers: usize) -> Place {
     )
     .unwrap();
     place
+}
+
+const SAMPLES: &str = "    Name http_sample\n    Rate 500\n";
+
+/// Far ends that are away, and what keeps them.
+struct Away {
+    closed: String,
+    silent: String,
+    slow: FakeFirehose,
+    throttled: FakeFirehose,
+    /// Connections to `silent` come about, since nobody need accept them for that, and are never answered.
+    _listener: TcpListener,
+}
+
+impl Away {
+    fn new() -> Away {
+        let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Away {
+            closed: url(&TcpListener::bind("127.0.0.1:0").unwrap()),
+            silent: url(&listener),
+            slow: fake("delay 3s"),
+            throttled: fake("throttle"),
+            _listener: listener,
+        }
+    }
 }
 
 fn fake(faults: &str) -> FakeFirehose {
@@ -245,34 +267,33 @@ fn fake(faults: &str) -> FakeFirehose {
 /// The host waits for each flush that its workers were given, and has no limit of its own for that.
 #[test]
 fn in_an_outage_a_stop_takes_grace_and_exit_deadline_at_most_whatever_is_pending() {
-    let closed = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
-    // Connections come about, since nobody need accept them for that, and are never answered.
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (slow, throttled) = (fake("delay 3s"), fake("throttle"));
-    let silent = format!("http://{}", silent.local_addr().unwrap());
-    let closed = format!("http://{closed}");
-    let little_memory = "    memory_limit 4M\n";
+    let away = Away::new();
+    let (slow, throttled) = (away.slow.url(), away.throttled.url());
     for (far_end, url, workers, hidden, more) in [
-        ("closed", closed.as_str(), 2, false, ""),
-        ("closed, and the stop cannot be seen", &closed, 2, true, ""),
-        ("closed, on the engine's thread", &closed, 0, false, ""),
-        ("silent", &silent, 2, false, ""),
-        ("silent, on the engine's thread", &silent, 0, false, ""),
-        ("slow", slow.url(), 2, false, ""),
+        ("closed", &*away.closed, 2, false, ""),
+        (
+            "closed, and the stop cannot be seen",
+            &away.closed,
+            2,
+            true,
+            "",
+        ),
+        ("closed, on the engine's thread", &away.closed, 0, false, ""),
+        ("silent", &away.silent, 2, false, ""),
+        ("silent, on the engine's thread", &away.silent, 0, false, ""),
+        ("slow", slow, 2, false, ""),
         (
             "slow, with little memory",
-            slow.url(),
+            slow,
             4,
             false,
-            little_memory,
+            "    memory_limit 4M\n",
         ),
-        ("slow, on the engine's thread", slow.url(), 0, false, ""),
-        ("throttled", throttled.url(), 2, false, ""),
+        ("slow, on the engine's thread", slow, 0, false, ""),
+        ("throttled", throttled, 2, false, ""),
     ] {
-        let place = direct(&format!("    endpoint {url}\n{more}"), workers);
+        let output = format!("    endpoint {url}\n    Workers {workers}\n{more}");
+        let place = direct(SAMPLES, &output);
         let mut arguments = vec!["--stop-after", "3s"];
         arguments.extend(hidden.then_some("--hide-stop"));
         let (report, log) = place.run(&arguments);
@@ -297,7 +318,7 @@ fn in_an_outage_a_stop_takes_grace_and_exit_deadline_at_most_whatever_is_pending
 fn a_missing_stream_holds_nothing_of_a_healthy_one_and_gets_all_of_its_own_when_it_is_there() {
     const RECORDS: u64 = 15_000;
     let fake = fake("not-found stream app-bad");
-    let place = direct("", 2);
+    let place = direct("", "    Workers 2");
     let config = fs::read_to_string(place.path("fluent-bit.conf")).unwrap();
     let (service, rest) = config.split_once("[INPUT]").unwrap();
     let (_, output) = rest.split_once("[OUTPUT]").unwrap();
@@ -331,5 +352,54 @@ fn a_missing_stream_holds_nothing_of_a_healthy_one_and_gets_all_of_its_own_when_
     let all = fake.report(None);
     for stream in ["app-good", "app-bad"] {
         assert_eq!(all.streams[stream].lines, RECORDS, "{all}\n{log}");
+    }
+}
+
+#[test]
+fn in_the_real_host_a_stop_takes_no_longer_than_in_the_harness() {
+    let Some(fluent_bit) = support::fluent_bit() else {
+        println!("skipped: FLUENT_BIT is not set");
+        return;
+    };
+    let away = Away::new();
+    for (far_end, url) in [
+        ("closed", &*away.closed),
+        ("silent", &away.silent),
+        ("slow", away.slow.url()),
+        ("throttled", away.throttled.url()),
+    ] {
+        let output = format!("    endpoint {url}\n{}", support::workers(&fluent_bit, 2));
+        let place = direct("    Name dummy\n    Rate 20\n", &output);
+        let log = fs::File::create(place.path("log")).unwrap();
+        let mut host = Command::new(&fluent_bit)
+            .arg("-e")
+            .arg(support::library())
+            .arg("-c")
+            .arg(place.path("fluent-bit.conf"))
+            .env("AWS_ACCESS_KEY_ID", "AKID")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("the host starts");
+        let log = || fs::read_to_string(place.path("log")).unwrap();
+        // Until then it has made chunks five times a second, from each of ten inputs.
+        let is_busy = || match far_end {
+            "slow" => away.slow.requests().len() >= 2,
+            _ => log().matches("failed to flush chunk").count() >= 20,
+        };
+        while !is_busy() {
+            assert_eq!(host.try_wait().unwrap(), None, "{far_end}: {}", log());
+            thread::sleep(Duration::from_millis(50));
+        }
+        let stopped = Instant::now();
+        let sent = Command::new("kill").arg(host.id().to_string()).status();
+        assert!(sent.unwrap().success());
+        let status = host.wait().unwrap();
+        let took = stopped.elapsed();
+        assert!(status.success(), "{far_end}: {status}\n{}", log());
+        let most = Duration::from_secs(GRACE + EXIT_DEADLINE);
+        assert!(took <= most, "{far_end}: {took:?} of {most:?}\n{}", log());
+        println!("{far_end}: {took:?}");
     }
 }

@@ -153,6 +153,11 @@ impl Leg {
         }
     }
 
+    /// Whether it is to find out if the target is back.
+    pub(super) fn probes(&self) -> bool {
+        self.probes_until.is_some()
+    }
+
     /// Waits until all of it is settled, but not for a target that takes nothing.
     pub(super) async fn landed(&self) -> Verdict {
         tokio::select! {

@@ -394,3 +394,68 @@ async fn flushes_end_when_they_are_to_whatever_they_wait_for() {
     assert_eq!((verdict, took), (Verdict::Retry, Duration::ZERO));
     assert_eq!(bench.sink.calls().len(), calls, "nothing is sent any more");
 }
+
+/// A chunk may be too much to be encoded at once: what probes for it is the first of several parts.
+#[tokio::test(start_paused = true)]
+async fn a_chunk_of_several_steps_closes_the_circuit_too_and_goes_on_with_the_others() {
+    const EVENTS: usize = 40_000;
+    let shape = Shape {
+        limits: Limits {
+            batch_records: 500,
+            ..ONE_LINE.limits
+        },
+        ..ONE_LINE
+    };
+    let bench = Bench::new(shape, BY_TAG, vec![]);
+    bench.sink.is("s", Some(Sick::Down(Class::Transient)));
+    bench.open("s").await;
+    let events: Vec<String> = (0..EVENTS).map(|n| n.to_string()).collect();
+    let data = chunk(&events.iter().map(String::as_str).collect::<Vec<_>>());
+    for _ in 0..3 {
+        sleep(60 * SECOND).await;
+        let calls = bench.calls_to("s");
+        assert_eq!(
+            bench.pipeline.flush(b"s", data.clone()).await,
+            Verdict::Retry
+        );
+        assert_eq!(bench.calls_to("s") - calls, 1);
+    }
+    bench.sink.is("s", None);
+    sleep(60 * SECOND).await;
+    let calls = bench.calls_to("s");
+    assert_eq!(bench.pipeline.flush(b"s", data).await, Verdict::Ok);
+    let sent = bench.sink.calls().split_off(calls).concat();
+    assert_eq!(sent.len(), EVENTS);
+}
+
+/// The host tries all that is pending again and again: some thousand chunks, each with a part that was sent.
+#[tokio::test(start_paused = true)]
+async fn through_an_outage_no_healthy_part_is_sent_twice_however_many_chunks_are_pending() {
+    // The second are more than may be remembered.
+    for (chunks, all) in [(3_000, true), (20_000, false)] {
+        let bench = Bench::new(ONE_LINE, BY_RECORD, vec![]);
+        bench
+            .sink
+            .is("sick", Some(Sick::Down(Class::Configuration)));
+        assert_eq!(bench.flush(&["sick"]).await, Verdict::Retry);
+        let flush = async |n: u32| {
+            let mixed = chunk(&["sick", "well"]);
+            bench.pipeline.flush(&n.to_le_bytes(), mixed).await
+        };
+        let mut sent = Vec::new();
+        for _ in 0..3 {
+            for n in 0..chunks {
+                assert_eq!(flush(n).await, Verdict::Retry);
+            }
+            sent.push(bench.calls_to("well"));
+        }
+        assert_eq!(sent[0], sent[2], "of {chunks}: {sent:?}");
+        assert_eq!(sent[0] == chunks as usize, all, "of {chunks}: {sent:?}");
+        bench.sink.is("sick", None);
+        sleep(60 * SECOND).await;
+        for n in 0..chunks {
+            assert_eq!(flush(n).await, Verdict::Ok);
+        }
+        assert_eq!(bench.calls_to("well"), chunks as usize);
+    }
+}
