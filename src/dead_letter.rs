@@ -13,6 +13,9 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, Open
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::batch::Payload;
 use crate::decode::Time;
@@ -53,6 +56,21 @@ pub struct Letter {
 }
 
 impl Letter {
+    /// A letter for a line that no record can hold.
+    pub fn too_large(tag: &Arc<[u8]>, line: &[u8]) -> Letter {
+        Letter {
+            tag: Arc::clone(tag),
+            reason: Reason::TooLarge,
+            detail: format!(
+                "a record of {} bytes, which the destination does not take",
+                line.len()
+            ),
+            target: None,
+            request_id: None,
+            record: line.strip_suffix(b"\n").unwrap_or(line).to_vec().into(),
+        }
+    }
+
     /// A letter for what the destination refused, on its way to `target`.
     pub fn refused(tag: &Arc<[u8]>, target: &str, fault: &Fault, record: Payload) -> Letter {
         Letter {
@@ -76,6 +94,14 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Bytes that still fit; all where there is none: what does not fit even then is kept alone.
+    pub fn room(&self) -> u64 {
+        match self.bytes {
+            0 => u64::MAX,
+            bytes => self.limit.saturating_sub(bytes),
+        }
+    }
+
     /// What to tell a person while there is still time: `None` up to 80 % of the limit.
     pub fn warning(&self) -> Option<String> {
         let Usage { bytes, limit } = self;
@@ -104,6 +130,28 @@ pub enum Unkept {
     },
     /// They could not be written and synced.
     Disk(io::Error),
+    /// Others wait for room before them.
+    Behind {
+        /// Bytes that were to be added.
+        more: u64,
+    },
+}
+
+/// Why letters are not written now: others wait before them.
+pub fn wait(letters: &[Letter]) -> Unkept {
+    Unkept::Behind {
+        more: lines(letters, |_| Ok(())).unwrap_or(0),
+    }
+}
+
+impl Unkept {
+    /// Bytes that they need, where that is what is missing.
+    pub fn needs(&self) -> u64 {
+        match self {
+            Unkept::Full { more, .. } | Unkept::Behind { more } => *more,
+            Unkept::Disk(_) => 0,
+        }
+    }
 }
 
 impl fmt::Display for Unkept {
@@ -121,6 +169,7 @@ impl fmt::Display for Unkept {
                 path.display()
             ),
             Unkept::Disk(error) => error.fmt(f),
+            Unkept::Behind { .. } => f.write_str("others wait for room before them"),
         }
     }
 }
@@ -130,6 +179,84 @@ impl std::error::Error for Unkept {}
 impl From<io::Error> for Unkept {
     fn from(error: io::Error) -> Self {
         Unkept::Disk(error)
+    }
+}
+
+/// How many records become dead letters, to tell when that is no accident.
+///
+/// An application now and then logs a line that is too long. A hundred records in a minute, and one in a hundred of
+/// all, are something else: an input's parser that is broken, or somebody who means to fill the folder.
+#[derive(Debug)]
+pub struct Rate {
+    since: Instant,
+    /// Records since then that became letters.
+    records: u64,
+    /// Records that had been delivered then.
+    delivered: u64,
+    /// Bytes of letters that there were then.
+    bytes: u64,
+    said: bool,
+}
+
+/// Records are counted over so long.
+const RATE_OVER: Duration = Duration::from_secs(60);
+/// So many in that time …
+const MANY: u64 = 100;
+/// … and one in so many of all.
+const ONE_IN: u64 = 100;
+
+impl Rate {
+    /// Nothing yet.
+    pub fn new(now: Instant) -> Rate {
+        Rate {
+            since: now,
+            records: 0,
+            delivered: 0,
+            bytes: 0,
+            said: false,
+        }
+    }
+
+    /// So many records more are letters; the folder is as full as `usage` says, and so many records are `delivered` in all.
+    /// Gives what to tell a person, once a minute at most.
+    pub fn note(
+        &mut self,
+        now: Instant,
+        records: u64,
+        usage: Usage,
+        delivered: u64,
+    ) -> Option<String> {
+        let elapsed = now.duration_since(self.since);
+        if elapsed >= RATE_OVER {
+            *self = Rate {
+                since: now,
+                delivered,
+                bytes: usage.bytes,
+                ..Rate::new(now)
+            };
+        }
+        self.records += records;
+        let of = self.records + delivered.saturating_sub(self.delivered);
+        if self.said || self.records < MANY || self.records.saturating_mul(ONE_IN) < of {
+            return None;
+        }
+        self.said = true;
+        let elapsed = now.duration_since(self.since).max(Duration::from_secs(1));
+        let mut words = format!(
+            "of the last {of} records {} became dead letters: an input's parser is broken, or somebody sends what is no event",
+            self.records
+        );
+        let more = usage.bytes.saturating_sub(self.bytes);
+        let room = usage.limit.saturating_sub(usage.bytes);
+        if let Some(left) = room.checked_div(more) {
+            let minutes = u128::from(left) * elapsed.as_secs_f64().ceil() as u128 / 60;
+            if minutes < 24 * 60 {
+                words.push_str(&format!(
+                    "; at this rate their folder is full in {minutes} minutes"
+                ));
+            }
+        }
+        Some(words)
     }
 }
 
@@ -287,8 +414,13 @@ fn torn(file: &File) -> io::Result<bool> {
     Ok(last != *b"\n")
 }
 
-/// Hands letters on as lines, block by block, since together they may be many times what is in memory of them. Gives
-/// how many bytes they are.
+/// Hands letters on as lines, as they are written now, block by block: together they may be many times what is in memory
+/// of them.
+pub fn lines(letters: &[Letter], write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
+    written(now(), letters, write)
+}
+
+/// The same as they are written at some time. Gives how many bytes they are.
 fn written(
     now: Time,
     letters: &[Letter],
@@ -573,6 +705,40 @@ mod tests {
         letters.write(&[plain]).unwrap();
         let lines = read(letters.path());
         assert!(lines.last().unwrap()["record"] == text.repeat(2));
+    }
+
+    #[test]
+    fn many_letters_among_few_records_are_told_of_once_a_minute() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        let usage = |bytes| Usage {
+            bytes,
+            limit: 1_000_000,
+        };
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(rate.note(after(1), 99, usage(9_900), 0), None, "few");
+        assert_eq!(
+            rate.note(after(2), 1, usage(10_000), 9_901),
+            None,
+            "one in more than a hundred"
+        );
+        let words = rate.note(after(10), 100, usage(20_000), 9_901).unwrap();
+        assert!(
+            words.starts_with("of the last 10101 records 200 became dead letters"),
+            "{words}"
+        );
+        assert!(words.ends_with("full in 8 minutes"), "{words}");
+        assert_eq!(
+            rate.note(after(11), 1_000, usage(30_000), 9_901),
+            None,
+            "said"
+        );
+        assert_eq!(
+            rate.note(after(61), 99, usage(40_000), 9_901),
+            None,
+            "another minute"
+        );
+        assert!(rate.note(after(62), 1, usage(40_000), 9_901).is_some());
     }
 
     #[test]

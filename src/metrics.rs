@@ -363,6 +363,8 @@ pub struct Metrics {
     pub missing_chunks: Gauge,
     /// Seconds since the oldest record came that is not delivered.
     pub oldest: Gauge,
+    /// Log events of the spool that wait to become dead letters.
+    pub waiting_letters: Gauge,
     /// Bytes of dead letters.
     pub letter_bytes: Gauge,
     /// Bytes there may be.
@@ -434,7 +436,7 @@ pub struct Figure {
 }
 
 /// Every family there is.
-pub static FAMILIES: [Family; 20] = [
+pub static FAMILIES: [Family; 21] = [
     Family {
         name: "ferry_records_total",
         kind: Kind::Counter,
@@ -546,6 +548,13 @@ pub static FAMILIES: [Family; 20] = [
         label: None,
         help: "How long the oldest record that is taken and not delivered has waited; 0 when none waits",
         read: |metrics| metrics.oldest.read(),
+    },
+    Family {
+        name: "ferry_dead_letters_waiting",
+        kind: Kind::Gauge,
+        label: None,
+        help: "Log events in the spool that cannot become dead letters, since the folder is full or cannot be written",
+        read: |metrics| metrics.waiting_letters.read(),
     },
     Family {
         name: "ferry_dead_letter_bytes",

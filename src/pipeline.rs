@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::future::Future;
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
@@ -28,7 +28,7 @@ use crate::buffers;
 use crate::chunk::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
-use crate::dead_letter::{DeadLetters, Letter, Unkept};
+use crate::dead_letter::{DeadLetters, Letter, Rate, Unkept};
 use crate::decode::{self, Time};
 use crate::log::{Level, Log};
 use crate::metrics::{Figure, Metrics, Reason, Record, Sealed, Stage};
@@ -47,6 +47,7 @@ use lane::{Delivery, Gate, Lane};
 use memory::{Memory, Share};
 use spooled::Feed;
 
+mod aside;
 mod circuit;
 mod lane;
 mod memory;
@@ -72,6 +73,7 @@ pub struct Pipeline {
     config: Config,
     sink: Arc<dyn Sink>,
     letters: DeadLetters,
+    letter_rate: Mutex<Rate>,
     /// In the names of objects that are made directly.
     sender: Identity,
     log: Arc<Log>,
@@ -133,6 +135,7 @@ impl Pipeline {
             config,
             sink,
             letters,
+            letter_rate: Mutex::new(Rate::new(Instant::now())),
             sender,
             log,
         }
@@ -561,12 +564,18 @@ impl Pipeline {
         let settled = match left {
             None => EventSet::default(),
             Some((id, before)) => {
+                if before
+                    .waits
+                    .is_some_and(|needs| needs > self.letters.last_usage().room())
+                {
+                    self.leave(id, before);
+                    return Verdict::Retry;
+                }
                 // What an earlier flush of this chunk still has on its way decides what is left to send. Of an object,
                 // too: were it sent once more, a store that is slower than a flush waits would never be done with it.
                 let landed = self.within(deadline, before.landed()).await;
                 if landed.is_none() || !before.has_landed() {
-                    let bytes = before.footprint();
-                    self.partials.leave(id, before, bytes);
+                    self.leave(id, before);
                     return Verdict::Retry;
                 }
                 let settled = before.flight.settled();
@@ -584,6 +593,8 @@ impl Pipeline {
             },
             legs: Vec::new(),
             all: true,
+            unkept: None,
+            waits: None,
             lines: 0,
             skipped: 0,
         };
@@ -597,11 +608,15 @@ impl Pipeline {
             outing.forget_landed();
             if !outing.flight.settled().is_empty() || !outing.legs.is_empty() {
                 let id = id.unwrap_or_else(|| chunk_id(tag, &data));
-                let bytes = outing.footprint();
-                self.partials.leave(id, outing, bytes);
+                self.leave(id, outing);
             }
         }
         verdict
+    }
+
+    fn leave(&self, id: ChunkId, outing: Outing) {
+        let bytes = outing.footprint();
+        self.partials.leave(id, outing, bytes);
     }
 
     /// Whether of a chunk that comes again only what is not settled is sent. An object is sent whole: its
@@ -662,6 +677,10 @@ impl Pipeline {
                 self.say_deadline(outing);
                 return Verdict::Retry;
             }
+        }
+        if outing.unkept.is_some() {
+            outing.waits = outing.unkept;
+            return Verdict::Retry;
         }
         // Only now: of a chunk that comes again they are found again.
         self.say_skipped(outing.skipped);
@@ -725,8 +744,8 @@ impl Pipeline {
         encoded.drop_letters(before);
         let lettered = encoded.letters.len() as u64;
         match self.keep_letters(encoded.letters, lettered).await {
-            ControlFlow::Continue(()) => outing.flight.settle(&encoded.lettered),
-            ControlFlow::Break(()) => outing.all = false,
+            Ok(()) => outing.flight.settle(&encoded.lettered),
+            Err(unkept) => *outing.unkept.get_or_insert(0) += unkept.needs(),
         }
         outing.skipped += encoded.skipped.len();
         for (lane, delivery) in lanes {
@@ -988,48 +1007,65 @@ impl Pipeline {
     }
 
     /// Writes letters, in which there are so many log events.
-    async fn keep_letters(self: &Arc<Self>, letters: Vec<Letter>, events: u64) -> ControlFlow<()> {
-        if letters.is_empty() {
-            return ControlFlow::Continue(());
-        }
-        let pipeline = Arc::clone(self);
+    async fn keep_letters(
+        self: &Arc<Self>,
+        letters: Vec<Letter>,
+        events: u64,
+    ) -> Result<(), Unkept> {
+        let Some(first) = letters.first() else {
+            return Ok(());
+        };
         let count = letters.len();
-        let first = letters[0].detail.clone();
+        let (tag, reason) = (Arc::clone(&first.tag), first.reason.as_str());
+        let first = format!("{reason}: {}", first.detail);
         let reasons: Vec<Reason> = letters.iter().map(|letter| letter.reason).collect();
+        let pipeline = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || pipeline.letters.write(&letters)).await;
+        // Otherwise the runtime is going down.
+        let written = written.unwrap_or_else(|end| Err(io::Error::other(end).into()));
         let path = self.letters.path().display();
-        match written {
-            Ok(Ok(usage)) => {
-                self.metrics.records.add(Record::DeadLetter, events);
-                for reason in reasons {
-                    self.metrics.letters.add(reason, 1);
-                }
-                self.log.trouble(
-                    Level::Warn,
-                    "dead_letter",
-                    &format!("{count} dead letters were written to {path}; the first: {first}"),
-                );
-                if let Some(warning) = usage.warning() {
-                    self.log.trouble(Level::Warn, "dead_letter_room", &warning);
-                }
-                self.log
-                    .recovered("dead_letter_disk", "dead letters can be written again");
-                ControlFlow::Continue(())
-            }
-            Ok(Err(unkept @ (Unkept::Full { .. } | Unkept::Disk(_)))) => {
+        let usage = match written {
+            Ok(usage) => usage,
+            Err(unkept) => {
                 self.log.trouble(
                     Level::Error,
                     "dead_letter_disk",
                     &format!(
-                        "dead letters cannot be written to {path}: {unkept}; their chunks are held back until \
-                         they can"
+                        "dead letters cannot be written to {path}: {unkept}; the records that are to become some wait \
+                         until they can, and all others go on"
                     ),
                 );
-                ControlFlow::Break(())
+                return Err(unkept);
             }
-            // The runtime is going down.
-            Err(_) => ControlFlow::Break(()),
+        };
+        self.metrics.records.add(Record::DeadLetter, events);
+        for reason in reasons {
+            self.metrics.letters.add(reason, 1);
         }
+        self.log.trouble(
+            Level::Warn,
+            "dead_letter",
+            &format!("{count} dead letters were written to {path}; the first: {first}"),
+        );
+        let delivered = self.metrics.records.get(Record::Delivered);
+        let alarm = {
+            let mut rate = self.letter_rate.lock();
+            let rate = rate.as_mut().expect("nothing panics with this lock");
+            rate.note(Instant::now(), events, usage, delivered)
+        };
+        if let Some(alarm) = alarm {
+            let tag = String::from_utf8_lossy(&tag[..tag.len().min(200)]);
+            self.log.say(
+                Level::Error,
+                &format!("{alarm}. The last one came with tag '{tag}', {first}; all of them are in {path}"),
+            );
+        }
+        if let Some(warning) = usage.warning() {
+            self.log.trouble(Level::Warn, "dead_letter_room", &warning);
+        }
+        self.log
+            .recovered("dead_letter_disk", "dead letters can be written again");
+        Ok(())
     }
 }
 
@@ -1049,8 +1085,12 @@ struct Outing {
     flight: Flight,
     /// One for each target that something was handed over for.
     legs: Vec<Leg>,
-    /// Nothing of it was left out, has failed, or is a letter that could not be kept.
+    /// Nothing of it was left out, or has failed.
     all: bool,
+    /// There are letters that could not be kept: bytes that they need, as far as that is known.
+    unkept: Option<u64>,
+    /// The same, where all else is settled.
+    waits: Option<u64>,
     /// Lines that were handed over.
     lines: u64,
     /// Events without the `log_key`.

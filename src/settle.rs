@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, mpsc};
 
 use crate::metrics::Sealed;
+use crate::sink::Fault;
 
 /// What the host is told about a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ pub struct Flight {
     /// How many events its chunk has, once that is known.
     events: AtomicU32,
     done: Notify,
-    lands: Option<(Owner, mpsc::UnboundedSender<Landed>)>,
+    lands: Option<(Owner, mpsc::UnboundedSender<News>)>,
     token: Option<Arc<str>>,
     sealed: Option<Sealed>,
 }
@@ -107,6 +108,32 @@ pub struct Landed {
     pub owner: Owner,
     /// OK, or that some of it has to go again.
     pub verdict: Verdict,
+}
+
+/// The destination refused something for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Where it was on its way to.
+    pub target: Arc<str>,
+    /// What the destination said.
+    pub fault: Arc<Fault>,
+}
+
+/// What is heard of a flight that nobody waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It has landed.
+    Landed(Landed),
+    /// The destination refused some of what it carries, and no dead letter of that can be kept now. It counts as
+    /// settled for the flight; whoever hears this sees to it.
+    Refused {
+        /// Whose it is.
+        owner: Owner,
+        /// Of a chunk: its events.
+        events: Vec<u32>,
+        /// Why.
+        refusal: Arc<Refusal>,
+    },
 }
 
 impl Flight {
@@ -143,7 +170,7 @@ impl Flight {
         tag: &[u8],
         settled: EventSet,
         chunk: u64,
-        landed: mpsc::UnboundedSender<Landed>,
+        landed: mpsc::UnboundedSender<News>,
     ) -> Flight {
         Flight {
             lands: Some((Owner::Chunk(chunk), landed)),
@@ -157,7 +184,7 @@ impl Flight {
         token: &str,
         sealed: Sealed,
         batch: u64,
-        landed: mpsc::UnboundedSender<Landed>,
+        landed: mpsc::UnboundedSender<News>,
     ) -> Flight {
         Flight {
             lands: Some((Owner::Object(batch), landed)),
@@ -225,6 +252,12 @@ impl Flight {
         }
     }
 
+    /// Bytes of memory that it needs, about.
+    pub fn footprint(&self) -> usize {
+        let settled = self.settled.lock().expect("nothing panics with this lock");
+        size_of::<Flight>() + self.tag.len() + size_of_val(&*settled.bits)
+    }
+
     /// Whether every ticket is gone.
     pub fn has_landed(&self) -> bool {
         self.left.load(Ordering::Acquire) == 0
@@ -233,12 +266,6 @@ impl Flight {
     /// Nobody waits any more: what has not been sent yet need not be.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
-    }
-
-    /// Bytes of memory it needs, about.
-    pub fn footprint(&self) -> usize {
-        let settled = self.settled.lock().expect("nothing panics with this lock");
-        size_of::<Flight>() + self.tag.len() + size_of_val(&settled.bits[..])
     }
 
     /// Events that are settled so far.
@@ -265,6 +292,24 @@ impl Ticket {
     pub fn keep(mut self) {
         self.kept = true;
         self.flight.settle(&self.events[self.range.clone()]);
+    }
+
+    /// The piece was refused, and its dead letter cannot be kept now. Where a flush waits for it, that fails.
+    pub fn refuse(mut self, refusal: &Arc<Refusal>) {
+        let Some((owner, landed)) = &self.flight.lands else {
+            return;
+        };
+        let events = &self.events[self.range.clone()];
+        let heard = landed.send(News::Refused {
+            owner: *owner,
+            events: events.to_vec(),
+            refusal: Arc::clone(refusal),
+        });
+        // Before it lands by this: who hears that it has landed knows what is missing.
+        if heard.is_ok() {
+            self.flight.settle(events);
+            self.kept = true;
+        }
     }
 
     /// The tag of the chunk it came with.
@@ -313,10 +358,10 @@ impl Drop for Ticket {
         if self.flight.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             if let Some((owner, landed)) = &self.flight.lands {
                 // Nobody listens once we stop; then the spool keeps what is not settled.
-                let _ = landed.send(Landed {
+                let _ = landed.send(News::Landed(Landed {
                     owner: *owner,
                     verdict: self.flight.verdict(),
-                });
+                }));
             }
             self.flight.done.notify_one();
         }

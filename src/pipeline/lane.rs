@@ -11,7 +11,6 @@
 //! only be tried again after that.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -29,11 +28,11 @@ use super::spooled::contents;
 use super::{Pipeline, Queued};
 use crate::batch::{Packer, Record};
 use crate::config::Destination;
-use crate::dead_letter::Letter;
+use crate::dead_letter::{Letter, Unkept};
 use crate::log::Level;
 use crate::metrics::{self, Record as Fate, Sealed, Stage};
 use crate::retry::{Adaptive, backoff};
-use crate::settle::Ticket;
+use crate::settle::{Refusal, Ticket};
 use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
 
@@ -491,9 +490,16 @@ impl Pipeline {
                     continue;
                 }
                 Outcome::Rejected(fault) => {
-                    // Where it cannot be kept either, its flight fails: who holds it, holds it on.
-                    if self.refuse(&record, &fault).await.is_continue() {
-                        settled.push(record);
+                    match self.refuse(&record, &fault).await {
+                        Ok(()) => settled.push(record),
+                        // Who holds it, holds it on, and nothing else.
+                        Err(_) => {
+                            let target = Arc::clone(&record.target);
+                            let refusal = Arc::new(Refusal { target, fault });
+                            for piece in record.pieces {
+                                piece.ticket.refuse(&refusal);
+                            }
+                        }
                     }
                     continue;
                 }
@@ -596,7 +602,11 @@ impl Pipeline {
     }
 
     /// Keeps a record that will never be taken as a dead letter.
-    async fn refuse(self: &Arc<Self>, record: &Record<Ticket>, fault: &Fault) -> ControlFlow<()> {
+    async fn refuse(
+        self: &Arc<Self>,
+        record: &Record<Ticket>,
+        fault: &Fault,
+    ) -> Result<(), Unkept> {
         let letters = record
             .pieces
             .iter()

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Duration, Instant, sleep_until};
 
+use super::aside::{Aside, Bad};
 use super::memory::Share;
 use super::objects::{Body, Bounds, Objects, SealedObject};
 use super::{OBJECT_BYTES, Pipeline, Queued};
@@ -29,12 +30,12 @@ use crate::batch::{Payload, Piece};
 use crate::buffers;
 use crate::chunk::{Encoded, NeedsMore, Place, STEP_BYTES};
 use crate::config::{Destination, open_objects};
-use crate::dead_letter::Letter;
+use crate::dead_letter::{self, Letter};
 use crate::encode;
 use crate::log::Level;
 use crate::metrics::{self, Record};
 use crate::retry::backoff;
-use crate::settle::{EventSet, Flight, Landed, Owner, Ticket, Verdict};
+use crate::settle::{EventSet, Flight, Landed, News, Owner, Refusal, Ticket, Verdict};
 use crate::sink::Class;
 use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable};
 
@@ -42,6 +43,9 @@ use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, S
 const MOST_HELD: usize = if cfg!(test) { 20 } else { 1_000 };
 /// What a chunk on its way needs beside its events, about: its flight, its places in the feed.
 const CHUNK_BYTES: usize = 512;
+
+/// The part of `memory_limit` that references to events may take which wait for letters.
+const ASIDE_SHARE: usize = 16;
 
 /// How often it is asked whether a missing file is back.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
@@ -131,8 +135,6 @@ struct Reading {
     from: Place,
     /// Memory that the step needs, at most.
     needs: usize,
-    /// There are letters that could not be kept.
-    unkept: bool,
 }
 
 /// An object on its way.
@@ -185,8 +187,14 @@ pub(super) struct Feed {
     sending_bytes: usize,
     /// Notes about objects, which must not be forgotten.
     notes: JoinSet<()>,
-    landed: mpsc::UnboundedSender<Landed>,
-    landing: mpsc::UnboundedReceiver<Landed>,
+    /// What cannot become a dead letter yet.
+    aside: Aside,
+    /// Whether it was looked for room since we stop.
+    looked_at_the_end: bool,
+    /// Until then no letters go into the quarantine, since that failed.
+    quarantined_until: Instant,
+    landed: mpsc::UnboundedSender<News>,
+    landing: mpsc::UnboundedReceiver<News>,
 }
 
 impl Feed {
@@ -222,6 +230,9 @@ impl Feed {
             resend: BTreeSet::new(),
             sending_bytes: 0,
             notes: JoinSet::new(),
+            aside: Aside::new(Instant::now()),
+            looked_at_the_end: false,
+            quarantined_until: Instant::now(),
             landed,
             landing,
             pipeline,
@@ -300,8 +311,8 @@ impl Feed {
     pub(super) async fn run(mut self) {
         let mut draining = self.pipeline.draining.subscribe();
         loop {
-            while let Ok(landed) = self.landing.try_recv() {
-                self.land(landed);
+            while let Ok(news) = self.landing.try_recv() {
+                self.hear(news);
             }
             while self.notes.try_join_next().is_some() {}
             let now = Instant::now();
@@ -314,6 +325,13 @@ impl Feed {
                     .enqueue(String::new(), queued.into_iter().collect());
             }
             let stopping = *draining.borrow_and_update();
+            if stopping && !std::mem::replace(&mut self.looked_at_the_end, stopping) {
+                self.aside.look_now(now);
+            }
+            if self.aside.due().is_some_and(|due| due <= now) {
+                self.look_for_room(now).await;
+            }
+            self.make_room_for_others(now).await;
             if self.absent_until <= now || stopping {
                 self.absent_until = now + LOOK_FOR_ABSENT;
                 self.take_back(now);
@@ -336,6 +354,7 @@ impl Feed {
                 continue;
             }
             let all_read = self.reading.is_none()
+                && !self.aside.is_trying()
                 && self.spool.peek(self.after).is_none()
                 && self.begun.is_empty();
             if stopping && all_read {
@@ -347,6 +366,7 @@ impl Feed {
                     continue;
                 }
                 if self.is_done() {
+                    self.say_what_stays();
                     // Lanes hold on to the pipeline for as long as they may get something.
                     let mut lanes = self.pipeline.lanes.lock();
                     lanes
@@ -361,13 +381,13 @@ impl Feed {
             let begun = self.begun.iter().map(|(at, ..)| *at).min().filter(|_| room);
             let resend = self.resend.first().map(|(at, _)| *at);
             let absent = (!self.absent.is_empty()).then_some(self.absent_until);
-            let wakes = [due, again, begun, resend, absent];
+            let wakes = [due, again, begun, resend, absent, self.aside.due()];
             let wake = wakes.into_iter().flatten().min();
             let pipeline = Arc::clone(&self.pipeline);
             let memory = pipeline.memory.reserve(self.needs());
             tokio::select! {
                 biased;
-                Some(landed) = self.landing.recv() => self.land(landed),
+                Some(news) = self.landing.recv() => self.hear(news),
                 Some(_) = self.notes.join_next(), if stopping => {}
                 Ok(()) = draining.changed() => {}
                 () = more, if room && self.may_read_on() => {}
@@ -452,6 +472,10 @@ impl Feed {
             self.launch(chunk, tries).await;
             return true;
         }
+        if let Some(chunk) = self.aside.next_that_fits(now) {
+            self.write_letters(chunk).await;
+            return true;
+        }
         if !self.may_read_on() {
             return false;
         }
@@ -529,7 +553,6 @@ impl Feed {
             hold,
             from: Place::default(),
             needs,
-            unkept: false,
         });
     }
 
@@ -561,7 +584,7 @@ impl Feed {
         flight.settle(&encoded.skipped);
         self.pipeline.say_skipped(encoded.skipped.len());
         let parts = std::mem::take(&mut encoded.parts);
-        let sent = match self.objects.take() {
+        match self.objects.take() {
             None => {
                 let mut shaped = Vec::with_capacity(parts.len());
                 for part in parts {
@@ -585,14 +608,13 @@ impl Feed {
                 let Ok((lanes, encoded)) = cut.await else {
                     return;
                 };
-                let kept = self.keep_letters(reading.chunk, &flight, encoded).await;
+                self.keep_letters(reading.chunk, &flight, encoded).await;
                 for (lane, pieces) in lanes {
                     self.pipeline.enqueue(lane, pieces);
                 }
-                kept
             }
             Some(mut objects) => {
-                let kept = self.keep_letters(reading.chunk, &flight, encoded).await;
+                self.keep_letters(reading.chunk, &flight, encoded).await;
                 let (compression, bounds) = objects.settings();
                 objects.leave_to_chunks(self.chunk_bytes);
                 let built = self.background.run(move || {
@@ -609,10 +631,8 @@ impl Feed {
                     // The open objects are gone, and nothing of them was sent: their chunks' flights fail.
                     Err(_) => self.objects = Some(Objects::new(compression, bounds)),
                 }
-                kept
             }
-        };
-        reading.unkept |= !sent;
+        }
         if let Some(next) = next {
             let encoding = self.pipeline.encoding();
             reading.needs = encoding.most(&reading.tag, &reading.data, next);
@@ -626,9 +646,7 @@ impl Feed {
             airborne.bytes += bytes;
             self.chunk_bytes += bytes;
         }
-        if !reading.unkept {
-            reading.hold.keep();
-        }
+        reading.hold.keep();
     }
 
     /// Nothing can be read of a chunk: what is left of it is on its way already.
@@ -651,33 +669,291 @@ impl Feed {
             .extend(chunks.map(|(chunk, tries)| (now, chunk, tries)));
     }
 
-    /// Keeps what cannot be sent. Where that fails the chunk's flight fails.
-    async fn keep_letters(&mut self, chunk: Seq, flight: &Flight, encoded: Encoded) -> bool {
-        if encoded.letters.is_empty() {
-            return true;
+    /// Keeps what cannot be sent, or sets it aside until that can be done. For the chunk's flight it is settled.
+    async fn keep_letters(&mut self, chunk: Seq, flight: &Flight, encoded: Encoded) {
+        let (letters, mut lettered) = (encoded.letters, encoded.lettered);
+        if letters.is_empty() {
+            return;
         }
-        let events = encoded.letters.len() as u64;
-        let kept = self.pipeline.keep_letters(encoded.letters, events).await;
-        if kept.is_break() {
-            return false;
-        }
-        flight.settle(&encoded.lettered);
-        let mut lettered = encoded.lettered;
         lettered.sort_unstable();
-        let done = Note::Done {
-            contents: vec![Content {
-                chunk,
-                events: Events::Runs(ranges(&lettered)),
-            }],
+        let events = ranges(&lettered);
+        // While others wait, nobody asks the disk for each.
+        let kept = match self.aside.is_empty() {
+            true => {
+                self.pipeline
+                    .keep_letters(letters, lettered.len() as u64)
+                    .await
+            }
+            false => Err(dead_letter::wait(&letters)),
         };
-        // Were the note lost, the letters would be written once more after a restart.
-        self.note(done, Durability::Synced, Vec::new());
-        true
+        match kept {
+            Ok(()) => self.done(chunk, events),
+            Err(unkept) => {
+                let needs = unkept.needs();
+                let refusal = None;
+                self.set_aside(
+                    chunk,
+                    Bad {
+                        events,
+                        refusal,
+                        needs,
+                    },
+                );
+            }
+        }
+        flight.settle(&lettered);
+    }
+
+    /// Notes that these events need nothing more. Were the note lost, their letters would be written once more after a
+    /// restart.
+    fn done(&mut self, chunk: Seq, events: Vec<Range<u32>>) {
+        let events = Events::Runs(events);
+        let contents = vec![Content { chunk, events }];
+        self.note(Note::Done { contents }, Durability::Synced, Vec::new());
+    }
+
+    fn set_aside(&mut self, chunk: Seq, bad: Bad) {
+        self.aside.add(chunk, bad, Instant::now());
+        let waiting = &self.pipeline.metrics.waiting_letters;
+        waiting.set(self.aside.records() as f64);
+    }
+
+    fn take_aside(&mut self, chunk: Seq) -> Vec<Bad> {
+        let all = self.aside.take(chunk);
+        let waiting = &self.pipeline.metrics.waiting_letters;
+        waiting.set(self.aside.records() as f64);
+        all
+    }
+
+    /// Looks whether letters can be kept again.
+    async fn look_for_room(&mut self, now: Instant) {
+        let pipeline = Arc::clone(&self.pipeline);
+        let usage = spawn_blocking(move || pipeline.letters.usage()).await;
+        match usage {
+            Ok(Ok(usage)) => self.aside.has_room(usage.room()),
+            Ok(Err(_)) | Err(_) => self.aside.has_none(now),
+        }
+    }
+
+    /// Reads a chunk again of which events wait for letters, and writes these.
+    async fn write_letters(&mut self, chunk: Seq) {
+        let Some((tag, data)) = self.read_aside(chunk).await else {
+            return;
+        };
+        let mut all = self.take_aside(chunk);
+        while let Some(bad) = all.pop() {
+            if let Err(left) = self.write_some(chunk, &tag, &data, bad).await {
+                all.extend(left);
+                break;
+            }
+        }
+        self.aside
+            .has_left(self.pipeline.letters.last_usage().room());
+        if all.is_empty() {
+            return self.finish_if_settled(chunk);
+        }
+        for bad in all {
+            self.set_aside(chunk, bad);
+        }
+    }
+
+    /// Writes the letters of some events, step by step. What could not be kept comes back.
+    async fn write_some(
+        &mut self,
+        chunk: Seq,
+        tag: &Arc<[u8]>,
+        data: &Bytes,
+        bad: Bad,
+    ) -> Result<(), Option<Bad>> {
+        let events = Arc::new(Events::Runs(bad.events.clone()));
+        let mut next = Some(Place::default());
+        while let Some(from) = next {
+            let (pipeline, wanted) = (Arc::clone(&self.pipeline), Arc::clone(&events));
+            let (of, bytes, refusal) = (Arc::clone(tag), data.clone(), bad.refusal.clone());
+            let made = self.background.run(move || {
+                let wanted = |event| is_in(&wanted, event);
+                // One step at a time; a single event may be more.
+                let encoded = pipeline.encode_step(&of, &bytes, from, usize::MAX, wanted);
+                let encoded = encoded.expect("there is as much memory as it may ask for");
+                (encoded.next, letters_of(encoded, &of, refusal.as_deref()))
+            });
+            let Ok((further, (letters, mut lettered))) = made.await else {
+                return Err(Some(bad));
+            };
+            next = further;
+            lettered.sort_unstable();
+            let kept = self.pipeline.keep_letters(letters, lettered.len() as u64);
+            if let Err(unkept) = kept.await {
+                self.aside.has_none(Instant::now());
+                let first = lettered.first().copied().unwrap_or(0);
+                let from_here = |run: &Range<u32>| run.start.max(first)..run.end;
+                let left = bad
+                    .events
+                    .iter()
+                    .map(from_here)
+                    .filter(|run| !run.is_empty());
+                return Err(Some(Bad {
+                    events: left.collect(),
+                    needs: unkept.needs(),
+                    ..bad
+                }));
+            }
+            if !lettered.is_empty() {
+                self.done(chunk, ranges(&lettered));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a chunk of which events wait for letters.
+    async fn read_aside(&mut self, chunk: Seq) -> Option<(Arc<[u8]>, Bytes)> {
+        let spool = Arc::clone(&self.spool);
+        let stored = self.background.run(move || spool.read(chunk)).await;
+        match stored.unwrap_or_else(|_| Err(went_down())) {
+            Ok(stored) => return Some((stored.tag.into(), stored.data)),
+            Err(Unreadable::Corrupt { words, kept }) => {
+                self.pipeline.corrupt(&words, kept);
+                self.take_aside(chunk);
+                self.pass_over(chunk);
+            }
+            Err(Unreadable::Finished) => drop(self.take_aside(chunk)),
+            // It is tried again with the next look.
+            Err(Unreadable::Missing(_)) => {}
+            Err(Unreadable::Disk(error)) => self.pipeline.spool_trouble(&error),
+        }
+        None
+    }
+
+    /// Whether nothing of a chunk is on its way, or to be read again.
+    fn is_settled(&self, chunk: Seq) -> bool {
+        !self.chunks.contains_key(&chunk)
+            && !self.skip.contains_key(&chunk)
+            && !self.aside.holds(chunk)
+    }
+
+    fn finish_if_settled(&self, chunk: Seq) {
+        if self.is_settled(chunk) {
+            self.spool.finish(chunk);
+        }
+    }
+
+    /// References are bounded, and a chunk that waits for letters keeps all younger ones in the spool. Before that turns
+    /// the host away, its letters go into the spool's quarantine.
+    async fn make_room_for_others(&mut self, now: Instant) {
+        if self.aside.is_empty() || self.quarantined_until > now {
+            return;
+        }
+        let usage = self.spool.usage();
+        let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
+        let in_the_way = |chunk| Some(chunk) == oldest && usage.bytes > usage.limit / 2;
+        let too_many = self.aside.bytes() > self.pipeline.config.memory_limit / ASIDE_SHARE;
+        let waits_alone =
+            |chunk: &Seq| !self.chunks.contains_key(chunk) && !self.skip.contains_key(chunk);
+        let chunk = self.aside.iter().find(waits_alone);
+        let Some(chunk) = chunk.filter(|chunk| too_many || in_the_way(*chunk)) else {
+            return;
+        };
+        let Some((tag, data)) = self.read_aside(chunk).await else {
+            self.quarantined_until = now + LOOK_FOR_ABSENT;
+            return;
+        };
+        let all = self.take_aside(chunk);
+        let (pipeline, spool, of) = (
+            Arc::clone(&self.pipeline),
+            Arc::clone(&self.spool),
+            all.clone(),
+        );
+        let kept = self
+            .background
+            .run(move || quarantine(&pipeline, &spool, chunk, &tag, &data, &of));
+        let events: u64 = all.iter().map(Bad::records).sum();
+        let error = match kept.await {
+            Ok(Ok(file)) => {
+                for bad in all {
+                    self.done(chunk, bad.events);
+                }
+                self.pipeline
+                    .metrics
+                    .records
+                    .add(Record::DeadLetter, events);
+                self.pipeline.log.trouble(
+                    Level::Error,
+                    "dead_letter_quarantine",
+                    &format!(
+                        "the dead letters of {events} records are in the spool's {file}, since they cannot be kept in \
+                         {} and would have held up what came after them: move that file where the others belong",
+                        self.pipeline.letters.path().display()
+                    ),
+                );
+                return self.finish_if_settled(chunk);
+            }
+            Ok(Err(error)) => error,
+            Err(_) => std::io::Error::other("the writing thread ended"),
+        };
+        self.pipeline.spool_trouble(&error);
+        self.quarantined_until = now + LOOK_FOR_ABSENT;
+        for bad in all {
+            self.set_aside(chunk, bad);
+        }
+    }
+
+    /// Says what is in the spool still, when all that can be delivered is.
+    fn say_what_stays(&self) {
+        if !self.aside.is_empty() {
+            self.pipeline.log.say(
+                Level::Warn,
+                &format!(
+                    "{} records of {} chunks stay in the spool, since their dead letters cannot be kept in {}",
+                    self.aside.records(),
+                    self.aside.chunks(),
+                    self.pipeline.letters.path().display()
+                ),
+            );
+        }
     }
 
     fn hold_back(&mut self, chunk: Seq, tries: u32) {
         let wait = backoff(Class::Transient, tries + 1, &mut StdRng::from_os_rng());
         self.again.insert((Instant::now() + wait, chunk, tries + 1));
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Landed(landed) => self.land(landed),
+            News::Refused {
+                owner: Owner::Chunk(chunk),
+                mut events,
+                refusal,
+            } => {
+                events.sort_unstable();
+                self.set_aside(chunk, refused(&events, refusal));
+            }
+            News::Refused {
+                owner: Owner::Object(batch),
+                refusal,
+                ..
+            } => self.give_up_object(batch, &refusal),
+        }
+    }
+
+    /// An object is refused, and its letter cannot be kept: its events wait for theirs, and it ends.
+    fn give_up_object(&mut self, batch: u64, refusal: &Arc<Refusal>) {
+        let Some(sending) = self.sending.remove(&batch) else {
+            return;
+        };
+        self.sending_bytes -= sending.bytes();
+        for (chunk, events, _) in sending.tickets.iter().filter_map(Ticket::of_chunk) {
+            let mut events = events.to_vec();
+            events.sort_unstable();
+            if !events.is_empty() {
+                self.set_aside(chunk, refused(&events, Arc::clone(refusal)));
+            }
+        }
+        let released = Note::Ended {
+            batch,
+            delivered: Some(Vec::new()),
+        };
+        self.note(released, Durability::Synced, sending.tickets);
     }
 
     fn land(&mut self, landed: Landed) {
@@ -688,7 +964,7 @@ impl Feed {
                 };
                 self.chunk_bytes -= airborne.bytes;
                 if verdict == Verdict::Ok {
-                    self.spool.finish(chunk);
+                    self.finish_if_settled(chunk);
                 } else {
                     let settled = airborne.flight.settled();
                     self.skip.insert(chunk, Skip::Some(settled));
@@ -803,7 +1079,7 @@ impl Feed {
                 }
                 let events = built.letters.len() as u64;
                 let kept = self.pipeline.keep_letters(built.letters, events).await;
-                kept.is_continue()
+                kept.is_ok()
                     .then_some((built.body, built.lines, built.skipped))
             }
             Ok(Err(Unreadable::Disk(error))) => {
@@ -847,6 +1123,63 @@ impl Feed {
 
 fn went_down() -> Unreadable {
     Unreadable::Disk(std::io::Error::other("the reading thread ended"))
+}
+
+fn refused(events: &[u32], refusal: Arc<Refusal>) -> Bad {
+    Bad {
+        events: ranges(events),
+        refusal: Some(refusal),
+        needs: 0,
+    }
+}
+
+/// The letters of a step of which nothing can be sent, and the events that they are of.
+fn letters_of(
+    encoded: Encoded,
+    tag: &Arc<[u8]>,
+    refusal: Option<&Refusal>,
+) -> (Vec<Letter>, Vec<u32>) {
+    let (mut letters, mut lettered) = (encoded.letters, encoded.lettered);
+    for part in encoded.parts {
+        lettered.extend_from_slice(&part.events);
+        match refusal {
+            Some(refusal) => {
+                let (target, fault) = (&refusal.target, &refusal.fault);
+                letters.push(Letter::refused(tag, target, fault, part.text.into()));
+            }
+            // What no record can hold, also where it is compressed.
+            None => {
+                let mut start = 0;
+                for end in part.ends {
+                    letters.push(Letter::too_large(tag, &part.text[start..end]));
+                    start = end;
+                }
+            }
+        }
+    }
+    (letters, lettered)
+}
+
+/// Writes the letters of a chunk's events into the spool's quarantine.
+fn quarantine(
+    pipeline: &Pipeline,
+    spool: &Spool,
+    chunk: Seq,
+    tag: &Arc<[u8]>,
+    data: &Bytes,
+    all: &[Bad],
+) -> std::io::Result<String> {
+    let encoding = pipeline.encoding();
+    spool.quarantine(&format!("letters-{chunk:020}.ndjson"), &mut |out| {
+        for bad in all {
+            let events = Events::Runs(bad.events.clone());
+            for step in encoding.steps(tag, data, |event| is_in(&events, event)) {
+                let (letters, _) = letters_of(step, tag, bad.refusal.as_deref());
+                dead_letter::lines(&letters, |block| out.write_all(block))?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// What was built from the chunks of an object that had begun.

@@ -472,6 +472,26 @@ async fn a_dead_letter_that_cannot_be_written_holds_its_chunk_back_but_not_its_n
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_chunk_that_waits_only_for_room_for_its_letter_is_not_encoded_before_there_is_some() {
+    let bench = Bench::new(ONE_LINE, &[], vec![]);
+    let full = bench.dir.path().join("letters/dead-letters-before.ndjson");
+    std::fs::write(&full, "x".repeat(999_990)).unwrap();
+    let long = "x".repeat(2_000);
+    let encoded = || bench.pipeline.metrics().bytes.get(Stage::Encoded);
+    assert_eq!(bench.flush(&["a", &long]).await, Verdict::Retry);
+    let before = encoded();
+    for _ in 0..10 {
+        assert_eq!(bench.flush(&["a", &long]).await, Verdict::Retry);
+    }
+    assert_eq!(encoded(), before);
+    assert_eq!(bench.sink.calls(), [lines(&["a"])]);
+    std::fs::remove_file(&full).unwrap();
+    bench.pipeline.letters.usage().unwrap();
+    assert_eq!(bench.flush(&["a", &long]).await, Verdict::Ok);
+    assert_eq!((bench.letters().len(), bench.sink.calls().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rejected_record_that_cannot_be_kept_goes_back_to_the_host_at_once() {
     let bench = Bench::new(ONE_LINE, &[], vec![all(Outcome::Rejected, Class::Record)]);
     std::fs::remove_dir(bench.dir.path().join("letters")).unwrap();
@@ -626,7 +646,7 @@ async fn a_chunk_of_several_steps_goes_on_where_its_deadline_found_it() {
     // Each name says which events are in it.
     let (mut next, mut names) = (0, 0);
     for target in before[..1].iter().chain(after) {
-        let (_, events) = target.split_once("-e").unwrap();
+        let (_, events) = target.rsplit_once("-e").unwrap();
         let (first, end) = events
             .strip_suffix(".ndjson")
             .unwrap()

@@ -850,6 +850,22 @@ impl Spool {
         }
     }
 
+    /// Writes a file of this name into `quarantine/`, or one of a similar name where there is one, and syncs it. It
+    /// counts towards the limit. Gives its name. Blocks on the disk.
+    pub fn quarantine(
+        &self,
+        name: &str,
+        content: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<String> {
+        let disk = &*self.shared.disk;
+        let mut quarantine = Quarantine::new(disk);
+        let written = quarantine.write(name, content);
+        self.shared.state().bytes += quarantine.bytes;
+        let name = written?;
+        disk.sync_dir()?;
+        Ok(name)
+    }
+
     /// Whether the file of a segment was found to be missing, and is not back yet.
     pub fn is_missing(&self, segment: Seq) -> bool {
         self.shared.state().missing.contains_key(&segment)

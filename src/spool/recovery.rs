@@ -1,11 +1,12 @@
 //! Makes what a run left behind fit to be gone on with.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice, Write};
 
 use super::disk::{Disk, File};
 use super::frame::{
-    ALIGN, HEADER, copy_first, quarantine_name, quarantine_place, segment_first, segment_name,
+    ALIGN, HEADER, QUARANTINE, copy_first, quarantine_name, quarantine_place, segment_first,
+    segment_name,
 };
 use super::scan::{self, Check, Damage, Place, Segment, Survey};
 use super::writer::Active;
@@ -316,6 +317,55 @@ impl<'d> Quarantine<'d> {
                 Err(error)
             }
         }
+    }
+}
+
+impl Quarantine<'_> {
+    /// Writes a file, as `content` hands it over. Gives its name.
+    pub(super) fn write(
+        &mut self,
+        name: &str,
+        content: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<String> {
+        let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
+        let others = (2..u32::MAX).map(|n| format!("{QUARANTINE}{stem}-{n}.{extension}"));
+        let mut names = std::iter::once(format!("{QUARANTINE}{name}")).chain(others);
+        let (name, to) = loop {
+            let name = names.next().expect("not all of them are there");
+            match self.disk.create(&name) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                created => break (name, created?),
+            }
+        };
+        let mut appended = Appended {
+            file: &*to,
+            bytes: 0,
+        };
+        let written = content(&mut appended).and_then(|()| to.sync());
+        let bytes = appended.bytes;
+        if written.is_ok() || self.disk.remove(&name).is_err() {
+            self.bytes += bytes;
+        }
+        written?;
+        Ok(name)
+    }
+}
+
+/// A file that is written from its beginning.
+struct Appended<'f> {
+    file: &'f dyn File,
+    bytes: u64,
+}
+
+impl Write for Appended<'_> {
+    fn write(&mut self, block: &[u8]) -> io::Result<usize> {
+        self.file.write_at(&[IoSlice::new(block)], self.bytes)?;
+        self.bytes += block.len() as u64;
+        Ok(block.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -21,6 +21,8 @@ use crate::sink::{Batch, Fault, Outcome, Shape, Sink};
 use crate::spool::Options;
 use crate::spool::disk::LocalDisk;
 
+mod letters;
+
 /// A destination that takes as many requests as it has permits for, and keeps what it took.
 struct Store {
     shape: Shape,
@@ -528,8 +530,11 @@ async fn a_record_that_is_refused_and_whose_letter_cannot_be_kept_survives_a_cra
     let file = Path::new("letters").join(dead_letter::FILE);
     std::fs::create_dir(dir.path().join(&file)).unwrap();
     assert_eq!(bench.flush(&["a", "b"]).await, Verdict::Ok);
-    // Both together and each alone: when they come again, the notes about that are written.
-    until("another try", || refusing.0.load(Ordering::Relaxed) > 3).await;
+    let metrics = bench.pipeline.metrics();
+    until("both of them", || {
+        metrics.waiting_letters.get() == Some(2.0)
+    })
+    .await;
     let image = bench.crash_image();
     bench.feed.abort();
 

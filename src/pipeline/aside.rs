@@ -1,0 +1,221 @@
+//! Events that are to become dead letters, while these cannot be kept: their folder is full, or its disk fails.
+//!
+//! They wait as references, and hold nothing up but their chunk's bytes in the spool. Now and then somebody looks
+//! whether there is room; nothing is read again before. Pure: time is an argument.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use crate::settle::Refusal;
+use crate::spool::Seq;
+
+/// How often it is looked whether there is room.
+const LOOK_EVERY: Duration = if cfg!(test) {
+    Duration::from_millis(50)
+} else {
+    Duration::from_secs(10)
+};
+/// What a chunk needs beside the ranges of its events, about.
+const CHUNK_BYTES: usize = 128;
+
+/// Some events of one chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bad {
+    /// Which: sorted, not touching.
+    pub(super) events: Vec<Range<u32>>,
+    /// Where the destination refused them, what it said. Otherwise they cannot be sent at all.
+    pub(super) refusal: Option<Arc<Refusal>>,
+    /// Bytes that their letters take on the disk, as far as that is known.
+    pub(super) needs: u64,
+}
+
+impl Bad {
+    /// Log events.
+    pub(super) fn records(&self) -> u64 {
+        let each = self.events.iter();
+        each.map(|run| u64::from(run.end - run.start)).sum()
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Bad>() + self.events.capacity() * size_of::<Range<u32>>()
+    }
+}
+
+/// All that waits.
+#[derive(Debug)]
+pub(super) struct Aside {
+    chunks: BTreeMap<Seq, Vec<Bad>>,
+    records: u64,
+    bytes: usize,
+    /// When it is looked at next whether there is room.
+    look: Instant,
+    /// Bytes of room that there are. `None`: it has to be looked first.
+    room: Option<u64>,
+    /// The chunk that was tried last.
+    after: Option<Seq>,
+}
+
+impl Aside {
+    pub(super) fn new(now: Instant) -> Aside {
+        Aside {
+            chunks: BTreeMap::new(),
+            records: 0,
+            bytes: 0,
+            look: now,
+            room: None,
+            after: None,
+        }
+    }
+
+    /// Sets events aside.
+    pub(super) fn add(&mut self, chunk: Seq, bad: Bad, now: Instant) {
+        if self.chunks.is_empty() {
+            self.look = now + LOOK_EVERY;
+        }
+        self.records += bad.records();
+        self.bytes += bad.bytes();
+        let all = self.chunks.entry(chunk).or_insert_with(|| {
+            self.bytes += CHUNK_BYTES;
+            Vec::new()
+        });
+        all.push(bad);
+    }
+
+    /// Takes what waits of a chunk.
+    pub(super) fn take(&mut self, chunk: Seq) -> Vec<Bad> {
+        let Some(all) = self.chunks.remove(&chunk) else {
+            return Vec::new();
+        };
+        self.records -= all.iter().map(Bad::records).sum::<u64>();
+        self.bytes -= CHUNK_BYTES + all.iter().map(Bad::bytes).sum::<usize>();
+        all
+    }
+
+    /// Whether something of this chunk waits.
+    pub(super) fn holds(&self, chunk: Seq) -> bool {
+        self.chunks.contains_key(&chunk)
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Log events that wait.
+    pub(super) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Chunks that they are of.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Bytes of memory that all of it needs, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// When it is to be looked whether there is room.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (!self.is_empty() && self.room.is_none()).then_some(self.look)
+    }
+
+    /// It is looked as soon as may be.
+    pub(super) fn look_now(&mut self, now: Instant) {
+        self.look = now;
+        self.room = None;
+    }
+
+    /// There are so many bytes of room; all that fits is tried, oldest first.
+    pub(super) fn has_room(&mut self, bytes: u64) {
+        self.room = Some(bytes);
+        self.after = None;
+    }
+
+    /// There is none, or it cannot be looked.
+    pub(super) fn has_none(&mut self, now: Instant) {
+        self.room = None;
+        self.look = now + LOOK_EVERY;
+    }
+
+    /// So many bytes of room are left of that.
+    pub(super) fn has_left(&mut self, bytes: u64) {
+        if let Some(room) = &mut self.room {
+            *room = bytes;
+        }
+    }
+
+    /// Whether there was room when it was looked, and what fits is being tried.
+    pub(super) fn is_trying(&self) -> bool {
+        !self.is_empty() && self.room.is_some()
+    }
+
+    /// The chunks of which something waits, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Seq> {
+        self.chunks.keys().copied()
+    }
+
+    /// The next chunk whose letters fit. None, and until the next look, where there is no such chunk.
+    pub(super) fn next_that_fits(&mut self, now: Instant) -> Option<Seq> {
+        let room = self.room?;
+        let from = self.after.map_or(0, |after| after + 1);
+        let needs = |all: &[Bad]| all.iter().map(|bad| bad.needs).sum::<u64>();
+        let fits = self
+            .chunks
+            .range(from..)
+            .find(|(_, all)| needs(all) <= room);
+        let chunk = fits.map(|(chunk, _)| *chunk);
+        match chunk {
+            Some(_) => self.after = chunk,
+            None => self.has_none(now),
+        }
+        chunk
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bad(events: Range<u32>, needs: u64) -> Bad {
+        Bad {
+            events: vec![events],
+            refusal: None,
+            needs,
+        }
+    }
+
+    #[test]
+    fn what_fits_is_tried_once_a_look_oldest_first() {
+        let now = Instant::now();
+        let mut aside = Aside::new(now);
+        assert_eq!((aside.due(), aside.bytes()), (None, 0));
+        aside.add(7, bad(0..3, 500), now);
+        aside.add(5, bad(1..2, 2_000), now);
+        aside.add(9, bad(1..2, 100), now);
+        aside.add(9, bad(4..6, 100), now);
+        assert_eq!((aside.records(), aside.chunks()), (7, 3));
+        assert_eq!(aside.due(), Some(now + LOOK_EVERY));
+        assert_eq!(aside.next_that_fits(now), None, "nobody has looked");
+
+        aside.has_room(1_000);
+        assert_eq!((aside.due(), aside.next_that_fits(now)), (None, Some(7)));
+        assert_eq!(aside.take(7).len(), 1);
+        aside.has_left(500);
+        assert_eq!(aside.next_that_fits(now), Some(9));
+        assert_eq!(aside.next_that_fits(now), None, "once");
+        assert_eq!(aside.due(), Some(now + LOOK_EVERY));
+        aside.has_room(150);
+        assert_eq!(aside.next_that_fits(now), None);
+        for chunk in [5, 9] {
+            assert!(aside.holds(chunk));
+            aside.take(chunk);
+        }
+        assert!(aside.is_empty());
+        assert_eq!((aside.records(), aside.bytes(), aside.due()), (0, 0, None));
+    }
+}
