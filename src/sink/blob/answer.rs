@@ -192,10 +192,16 @@ fn answered(
         failure = failure.note(remedy);
     }
     if (300..400).contains(&status) {
-        let region = header("x-amz-bucket-region").unwrap_or("another");
-        failure = failure.note(format_args!(
-            "the store is at another address (region {region}): check region and endpoint"
-        ));
+        failure = match (header("x-amz-bucket-region"), header("location")) {
+            (Some(region), _) => failure.note(format_args!(
+                "the store is at another address (region {region}): check region and endpoint"
+            )),
+            (None, Some(location)) => failure.note(format_args!(
+                "it redirects to '{location}', and no redirect is followed: check endpoint, and look for a proxy or \
+                 a gateway that asks for a login"
+            )),
+            (None, None) => failure.note("it redirects: check endpoint and region"),
+        };
     }
     failure.fault.request_id = [
         "x-ms-request-id",

@@ -796,6 +796,38 @@ async fn a_few_interim_answers_are_passed_over() {
     assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
 }
 
+/// A gateway sends a client that it does not know to a page, and the page's 200 is not the object's.
+#[tokio::test]
+async fn no_redirect_is_followed_and_none_delivers() {
+    const ELSEWHERE: &str = "is at another address";
+    for (status, region, says) in [
+        (
+            301,
+            Some("eu-central-1"),
+            "another address (region eu-central-1)",
+        ),
+        (
+            307,
+            Some("eu-central-1"),
+            "another address (region eu-central-1)",
+        ),
+        (301, None, "to '/login'"),
+        (302, None, "to '/login'"),
+        (303, None, "to '/login'"),
+        (307, None, "to '/login'"),
+        (308, None, "to '/login'"),
+    ] {
+        let mut headers = vec![("Location", "/login")];
+        headers.extend(region.map(|region| ("x-amz-bucket-region", region)));
+        let server = Loopback::start(vec![answer(status, &headers, ""), created()]);
+        let sink = sink(azure(server.url(), false, well_known()), &Ear::default()).unwrap();
+        let told = told(&put(&sink, "x.json", BODY).await);
+        let expected = format!("retry Configuration HTTP {status}");
+        assert!(told.starts_with(&expected) && told.contains(says), "{told}");
+        assert_eq!(told.contains(ELSEWHERE), region.is_some(), "{told}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_without_an_end_is_left_and_delivers_nothing() {
     let taken = || error(409, "BlobAlreadyExists");
