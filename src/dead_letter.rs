@@ -276,10 +276,7 @@ impl DeadLetters {
     /// Makes the folder (0700) and makes sure that a file can be written in it, and that what it holds
     /// can be counted. There may be `limit` bytes of dead letters in it.
     pub fn open(dir: &Path, limit: u64) -> io::Result<DeadLetters> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)?;
+        make(dir)?;
         let probe = dir.join(format!(".probe-{}", std::process::id()));
         File::create(&probe)?;
         fs::remove_file(&probe)?;
@@ -302,7 +299,12 @@ impl DeadLetters {
     /// How full the folder is. Looks into it: whatever a person moved, deleted or put there counts.
     pub fn usage(&self) -> io::Result<Usage> {
         let mut bytes = 0;
-        for entry in fs::read_dir(&self.dir)? {
+        let entries = match fs::read_dir(&self.dir) {
+            // Somebody removed it with all that was in it. It is made again with the next letter.
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(self.see(0)),
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             if !entry.file_name().as_encoded_bytes().starts_with(COUNTED) {
                 continue;
@@ -382,6 +384,7 @@ impl DeadLetters {
     }
 
     fn append(&self) -> io::Result<File> {
+        make(&self.dir)?;
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -402,6 +405,22 @@ impl DeadLetters {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Makes the folder for its owner alone, where it is not there. Its name outlives a power cut.
+fn make(dir: &Path) -> io::Result<()> {
+    let missing = dir.ancestors().take_while(|dir| !dir.exists());
+    let missing: Vec<&Path> = missing.filter(|dir| *dir != Path::new("")).collect();
+    let mut folder = fs::DirBuilder::new();
+    folder.recursive(true).mode(0o700).create(dir)?;
+    for parent in missing.iter().filter_map(|made| made.parent()) {
+        let parent = match parent == Path::new("") {
+            true => Path::new("."),
+            false => parent,
+        };
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Whether the last line has no end, because a crash or a full disk cut a write short: it must not
@@ -900,6 +919,19 @@ mod tests {
                 "{record} was kept and is gone"
             );
         }
+    }
+
+    #[test]
+    fn a_folder_that_was_removed_is_made_again_for_its_owner_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("of/letters");
+        let letters = DeadLetters::open(&dir, NO_LIMIT).unwrap();
+        letters.write(&[letter(b"1")]).unwrap();
+        fs::remove_dir_all(parent.path().join("of")).unwrap();
+        assert_eq!(letters.usage().unwrap().bytes, 0);
+        letters.write(&[letter(b"2")]).unwrap();
+        assert_eq!(records(letters.path()), ["2"]);
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]

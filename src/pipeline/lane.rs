@@ -321,9 +321,16 @@ impl Runner {
         match answered.life {
             Life::NotAsked => drop(permit),
             Life::TakesNothing(class) => {
-                if permit.failed(class) {
-                    self.pipeline
-                        .say_open(&self.name, "took none of five requests in a row");
+                let mut why = "took none of five requests in a row";
+                let mut opened = permit.failed(class);
+                // Where names come from tags or records, five tries of each that is not there would hold the host's
+                // worker for as long.
+                let one_of_many = self.direct && self.pipeline.only_lane.is_none();
+                if one_of_many && class == Class::Configuration && self.circuit.trip(class) {
+                    (opened, why) = (true, "refused a request");
+                }
+                if opened {
+                    self.pipeline.say_open(&self.name, why);
                 }
             }
             Life::Answers => {

@@ -458,6 +458,7 @@ async fn a_dead_letter_that_cannot_be_written_holds_its_chunk_back_but_not_its_n
     let bench = Bench::new(ONE_LINE, &[], vec![]);
     let letters = bench.dir.path().join("letters");
     std::fs::remove_dir(&letters).unwrap();
+    std::fs::write(&letters, "a file in its place").unwrap();
     let long = "x".repeat(2_000);
     assert_eq!(bench.flush(&["a", &long]).await, Verdict::Retry);
     assert_eq!(
@@ -465,7 +466,7 @@ async fn a_dead_letter_that_cannot_be_written_holds_its_chunk_back_but_not_its_n
         [lines(&["a"])],
         "its neighbours go on whatever becomes of it"
     );
-    std::fs::create_dir(&letters).unwrap();
+    std::fs::remove_file(&letters).unwrap();
     assert_eq!(bench.flush(&["a", &long]).await, Verdict::Ok);
     assert_eq!(bench.letters().len(), 1);
     assert_eq!(bench.sink.calls(), [lines(&["a"])], "they are remembered");
@@ -494,7 +495,9 @@ async fn a_chunk_that_waits_only_for_room_for_its_letter_is_not_encoded_before_t
 #[tokio::test(start_paused = true)]
 async fn a_rejected_record_that_cannot_be_kept_goes_back_to_the_host_at_once() {
     let bench = Bench::new(ONE_LINE, &[], vec![all(Outcome::Rejected, Class::Record)]);
-    std::fs::remove_dir(bench.dir.path().join("letters")).unwrap();
+    let letters = bench.dir.path().join("letters");
+    std::fs::remove_dir(&letters).unwrap();
+    std::fs::write(&letters, "a file in its place").unwrap();
     let start = tokio::time::Instant::now();
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
     assert_eq!(start.elapsed(), Duration::ZERO);

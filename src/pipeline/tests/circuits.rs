@@ -123,6 +123,23 @@ async fn what_waits_for_a_circuit_that_opens_is_let_go_and_comes_back_at_once_af
     }
 }
 
+/// A worker that waits for five tries of each name that does not exist is a worker that the others do not have.
+#[tokio::test(start_paused = true)]
+async fn a_missing_stream_costs_one_request_and_no_wait() {
+    let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
+    for sick in ["s1", "s2", "s3"] {
+        bench.sink.is(sick, Some(Sick::Down(Class::Configuration)));
+        let flushed = bench.begin(sick, "e").await.unwrap();
+        assert_eq!(flushed, (Verdict::Retry, Duration::ZERO));
+        assert_eq!(bench.calls_to(sick), 1);
+        let well = bench.begin("well", sick).await.unwrap();
+        assert_eq!(well, (Verdict::Ok, Duration::ZERO));
+    }
+    bench.sink.is("s1", None);
+    sleep(2 * SECOND).await;
+    assert_eq!(bench.begin("s1", "e").await.unwrap().0, Verdict::Ok);
+}
+
 #[tokio::test(start_paused = true)]
 async fn when_a_probe_is_due_one_of_many_flushes_sends_it() {
     // One that is silent answers no probe, and there is no other meanwhile.
@@ -260,6 +277,7 @@ async fn a_flush_that_ends_before_it_probed_leaves_the_probe_to_another() {
     sleep(60 * SECOND).await;
     let letters = bench.dir.path().join("letters");
     std::fs::remove_dir(&letters).unwrap();
+    std::fs::write(&letters, "a file in its place").unwrap();
     let long = "x".repeat(2_000);
     let (verdict, _) = bench.begin("s", &long).await.unwrap();
     assert_eq!(verdict, Verdict::Retry, "its letter cannot be kept");
