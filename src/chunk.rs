@@ -13,10 +13,11 @@ use std::sync::Arc;
 
 use crate::buffers;
 use crate::dead_letter::Letter;
-use crate::decode::{self, Event, Events, Head, Item, Time};
+use crate::decode::{self, Event, Events, Head, Item};
 use crate::encode::{Encoder, MAX_DEPTH, Options, Skip, string};
+use crate::ids::EventSet;
+use crate::ids::Time;
 use crate::metrics::Reason;
-use crate::settle::EventSet;
 use crate::template::Template;
 use crate::time::TimeFormat;
 

@@ -18,8 +18,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::batch::Payload;
-use crate::decode::Time;
 use crate::encode;
+use crate::ids::Time;
 use crate::metrics::Reason;
 use crate::sink::Fault;
 use crate::time::{now, write_iso8601};

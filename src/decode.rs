@@ -7,6 +7,8 @@
 
 use rmp::Marker;
 
+use crate::ids::Time;
+
 /// Extension type of Fluent Bit's event time: eight bytes, big-endian seconds and nanoseconds.
 const EVENT_TIME: i8 = 0;
 /// Seconds that mark the start of a group (OTLP resource and scope).
@@ -16,15 +18,6 @@ const GROUP_END: u32 = 0xffff_fffe;
 /// Looking for the next whole event reads at most so many times the chunk's length, so that a hostile
 /// chunk costs linear time; what is left after that is malformed in one piece.
 const RESYNC_BUDGET: usize = 16;
-
-/// When an event happened, UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time {
-    /// Seconds since 1970.
-    pub seconds: i64,
-    /// Nanoseconds within the second, below 1,000,000,000.
-    pub nanos: u32,
-}
 
 /// What a group of events shares: OTLP's resource and scope. The slices are whole msgpack maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,8 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use crate::decode::{Cursor, Event, Events, Head, Malformed, Time, Token, lookup};
+use crate::decode::{Cursor, Event, Events, Head, Malformed, Token, lookup};
+use crate::ids::Time;
 use crate::simd::{self, BLOCK, Block, Key, Level, Pair, Pen, Source, Work};
 use crate::time::{TimeFormat, write_iso8601};
 
@@ -923,7 +924,8 @@ pub fn string(bytes: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::{Group, Time};
+    use crate::decode::Group;
+    use crate::ids::Time;
     use crate::time::Strftime;
     use rmpv::Value;
 

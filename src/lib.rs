@@ -27,6 +27,7 @@ pub mod encode;
 )]
 pub mod ffi;
 mod http;
+pub mod ids;
 pub mod log;
 pub mod metrics;
 pub mod pipeline;

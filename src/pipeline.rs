@@ -29,14 +29,14 @@ use crate::chunk::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
 use crate::dead_letter::{DeadLetters, Letter, Rate, Unkept};
-use crate::decode::{self, Time};
+use crate::decode;
+use crate::ids::Time;
+use crate::ids::{ChunkId, EventSet, Verdict, chunk_id, numbered};
 use crate::log::{Level, Log};
 use crate::metrics::{Figure, Metrics, Reason, Record, Sealed, Stage};
 use crate::retry::backoff;
 use crate::sender::Identity;
-use crate::settle::{
-    Acknowledged, ChunkId, EventSet, Flight, Partials, Ticket, Twins, Verdict, chunk_id, numbered,
-};
+use crate::settle::{Acknowledged, Flight, Partials, Ticket, Twins};
 use crate::sink::{Class, Shape, Sink};
 use crate::spool::disk::says_remedy;
 use crate::spool::{self, Appended, Durability, Note, Recovered, Refusal, Spool};

@@ -19,11 +19,11 @@ use crate::aws;
 use crate::compress::Compression;
 use crate::config::{Config, Destination, Problem, Properties};
 use crate::dead_letter::DeadLetters;
+use crate::ids::Verdict;
 use crate::log::{Level, Log, Output};
 use crate::metrics::{self, Board, endpoint};
 use crate::pipeline::Pipeline;
 use crate::sender::{Identity, Machine, Sender};
-use crate::settle::Verdict;
 use crate::sink::Sink;
 use crate::sink::blob::BlobSink;
 #[cfg(feature = "firehose")]

@@ -24,7 +24,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 
 use crate::encode::hex;
-use crate::settle::ChunkId;
+use crate::ids::ChunkId;
 
 /// How the file begins; the id follows, as hexadecimal digits.
 const BEGINNING: &str = "ferry sender 1 ";

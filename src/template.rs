@@ -4,7 +4,8 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use crate::decode::{Cursor, Event, Time, Token, lookup};
+use crate::decode::{Cursor, Event, Token, lookup};
+use crate::ids::Time;
 use crate::time::Strftime;
 
 /// The longest piece of a name that comes from a tag or a record, in bytes: 1,024 is what blob stores

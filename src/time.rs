@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use chrono::format::{Fixed, Item, Numeric, StrftimeItems};
 use chrono::{DateTime, Utc};
 
-use crate::decode::Time;
+use crate::ids::Time;
 
 /// The calendar's view of a time. What no calendar reaches becomes its nearest end.
 pub fn utc(time: Time) -> DateTime<Utc> {

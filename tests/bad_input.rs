@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use base64_simd::STANDARD;
-use ferry::settle::Verdict;
+use ferry::ids::Verdict;
 use ferry_harness::ledger::verify_objects;
 use serde_json::json;
 use tempfile::TempDir;

@@ -1,6 +1,6 @@
 //! The whole plugin against a fake Firehose that enforces every limit and fails as it is told.
 
-use ferry::settle::Verdict;
+use ferry::ids::Verdict;
 use ferry_harness::firehose::{FakeFirehose, Options, StreamKind};
 use serde_json::json;
 use std::time::{Duration, SystemTime};

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use ferry::ids::Verdict;
 use ferry::metrics::{FAMILIES, Kind};
-use ferry::settle::Verdict;
 use ferry_harness::firehose::{FakeFirehose, Options};
 use ferry_harness::ledger::verify_objects;
 use serde_json::json;

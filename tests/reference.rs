@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use base64_simd::STANDARD;
 use ferry::chunk::encode;
-use ferry::decode::{Event, Time};
+use ferry::decode::Event;
 use ferry::encode::{Encoder, Options};
+use ferry::ids::Time;
 use ferry::template::Template;
 use ferry::time::TimeFormat;
 use proptest::prelude::*;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ferry::settle::Verdict;
+use ferry::ids::Verdict;
 use tempfile::TempDir;
 
 use crate::support::plugin::{Plugin, chunk};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ferry::settle::Verdict;
+use ferry::ids::Verdict;
 use ferry_harness::ledger::verify_objects;
 
 use crate::support::plugin::{Plugin, chunk};

@@ -6,8 +6,8 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ferry::decode::Time;
-use ferry::settle::chunk_id;
+use ferry::ids::Time;
+use ferry::ids::chunk_id;
 use ferry::spool::disk::LocalDisk;
 use ferry::spool::{Chunk, Options, Spool};
 use tokio::time::Instant;

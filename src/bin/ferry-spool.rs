@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use ferry::chunk::Encoding;
-use ferry::decode::Time;
 use ferry::encode::Options;
-use ferry::settle::EventSet;
+use ferry::ids::EventSet;
+use ferry::ids::Time;
 use ferry::spool::disk::{Disk, LocalDisk};
 use ferry::spool::handles::Handles;
 use ferry::spool::scan::{Check, Missing, Place, Survey, survey};
@@ -485,7 +485,7 @@ mod tests {
     use std::fs;
     use std::time::Duration;
 
-    use ferry::settle::chunk_id;
+    use ferry::ids::chunk_id;
     use ferry::spool::{self, Chunk, Durability, Note, Spool};
     use tempfile::TempDir;
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{Options, Report, aws, compresses, example, net, within};
 use crate::aws::Loaded;
 use crate::config::{self, Aggregation, Config};
-use crate::decode::Time;
+use crate::ids::Time;
 use crate::log::{Level, Log, Output};
 use crate::sink::firehose::{FirehoseSink, answer_of, described, fault};
 use crate::sink::{Batch, Class, Outcome, Sink as _};

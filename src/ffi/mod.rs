@@ -22,9 +22,9 @@ pub mod zlib;
 
 use abi::{FLB_ERROR, FLB_OK, FLB_RETRY, flb_plugin_proxy_def, flbgo_output_plugin};
 
+use crate::ids::Verdict;
 use crate::log::{Level, Output as _};
 use crate::plugin::Instance;
-use crate::settle::Verdict;
 use board::HostBoard;
 use host::Host;
 

@@ -15,7 +15,7 @@ use crate::batch::{Payload, runs};
 use crate::buffers;
 use crate::chunk::Part;
 use crate::compress::Compression;
-use crate::decode::Time;
+use crate::ids::Time;
 use crate::metrics::Sealed;
 use crate::settle::{Flight, Ticket};
 
@@ -339,7 +339,7 @@ impl Objects {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settle::EventSet;
+    use crate::ids::EventSet;
     use flate2::read::MultiGzDecoder;
     use std::io::Read as _;
     use tokio::sync::mpsc;

@@ -32,10 +32,11 @@ use crate::chunk::{Encoded, NeedsMore, Place, STEP_BYTES};
 use crate::config::{Destination, open_objects};
 use crate::dead_letter::{self, Letter};
 use crate::encode;
+use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
 use crate::retry::backoff;
-use crate::settle::{EventSet, Flight, Landed, News, Owner, Refusal, Ticket, Verdict};
+use crate::settle::{Flight, Landed, News, Owner, Refusal, Ticket};
 use crate::sink::Class;
 use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable};
 

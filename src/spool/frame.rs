@@ -3,8 +3,8 @@
 use libdeflater::Crc;
 
 use super::Seq;
-use crate::decode::Time;
-use crate::settle::{ChunkId, chunk_id};
+use crate::ids::Time;
+use crate::ids::{ChunkId, chunk_id};
 
 /// Bytes before a frame's payload.
 pub(super) const HEADER: u64 = 64;

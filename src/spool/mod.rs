@@ -132,8 +132,8 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::decode::Time;
-use crate::settle::{ChunkId, chunk_id};
+use crate::ids::Time;
+use crate::ids::{ChunkId, chunk_id};
 
 pub mod disk;
 mod frame;

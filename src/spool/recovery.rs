@@ -11,7 +11,7 @@ use super::frame::{
 use super::scan::{self, Check, Damage, Place, Segment, Survey};
 use super::writer::Active;
 use super::{Holding, Limits, Recovered, Seq, State};
-use crate::settle::ChunkId;
+use crate::ids::ChunkId;
 
 /// Bytes that are copied into the quarantine at once.
 const BLOCK: usize = 256 * 1024;

@@ -14,8 +14,8 @@ use super::frame::{
 use super::note::{self, Ledger};
 use super::{Events, Pending, Seq, Stored};
 use crate::buffers;
-use crate::decode::Time;
-use crate::settle::{ChunkId, chunk_id};
+use crate::ids::Time;
+use crate::ids::{ChunkId, chunk_id};
 
 /// Bytes that are read at once where frames are small.
 const BLOCK: usize = 64 * 1024;

@@ -18,8 +18,8 @@ use super::frame::{
 use super::recovery::copy_bytes;
 use super::scan::Place;
 use super::{Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State, ousted};
-use crate::decode::Time;
-use crate::settle::chunk_id;
+use crate::ids::Time;
+use crate::ids::chunk_id;
 
 /// Bytes that are written and synced at once. More would make the first in the group wait for the last.
 const GROUP_BYTES: u64 = 8 << 20;

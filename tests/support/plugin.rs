@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use ferry::ids::Verdict;
 use ferry::log::{Level, Output};
 use ferry::plugin::Instance;
-use ferry::settle::Verdict;
 use ferry_harness::samples::{Shape, generate};
 use tempfile::TempDir;
 

@@ -13,7 +13,7 @@ use ferry::chunk::{Encoded, Encoding, encode};
 use ferry::decode::{Event, Events, Item};
 use ferry::encode::{MAX_DEPTH, Options};
 use ferry::metrics::Reason;
-use ferry::settle::EventSet;
+use ferry::ids::EventSet;
 use ferry::template::Template;
 use ferry::time::{Strftime, TimeFormat};
 use ferry_fuzz::Input;

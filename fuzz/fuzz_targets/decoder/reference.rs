@@ -3,7 +3,8 @@
 use std::fmt;
 
 use base64_simd::STANDARD;
-use ferry::decode::{Event, Time};
+use ferry::decode::Event;
+use ferry::ids::Time;
 use ferry::encode::Options;
 use ferry::time::{TimeFormat, utc};
 use rmpv::Value as Packed;

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ferry::decode::Time;
-use ferry::settle::chunk_id;
+use ferry::ids::Time;
+use ferry::ids::chunk_id;
 use ferry::spool::disk::{Disk, File, FileId, Held};
 use ferry::spool::{
     Appended, Chunk, Content, Durability, Events, Note, Options, Seq, Spool, Stored, Unreadable,
