@@ -15,11 +15,11 @@ mod work;
 use std::hint::black_box;
 use std::process::Command;
 
-use ferry::chunk;
+use ferry::codec;
+use ferry::codec::json::simd::Level;
+use ferry::codec::json::{Encoder, Options};
+use ferry::codec::template::Template;
 use ferry::compress::Compression;
-use ferry::encode::{Encoder, Options};
-use ferry::simd::Level;
-use ferry::template::Template;
 use work::EVENTS;
 
 /// A part of the work.
@@ -76,7 +76,7 @@ fn encoded(chunk: &[u8], level: Level) -> Vec<u8> {
 
 fn sorted(chunk: &[u8]) -> Vec<u8> {
     let names = Template::parse("{tag}/%Y/%m/%d/%H", true).expect("a name");
-    let mut parts = chunk::encode(&Options::default(), &names, b"app", chunk, |_| true).parts;
+    let mut parts = codec::encode(&Options::default(), &names, b"app", chunk, |_| true).parts;
     parts.swap_remove(0).text
 }
 

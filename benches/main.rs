@@ -17,11 +17,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ferry::batch::{Limits, Packer, Piece};
-use ferry::chunk::encode;
+use ferry::codec::encode;
+use ferry::codec::json::{Encoder, Options};
+use ferry::codec::template::Template;
 use ferry::compress::Compression;
 use ferry::config::Config;
 use ferry::dead_letter::DeadLetters;
-use ferry::encode::{Encoder, Options};
 use ferry::ids::{Verdict, chunk_id};
 use ferry::log::{Level as LogLevel, Log, Output};
 use ferry::pipeline::Pipeline;
@@ -29,7 +30,6 @@ use ferry::sender::Identity;
 use ferry::sink::{Batch, Outcome, Shape, Sink};
 use ferry::spool::disk::LocalDisk;
 use ferry::spool::{Chunk, Spool};
-use ferry::template::Template;
 use futures::future::BoxFuture;
 use object_store::{ObjectStoreExt as _, PutPayload};
 use support::emulators;
@@ -50,7 +50,7 @@ fn encoding(c: &mut Criterion) {
     let mut group = c.benchmark_group("encode");
     group.throughput(Throughput::Bytes(text.len() as u64));
     let options = Options::default();
-    for level in ferry::simd::Level::all() {
+    for level in ferry::codec::json::simd::Level::all() {
         let mut out = Vec::new();
         group.bench_function(format!("ferry {level:?}"), |b| {
             b.iter(|| {
@@ -162,7 +162,7 @@ fn spooling(c: &mut Criterion) {
                 id: chunk_id(tag.as_bytes(), &data),
                 tag: tag.as_bytes(),
                 data: data.clone(),
-                arrived: ferry::time::now(),
+                arrived: ferry::codec::time::now(),
             };
             let deadline = Instant::now() + Duration::from_secs(60);
             runtime

@@ -40,7 +40,7 @@ started=$SECONDS
 # What the lock file says is fetched, or this fails: cargo fuzz itself would change it.
 cargo fetch --quiet --locked --manifest-path fuzz/Cargo.toml
 # No sanitizer, so that any stable toolchain will do, and the runs are faster. Of the unsafe code the targets
-# reach src/simd.rs alone, which checks every write by itself in a build with debug assertions, as this is.
+# reach src/codec/json/simd.rs alone, which checks every write by itself in a build with debug assertions, as this is.
 cargo fuzz build --sanitizer none --codegen-units 16 --target-dir "$build"
 echo "fuzz: built in $((SECONDS - started)) seconds"
 triple=$(rustc -vV | sed -n 's/^host: //p')

@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
+
+use crate::buffers::Payload;
 
 /// What one request may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,70 +22,6 @@ pub struct Limits {
     pub batch_records: usize,
     /// Bytes in one request.
     pub batch_bytes: usize,
-}
-
-/// Bytes in parts, one behind the other: joined only where somebody needs them in one piece.
-#[derive(Clone, Debug, Default)]
-pub struct Payload {
-    parts: SmallVec<[Bytes; 1]>,
-    len: usize,
-}
-
-impl Payload {
-    /// Adds a part behind the others.
-    pub fn push(&mut self, part: Bytes) {
-        if !part.is_empty() {
-            self.len += part.len();
-            self.parts.push(part);
-        }
-    }
-
-    /// The parts, in order.
-    pub fn parts(&self) -> &[Bytes] {
-        &self.parts
-    }
-
-    /// Bytes in all.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// All of it in one piece. Costs a copy where there are several parts.
-    pub fn to_bytes(&self) -> Bytes {
-        match &self.parts[..] {
-            [all] => all.clone(),
-            parts => parts.concat().into(),
-        }
-    }
-}
-
-impl<B: Into<Bytes>> From<B> for Payload {
-    fn from(bytes: B) -> Payload {
-        let mut payload = Payload::default();
-        payload.push(bytes.into());
-        payload
-    }
-}
-
-impl Eq for Payload {}
-
-impl Extend<Bytes> for Payload {
-    fn extend<I: IntoIterator<Item = Bytes>>(&mut self, parts: I) {
-        parts.into_iter().for_each(|part| self.push(part));
-    }
-}
-
-/// By their bytes, however they are parted.
-impl PartialEq for Payload {
-    fn eq(&self, other: &Payload) -> bool {
-        let bytes = |payload: &Payload| payload.parts.clone().into_iter().flatten();
-        self.len == other.len && bytes(self).eq(bytes(other))
-    }
 }
 
 /// Whole lines (or whole compressed members of them) that are delivered or not delivered together. At

@@ -7,6 +7,7 @@
 use std::sync::Mutex;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 /// Smaller ones are left to the allocator.
 const LEAST: usize = 128 * 1024;
@@ -81,6 +82,70 @@ impl<T> AsRef<[u8]> for Shared<T> {
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
         give(std::mem::take(&mut self.buffer));
+    }
+}
+
+/// Bytes in parts, one behind the other: joined only where somebody needs them in one piece.
+#[derive(Clone, Debug, Default)]
+pub struct Payload {
+    parts: SmallVec<[Bytes; 1]>,
+    len: usize,
+}
+
+impl Payload {
+    /// Adds a part behind the others.
+    pub fn push(&mut self, part: Bytes) {
+        if !part.is_empty() {
+            self.len += part.len();
+            self.parts.push(part);
+        }
+    }
+
+    /// The parts, in order.
+    pub fn parts(&self) -> &[Bytes] {
+        &self.parts
+    }
+
+    /// Bytes in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of it in one piece. Costs a copy where there are several parts.
+    pub fn to_bytes(&self) -> Bytes {
+        match &self.parts[..] {
+            [all] => all.clone(),
+            parts => parts.concat().into(),
+        }
+    }
+}
+
+impl<B: Into<Bytes>> From<B> for Payload {
+    fn from(bytes: B) -> Payload {
+        let mut payload = Payload::default();
+        payload.push(bytes.into());
+        payload
+    }
+}
+
+impl Eq for Payload {}
+
+impl Extend<Bytes> for Payload {
+    fn extend<I: IntoIterator<Item = Bytes>>(&mut self, parts: I) {
+        parts.into_iter().for_each(|part| self.push(part));
+    }
+}
+
+/// By their bytes, however they are parted.
+impl PartialEq for Payload {
+    fn eq(&self, other: &Payload) -> bool {
+        let bytes = |payload: &Payload| payload.parts.clone().into_iter().flatten();
+        self.len == other.len && bytes(self).eq(bytes(other))
     }
 }
 

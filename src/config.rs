@@ -15,10 +15,10 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::codec::json::Options;
+use crate::codec::template::Template;
+use crate::codec::time::{Strftime, TimeFormat};
 use crate::compress::Compression;
-use crate::encode::Options;
-use crate::template::Template;
-use crate::time::{Strftime, TimeFormat};
 
 pub use connection_string::{ConnectionSecret, ConnectionString};
 

@@ -17,12 +17,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::batch::Payload;
-use crate::encode;
+use crate::buffers::Payload;
+use crate::codec::json;
+use crate::codec::rejected::Letter;
+use crate::codec::time::{now, write_iso8601};
 use crate::ids::Time;
 use crate::metrics::Reason;
 use crate::sink::Fault;
-use crate::time::{now, write_iso8601};
 
 /// The file in the dead-letter folder.
 pub const FILE: &str = "dead-letters.ndjson";
@@ -38,49 +39,15 @@ const PORTION_BYTES: usize = 48 * 1024;
 /// letters.
 const LONGEST_TAG: usize = 1_024;
 
-/// One thing that was not delivered and never will be as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Letter {
-    /// The tag its chunk came with.
-    pub tag: Arc<[u8]>,
-    /// Why.
-    pub reason: Reason,
-    /// What exactly is wrong.
-    pub detail: String,
-    /// The destination's request id, where it had one.
-    pub request_id: Option<String>,
-    /// The delivery stream or the object it was on its way to, where that was known.
-    pub target: Option<String>,
-    /// The line without its newline, or the bytes as they came.
-    pub record: Payload,
-}
-
-impl Letter {
-    /// A letter for a line that no record can hold.
-    pub fn too_large(tag: &Arc<[u8]>, line: &[u8]) -> Letter {
-        Letter {
-            tag: Arc::clone(tag),
-            reason: Reason::TooLarge,
-            detail: format!(
-                "a record of {} bytes, which the destination does not take",
-                line.len()
-            ),
-            target: None,
-            request_id: None,
-            record: line.strip_suffix(b"\n").unwrap_or(line).to_vec().into(),
-        }
-    }
-
-    /// A letter for what the destination refused, on its way to `target`.
-    pub fn refused(tag: &Arc<[u8]>, target: &str, fault: &Fault, record: Payload) -> Letter {
-        Letter {
-            tag: Arc::clone(tag),
-            reason: Reason::Refused,
-            detail: format!("{}: {}", fault.code, fault.message),
-            request_id: fault.request_id.clone(),
-            target: Some(target.to_owned()),
-            record,
-        }
+/// A letter for what the destination refused, on its way to `target`.
+pub fn refused(tag: &Arc<[u8]>, target: &str, fault: &Fault, record: Payload) -> Letter {
+    Letter {
+        tag: Arc::clone(tag),
+        reason: Reason::Refused,
+        detail: format!("{}: {}", fault.code, fault.message),
+        request_id: fault.request_id.clone(),
+        target: Some(target.to_owned()),
+        record,
     }
 }
 
@@ -471,12 +438,12 @@ fn line(
 ) -> io::Result<()> {
     let name = |name: &str, out: &mut Vec<u8>| {
         out.extend_from_slice(if name == "time" { b"{" } else { b"," });
-        encode::string(name.as_bytes(), out);
+        json::string(name.as_bytes(), out);
         out.push(b':');
     };
     let field = |key: &str, value: &[u8], out: &mut Vec<u8>| {
         name(key, out);
-        encode::string(value, out);
+        json::string(value, out);
     };
     let mut time = Vec::new();
     write_iso8601(now, &mut time);
@@ -524,17 +491,17 @@ fn line(
                 if left.len() < 3 {
                     continue;
                 }
-                encode::base64(&left, out);
+                json::base64(&left, out);
                 left.clear();
             }
             let whole = rest.len() / 3 * 3;
             for portion in rest[..whole].chunks(PORTION_BYTES) {
-                encode::base64(portion, out);
+                json::base64(portion, out);
                 grown(out)?;
             }
             left.extend_from_slice(&rest[whole..]);
         }
-        encode::base64(&left, out);
+        json::base64(&left, out);
     }
     out.extend_from_slice(b"\"}\n");
     grown(out)
@@ -543,7 +510,7 @@ fn line(
 /// Appends what stands between a JSON string's quotes.
 fn text(value: &str, out: &mut Vec<u8>) {
     let quote = out.len();
-    encode::string(value.as_bytes(), out);
+    json::string(value.as_bytes(), out);
     out.remove(quote);
     out.pop();
 }
@@ -612,7 +579,7 @@ mod tests {
             .write(&[
                 letter("{\"k\":\"회\"}".as_bytes()),
                 letter(b"\xff\x00"),
-                Letter::refused(&b"app"[..].into(), "orders", &fault, b"x"[..].into()),
+                refused(&b"app"[..].into(), "orders", &fault, b"x"[..].into()),
             ])
             .unwrap();
         let read = read(letters.path());

@@ -15,12 +15,10 @@ pub mod batch;
 pub mod buffers;
 #[cfg(feature = "check")]
 pub mod check;
-pub mod chunk;
+pub mod codec;
 pub mod compress;
 pub mod config;
 pub mod dead_letter;
-pub mod decode;
-pub mod encode;
 #[allow(
     unsafe_code,
     reason = "the C interface; every line of it carries its proof"
@@ -35,13 +33,6 @@ pub mod plugin;
 pub mod retry;
 pub mod sender;
 pub mod settle;
-#[allow(
-    unsafe_code,
-    reason = "reads and writes whole blocks; every line of it carries its proof"
-)]
-pub mod simd;
 pub mod sink;
 pub mod spool;
-pub mod template;
-pub mod time;
 mod tls;

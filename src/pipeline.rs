@@ -25,11 +25,14 @@ use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use crate::batch::{Piece, runs};
 use crate::buffers;
-use crate::chunk::{Encoded, Encoding, NeedsMore, Part, Place};
+use crate::codec::msgpack;
+use crate::codec::rejected::Letter;
+use crate::codec::template::compact_time;
+use crate::codec::time::now;
+use crate::codec::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
-use crate::dead_letter::{DeadLetters, Letter, Rate, Unkept};
-use crate::decode;
+use crate::dead_letter::{DeadLetters, Rate, Unkept};
 use crate::ids::Time;
 use crate::ids::{ChunkId, EventSet, Verdict, chunk_id, numbered};
 use crate::log::{Level, Log};
@@ -40,8 +43,6 @@ use crate::settle::{Acknowledged, Flight, Partials, Ticket, Twins};
 use crate::sink::{Class, Shape, Sink};
 use crate::spool::disk::says_remedy;
 use crate::spool::{self, Appended, Durability, Note, Recovered, Refusal, Spool};
-use crate::template::compact_time;
-use crate::time::now;
 use circuit::{Circuit, Leg, Permit};
 use lane::{Delivery, Gate, Lane};
 use memory::{Memory, Share};
@@ -297,7 +298,7 @@ impl Pipeline {
             }
             Ok(Appended::Replayed) => {
                 self.metrics.replayed_chunks.add(1);
-                let events = decode::Events::new(&again).count();
+                let events = msgpack::Events::new(&again).count();
                 self.metrics.records.add(Record::Suppressed, events as u64);
                 self.log.trouble(
                     Level::Info,

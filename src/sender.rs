@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 
-use crate::encode::hex;
+use crate::codec::json::hex;
 use crate::ids::ChunkId;
 
 /// How the file begins; the id follows, as hexadecimal digits.

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use ferry::chunk::{Encoded, encode};
-use ferry::encode::Options;
-use ferry::template::Template;
+use ferry::codec::json::Options;
+use ferry::codec::template::Template;
+use ferry::codec::{Encoded, encode};
 use serde_json::{Value, json};
 
 fn folder() -> PathBuf {

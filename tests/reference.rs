@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use base64_simd::STANDARD;
-use ferry::chunk::encode;
-use ferry::decode::Event;
-use ferry::encode::{Encoder, Options};
+use ferry::codec::encode;
+use ferry::codec::json::{Encoder, Options};
+use ferry::codec::msgpack::Event;
+use ferry::codec::template::Template;
+use ferry::codec::time::TimeFormat;
 use ferry::ids::Time;
-use ferry::template::Template;
-use ferry::time::TimeFormat;
 use proptest::prelude::*;
 use rmpv::Value as Packed;
 use serde_json::{Map, Value};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules that may have unsafe code: see `src/lib.rs`.
-const ALLOWED: [&str; 2] = ["src/ffi/", "src/simd.rs"];
+const ALLOWED: [&str; 3] = ["src/ffi/", "src/codec/json/simd.rs", "src/compress/zlib.rs"];
 
 /// What is shipped: the library with its tools, and the crate they read configurations with.
 const SHIPPED: [&str; 2] = ["src", "fluent-bit-config/src"];
@@ -61,7 +61,7 @@ fn found() -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn unsafe_code_stands_only_in_the_c_interface_and_in_simd() {
+fn unsafe_code_stands_only_in_the_c_interfaces_and_in_simd() {
     let elsewhere: Vec<String> = found()
         .into_keys()
         .filter(|file| !ALLOWED.iter().any(|allowed| file.starts_with(allowed)))

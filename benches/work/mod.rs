@@ -1,7 +1,7 @@
 //! The work that both benches measure, and the reference beside it.
 
-use ferry::decode::{Events, Item};
-use ferry::encode::Encoder;
+use ferry::codec::json::Encoder;
+use ferry::codec::msgpack::{Events, Item};
 
 /// Events of a chunk: about 1.9 MB of msgpack, what a host gathers before it hands a chunk over.
 pub(crate) const EVENTS: usize = 5_000;

@@ -10,16 +10,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
-use ferry::chunk::Encoding;
-use ferry::encode::Options;
+use ferry::codec::Encoding;
+use ferry::codec::json::Options;
+use ferry::codec::template::Template;
+use ferry::codec::time::{TimeFormat, write_iso8601};
 use ferry::ids::EventSet;
 use ferry::ids::Time;
 use ferry::spool::disk::{Disk, LocalDisk};
 use ferry::spool::handles::Handles;
 use ferry::spool::scan::{Check, Missing, Place, Survey, survey};
 use ferry::spool::{Content, Events, Seq};
-use ferry::template::Template;
-use ferry::time::{TimeFormat, write_iso8601};
 use serde_json::{Value, json};
 
 /// Looks into the directory where Ferry keeps chunks (spool_dir), without changing anything there

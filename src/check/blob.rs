@@ -9,13 +9,13 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::{Options, Report, aws, disk, example, net, within};
+use crate::codec::template::Template;
 use crate::config::{
     self, AzureAuth, Config, ConnectionSecret, ConnectionString, SecretSource, Store,
 };
 use crate::sink::blob::probe::{Absent, Refusal};
 use crate::sink::blob::{BlobSink, Warn};
 use crate::sink::{Batch, Class, Fault, Outcome, Sink as _};
-use crate::template::Template;
 
 /// A shared access signature that ends sooner is worth a word.
 const EXPIRES_SOON: Duration = Duration::from_secs(7 * 86_400);
@@ -302,7 +302,7 @@ fn say_sas(sas: &Sas, now: DateTime<Utc>, report: &mut Report<'_>) -> bool {
 /// A name that no object has.
 fn fresh(prefix: &str) -> String {
     let mut name = String::new();
-    crate::template::compact_time(crate::time::now(), &mut name);
+    crate::codec::template::compact_time(crate::codec::time::now(), &mut name);
     let random: u64 = StdRng::from_os_rng().random();
     let prefix = prefix.trim_matches('/');
     let name = format!("{prefix}/ferry-check-{name}-{random:016x}.txt");

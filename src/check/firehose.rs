@@ -13,12 +13,12 @@ use serde_json::json;
 
 use super::{Options, Report, aws, compresses, example, net, within};
 use crate::aws::Loaded;
+use crate::codec::time::{TimeFormat, write_iso8601};
 use crate::config::{self, Aggregation, Config};
 use crate::ids::Time;
 use crate::log::{Level, Log, Output};
 use crate::sink::firehose::{FirehoseSink, answer_of, described, fault};
 use crate::sink::{Batch, Class, Outcome, Sink as _};
-use crate::time::{TimeFormat, write_iso8601};
 
 /// Checks everything about a Firehose output but the disk.
 pub(super) async fn check(
@@ -344,7 +344,7 @@ async fn put(
         log,
     );
     let mut now = Vec::new();
-    write_iso8601(crate::time::now(), &mut now);
+    write_iso8601(crate::codec::time::now(), &mut now);
     let record = json!({
         "ferry_check": String::from_utf8_lossy(&now),
         "message": "a record of ferry-check: it proves that this stream can be written to",
@@ -378,7 +378,7 @@ async fn put(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Strftime;
+    use crate::codec::time::Strftime;
 
     #[test]
     fn openx_reads_what_its_documentation_says() {

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::codec::msgpack::Event;
+use crate::codec::template::Template;
 use crate::config::{Config, Destination};
-use crate::decode::Event;
-use crate::template::Template;
 
 mod aws;
 mod blob;
@@ -253,7 +253,7 @@ fn example(template: &Template, options: &Options) -> Option<String> {
         None => return None,
     }
     let event = Event {
-        time: crate::time::now(),
+        time: crate::codec::time::now(),
         metadata: &[],
         body: &body,
         group: None,

@@ -2,7 +2,7 @@
 //!
 //! Every export reads alike: guard against panics, check what the host gave, call safe code, map the
 //! answer. Beside each stands what it falls back to. This module and those below it are the only ones
-//! with unsafe code, but for `simd`; so [`zlib`] and the allocator, which are no part of that face, are here as well.
+//! with unsafe code, but for `simd`; so the allocator, which is no part of that face, is here as well.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -18,7 +18,6 @@ mod host;
 mod loan;
 mod symbols;
 mod threads;
-pub mod zlib;
 
 use abi::{FLB_ERROR, FLB_OK, FLB_RETRY, flb_plugin_proxy_def, flbgo_output_plugin};
 

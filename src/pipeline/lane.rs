@@ -28,7 +28,7 @@ use super::spooled::contents;
 use super::{Pipeline, Queued};
 use crate::batch::{Packer, Record};
 use crate::config::Destination;
-use crate::dead_letter::{Letter, Unkept};
+use crate::dead_letter::{self, Unkept};
 use crate::log::Level;
 use crate::metrics::{self, Record as Fate, Sealed, Stage};
 use crate::retry::{Adaptive, backoff};
@@ -619,7 +619,7 @@ impl Pipeline {
             .iter()
             .map(|piece| {
                 let tag = piece.ticket.tag();
-                Letter::refused(tag, &record.target, fault, piece.bytes.clone())
+                dead_letter::refused(tag, &record.target, fault, piece.bytes.clone())
             })
             .collect();
         self.keep_letters(letters, record.lines().into()).await

@@ -11,9 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::batch::{Payload, runs};
+use crate::batch::runs;
 use crate::buffers;
-use crate::chunk::Part;
+use crate::buffers::Payload;
+use crate::codec::Part;
 use crate::compress::Compression;
 use crate::ids::Time;
 use crate::metrics::Sealed;

@@ -26,12 +26,14 @@ use super::aside::{Aside, Bad};
 use super::memory::Share;
 use super::objects::{Body, Bounds, Objects, SealedObject};
 use super::{OBJECT_BYTES, Pipeline, Queued};
-use crate::batch::{Payload, Piece};
+use crate::batch::Piece;
 use crate::buffers;
-use crate::chunk::{Encoded, NeedsMore, Place, STEP_BYTES};
+use crate::buffers::Payload;
+use crate::codec::json;
+use crate::codec::rejected::Letter;
+use crate::codec::{Encoded, NeedsMore, Place, STEP_BYTES};
 use crate::config::{Destination, open_objects};
-use crate::dead_letter::{self, Letter};
-use crate::encode;
+use crate::dead_letter;
 use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
@@ -1146,7 +1148,7 @@ fn letters_of(
         match refusal {
             Some(refusal) => {
                 let (target, fault) = (&refusal.target, &refusal.fault);
-                letters.push(Letter::refused(tag, target, fault, part.text.into()));
+                letters.push(dead_letter::refused(tag, target, fault, part.text.into()));
             }
             // What no record can hold, also where it is compressed.
             None => {
@@ -1283,7 +1285,7 @@ impl Background {
 fn token() -> String {
     let mut bytes = [0; 16];
     StdRng::from_os_rng().fill_bytes(&mut bytes);
-    encode::hex(&bytes)
+    json::hex(&bytes)
 }
 
 #[cfg(test)]

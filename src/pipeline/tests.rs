@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
-use crate::batch::Payload;
+use crate::buffers::Payload;
 use crate::config::Config;
 use crate::log::tests::Lines;
 use crate::sink::{Batch, Fault, Outcome};

@@ -26,7 +26,8 @@ use url::Url;
 use super::{Batch, Class, Outcome, Shape, Sink};
 #[cfg(feature = "s3")]
 use crate::aws::{self, CredentialCache};
-use crate::batch::{Limits, Payload};
+use crate::batch::Limits;
+use crate::buffers::Payload;
 use crate::config::{self, Problem};
 use crate::http::AtMost;
 #[cfg(feature = "s3")]

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 
 use futures::future::BoxFuture;
 
-use crate::batch::{Limits, Payload};
+use crate::batch::Limits;
+use crate::buffers::Payload;
 
 pub mod blob;
 #[cfg(feature = "firehose")]

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use base64_simd::STANDARD;
-use ferry::decode::Event;
+use ferry::codec::msgpack::Event;
 use ferry::ids::Time;
-use ferry::encode::Options;
-use ferry::time::{TimeFormat, utc};
+use ferry::codec::json::Options;
+use ferry::codec::time::{TimeFormat, utc};
 use rmpv::Value as Packed;
 use rmpv::decode::{Error, read_value_with_max_depth};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};

@@ -938,7 +938,7 @@ async fn every_put_to_s3_carries_the_checksum_of_its_body() {
     let digest = ring::digest::digest(&ring::digest::SHA256, BODY);
     let base64 = base64_simd::STANDARD.encode_to_string(digest.as_ref());
     assert_eq!(header("x-amz-checksum-sha256"), base64, "{put}");
-    let hex = crate::encode::hex(digest.as_ref());
+    let hex = crate::codec::json::hex(digest.as_ref());
     assert_eq!(
         header("x-amz-content-sha256"),
         hex,

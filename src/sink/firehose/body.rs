@@ -11,9 +11,9 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use ring::digest;
 
-use crate::batch::Payload;
 use crate::buffers;
-use crate::encode;
+use crate::buffers::Payload;
+use crate::codec::json;
 use crate::sink::Batch;
 
 /// Bytes in a frame, and a few more: enough that the cost of each does not count.
@@ -67,7 +67,7 @@ impl Text {
             frame.clear();
         }
         buffers::give(frame);
-        (text, encode::hex(hash.finish().as_ref()))
+        (text, json::hex(hash.finish().as_ref()))
     }
 
     /// Bytes of text that are still to come.
@@ -83,7 +83,7 @@ impl Text {
             self.next = match self.next {
                 Next::Head => {
                     out.extend_from_slice(b"{\"DeliveryStreamName\":");
-                    encode::string(self.target.as_bytes(), out);
+                    json::string(self.target.as_bytes(), out);
                     out.extend_from_slice(b",\"Records\":[");
                     Next::Record(0)
                 }
@@ -118,7 +118,7 @@ impl Text {
         out: &mut Vec<u8>,
     ) -> Next {
         let Some(bytes) = self.records[record].parts().get(part) else {
-            encode::base64(&self.left, out);
+            json::base64(&self.left, out);
             self.left.clear();
             out.extend_from_slice(b"\"}");
             return Next::Record(record + 1);
@@ -133,11 +133,11 @@ impl Text {
         let (first, rest) = rest.split_at(owed.min(rest.len()));
         self.left.extend_from_slice(first);
         if self.left.len() == 3 {
-            encode::base64(&self.left, out);
+            json::base64(&self.left, out);
             self.left.clear();
         }
         let (whole, last) = rest.split_at(rest.len() / 3 * 3);
-        encode::base64(whole, out);
+        json::base64(whole, out);
         self.left.extend_from_slice(last);
         let (part, at) = next;
         Next::Data { record, part, at }
@@ -213,7 +213,7 @@ mod tests {
             let (body, hash) = Text::new(batch);
             let body = read(body).await;
             let digest = ring::digest::digest(&ring::digest::SHA256, &body);
-            assert_eq!(hash, encode::hex(digest.as_ref()));
+            assert_eq!(hash, json::hex(digest.as_ref()));
             let written: serde_json::Value = serde_json::from_slice(&body).unwrap();
             let base64 = |bytes: &[u8]| base64_simd::STANDARD.encode_to_string(bytes);
             assert_eq!(

@@ -119,7 +119,7 @@ impl Sink for RefusesBad {
 
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
-            let text = |body: &crate::batch::Payload| body.to_bytes();
+            let text = |body: &crate::buffers::Payload| body.to_bytes();
             let bad = |body| String::from_utf8_lossy(&text(body)).contains("bad");
             let refused: Vec<bool> = batch.records.iter().map(bad).collect();
             let count = refused.iter().filter(|bad| **bad).count();

@@ -12,10 +12,16 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use crate::decode::{Cursor, Event, Events, Head, Malformed, Token, lookup};
+use crate::codec::msgpack::{Cursor, Event, Events, Head, Malformed, Token, lookup};
+use crate::codec::time::{TimeFormat, write_iso8601};
 use crate::ids::Time;
-use crate::simd::{self, BLOCK, Block, Key, Level, Pair, Pen, Source, Work};
-use crate::time::{TimeFormat, write_iso8601};
+use simd::{BLOCK, Block, Key, Level, Pair, Pen, Source, Work};
+
+#[allow(
+    unsafe_code,
+    reason = "reads and writes whole blocks; every line of it carries its proof"
+)]
+pub mod simd;
 
 /// Containers within containers, the record itself included. Deeper than this common JSON readers give
 /// up (128 in serde_json, 64 to 1,000 elsewhere), so that the line would be lost further down.
@@ -924,9 +930,9 @@ pub fn string(bytes: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::Group;
+    use crate::codec::msgpack::Group;
+    use crate::codec::time::Strftime;
     use crate::ids::Time;
-    use crate::time::Strftime;
     use rmpv::Value;
 
     fn pack(value: &Value) -> Vec<u8> {
@@ -1360,7 +1366,8 @@ mod tests {
         // {"a.b": 1, 5: 2, "c": 3}: a dot that is replaced, a number that becomes a string.
         let body = b"\x83\xa3a.b\x01\x05\x02\xa1c\x03";
         let data = [b"\x92\x92\xd7\0\0\0\0\x07\0\0\0\0\x80".as_slice(), body].concat();
-        let Some(crate::decode::Item::Event(event)) = crate::decode::Events::new(&data).next()
+        let Some(crate::codec::msgpack::Item::Event(event)) =
+            crate::codec::msgpack::Events::new(&data).next()
         else {
             panic!("an event");
         };

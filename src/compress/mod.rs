@@ -11,7 +11,13 @@ use libdeflater::CompressionLvl;
 use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 use crate::buffers;
-use crate::ffi::zlib::{self, Search};
+use zlib::Search;
+
+#[allow(
+    unsafe_code,
+    reason = "zlib's own C interface; every line of it carries its proof"
+)]
+pub mod zlib;
 
 /// How bodies are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

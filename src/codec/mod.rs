@@ -12,14 +12,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::buffers;
-use crate::dead_letter::Letter;
-use crate::decode::{self, Event, Events, Head, Item};
-use crate::encode::{Encoder, MAX_DEPTH, Options, Skip, string};
-use crate::ids::EventSet;
-use crate::ids::Time;
+use crate::ids::{EventSet, Time};
 use crate::metrics::Reason;
-use crate::template::Template;
-use crate::time::TimeFormat;
+use json::{Encoder, MAX_DEPTH, Options, Skip, string};
+use msgpack::{Event, Events, Head, Item};
+use rejected::Letter;
+use template::Template;
+use time::TimeFormat;
+
+pub mod json;
+pub mod msgpack;
+pub mod rejected;
+pub mod template;
+pub mod time;
 
 /// What a step may hold. An ordinary chunk, of some 2 MB, is one step.
 pub const STEP_BYTES: usize = 8 * 1024 * 1024;
@@ -63,7 +68,7 @@ pub struct Part {
 /// A place between two events of a chunk, where a step begins. The default is the chunk's beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    at: decode::Place,
+    at: msgpack::Place,
     /// The number of the next event.
     event: u32,
 }
@@ -483,7 +488,7 @@ impl Step<'_, '_, '_> {
     }
 
     /// Ends the step: before the event at a place, or at the chunk's end.
-    fn end(mut self, next: Option<decode::Place>) -> Encoded {
+    fn end(mut self, next: Option<msgpack::Place>) -> Encoded {
         self.encoded.parts.retain(|part| !part.ends.is_empty());
         self.encoded.next = next.map(|at| Place {
             at,

@@ -4,9 +4,9 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use crate::decode::{Cursor, Event, Token, lookup};
+use crate::codec::msgpack::{Cursor, Event, Token, lookup};
+use crate::codec::time::Strftime;
 use crate::ids::Time;
-use crate::time::Strftime;
 
 /// The longest piece of a name that comes from a tag or a record, in bytes: 1,024 is what blob stores
 /// take for a whole name.
@@ -180,7 +180,7 @@ fn safe(value: &str, out: &mut String) {
 
 /// `time` as it stands in an object's name: sortable, without characters that need quoting.
 pub fn compact_time(time: Time, out: &mut String) {
-    let at = crate::time::utc(time);
+    let at = crate::codec::time::utc(time);
     let _ = write!(out, "{}", at.format("%Y%m%dT%H%M%SZ"));
 }
 
