@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ferry::batch::{Limits, Packer, Piece};
+use ferry::batch::{Packer, Piece};
 use ferry::codec::encode;
 use ferry::codec::json::{Encoder, Options};
 use ferry::codec::template::Template;
@@ -27,6 +27,7 @@ use ferry::ids::{Verdict, chunk_id};
 use ferry::log::{Level as LogLevel, Log, Output};
 use ferry::pipeline::Pipeline;
 use ferry::sender::Identity;
+use ferry::sink::Limits;
 use ferry::sink::{Batch, Outcome, Shape, Sink};
 use ferry::spool::disk::LocalDisk;
 use ferry::spool::{Chunk, Spool};
@@ -296,7 +297,7 @@ fn firehose(c: &mut Criterion) {
         ..ferry::config::Aws::default()
     };
     let loaded = runtime
-        .block_on(ferry::aws::load(&aws, None))
+        .block_on(ferry::sink::aws::load(&aws, None))
         .expect("credentials");
     let config = aws_sdk_firehose::config::Builder::from(&loaded.sdk).endpoint_url(fake.url());
     let client = aws_sdk_firehose::Client::from_conf(config.build());

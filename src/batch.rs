@@ -8,21 +8,7 @@ use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 
 use crate::buffers::Payload;
-
-/// What one request may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes in one record.
-    pub record_bytes: usize,
-    /// Lines in one record; 1 means that every line is a record of its own.
-    pub record_lines: u32,
-    /// Whether pieces may share a record. Not where a record is an object: its name stands for its one piece.
-    pub joins: bool,
-    /// Records in one request.
-    pub batch_records: usize,
-    /// Bytes in one request.
-    pub batch_bytes: usize,
-}
+use crate::sink::Limits;
 
 /// Whole lines (or whole compressed members of them) that are delivered or not delivered together. At
 /// most [`Limits::record_bytes`] and [`Limits::record_lines`].

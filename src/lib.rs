@@ -9,8 +9,6 @@
 
 #![deny(unsafe_code)]
 
-#[cfg(feature = "aws")]
-pub mod aws;
 pub mod batch;
 pub mod buffers;
 #[cfg(feature = "check")]
@@ -24,7 +22,6 @@ pub mod dead_letter;
     reason = "the C interface; every line of it carries its proof"
 )]
 pub mod ffi;
-mod http;
 pub mod ids;
 pub mod log;
 pub mod metrics;
@@ -35,4 +32,3 @@ pub mod sender;
 pub mod settle;
 pub mod sink;
 pub mod spool;
-mod tls;

@@ -14,8 +14,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout_at};
 
 #[cfg(feature = "firehose")]
-use crate::aws;
-#[cfg(feature = "firehose")]
 use crate::compress::Compression;
 use crate::config::{Config, Destination, Problem, Properties};
 use crate::dead_letter::DeadLetters;
@@ -25,6 +23,8 @@ use crate::metrics::{self, Board, endpoint};
 use crate::pipeline::Pipeline;
 use crate::sender::{Identity, Machine, Sender};
 use crate::sink::Sink;
+#[cfg(feature = "firehose")]
+use crate::sink::aws;
 use crate::sink::blob::BlobSink;
 #[cfg(feature = "firehose")]
 use crate::sink::firehose::FirehoseSink;

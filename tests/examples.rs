@@ -763,16 +763,16 @@ fn every_variable_of_a_configuration_has_a_default_or_is_set_by_its_deployment()
 const CALLS: [(&str, &str, &str); 4] = [
     (
         "firehose:PutRecordBatch",
-        "src/sink/firehose.rs",
+        "src/sink/firehose/mod.rs",
         ".put_record_batch()",
     ),
     (
         "firehose:DescribeDeliveryStream",
-        "src/sink/firehose.rs",
+        "src/sink/firehose/mod.rs",
         ".describe_delivery_stream()",
     ),
-    ("s3:PutObject", "src/sink/blob.rs", ".put_opts("),
-    ("s3:GetObject", "src/sink/blob.rs", ".get_opts("),
+    ("s3:PutObject", "src/sink/blob/mod.rs", ".put_opts("),
+    ("s3:GetObject", "src/sink/blob/mod.rs", ".get_opts("),
 ];
 
 #[test]

@@ -9,9 +9,9 @@ use aws_sdk_firehose::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_smithy_runtime_api::box_error::BoxError;
 
 use super::{Options, Report, within};
-use crate::aws::Loaded;
 use crate::config;
 use crate::log::causes;
+use crate::sink::aws::Loaded;
 use crate::sink::firehose::{answer_of, fault};
 use crate::sink::{Class, Fault};
 
@@ -22,7 +22,7 @@ pub(super) async fn load(
     options: &Options,
     report: &mut Report<'_>,
 ) -> Option<Loaded> {
-    let loaded = within(options, crate::aws::load(aws, ca_pem))
+    let loaded = within(options, crate::sink::aws::load(aws, ca_pem))
         .await
         .flatten();
     match loaded {

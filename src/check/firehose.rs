@@ -12,11 +12,11 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{Options, Report, aws, compresses, example, net, within};
-use crate::aws::Loaded;
 use crate::codec::time::{TimeFormat, write_iso8601};
 use crate::config::{self, Aggregation, Config};
 use crate::ids::Time;
 use crate::log::{Level, Log, Output};
+use crate::sink::aws::Loaded;
 use crate::sink::firehose::{FirehoseSink, answer_of, described, fault};
 use crate::sink::{Batch, Class, Outcome, Sink as _};
 

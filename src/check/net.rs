@@ -19,7 +19,7 @@ use rustls::{
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{Options, Report, blocking};
-use crate::tls;
+use crate::sink::tls;
 
 /// How far clocks may differ before a person should know.
 const NOTABLE_SKEW: Duration = Duration::from_secs(60);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::batch::Limits;
+use crate::sink::Limits;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 

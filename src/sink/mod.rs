@@ -1,137 +1,22 @@
 //! Where batches go. A sink sends one request's worth and says what became of each record; it keeps
 //! no state about chunks, never retries by itself, and never sees a spool.
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::future::BoxFuture;
 
-use crate::batch::Limits;
-use crate::buffers::Payload;
+pub use outcome::{Class, Fault, Outcome};
+pub use request::{Batch, Limits, Shape};
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod blob;
 #[cfg(feature = "firehose")]
 pub mod firehose;
-
-/// One request's worth of encoded records.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// The delivery stream, or the whole name of the object below the store's root.
-    pub target: Arc<str>,
-    /// The bodies, in order. A blob sink is given exactly one.
-    pub records: Vec<Payload>,
-    /// What an object is known by, where its name was made for it alone: whatever stands under that name
-    /// with this token is this object, even if it was compressed otherwise. Without one an object is
-    /// known by its name and its length.
-    pub token: Option<Arc<str>>,
-}
-
-#[cfg(test)]
-impl Batch {
-    /// The same in memory of its own, for a test that keeps it.
-    pub(crate) fn copied(&self) -> Batch {
-        let copy = |record: &Payload| record.to_bytes().to_vec().into();
-        Batch {
-            records: self.records.iter().map(copy).collect(),
-            ..self.clone()
-        }
-    }
-}
-
-/// What became of one record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Acknowledged by the destination.
-    Delivered,
-    /// Certainly not written: sending it again cannot make a duplicate.
-    Retry(Arc<Fault>),
-    /// Perhaps written: the answer was lost after the request may have been received.
-    Ambiguous(Arc<Fault>),
-    /// Never going to be accepted as it is.
-    Rejected(Arc<Fault>),
-}
-
-/// What kind of trouble a fault is, and so what is to be done about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
-    /// The destination asks for less: slow down, send again.
-    Throttle,
-    /// Passes by itself: back off, send again.
-    Transient,
-    /// Credentials are missing, expired or refused, or the clock is wrong: hold the data, refresh.
-    Credentials,
-    /// A person has to mend something at the destination: hold the data, say what.
-    Configuration,
-    /// This record, whenever it is sent: dead letter.
-    Record,
-    /// The request is larger than the service takes: send it in halves.
-    TooLarge,
-}
-
-/// Why the destination did not take something, in words for the log and the dead-letter file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// What is to be done about it.
-    pub class: Class,
-    /// The destination's own code, or one of ours for what never reached it (`timeout`, `connect`).
-    pub code: String,
-    /// The destination's own words, without secrets.
-    pub message: String,
-    /// The destination's name for the request, where it gave one.
-    pub request_id: Option<String>,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.message)?;
-        if let Some(id) = &self.request_id {
-            write!(f, " (request id {id})")?;
-        }
-        Ok(())
-    }
-}
-
-/// Words from elsewhere, for one line of a log: runs of white space and control characters become a space,
-/// and what is longer than `most` bytes is cut.
-fn one_line(words: &str, most: usize) -> String {
-    let odd = |c: char| c.is_whitespace() || c.is_control();
-    let parts: Vec<&str> = words.split(odd).filter(|part| !part.is_empty()).collect();
-    let mut line = parts.join(" ");
-    line.truncate(line.floor_char_boundary(most));
-    line
-}
-
-/// The longest message handed on, in bytes: a log line, not a page.
-const MESSAGE_LIMIT: usize = 400;
-/// The longest code or request id. Real ones have at most 64 characters or so.
-const CODE_LIMIT: usize = 100;
-
-/// A message of a service's.
-fn message_line(words: &str) -> String {
-    one_line(words, MESSAGE_LIMIT)
-}
-
-/// A code or a request id of a service's.
-fn code_line(words: &str) -> String {
-    let line = one_line(words, CODE_LIMIT);
-    if line.is_empty() {
-        return "Unknown".to_owned();
-    }
-    line
-}
-
-/// What a target takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Bytes, lines and records in a request.
-    pub limits: Limits,
-    /// Plain lines are cut in pieces of about so many bytes: small enough that records fill up to their
-    /// limit, large enough that pieces are few.
-    pub piece_bytes: usize,
-    /// Whether it takes compressed bodies, if the user wants them.
-    pub compression: bool,
-}
+mod http;
+pub mod outcome;
+pub mod request;
+pub(crate) mod tls;
 
 /// A destination.
 pub trait Sink: Send + Sync + 'static {
@@ -152,21 +37,5 @@ pub trait Sink: Send + Sync + 'static {
     /// known yet.
     fn credentials_expire(&self) -> Option<SystemTime> {
         None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_from_elsewhere_are_one_line_without_control_characters() {
-        assert_eq!(
-            message_line(" too\0\0 old:\r\n\t'Thu'\x1b[2J "),
-            "too old: 'Thu' [2J"
-        );
-        assert_eq!(message_line(&"é".repeat(1_000)).len(), MESSAGE_LIMIT);
-        assert_eq!(code_line(&"x".repeat(1_000)).len(), CODE_LIMIT);
-        assert_eq!(code_line("\u{1}"), "Unknown");
     }
 }

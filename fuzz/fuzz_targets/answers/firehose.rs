@@ -17,7 +17,7 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use ferry::aws::{self, Loaded};
+use ferry::sink::aws::{self, Loaded};
 use ferry::config::{self, Aggregation};
 use ferry::log::{Level, Log, Output};
 use ferry::sink::firehose::{

@@ -11,12 +11,12 @@ use tokio::task::JoinHandle;
 
 use bytes::Bytes;
 
-use crate::batch::Limits;
 use crate::config::Config;
 use crate::dead_letter::{self, DeadLetters};
 use crate::log::Log;
 use crate::log::tests::Lines;
 use crate::sender::Identity;
+use crate::sink::Limits;
 use crate::sink::{Batch, Fault, Outcome, Shape, Sink};
 use crate::spool::Options;
 use crate::spool::disk::LocalDisk;

@@ -23,9 +23,9 @@ use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
 
 use super::codes::{Vendor, judge, judge_file, remedy};
 use crate::config::Problem;
-use crate::http::{self, Proxies, TooLong, TooManyInterim, causes};
-use crate::sink::{Class, Fault, Outcome, code_line, message_line};
-use crate::tls;
+use crate::sink::http::{self, Proxies, TooLong, TooManyInterim, causes};
+use crate::sink::outcome::{Class, Fault, Outcome, code_line, message_line};
+use crate::sink::tls;
 
 const USER_AGENT: &str = concat!("ferry/", env!("CARGO_PKG_VERSION"));
 

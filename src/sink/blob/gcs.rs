@@ -12,8 +12,8 @@ use super::codes::Vendor;
 use super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
 use super::{CONNECT_TIMEOUT, Kind, Store, check_bucket, endpoint_url, is_here, no_retries};
 use crate::config::Problem;
-use crate::http::Proxies;
 use crate::sink::Class;
+use crate::sink::http::Proxies;
 
 const REMEDY: &str = "no token of Google's: check GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine";
 

@@ -5,9 +5,9 @@ use std::time::{Instant, SystemTime};
 use object_store::ObjectStoreExt as _;
 
 use super::{BlobSink, Kind, Store, object_path, s3_endpoint};
-use crate::aws;
 use crate::config;
 use crate::sink::Fault;
+use crate::sink::aws;
 
 /// A refusal, and its HTTP status where an answer came.
 #[derive(Clone, Debug)]

@@ -121,7 +121,7 @@ fn refusal(status: u16, body: &Bytes) -> Failure {
         &code,
         first_sentence(words),
     );
-    failure.fault.request_id = text("trace_id").map(crate::sink::code_line);
+    failure.fault.request_id = text("trace_id").map(crate::sink::outcome::code_line);
     failure
 }
 

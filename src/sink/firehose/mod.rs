@@ -30,12 +30,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use self::body::Text;
-use super::{Batch, Class, Fault, Outcome, Shape, Sink, code_line, message_line};
-use crate::aws::{CredentialCache, Loaded};
-use crate::batch::Limits;
+use super::outcome::{Class, Fault, Outcome, code_line, message_line};
+use super::{Batch, Shape, Sink};
 use crate::config::Aggregation;
-use crate::http;
 use crate::log::{Level, Log, causes};
+use crate::sink::Limits;
+use crate::sink::aws::{CredentialCache, Loaded};
+use crate::sink::http;
 
 mod body;
 
@@ -735,7 +736,7 @@ mod tests {
             region,
             ..Default::default()
         };
-        let loaded = crate::aws::load(&aws, None).await.unwrap();
+        let loaded = crate::sink::aws::load(&aws, None).await.unwrap();
         let (log, url) = (Arc::new(Log::new(Box::new(Silent), "ferry")), server.url());
         let sink = FirehoseSink::new(&loaded, Some(&url), Aggregation::On, false, log);
         sink.send(Batch {
@@ -803,7 +804,7 @@ mod tests {
             region: Some("eu-west-1".to_owned()),
             ..Default::default()
         };
-        let loaded = crate::aws::load(&aws, None).await.unwrap();
+        let loaded = crate::sink::aws::load(&aws, None).await.unwrap();
         let (log, url) = (Arc::new(Log::new(Box::new(Silent), "ferry")), server.url());
         let (auto, url) = (Aggregation::Auto, Some(url.as_str()));
         Arc::new(FirehoseSink::new(&loaded, url, auto, compressing, log))
@@ -872,7 +873,7 @@ mod tests {
             region: Some("eu-west-1".to_owned()),
             ..Default::default()
         };
-        let loaded = crate::aws::load(&aws, None).await.unwrap();
+        let loaded = crate::sink::aws::load(&aws, None).await.unwrap();
         let log = Arc::new(Log::new(Box::new(Silent), "ferry"));
         let sink = FirehoseSink::new(&loaded, Some(url), Aggregation::On, false, log);
         let records = vec![Bytes::from_static(b"{\"a\":1}\n").into(); 2];

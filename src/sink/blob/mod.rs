@@ -24,14 +24,14 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 use super::{Batch, Class, Outcome, Shape, Sink};
-#[cfg(feature = "s3")]
-use crate::aws::{self, CredentialCache};
-use crate::batch::Limits;
 use crate::buffers::Payload;
 use crate::config::{self, Problem};
-use crate::http::AtMost;
+use crate::sink::Limits;
 #[cfg(feature = "s3")]
-use crate::http::Proxies;
+use crate::sink::aws::{self, CredentialCache};
+use crate::sink::http::AtMost;
+#[cfg(feature = "s3")]
+use crate::sink::http::Proxies;
 use answer::{Failure, Fate, Putting};
 #[cfg(feature = "s3")]
 use answer::{Same, wire};

@@ -20,8 +20,8 @@ use super::super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
 use super::super::{CONNECT_TIMEOUT, Warn, endpoint_url, is_here, no_retries};
 use super::SecretFile;
 use crate::config::{self, AzureAuth, Problem, SecretSource};
-use crate::http::Proxies;
 use crate::sink::Class;
+use crate::sink::http::Proxies;
 
 /// The least time between a failed attempt and the next.
 const PAUSE: Duration = Duration::from_secs(5);

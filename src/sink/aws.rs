@@ -27,9 +27,10 @@ use futures::future::{BoxFuture, FutureExt as _, Shared};
 #[cfg(feature = "s3")]
 use object_store::{CredentialProvider, aws::AwsCredential};
 
-use crate::http::{self, AtMost, Proxies};
+use crate::config;
 use crate::log::causes;
-use crate::{config, tls};
+use crate::sink::http::{self, AtMost, Proxies};
+use crate::sink::tls;
 
 /// The longest answer of an AWS service, in bytes. The longest that is documented is PutRecordBatch's to 500 records, of which
 /// each has an id of some 220 bytes, or an error's code and words: this leaves 2 KiB for each.

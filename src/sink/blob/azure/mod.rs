@@ -24,8 +24,8 @@ use super::answer::{Failure, Same, listening_to, wire};
 use super::codes::Vendor;
 use super::{CONNECT_TIMEOUT, Warn, endpoint_url, no_retries};
 use crate::config::{self, AzureAuth, ConnectionSecret, ConnectionString, Problem, SecretSource};
-use crate::http::Proxies;
 use crate::sink::Class;
+use crate::sink::http::Proxies;
 
 mod token;
 

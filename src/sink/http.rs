@@ -570,7 +570,7 @@ mod tests {
         let ca_pem = server.ca_pem().map(str::as_bytes);
         let way = Way {
             tcp,
-            tls: crate::tls::client_config(ca_pem).unwrap(),
+            tls: crate::sink::tls::client_config(ca_pem).unwrap(),
             proxies: Some(Arc::new(matcher)),
         };
         let client = Client::by(way, Duration::from_secs(60));
@@ -601,7 +601,7 @@ mod tests {
             .build();
         let way = Way {
             tcp: HttpConnector::new(),
-            tls: crate::tls::client_config(None).unwrap(),
+            tls: crate::sink::tls::client_config(None).unwrap(),
             proxies: Some(Arc::new(matcher)),
         };
         let table = [
