@@ -9,14 +9,13 @@
 
 #![deny(unsafe_code)]
 
-pub mod batch;
 pub mod buffers;
 #[cfg(feature = "check")]
 pub mod check;
 pub mod codec;
 pub mod compress;
 pub mod config;
-pub mod dead_letter;
+pub mod delivery;
 #[allow(
     unsafe_code,
     reason = "the C interface; every line of it carries its proof"
@@ -25,10 +24,6 @@ pub mod ffi;
 pub mod ids;
 pub mod log;
 pub mod metrics;
-pub mod pipeline;
-pub mod plugin;
-pub mod retry;
-pub mod sender;
-pub mod settle;
+pub mod output;
 pub mod sink;
 pub mod spool;

@@ -23,7 +23,7 @@ use abi::{FLB_ERROR, FLB_OK, FLB_RETRY, flb_plugin_proxy_def, flbgo_output_plugi
 
 use crate::ids::Verdict;
 use crate::log::{Level, Output as _};
-use crate::plugin::Instance;
+use crate::output::Instance;
 use board::HostBoard;
 use host::Host;
 

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use ferry::ids::Verdict;
 use ferry::log::{Level, Output};
-use ferry::plugin::Instance;
+use ferry::output::Instance;
 use ferry_harness::samples::{Shape, generate};
 use tempfile::TempDir;
 

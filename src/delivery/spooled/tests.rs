@@ -12,10 +12,10 @@ use tokio::task::JoinHandle;
 use bytes::Bytes;
 
 use crate::config::Config;
-use crate::dead_letter::{self, DeadLetters};
+use crate::delivery::dead_letter::{self, DeadLetters};
+use crate::delivery::identity::Identity;
 use crate::log::Log;
 use crate::log::tests::Lines;
-use crate::sender::Identity;
 use crate::sink::Limits;
 use crate::sink::{Batch, Fault, Outcome, Shape, Sink};
 use crate::spool::Options;
@@ -830,7 +830,7 @@ async fn what_takes_long_steps_back_on_one_thread_that_outlives_a_panic() {
 
 #[test]
 fn a_stop_in_the_middle_of_work_lets_go_of_the_spool() {
-    use crate::plugin::Instance;
+    use crate::output::Instance;
     // Now and then a runtime that went down left a task behind: more rounds show it more surely.
     let rounds = std::env::var("FERRY_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
     for round in 0..rounds {

@@ -22,23 +22,23 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Duration, Instant, sleep_until};
 
-use super::aside::{Aside, Bad};
 use super::memory::Share;
 use super::objects::{Body, Bounds, Objects, SealedObject};
+use super::waiting::{Aside, Bad};
 use super::{OBJECT_BYTES, Pipeline, Queued};
-use crate::batch::Piece;
 use crate::buffers;
 use crate::buffers::Payload;
 use crate::codec::json;
 use crate::codec::rejected::Letter;
 use crate::codec::{Encoded, NeedsMore, Place, STEP_BYTES};
 use crate::config::{Destination, open_objects};
-use crate::dead_letter;
+use crate::delivery::ack::{Flight, Landed, News, Owner, Refusal, Ticket};
+use crate::delivery::batch::Piece;
+use crate::delivery::dead_letter;
+use crate::delivery::retry::backoff;
 use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
-use crate::retry::backoff;
-use crate::settle::{Flight, Landed, News, Owner, Refusal, Ticket};
 use crate::sink::Class;
 use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable};
 

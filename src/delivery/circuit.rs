@@ -8,10 +8,10 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep_until};
 
+use crate::delivery::ack::Flight;
+use crate::delivery::retry::{Breaker, Leave};
 use crate::ids::Verdict;
 use crate::metrics::{self, Metrics};
-use crate::retry::{Breaker, Leave};
-use crate::settle::Flight;
 use crate::sink::Class;
 
 /// In direct mode: how long the flush that probes waits for the answer. What comes later is not lost.

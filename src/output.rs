@@ -16,12 +16,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout_at};
 #[cfg(feature = "firehose")]
 use crate::compress::Compression;
 use crate::config::{Config, Destination, Problem, Properties};
-use crate::dead_letter::DeadLetters;
+use crate::delivery::Pipeline;
+use crate::delivery::dead_letter::DeadLetters;
+use crate::delivery::identity::{Identity, Machine, Sender};
 use crate::ids::Verdict;
 use crate::log::{Level, Log, Output};
 use crate::metrics::{self, Board, endpoint};
-use crate::pipeline::Pipeline;
-use crate::sender::{Identity, Machine, Sender};
 use crate::sink::Sink;
 #[cfg(feature = "firehose")]
 use crate::sink::aws;

@@ -11,14 +11,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::batch::runs;
 use crate::buffers;
 use crate::buffers::Payload;
 use crate::codec::Part;
 use crate::compress::Compression;
+use crate::delivery::ack::{Flight, Ticket};
+use crate::delivery::batch::runs;
 use crate::ids::Time;
 use crate::metrics::Sealed;
-use crate::settle::{Flight, Ticket};
 
 /// A text of so many bytes is not gathered with others: it is a block by itself, without a copy.
 const WHOLE_BYTES: usize = BLOCK_BYTES / 4;

@@ -17,7 +17,7 @@ const HELD_CAP: Duration = Duration::from_secs(30);
 
 /// How long to wait after the `attempts`-th failure in a row (from 1): random between half of and the
 /// whole of a limit that doubles, so that many senders do not come back together.
-pub fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Duration {
+pub(super) fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Duration {
     let doublings = 1 << attempts.saturating_sub(1).min(16);
     let limit = match class {
         Class::Throttle | Class::Transient => (BASE * doublings).min(CAP),
@@ -28,52 +28,9 @@ pub fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Duration {
     rng.random_range(limit / 2..=limit)
 }
 
-/// Requests in flight, by additive increase and multiplicative decrease.
-#[derive(Clone, Debug)]
-pub struct Adaptive {
-    limit: f64,
-    most: usize,
-    last_cut: Option<Instant>,
-}
-
-impl Adaptive {
-    /// One cut an interval: the answers to requests that were in flight together are one message.
-    const CUT_INTERVAL: Duration = Duration::from_secs(1);
-
-    /// Starts at `start` requests, between 1 and `most`.
-    pub fn new(start: usize, most: usize) -> Self {
-        Adaptive {
-            limit: start.clamp(1, most) as f64,
-            most,
-            last_cut: None,
-        }
-    }
-
-    /// A request was taken: one more at a time after about as many successes as are in flight.
-    pub fn success(&mut self) {
-        self.limit = (self.limit + 1.0 / self.limit).min(self.most as f64);
-    }
-
-    /// The destination asked for less: half.
-    pub fn throttled(&mut self, now: Instant) {
-        let recent = self
-            .last_cut
-            .is_some_and(|cut| now.duration_since(cut) < Self::CUT_INTERVAL);
-        if !recent {
-            self.limit = (self.limit / 2.0).max(1.0);
-            self.last_cut = Some(now);
-        }
-    }
-
-    /// Requests that may be in flight now.
-    pub fn limit(&self) -> usize {
-        self.limit as usize
-    }
-}
-
 /// What a [`Breaker`] says to one who wants to send a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
+pub(super) enum Leave {
     /// Send it.
     Go,
     /// Send it: it is the one that finds out whether the destination is back.
@@ -90,7 +47,7 @@ pub enum Leave {
 /// [`succeeded`](Self::succeeded), [`failed`](Self::failed) or [`abandoned`](Self::abandoned). Any
 /// answer may let those who wait go, or let them wait until another time: they ask again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Breaker {
+pub(super) struct Breaker {
     /// In a row, while it is closed.
     failures: u32,
     open: Option<Open>,
@@ -111,7 +68,7 @@ impl Breaker {
     const FAILURES: u32 = 5;
 
     /// Whether a request may be sent now.
-    pub fn leave(&mut self, now: Instant) -> Leave {
+    pub(super) fn leave(&mut self, now: Instant) -> Leave {
         let Some(open) = &mut self.open else {
             return Leave::Go;
         };
@@ -128,7 +85,7 @@ impl Breaker {
     }
 
     /// A request was taken, if only in part: the destination lives. Says whether this closed it.
-    pub fn succeeded(&mut self, leave: Leave) -> bool {
+    pub(super) fn succeeded(&mut self, leave: Leave) -> bool {
         self.reported(leave);
         self.failures = 0;
         self.open.take().is_some()
@@ -138,7 +95,13 @@ impl Breaker {
     ///
     /// Only what says that the destination can take nothing counts. One that asks for less, or that
     /// minds what is in the request, lives: that closes the breaker as a success does.
-    pub fn failed(&mut self, leave: Leave, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
+    pub(super) fn failed(
+        &mut self,
+        leave: Leave,
+        class: Class,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> bool {
         match class {
             Class::Transient | Class::Credentials | Class::Configuration => {}
             Class::Throttle | Class::Record | Class::TooLarge => {
@@ -164,12 +127,12 @@ impl Breaker {
 
     /// Nothing was taken for too long, although no or few requests failed: opens it, for this reason. Says
     /// whether it did.
-    pub fn trip(&mut self, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
+    pub(super) fn trip(&mut self, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
         self.open.is_none() && self.hold(1, class, now, rng)
     }
 
     /// Whether [`leave`](Self::leave) would say no more than to wait. Asks for nothing.
-    pub fn keeps_back(&self, now: Instant) -> bool {
+    pub(super) fn keeps_back(&self, now: Instant) -> bool {
         self.open
             .as_ref()
             .is_some_and(|open| self.probing || now < open.next_probe)
@@ -177,12 +140,12 @@ impl Breaker {
 
     /// A request ended without an answer, by a panic, or was not sent after all. After a probe, the next
     /// one follows when as much time has passed as before it.
-    pub fn abandoned(&mut self, leave: Leave) {
+    pub(super) fn abandoned(&mut self, leave: Leave) {
         self.reported(leave);
     }
 
     /// Whether requests are being kept back.
-    pub fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
@@ -241,26 +204,6 @@ mod tests {
         assert!(backoff(Class::Configuration, 1, &mut rng) >= HELD_BASE / 2);
         assert!(backoff(Class::Credentials, 1_000, &mut rng) <= HELD_CAP);
         assert_eq!(backoff(Class::TooLarge, 3, &mut rng), Duration::ZERO);
-    }
-
-    #[test]
-    fn throttling_halves_once_a_second_and_success_restores() {
-        let mut adaptive = Adaptive::new(8, 16);
-        let start = Instant::now();
-        for (millis, expected) in [(0, 4), (500, 4), (1_000, 2), (2_000, 1), (3_000, 1)] {
-            adaptive.throttled(start + Duration::from_millis(millis));
-            assert_eq!(adaptive.limit(), expected, "{millis}");
-        }
-        let mut successes = 0;
-        while adaptive.limit() < 16 {
-            adaptive.success();
-            successes += 1;
-        }
-        assert!((100..200).contains(&successes), "{successes}");
-        for _ in 0..1_000 {
-            adaptive.success();
-        }
-        assert_eq!(adaptive.limit(), 16);
     }
 
     /// What a request reports.

@@ -4,7 +4,7 @@
 //! dead letter, and RETRY otherwise: at once where a target takes nothing ([`circuit`]), since the host's
 //! worker that waits is one that the healthy targets need. Pieces of several flushes share requests.
 //! *Spooled*: a flush is answered OK when its chunk is synced into the spool; the [`spooled`] feed does the
-//! rest in its own time. Requests are formed and sent by a [`lane`] for each destination.
+//! rest in its own time. Requests are formed and sent by a [`sender`] for each destination.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -23,7 +23,6 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 
-use crate::batch::{Piece, runs};
 use crate::buffers;
 use crate::codec::msgpack;
 use crate::codec::rejected::Letter;
@@ -32,28 +31,38 @@ use crate::codec::time::now;
 use crate::codec::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
 use crate::config::{Config, Destination, stream_name};
-use crate::dead_letter::{DeadLetters, Rate, Unkept};
+use crate::delivery::ack::{Flight, Ticket};
+use crate::delivery::batch::{Piece, runs};
+use crate::delivery::dead_letter::{DeadLetters, Rate, Unkept};
+use crate::delivery::identity::Identity;
+use crate::delivery::redelivery::{Acknowledged, Partials, Twins};
+use crate::delivery::retry::backoff;
 use crate::ids::Time;
 use crate::ids::{ChunkId, EventSet, Verdict, chunk_id, numbered};
 use crate::log::{Level, Log};
 use crate::metrics::{Figure, Metrics, Reason, Record, Sealed, Stage};
-use crate::retry::backoff;
-use crate::sender::Identity;
-use crate::settle::{Acknowledged, Flight, Partials, Ticket, Twins};
 use crate::sink::{Class, Shape, Sink};
 use crate::spool::disk::says_remedy;
 use crate::spool::{self, Appended, Durability, Note, Recovered, Refusal, Spool};
 use circuit::{Circuit, Leg, Permit};
-use lane::{Delivery, Gate, Lane};
+use concurrency::Gate;
 use memory::{Memory, Share};
+use sender::{Delivery, Lane};
 use spooled::Feed;
 
-mod aside;
+pub mod ack;
+pub mod batch;
 mod circuit;
-mod lane;
+mod concurrency;
+pub mod dead_letter;
+pub mod identity;
 mod memory;
 mod objects;
+mod redelivery;
+mod retry;
+mod sender;
 mod spooled;
+mod waiting;
 
 /// Text that is compressed in one go, at least: more than a chunk of the host's holds.
 const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;

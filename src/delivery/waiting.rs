@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use crate::settle::Refusal;
+use crate::delivery::ack::Refusal;
 use crate::spool::Seq;
 
 /// How often it is looked whether there is room.

@@ -12,34 +12,30 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::circuit::{Circuit, PROBE_PATIENCE, Permit};
 use super::spooled::contents;
 use super::{Pipeline, Queued};
-use crate::batch::{Packer, Record};
 use crate::config::Destination;
-use crate::dead_letter::{self, Unkept};
+use crate::delivery::ack::{Refusal, Ticket};
+use crate::delivery::batch::{Packer, Record};
+use crate::delivery::concurrency::{Gate, Pass};
+use crate::delivery::dead_letter::{self, Unkept};
+use crate::delivery::retry::backoff;
 use crate::log::Level;
 use crate::metrics::{self, Record as Fate, Sealed, Stage};
-use crate::retry::{Adaptive, backoff};
-use crate::settle::{Refusal, Ticket};
 use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
-
-/// Requests in flight where the user leaves it to us: where to start, and where to end. Each holds up to
-/// 4 MiB, and the buffers of HTTP and TLS.
-const ADAPTIVE_START: usize = 4;
-const ADAPTIVE_MOST: usize = 8;
 
 /// In direct mode: a target that takes nothing for so long is not waited for. Half of a request's timeout: one
 /// that is answered at all is mostly answered in the first seconds.
@@ -475,7 +471,7 @@ impl Pipeline {
             Some(outcomes) => outcomes,
             None => {
                 if patience.is_some() {
-                    pass.slot = None;
+                    pass.give_back_early();
                 }
                 sending.await
             }
@@ -713,88 +709,5 @@ fn name(class: Class) -> &'static str {
         Class::Configuration => "configuration",
         Class::Record => "record",
         Class::TooLarge => "too_large",
-    }
-}
-
-/// Bounds the requests in flight.
-pub(super) struct Gate {
-    slots: Arc<Semaphore>,
-    /// Slots at the start.
-    start: usize,
-    state: Option<Mutex<GateState>>,
-}
-
-struct GateState {
-    adaptive: Adaptive,
-    /// Slots that exist, free and taken.
-    slots: usize,
-}
-
-/// Leave to have one request in flight.
-struct Pass {
-    gate: Arc<Gate>,
-    /// Given back early where it has no answer for long.
-    slot: Option<OwnedSemaphorePermit>,
-}
-
-impl Gate {
-    /// `fixed` requests, or as many as the destination lets.
-    pub(super) fn new(fixed: Option<usize>) -> Gate {
-        let slots = fixed.unwrap_or(ADAPTIVE_START);
-        Gate {
-            slots: Arc::new(Semaphore::new(slots)),
-            start: slots,
-            state: fixed.is_none().then(|| {
-                Mutex::new(GateState {
-                    adaptive: Adaptive::new(ADAPTIVE_START, ADAPTIVE_MOST),
-                    slots,
-                })
-            }),
-        }
-    }
-
-    /// Requests there may be in flight now.
-    pub(super) fn limit(&self) -> usize {
-        let Some(state) = &self.state else {
-            return self.start;
-        };
-        let state = state.lock().expect("nothing panics with this lock");
-        state.adaptive.limit()
-    }
-
-    async fn enter(gate: &Arc<Gate>) -> Pass {
-        let slot = Arc::clone(&gate.slots)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
-        Pass {
-            gate: Arc::clone(gate),
-            slot: Some(slot),
-        }
-    }
-}
-
-impl Pass {
-    /// The request is over: taken, throttled (`Some(false)`), or neither.
-    fn done(mut self, taken: Option<bool>) {
-        let Some(state) = &self.gate.state else {
-            return;
-        };
-        let mut state = state.lock().expect("nothing panics with this lock");
-        match taken {
-            Some(true) => state.adaptive.success(),
-            Some(false) => state.adaptive.throttled(Instant::now().into_std()),
-            None => {}
-        }
-        let limit = state.adaptive.limit();
-        if state.slots > limit {
-            if let Some(slot) = self.slot.take() {
-                state.slots -= 1;
-                slot.forget();
-            }
-        } else if state.slots < limit {
-            self.gate.slots.add_permits(limit - state.slots);
-            state.slots = limit;
-        }
     }
 }

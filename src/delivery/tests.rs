@@ -216,7 +216,7 @@ impl Bench {
             self.dir
                 .path()
                 .join("letters")
-                .join(crate::dead_letter::FILE),
+                .join(crate::delivery::dead_letter::FILE),
         )
         .unwrap_or_default()
         .lines()

@@ -1,0 +1,275 @@
+//! What is known of chunks that the host hands over again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Mutex;
+
+use crate::ids::{ChunkId, Verdict};
+
+/// Chunks that are remembered after they went back to the host: as many as it has on their way at once
+/// (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE_LIMIT`) …
+const PARTIALS: usize = 16_384;
+/// … and no more than need so many bytes.
+const PARTIALS_BYTES: usize = 8 * 1024 * 1024;
+
+/// Chunks that went back to the host partly settled.
+///
+/// When the same bytes come again, what was settled is not sent again. An entry is taken once: two chunks
+/// with the same bytes leave two entries, and each takes one.
+#[derive(Debug)]
+pub(super) struct Partials<F>(Mutex<Left<F>>);
+
+#[derive(Debug)]
+struct Left<F> {
+    /// In the order in which they were left.
+    flushes: BTreeMap<u64, (ChunkId, F, usize)>,
+    numbers: HashMap<ChunkId, VecDeque<u64>>,
+    next: u64,
+    /// Of all of them.
+    bytes: usize,
+}
+
+impl<F> Default for Partials<F> {
+    fn default() -> Self {
+        Partials(Mutex::new(Left {
+            flushes: BTreeMap::new(),
+            numbers: HashMap::new(),
+            next: 0,
+            bytes: 0,
+        }))
+    }
+}
+
+impl<F> Partials<F> {
+    /// A chunk goes back, and leaves its flush, which needs about so many bytes. Pieces of it may still be on their
+    /// way. Where there is no room, the oldest one is forgotten, and would be sent again as a whole.
+    pub(super) fn leave(&self, id: ChunkId, flush: F, bytes: usize) {
+        let mut left = self.0.lock().expect("nothing panics with this lock");
+        let number = left.next;
+        left.next += 1;
+        left.bytes += bytes;
+        left.flushes.insert(number, (id, flush, bytes));
+        left.numbers.entry(id).or_default().push_back(number);
+        while left.flushes.len() > PARTIALS || left.bytes > PARTIALS_BYTES {
+            let Some((&oldest, (id, ..))) = left.flushes.first_key_value() else {
+                return;
+            };
+            let id = *id;
+            left.remove(oldest, id);
+        }
+    }
+
+    /// Whether no chunk left anything behind.
+    pub(super) fn is_empty(&self) -> bool {
+        let left = self.0.lock().expect("nothing panics with this lock");
+        left.flushes.is_empty()
+    }
+
+    /// Whether one more would have another forgotten.
+    pub(super) fn is_full(&self) -> bool {
+        let left = self.0.lock().expect("nothing panics with this lock");
+        left.flushes.len() >= PARTIALS || left.bytes > PARTIALS_BYTES / 8 * 7
+    }
+
+    /// A chunk comes: what an earlier flush of it left behind.
+    pub(super) fn take(&self, id: ChunkId) -> Option<F> {
+        let mut left = self.0.lock().expect("nothing panics with this lock");
+        let number = *left.numbers.get(&id)?.front()?;
+        left.remove(number, id)
+    }
+}
+
+impl<F> Left<F> {
+    /// Removes the oldest one of a chunk's.
+    fn remove(&mut self, number: u64, id: ChunkId) -> Option<F> {
+        let (_, flush, bytes) = self.flushes.remove(&number)?;
+        self.bytes -= bytes;
+        if let Some(numbers) = self.numbers.get_mut(&id) {
+            numbers.pop_front();
+            if numbers.is_empty() {
+                self.numbers.remove(&id);
+            }
+        }
+        Some(flush)
+    }
+}
+
+/// Chunks, or objects, that are remembered after they were delivered.
+const REMEMBERED: usize = 16_384;
+
+/// Objects that were acknowledged in this run.
+///
+/// In direct mode a chunk may be handed over again after its object was written: because its flush gave up
+/// waiting, or for another object's sake. The store then says that the object is there, and that is the
+/// same object and not one more.
+#[derive(Debug, Default)]
+pub(super) struct Acknowledged(Mutex<(HashSet<u64>, VecDeque<u64>)>);
+
+impl Acknowledged {
+    /// An object is acknowledged: whether that is so for the first time.
+    pub(super) fn first(&self, name: &str) -> bool {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let hash = hasher.finish();
+        let mut known = self.0.lock().expect("nothing panics with this lock");
+        let (names, order) = &mut *known;
+        if !names.insert(hash) {
+            return false;
+        }
+        order.push_back(hash);
+        if order.len() > REMEMBERED
+            && let Some(oldest) = order.pop_front()
+        {
+            names.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// Tells apart chunks that are the same to the byte.
+///
+/// An object's name comes from its chunk's hash (and its sender), so that a chunk handed over again makes no second
+/// object. Two *different* chunks with the same bytes (a file read twice, a clock in whole seconds) must
+/// make two objects all the same. Within a process they can be told apart: a chunk is handed over again
+/// only when it was answered RETRY. So each gets the lowest number that no other one in flight has and
+/// that no delivered one had.
+#[derive(Debug, Default)]
+pub(super) struct Twins {
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    chunks: HashMap<ChunkId, Numbers>,
+    delivered: VecDeque<ChunkId>,
+}
+
+#[derive(Debug, Default)]
+struct Numbers {
+    flying: BTreeSet<u32>,
+    delivered: BTreeSet<u32>,
+}
+
+impl Twins {
+    /// The number of a chunk that is handed over now: 0, unless it has a twin.
+    pub(super) fn number(&self, id: ChunkId) -> u32 {
+        let mut seen = self.seen.lock().expect("nothing panics with this lock");
+        let numbers = seen.chunks.entry(id).or_default();
+        let free = (0..).find(|n| !numbers.flying.contains(n) && !numbers.delivered.contains(n));
+        let number = free.expect("fewer than 2^32 chunks are in flight");
+        numbers.flying.insert(number);
+        number
+    }
+
+    /// The chunk was answered.
+    pub(super) fn answered(&self, id: ChunkId, number: u32, verdict: Verdict) {
+        let mut seen = self.seen.lock().expect("nothing panics with this lock");
+        let Some(numbers) = seen.chunks.get_mut(&id) else {
+            return;
+        };
+        numbers.flying.remove(&number);
+        if verdict == Verdict::Ok {
+            numbers.delivered.insert(number);
+            seen.delivered.push_back(id);
+        } else if numbers.flying.is_empty() && numbers.delivered.is_empty() {
+            seen.chunks.remove(&id);
+        }
+        while seen.delivered.len() > REMEMBERED {
+            let Some(oldest) = seen.delivered.pop_front() else {
+                return;
+            };
+            let forgotten = seen.chunks.get_mut(&oldest).is_some_and(|numbers| {
+                numbers.delivered.pop_first();
+                numbers.delivered.is_empty() && numbers.flying.is_empty()
+            });
+            if forgotten {
+                seen.chunks.remove(&oldest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::ack::Flight;
+    use crate::ids::chunk_id;
+
+    #[test]
+    fn what_a_chunk_left_behind_is_taken_once() {
+        let partials = Partials::default();
+        let id = chunk_id(b"t", b"bytes");
+        for event in [1, 2] {
+            let flight = Flight::default();
+            flight.settle(&[event]);
+            partials.leave(id, flight, 100);
+        }
+        assert!(partials.take(chunk_id(b"t", b"other")).is_none());
+        assert!(partials.take(id).unwrap().settled().contains(1));
+        assert!(partials.take(id).unwrap().settled().contains(2));
+        assert!(partials.take(id).is_none());
+        for n in 0..2 * PARTIALS as u64 {
+            assert_eq!(partials.is_full(), n >= PARTIALS as u64);
+            partials.leave(chunk_id(b"t", &n.to_le_bytes()), Flight::default(), 100);
+        }
+        let known = |n: usize| {
+            partials
+                .take(chunk_id(b"t", &(n as u64).to_le_bytes()))
+                .is_some()
+        };
+        assert!(!known(PARTIALS - 1) && known(PARTIALS) && known(2 * PARTIALS - 1));
+        for n in 0..3 {
+            partials.leave(chunk_id(b"t", &[n]), Flight::default(), PARTIALS_BYTES / 2);
+        }
+        let left = partials.0.lock().unwrap();
+        assert_eq!(
+            (left.flushes.len(), left.numbers.len()),
+            (2, 2),
+            "by their bytes, too"
+        );
+        assert_eq!(left.bytes, PARTIALS_BYTES);
+    }
+
+    #[test]
+    fn a_chunk_handed_over_again_keeps_its_number_and_a_twin_gets_its_own() {
+        let twins = Twins::default();
+        let id = chunk_id(b"t", b"bytes");
+        assert_eq!(twins.number(id), 0);
+        twins.answered(id, 0, Verdict::Retry);
+        assert_eq!(twins.number(id), 0, "the same chunk again");
+        assert_eq!(twins.number(id), 1, "a twin beside it");
+        twins.answered(id, 1, Verdict::Ok);
+        twins.answered(id, 0, Verdict::Retry);
+        assert_eq!(twins.number(id), 0, "the first again");
+        twins.answered(id, 0, Verdict::Ok);
+        assert_eq!(twins.number(id), 2, "a third");
+    }
+
+    #[test]
+    fn an_object_is_new_once_and_memory_of_it_is_bounded() {
+        let acknowledged = Acknowledged::default();
+        assert!(acknowledged.first("a"));
+        assert!(acknowledged.first("b"));
+        assert!(!acknowledged.first("a"));
+        for number in 0..2 * REMEMBERED {
+            assert!(acknowledged.first(&number.to_string()));
+        }
+        let known = acknowledged.0.lock().unwrap();
+        assert_eq!((known.0.len(), known.1.len()), (REMEMBERED, REMEMBERED));
+    }
+
+    #[test]
+    fn memory_of_delivered_chunks_is_bounded() {
+        let twins = Twins::default();
+        for n in 0..(REMEMBERED as u64 + 100) {
+            let id = chunk_id(b"t", &n.to_le_bytes());
+            let number = twins.number(id);
+            twins.answered(id, number, Verdict::Ok);
+        }
+        let seen = twins.seen.lock().unwrap();
+        assert_eq!(
+            (seen.chunks.len(), seen.delivered.len()),
+            (REMEMBERED, REMEMBERED)
+        );
+    }
+}
