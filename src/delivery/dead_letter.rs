@@ -625,7 +625,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let name = concat!(
-            "dead_letter::tests::",
+            "delivery::dead_letter::tests::",
             "a_letter_the_disk_takes_half_of_is_not_kept_and_swallows_nothing"
         );
         // The signal is ignored, so that a write beyond the size ends as one on a full disk does.

@@ -10,10 +10,10 @@
 //! circuit also opens when nothing is taken for [`STALL`], since requests have no answer, are throttled, or would
 //! only be tried again after that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -24,13 +24,16 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::circuit::{Circuit, PROBE_PATIENCE, Permit};
+use super::context::Context;
+use super::intake::Intake;
+use super::letters::Letters;
 use super::spooled::contents;
-use super::{Pipeline, Queued};
-use crate::config::Destination;
+use crate::config::stream_name;
 use crate::delivery::ack::{Refusal, Ticket};
-use crate::delivery::batch::{Packer, Record};
+use crate::delivery::batch::{Packer, Piece, Record};
 use crate::delivery::concurrency::{Gate, Pass};
 use crate::delivery::dead_letter::{self, Unkept};
+use crate::delivery::redelivery::Acknowledged;
 use crate::delivery::retry::backoff;
 use crate::log::Level;
 use crate::metrics::{self, Record as Fate, Sealed, Stage};
@@ -44,9 +47,6 @@ const STALL: Duration = Duration::from_secs(10);
 /// unlucky a few times says nothing.
 const THROTTLED: u32 = 5;
 
-/// Each record is billed in multiples of so many bytes: <https://aws.amazon.com/firehose/pricing/>
-const BILLING_UNIT: u64 = 5 * 1024;
-
 /// Classes of faults that pass, and are then said to have passed.
 const PASSING: [Class; 4] = [
     Class::Throttle,
@@ -54,6 +54,9 @@ const PASSING: [Class; 4] = [
     Class::Credentials,
     Class::Configuration,
 ];
+
+/// A piece and where it goes.
+pub(super) type Queued = (Arc<str>, Piece<Ticket>);
 
 /// A lane, as those see it who hand something over.
 pub(super) struct Lane {
@@ -102,7 +105,93 @@ struct Answered {
     too_many_bytes: Option<usize>,
 }
 
-impl Pipeline {
+/// The senders of all targets, and what they share.
+pub(super) struct Senders {
+    context: Arc<Context>,
+    letters: Arc<Letters>,
+    limit: Arc<Gate>,
+    lanes: Mutex<HashMap<String, Lane>>,
+    /// The sender of every chunk, where there is but one.
+    only_lane: Option<String>,
+    /// How long a request that is not full waits for more.
+    linger: OnceLock<Duration>,
+    /// Where requests are written down before they are sent, since the destination cannot say what it has.
+    journal: OnceLock<Arc<Intake>>,
+    /// Whether a flush waits for what is sent.
+    direct: AtomicBool,
+    next_batch: AtomicU64,
+    /// Flushes that gave up waiting, so far.
+    given_up: AtomicU64,
+    /// Objects that were acknowledged in this run.
+    acknowledged: Acknowledged,
+}
+
+impl Senders {
+    /// None yet.
+    pub(super) fn new(context: Arc<Context>, letters: Arc<Letters>) -> Arc<Senders> {
+        let nature = &context.nature;
+        Arc::new(Senders {
+            limit: Arc::new(Gate::new(context.config.concurrency)),
+            lanes: Mutex::default(),
+            only_lane: match nature.objects {
+                Some(_) => Some(String::new()),
+                None => nature.names.fixed().map(|name| stream_name(&name)),
+            },
+            linger: OnceLock::new(),
+            journal: OnceLock::new(),
+            direct: AtomicBool::new(true),
+            next_batch: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+            acknowledged: Acknowledged::default(),
+            context,
+            letters,
+        })
+    }
+
+    /// From now on no flush waits for what is sent: it is in this spool. Requests are numbered from `next_batch`.
+    pub(super) fn write_down(&self, intake: &Arc<Intake>, next_batch: u64) {
+        self.next_batch.store(next_batch, Ordering::Relaxed);
+        self.direct.store(false, Ordering::Relaxed);
+        self.linger.get_or_init(|| self.context.nature.linger);
+        if self.context.nature.objects.is_none() {
+            self.journal.get_or_init(|| Arc::clone(intake));
+        }
+    }
+
+    /// The number of the next request or object.
+    pub(super) fn next_batch(&self) -> u64 {
+        self.next_batch.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A flush gives up waiting: what is queued for it alone need not be sent.
+    pub(super) fn gave_up(&self) {
+        self.given_up.fetch_add(1, Ordering::Release);
+    }
+
+    /// Requests there may be in flight now.
+    pub(super) fn in_flight_limit(&self) -> usize {
+        self.limit.limit()
+    }
+
+    /// The circuit of the sender that has everything, where there is but one.
+    pub(super) fn only_circuit(&self) -> Option<Arc<Circuit>> {
+        self.circuit(self.only_lane.as_ref()?)
+    }
+
+    /// Ends all senders when they have nothing to do any more.
+    pub(super) fn close(&self) {
+        let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
+        lanes.clear();
+    }
+
+    fn linger(&self) -> Duration {
+        self.linger.get().copied().unwrap_or_default()
+    }
+
+    fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::Relaxed)
+    }
+
     /// Hands pieces to their lane, which begins where there is none.
     pub(super) fn enqueue(self: &Arc<Self>, lane: String, pieces: Vec<Queued>) {
         let probe = None;
@@ -114,7 +203,7 @@ impl Pipeline {
         let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
         let name = lane.clone();
         let lane = lanes.entry(lane).or_insert_with(|| {
-            let circuit = Circuit::new(&self.metrics);
+            let circuit = Circuit::new(&self.context.metrics);
             self.begin(name.clone(), circuit)
         });
         // A lane ends only by a panic, or with the runtime. What it held has failed its flights.
@@ -130,7 +219,7 @@ impl Pipeline {
         if let Some(lane) = lanes.get(lane) {
             return Arc::clone(&lane.circuit);
         }
-        let circuit = Circuit::new(&self.metrics);
+        let circuit = Circuit::new(&self.context.metrics);
         let begun = self.begin(lane.to_owned(), Arc::clone(&circuit));
         lanes.insert(lane.to_owned(), begun);
         circuit
@@ -160,7 +249,7 @@ impl Pipeline {
             }
             false => "one request at a time is tried until it does",
         };
-        self.log.trouble(
+        self.context.log.trouble(
             Level::Warn,
             "breaker",
             &format!("the destination takes nothing ({whose} {why}): {meanwhile}"),
@@ -170,7 +259,7 @@ impl Pipeline {
 
 /// A lane at work.
 struct Runner {
-    pipeline: Arc<Pipeline>,
+    senders: Arc<Senders>,
     name: String,
     circuit: Arc<Circuit>,
     direct: bool,
@@ -202,10 +291,10 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(pipeline: Arc<Pipeline>, name: String, circuit: Arc<Circuit>) -> Runner {
+    fn new(senders: Arc<Senders>, name: String, circuit: Arc<Circuit>) -> Runner {
         Runner {
-            direct: pipeline.is_direct(),
-            pipeline,
+            direct: senders.is_direct(),
+            senders,
             name,
             circuit,
             packer: Packer::default(),
@@ -226,7 +315,7 @@ impl Runner {
     }
 
     async fn run(mut self, mut arriving: mpsc::UnboundedReceiver<Delivery>) {
-        let mut draining = self.pipeline.draining.subscribe();
+        let mut draining = self.senders.context.draining.subscribe();
         let mut circuit = self.circuit.subscribe();
         loop {
             let now = Instant::now();
@@ -235,7 +324,7 @@ impl Runner {
             self.ripen(now);
             let drain = *draining.borrow_and_update();
             let lingers = match self.packer.since() {
-                Some(since) if !self.full && !drain => since + self.pipeline.linger,
+                Some(since) if !self.full && !drain => since + self.senders.linger(),
                 _ => now,
             };
             let at = match self.held {
@@ -263,7 +352,7 @@ impl Runner {
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = draining.changed() => {}
                 Ok(()) = circuit.changed(), if self.direct => {}
-                pass = Gate::enter(&self.pipeline.gate), if ready => self.send_next(pass).await,
+                pass = Gate::enter(&self.senders.limit), if ready => self.send_next(pass).await,
             }
         }
     }
@@ -280,7 +369,7 @@ impl Runner {
         });
         if answer_by.is_some_and(|by| by <= now) && self.circuit.trip(Class::Transient) {
             let why = format!("took nothing and gave no answer for {} s", STALL.as_secs());
-            self.pipeline.say_open(&self.name, &why);
+            self.senders.say_open(&self.name, &why);
         }
         let open = self.circuit.is_open();
         let was_open = std::mem::replace(&mut self.was_open, open);
@@ -321,12 +410,12 @@ impl Runner {
                 let mut opened = permit.failed(class);
                 // Where names come from tags or records, five tries of each that is not there would hold the host's
                 // worker for as long.
-                let one_of_many = self.direct && self.pipeline.only_lane.is_none();
+                let one_of_many = self.direct && self.senders.only_lane.is_none();
                 if one_of_many && class == Class::Configuration && self.circuit.trip(class) {
                     (opened, why) = (true, "refused a request");
                 }
                 if opened {
-                    self.pipeline.say_open(&self.name, why);
+                    self.senders.say_open(&self.name, why);
                 }
             }
             Life::Answers => {
@@ -342,9 +431,9 @@ impl Runner {
             _ if answered.taken => {
                 self.taken = Some(now);
                 self.in_vain = None;
-                if !self.pipeline.metrics.circuit_is_open() {
+                if !self.senders.context.metrics.circuit_is_open() {
                     let back = "the destination answers again: requests go as before";
-                    self.pipeline.log.recovered("breaker", back);
+                    self.senders.context.log.recovered("breaker", back);
                 }
             }
             _ => {
@@ -356,7 +445,7 @@ impl Runner {
                 let too_long = often && now + answered.wait >= since + STALL;
                 if self.direct && too_long && self.circuit.trip(Class::Transient) {
                     let why = format!("takes nothing for {} s or more", STALL.as_secs());
-                    self.pipeline.say_open(&self.name, &why);
+                    self.senders.say_open(&self.name, &why);
                 }
             }
         }
@@ -382,7 +471,7 @@ impl Runner {
         if probe.is_some() {
             self.probe = probe;
         }
-        let limits = self.pipeline.sink.shape(target).await.limits;
+        let limits = self.senders.context.sink.shape(target).await.limits;
         for (target, piece) in pieces {
             if piece.ticket.is_stale() {
                 self.swept = None;
@@ -393,7 +482,7 @@ impl Runner {
     }
 
     async fn send_next(&mut self, pass: Pass) {
-        let given_up = Some(self.pipeline.given_up.load(Ordering::Acquire));
+        let given_up = Some(self.senders.given_up.load(Ordering::Acquire));
         if self.swept != given_up {
             self.packer.retain_fresh(Ticket::is_stale);
             self.swept = given_up;
@@ -402,7 +491,7 @@ impl Runner {
             self.probe = None;
             return;
         };
-        let mut limits = self.pipeline.sink.shape(&target).await.limits;
+        let mut limits = self.senders.context.sink.shape(&target).await.limits;
         limits.batch_bytes = limits.batch_bytes.min(self.most_bytes);
         let permit = match self.probe.take().map_or_else(|| self.circuit.leave(), Ok) {
             Ok(permit) => permit,
@@ -419,7 +508,7 @@ impl Runner {
             true => PROBE_PATIENCE,
             false => STALL,
         });
-        let send = Arc::clone(&self.pipeline).send(records, pass, patience);
+        let send = Arc::clone(&self.senders).send(records, pass, patience);
         let request = self.next_request;
         self.next_request += 1;
         self.began.insert(request, Instant::now());
@@ -434,7 +523,7 @@ impl Runner {
     }
 }
 
-impl Pipeline {
+impl Senders {
     /// Sends one request, settles what is settled, and gives back what must go again.
     /// One that has no answer after `patience` gives its place in flight to another.
     async fn send(
@@ -460,9 +549,9 @@ impl Pipeline {
             records: records.iter().map(Record::body).collect(),
         };
         let bytes = records.iter().map(Record::bytes).sum::<usize>();
-        let under_way = self.metrics.in_flight.enter();
+        let under_way = self.context.metrics.in_flight.enter();
         let began = Instant::now();
-        let mut sending = self.sink.send(batch);
+        let mut sending = self.context.sink.send(batch);
         let in_time = match patience {
             Some(patience) => timeout(patience, &mut sending).await.ok(),
             None => None,
@@ -476,11 +565,11 @@ impl Pipeline {
                 sending.await
             }
         };
-        self.metrics.request_times.observe(began.elapsed());
+        self.context.metrics.request_times.observe(began.elapsed());
         drop(under_way);
-        self.metrics.requests.add(result(&outcomes), 1);
+        self.context.metrics.requests.add(result(&outcomes), 1);
         let throttled = outcomes.iter().filter(|outcome| is_throttled(outcome));
-        self.metrics.throttled.add(throttled.count() as u64);
+        self.context.metrics.throttled.add(throttled.count() as u64);
 
         let sent = records.len();
         let mut settled: Vec<Record<Ticket>> = Vec::with_capacity(sent);
@@ -509,7 +598,7 @@ impl Pipeline {
                 Outcome::Retry(fault) => fault,
                 Outcome::Ambiguous(fault) => {
                     let lines = record.lines().into();
-                    self.metrics.records.add(Fate::Ambiguous, lines);
+                    self.context.metrics.records.add(Fate::Ambiguous, lines);
                     fault
                 }
             };
@@ -530,7 +619,8 @@ impl Pipeline {
             None => {
                 pass.done(Some(true));
                 for class in PASSING {
-                    self.log
+                    self.context
+                        .log
                         .recovered(name(class), "the destination takes records again");
                 }
             }
@@ -564,10 +654,10 @@ impl Pipeline {
     /// the destination twice. It need not be synced: after a power cut the spool knows less, and sends
     /// again all the same.
     async fn begun(&self, records: &[Record<Ticket>]) -> Result<Option<u64>, ()> {
-        let Some(spool) = self.journal() else {
+        let Some(intake) = self.journal.get() else {
             return Ok(None);
         };
-        let batch = self.next_batch.fetch_add(1, Ordering::Relaxed);
+        let batch = self.next_batch();
         let begun = Note::Begun {
             batch,
             name: records[0].target.to_string(),
@@ -575,14 +665,15 @@ impl Pipeline {
             lines: records.iter().map(|record| u64::from(record.lines())).sum(),
             contents: held_by(records),
         };
-        match spool.note(begun, Durability::Written).await {
+        match intake.spool().note(begun, Durability::Written).await {
             Ok(()) => {
-                self.log
+                self.context
+                    .log
                     .recovered("spool", "the spool can be written again");
                 Ok(Some(batch))
             }
             Err(error) => {
-                self.spool_trouble(&error);
+                intake.say_trouble(&error);
                 Err(())
             }
         }
@@ -590,17 +681,17 @@ impl Pipeline {
 
     /// Writes down what a request's answer settled.
     async fn ended(&self, batch: u64, settled: &[Record<Ticket>], all: bool) {
-        let Some(spool) = self.journal() else {
+        let Some(intake) = self.journal.get() else {
             return;
         };
         let ended = Note::Ended {
             batch,
             delivered: (!all).then(|| held_by(settled)),
         };
-        if let Err(error) = spool.note(ended, Durability::Synced).await {
+        if let Err(error) = intake.spool().note(ended, Durability::Synced).await {
             // They are delivered, and are not sent again while we run; a crash before the next note that
             // succeeds would send them again.
-            self.spool_trouble(&error);
+            intake.say_trouble(&error);
         }
     }
 
@@ -618,28 +709,29 @@ impl Pipeline {
                 dead_letter::refused(tag, &record.target, fault, piece.bytes.clone())
             })
             .collect();
-        self.keep_letters(letters, record.lines().into()).await
+        self.letters.keep(letters, record.lines().into()).await
     }
 
     /// A record is acknowledged.
     fn count_delivered(&self, record: &Record<Ticket>) {
         let bytes = record.bytes() as u64;
-        match &self.config.destination {
-            Destination::Firehose(_) => {
-                let billed = bytes.next_multiple_of(BILLING_UNIT);
-                self.metrics.bytes.add(Stage::Billed, billed);
-            }
-            Destination::Blob { .. } => {
-                let sealed = record.pieces[0].ticket.sealed();
-                if sealed.is_none() && !self.acknowledged.first(&record.target) {
-                    return;
-                }
-                self.metrics.objects.add(sealed.unwrap_or(Sealed::Flush), 1);
-            }
+        let Context {
+            nature, metrics, ..
+        } = &*self.context;
+        if let Some(unit) = nature.billing_unit {
+            let billed = bytes.next_multiple_of(unit);
+            metrics.bytes.add(Stage::Billed, billed);
         }
-        self.metrics.bytes.add(Stage::Sent, bytes);
+        if nature.objects.is_some() {
+            let sealed = record.pieces[0].ticket.sealed();
+            if sealed.is_none() && !self.acknowledged.first(&record.target) {
+                return;
+            }
+            metrics.objects.add(sealed.unwrap_or(Sealed::Flush), 1);
+        }
+        self.context.metrics.bytes.add(Stage::Sent, bytes);
         let lines = record.lines().into();
-        self.metrics.records.add(Fate::Delivered, lines);
+        self.context.metrics.records.add(Fate::Delivered, lines);
     }
 
     fn report(&self, fault: &Fault, records: usize) {
@@ -656,7 +748,7 @@ impl Pipeline {
                 "data is held back until this is mended at the destination or in the configuration",
             ),
         };
-        self.log.trouble(
+        self.context.log.trouble(
             level,
             name(fault.class),
             &format!("{records} records were not taken: {fault}; {remedy}"),

@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -22,16 +21,20 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Duration, Instant, sleep_until};
 
+use super::context::Context;
+use super::cut::{Cutter, OBJECT_BYTES};
+use super::intake::Intake;
+use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Body, Bounds, Objects, SealedObject};
+use super::sender::{Queued, Senders};
 use super::waiting::{Aside, Bad};
-use super::{OBJECT_BYTES, Pipeline, Queued};
 use crate::buffers;
 use crate::buffers::Payload;
 use crate::codec::json;
 use crate::codec::rejected::Letter;
 use crate::codec::{Encoded, NeedsMore, Place, STEP_BYTES};
-use crate::config::{Destination, open_objects};
+use crate::config::open_objects;
 use crate::delivery::ack::{Flight, Landed, News, Owner, Refusal, Ticket};
 use crate::delivery::batch::Piece;
 use crate::delivery::dead_letter;
@@ -161,7 +164,11 @@ impl Sending {
 
 /// Reads the spool and sees to it that everything in it is delivered.
 pub(super) struct Feed {
-    pipeline: Arc<Pipeline>,
+    context: Arc<Context>,
+    letters: Arc<Letters>,
+    cutter: Arc<Cutter>,
+    senders: Arc<Senders>,
+    intake: Arc<Intake>,
     spool: Arc<Spool>,
     background: Background,
     /// The chunk that was read last.
@@ -201,22 +208,28 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    pub(super) fn new(pipeline: Arc<Pipeline>, spool: Arc<Spool>, recovered: Recovered) -> Feed {
-        let config = &pipeline.config;
-        let objects = match &config.destination {
-            Destination::Firehose(_) => None,
-            Destination::Blob { object, .. } => Some(Objects::new(
+    pub(super) fn new(
+        context: Arc<Context>,
+        letters: Arc<Letters>,
+        cutter: Arc<Cutter>,
+        senders: Arc<Senders>,
+        intake: Arc<Intake>,
+        recovered: Recovered,
+    ) -> Feed {
+        let config = &context.config;
+        let objects = context.nature.objects.as_ref().map(|objects| {
+            Objects::new(
                 config.compression,
                 Bounds {
-                    object_bytes: object.bytes,
-                    age: object.age,
+                    object_bytes: objects.bounds.bytes,
+                    age: objects.bounds.age,
                     bytes: open_objects(config.memory_limit),
                 },
-            )),
-        };
+            )
+        });
         let (landed, landing) = mpsc::unbounded_channel();
         let mut feed = Feed {
-            spool,
+            spool: Arc::clone(intake.spool()),
             background: Background::start(),
             after: None,
             skip: HashMap::new(),
@@ -238,7 +251,11 @@ impl Feed {
             quarantined_until: Instant::now(),
             landed,
             landing,
-            pipeline,
+            context,
+            letters,
+            cutter,
+            senders,
+            intake,
         };
         feed.take_up(recovered);
         feed
@@ -266,10 +283,10 @@ impl Feed {
             };
             self.note(released, Durability::Written, Vec::new());
         }
-        let records = &self.pipeline.metrics.records;
+        let records = &self.context.metrics.records;
         records.add(Record::Ambiguous, lines);
         if requests > 0 {
-            self.pipeline.log.say(
+            self.context.log.say(
                 Level::Warn,
                 &format!(
                     "{lines} records in {requests} requests were on their way when the last run ended, and their \
@@ -312,7 +329,7 @@ impl Feed {
 
     /// Runs until we stop and nothing is left to be sent.
     pub(super) async fn run(mut self) {
-        let mut draining = self.pipeline.draining.subscribe();
+        let mut draining = self.context.draining.subscribe();
         loop {
             while let Ok(news) = self.landing.try_recv() {
                 self.hear(news);
@@ -324,7 +341,7 @@ impl Feed {
             {
                 self.resend.pop_first();
                 let queued = self.queued(batch);
-                self.pipeline
+                self.senders
                     .enqueue(String::new(), queued.into_iter().collect());
             }
             let stopping = *draining.borrow_and_update();
@@ -349,7 +366,7 @@ impl Feed {
                 }
                 self.dispatch(sealed);
             }
-            self.pipeline.metrics.spooled.set(self.held() as f64);
+            self.context.metrics.spooled.set(self.held() as f64);
             let spool = Arc::clone(&self.spool);
             let more = spool.more();
             let room = self.has_room();
@@ -370,12 +387,8 @@ impl Feed {
                 }
                 if self.is_done() {
                     self.say_what_stays();
-                    // Lanes hold on to the pipeline for as long as they may get something.
-                    let mut lanes = self.pipeline.lanes.lock();
-                    lanes
-                        .as_mut()
-                        .expect("nothing panics with this lock")
-                        .clear();
+                    // They hold on to what they share for as long as they may get something.
+                    self.senders.close();
                     return;
                 }
             }
@@ -386,8 +399,8 @@ impl Feed {
             let absent = (!self.absent.is_empty()).then_some(self.absent_until);
             let wakes = [due, again, begun, resend, absent, self.aside.due()];
             let wake = wakes.into_iter().flatten().min();
-            let pipeline = Arc::clone(&self.pipeline);
-            let memory = pipeline.memory.reserve(self.needs());
+            let context = Arc::clone(&self.context);
+            let memory = context.memory.reserve(self.needs());
             tokio::select! {
                 biased;
                 Some(news) = self.landing.recv() => self.hear(news),
@@ -418,7 +431,7 @@ impl Feed {
     }
 
     fn has_room(&mut self) -> bool {
-        let limit = self.pipeline.config.memory_limit;
+        let limit = self.context.config.memory_limit;
         match &mut self.objects {
             Some(objects) => {
                 let held = self.sending_bytes + objects.bytes() + self.chunk_bytes;
@@ -436,7 +449,7 @@ impl Feed {
             }
             None if self.share.is_some() => true,
             None => {
-                let share = self.pipeline.memory.reserve(self.needs()).now_or_never();
+                let share = self.context.memory.reserve(self.needs()).now_or_never();
                 let room = share.is_some();
                 self.share = share.filter(|_| self.reading.is_some());
                 room
@@ -505,7 +518,7 @@ impl Feed {
         let stored = match stored.unwrap_or_else(|_| Err(went_down())) {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
-                self.pipeline.corrupt(&words, kept);
+                self.intake.corrupt(&words, kept);
                 return self.pass_over(chunk);
             }
             Err(Unreadable::Finished) => return self.pass_over(chunk),
@@ -514,7 +527,7 @@ impl Feed {
                 return;
             }
             Err(Unreadable::Disk(error)) => {
-                self.pipeline.spool_trouble(&error);
+                self.intake.say_trouble(&error);
                 self.hold_back(chunk, tries);
                 return;
             }
@@ -544,7 +557,7 @@ impl Feed {
         self.chunk_bytes += bytes;
         airborne.bytes += bytes;
         let needs = self
-            .pipeline
+            .cutter
             .encoding()
             .most(&tag, &stored.data, Place::default());
         self.reading = Some(Reading {
@@ -562,11 +575,11 @@ impl Feed {
     /// Encodes a step of a chunk, and sends its lines on their way.
     async fn step(&mut self, mut reading: Reading) {
         let memory = reading.needs;
-        let pipeline = Arc::clone(&self.pipeline);
+        let cutter = Arc::clone(&self.cutter);
         let (tag, data) = (Arc::clone(&reading.tag), reading.data.clone());
         let (from, settled) = (reading.from, Arc::clone(&reading.settled));
         let encoded = self.background.run(move || {
-            pipeline.encode_step(&tag, &data, from, memory, |event| !settled.contains(event))
+            cutter.encode_step(&tag, &data, from, memory, |event| !settled.contains(event))
         });
         // A panic drops the hold: the chunk's flight fails, and it is read again later.
         let Ok(encoded) = encoded.await else {
@@ -585,23 +598,23 @@ impl Feed {
         let flight = Arc::clone(&reading.flight);
         let (next, events) = (encoded.next, encoded.events);
         flight.settle(&encoded.skipped);
-        self.pipeline.say_skipped(encoded.skipped.len());
+        self.cutter.say_skipped(encoded.skipped.len());
         let parts = std::mem::take(&mut encoded.parts);
         match self.objects.take() {
             None => {
                 let mut shaped = Vec::with_capacity(parts.len());
                 for part in parts {
-                    let (lane, target) = self.pipeline.stream(&part);
-                    let shape = self.pipeline.sink.shape(&target).await;
+                    let (lane, target) = self.cutter.stream(&part);
+                    let shape = self.context.sink.shape(&target).await;
                     shaped.push((lane, target, shape, part));
                 }
                 let share = self.share.take();
-                let (pipeline, of) = (Arc::clone(&self.pipeline), Arc::clone(&flight));
+                let (cutter, of) = (Arc::clone(&self.cutter), Arc::clone(&flight));
                 let cut = self.background.run(move || {
                     let mut share = share.expect("a stream's step has its memory");
                     let mut lanes: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
                     for (lane, target, shape, part) in shaped {
-                        let pieces = pipeline.pieces(part, shape, &of, &mut encoded, &mut share);
+                        let pieces = cutter.pieces(part, shape, &of, &mut encoded, &mut share);
                         let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
                         lanes.push((lane, queued.collect()));
                     }
@@ -613,7 +626,7 @@ impl Feed {
                 };
                 self.keep_letters(reading.chunk, &flight, encoded).await;
                 for (lane, pieces) in lanes {
-                    self.pipeline.enqueue(lane, pieces);
+                    self.senders.enqueue(lane, pieces);
                 }
             }
             Some(mut objects) => {
@@ -637,7 +650,7 @@ impl Feed {
             }
         }
         if let Some(next) = next {
-            let encoding = self.pipeline.encoding();
+            let encoding = self.cutter.encoding();
             reading.needs = encoding.most(&reading.tag, &reading.data, next);
             reading.from = next;
             self.reading = Some(reading);
@@ -682,11 +695,7 @@ impl Feed {
         let events = ranges(&lettered);
         // While others wait, nobody asks the disk for each.
         let kept = match self.aside.is_empty() {
-            true => {
-                self.pipeline
-                    .keep_letters(letters, lettered.len() as u64)
-                    .await
-            }
+            true => self.letters.keep(letters, lettered.len() as u64).await,
             false => Err(dead_letter::wait(&letters)),
         };
         match kept {
@@ -717,21 +726,21 @@ impl Feed {
 
     fn set_aside(&mut self, chunk: Seq, bad: Bad) {
         self.aside.add(chunk, bad, Instant::now());
-        let waiting = &self.pipeline.metrics.waiting_letters;
+        let waiting = &self.context.metrics.waiting_letters;
         waiting.set(self.aside.records() as f64);
     }
 
     fn take_aside(&mut self, chunk: Seq) -> Vec<Bad> {
         let all = self.aside.take(chunk);
-        let waiting = &self.pipeline.metrics.waiting_letters;
+        let waiting = &self.context.metrics.waiting_letters;
         waiting.set(self.aside.records() as f64);
         all
     }
 
     /// Looks whether letters can be kept again.
     async fn look_for_room(&mut self, now: Instant) {
-        let pipeline = Arc::clone(&self.pipeline);
-        let usage = spawn_blocking(move || pipeline.letters.usage()).await;
+        let letters = Arc::clone(&self.letters);
+        let usage = spawn_blocking(move || letters.folder().usage()).await;
         match usage {
             Ok(Ok(usage)) => self.aside.has_room(usage.room()),
             Ok(Err(_)) | Err(_) => self.aside.has_none(now),
@@ -750,8 +759,7 @@ impl Feed {
                 break;
             }
         }
-        self.aside
-            .has_left(self.pipeline.letters.last_usage().room());
+        self.aside.has_left(self.letters.last_usage().room());
         if all.is_empty() {
             return self.finish_if_settled(chunk);
         }
@@ -771,12 +779,12 @@ impl Feed {
         let events = Arc::new(Events::Runs(bad.events.clone()));
         let mut next = Some(Place::default());
         while let Some(from) = next {
-            let (pipeline, wanted) = (Arc::clone(&self.pipeline), Arc::clone(&events));
+            let (cutter, wanted) = (Arc::clone(&self.cutter), Arc::clone(&events));
             let (of, bytes, refusal) = (Arc::clone(tag), data.clone(), bad.refusal.clone());
             let made = self.background.run(move || {
                 let wanted = |event| is_in(&wanted, event);
                 // One step at a time; a single event may be more.
-                let encoded = pipeline.encode_step(&of, &bytes, from, usize::MAX, wanted);
+                let encoded = cutter.encode_step(&of, &bytes, from, usize::MAX, wanted);
                 let encoded = encoded.expect("there is as much memory as it may ask for");
                 (encoded.next, letters_of(encoded, &of, refusal.as_deref()))
             });
@@ -785,7 +793,7 @@ impl Feed {
             };
             next = further;
             lettered.sort_unstable();
-            let kept = self.pipeline.keep_letters(letters, lettered.len() as u64);
+            let kept = self.letters.keep(letters, lettered.len() as u64);
             if let Err(unkept) = kept.await {
                 self.aside.has_none(Instant::now());
                 let first = lettered.first().copied().unwrap_or(0);
@@ -815,14 +823,14 @@ impl Feed {
         match stored.unwrap_or_else(|_| Err(went_down())) {
             Ok(stored) => return Some((stored.tag.into(), stored.data)),
             Err(Unreadable::Corrupt { words, kept }) => {
-                self.pipeline.corrupt(&words, kept);
+                self.intake.corrupt(&words, kept);
                 self.take_aside(chunk);
                 self.pass_over(chunk);
             }
             Err(Unreadable::Finished) => drop(self.take_aside(chunk)),
             // It is tried again with the next look.
             Err(Unreadable::Missing(_)) => {}
-            Err(Unreadable::Disk(error)) => self.pipeline.spool_trouble(&error),
+            Err(Unreadable::Disk(error)) => self.intake.say_trouble(&error),
         }
         None
     }
@@ -849,7 +857,7 @@ impl Feed {
         let usage = self.spool.usage();
         let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
         let in_the_way = |chunk| Some(chunk) == oldest && usage.bytes > usage.limit / 2;
-        let too_many = self.aside.bytes() > self.pipeline.config.memory_limit / ASIDE_SHARE;
+        let too_many = self.aside.bytes() > self.context.config.memory_limit / ASIDE_SHARE;
         let waits_alone =
             |chunk: &Seq| !self.chunks.contains_key(chunk) && !self.skip.contains_key(chunk);
         let chunk = self.aside.iter().find(waits_alone);
@@ -861,31 +869,28 @@ impl Feed {
             return;
         };
         let all = self.take_aside(chunk);
-        let (pipeline, spool, of) = (
-            Arc::clone(&self.pipeline),
+        let (cutter, spool, of) = (
+            Arc::clone(&self.cutter),
             Arc::clone(&self.spool),
             all.clone(),
         );
         let kept = self
             .background
-            .run(move || quarantine(&pipeline, &spool, chunk, &tag, &data, &of));
+            .run(move || quarantine(&cutter, &spool, chunk, &tag, &data, &of));
         let events: u64 = all.iter().map(Bad::records).sum();
         let error = match kept.await {
             Ok(Ok(file)) => {
                 for bad in all {
                     self.done(chunk, bad.events);
                 }
-                self.pipeline
-                    .metrics
-                    .records
-                    .add(Record::DeadLetter, events);
-                self.pipeline.log.trouble(
+                self.context.metrics.records.add(Record::DeadLetter, events);
+                self.context.log.trouble(
                     Level::Error,
                     "dead_letter_quarantine",
                     &format!(
                         "the dead letters of {events} records are in the spool's {file}, since they cannot be kept in \
                          {} and would have held up what came after them: move that file where the others belong",
-                        self.pipeline.letters.path().display()
+                        self.letters.folder().path().display()
                     ),
                 );
                 return self.finish_if_settled(chunk);
@@ -893,7 +898,7 @@ impl Feed {
             Ok(Err(error)) => error,
             Err(_) => std::io::Error::other("the writing thread ended"),
         };
-        self.pipeline.spool_trouble(&error);
+        self.intake.say_trouble(&error);
         self.quarantined_until = now + LOOK_FOR_ABSENT;
         for bad in all {
             self.set_aside(chunk, bad);
@@ -903,13 +908,13 @@ impl Feed {
     /// Says what is in the spool still, when all that can be delivered is.
     fn say_what_stays(&self) {
         if !self.aside.is_empty() {
-            self.pipeline.log.say(
+            self.context.log.say(
                 Level::Warn,
                 &format!(
                     "{} records of {} chunks stay in the spool, since their dead letters cannot be kept in {}",
                     self.aside.records(),
                     self.aside.chunks(),
-                    self.pipeline.letters.path().display()
+                    self.letters.folder().path().display()
                 ),
             );
         }
@@ -1005,9 +1010,9 @@ impl Feed {
 
     /// Writes a note until it is written, and keeps `tickets` then.
     fn note(&mut self, note: Note, durability: Durability, tickets: Vec<Ticket>) {
-        let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
+        let intake = Arc::clone(&self.intake);
         self.notes.spawn(async move {
-            pipeline.insist(&spool, note, durability).await;
+            intake.insist(note, durability).await;
             tickets.into_iter().for_each(Ticket::keep);
         });
     }
@@ -1015,11 +1020,12 @@ impl Feed {
     /// Gives sealed objects their names, and sends them once these are in the spool.
     fn dispatch(&mut self, sealed: Vec<SealedObject>) {
         for object in sealed {
-            let batch = self.pipeline.next_batch.fetch_add(1, Ordering::Relaxed);
+            let batch = self.senders.next_batch();
             let token = token();
-            let name = self
-                .pipeline
-                .object_name(&object.folder, object.first, &token);
+            let Some(objects) = &self.context.nature.objects else {
+                return;
+            };
+            let name = objects.name(&object.folder, object.first, &token);
             let begun = Note::Begun {
                 batch,
                 name: name.clone(),
@@ -1039,10 +1045,10 @@ impl Feed {
             self.sending_bytes += sending.bytes();
             self.sending.insert(batch, sending);
             let queued = self.queued(batch);
-            let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
+            let (intake, senders) = (Arc::clone(&self.intake), Arc::clone(&self.senders));
             self.notes.spawn(async move {
-                pipeline.insist(&spool, begun, Durability::Synced).await;
-                pipeline.enqueue(String::new(), queued.into_iter().collect());
+                intake.insist(begun, Durability::Synced).await;
+                senders.enqueue(String::new(), queued.into_iter().collect());
             });
         }
     }
@@ -1066,11 +1072,11 @@ impl Feed {
 
     /// Builds an object again that had begun, from the same events, and sends it under its name.
     async fn rebuild(&mut self, pending: Pending, tickets: Vec<Ticket>) {
-        let (spool, pipeline) = (Arc::clone(&self.spool), Arc::clone(&self.pipeline));
+        let (cutter, intake) = (Arc::clone(&self.cutter), Arc::clone(&self.intake));
         let contents = pending.contents.clone();
         let built = self
             .background
-            .run(move || build_again(&pipeline, &spool, &contents));
+            .run(move || build_again(&cutter, &intake, &contents));
         let built = match built.await {
             Ok(Ok(built)) => {
                 for chunk in built.corrupt {
@@ -1081,12 +1087,12 @@ impl Feed {
                     }
                 }
                 let events = built.letters.len() as u64;
-                let kept = self.pipeline.keep_letters(built.letters, events).await;
+                let kept = self.letters.keep(built.letters, events).await;
                 kept.is_ok()
                     .then_some((built.body, built.lines, built.skipped))
             }
             Ok(Err(Unreadable::Disk(error))) => {
-                self.pipeline.spool_trouble(&error);
+                self.intake.say_trouble(&error);
                 None
             }
             // A missing file is said by whoever looks for it.
@@ -1099,7 +1105,7 @@ impl Feed {
                 .push_back((Instant::now() + wait, pending, tickets));
             return;
         };
-        self.pipeline.say_skipped(skipped);
+        self.cutter.say_skipped(skipped);
         let batch = pending.batch;
         if body.is_empty() {
             // By another configuration than the one it began with.
@@ -1119,7 +1125,7 @@ impl Feed {
         self.sending_bytes += sending.bytes();
         self.sending.insert(batch, sending);
         if let Some(queued) = self.queued(batch) {
-            self.pipeline.enqueue(String::new(), vec![queued]);
+            self.senders.enqueue(String::new(), vec![queued]);
         }
     }
 }
@@ -1165,14 +1171,14 @@ fn letters_of(
 
 /// Writes the letters of a chunk's events into the spool's quarantine.
 fn quarantine(
-    pipeline: &Pipeline,
+    cutter: &Cutter,
     spool: &Spool,
     chunk: Seq,
     tag: &Arc<[u8]>,
     data: &Bytes,
     all: &[Bad],
 ) -> std::io::Result<String> {
-    let encoding = pipeline.encoding();
+    let encoding = cutter.encoding();
     spool.quarantine(&format!("letters-{chunk:020}.ndjson"), &mut |out| {
         for bad in all {
             let events = Events::Runs(bad.events.clone());
@@ -1201,18 +1207,19 @@ struct Rebuilt {
 /// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
 /// and said; what was a line when the note was written and is none any more becomes a letter.
 fn build_again(
-    pipeline: &Pipeline,
-    spool: &Spool,
+    cutter: &Cutter,
+    intake: &Intake,
     contents: &[Content],
 ) -> Result<Rebuilt, Unreadable> {
     let mut lines = 0;
-    let mut body = Body::new(pipeline.config.compression);
+    let spool = intake.spool();
+    let mut body = Body::new(cutter.compression());
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
     for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
         let stored = match spool.read(content.chunk) {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
-                pipeline.corrupt(&words, kept);
+                intake.corrupt(&words, kept);
                 corrupt.push(content.chunk);
                 continue;
             }
@@ -1224,7 +1231,7 @@ fn build_again(
             Err(later) => return Err(later),
         };
         let wanted = |event| is_in(&content.events, event);
-        let (encoding, tag) = (pipeline.encoding(), stored.tag.into());
+        let (encoding, tag) = (cutter.encoding(), stored.tag.into());
         for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
             for part in encoded.parts {
                 lines += part.ends.len();

@@ -1,6 +1,7 @@
 use super::*;
-use crate::sink::Limits;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -10,7 +11,8 @@ use tokio::sync::Notify;
 use crate::buffers::Payload;
 use crate::config::Config;
 use crate::log::tests::Lines;
-use crate::sink::{Batch, Fault, Outcome};
+use crate::metrics::{Record, Sealed};
+use crate::sink::{Batch, Class, Fault, Limits, Outcome, Shape};
 
 mod circuits;
 mod memory;
@@ -487,7 +489,7 @@ async fn a_chunk_that_waits_only_for_room_for_its_letter_is_not_encoded_before_t
     assert_eq!(encoded(), before);
     assert_eq!(bench.sink.calls(), [lines(&["a"])]);
     std::fs::remove_file(&full).unwrap();
-    bench.pipeline.letters.usage().unwrap();
+    bench.pipeline.letters.folder().usage().unwrap();
     assert_eq!(bench.flush(&["a", &long]).await, Verdict::Ok);
     assert_eq!((bench.letters().len(), bench.sink.calls().len()), (1, 1));
 }

@@ -455,7 +455,7 @@ mod tests {
         ]
         .concat();
         if !with_environment(
-            "aws::tests::the_role_is_assumed_at_the_sts_endpoint_and_kept",
+            "sink::aws::tests::the_role_is_assumed_at_the_sts_endpoint_and_kept",
             &environment,
         ) {
             return;
@@ -486,7 +486,7 @@ mod tests {
             ("AWS_ROLE_ARN", "arn:aws:iam::1:role/pod"),
         ];
         if !with_environment(
-            "aws::tests::a_web_identity_goes_to_the_sts_endpoint_too",
+            "sink::aws::tests::a_web_identity_goes_to_the_sts_endpoint_too",
             &environment,
         ) {
             return;
@@ -510,7 +510,7 @@ mod tests {
         ];
         let environment = [&STATIC[..], &environment].concat();
         if !with_environment(
-            "aws::tests::proxies_of_the_environment_are_used_but_for_whom_they_are_not_meant",
+            "sink::aws::tests::proxies_of_the_environment_are_used_but_for_whom_they_are_not_meant",
             &environment,
         ) {
             let requests = proxy.requests();
@@ -541,7 +541,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_role_that_may_not_be_assumed_is_told_in_the_words_of_sts() {
-        const NAME: &str = "aws::tests::a_role_that_may_not_be_assumed_is_told_in_the_words_of_sts";
+        const NAME: &str =
+            "sink::aws::tests::a_role_that_may_not_be_assumed_is_told_in_the_words_of_sts";
         if !with_environment(NAME, &STATIC) {
             return;
         }
@@ -559,7 +560,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn an_endless_answer_of_sts_is_left() {
-        const NAME: &str = "aws::tests::an_endless_answer_of_sts_is_left";
+        const NAME: &str = "sink::aws::tests::an_endless_answer_of_sts_is_left";
         if !with_environment(NAME, &STATIC) {
             return;
         }
@@ -579,7 +580,10 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_region_the_remedy_is_named() {
-        if with_environment("aws::tests::without_a_region_the_remedy_is_named", &[]) {
+        if with_environment(
+            "sink::aws::tests::without_a_region_the_remedy_is_named",
+            &[],
+        ) {
             let message = load(&config::Aws::default(), None).await.unwrap_err();
             assert!(message.contains("set region, AWS_REGION"), "{message}");
         }
@@ -594,7 +598,7 @@ mod tests {
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", url.as_str()),
         ];
         if !with_environment(
-            "aws::tests::a_metadata_service_that_stays_silent_is_given_up_within_seconds",
+            "sink::aws::tests::a_metadata_service_that_stays_silent_is_given_up_within_seconds",
             &environment,
         ) {
             return;

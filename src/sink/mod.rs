@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use futures::future::BoxFuture;
 
+pub use nature::{Nature, ObjectNature};
 pub use outcome::{Class, Fault, Outcome};
 pub use request::{Batch, Limits, Shape};
 
@@ -14,6 +15,7 @@ pub mod blob;
 #[cfg(feature = "firehose")]
 pub mod firehose;
 mod http;
+pub mod nature;
 pub mod outcome;
 pub mod request;
 pub(crate) mod tls;

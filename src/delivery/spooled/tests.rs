@@ -1,7 +1,7 @@
 use super::*;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use bytes::Bytes;
 
 use crate::config::Config;
+use crate::delivery::Pipeline;
 use crate::delivery::dead_letter::{self, DeadLetters};
 use crate::delivery::identity::Identity;
 use crate::log::Log;

@@ -327,7 +327,7 @@ async fn a_chunk_that_goes_back_at_once_waits_for_no_memory() {
     let bench = Bench::new(ONE_LINE, &[("memory_limit", "4M")], vec![]);
     bench.sink.is("s", Some(Sick::Down(Class::Transient)));
     bench.open("app").await;
-    let all = bench.pipeline.memory.reserve(usize::MAX).await;
+    let all = bench.pipeline.context.memory.reserve(usize::MAX).await;
     let (verdict, took) = bench.begin("app", "a").await.unwrap();
     assert_eq!((verdict, took), (Verdict::Retry, Duration::ZERO));
     drop(all);

@@ -372,7 +372,7 @@ fn a_hostile_chunk_holds_no_more_than_memory_limit_and_what_stands_beside_it() {
         return;
     }
     let name = concat!(
-        "pipeline::tests::memory::",
+        "delivery::tests::memory::",
         "a_hostile_chunk_holds_no_more_than_memory_limit_and_what_stands_beside_it"
     );
     let mut failed = Vec::new();

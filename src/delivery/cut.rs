@@ -1,0 +1,224 @@
+//! A chunk's events become pieces that their targets take.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::ack::{Flight, Ticket};
+use super::batch::{Piece, runs};
+use super::context::Context;
+use super::memory::Share;
+use crate::buffers;
+use crate::codec::rejected::Letter;
+use crate::codec::{Encoded, Encoding, NeedsMore, Part, Place};
+use crate::compress::Compression;
+use crate::config::stream_name;
+use crate::log::Level;
+use crate::metrics::{Reason, Record, Stage};
+use crate::sink::Shape;
+
+/// Text that is compressed in one go, at least: more than a chunk of the host's holds.
+const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
+/// What a piece on its way needs beside its bytes: its ticket, its record, its place in the queue.
+const PIECE_BYTES: usize = 512;
+/// What an object needs beside its bytes and tickets, about: its names, its flight, its note, its place with its sender.
+/// Where each event is an object, that is most of it.
+pub(super) const OBJECT_BYTES: usize = 2_816;
+/// What a line of an object needs beside its text: where it ends, and its event's number.
+const LINE_BYTES: usize = 32;
+
+/// Encodes chunks and cuts what comes out.
+pub(super) struct Cutter {
+    context: Arc<Context>,
+}
+
+impl Cutter {
+    pub(super) fn new(context: Arc<Context>) -> Cutter {
+        Cutter { context }
+    }
+
+    /// How lines are compressed.
+    pub(super) fn compression(&self) -> Compression {
+        self.context.config.compression
+    }
+
+    /// How chunks are encoded.
+    pub(super) fn encoding(&self) -> Encoding<'_> {
+        let Context {
+            config,
+            nature,
+            sink,
+            ..
+        } = &*self.context;
+        Encoding {
+            longest_line: match config.compression {
+                Compression::None => sink.longest_line(),
+                // How long a line is that fits when it is compressed, is not known before.
+                Compression::Gzip(_) | Compression::Zstd(_) => usize::MAX,
+            },
+            line_bytes: match nature.objects {
+                Some(_) => LINE_BYTES,
+                // Each line may be a record.
+                None => PIECE_BYTES,
+            },
+            name_bytes: OBJECT_BYTES,
+            ..Encoding::new(&config.encode, &nature.names)
+        }
+    }
+
+    pub(super) fn encode_step(
+        &self,
+        tag: &Arc<[u8]>,
+        data: &[u8],
+        from: Place,
+        memory: usize,
+        wanted: impl Fn(u32) -> bool,
+    ) -> Result<Encoded, NeedsMore> {
+        let encoded = self.encoding().step(tag, data, from, memory, wanted)?;
+        let bytes: usize = encoded.parts.iter().map(|part| part.text.len()).sum();
+        self.context.metrics.bytes.add(Stage::Encoded, bytes as u64);
+        Ok(encoded)
+    }
+
+    /// The sender that a part travels by, and its target: the stream, or an object named after its chunk.
+    pub(super) fn target(&self, part: &Part, chunk: &str) -> (String, Arc<str>) {
+        match &self.context.nature.objects {
+            None => self.stream(part),
+            Some(objects) => {
+                let name = objects.name(&part.name, part.first, chunk);
+                (String::new(), name.into())
+            }
+        }
+    }
+
+    /// The sender of a delivery stream, and the stream.
+    pub(super) fn stream(&self, part: &Part) -> (String, Arc<str>) {
+        let stream = stream_name(&part.name);
+        (stream.clone(), stream.into())
+    }
+
+    /// Cuts a part into pieces its target takes, which hold a part of `share`. Lines that are too long become letters.
+    pub(super) fn pieces(
+        &self,
+        mut part: Part,
+        shape: Shape,
+        flight: &Arc<Flight>,
+        encoded: &mut Encoded,
+        share: &mut Share,
+    ) -> Vec<Piece<Ticket>> {
+        let limits = shape.limits;
+        let compression = if shape.compression {
+            self.context.config.compression
+        } else {
+            Compression::None
+        };
+        let of_lines = |lines: usize| lines * size_of::<u32>();
+        if compression == Compression::None {
+            drop_long_lines(&mut part, flight.tag(), limits.record_bytes, encoded);
+            let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
+            let beside = of_lines(part.events.len()) + runs.len() * self.piece_bytes();
+            let (text, events) = (share.of(part.text, beside), part.events.into());
+            let piece = |run: Range<usize>| Piece {
+                bytes: text.slice(span(&part.ends, &run)).into(),
+                lines: count(run.len()),
+                ticket: flight.ticket(&events, run),
+            };
+            return runs.into_iter().map(piece).collect();
+        }
+        let text_bytes = limits.record_bytes.max(COMPRESSED_RUN_BYTES);
+        let mut todo = runs(&part.ends, text_bytes, limits.record_lines);
+        todo.reverse();
+        let events = part.events.into();
+        let mut pieces = Vec::new();
+        while let Some(run) = todo.pop() {
+            let text = &part.text[span(&part.ends, &run)];
+            let body = compression.apply(text);
+            if body.len() <= limits.record_bytes {
+                let beside = of_lines(run.len()) + self.piece_bytes();
+                pieces.push(Piece {
+                    bytes: share.of(body, beside).into(),
+                    lines: count(run.len()),
+                    ticket: flight.ticket(&events, run),
+                });
+            } else if run.len() == 1 {
+                let letter = too_large(flight.tag(), text, body.len(), limits.record_bytes);
+                encoded.letter(events[run.start], letter);
+            } else {
+                let middle = run.start + run.len() / 2;
+                todo.push(middle..run.end);
+                todo.push(run.start..middle);
+            }
+        }
+        buffers::give(part.text);
+        pieces
+    }
+
+    /// What a piece needs beside its bytes.
+    fn piece_bytes(&self) -> usize {
+        match self.context.nature.objects {
+            None => PIECE_BYTES,
+            Some(_) => OBJECT_BYTES,
+        }
+    }
+
+    pub(super) fn say_skipped(&self, skipped: usize) {
+        if skipped > 0 {
+            self.context
+                .metrics
+                .records
+                .add(Record::Skipped, skipped as u64);
+            self.context.log.trouble(
+                Level::Warn,
+                "log_key",
+                &format!("{skipped} records without the log_key were skipped"),
+            );
+        }
+    }
+}
+
+fn count(lines: usize) -> u32 {
+    u32::try_from(lines).unwrap_or(u32::MAX)
+}
+
+fn too_large(tag: &Arc<[u8]>, line: &[u8], bytes: usize, limit: usize) -> Letter {
+    Letter {
+        tag: Arc::clone(tag),
+        reason: Reason::TooLarge,
+        detail: format!("a record of {bytes} bytes; the destination takes at most {limit}"),
+        target: None,
+        request_id: None,
+        record: line.strip_suffix(b"\n").unwrap_or(line).to_vec().into(),
+    }
+}
+
+/// Where the text of some lines begins and ends.
+fn span(ends: &[usize], lines: &Range<usize>) -> Range<usize> {
+    let start = lines.start.checked_sub(1).map_or(0, |before| ends[before]);
+    start..ends[lines.end - 1]
+}
+
+/// Takes lines out of a part that no record can hold.
+fn drop_long_lines(part: &mut Part, tag: &Arc<[u8]>, limit: usize, encoded: &mut Encoded) {
+    let ends = &part.ends;
+    let spans = (0..ends.len()).map(|line| span(ends, &(line..line + 1)));
+    if spans.clone().all(|span| span.len() <= limit) {
+        return;
+    }
+    let mut kept = Part {
+        text: Vec::with_capacity(part.text.len()),
+        ends: Vec::with_capacity(ends.len()),
+        events: Vec::with_capacity(part.events.len()),
+        name: part.name.clone(),
+        first: part.first,
+    };
+    for (span, event) in spans.zip(&part.events) {
+        let line = &part.text[span];
+        if line.len() > limit {
+            encoded.letter(*event, too_large(tag, line, line.len(), limit));
+        } else {
+            kept.text.extend_from_slice(line);
+            kept.ends.push(kept.text.len());
+            kept.events.push(*event);
+        }
+    }
+    *part = kept;
+}

@@ -1,0 +1,517 @@
+//! Without a spool: a flush is answered when its chunk is delivered.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::join_all;
+use tokio::sync::watch;
+use tokio::time::{Duration, Instant, sleep_until};
+
+use super::ack::Flight;
+use super::circuit::{Circuit, Leg, Permit};
+use super::context::Context;
+use super::cut::Cutter;
+use super::identity::Identity;
+use super::letters::Letters;
+use super::memory::Share;
+use super::redelivery::{Partials, Twins};
+use super::sender::{Delivery, Queued, Senders};
+use crate::buffers;
+use crate::codec::{Encoded, NeedsMore, Part, Place};
+use crate::ids::{ChunkId, EventSet, Verdict, chunk_id, numbered};
+use crate::log::Level;
+use crate::metrics::Record;
+use crate::sink::{Class, Shape};
+
+/// How long a flush waits until a target's [`Shape`] is known.
+const SHAPE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Delivers chunks while their flushes wait.
+pub(super) struct Direct {
+    pub(super) context: Arc<Context>,
+    pub(super) letters: Arc<Letters>,
+    pub(super) cutter: Arc<Cutter>,
+    pub(super) senders: Arc<Senders>,
+    /// In the names of objects.
+    pub(super) identity: Identity,
+    pub(super) twins: Twins,
+    pub(super) partials: Partials<Outing>,
+    /// From when on no flush waits for the destination any more.
+    pub(super) ending: watch::Sender<Option<Instant>>,
+}
+
+impl Direct {
+    /// Delivers a chunk and gives the host's answer, within `flush_deadline`. Every clone of `data` is gone when it
+    /// returns.
+    pub(super) async fn flush(&self, tag: &[u8], data: Bytes) -> Verdict {
+        if self.goes_back_at_once() {
+            return Verdict::Retry;
+        }
+        if self.sends_the_rest() {
+            // To hash each chunk would cost more than to send it encrypted.
+            let id = (!self.partials.is_empty()).then(|| chunk_id(tag, &data));
+            return self.deliver(tag, data, id, None).await;
+        }
+        let id = chunk_id(tag, &data);
+        let number = self.twins.number(id);
+        let mut name = self.identity.name(&id);
+        if number > 0 {
+            let _ = write!(name, "-{}", number + 1);
+        }
+        // What one twin has delivered stands under its name, and not under another's.
+        let twin = numbered(id, number);
+        let verdict = self.deliver(tag, data, Some(twin), Some(&name)).await;
+        self.twins.answered(id, number, verdict);
+        verdict
+    }
+
+    /// Whether of a chunk that comes again only what is not settled is sent. An object is sent whole: its
+    /// name stands for all that is in it, and its store tells whether it is there.
+    fn sends_the_rest(&self) -> bool {
+        self.context.nature.objects.is_none()
+    }
+
+    /// In direct mode: from `then` on each flush answers RETRY, those that wait and those that come.
+    pub(super) fn end_flushes(&self, then: Instant) {
+        self.ending.send_if_modified(|end| {
+            let sooner = end.is_none_or(|end| then < end);
+            if sooner {
+                *end = Some(then);
+            }
+            sooner
+        });
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ending
+            .borrow()
+            .is_some_and(|end| end <= Instant::now())
+    }
+
+    fn say_ended(&self) {
+        self.context.log.trouble(
+            Level::Warn,
+            "ended",
+            "the host ends, and exit_deadline is over: chunks that are not delivered go back to it at once. Those of \
+             inputs with storage.type filesystem are delivered after the next start",
+        );
+    }
+
+    /// Whether it is known of a chunk before it is looked at that nothing of it is sent.
+    fn goes_back_at_once(&self) -> bool {
+        let ended = self
+            .ending
+            .borrow()
+            .is_some_and(|end| end <= Instant::now());
+        ended
+            || self
+                .senders
+                .only_circuit()
+                .is_some_and(|circuit| circuit.keeps_back())
+    }
+
+    /// Waits for something, until `deadline` at most, or until flushes are to end.
+    async fn within<T>(&self, deadline: Instant, what: impl Future<Output = T>) -> Option<T> {
+        let mut ending = self.ending.subscribe();
+        let ended = async {
+            loop {
+                let end = *ending.borrow_and_update();
+                let sooner = ending.changed();
+                match end {
+                    Some(end) => tokio::select! {
+                        () = sleep_until(end) => return,
+                        _ = sooner => {}
+                    },
+                    // Fails where the sender is gone, which is ours.
+                    None => drop(sooner.await),
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = what => Some(done),
+            () = sleep_until(deadline) => None,
+            () = ended => None,
+        }
+    }
+
+    /// Delivers a chunk, whose `id` is asked for only where an earlier flush left something behind. Its objects
+    /// are known by `name`.
+    async fn deliver(
+        &self,
+        tag: &[u8],
+        data: Bytes,
+        id: Option<ChunkId>,
+        name: Option<&str>,
+    ) -> Verdict {
+        let deadline = Instant::now() + self.context.config.flush_deadline;
+        let left = id.and_then(|id| Some((id, self.partials.take(id)?)));
+        let settled = match left {
+            None => EventSet::default(),
+            Some((id, before)) => {
+                if before
+                    .waits
+                    .is_some_and(|needs| needs > self.letters.last_usage().room())
+                {
+                    self.leave(id, before);
+                    return Verdict::Retry;
+                }
+                // What an earlier flush of this chunk still has on its way decides what is left to send. Of an object,
+                // too: were it sent once more, a store that is slower than a flush waits would never be done with it.
+                let landed = self.within(deadline, before.landed()).await;
+                if landed.is_none() || !before.has_landed() {
+                    self.leave(id, before);
+                    return Verdict::Retry;
+                }
+                let settled = before.flight.settled();
+                if self.sends_the_rest() {
+                    let suppressed = settled.len() as u64;
+                    self.context
+                        .metrics
+                        .records
+                        .add(Record::Suppressed, suppressed);
+                }
+                settled
+            }
+        };
+        let mut outing = Outing {
+            flight: match name {
+                Some(name) => Flight::of_objects(tag, settled, name),
+                None => Flight::new(tag, settled),
+            },
+            legs: Vec::new(),
+            all: true,
+            unkept: None,
+            waits: None,
+            lines: 0,
+            skipped: 0,
+        };
+        let name = name.unwrap_or_default();
+        let verdict = self.fly(&mut outing, &data, name, deadline).await;
+        if verdict == Verdict::Retry {
+            for leg in &outing.legs {
+                leg.flight.give_up();
+            }
+            self.senders.gave_up();
+            outing.forget_landed();
+            if !outing.flight.settled().is_empty() || !outing.legs.is_empty() {
+                let id = id.unwrap_or_else(|| chunk_id(tag, &data));
+                self.leave(id, outing);
+            }
+        }
+        verdict
+    }
+
+    fn leave(&self, id: ChunkId, outing: Outing) {
+        let bytes = outing.footprint();
+        self.partials.leave(id, outing, bytes);
+    }
+
+    async fn fly(
+        &self,
+        outing: &mut Outing,
+        data: &[u8],
+        name: &str,
+        deadline: Instant,
+    ) -> Verdict {
+        let before = outing.flight.settled();
+        let rest = self.sends_the_rest();
+        let wanted = |event| !(rest && before.contains(event));
+        let mut next = Some(Place::default());
+        while let Some(from) = next {
+            // The pieces of one step settle while the next one waits for memory.
+            let encoded = self.encode(outing.flight.tag(), data, from, wanted);
+            let Some((encoded, share)) = self.within(deadline, encoded).await else {
+                match outing.lines {
+                    _ if self.has_ended() => self.say_ended(),
+                    0 => self.context.log.trouble(
+                        Level::Warn,
+                        "memory",
+                        "memory_limit is reached and nothing was delivered within flush_deadline: the host is \
+                         asked to hand the chunk over again",
+                    ),
+                    _ => self.say_deadline(outing),
+                }
+                return Verdict::Retry;
+            };
+            self.context
+                .log
+                .recovered("memory", "chunks are admitted again");
+            next = encoded.next;
+            let name = format!("{name}{}", encoded.mark(from));
+            self.send_step(outing, encoded, share, &name, &before, deadline)
+                .await;
+            if next.is_some() && outing.legs.iter().any(Leg::probes) {
+                // The probe decides what becomes of the rest. It is waited for again in the end, where it is late.
+                self.within(deadline, outing.landed()).await;
+            }
+            if next.is_some() && self.goes_back_at_once() {
+                return Verdict::Retry;
+            }
+            outing.forget_landed();
+        }
+        match self.within(deadline, outing.landed()).await {
+            Some(Verdict::Ok) => {}
+            Some(Verdict::Retry) => return Verdict::Retry,
+            None if self.has_ended() => {
+                self.say_ended();
+                return Verdict::Retry;
+            }
+            None => {
+                self.say_deadline(outing);
+                return Verdict::Retry;
+            }
+        }
+        if outing.unkept.is_some() {
+            outing.waits = outing.unkept;
+            return Verdict::Retry;
+        }
+        // Only now: of a chunk that comes again they are found again.
+        self.cutter.say_skipped(outing.skipped);
+        self.context.log.recovered(
+            "deadline",
+            "chunks are delivered within flush_deadline again",
+        );
+        Verdict::Ok
+    }
+
+    /// Sends a step of a chunk on its way, but for what was settled `before`.
+    async fn send_step(
+        &self,
+        outing: &mut Outing,
+        mut encoded: Encoded,
+        mut share: Share,
+        name: &str,
+        before: &EventSet,
+        deadline: Instant,
+    ) {
+        let mut parts = std::mem::take(&mut encoded.parts);
+        // Objects that an earlier flush of the chunk delivered.
+        let delivered = |part: &mut Part| part.events.iter().all(|event| before.contains(*event));
+        for part in parts.extract_if(.., delivered) {
+            let lines = part.events.len() as u64;
+            self.context.metrics.records.add(Record::Suppressed, lines);
+            buffers::give(part.text);
+        }
+        let (loads, all) = self.load(parts, name, deadline).await;
+        outing.all &= all;
+        if !all && self.partials.is_full() {
+            self.context.log.trouble(
+                Level::Warn,
+                "partials",
+                "of chunks for several targets, of which some take nothing, so many are pending that no more can be \
+                 remembered: what others of their records go to waits, too, since it would be sent twice",
+            );
+            for (_, part) in loads.into_iter().flat_map(|load| load.parts) {
+                buffers::give(part.text);
+            }
+            return;
+        }
+        let mut lanes = Vec::with_capacity(loads.len());
+        for load in loads {
+            let leg = Leg::new(load.circuit, &outing.flight, load.permit.is_probe());
+            let mut pieces: Vec<Queued> = Vec::new();
+            for (target, part) in load.parts {
+                let cut =
+                    self.cutter
+                        .pieces(part, load.shape, &leg.flight, &mut encoded, &mut share);
+                pieces.extend(cut.into_iter().map(|piece| (Arc::clone(&target), piece)));
+            }
+            let lines = pieces.iter().map(|(_, piece)| u64::from(piece.lines));
+            outing.lines += lines.sum::<u64>();
+            outing.legs.push(leg);
+            let probe = load.permit.is_probe().then_some(load.permit);
+            lanes.push((load.lane, Delivery { pieces, probe }));
+        }
+
+        // Dead letters first: what is sent without them is sent again after a restart. Where they cannot be kept, all
+        // else is sent nevertheless, and is remembered for when the chunk comes again. Those that an earlier flush of
+        // the chunk wrote are there.
+        encoded.drop_letters(before);
+        let lettered = encoded.letters.len() as u64;
+        match self.letters.keep(encoded.letters, lettered).await {
+            Ok(()) => outing.flight.settle(&encoded.lettered),
+            Err(unkept) => *outing.unkept.get_or_insert(0) += unkept.needs(),
+        }
+        outing.skipped += encoded.skipped.len();
+        for (lane, delivery) in lanes {
+            self.senders.hand_over(lane, delivery);
+        }
+    }
+
+    fn say_deadline(&self, outing: &Outing) {
+        self.context.log.trouble(
+            Level::Warn,
+            "deadline",
+            &format!(
+                "of a chunk not all of {} records were delivered within flush_deadline ({} s); the host keeps it \
+                 and hands it over again",
+                outing.lines,
+                self.context.config.flush_deadline.as_secs(),
+            ),
+        );
+    }
+
+    /// Sorts a chunk's parts by lane. False: those of some are left out, since their target takes nothing.
+    async fn load(&self, parts: Vec<Part>, name: &str, deadline: Instant) -> (Vec<Load>, bool) {
+        let mut all = true;
+        let mut lanes: BTreeMap<String, Option<Waiting>> = BTreeMap::new();
+        for part in parts {
+            let (lane, target) = self.cutter.target(&part, name);
+            let waiting = lanes.entry(lane).or_insert_with_key(|lane| {
+                let circuit = self.senders.begin_lane(lane);
+                let permit = circuit.leave().ok()?;
+                Some(Waiting {
+                    circuit,
+                    permit,
+                    parts: Vec::new(),
+                })
+            });
+            match waiting {
+                Some(waiting) => waiting.parts.push((target, part)),
+                None => {
+                    all = false;
+                    buffers::give(part.text);
+                }
+            }
+        }
+        let patience = deadline.min(Instant::now() + SHAPE_PATIENCE);
+        let loads = lanes.into_iter().filter_map(|(lane, it)| Some((lane, it?)));
+        let loads = join_all(loads.map(|(lane, it)| self.shape(lane, it, patience))).await;
+        let known = loads.iter().all(Option::is_some);
+        (loads.into_iter().flatten().collect(), all && known)
+    }
+
+    /// Finds out what a target takes. One that does not say so soon takes nothing; the sink goes on asking.
+    async fn shape(&self, lane: String, waiting: Waiting, patience: Instant) -> Option<Load> {
+        let Waiting {
+            circuit,
+            permit,
+            parts,
+        } = waiting;
+        let (target, _) = parts.first()?;
+        let shape = match self.context.sink.shape(target).now_or_never() {
+            Some(shape) => Some(shape),
+            None if permit.is_probe() => None,
+            None => {
+                tokio::select! {
+                    biased;
+                    shape = self.within(patience, self.context.sink.shape(target)) => shape,
+                    () = circuit.opened() => None,
+                }
+            }
+        };
+        let Some(shape) = shape else {
+            for (_, part) in parts {
+                buffers::give(part.text);
+            }
+            if permit.is_probe() {
+                permit.failed(Class::Transient);
+            } else if circuit.trip(Class::Transient) {
+                self.senders.say_open(&lane, "has not said what it takes");
+            }
+            return None;
+        };
+        Some(Load {
+            lane,
+            circuit,
+            permit,
+            shape,
+            parts,
+        })
+    }
+
+    /// Encodes a step of a chunk, as soon as there is memory for it. Gives what is held for it, too.
+    async fn encode(
+        &self,
+        tag: &Arc<[u8]>,
+        data: &[u8],
+        from: Place,
+        wanted: impl Fn(u32) -> bool,
+    ) -> (Encoded, Share) {
+        let mut needed = self.cutter.encoding().most(tag, data, from);
+        loop {
+            let share = self.context.memory.reserve(needed).await;
+            match self.cutter.encode_step(tag, data, from, needed, &wanted) {
+                Ok(encoded) => return (encoded, share),
+                // One event, with all that is added to it, is more than a step: it goes alone.
+                Err(NeedsMore(bytes)) => needed = bytes,
+            }
+        }
+    }
+}
+
+/// A flush of a chunk on its way to its targets.
+pub(super) struct Outing {
+    /// What is settled of it.
+    flight: Flight,
+    /// One for each target that something was handed over for.
+    legs: Vec<Leg>,
+    /// Nothing of it was left out, or has failed.
+    all: bool,
+    /// There are letters that could not be kept: bytes that they need, as far as that is known.
+    unkept: Option<u64>,
+    /// The same, where all else is settled.
+    waits: Option<u64>,
+    /// Lines that were handed over.
+    lines: u64,
+    /// Events without the `log_key`.
+    skipped: usize,
+}
+
+impl Outing {
+    /// Waits for all targets but those that take nothing.
+    async fn landed(&self) -> Verdict {
+        let mut verdict = match self.all {
+            true => Verdict::Ok,
+            false => Verdict::Retry,
+        };
+        for leg in &self.legs {
+            if leg.landed().await == Verdict::Retry {
+                verdict = Verdict::Retry;
+            }
+        }
+        verdict
+    }
+
+    /// Keeps of the legs only those that are on their way.
+    fn forget_landed(&mut self) {
+        for leg in self.legs.extract_if(.., |leg| leg.flight.has_landed()) {
+            self.all &= leg.flight.verdict() == Verdict::Ok;
+        }
+    }
+
+    /// Bytes of memory it needs, about, with its place among others.
+    fn footprint(&self) -> usize {
+        let leg = size_of::<Leg>() + size_of::<Flight>();
+        4 * size_of::<ChunkId>()
+            + size_of::<Outing>()
+            + self.flight.footprint()
+            + leg * self.legs.len()
+    }
+
+    /// Whether nothing of it is on its way.
+    fn has_landed(&self) -> bool {
+        self.legs.iter().all(|leg| leg.flight.has_landed())
+    }
+}
+
+/// What of a chunk goes through one lane, which lets it.
+struct Waiting {
+    circuit: Arc<Circuit>,
+    permit: Permit,
+    parts: Vec<(Arc<str>, Part)>,
+}
+
+/// The same, when it is known what the target takes.
+struct Load {
+    lane: String,
+    circuit: Arc<Circuit>,
+    permit: Permit,
+    shape: Shape,
+    parts: Vec<(Arc<str>, Part)>,
+}

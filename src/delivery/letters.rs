@@ -1,0 +1,112 @@
+//! What becomes of dead letters, in the log and the metrics as well.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use tokio::time::Instant;
+
+use super::context::Context;
+use super::dead_letter::{DeadLetters, Rate, Unkept, Usage};
+use crate::codec::rejected::Letter;
+use crate::log::Level;
+use crate::metrics::{Reason, Record};
+
+/// Keeps dead letters, and tells of them.
+pub(super) struct Letters {
+    context: Arc<Context>,
+    folder: DeadLetters,
+    rate: Mutex<Rate>,
+}
+
+impl Letters {
+    /// Into this folder.
+    pub(super) fn new(context: Arc<Context>, folder: DeadLetters) -> Letters {
+        Letters {
+            context,
+            folder,
+            rate: Mutex::new(Rate::new(Instant::now())),
+        }
+    }
+
+    /// The folder.
+    pub(super) fn folder(&self) -> &DeadLetters {
+        &self.folder
+    }
+
+    /// How full the folder was when it was looked at last. Asks no disk.
+    pub(super) fn last_usage(&self) -> Usage {
+        self.folder.last_usage()
+    }
+
+    /// Looks into the dead-letter folder, from which a person may have taken something.
+    pub(super) fn look(self: &Arc<Self>) {
+        let letters = Arc::clone(self);
+        // A folder that cannot be read is told of when a letter is to be written.
+        tokio::task::spawn_blocking(move || drop(letters.folder.usage()));
+    }
+
+    /// Writes letters, in which there are so many log events.
+    pub(super) async fn keep(
+        self: &Arc<Self>,
+        letters: Vec<Letter>,
+        events: u64,
+    ) -> Result<(), Unkept> {
+        let Some(first) = letters.first() else {
+            return Ok(());
+        };
+        let count = letters.len();
+        let (tag, reason) = (Arc::clone(&first.tag), first.reason.as_str());
+        let first = format!("{reason}: {}", first.detail);
+        let reasons: Vec<Reason> = letters.iter().map(|letter| letter.reason).collect();
+        let all = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || all.folder.write(&letters)).await;
+        // Otherwise the runtime is going down.
+        let written = written.unwrap_or_else(|end| Err(io::Error::other(end).into()));
+        let path = self.folder.path().display();
+        let usage = match written {
+            Ok(usage) => usage,
+            Err(unkept) => {
+                self.context.log.trouble(
+                    Level::Error,
+                    "dead_letter_disk",
+                    &format!(
+                        "dead letters cannot be written to {path}: {unkept}; the records that are to become some wait \
+                         until they can, and all others go on"
+                    ),
+                );
+                return Err(unkept);
+            }
+        };
+        self.context.metrics.records.add(Record::DeadLetter, events);
+        for reason in reasons {
+            self.context.metrics.letters.add(reason, 1);
+        }
+        self.context.log.trouble(
+            Level::Warn,
+            "dead_letter",
+            &format!("{count} dead letters were written to {path}; the first: {first}"),
+        );
+        let delivered = self.context.metrics.records.get(Record::Delivered);
+        let alarm = {
+            let mut rate = self.rate.lock();
+            let rate = rate.as_mut().expect("nothing panics with this lock");
+            rate.note(Instant::now(), events, usage, delivered)
+        };
+        if let Some(alarm) = alarm {
+            let tag = String::from_utf8_lossy(&tag[..tag.len().min(200)]);
+            self.context.log.say(
+                Level::Error,
+                &format!("{alarm}. The last one came with tag '{tag}', {first}; all of them are in {path}"),
+            );
+        }
+        if let Some(warning) = usage.warning() {
+            self.context
+                .log
+                .trouble(Level::Warn, "dead_letter_room", &warning);
+        }
+        self.context
+            .log
+            .recovered("dead_letter_disk", "dead letters can be written again");
+        Ok(())
+    }
+}
