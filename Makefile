@@ -224,7 +224,7 @@ miri: cargo-present ## Run what reads and writes memory by itself under Miri; ne
 	$(call heading,Miri)
 	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "error: there is no Miri; remedy: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
 	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation RUSTFLAGS="$(MIRI_LEVEL)" CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/miri \
-		cargo +nightly miri test --locked --lib -- ffi::loan:: buffers:: delivery::batch:: codec::json:: codec::tests::
+		cargo +nightly miri test --locked --lib -- ffi::lend:: buffers:: delivery::batch:: codec::json:: codec::tests::
 
 .PHONY: fmt
 fmt: cargo-present ## Format the Rust sources

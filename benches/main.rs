@@ -118,7 +118,7 @@ fn batching(c: &mut Criterion) {
                     let piece = Piece {
                         bytes,
                         lines: 40,
-                        ticket: at,
+                        guard: at,
                     };
                     packer.push(&target, piece, &limits, Instant::now());
                 }

@@ -21,7 +21,7 @@ use crate::delivery::dead_letter::DeadLetters;
 use crate::delivery::identity::{Identity, Machine, Sender};
 use crate::ids::Verdict;
 use crate::log::{Level, Log, Output};
-use crate::metrics::{self, Board, endpoint};
+use crate::metrics::{self, MetricsPage, endpoint};
 use crate::sink::Sink;
 #[cfg(feature = "firehose")]
 use crate::sink::aws;
@@ -69,7 +69,7 @@ struct Running {
     /// With a spool: the task that empties it.
     spool: Option<(Arc<Spool>, JoinHandle<()>)>,
     /// The host's page of figures, where it has one.
-    board: Option<Arc<dyn Board>>,
+    page: Option<Arc<dyn MetricsPage>>,
     /// Who we are to a blob store; the next one to be it can be so once this is gone.
     _sender: Option<Sender>,
 }
@@ -84,14 +84,14 @@ struct Job {
 
 impl Instance {
     /// Reads the configuration and starts. Everything that is wrong is said in the log, all at once;
-    /// then there is no instance. `board` is the host's page of figures, if it has one.
+    /// then there is no instance. `page` is the host's page of figures, if it has one.
     ///
     /// The host's exit is no help to flushes that wait, since the host waits for them first. So once `asked` says
     /// that it is to come, they have `exit_deadline` left.
     pub fn start(
         properties: &dyn Properties,
         output: Box<dyn Output>,
-        board: Option<Arc<dyn Board>>,
+        page: Option<Arc<dyn MetricsPage>>,
         asked: AskedToEnd,
     ) -> Option<Instance> {
         let config = match Config::read(properties) {
@@ -102,7 +102,7 @@ impl Instance {
             }
         };
         let log = Arc::new(Log::new(output, &format!("ferry:{}", config.instance)));
-        match Self::start_with(config, &log, board, asked) {
+        match Self::start_with(config, &log, page, asked) {
             Ok(instance) => Some(instance),
             Err(problem) => {
                 refuse(&log, &[problem]);
@@ -114,7 +114,7 @@ impl Instance {
     fn start_with(
         config: Config,
         log: &Arc<Log>,
-        board: Option<Arc<dyn Board>>,
+        page: Option<Arc<dyn MetricsPage>>,
         asked: AskedToEnd,
     ) -> Result<Instance, Problem> {
         let spool = open_spool(&config)?;
@@ -141,7 +141,7 @@ impl Instance {
         log.say(Level::Info, &config.summary());
         let exit_deadline = config.exit_deadline;
         let say_every = config.metrics_log_interval;
-        let name = board.as_ref().and_then(|board| board.name());
+        let name = page.as_ref().and_then(|page| page.name());
         let sender = sender(&config, name.as_deref(), log);
         let identity = match &sender {
             Some(sender) => sender.identity(),
@@ -163,14 +163,14 @@ impl Instance {
             let feed = pipeline.feed_from(Arc::clone(&spool), recovered);
             (spool, feed)
         });
-        let board = board.filter(|board| board.put_up(&name, &pipeline.figures()));
-        if board.is_none() {
+        let page = page.filter(|page| page.register(&name, &pipeline.figures()));
+        if page.is_none() {
             log.say(
                 Level::Debug,
                 "this host shows no metrics of its outputs: the figures are in the log, and where metrics_listen says",
             );
         }
-        let say_every = say_every.unwrap_or(match board {
+        let say_every = say_every.unwrap_or(match page {
             Some(_) => Duration::ZERO,
             None => SAY_EVERY,
         });
@@ -180,9 +180,9 @@ impl Instance {
                 log.say(Level::Info, &metrics::line(&pipeline.figures()));
             }));
         }
-        if let Some(board) = &board {
-            let (pipeline, board) = (Arc::clone(&pipeline), Arc::clone(board));
-            runtime.spawn(every(SHOW_EVERY, move || board.show(&pipeline.figures())));
+        if let Some(page) = &page {
+            let (pipeline, page) = (Arc::clone(&pipeline), Arc::clone(page));
+            runtime.spawn(every(SHOW_EVERY, move || page.show(&pipeline.figures())));
         }
         if spool.is_some() {
             let look = Arc::clone(&pipeline);
@@ -201,7 +201,7 @@ impl Instance {
             running: Mutex::new(Some(Running {
                 runtime,
                 spool,
-                board,
+                page,
                 _sender: sender,
             })),
             pipeline,
@@ -256,7 +256,7 @@ impl Instance {
         if let Some(Running {
             runtime,
             spool,
-            board,
+            page,
             _sender,
         }) = running
         {
@@ -283,9 +283,9 @@ impl Instance {
                 self.pipeline.end_flushes(Instant::now());
                 runtime.shutdown_timeout(self.exit_deadline);
             }
-            if let Some(board) = board {
-                board.show(&self.pipeline.figures());
-                board.close();
+            if let Some(page) = page {
+                page.show(&self.pipeline.figures());
+                page.close();
             }
             self.log.say(
                 Level::Info,

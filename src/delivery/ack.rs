@@ -1,4 +1,4 @@
-//! Who is owed an answer, and what it will be.
+//! Acknowledgements: what is still on its way of a flush, a chunk or an object, and what the answer will be.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -10,10 +10,10 @@ use crate::ids::{EventSet, Verdict};
 use crate::metrics::Sealed;
 use crate::sink::Fault;
 
-/// Something that lands when its last piece does: a flush that the host waits for, a chunk of the spool,
-/// or an object made of many chunks.
+/// Tracks what is on its way of a flush that the host waits for, of a chunk of the spool, or of an object made of
+/// many chunks. It is complete when the last [`AckGuard`] is gone, and failed where one was dropped without being kept.
 #[derive(Debug, Default)]
-pub struct Flight {
+pub struct AckTracker {
     tag: Arc<[u8]>,
     left: AtomicUsize,
     failed: AtomicBool,
@@ -23,12 +23,12 @@ pub struct Flight {
     /// How many events its chunk has, once that is known.
     events: AtomicU32,
     done: Notify,
-    lands: Option<(Owner, mpsc::UnboundedSender<News>)>,
+    reports_to: Option<(Owner, mpsc::UnboundedSender<News>)>,
     token: Option<Arc<str>>,
     sealed: Option<Sealed>,
 }
 
-/// What of ours a flight carries.
+/// What is tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// A chunk of the spool, by its number there.
@@ -37,9 +37,9 @@ pub enum Owner {
     Object(u64),
 }
 
-/// A flight has landed.
+/// A tracker is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Landed {
+pub struct Completed {
     /// Which.
     pub owner: Owner,
     /// OK, or that some of it has to go again.
@@ -55,13 +55,13 @@ pub struct Refusal {
     pub fault: Arc<Fault>,
 }
 
-/// What is heard of a flight that nobody waits for.
+/// Reports of a tracker that nobody waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// It has landed.
-    Landed(Landed),
+    /// It has completed.
+    Completed(Completed),
     /// The destination refused some of what it carries, and no dead letter of that can be kept now. It counts as
-    /// settled for the flight; whoever hears this sees to it.
+    /// settled for the tracker; whoever hears this sees to it.
     Refused {
         /// Whose it is.
         owner: Owner,
@@ -72,45 +72,45 @@ pub enum News {
     },
 }
 
-impl Flight {
+impl AckTracker {
     /// A flush of a chunk with `tag`, of which `settled` was settled before.
-    pub fn new(tag: &[u8], settled: EventSet) -> Flight {
-        Flight {
+    pub fn new(tag: &[u8], settled: EventSet) -> AckTracker {
+        AckTracker {
             tag: tag.into(),
             settled: Arc::new(Mutex::new(settled)),
-            ..Flight::default()
+            ..AckTracker::default()
         }
     }
 
     /// The same, of which every object is known by `token`.
-    pub fn of_objects(tag: &[u8], settled: EventSet, token: &str) -> Flight {
-        Flight {
+    pub fn of_objects(tag: &[u8], settled: EventSet, token: &str) -> AckTracker {
+        AckTracker {
             token: Some(token.into()),
-            ..Flight::new(tag, settled)
+            ..AckTracker::new(tag, settled)
         }
     }
 
-    /// A part of a flush, which lands by itself. What is settled of it is settled of the whole.
-    pub fn leg(&self) -> Flight {
-        Flight {
+    /// A part of a flush, which completes by itself. What is settled of it is settled of the whole.
+    pub fn target(&self) -> AckTracker {
+        AckTracker {
             tag: Arc::clone(&self.tag),
             settled: Arc::clone(&self.settled),
             token: self.token.clone(),
-            ..Flight::default()
+            ..AckTracker::default()
         }
     }
 
-    /// The same for a chunk of the spool: nobody waits, `landed` is told instead. Hold a ticket
-    /// ([`Flight::hold`]) until all others are made.
+    /// The same for a chunk of the spool: nobody waits, `completed` is told instead. Hold a guard
+    /// ([`AckTracker::hold`]) until all others are made.
     pub fn of_chunk(
         tag: &[u8],
         settled: EventSet,
         chunk: u64,
-        landed: mpsc::UnboundedSender<News>,
-    ) -> Flight {
-        Flight {
-            lands: Some((Owner::Chunk(chunk), landed)),
-            ..Flight::new(tag, settled)
+        completed: mpsc::UnboundedSender<News>,
+    ) -> AckTracker {
+        AckTracker {
+            reports_to: Some((Owner::Chunk(chunk), completed)),
+            ..AckTracker::new(tag, settled)
         }
     }
 
@@ -120,13 +120,13 @@ impl Flight {
         token: &str,
         sealed: Sealed,
         batch: u64,
-        landed: mpsc::UnboundedSender<News>,
-    ) -> Flight {
-        Flight {
-            lands: Some((Owner::Object(batch), landed)),
+        completed: mpsc::UnboundedSender<News>,
+    ) -> AckTracker {
+        AckTracker {
+            reports_to: Some((Owner::Object(batch), completed)),
             token: Some(token.into()),
             sealed: Some(sealed),
-            ..Flight::new(tag, EventSet::default())
+            ..AckTracker::new(tag, EventSet::default())
         }
     }
 
@@ -140,21 +140,21 @@ impl Flight {
         self.events.store(events, Ordering::Release);
     }
 
-    /// A ticket for one more piece, which holds `events[range]`. All tickets are made before the first
+    /// A guard for one more piece, which holds `events[range]`. All guards are made before the first
     /// is settled.
-    pub fn ticket(self: &Arc<Self>, events: &Arc<[u32]>, range: Range<usize>) -> Ticket {
+    pub fn guard(self: &Arc<Self>, events: &Arc<[u32]>, range: Range<usize>) -> AckGuard {
         self.left.fetch_add(1, Ordering::AcqRel);
-        Ticket {
-            flight: Arc::clone(self),
+        AckGuard {
+            tracker: Arc::clone(self),
             events: Arc::clone(events),
             range,
             kept: false,
         }
     }
 
-    /// A ticket for no event: while it lasts the flight does not land.
-    pub fn hold(self: &Arc<Self>) -> Ticket {
-        self.ticket(&Arc::default(), 0..0)
+    /// A guard for no event: while it lasts the tracker does not land.
+    pub fn hold(self: &Arc<Self>) -> AckGuard {
+        self.guard(&Arc::default(), 0..0)
     }
 
     /// These events need no piece any more.
@@ -171,15 +171,15 @@ impl Flight {
         settled.unite(events);
     }
 
-    /// Waits until every ticket is gone, and says what they amount to.
-    pub async fn landed(&self) -> Verdict {
+    /// Waits until every guard is gone, and says what they amount to.
+    pub async fn completed(&self) -> Verdict {
         while self.left.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
         }
         self.verdict()
     }
 
-    /// What the tickets that are gone amount to.
+    /// What the guards that are gone amount to.
     pub fn verdict(&self) -> Verdict {
         if self.failed.load(Ordering::Acquire) {
             Verdict::Retry
@@ -191,11 +191,11 @@ impl Flight {
     /// Bytes of memory that it needs, about.
     pub fn footprint(&self) -> usize {
         let settled = self.settled.lock().expect("nothing panics with this lock");
-        size_of::<Flight>() + self.tag.len() + settled.footprint()
+        size_of::<AckTracker>() + self.tag.len() + settled.footprint()
     }
 
-    /// Whether every ticket is gone.
-    pub fn has_landed(&self) -> bool {
+    /// Whether every guard is gone.
+    pub fn is_complete(&self) -> bool {
         self.left.load(Ordering::Acquire) == 0
     }
 
@@ -213,68 +213,68 @@ impl Flight {
     }
 }
 
-/// One piece's part in a flight. Dropped without [`Ticket::keep`], for whatever reason, it makes the
-/// flight fail (a flush answers RETRY): forgetting a piece cannot lose it.
+/// One piece's part in a tracker. Dropped without [`AckGuard::keep`], for whatever reason, it makes the
+/// tracker fail (a flush answers RETRY): forgetting a piece cannot lose it.
 #[derive(Debug)]
-pub struct Ticket {
-    flight: Arc<Flight>,
+pub struct AckGuard {
+    tracker: Arc<AckTracker>,
     events: Arc<[u32]>,
     range: Range<usize>,
     kept: bool,
 }
 
-impl Ticket {
+impl AckGuard {
     /// The piece is safe: acknowledged, or kept as a dead letter.
     pub fn keep(mut self) {
         self.kept = true;
-        self.flight.settle(&self.events[self.range.clone()]);
+        self.tracker.settle(&self.events[self.range.clone()]);
     }
 
     /// The piece was refused, and its dead letter cannot be kept now. Where a flush waits for it, that fails.
     pub fn refuse(mut self, refusal: &Arc<Refusal>) {
-        let Some((owner, landed)) = &self.flight.lands else {
+        let Some((owner, completed)) = &self.tracker.reports_to else {
             return;
         };
         let events = &self.events[self.range.clone()];
-        let heard = landed.send(News::Refused {
+        let heard = completed.send(News::Refused {
             owner: *owner,
             events: events.to_vec(),
             refusal: Arc::clone(refusal),
         });
-        // Before it lands by this: who hears that it has landed knows what is missing.
+        // Before it completes by this: who hears that it has completed knows what is missing.
         if heard.is_ok() {
-            self.flight.settle(events);
+            self.tracker.settle(events);
             self.kept = true;
         }
     }
 
     /// The tag of the chunk it came with.
     pub fn tag(&self) -> &Arc<[u8]> {
-        self.flight.tag()
+        self.tracker.tag()
     }
 
-    /// What the object is known by that this is the ticket of.
+    /// What the object is known by that this is the guard of.
     pub fn token(&self) -> Option<Arc<str>> {
-        self.flight.token.clone()
+        self.tracker.token.clone()
     }
 
-    /// Why the object was sealed that this is the ticket of.
+    /// Why the object was sealed that this is the guard of.
     pub fn sealed(&self) -> Option<Sealed> {
-        self.flight.sealed
+        self.tracker.sealed
     }
 
     /// Whether the flush has given up waiting.
     pub fn is_stale(&self) -> bool {
-        self.flight.given_up.load(Ordering::Acquire)
+        self.tracker.given_up.load(Ordering::Acquire)
     }
 
-    /// Of a chunk of the spool: its number there, the events this ticket is for, and how many it has.
+    /// Of a chunk of the spool: its number there, the events this guard is for, and how many it has.
     pub fn of_chunk(&self) -> Option<(u64, &[u32], u32)> {
-        match self.flight.lands {
+        match self.tracker.reports_to {
             Some((Owner::Chunk(chunk), _)) => Some((
                 chunk,
                 &self.events[self.range.clone()],
-                self.flight.events.load(Ordering::Acquire),
+                self.tracker.events.load(Ordering::Acquire),
             )),
             _ => None,
         }
@@ -282,24 +282,24 @@ impl Ticket {
 
     /// Bytes of memory it needs, about.
     pub fn footprint(&self) -> usize {
-        size_of::<Ticket>() + size_of::<u32>() * self.range.len()
+        size_of::<AckGuard>() + size_of::<u32>() * self.range.len()
     }
 }
 
-impl Drop for Ticket {
+impl Drop for AckGuard {
     fn drop(&mut self) {
         if !self.kept {
-            self.flight.failed.store(true, Ordering::Release);
+            self.tracker.failed.store(true, Ordering::Release);
         }
-        if self.flight.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            if let Some((owner, landed)) = &self.flight.lands {
+        if self.tracker.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            if let Some((owner, completed)) = &self.tracker.reports_to {
                 // Nobody listens once we stop; then the spool keeps what is not settled.
-                let _ = landed.send(News::Landed(Landed {
+                let _ = completed.send(News::Completed(Completed {
                     owner: *owner,
-                    verdict: self.flight.verdict(),
+                    verdict: self.tracker.verdict(),
                 }));
             }
-            self.flight.done.notify_one();
+            self.tracker.done.notify_one();
         }
     }
 }
@@ -311,16 +311,16 @@ mod tests {
     #[tokio::test]
     async fn a_flush_is_ok_only_when_every_piece_was_kept() {
         for (keep, verdict) in [([true, true], Verdict::Ok), ([true, false], Verdict::Retry)] {
-            let flight = Arc::new(Flight::default());
+            let tracker = Arc::new(AckTracker::default());
             let events: Arc<[u32]> = [0, 1, 2, 70, 71].into();
-            let tickets = [flight.ticket(&events, 0..3), flight.ticket(&events, 3..5)];
-            for (ticket, keep) in tickets.into_iter().zip(keep) {
+            let guards = [tracker.guard(&events, 0..3), tracker.guard(&events, 3..5)];
+            for (guard, keep) in guards.into_iter().zip(keep) {
                 if keep {
-                    ticket.keep();
+                    guard.keep();
                 }
             }
-            assert_eq!(flight.landed().await, verdict);
-            let settled = flight.settled();
+            assert_eq!(tracker.completed().await, verdict);
+            let settled = tracker.settled();
             assert!(settled.contains(2) && !settled.contains(3));
             assert_eq!(settled.contains(70), keep[1]);
             assert_eq!(settled.len(), if keep[1] { 5 } else { 3 });
@@ -329,6 +329,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_flush_without_pieces_is_ok_at_once() {
-        assert_eq!(Flight::default().landed().await, Verdict::Ok);
+        assert_eq!(AckTracker::default().completed().await, Verdict::Ok);
     }
 }

@@ -19,7 +19,7 @@ pub struct Piece<T> {
     /// Lines in it.
     pub lines: u32,
     /// Who is told what became of it.
-    pub ticket: T,
+    pub guard: T,
 }
 
 /// One record of a request: pieces, one behind the other.
@@ -122,10 +122,10 @@ impl<T> Packer<T> {
         }
     }
 
-    /// Drops records whose every ticket is `stale`.
+    /// Drops records whose every guard is `stale`.
     pub fn retain_fresh(&mut self, stale: impl Fn(&T) -> bool) {
         self.queue
-            .retain(|record| !record.pieces.iter().all(|piece| stale(&piece.ticket)));
+            .retain(|record| !record.pieces.iter().all(|piece| stale(&piece.guard)));
         self.bytes = self.queue.iter().map(|record| record.bytes).sum();
     }
 
@@ -193,11 +193,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn piece(len: usize, lines: u32, ticket: usize) -> Piece<usize> {
+    fn piece(len: usize, lines: u32, guard: usize) -> Piece<usize> {
         Piece {
             bytes: vec![b'x'; len].into(),
             lines,
-            ticket,
+            guard,
         }
     }
 
@@ -217,16 +217,16 @@ mod tests {
     fn pieces_join_until_a_limit_is_reached() {
         let target: Arc<str> = "s".into();
         let mut packer = Packer::default();
-        for (ticket, (len, lines)) in [(4, 1), (6, 1), (1, 3), (1, 1), (9, 1)]
+        for (guard, (len, lines)) in [(4, 1), (6, 1), (1, 3), (1, 1), (9, 1)]
             .into_iter()
             .enumerate()
         {
-            packer.push(&target, piece(len, lines, ticket), &SMALL, Instant::now());
+            packer.push(&target, piece(len, lines, guard), &SMALL, Instant::now());
         }
         let joined: Vec<Vec<usize>> = packer
             .take(&SMALL)
             .iter()
-            .map(|record| record.pieces.iter().map(|piece| piece.ticket).collect())
+            .map(|record| record.pieces.iter().map(|piece| piece.guard).collect())
             .collect();
         assert_eq!(joined, [vec![0, 1], vec![2], vec![3, 4]]);
     }
@@ -235,8 +235,8 @@ mod tests {
     fn what_was_refused_with_others_goes_alone() {
         let target: Arc<str> = "s".into();
         let mut packer = Packer::default();
-        for ticket in 0..3 {
-            packer.push(&target, piece(8, 1, ticket), &SMALL, now());
+        for guard in 0..3 {
+            packer.push(&target, piece(8, 1, guard), &SMALL, now());
         }
         let mut refused = packer.take(&SMALL);
         assert_eq!(refused.len(), 3);
@@ -252,10 +252,10 @@ mod tests {
         let target: Arc<str> = "s".into();
         let mut packer = Packer::default();
         let start = now();
-        for (ticket, full) in [false, false, false, true].into_iter().enumerate() {
-            let later = start + std::time::Duration::from_millis(ticket as u64);
-            packer.push(&target, piece(8, 1, ticket), &SMALL, later);
-            assert_eq!(packer.is_full(&SMALL), full, "{ticket}");
+        for (guard, full) in [false, false, false, true].into_iter().enumerate() {
+            let later = start + std::time::Duration::from_millis(guard as u64);
+            packer.push(&target, piece(8, 1, guard), &SMALL, later);
+            assert_eq!(packer.is_full(&SMALL), full, "{guard}");
         }
         assert_eq!(packer.since(), Some(start));
         let mut sent = packer.take(&SMALL);
@@ -275,8 +275,8 @@ mod tests {
         ) {
             let targets: [Arc<str>; 2] = ["a".into(), "b".into()];
             let mut packer = Packer::default();
-            for (ticket, (len, lines, target)) in pieces.iter().enumerate() {
-                packer.push(&targets[usize::from(*target)], piece(*len, *lines, ticket), &SMALL, now());
+            for (guard, (len, lines, target)) in pieces.iter().enumerate() {
+                packer.push(&targets[usize::from(*target)], piece(*len, *lines, guard), &SMALL, now());
             }
             let mut fail = fail.into_iter();
             let mut sent = Vec::new();
@@ -292,7 +292,7 @@ mod tests {
                 if fail.next() == Some(true) {
                     packer.put_back(batch);
                 } else {
-                    sent.extend(batch.into_iter().flat_map(|r| r.pieces).map(|p| p.ticket));
+                    sent.extend(batch.into_iter().flat_map(|r| r.pieces).map(|p| p.guard));
                 }
             }
             prop_assert_eq!(sent, (0..pieces.len()).collect::<Vec<_>>());

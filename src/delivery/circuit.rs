@@ -1,4 +1,4 @@
-//! Whether a target takes anything. Its lane finds out, with a [`Breaker`]; in direct mode its flushes ask, and
+//! Whether a target takes anything. Its sender finds out, with a [`Breaker`]; in direct mode its flushes ask, and
 //! do not wait for a target that takes nothing.
 
 use std::sync::{Arc, Mutex};
@@ -8,8 +8,8 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep_until};
 
-use crate::delivery::ack::Flight;
-use crate::delivery::retry::{Breaker, Leave};
+use crate::delivery::ack::AckTracker;
+use crate::delivery::retry::{Admission, Breaker};
 use crate::ids::Verdict;
 use crate::metrics::{self, Metrics};
 use crate::sink::Class;
@@ -17,7 +17,7 @@ use crate::sink::Class;
 /// In direct mode: how long the flush that probes waits for the answer. What comes later is not lost.
 pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A target's breaker, shared by its lane and its flushes.
+/// A target's breaker, shared by its sender and its flushes.
 pub(super) struct Circuit {
     state: Mutex<State>,
     open: watch::Sender<bool>,
@@ -28,11 +28,11 @@ struct State {
     figure: metrics::Circuit,
 }
 
-/// Leave to send one request, whose end is to be reported. One that is dropped before, by a panic or since there
+/// Admission to send one request, whose end is to be reported. One that is dropped before, by a panic or since there
 /// was nothing to send after all, tells nothing of the target.
-pub(super) struct Permit {
+pub(super) struct CircuitPermit {
     circuit: Arc<Circuit>,
-    leave: Leave,
+    admission: Admission,
     reported: bool,
 }
 
@@ -53,22 +53,22 @@ impl Circuit {
         *self.open.borrow()
     }
 
-    /// Whether [`Circuit::leave`] would refuse.
+    /// Whether [`Circuit::admit`] would refuse.
     pub(super) fn keeps_back(&self) -> bool {
         self.change(|breaker| breaker.keeps_back(Instant::now().into_std()))
     }
 
-    /// Leave to send a request. While the circuit is open only one at a time gets it, now and then; for the
+    /// Admission to send a request. While the circuit is open only one at a time gets it, now and then; for the
     /// others the error says when to ask again, where that is known.
-    pub(super) fn leave(self: &Arc<Self>) -> Result<Permit, Option<Instant>> {
-        let leave = self.change(|breaker| breaker.leave(Instant::now().into_std()));
-        match leave {
-            Leave::Go | Leave::Probe => Ok(Permit {
+    pub(super) fn admit(self: &Arc<Self>) -> Result<CircuitPermit, Option<Instant>> {
+        let admission = self.change(|breaker| breaker.admit(Instant::now().into_std()));
+        match admission {
+            Admission::Go | Admission::Probe => Ok(CircuitPermit {
                 circuit: Arc::clone(self),
-                leave,
+                admission,
                 reported: false,
             }),
-            Leave::Wait(until) => Err(until.map(Instant::from_std)),
+            Admission::Wait(until) => Err(until.map(Instant::from_std)),
         }
     }
 
@@ -105,51 +105,54 @@ impl Circuit {
     }
 }
 
-impl Permit {
+impl CircuitPermit {
     /// Whether it is for the one request that finds out whether the target is back.
     pub(super) fn is_probe(&self) -> bool {
-        self.leave == Leave::Probe
+        self.admission == Admission::Probe
     }
 
     /// The target lives. Says whether this closed the circuit.
     pub(super) fn succeeded(self) -> bool {
-        self.report(|breaker, leave| breaker.succeeded(leave))
+        self.report(|breaker, admission| breaker.succeeded(admission))
     }
 
     /// The target took nothing, for this reason. Says whether this opened the circuit.
     pub(super) fn failed(self, class: Class) -> bool {
         let now = Instant::now().into_std();
-        self.report(|breaker, leave| breaker.failed(leave, class, now, &mut StdRng::from_os_rng()))
+        self.report(|breaker, admission| {
+            breaker.failed(admission, class, now, &mut StdRng::from_os_rng())
+        })
     }
 
-    fn report(mut self, act: impl FnOnce(&mut Breaker, Leave) -> bool) -> bool {
+    fn report(mut self, act: impl FnOnce(&mut Breaker, Admission) -> bool) -> bool {
         self.reported = true;
-        self.circuit.change(|breaker| act(breaker, self.leave))
+        self.circuit.change(|breaker| act(breaker, self.admission))
     }
 }
 
-impl Drop for Permit {
+impl Drop for CircuitPermit {
     fn drop(&mut self) {
         if !self.reported {
-            self.circuit.change(|breaker| breaker.abandoned(self.leave));
+            self.circuit
+                .change(|breaker| breaker.abandoned(self.admission));
         }
     }
 }
 
 /// What of a flush goes to one target.
-pub(super) struct Leg {
+pub(super) struct TargetProgress {
     circuit: Arc<Circuit>,
-    pub(super) flight: Arc<Flight>,
+    pub(super) tracker: Arc<AckTracker>,
     /// Of the flush that probes: until when it waits for that.
     probes_until: Option<Instant>,
 }
 
-impl Leg {
-    /// A part of `flight`, with leave to send it, or without where the circuit is closed.
-    pub(super) fn new(circuit: Arc<Circuit>, flight: &Flight, probe: bool) -> Leg {
-        Leg {
+impl TargetProgress {
+    /// A part of `tracker`, with leave to send it, or without where the circuit is closed.
+    pub(super) fn new(circuit: Arc<Circuit>, tracker: &AckTracker, probe: bool) -> TargetProgress {
+        TargetProgress {
             circuit,
-            flight: Arc::new(flight.leg()),
+            tracker: Arc::new(tracker.target()),
             probes_until: probe.then(|| Instant::now() + PROBE_PATIENCE),
         }
     }
@@ -160,10 +163,10 @@ impl Leg {
     }
 
     /// Waits until all of it is settled, but not for a target that takes nothing.
-    pub(super) async fn landed(&self) -> Verdict {
+    pub(super) async fn completed(&self) -> Verdict {
         tokio::select! {
             biased;
-            verdict = self.flight.landed() => verdict,
+            verdict = self.tracker.completed() => verdict,
             () = self.kept_back() => Verdict::Retry,
         }
     }

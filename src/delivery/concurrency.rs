@@ -11,35 +11,35 @@ const ADAPTIVE_START: usize = 4;
 const ADAPTIVE_MOST: usize = 8;
 
 /// Bounds the requests in flight.
-pub(super) struct Gate {
+pub(super) struct ConcurrencyLimit {
     slots: Arc<Semaphore>,
     /// Slots at the start.
     start: usize,
-    state: Option<Mutex<GateState>>,
+    state: Option<Mutex<LimitState>>,
 }
 
-struct GateState {
+struct LimitState {
     adaptive: Adaptive,
     /// Slots that exist, free and taken.
     slots: usize,
 }
 
 /// Leave to have one request in flight.
-pub(super) struct Pass {
-    gate: Arc<Gate>,
+pub(super) struct ConcurrencyPermit {
+    limit: Arc<ConcurrencyLimit>,
     /// Given back early where it has no answer for long.
     slot: Option<OwnedSemaphorePermit>,
 }
 
-impl Gate {
+impl ConcurrencyLimit {
     /// `fixed` requests, or as many as the destination lets.
-    pub(super) fn new(fixed: Option<usize>) -> Gate {
+    pub(super) fn new(fixed: Option<usize>) -> ConcurrencyLimit {
         let slots = fixed.unwrap_or(ADAPTIVE_START);
-        Gate {
+        ConcurrencyLimit {
             slots: Arc::new(Semaphore::new(slots)),
             start: slots,
             state: fixed.is_none().then(|| {
-                Mutex::new(GateState {
+                Mutex::new(LimitState {
                     adaptive: Adaptive::new(ADAPTIVE_START, ADAPTIVE_MOST),
                     slots,
                 })
@@ -56,19 +56,19 @@ impl Gate {
         state.adaptive.limit()
     }
 
-    pub(super) async fn enter(gate: &Arc<Gate>) -> Pass {
-        let slot = Arc::clone(&gate.slots)
+    pub(super) async fn enter(limit: &Arc<ConcurrencyLimit>) -> ConcurrencyPermit {
+        let slot = Arc::clone(&limit.slots)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
-        Pass {
-            gate: Arc::clone(gate),
+        ConcurrencyPermit {
+            limit: Arc::clone(limit),
             slot: Some(slot),
         }
     }
 }
 
-impl Pass {
+impl ConcurrencyPermit {
     /// Lets another request go in its place: it has no answer for long.
     pub(super) fn give_back_early(&mut self) {
         self.slot = None;
@@ -76,7 +76,7 @@ impl Pass {
 
     /// The request is over: taken, throttled (`Some(false)`), or neither.
     pub(super) fn done(mut self, taken: Option<bool>) {
-        let Some(state) = &self.gate.state else {
+        let Some(state) = &self.limit.state else {
             return;
         };
         let mut state = state.lock().expect("nothing panics with this lock");
@@ -94,7 +94,7 @@ impl Pass {
                 slot.forget();
             }
         } else if state.slots < limit {
-            self.gate.slots.add_permits(limit - state.slots);
+            self.limit.slots.add_permits(limit - state.slots);
             state.slots = limit;
         }
     }

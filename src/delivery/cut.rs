@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::ack::{Flight, Ticket};
+use super::ack::{AckGuard, AckTracker};
 use super::batch::{Piece, runs};
 use super::context::Context;
 use super::memory::Share;
@@ -18,9 +18,9 @@ use crate::sink::Shape;
 
 /// Text that is compressed in one go, at least: more than a chunk of the host's holds.
 const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
-/// What a piece on its way needs beside its bytes: its ticket, its record, its place in the queue.
+/// What a piece on its way needs beside its bytes: its guard, its record, its place in the queue.
 const PIECE_BYTES: usize = 512;
-/// What an object needs beside its bytes and tickets, about: its names, its flight, its note, its place with its sender.
+/// What an object needs beside its bytes and guards, about: its names, its tracker, its note, its place with its sender.
 /// Where each event is an object, that is most of it.
 pub(super) const OBJECT_BYTES: usize = 2_816;
 /// What a line of an object needs beside its text: where it ends, and its event's number.
@@ -101,10 +101,10 @@ impl Cutter {
         &self,
         mut part: Part,
         shape: Shape,
-        flight: &Arc<Flight>,
+        tracker: &Arc<AckTracker>,
         encoded: &mut Encoded,
         share: &mut Share,
-    ) -> Vec<Piece<Ticket>> {
+    ) -> Vec<Piece<AckGuard>> {
         let limits = shape.limits;
         let compression = if shape.compression {
             self.context.config.compression
@@ -113,14 +113,14 @@ impl Cutter {
         };
         let of_lines = |lines: usize| lines * size_of::<u32>();
         if compression == Compression::None {
-            drop_long_lines(&mut part, flight.tag(), limits.record_bytes, encoded);
+            drop_long_lines(&mut part, tracker.tag(), limits.record_bytes, encoded);
             let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
             let beside = of_lines(part.events.len()) + runs.len() * self.piece_bytes();
             let (text, events) = (share.of(part.text, beside), part.events.into());
             let piece = |run: Range<usize>| Piece {
                 bytes: text.slice(span(&part.ends, &run)).into(),
                 lines: count(run.len()),
-                ticket: flight.ticket(&events, run),
+                guard: tracker.guard(&events, run),
             };
             return runs.into_iter().map(piece).collect();
         }
@@ -137,10 +137,10 @@ impl Cutter {
                 pieces.push(Piece {
                     bytes: share.of(body, beside).into(),
                     lines: count(run.len()),
-                    ticket: flight.ticket(&events, run),
+                    guard: tracker.guard(&events, run),
                 });
             } else if run.len() == 1 {
-                let letter = too_large(flight.tag(), text, body.len(), limits.record_bytes);
+                let letter = too_large(tracker.tag(), text, body.len(), limits.record_bytes);
                 encoded.letter(events[run.start], letter);
             } else {
                 let middle = run.start + run.len() / 2;

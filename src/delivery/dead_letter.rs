@@ -749,8 +749,8 @@ mod tests {
     #[test]
     fn a_full_folder_takes_nothing_until_a_person_makes_room() {
         let dir = tempfile::tempdir().unwrap();
-        let aside = dir.path().join("dead-letters-before.ndjson");
-        fs::write(&aside, "x".repeat(1_000)).unwrap();
+        let waiting = dir.path().join("dead-letters-before.ndjson");
+        fs::write(&waiting, "x".repeat(1_000)).unwrap();
         fs::write(dir.path().join("notes.txt"), "x".repeat(9_000)).unwrap();
         let one = size(b"1");
         let letters = DeadLetters::open(dir.path(), 1_000 + 2 * one).unwrap();
@@ -767,7 +767,7 @@ mod tests {
         assert_eq!(letters.last_usage().bytes, 1_000 + 2 * one);
         assert_full(letters.write(&[letter(b"5")]), 1_000 + 2 * one);
 
-        fs::remove_file(&aside).unwrap();
+        fs::remove_file(&waiting).unwrap();
         assert_eq!(letters.write(&[letter(b"6")]).unwrap().bytes, 3 * one);
         assert_eq!(records(letters.path()), ["1", "4", "6"]);
     }

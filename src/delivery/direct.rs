@@ -11,14 +11,14 @@ use futures::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep_until};
 
-use super::ack::Flight;
-use super::circuit::{Circuit, Leg, Permit};
+use super::ack::AckTracker;
+use super::circuit::{Circuit, CircuitPermit, TargetProgress};
 use super::context::Context;
 use super::cut::Cutter;
 use super::identity::Identity;
 use super::letters::Letters;
 use super::memory::Share;
-use super::redelivery::{Partials, Twins};
+use super::redelivery::{DuplicateChunks, PartialDeliveries};
 use super::sender::{Delivery, Queued, Senders};
 use crate::buffers;
 use crate::codec::{Encoded, NeedsMore, Part, Place};
@@ -38,8 +38,8 @@ pub(super) struct Direct {
     pub(super) senders: Arc<Senders>,
     /// In the names of objects.
     pub(super) identity: Identity,
-    pub(super) twins: Twins,
-    pub(super) partials: Partials<Outing>,
+    pub(super) duplicates: DuplicateChunks,
+    pub(super) partial: PartialDeliveries<FlushProgress>,
     /// From when on no flush waits for the destination any more.
     pub(super) ending: watch::Sender<Option<Instant>>,
 }
@@ -53,11 +53,11 @@ impl Direct {
         }
         if self.sends_the_rest() {
             // To hash each chunk would cost more than to send it encrypted.
-            let id = (!self.partials.is_empty()).then(|| chunk_id(tag, &data));
+            let id = (!self.partial.is_empty()).then(|| chunk_id(tag, &data));
             return self.deliver(tag, data, id, None).await;
         }
         let id = chunk_id(tag, &data);
-        let number = self.twins.number(id);
+        let number = self.duplicates.number(id);
         let mut name = self.identity.name(&id);
         if number > 0 {
             let _ = write!(name, "-{}", number + 1);
@@ -65,7 +65,7 @@ impl Direct {
         // What one twin has delivered stands under its name, and not under another's.
         let twin = numbered(id, number);
         let verdict = self.deliver(tag, data, Some(twin), Some(&name)).await;
-        self.twins.answered(id, number, verdict);
+        self.duplicates.answered(id, number, verdict);
         verdict
     }
 
@@ -149,7 +149,7 @@ impl Direct {
         name: Option<&str>,
     ) -> Verdict {
         let deadline = Instant::now() + self.context.config.flush_deadline;
-        let left = id.and_then(|id| Some((id, self.partials.take(id)?)));
+        let left = id.and_then(|id| Some((id, self.partial.take(id)?)));
         let settled = match left {
             None => EventSet::default(),
             Some((id, before)) => {
@@ -162,12 +162,12 @@ impl Direct {
                 }
                 // What an earlier flush of this chunk still has on its way decides what is left to send. Of an object,
                 // too: were it sent once more, a store that is slower than a flush waits would never be done with it.
-                let landed = self.within(deadline, before.landed()).await;
-                if landed.is_none() || !before.has_landed() {
+                let completed = self.within(deadline, before.completed()).await;
+                if completed.is_none() || !before.is_complete() {
                     self.leave(id, before);
                     return Verdict::Retry;
                 }
-                let settled = before.flight.settled();
+                let settled = before.tracker.settled();
                 if self.sends_the_rest() {
                     let suppressed = settled.len() as u64;
                     self.context
@@ -178,12 +178,12 @@ impl Direct {
                 settled
             }
         };
-        let mut outing = Outing {
-            flight: match name {
-                Some(name) => Flight::of_objects(tag, settled, name),
-                None => Flight::new(tag, settled),
+        let mut progress = FlushProgress {
+            tracker: match name {
+                Some(name) => AckTracker::of_objects(tag, settled, name),
+                None => AckTracker::new(tag, settled),
             },
-            legs: Vec::new(),
+            targets: Vec::new(),
             all: true,
             unkept: None,
             waits: None,
@@ -191,42 +191,42 @@ impl Direct {
             skipped: 0,
         };
         let name = name.unwrap_or_default();
-        let verdict = self.fly(&mut outing, &data, name, deadline).await;
+        let verdict = self.send_all(&mut progress, &data, name, deadline).await;
         if verdict == Verdict::Retry {
-            for leg in &outing.legs {
-                leg.flight.give_up();
+            for target in &progress.targets {
+                target.tracker.give_up();
             }
             self.senders.gave_up();
-            outing.forget_landed();
-            if !outing.flight.settled().is_empty() || !outing.legs.is_empty() {
+            progress.forget_completed();
+            if !progress.tracker.settled().is_empty() || !progress.targets.is_empty() {
                 let id = id.unwrap_or_else(|| chunk_id(tag, &data));
-                self.leave(id, outing);
+                self.leave(id, progress);
             }
         }
         verdict
     }
 
-    fn leave(&self, id: ChunkId, outing: Outing) {
-        let bytes = outing.footprint();
-        self.partials.leave(id, outing, bytes);
+    fn leave(&self, id: ChunkId, progress: FlushProgress) {
+        let bytes = progress.footprint();
+        self.partial.leave(id, progress, bytes);
     }
 
-    async fn fly(
+    async fn send_all(
         &self,
-        outing: &mut Outing,
+        progress: &mut FlushProgress,
         data: &[u8],
         name: &str,
         deadline: Instant,
     ) -> Verdict {
-        let before = outing.flight.settled();
+        let before = progress.tracker.settled();
         let rest = self.sends_the_rest();
         let wanted = |event| !(rest && before.contains(event));
         let mut next = Some(Place::default());
         while let Some(from) = next {
             // The pieces of one step settle while the next one waits for memory.
-            let encoded = self.encode(outing.flight.tag(), data, from, wanted);
+            let encoded = self.encode(progress.tracker.tag(), data, from, wanted);
             let Some((encoded, share)) = self.within(deadline, encoded).await else {
-                match outing.lines {
+                match progress.lines {
                     _ if self.has_ended() => self.say_ended(),
                     0 => self.context.log.trouble(
                         Level::Warn,
@@ -234,7 +234,7 @@ impl Direct {
                         "memory_limit is reached and nothing was delivered within flush_deadline: the host is \
                          asked to hand the chunk over again",
                     ),
-                    _ => self.say_deadline(outing),
+                    _ => self.say_deadline(progress),
                 }
                 return Verdict::Retry;
             };
@@ -243,18 +243,18 @@ impl Direct {
                 .recovered("memory", "chunks are admitted again");
             next = encoded.next;
             let name = format!("{name}{}", encoded.mark(from));
-            self.send_step(outing, encoded, share, &name, &before, deadline)
+            self.send_step(progress, encoded, share, &name, &before, deadline)
                 .await;
-            if next.is_some() && outing.legs.iter().any(Leg::probes) {
+            if next.is_some() && progress.targets.iter().any(TargetProgress::probes) {
                 // The probe decides what becomes of the rest. It is waited for again in the end, where it is late.
-                self.within(deadline, outing.landed()).await;
+                self.within(deadline, progress.completed()).await;
             }
             if next.is_some() && self.goes_back_at_once() {
                 return Verdict::Retry;
             }
-            outing.forget_landed();
+            progress.forget_completed();
         }
-        match self.within(deadline, outing.landed()).await {
+        match self.within(deadline, progress.completed()).await {
             Some(Verdict::Ok) => {}
             Some(Verdict::Retry) => return Verdict::Retry,
             None if self.has_ended() => {
@@ -262,16 +262,16 @@ impl Direct {
                 return Verdict::Retry;
             }
             None => {
-                self.say_deadline(outing);
+                self.say_deadline(progress);
                 return Verdict::Retry;
             }
         }
-        if outing.unkept.is_some() {
-            outing.waits = outing.unkept;
+        if progress.unkept.is_some() {
+            progress.waits = progress.unkept;
             return Verdict::Retry;
         }
         // Only now: of a chunk that comes again they are found again.
-        self.cutter.say_skipped(outing.skipped);
+        self.cutter.say_skipped(progress.skipped);
         self.context.log.recovered(
             "deadline",
             "chunks are delivered within flush_deadline again",
@@ -282,7 +282,7 @@ impl Direct {
     /// Sends a step of a chunk on its way, but for what was settled `before`.
     async fn send_step(
         &self,
-        outing: &mut Outing,
+        progress: &mut FlushProgress,
         mut encoded: Encoded,
         mut share: Share,
         name: &str,
@@ -298,11 +298,11 @@ impl Direct {
             buffers::give(part.text);
         }
         let (loads, all) = self.load(parts, name, deadline).await;
-        outing.all &= all;
-        if !all && self.partials.is_full() {
+        progress.all &= all;
+        if !all && self.partial.is_full() {
             self.context.log.trouble(
                 Level::Warn,
-                "partials",
+                "partial",
                 "of chunks for several targets, of which some take nothing, so many are pending that no more can be \
                  remembered: what others of their records go to waits, too, since it would be sent twice",
             );
@@ -311,21 +311,21 @@ impl Direct {
             }
             return;
         }
-        let mut lanes = Vec::with_capacity(loads.len());
+        let mut senders = Vec::with_capacity(loads.len());
         for load in loads {
-            let leg = Leg::new(load.circuit, &outing.flight, load.permit.is_probe());
+            let leg = TargetProgress::new(load.circuit, &progress.tracker, load.permit.is_probe());
             let mut pieces: Vec<Queued> = Vec::new();
             for (target, part) in load.parts {
                 let cut =
                     self.cutter
-                        .pieces(part, load.shape, &leg.flight, &mut encoded, &mut share);
+                        .pieces(part, load.shape, &leg.tracker, &mut encoded, &mut share);
                 pieces.extend(cut.into_iter().map(|piece| (Arc::clone(&target), piece)));
             }
             let lines = pieces.iter().map(|(_, piece)| u64::from(piece.lines));
-            outing.lines += lines.sum::<u64>();
-            outing.legs.push(leg);
+            progress.lines += lines.sum::<u64>();
+            progress.targets.push(leg);
             let probe = load.permit.is_probe().then_some(load.permit);
-            lanes.push((load.lane, Delivery { pieces, probe }));
+            senders.push((load.sender, Delivery { pieces, probe }));
         }
 
         // Dead letters first: what is sent without them is sent again after a restart. Where they cannot be kept, all
@@ -334,37 +334,37 @@ impl Direct {
         encoded.drop_letters(before);
         let lettered = encoded.letters.len() as u64;
         match self.letters.keep(encoded.letters, lettered).await {
-            Ok(()) => outing.flight.settle(&encoded.lettered),
-            Err(unkept) => *outing.unkept.get_or_insert(0) += unkept.needs(),
+            Ok(()) => progress.tracker.settle(&encoded.lettered),
+            Err(unkept) => *progress.unkept.get_or_insert(0) += unkept.needs(),
         }
-        outing.skipped += encoded.skipped.len();
-        for (lane, delivery) in lanes {
-            self.senders.hand_over(lane, delivery);
+        progress.skipped += encoded.skipped.len();
+        for (sender, delivery) in senders {
+            self.senders.hand_over(sender, delivery);
         }
     }
 
-    fn say_deadline(&self, outing: &Outing) {
+    fn say_deadline(&self, progress: &FlushProgress) {
         self.context.log.trouble(
             Level::Warn,
             "deadline",
             &format!(
                 "of a chunk not all of {} records were delivered within flush_deadline ({} s); the host keeps it \
                  and hands it over again",
-                outing.lines,
+                progress.lines,
                 self.context.config.flush_deadline.as_secs(),
             ),
         );
     }
 
-    /// Sorts a chunk's parts by lane. False: those of some are left out, since their target takes nothing.
+    /// Sorts a chunk's parts by sender. False: those of some are left out, since their target takes nothing.
     async fn load(&self, parts: Vec<Part>, name: &str, deadline: Instant) -> (Vec<Load>, bool) {
         let mut all = true;
-        let mut lanes: BTreeMap<String, Option<Waiting>> = BTreeMap::new();
+        let mut senders: BTreeMap<String, Option<Waiting>> = BTreeMap::new();
         for part in parts {
-            let (lane, target) = self.cutter.target(&part, name);
-            let waiting = lanes.entry(lane).or_insert_with_key(|lane| {
-                let circuit = self.senders.begin_lane(lane);
-                let permit = circuit.leave().ok()?;
+            let (sender, target) = self.cutter.target(&part, name);
+            let waiting = senders.entry(sender).or_insert_with_key(|sender| {
+                let circuit = self.senders.begin_sender(sender);
+                let permit = circuit.admit().ok()?;
                 Some(Waiting {
                     circuit,
                     permit,
@@ -380,14 +380,16 @@ impl Direct {
             }
         }
         let patience = deadline.min(Instant::now() + SHAPE_PATIENCE);
-        let loads = lanes.into_iter().filter_map(|(lane, it)| Some((lane, it?)));
-        let loads = join_all(loads.map(|(lane, it)| self.shape(lane, it, patience))).await;
+        let loads = senders
+            .into_iter()
+            .filter_map(|(sender, it)| Some((sender, it?)));
+        let loads = join_all(loads.map(|(sender, it)| self.shape(sender, it, patience))).await;
         let known = loads.iter().all(Option::is_some);
         (loads.into_iter().flatten().collect(), all && known)
     }
 
     /// Finds out what a target takes. One that does not say so soon takes nothing; the sink goes on asking.
-    async fn shape(&self, lane: String, waiting: Waiting, patience: Instant) -> Option<Load> {
+    async fn shape(&self, sender: String, waiting: Waiting, patience: Instant) -> Option<Load> {
         let Waiting {
             circuit,
             permit,
@@ -412,12 +414,12 @@ impl Direct {
             if permit.is_probe() {
                 permit.failed(Class::Transient);
             } else if circuit.trip(Class::Transient) {
-                self.senders.say_open(&lane, "has not said what it takes");
+                self.senders.say_open(&sender, "has not said what it takes");
             }
             return None;
         };
         Some(Load {
-            lane,
+            sender,
             circuit,
             permit,
             shape,
@@ -446,11 +448,11 @@ impl Direct {
 }
 
 /// A flush of a chunk on its way to its targets.
-pub(super) struct Outing {
+pub(super) struct FlushProgress {
     /// What is settled of it.
-    flight: Flight,
+    tracker: AckTracker,
     /// One for each target that something was handed over for.
-    legs: Vec<Leg>,
+    targets: Vec<TargetProgress>,
     /// Nothing of it was left out, or has failed.
     all: bool,
     /// There are letters that could not be kept: bytes that they need, as far as that is known.
@@ -463,55 +465,60 @@ pub(super) struct Outing {
     skipped: usize,
 }
 
-impl Outing {
+impl FlushProgress {
     /// Waits for all targets but those that take nothing.
-    async fn landed(&self) -> Verdict {
+    async fn completed(&self) -> Verdict {
         let mut verdict = match self.all {
             true => Verdict::Ok,
             false => Verdict::Retry,
         };
-        for leg in &self.legs {
-            if leg.landed().await == Verdict::Retry {
+        for target in &self.targets {
+            if target.completed().await == Verdict::Retry {
                 verdict = Verdict::Retry;
             }
         }
         verdict
     }
 
-    /// Keeps of the legs only those that are on their way.
-    fn forget_landed(&mut self) {
-        for leg in self.legs.extract_if(.., |leg| leg.flight.has_landed()) {
-            self.all &= leg.flight.verdict() == Verdict::Ok;
+    /// Keeps of the targets only those that are on their way.
+    fn forget_completed(&mut self) {
+        for target in self
+            .targets
+            .extract_if(.., |target| target.tracker.is_complete())
+        {
+            self.all &= target.tracker.verdict() == Verdict::Ok;
         }
     }
 
     /// Bytes of memory it needs, about, with its place among others.
     fn footprint(&self) -> usize {
-        let leg = size_of::<Leg>() + size_of::<Flight>();
+        let target = size_of::<TargetProgress>() + size_of::<AckTracker>();
         4 * size_of::<ChunkId>()
-            + size_of::<Outing>()
-            + self.flight.footprint()
-            + leg * self.legs.len()
+            + size_of::<FlushProgress>()
+            + self.tracker.footprint()
+            + target * self.targets.len()
     }
 
     /// Whether nothing of it is on its way.
-    fn has_landed(&self) -> bool {
-        self.legs.iter().all(|leg| leg.flight.has_landed())
+    fn is_complete(&self) -> bool {
+        self.targets
+            .iter()
+            .all(|target| target.tracker.is_complete())
     }
 }
 
-/// What of a chunk goes through one lane, which lets it.
+/// What of a chunk goes through one sender, which lets it.
 struct Waiting {
     circuit: Arc<Circuit>,
-    permit: Permit,
+    permit: CircuitPermit,
     parts: Vec<(Arc<str>, Part)>,
 }
 
 /// The same, when it is known what the target takes.
 struct Load {
-    lane: String,
+    sender: String,
     circuit: Arc<Circuit>,
-    permit: Permit,
+    permit: CircuitPermit,
     shape: Shape,
     parts: Vec<(Arc<str>, Part)>,
 }

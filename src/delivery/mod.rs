@@ -26,7 +26,7 @@ use identity::Identity;
 use intake::Intake;
 use letters::Letters;
 use memory::Memory;
-use redelivery::{Partials, Twins};
+use redelivery::{DuplicateChunks, PartialDeliveries};
 use sender::Senders;
 use spooled::Feed;
 
@@ -88,8 +88,8 @@ impl Pipeline {
             cutter: Arc::clone(&cutter),
             senders: Arc::clone(&senders),
             identity,
-            twins: Twins::default(),
-            partials: Partials::default(),
+            duplicates: DuplicateChunks::default(),
+            partial: PartialDeliveries::default(),
             ending: watch::Sender::new(None),
         };
         Pipeline {

@@ -15,7 +15,7 @@ use crate::buffers;
 use crate::buffers::Payload;
 use crate::codec::Part;
 use crate::compress::Compression;
-use crate::delivery::ack::{Flight, Ticket};
+use crate::delivery::ack::{AckGuard, AckTracker};
 use crate::delivery::batch::runs;
 use crate::ids::Time;
 use crate::metrics::Sealed;
@@ -99,8 +99,8 @@ struct Open {
     since: Instant,
     body: Body,
     /// Of what is compressed, and of the block behind it.
-    tickets: Vec<Ticket>,
-    block_tickets: Vec<Ticket>,
+    guards: Vec<AckGuard>,
+    block_tickets: Vec<AckGuard>,
     lines: u64,
     block_lines: u64,
     ticket_bytes: usize,
@@ -115,7 +115,7 @@ pub(super) struct SealedObject {
     /// What is put.
     pub(super) body: Payload,
     /// Of all that is in it.
-    pub(super) tickets: Vec<Ticket>,
+    pub(super) guards: Vec<AckGuard>,
     /// Lines in it.
     pub(super) lines: u64,
     /// Why it was sealed.
@@ -138,7 +138,7 @@ impl Open {
             first,
             since: now,
             body: Body::new(compression),
-            tickets: Vec::new(),
+            guards: Vec::new(),
             block_tickets: Vec::new(),
             lines: 0,
             block_lines: 0,
@@ -151,12 +151,12 @@ impl Open {
     }
 
     fn seal(mut self, folder: String, why: Sealed) -> SealedObject {
-        self.tickets.append(&mut self.block_tickets);
+        self.guards.append(&mut self.block_tickets);
         SealedObject {
             folder,
             first: self.first,
             body: self.body.finish(),
-            tickets: self.tickets,
+            guards: self.guards,
             lines: self.lines + self.block_lines,
             why,
         }
@@ -178,7 +178,7 @@ impl Objects {
     pub(super) fn add(
         &mut self,
         part: Part,
-        flight: &Arc<Flight>,
+        tracker: &Arc<AckTracker>,
         now: Instant,
     ) -> Vec<SealedObject> {
         let mut sealed = Vec::new();
@@ -202,9 +202,9 @@ impl Objects {
                 open = self.close_block(waiting, &part.name, part.first, open, now, &mut sealed);
             }
             open.block_lines += run.len() as u64;
-            let ticket = flight.ticket(&events, run);
-            open.ticket_bytes += ticket.footprint();
-            open.block_tickets.push(ticket);
+            let guard = tracker.guard(&events, run);
+            open.ticket_bytes += guard.footprint();
+            open.block_tickets.push(guard);
             if whole {
                 let packed = match self.compression {
                     // As long as a slice of it is held, all of a step's text is.
@@ -237,7 +237,7 @@ impl Objects {
         now: Instant,
         sealed: &mut Vec<SealedObject>,
     ) -> Open {
-        let tickets = std::mem::take(&mut open.block_tickets);
+        let guards = std::mem::take(&mut open.block_tickets);
         let lines = std::mem::take(&mut open.block_lines);
         let room = self
             .bounds
@@ -245,12 +245,12 @@ impl Objects {
             .saturating_sub(open.body.packed.len());
         if block.len() > room && !open.body.packed.is_empty() {
             let mut next = Open::new(first, now, self.compression);
-            next.ticket_bytes = tickets.iter().map(Ticket::footprint).sum();
+            next.ticket_bytes = guards.iter().map(AckGuard::footprint).sum();
             sealed.push(open.seal(folder.to_owned(), Sealed::Size));
             open = next;
         }
         open.body.packed.push(block);
-        open.tickets.extend(tickets);
+        open.guards.extend(guards);
         open.lines += lines;
         open
     }
@@ -345,11 +345,16 @@ mod tests {
     use std::io::Read as _;
     use tokio::sync::mpsc;
 
-    fn flight(chunk: u64) -> Arc<Flight> {
-        let (landed, _) = mpsc::unbounded_channel();
-        let flight = Arc::new(Flight::of_chunk(b"t", EventSet::default(), chunk, landed));
-        flight.has_events(1_000_000);
-        flight
+    fn tracker(chunk: u64) -> Arc<AckTracker> {
+        let (completed, _) = mpsc::unbounded_channel();
+        let tracker = Arc::new(AckTracker::of_chunk(
+            b"t",
+            EventSet::default(),
+            chunk,
+            completed,
+        ));
+        tracker.has_events(1_000_000);
+        tracker
     }
 
     /// Lines that do not compress well.
@@ -394,8 +399,8 @@ mod tests {
     }
 
     fn events(sealed: &SealedObject) -> Vec<u32> {
-        let each = sealed.tickets.iter();
-        each.filter_map(|ticket| ticket.of_chunk())
+        let each = sealed.guards.iter();
+        each.filter_map(|guard| guard.of_chunk())
             .flat_map(|(_, events, _)| events.to_vec())
             .collect()
     }
@@ -404,10 +409,10 @@ mod tests {
     fn an_object_is_sealed_by_its_compressed_size_and_never_larger() {
         let most = 500_000;
         let mut objects = objects(Compression::Gzip(2), most, usize::MAX);
-        let flight = flight(1);
+        let tracker = tracker(1);
         let mut sealed = Vec::new();
         for n in 0..20 {
-            sealed.extend(objects.add(part("a", n * 2_000, 2_000), &flight, Instant::now()));
+            sealed.extend(objects.add(part("a", n * 2_000, 2_000), &tracker, Instant::now()));
         }
         assert!(sealed.len() >= 3, "{}", sealed.len());
         for object in &sealed {
@@ -424,7 +429,7 @@ mod tests {
                 .lines()
                 .map(|line| line.split(' ').next().unwrap().parse().unwrap())
                 .collect();
-            assert_eq!(said, events(object), "its tickets are those of its lines");
+            assert_eq!(said, events(object), "its guards are those of its lines");
             assert_eq!(said.len() as u64, object.lines);
             seen.extend(said);
         }
@@ -439,10 +444,10 @@ mod tests {
     fn plain_objects_keep_to_their_size_too() {
         for most in [10_000, 300_000, 1_000_000] {
             let mut objects = objects(Compression::None, most, usize::MAX);
-            let flight = flight(1);
+            let tracker = tracker(1);
             let mut sealed = Vec::new();
             for n in 0..10 {
-                sealed.extend(objects.add(part("a", n * 2_000, 2_000), &flight, Instant::now()));
+                sealed.extend(objects.add(part("a", n * 2_000, 2_000), &tracker, Instant::now()));
             }
             sealed.extend(objects.seal_all());
             let largest = sealed.iter().map(|object| object.body.len()).max();
@@ -456,18 +461,18 @@ mod tests {
     fn age_counts_from_the_first_line_and_memory_seals_the_largest() {
         let start = Instant::now();
         let mut objects = objects(Compression::None, usize::MAX, 100_000);
-        let flight = flight(1);
+        let tracker = tracker(1);
         assert!(objects.due().is_none());
-        assert!(objects.add(part("a", 0, 10), &flight, start).is_empty());
+        assert!(objects.add(part("a", 0, 10), &tracker, start).is_empty());
         let later = start + Duration::from_secs(10);
-        assert!(objects.add(part("a", 10, 10), &flight, later).is_empty());
-        assert!(objects.add(part("b", 20, 10), &flight, later).is_empty());
+        assert!(objects.add(part("a", 10, 10), &tracker, later).is_empty());
+        assert!(objects.add(part("b", 20, 10), &tracker, later).is_empty());
         assert_eq!(objects.due(), Some(start + Duration::from_secs(300)));
         let aged = objects.seal_aged(start + Duration::from_secs(300));
         assert_eq!(aged.len(), 1);
         assert_eq!((aged[0].folder.as_str(), aged[0].why), ("a", Sealed::Age));
         assert_eq!(aged[0].first.seconds, 0);
-        let sealed = objects.add(part("c", 30, 2_000), &flight, later);
+        let sealed = objects.add(part("c", 30, 2_000), &tracker, later);
         assert_eq!(sealed.len(), 1);
         assert_eq!(
             (sealed[0].folder.as_str(), sealed[0].why),
@@ -479,11 +484,11 @@ mod tests {
     fn open_objects_are_bounded_in_number_and_the_oldest_goes_first() {
         let start = Instant::now();
         let mut objects = objects(Compression::None, usize::MAX, usize::MAX);
-        let flight = flight(1);
+        let tracker = tracker(1);
         let mut sealed = Vec::new();
         for n in 0..MOST_OPEN as u32 + 2 {
             let now = start + Duration::from_millis(n.into());
-            sealed.extend(objects.add(part(&format!("f{n}"), n, 1), &flight, now));
+            sealed.extend(objects.add(part(&format!("f{n}"), n, 1), &tracker, now));
         }
         let folders: Vec<&str> = sealed.iter().map(|object| object.folder.as_str()).collect();
         assert_eq!(folders, ["f0", "f1"]);

@@ -17,7 +17,7 @@ const PARTIALS_BYTES: usize = 8 * 1024 * 1024;
 /// When the same bytes come again, what was settled is not sent again. An entry is taken once: two chunks
 /// with the same bytes leave two entries, and each takes one.
 #[derive(Debug)]
-pub(super) struct Partials<F>(Mutex<Left<F>>);
+pub(super) struct PartialDeliveries<F>(Mutex<Left<F>>);
 
 #[derive(Debug)]
 struct Left<F> {
@@ -29,9 +29,9 @@ struct Left<F> {
     bytes: usize,
 }
 
-impl<F> Default for Partials<F> {
+impl<F> Default for PartialDeliveries<F> {
     fn default() -> Self {
-        Partials(Mutex::new(Left {
+        PartialDeliveries(Mutex::new(Left {
             flushes: BTreeMap::new(),
             numbers: HashMap::new(),
             next: 0,
@@ -40,7 +40,7 @@ impl<F> Default for Partials<F> {
     }
 }
 
-impl<F> Partials<F> {
+impl<F> PartialDeliveries<F> {
     /// A chunk goes back, and leaves its flush, which needs about so many bytes. Pieces of it may still be on their
     /// way. Where there is no room, the oldest one is forgotten, and would be sent again as a whole.
     pub(super) fn leave(&self, id: ChunkId, flush: F, bytes: usize) {
@@ -134,7 +134,7 @@ impl Acknowledged {
 /// only when it was answered RETRY. So each gets the lowest number that no other one in flight has and
 /// that no delivered one had.
 #[derive(Debug, Default)]
-pub(super) struct Twins {
+pub(super) struct DuplicateChunks {
     seen: Mutex<Seen>,
 }
 
@@ -150,7 +150,7 @@ struct Numbers {
     delivered: BTreeSet<u32>,
 }
 
-impl Twins {
+impl DuplicateChunks {
     /// The number of a chunk that is handed over now: 0, unless it has a twin.
     pub(super) fn number(&self, id: ChunkId) -> u32 {
         let mut seen = self.seen.lock().expect("nothing panics with this lock");
@@ -192,36 +192,40 @@ impl Twins {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::ack::Flight;
+    use crate::delivery::ack::AckTracker;
     use crate::ids::chunk_id;
 
     #[test]
     fn what_a_chunk_left_behind_is_taken_once() {
-        let partials = Partials::default();
+        let partial = PartialDeliveries::default();
         let id = chunk_id(b"t", b"bytes");
         for event in [1, 2] {
-            let flight = Flight::default();
-            flight.settle(&[event]);
-            partials.leave(id, flight, 100);
+            let tracker = AckTracker::default();
+            tracker.settle(&[event]);
+            partial.leave(id, tracker, 100);
         }
-        assert!(partials.take(chunk_id(b"t", b"other")).is_none());
-        assert!(partials.take(id).unwrap().settled().contains(1));
-        assert!(partials.take(id).unwrap().settled().contains(2));
-        assert!(partials.take(id).is_none());
+        assert!(partial.take(chunk_id(b"t", b"other")).is_none());
+        assert!(partial.take(id).unwrap().settled().contains(1));
+        assert!(partial.take(id).unwrap().settled().contains(2));
+        assert!(partial.take(id).is_none());
         for n in 0..2 * PARTIALS as u64 {
-            assert_eq!(partials.is_full(), n >= PARTIALS as u64);
-            partials.leave(chunk_id(b"t", &n.to_le_bytes()), Flight::default(), 100);
+            assert_eq!(partial.is_full(), n >= PARTIALS as u64);
+            partial.leave(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
         }
         let known = |n: usize| {
-            partials
+            partial
                 .take(chunk_id(b"t", &(n as u64).to_le_bytes()))
                 .is_some()
         };
         assert!(!known(PARTIALS - 1) && known(PARTIALS) && known(2 * PARTIALS - 1));
         for n in 0..3 {
-            partials.leave(chunk_id(b"t", &[n]), Flight::default(), PARTIALS_BYTES / 2);
+            partial.leave(
+                chunk_id(b"t", &[n]),
+                AckTracker::default(),
+                PARTIALS_BYTES / 2,
+            );
         }
-        let left = partials.0.lock().unwrap();
+        let left = partial.0.lock().unwrap();
         assert_eq!(
             (left.flushes.len(), left.numbers.len()),
             (2, 2),
@@ -232,17 +236,17 @@ mod tests {
 
     #[test]
     fn a_chunk_handed_over_again_keeps_its_number_and_a_twin_gets_its_own() {
-        let twins = Twins::default();
+        let duplicates = DuplicateChunks::default();
         let id = chunk_id(b"t", b"bytes");
-        assert_eq!(twins.number(id), 0);
-        twins.answered(id, 0, Verdict::Retry);
-        assert_eq!(twins.number(id), 0, "the same chunk again");
-        assert_eq!(twins.number(id), 1, "a twin beside it");
-        twins.answered(id, 1, Verdict::Ok);
-        twins.answered(id, 0, Verdict::Retry);
-        assert_eq!(twins.number(id), 0, "the first again");
-        twins.answered(id, 0, Verdict::Ok);
-        assert_eq!(twins.number(id), 2, "a third");
+        assert_eq!(duplicates.number(id), 0);
+        duplicates.answered(id, 0, Verdict::Retry);
+        assert_eq!(duplicates.number(id), 0, "the same chunk again");
+        assert_eq!(duplicates.number(id), 1, "a twin beside it");
+        duplicates.answered(id, 1, Verdict::Ok);
+        duplicates.answered(id, 0, Verdict::Retry);
+        assert_eq!(duplicates.number(id), 0, "the first again");
+        duplicates.answered(id, 0, Verdict::Ok);
+        assert_eq!(duplicates.number(id), 2, "a third");
     }
 
     #[test]
@@ -260,13 +264,13 @@ mod tests {
 
     #[test]
     fn memory_of_delivered_chunks_is_bounded() {
-        let twins = Twins::default();
+        let duplicates = DuplicateChunks::default();
         for n in 0..(REMEMBERED as u64 + 100) {
             let id = chunk_id(b"t", &n.to_le_bytes());
-            let number = twins.number(id);
-            twins.answered(id, number, Verdict::Ok);
+            let number = duplicates.number(id);
+            duplicates.answered(id, number, Verdict::Ok);
         }
-        let seen = twins.seen.lock().unwrap();
+        let seen = duplicates.seen.lock().unwrap();
         assert_eq!(
             (seen.chunks.len(), seen.delivered.len()),
             (REMEMBERED, REMEMBERED)

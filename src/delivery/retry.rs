@@ -30,7 +30,7 @@ pub(super) fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Durati
 
 /// What a [`Breaker`] says to one who wants to send a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leave {
+pub(super) enum Admission {
     /// Send it.
     Go,
     /// Send it: it is the one that finds out whether the destination is back.
@@ -43,7 +43,7 @@ pub(super) enum Leave {
 /// Keeps requests from a destination that takes none, and finds out with one at a time when it does
 /// again.
 ///
-/// Each request that was let go, before it opened or since, reports how it ended, with the leave it had:
+/// Each request that was let go, before it opened or since, reports how it ended, with the admit it had:
 /// [`succeeded`](Self::succeeded), [`failed`](Self::failed) or [`abandoned`](Self::abandoned). Any
 /// answer may let those who wait go, or let them wait until another time: they ask again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,25 +68,25 @@ impl Breaker {
     const FAILURES: u32 = 5;
 
     /// Whether a request may be sent now.
-    pub(super) fn leave(&mut self, now: Instant) -> Leave {
+    pub(super) fn admit(&mut self, now: Instant) -> Admission {
         let Some(open) = &mut self.open else {
-            return Leave::Go;
+            return Admission::Go;
         };
         if self.probing {
-            return Leave::Wait(None);
+            return Admission::Wait(None);
         }
         if now < open.next_probe {
-            return Leave::Wait(Some(open.next_probe));
+            return Admission::Wait(Some(open.next_probe));
         }
         self.probing = true;
         // For the case that this one never answers.
         open.next_probe = now + open.wait;
-        Leave::Probe
+        Admission::Probe
     }
 
     /// A request was taken, if only in part: the destination lives. Says whether this closed it.
-    pub(super) fn succeeded(&mut self, leave: Leave) -> bool {
-        self.reported(leave);
+    pub(super) fn succeeded(&mut self, admit: Admission) -> bool {
+        self.reported(admit);
         self.failures = 0;
         self.open.take().is_some()
     }
@@ -97,7 +97,7 @@ impl Breaker {
     /// minds what is in the request, lives: that closes the breaker as a success does.
     pub(super) fn failed(
         &mut self,
-        leave: Leave,
+        admit: Admission,
         class: Class,
         now: Instant,
         rng: &mut impl Rng,
@@ -105,14 +105,14 @@ impl Breaker {
         match class {
             Class::Transient | Class::Credentials | Class::Configuration => {}
             Class::Throttle | Class::Record | Class::TooLarge => {
-                self.succeeded(leave);
+                self.succeeded(admit);
                 return false;
             }
         }
-        self.reported(leave);
+        self.reported(admit);
         let waits = match &self.open {
             // What was sent before it opened says nothing new.
-            Some(_) if leave != Leave::Probe => return false,
+            Some(_) if admit != Admission::Probe => return false,
             Some(open) => open.waits.saturating_add(1),
             None => {
                 self.failures += 1;
@@ -131,7 +131,7 @@ impl Breaker {
         self.open.is_none() && self.hold(1, class, now, rng)
     }
 
-    /// Whether [`leave`](Self::leave) would say no more than to wait. Asks for nothing.
+    /// Whether [`admit`](Self::admit) would say no more than to wait. Asks for nothing.
     pub(super) fn keeps_back(&self, now: Instant) -> bool {
         self.open
             .as_ref()
@@ -140,8 +140,8 @@ impl Breaker {
 
     /// A request ended without an answer, by a panic, or was not sent after all. After a probe, the next
     /// one follows when as much time has passed as before it.
-    pub(super) fn abandoned(&mut self, leave: Leave) {
-        self.reported(leave);
+    pub(super) fn abandoned(&mut self, admit: Admission) {
+        self.reported(admit);
     }
 
     /// Whether requests are being kept back.
@@ -160,8 +160,8 @@ impl Breaker {
         before.is_none()
     }
 
-    fn reported(&mut self, leave: Leave) {
-        self.probing &= leave != Leave::Probe;
+    fn reported(&mut self, admit: Admission) {
+        self.probing &= admit != Admission::Probe;
     }
 }
 
@@ -228,16 +228,16 @@ mod tests {
     /// Reports, and gives whether that opened or closed the breaker as it says.
     fn report(
         breaker: &mut Breaker,
-        leave: Leave,
+        admit: Admission,
         report: Report,
         now: Instant,
         rng: &mut StdRng,
     ) -> bool {
         match report {
-            Success => breaker.succeeded(leave),
-            Failure(class) => breaker.failed(leave, class, now, rng),
+            Success => breaker.succeeded(admit),
+            Failure(class) => breaker.failed(admit, class, now, rng),
             Nothing => {
-                breaker.abandoned(leave);
+                breaker.abandoned(admit);
                 false
             }
         }
@@ -246,8 +246,8 @@ mod tests {
     fn opened(class: Class, now: Instant, rng: &mut StdRng) -> Breaker {
         let mut breaker = Breaker::default();
         for number in 1..=5 {
-            assert_eq!(breaker.leave(now), Leave::Go);
-            assert_eq!(breaker.failed(Leave::Go, class, now, rng), number == 5);
+            assert_eq!(breaker.admit(now), Admission::Go);
+            assert_eq!(breaker.failed(Admission::Go, class, now, rng), number == 5);
         }
         assert!(breaker.is_open());
         breaker
@@ -256,8 +256,8 @@ mod tests {
     /// The time a breaker that is open and has no probe out waits for.
     #[track_caller]
     fn next_probe(breaker: &mut Breaker, now: Instant) -> Instant {
-        match breaker.leave(now) {
-            Leave::Wait(Some(until)) => until,
+        match breaker.admit(now) {
+            Admission::Wait(Some(until)) => until,
             other => panic!("{other:?}"),
         }
     }
@@ -322,7 +322,7 @@ mod tests {
                 .iter()
                 .position(|what| {
                     let was_open = breaker.is_open();
-                    report(&mut breaker, Leave::Go, *what, now, &mut rng);
+                    report(&mut breaker, Admission::Go, *what, now, &mut rng);
                     breaker.is_open() && !was_open
                 })
                 .map(|index| index + 1);
@@ -351,14 +351,18 @@ mod tests {
                     "{class:?}: {wait} of {most}"
                 );
                 assert_eq!(
-                    breaker.leave(until - Duration::from_nanos(1)),
-                    Leave::Wait(Some(until))
+                    breaker.admit(until - Duration::from_nanos(1)),
+                    Admission::Wait(Some(until))
                 );
                 now = until;
-                assert_eq!(breaker.leave(now), Leave::Probe);
+                assert_eq!(breaker.admit(now), Admission::Probe);
                 now += Duration::from_secs(3_600);
-                assert_eq!(breaker.leave(now), Leave::Wait(None), "it may take long");
-                assert!(!breaker.failed(Leave::Probe, class, now, &mut rng));
+                assert_eq!(
+                    breaker.admit(now),
+                    Admission::Wait(None),
+                    "it may take long"
+                );
+                assert!(!breaker.failed(Admission::Probe, class, now, &mut rng));
             }
         }
     }
@@ -369,8 +373,8 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(Class::Transient, now, &mut rng);
         let now = next_probe(&mut breaker, now);
-        assert_eq!(breaker.leave(now), Leave::Probe);
-        breaker.failed(Leave::Probe, Class::Credentials, now, &mut rng);
+        assert_eq!(breaker.admit(now), Admission::Probe);
+        breaker.failed(Admission::Probe, Class::Credentials, now, &mut rng);
         let wait = next_probe(&mut breaker, now) - now;
         assert!(
             (HELD_BASE..=2 * HELD_BASE).contains(&wait),
@@ -381,39 +385,39 @@ mod tests {
     #[test]
     fn any_sign_of_life_closes_it_and_the_next_outage_begins_anew() {
         let alive = [
-            (Leave::Probe, Success),
-            (Leave::Go, Success),
-            (Leave::Probe, Failure(Class::Throttle)),
-            (Leave::Go, Failure(Class::Throttle)),
-            (Leave::Probe, Failure(Class::Record)),
-            (Leave::Probe, Failure(Class::TooLarge)),
+            (Admission::Probe, Success),
+            (Admission::Go, Success),
+            (Admission::Probe, Failure(Class::Throttle)),
+            (Admission::Go, Failure(Class::Throttle)),
+            (Admission::Probe, Failure(Class::Record)),
+            (Admission::Probe, Failure(Class::TooLarge)),
         ];
-        for (leave, what) in alive {
+        for (admit, what) in alive {
             let mut rng = StdRng::seed_from_u64(1);
             let mut now = Instant::now();
             let mut breaker = opened(Class::Transient, now, &mut rng);
             for _ in 0..9 {
                 now = next_probe(&mut breaker, now);
-                assert_eq!(breaker.leave(now), Leave::Probe);
-                breaker.failed(Leave::Probe, Class::Transient, now, &mut rng);
+                assert_eq!(breaker.admit(now), Admission::Probe);
+                breaker.failed(Admission::Probe, Class::Transient, now, &mut rng);
             }
             now = next_probe(&mut breaker, now);
-            assert_eq!(breaker.leave(now), Leave::Probe);
-            let says_closed = report(&mut breaker, leave, what, now, &mut rng);
+            assert_eq!(breaker.admit(now), Admission::Probe);
+            let says_closed = report(&mut breaker, admit, what, now, &mut rng);
             assert_eq!(
                 says_closed,
                 matches!(what, Success),
-                "{leave:?} {what:?}: a failure never says that it opened it"
+                "{admit:?} {what:?}: a failure never says that it opened it"
             );
-            assert!(!breaker.is_open(), "{leave:?} {what:?}");
-            assert!(!breaker.succeeded(Leave::Go), "closed once");
-            if leave != Leave::Probe {
-                breaker.succeeded(Leave::Probe);
+            assert!(!breaker.is_open(), "{admit:?} {what:?}");
+            assert!(!breaker.succeeded(Admission::Go), "closed once");
+            if admit != Admission::Probe {
+                breaker.succeeded(Admission::Probe);
             }
             assert_eq!(
                 breaker,
                 Breaker::default(),
-                "{leave:?} {what:?}: nothing is remembered"
+                "{admit:?} {what:?}: nothing is remembered"
             );
         }
     }
@@ -424,14 +428,14 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(Class::Transient, now, &mut rng);
         let waiting = breaker.clone();
-        assert!(!breaker.failed(Leave::Go, Class::Configuration, now, &mut rng));
+        assert!(!breaker.failed(Admission::Go, Class::Configuration, now, &mut rng));
         assert_eq!(breaker, waiting, "nor do they make the wait longer");
 
         let now = next_probe(&mut breaker, now);
-        assert_eq!(breaker.leave(now), Leave::Probe);
-        assert!(!breaker.failed(Leave::Go, Class::Transient, now, &mut rng));
-        breaker.abandoned(Leave::Go);
-        assert_eq!(breaker.leave(now), Leave::Wait(None));
+        assert_eq!(breaker.admit(now), Admission::Probe);
+        assert!(!breaker.failed(Admission::Go, Class::Transient, now, &mut rng));
+        breaker.abandoned(Admission::Go);
+        assert_eq!(breaker.admit(now), Admission::Wait(None));
     }
 
     #[test]
@@ -440,17 +444,17 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(Class::Transient, now, &mut rng);
         let now = next_probe(&mut breaker, now);
-        assert_eq!(breaker.leave(now), Leave::Probe);
-        assert!(breaker.succeeded(Leave::Go));
+        assert_eq!(breaker.admit(now), Admission::Probe);
+        assert!(breaker.succeeded(Admission::Go));
         for _ in 0..5 {
-            assert_eq!(breaker.leave(now), Leave::Go);
-            breaker.failed(Leave::Go, Class::Transient, now, &mut rng);
+            assert_eq!(breaker.admit(now), Admission::Go);
+            breaker.failed(Admission::Go, Class::Transient, now, &mut rng);
         }
         let later = now + HELD_CAP;
-        assert_eq!(breaker.leave(later), Leave::Wait(None));
-        breaker.failed(Leave::Probe, Class::Transient, later, &mut rng);
+        assert_eq!(breaker.admit(later), Admission::Wait(None));
+        breaker.failed(Admission::Probe, Class::Transient, later, &mut rng);
         let until = next_probe(&mut breaker, later);
-        assert_eq!(breaker.leave(until), Leave::Probe);
+        assert_eq!(breaker.admit(until), Admission::Probe);
     }
 
     #[test]
@@ -459,11 +463,11 @@ mod tests {
         let opened_at = Instant::now();
         let mut breaker = opened(Class::Transient, opened_at, &mut rng);
         let first = next_probe(&mut breaker, opened_at);
-        assert_eq!(breaker.leave(first), Leave::Probe);
-        breaker.abandoned(Leave::Probe);
+        assert_eq!(breaker.admit(first), Admission::Probe);
+        breaker.abandoned(Admission::Probe);
         let second = next_probe(&mut breaker, first);
         assert_eq!(second - first, first - opened_at);
-        assert_eq!(breaker.leave(second), Leave::Probe);
+        assert_eq!(breaker.admit(second), Admission::Probe);
     }
 
     #[test]
@@ -481,10 +485,10 @@ mod tests {
         let until = next_probe(&mut breaker, now);
         assert!((100..=200).contains(&(until - now).as_millis()));
         assert!(breaker.keeps_back(now) && !breaker.keeps_back(until));
-        assert_eq!(breaker.leave(until), Leave::Probe);
+        assert_eq!(breaker.admit(until), Admission::Probe);
         assert!(breaker.keeps_back(until + HELD_CAP), "while a probe is out");
-        assert!(!breaker.failed(Leave::Go, Class::Transient, until, &mut rng));
-        assert!(!breaker.failed(Leave::Probe, Class::Transient, until, &mut rng));
+        assert!(!breaker.failed(Admission::Go, Class::Transient, until, &mut rng));
+        assert!(!breaker.failed(Admission::Probe, Class::Transient, until, &mut rng));
         let wait = next_probe(&mut breaker, until) - until;
         assert!((200..=400).contains(&wait.as_millis()), "{wait:?}");
     }
@@ -527,28 +531,28 @@ mod tests {
             let mut rng = StdRng::seed_from_u64(seed);
             let mut now = Instant::now();
             let mut breaker = Breaker::default();
-            let mut out: Vec<Leave> = Vec::new();
+            let mut out: Vec<Admission> = Vec::new();
             for step in steps {
                 match step {
                     Step::Pass(millis) => now += Duration::from_millis(millis),
                     Step::Ask => {
                         let open = breaker.is_open();
-                        let probing = out.contains(&Leave::Probe);
+                        let probing = out.contains(&Admission::Probe);
                         let keeps_back = breaker.keeps_back(now);
-                        let leave = breaker.leave(now);
-                        prop_assert_eq!(keeps_back, matches!(leave, Leave::Wait(_)));
-                        match leave {
-                            Leave::Go => prop_assert!(!open),
-                            Leave::Probe => prop_assert!(open && !probing),
-                            Leave::Wait(None) => prop_assert!(open && probing),
-                            Leave::Wait(Some(until)) => {
+                        let admit = breaker.admit(now);
+                        prop_assert_eq!(keeps_back, matches!(admit, Admission::Wait(_)));
+                        match admit {
+                            Admission::Go => prop_assert!(!open),
+                            Admission::Probe => prop_assert!(open && !probing),
+                            Admission::Wait(None) => prop_assert!(open && probing),
+                            Admission::Wait(Some(until)) => {
                                 prop_assert!(open && !probing);
                                 prop_assert!(until > now && until - now <= HELD_CAP);
-                                prop_assert_eq!(breaker.clone().leave(until), Leave::Probe);
+                                prop_assert_eq!(breaker.clone().admit(until), Admission::Probe);
                             }
                         }
-                        if matches!(leave, Leave::Go | Leave::Probe) {
-                            out.push(leave);
+                        if matches!(admit, Admission::Go | Admission::Probe) {
+                            out.push(admit);
                         }
                     }
                     Step::Trip => {
@@ -562,9 +566,9 @@ mod tests {
                         if out.is_empty() {
                             continue;
                         }
-                        let leave = out.swap_remove(which % out.len());
+                        let admit = out.swap_remove(which % out.len());
                         let before = breaker.clone();
-                        let said = report(&mut breaker, leave, what, now, &mut rng);
+                        let said = report(&mut breaker, admit, what, now, &mut rng);
                         let (was, is) = (before.is_open(), breaker.is_open());
                         match what {
                             Success => prop_assert!(!is && said == was),
@@ -572,7 +576,7 @@ mod tests {
                             Failure(_) => {
                                 prop_assert!(is || !was);
                                 prop_assert_eq!(said, is && !was);
-                                prop_assert!(!was || leave == Leave::Probe || breaker == before);
+                                prop_assert!(!was || admit == Admission::Probe || breaker == before);
                             }
                             Nothing => prop_assert_eq!(is, was),
                         }
@@ -580,15 +584,15 @@ mod tests {
                 }
             }
             // Once everything that is out has failed, a probe goes, and its success ends it.
-            for leave in out {
-                breaker.failed(leave, Class::Transient, now, &mut rng);
+            for admit in out {
+                breaker.failed(admit, Class::Transient, now, &mut rng);
             }
-            if let Leave::Wait(until) = breaker.leave(now) {
+            if let Admission::Wait(until) = breaker.admit(now) {
                 now = until.expect("no probe is out");
-                prop_assert_eq!(breaker.leave(now), Leave::Probe);
+                prop_assert_eq!(breaker.admit(now), Admission::Probe);
             }
-            breaker.succeeded(Leave::Probe);
-            prop_assert_eq!(breaker.leave(now), Leave::Go);
+            breaker.succeeded(Admission::Probe);
+            prop_assert_eq!(breaker.admit(now), Admission::Go);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! A lane forms requests for one destination from pieces as they come, and sends them as it may.
+//! A sender forms requests for one destination from pieces as they come, and sends them as it may.
 //!
-//! Three things hold a request back: the *linger*, while it is not full; the [`Gate`], which bounds the
-//! requests in flight of the whole instance; and the lane's [`Circuit`], which lets one go at a time while
+//! Three things hold a request back: the *linger*, while it is not full; the [`ConcurrencyLimit`], which bounds the
+//! requests in flight of the whole instance; and the sender's [`Circuit`], which lets one go at a time while
 //! the destination is down. What failed goes again, after a wait of its own, or at once when the
 //! destination is back.
 //!
@@ -23,15 +23,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::circuit::{Circuit, PROBE_PATIENCE, Permit};
+use super::circuit::{Circuit, CircuitPermit, PROBE_PATIENCE};
 use super::context::Context;
 use super::intake::Intake;
 use super::letters::Letters;
 use super::spooled::contents;
 use crate::config::stream_name;
-use crate::delivery::ack::{Refusal, Ticket};
+use crate::delivery::ack::{AckGuard, Refusal};
 use crate::delivery::batch::{Packer, Piece, Record};
-use crate::delivery::concurrency::{Gate, Pass};
+use crate::delivery::concurrency::{ConcurrencyLimit, ConcurrencyPermit};
 use crate::delivery::dead_letter::{self, Unkept};
 use crate::delivery::redelivery::Acknowledged;
 use crate::delivery::retry::backoff;
@@ -56,49 +56,49 @@ const PASSING: [Class; 4] = [
 ];
 
 /// A piece and where it goes.
-pub(super) type Queued = (Arc<str>, Piece<Ticket>);
+pub(super) type Queued = (Arc<str>, Piece<AckGuard>);
 
-/// A lane, as those see it who hand something over.
-pub(super) struct Lane {
+/// A sender, as those see it who hand something over.
+pub(super) struct SenderHandle {
     queue: mpsc::UnboundedSender<Delivery>,
     circuit: Arc<Circuit>,
 }
 
-/// What a lane is given at once.
+/// What a sender is given at once.
 pub(super) struct Delivery {
     pub(super) pieces: Vec<Queued>,
     /// In direct mode, while the circuit is open: leave to send one request of them.
-    pub(super) probe: Option<Permit>,
+    pub(super) probe: Option<CircuitPermit>,
 }
 
-/// A request, by its number, is over. There is no answer where sending panicked, and has dropped its tickets: their
-/// flights fail.
+/// A request, by its number, is over. There is no answer where sending panicked, and has dropped its guards: their
+/// trackers fail.
 struct Back {
     request: u64,
-    permit: Permit,
+    permit: CircuitPermit,
     answered: Option<Answered>,
 }
 
 /// What a request tells of the destination.
 #[derive(Clone, Copy, Default)]
-enum Life {
+enum Health {
     /// It answers.
     #[default]
     Answers,
     /// It took nothing, for this reason.
-    TakesNothing(Class),
+    Down(Class),
     /// It was not asked.
-    NotAsked,
+    Unknown,
 }
 
 /// What became of a request.
 #[derive(Default)]
 struct Answered {
     /// To be sent again, after this wait.
-    again: Vec<Record<Ticket>>,
+    again: Vec<Record<AckGuard>>,
     wait: Duration,
     /// Whether the destination lives.
-    life: Life,
+    life: Health,
     /// Whether anything was settled, or is sent again in another form.
     taken: bool,
     /// The service said that a request of so many bytes is too large.
@@ -109,10 +109,10 @@ struct Answered {
 pub(super) struct Senders {
     context: Arc<Context>,
     letters: Arc<Letters>,
-    limit: Arc<Gate>,
-    lanes: Mutex<HashMap<String, Lane>>,
+    limit: Arc<ConcurrencyLimit>,
+    senders: Mutex<HashMap<String, SenderHandle>>,
     /// The sender of every chunk, where there is but one.
-    only_lane: Option<String>,
+    only_sender: Option<String>,
     /// How long a request that is not full waits for more.
     linger: OnceLock<Duration>,
     /// Where requests are written down before they are sent, since the destination cannot say what it has.
@@ -131,9 +131,9 @@ impl Senders {
     pub(super) fn new(context: Arc<Context>, letters: Arc<Letters>) -> Arc<Senders> {
         let nature = &context.nature;
         Arc::new(Senders {
-            limit: Arc::new(Gate::new(context.config.concurrency)),
-            lanes: Mutex::default(),
-            only_lane: match nature.objects {
+            limit: Arc::new(ConcurrencyLimit::new(context.config.concurrency)),
+            senders: Mutex::default(),
+            only_sender: match nature.objects {
                 Some(_) => Some(String::new()),
                 None => nature.names.fixed().map(|name| stream_name(&name)),
             },
@@ -175,13 +175,13 @@ impl Senders {
 
     /// The circuit of the sender that has everything, where there is but one.
     pub(super) fn only_circuit(&self) -> Option<Arc<Circuit>> {
-        self.circuit(self.only_lane.as_ref()?)
+        self.circuit(self.only_sender.as_ref()?)
     }
 
     /// Ends all senders when they have nothing to do any more.
     pub(super) fn close(&self) {
-        let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
-        lanes.clear();
+        let mut senders = self.senders.lock().expect("nothing panics with this lock");
+        senders.clear();
     }
 
     fn linger(&self) -> Duration {
@@ -192,54 +192,56 @@ impl Senders {
         self.direct.load(Ordering::Relaxed)
     }
 
-    /// Hands pieces to their lane, which begins where there is none.
-    pub(super) fn enqueue(self: &Arc<Self>, lane: String, pieces: Vec<Queued>) {
+    /// Hands pieces to their sender, which begins where there is none.
+    pub(super) fn enqueue(self: &Arc<Self>, sender: String, pieces: Vec<Queued>) {
         let probe = None;
-        self.hand_over(lane, Delivery { pieces, probe });
+        self.hand_over(sender, Delivery { pieces, probe });
     }
 
     /// The same, with leave to probe where that is needed.
-    pub(super) fn hand_over(self: &Arc<Self>, lane: String, delivery: Delivery) {
-        let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
-        let name = lane.clone();
-        let lane = lanes.entry(lane).or_insert_with(|| {
+    pub(super) fn hand_over(self: &Arc<Self>, sender: String, delivery: Delivery) {
+        let mut senders = self.senders.lock().expect("nothing panics with this lock");
+        let name = sender.clone();
+        let sender = senders.entry(sender).or_insert_with(|| {
             let circuit = Circuit::new(&self.context.metrics);
             self.begin(name.clone(), circuit)
         });
-        // A lane ends only by a panic, or with the runtime. What it held has failed its flights.
-        if let Err(unsent) = lane.queue.send(delivery) {
-            *lane = self.begin(name, Arc::clone(&lane.circuit));
-            let _ = lane.queue.send(unsent.0);
+        // A sender ends only by a panic, or with the runtime. What it held has failed its trackers.
+        if let Err(unsent) = sender.queue.send(delivery) {
+            *sender = self.begin(name, Arc::clone(&sender.circuit));
+            let _ = sender.queue.send(unsent.0);
         }
     }
 
-    /// The circuit of a lane, which begins where there is none.
-    pub(super) fn begin_lane(self: &Arc<Self>, lane: &str) -> Arc<Circuit> {
-        let mut lanes = self.lanes.lock().expect("nothing panics with this lock");
-        if let Some(lane) = lanes.get(lane) {
-            return Arc::clone(&lane.circuit);
+    /// The circuit of a sender, which begins where there is none.
+    pub(super) fn begin_sender(self: &Arc<Self>, sender: &str) -> Arc<Circuit> {
+        let mut senders = self.senders.lock().expect("nothing panics with this lock");
+        if let Some(sender) = senders.get(sender) {
+            return Arc::clone(&sender.circuit);
         }
         let circuit = Circuit::new(&self.context.metrics);
-        let begun = self.begin(lane.to_owned(), Arc::clone(&circuit));
-        lanes.insert(lane.to_owned(), begun);
+        let begun = self.begin(sender.to_owned(), Arc::clone(&circuit));
+        senders.insert(sender.to_owned(), begun);
         circuit
     }
 
-    /// The circuit of a lane, where there is that lane.
-    pub(super) fn circuit(&self, lane: &str) -> Option<Arc<Circuit>> {
-        let lanes = self.lanes.lock().expect("nothing panics with this lock");
-        lanes.get(lane).map(|lane| Arc::clone(&lane.circuit))
+    /// The circuit of a sender, where there is that sender.
+    pub(super) fn circuit(&self, sender: &str) -> Option<Arc<Circuit>> {
+        let senders = self.senders.lock().expect("nothing panics with this lock");
+        senders
+            .get(sender)
+            .map(|sender| Arc::clone(&sender.circuit))
     }
 
-    fn begin(self: &Arc<Self>, name: String, circuit: Arc<Circuit>) -> Lane {
+    fn begin(self: &Arc<Self>, name: String, circuit: Arc<Circuit>) -> SenderHandle {
         let (queue, arriving) = mpsc::unbounded_channel();
-        tokio::spawn(Runner::new(Arc::clone(self), name, Arc::clone(&circuit)).run(arriving));
-        Lane { queue, circuit }
+        tokio::spawn(Sender::new(Arc::clone(self), name, Arc::clone(&circuit)).run(arriving));
+        SenderHandle { queue, circuit }
     }
 
     /// Says that a circuit opened, and why.
-    pub(super) fn say_open(&self, lane: &str, why: &str) {
-        let whose = match lane {
+    pub(super) fn say_open(&self, sender: &str, why: &str) {
+        let whose = match sender {
             "" => "it".to_owned(),
             stream => format!("delivery stream '{stream}'"),
         };
@@ -257,13 +259,13 @@ impl Senders {
     }
 }
 
-/// A lane at work.
-struct Runner {
+/// A sender at work.
+struct Sender {
     senders: Arc<Senders>,
     name: String,
     circuit: Arc<Circuit>,
     direct: bool,
-    packer: Packer<Ticket>,
+    packer: Packer<AckGuard>,
     on_the_way: JoinSet<Back>,
     /// When the requests on the way began. Their numbers ascend.
     began: BTreeMap<u64, Instant>,
@@ -273,11 +275,11 @@ struct Runner {
     /// Requests in a row of which nothing was taken, and when the first of them was answered.
     in_vain: Option<(Instant, u32)>,
     /// What failed, and when it goes again.
-    waiting: Vec<(Instant, Vec<Record<Ticket>>)>,
+    waiting: Vec<(Instant, Vec<Record<AckGuard>>)>,
     /// While the circuit lets nothing go: until then, or until something is answered.
     held: Option<Option<Instant>>,
     /// In direct mode: leave to send a request although the circuit is open …
-    probe: Option<Permit>,
+    probe: Option<CircuitPermit>,
     /// … and whether it is on its way.
     probing: bool,
     /// Whether the circuit was open when it was looked at last.
@@ -290,9 +292,9 @@ struct Runner {
     swept: Option<u64>,
 }
 
-impl Runner {
-    fn new(senders: Arc<Senders>, name: String, circuit: Arc<Circuit>) -> Runner {
-        Runner {
+impl Sender {
+    fn new(senders: Arc<Senders>, name: String, circuit: Arc<Circuit>) -> Sender {
+        Sender {
             direct: senders.is_direct(),
             senders,
             name,
@@ -352,7 +354,7 @@ impl Runner {
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = draining.changed() => {}
                 Ok(()) = circuit.changed(), if self.direct => {}
-                pass = Gate::enter(&self.senders.limit), if ready => self.send_next(pass).await,
+                pass = ConcurrencyLimit::enter(&self.senders.limit), if ready => self.send_next(pass).await,
             }
         }
     }
@@ -404,13 +406,13 @@ impl Runner {
         let Some(answered) = answered else { return };
         let now = Instant::now();
         match answered.life {
-            Life::NotAsked => drop(permit),
-            Life::TakesNothing(class) => {
+            Health::Unknown => drop(permit),
+            Health::Down(class) => {
                 let mut why = "took none of five requests in a row";
                 let mut opened = permit.failed(class);
                 // Where names come from tags or records, five tries of each that is not there would hold the host's
                 // worker for as long.
-                let one_of_many = self.direct && self.senders.only_lane.is_none();
+                let one_of_many = self.direct && self.senders.only_sender.is_none();
                 if one_of_many && class == Class::Configuration && self.circuit.trip(class) {
                     (opened, why) = (true, "refused a request");
                 }
@@ -418,7 +420,7 @@ impl Runner {
                     self.senders.say_open(&self.name, why);
                 }
             }
-            Life::Answers => {
+            Health::Answers => {
                 if permit.succeeded() {
                     for (at, _) in &mut self.waiting {
                         *at = now;
@@ -427,7 +429,7 @@ impl Runner {
             }
         }
         match answered.life {
-            Life::NotAsked => {}
+            Health::Unknown => {}
             _ if answered.taken => {
                 self.taken = Some(now);
                 self.in_vain = None;
@@ -440,7 +442,7 @@ impl Runner {
                 let (since, times) = self.in_vain.unwrap_or((now, 0));
                 let times = times.saturating_add(1);
                 self.in_vain = Some((since, times));
-                let throttled = matches!(answered.life, Life::Answers);
+                let throttled = matches!(answered.life, Health::Answers);
                 let often = times >= if throttled { THROTTLED } else { 1 };
                 let too_long = often && now + answered.wait >= since + STALL;
                 if self.direct && too_long && self.circuit.trip(Class::Transient) {
@@ -473,7 +475,7 @@ impl Runner {
         }
         let limits = self.senders.context.sink.shape(target).await.limits;
         for (target, piece) in pieces {
-            if piece.ticket.is_stale() {
+            if piece.guard.is_stale() {
                 self.swept = None;
             }
             self.packer.push(&target, piece, &limits, now);
@@ -481,10 +483,10 @@ impl Runner {
         self.full = self.packer.is_full(&limits);
     }
 
-    async fn send_next(&mut self, pass: Pass) {
+    async fn send_next(&mut self, pass: ConcurrencyPermit) {
         let given_up = Some(self.senders.given_up.load(Ordering::Acquire));
         if self.swept != given_up {
-            self.packer.retain_fresh(Ticket::is_stale);
+            self.packer.retain_fresh(AckGuard::is_stale);
             self.swept = given_up;
         }
         let Some(target) = self.packer.next_target() else {
@@ -493,7 +495,7 @@ impl Runner {
         };
         let mut limits = self.senders.context.sink.shape(&target).await.limits;
         limits.batch_bytes = limits.batch_bytes.min(self.most_bytes);
-        let permit = match self.probe.take().map_or_else(|| self.circuit.leave(), Ok) {
+        let permit = match self.probe.take().map_or_else(|| self.circuit.admit(), Ok) {
             Ok(permit) => permit,
             Err(until) => {
                 self.held = Some(until);
@@ -528,8 +530,8 @@ impl Senders {
     /// One that has no answer after `patience` gives its place in flight to another.
     async fn send(
         self: Arc<Self>,
-        records: Vec<Record<Ticket>>,
-        mut pass: Pass,
+        records: Vec<Record<AckGuard>>,
+        mut pass: ConcurrencyPermit,
         patience: Option<Duration>,
     ) -> Answered {
         let mut answered = Answered::default();
@@ -537,7 +539,7 @@ impl Senders {
             // Many wait for one disk: a second each.
             answered.wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             answered.again = records;
-            answered.life = Life::NotAsked;
+            answered.life = Health::Unknown;
             return answered;
         };
         let batch = Batch {
@@ -545,7 +547,7 @@ impl Senders {
             token: records[0]
                 .pieces
                 .first()
-                .and_then(|piece| piece.ticket.token()),
+                .and_then(|piece| piece.guard.token()),
             records: records.iter().map(Record::body).collect(),
         };
         let bytes = records.iter().map(Record::bytes).sum::<usize>();
@@ -572,7 +574,7 @@ impl Senders {
         self.context.metrics.throttled.add(throttled.count() as u64);
 
         let sent = records.len();
-        let mut settled: Vec<Record<Ticket>> = Vec::with_capacity(sent);
+        let mut settled: Vec<Record<AckGuard>> = Vec::with_capacity(sent);
         let mut worst: Option<(Arc<Fault>, u32)> = None;
         for (mut record, outcome) in records.into_iter().zip(outcomes) {
             let fault = match outcome {
@@ -589,7 +591,7 @@ impl Senders {
                             let target = Arc::clone(&record.target);
                             let refusal = Arc::new(Refusal { target, fault });
                             for piece in record.pieces {
-                                piece.ticket.refuse(&refusal);
+                                piece.guard.refuse(&refusal);
                             }
                         }
                     }
@@ -637,7 +639,7 @@ impl Senders {
                     Class::Transient | Class::Credentials | Class::Configuration
                 );
                 if down && answered.again.len() == sent {
-                    answered.life = Life::TakesNothing(fault.class);
+                    answered.life = Health::Down(fault.class);
                 }
             }
         }
@@ -645,7 +647,7 @@ impl Senders {
             self.ended(batch, &settled, settled.len() == sent).await;
         }
         for piece in settled.into_iter().flat_map(|record| record.pieces) {
-            piece.ticket.keep();
+            piece.guard.keep();
         }
         answered
     }
@@ -653,7 +655,7 @@ impl Senders {
     /// Writes down that these records are about to be sent, so that a later start can tell what may be at
     /// the destination twice. It need not be synced: after a power cut the spool knows less, and sends
     /// again all the same.
-    async fn begun(&self, records: &[Record<Ticket>]) -> Result<Option<u64>, ()> {
+    async fn begun(&self, records: &[Record<AckGuard>]) -> Result<Option<u64>, ()> {
         let Some(intake) = self.journal.get() else {
             return Ok(None);
         };
@@ -680,7 +682,7 @@ impl Senders {
     }
 
     /// Writes down what a request's answer settled.
-    async fn ended(&self, batch: u64, settled: &[Record<Ticket>], all: bool) {
+    async fn ended(&self, batch: u64, settled: &[Record<AckGuard>], all: bool) {
         let Some(intake) = self.journal.get() else {
             return;
         };
@@ -698,14 +700,14 @@ impl Senders {
     /// Keeps a record that will never be taken as a dead letter.
     async fn refuse(
         self: &Arc<Self>,
-        record: &Record<Ticket>,
+        record: &Record<AckGuard>,
         fault: &Fault,
     ) -> Result<(), Unkept> {
         let letters = record
             .pieces
             .iter()
             .map(|piece| {
-                let tag = piece.ticket.tag();
+                let tag = piece.guard.tag();
                 dead_letter::refused(tag, &record.target, fault, piece.bytes.clone())
             })
             .collect();
@@ -713,7 +715,7 @@ impl Senders {
     }
 
     /// A record is acknowledged.
-    fn count_delivered(&self, record: &Record<Ticket>) {
+    fn count_delivered(&self, record: &Record<AckGuard>) {
         let bytes = record.bytes() as u64;
         let Context {
             nature, metrics, ..
@@ -723,7 +725,7 @@ impl Senders {
             metrics.bytes.add(Stage::Billed, billed);
         }
         if nature.objects.is_some() {
-            let sealed = record.pieces[0].ticket.sealed();
+            let sealed = record.pieces[0].guard.sealed();
             if sealed.is_none() && !self.acknowledged.first(&record.target) {
                 return;
             }
@@ -788,9 +790,9 @@ fn is_throttled(outcome: &Outcome) -> bool {
     }
 }
 
-fn held_by(records: &[Record<Ticket>]) -> Vec<Content> {
+fn held_by(records: &[Record<AckGuard>]) -> Vec<Content> {
     let pieces = records.iter().flat_map(|record| &record.pieces);
-    contents(pieces.map(|piece| &piece.ticket))
+    contents(pieces.map(|piece| &piece.guard))
 }
 
 fn name(class: Class) -> &'static str {

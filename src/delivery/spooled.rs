@@ -1,9 +1,9 @@
 //! From the spool to the destination, in our own time.
 //!
 //! The feed reads chunk after chunk, as memory allows, and encodes them. For Firehose the pieces go to
-//! their lanes, as in direct mode. For a blob store they go into [`Objects`]; a sealed object gets a name
+//! their senders, as in direct mode. For a blob store they go into [`Objects`]; a sealed object gets a name
 //! and a token, both are synced into the spool together with what is in it, and only then it is sent.
-//! A chunk is finished when everything in it has landed.
+//! A chunk is finished when everything in it has completed.
 //!
 //! After a crash the spool says which objects had begun. Each is built again from the same events and put
 //! under the same name, where the store takes it only if it is not there yet.
@@ -28,14 +28,14 @@ use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Body, Bounds, Objects, SealedObject};
 use super::sender::{Queued, Senders};
-use super::waiting::{Aside, Bad};
+use super::waiting::{Bad, WaitingLetters};
 use crate::buffers;
 use crate::buffers::Payload;
 use crate::codec::json;
 use crate::codec::rejected::Letter;
 use crate::codec::{Encoded, NeedsMore, Place, STEP_BYTES};
 use crate::config::open_objects;
-use crate::delivery::ack::{Flight, Landed, News, Owner, Refusal, Ticket};
+use crate::delivery::ack::{AckGuard, AckTracker, Completed, News, Owner, Refusal};
 use crate::delivery::batch::Piece;
 use crate::delivery::dead_letter;
 use crate::delivery::retry::backoff;
@@ -47,7 +47,7 @@ use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, S
 
 /// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
 const MOST_HELD: usize = if cfg!(test) { 20 } else { 1_000 };
-/// What a chunk on its way needs beside its events, about: its flight, its places in the feed.
+/// What a chunk on its way needs beside its events, about: its tracker, its places in the feed.
 const CHUNK_BYTES: usize = 512;
 
 /// The part of `memory_limit` that references to events may take which wait for letters.
@@ -61,10 +61,10 @@ const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
 /// left where one other thread wants all of it.
 const NICENESS: i32 = 5;
 
-/// What of the spool's chunks some tickets hold, by chunk.
-pub(super) fn contents<'t>(tickets: impl Iterator<Item = &'t Ticket>) -> Vec<Content> {
+/// What of the spool's chunks some guards hold, by chunk.
+pub(super) fn contents<'t>(guards: impl Iterator<Item = &'t AckGuard>) -> Vec<Content> {
     let mut chunks: BTreeMap<Seq, (Vec<u32>, u32)> = BTreeMap::new();
-    for (chunk, events, all) in tickets.filter_map(Ticket::of_chunk) {
+    for (chunk, events, all) in guards.filter_map(AckGuard::of_chunk) {
         let (held, _) = chunks.entry(chunk).or_insert((Vec::new(), all));
         held.extend_from_slice(events);
     }
@@ -118,13 +118,13 @@ impl Default for Skip {
 }
 
 /// A chunk on its way.
-struct Airborne {
-    flight: Arc<Flight>,
+struct InFlightChunk {
+    tracker: Arc<AckTracker>,
     /// Memory it needs by itself, about.
     bytes: usize,
     tries: u32,
     /// Of a chunk that has pieces in the air before it is read: those that had begun before a restart.
-    hold: Option<Ticket>,
+    hold: Option<AckGuard>,
 }
 
 /// A chunk that is in memory, and is encoded step by step.
@@ -134,9 +134,9 @@ struct Reading {
     data: Bytes,
     /// Its events that are settled.
     settled: Arc<EventSet>,
-    flight: Arc<Flight>,
+    tracker: Arc<AckTracker>,
     /// Until all of its steps are taken, and what cannot be sent is kept.
-    hold: Ticket,
+    hold: AckGuard,
     /// Where the next step begins.
     from: Place,
     /// Memory that the step needs, at most.
@@ -148,7 +148,7 @@ struct Sending {
     target: Arc<str>,
     token: String,
     body: Payload,
-    tickets: Vec<Ticket>,
+    guards: Vec<AckGuard>,
     lines: u32,
     why: metrics::Sealed,
     tries: u32,
@@ -157,8 +157,8 @@ struct Sending {
 impl Sending {
     /// Memory it needs, about.
     fn bytes(&self) -> usize {
-        let tickets = self.tickets.iter().map(Ticket::footprint);
-        OBJECT_BYTES + self.body.len() + tickets.sum::<usize>()
+        let guards = self.guards.iter().map(AckGuard::footprint);
+        OBJECT_BYTES + self.body.len() + guards.sum::<usize>()
     }
 }
 
@@ -178,7 +178,7 @@ pub(super) struct Feed {
     reading: Option<Reading>,
     /// For a stream: memory for its next step.
     share: Option<Share>,
-    chunks: HashMap<Seq, Airborne>,
+    chunks: HashMap<Seq, InFlightChunk>,
     /// Of `chunks`.
     chunk_bytes: usize,
     /// Chunks to be read again, and when.
@@ -190,7 +190,7 @@ pub(super) struct Feed {
     /// For a blob store.
     objects: Option<Objects>,
     /// Objects that had begun before a restart, and from when on they are to be built.
-    begun: VecDeque<(Instant, Pending, Vec<Ticket>)>,
+    begun: VecDeque<(Instant, Pending, Vec<AckGuard>)>,
     sending: HashMap<u64, Sending>,
     /// Of these, what is to be sent again, and when.
     resend: BTreeSet<(Instant, u64)>,
@@ -198,13 +198,13 @@ pub(super) struct Feed {
     /// Notes about objects, which must not be forgotten.
     notes: JoinSet<()>,
     /// What cannot become a dead letter yet.
-    aside: Aside,
+    waiting: WaitingLetters,
     /// Whether it was looked for room since we stop.
     looked_at_the_end: bool,
     /// Until then no letters go into the quarantine, since that failed.
     quarantined_until: Instant,
-    landed: mpsc::UnboundedSender<News>,
-    landing: mpsc::UnboundedReceiver<News>,
+    completed: mpsc::UnboundedSender<News>,
+    completions: mpsc::UnboundedReceiver<News>,
 }
 
 impl Feed {
@@ -227,7 +227,7 @@ impl Feed {
                 },
             )
         });
-        let (landed, landing) = mpsc::unbounded_channel();
+        let (completed, completions) = mpsc::unbounded_channel();
         let mut feed = Feed {
             spool: Arc::clone(intake.spool()),
             background: Background::start(),
@@ -246,11 +246,11 @@ impl Feed {
             resend: BTreeSet::new(),
             sending_bytes: 0,
             notes: JoinSet::new(),
-            aside: Aside::new(Instant::now()),
+            waiting: WaitingLetters::new(Instant::now()),
             looked_at_the_end: false,
             quarantined_until: Instant::now(),
-            landed,
-            landing,
+            completed,
+            completions,
             context,
             letters,
             cutter,
@@ -299,7 +299,7 @@ impl Feed {
     /// An object had begun: its events belong to it and to no other, and its chunks are not finished
     /// before it is.
     fn resume(&mut self, pending: Pending) {
-        let mut tickets = Vec::new();
+        let mut guards = Vec::new();
         for content in &pending.contents {
             if !self.spool.holds(content.chunk) {
                 continue;
@@ -308,30 +308,34 @@ impl Feed {
                 (Events::Runs(runs), Skip::Some(skip)) => skip.extend(runs),
                 (_, skip) => *skip = Skip::All,
             }
-            let landed = &self.landed;
-            let airborne = self.chunks.entry(content.chunk).or_insert_with(|| {
-                let flight =
-                    Flight::of_chunk(b"", EventSet::default(), content.chunk, landed.clone());
-                let flight = Arc::new(flight);
-                Airborne {
-                    hold: Some(flight.hold()),
-                    flight,
+            let completed = &self.completed;
+            let in_flight = self.chunks.entry(content.chunk).or_insert_with(|| {
+                let tracker = AckTracker::of_chunk(
+                    b"",
+                    EventSet::default(),
+                    content.chunk,
+                    completed.clone(),
+                );
+                let tracker = Arc::new(tracker);
+                InFlightChunk {
+                    hold: Some(tracker.hold()),
+                    tracker,
                     bytes: 0,
                     tries: 0,
                 }
             });
             // Its events count as settled for whoever reads the chunk: this object is sent until it is
             // there.
-            tickets.push(airborne.flight.hold());
+            guards.push(in_flight.tracker.hold());
         }
-        self.begun.push_back((Instant::now(), pending, tickets));
+        self.begun.push_back((Instant::now(), pending, guards));
     }
 
     /// Runs until we stop and nothing is left to be sent.
     pub(super) async fn run(mut self) {
         let mut draining = self.context.draining.subscribe();
         loop {
-            while let Ok(news) = self.landing.try_recv() {
+            while let Ok(news) = self.completions.try_recv() {
                 self.hear(news);
             }
             while self.notes.try_join_next().is_some() {}
@@ -346,9 +350,9 @@ impl Feed {
             }
             let stopping = *draining.borrow_and_update();
             if stopping && !std::mem::replace(&mut self.looked_at_the_end, stopping) {
-                self.aside.look_now(now);
+                self.waiting.look_now(now);
             }
-            if self.aside.due().is_some_and(|due| due <= now) {
+            if self.waiting.due().is_some_and(|due| due <= now) {
                 self.look_for_room(now).await;
             }
             self.make_room_for_others(now).await;
@@ -374,7 +378,7 @@ impl Feed {
                 continue;
             }
             let all_read = self.reading.is_none()
-                && !self.aside.is_trying()
+                && !self.waiting.is_trying()
                 && self.spool.peek(self.after).is_none()
                 && self.begun.is_empty();
             if stopping && all_read {
@@ -397,13 +401,13 @@ impl Feed {
             let begun = self.begun.iter().map(|(at, ..)| *at).min().filter(|_| room);
             let resend = self.resend.first().map(|(at, _)| *at);
             let absent = (!self.absent.is_empty()).then_some(self.absent_until);
-            let wakes = [due, again, begun, resend, absent, self.aside.due()];
+            let wakes = [due, again, begun, resend, absent, self.waiting.due()];
             let wake = wakes.into_iter().flatten().min();
             let context = Arc::clone(&self.context);
             let memory = context.memory.reserve(self.needs());
             tokio::select! {
                 biased;
-                Some(news) = self.landing.recv() => self.hear(news),
+                Some(news) = self.completions.recv() => self.hear(news),
                 Some(_) = self.notes.join_next(), if stopping => {}
                 Ok(()) = draining.changed() => {}
                 () = more, if room && self.may_read_on() => {}
@@ -477,8 +481,8 @@ impl Feed {
             return true;
         }
         let due = self.begun.iter().position(|(at, ..)| *at <= now);
-        if let Some((_, pending, tickets)) = due.and_then(|due| self.begun.remove(due)) {
-            self.rebuild(pending, tickets).await;
+        if let Some((_, pending, guards)) = due.and_then(|due| self.begun.remove(due)) {
+            self.rebuild(pending, guards).await;
             return true;
         }
         if let Some(&(at, chunk, tries)) = self.again.first()
@@ -488,7 +492,7 @@ impl Feed {
             self.launch(chunk, tries).await;
             return true;
         }
-        if let Some(chunk) = self.aside.next_that_fits(now) {
+        if let Some(chunk) = self.waiting.next_that_fits(now) {
             self.write_letters(chunk).await;
             return true;
         }
@@ -536,26 +540,26 @@ impl Feed {
             Skip::Some(settled) => settled,
             Skip::All => EventSet::default(),
         };
-        let landed = &self.landed;
-        let airborne = self.chunks.entry(chunk).or_insert_with(|| Airborne {
-            flight: Arc::new(Flight::of_chunk(
+        let completed = &self.completed;
+        let in_flight = self.chunks.entry(chunk).or_insert_with(|| InFlightChunk {
+            tracker: Arc::new(AckTracker::of_chunk(
                 &stored.tag,
                 settled.clone(),
                 chunk,
-                landed.clone(),
+                completed.clone(),
             )),
             bytes: 0,
             tries,
             hold: None,
         });
-        airborne.tries = tries;
-        let flight = Arc::clone(&airborne.flight);
-        let hold = airborne.hold.take().unwrap_or_else(|| flight.hold());
-        flight.settle_all(&settled);
+        in_flight.tries = tries;
+        let tracker = Arc::clone(&in_flight.tracker);
+        let hold = in_flight.hold.take().unwrap_or_else(|| tracker.hold());
+        tracker.settle_all(&settled);
         let tag: Arc<[u8]> = stored.tag.into();
         let bytes = CHUNK_BYTES + tag.len();
         self.chunk_bytes += bytes;
-        airborne.bytes += bytes;
+        in_flight.bytes += bytes;
         let needs = self
             .cutter
             .encoding()
@@ -565,7 +569,7 @@ impl Feed {
             tag,
             data: stored.data,
             settled: Arc::new(settled),
-            flight,
+            tracker,
             hold,
             from: Place::default(),
             needs,
@@ -581,7 +585,7 @@ impl Feed {
         let encoded = self.background.run(move || {
             cutter.encode_step(&tag, &data, from, memory, |event| !settled.contains(event))
         });
-        // A panic drops the hold: the chunk's flight fails, and it is read again later.
+        // A panic drops the hold: the chunk's tracker fails, and it is read again later.
         let Ok(encoded) = encoded.await else {
             self.share = None;
             return;
@@ -595,47 +599,47 @@ impl Feed {
                 return;
             }
         };
-        let flight = Arc::clone(&reading.flight);
+        let tracker = Arc::clone(&reading.tracker);
         let (next, events) = (encoded.next, encoded.events);
-        flight.settle(&encoded.skipped);
+        tracker.settle(&encoded.skipped);
         self.cutter.say_skipped(encoded.skipped.len());
         let parts = std::mem::take(&mut encoded.parts);
         match self.objects.take() {
             None => {
                 let mut shaped = Vec::with_capacity(parts.len());
                 for part in parts {
-                    let (lane, target) = self.cutter.stream(&part);
+                    let (sender, target) = self.cutter.stream(&part);
                     let shape = self.context.sink.shape(&target).await;
-                    shaped.push((lane, target, shape, part));
+                    shaped.push((sender, target, shape, part));
                 }
                 let share = self.share.take();
-                let (cutter, of) = (Arc::clone(&self.cutter), Arc::clone(&flight));
+                let (cutter, of) = (Arc::clone(&self.cutter), Arc::clone(&tracker));
                 let cut = self.background.run(move || {
                     let mut share = share.expect("a stream's step has its memory");
-                    let mut lanes: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
-                    for (lane, target, shape, part) in shaped {
+                    let mut senders: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
+                    for (sender, target, shape, part) in shaped {
                         let pieces = cutter.pieces(part, shape, &of, &mut encoded, &mut share);
                         let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
-                        lanes.push((lane, queued.collect()));
+                        senders.push((sender, queued.collect()));
                     }
-                    (lanes, encoded)
+                    (senders, encoded)
                 });
                 // As above.
-                let Ok((lanes, encoded)) = cut.await else {
+                let Ok((senders, encoded)) = cut.await else {
                     return;
                 };
-                self.keep_letters(reading.chunk, &flight, encoded).await;
-                for (lane, pieces) in lanes {
-                    self.senders.enqueue(lane, pieces);
+                self.keep_letters(reading.chunk, &tracker, encoded).await;
+                for (sender, pieces) in senders {
+                    self.senders.enqueue(sender, pieces);
                 }
             }
             Some(mut objects) => {
-                self.keep_letters(reading.chunk, &flight, encoded).await;
+                self.keep_letters(reading.chunk, &tracker, encoded).await;
                 let (compression, bounds) = objects.settings();
                 objects.leave_to_chunks(self.chunk_bytes);
                 let built = self.background.run(move || {
                     let now = Instant::now();
-                    let add = |part| objects.add(part, &flight, now);
+                    let add = |part| objects.add(part, &tracker, now);
                     let sealed: Vec<SealedObject> = parts.into_iter().flat_map(add).collect();
                     (objects, sealed)
                 });
@@ -644,7 +648,7 @@ impl Feed {
                         self.objects = Some(objects);
                         self.dispatch(sealed);
                     }
-                    // The open objects are gone, and nothing of them was sent: their chunks' flights fail.
+                    // The open objects are gone, and nothing of them was sent: their chunks' trackers fail.
                     Err(_) => self.objects = Some(Objects::new(compression, bounds)),
                 }
             }
@@ -656,10 +660,10 @@ impl Feed {
             self.reading = Some(reading);
             return;
         }
-        reading.flight.has_events(events);
-        if let Some(airborne) = self.chunks.get_mut(&reading.chunk) {
+        reading.tracker.has_events(events);
+        if let Some(in_flight) = self.chunks.get_mut(&reading.chunk) {
             let bytes = events as usize / 8;
-            airborne.bytes += bytes;
+            in_flight.bytes += bytes;
             self.chunk_bytes += bytes;
         }
         reading.hold.keep();
@@ -685,8 +689,8 @@ impl Feed {
             .extend(chunks.map(|(chunk, tries)| (now, chunk, tries)));
     }
 
-    /// Keeps what cannot be sent, or sets it aside until that can be done. For the chunk's flight it is settled.
-    async fn keep_letters(&mut self, chunk: Seq, flight: &Flight, encoded: Encoded) {
+    /// Keeps what cannot be sent, or sets it waiting until that can be done. For the chunk's tracker it is settled.
+    async fn keep_letters(&mut self, chunk: Seq, tracker: &AckTracker, encoded: Encoded) {
         let (letters, mut lettered) = (encoded.letters, encoded.lettered);
         if letters.is_empty() {
             return;
@@ -694,7 +698,7 @@ impl Feed {
         lettered.sort_unstable();
         let events = ranges(&lettered);
         // While others wait, nobody asks the disk for each.
-        let kept = match self.aside.is_empty() {
+        let kept = match self.waiting.is_empty() {
             true => self.letters.keep(letters, lettered.len() as u64).await,
             false => Err(dead_letter::wait(&letters)),
         };
@@ -713,7 +717,7 @@ impl Feed {
                 );
             }
         }
-        flight.settle(&lettered);
+        tracker.settle(&lettered);
     }
 
     /// Notes that these events need nothing more. Were the note lost, their letters would be written once more after a
@@ -725,15 +729,15 @@ impl Feed {
     }
 
     fn set_aside(&mut self, chunk: Seq, bad: Bad) {
-        self.aside.add(chunk, bad, Instant::now());
+        self.waiting.add(chunk, bad, Instant::now());
         let waiting = &self.context.metrics.waiting_letters;
-        waiting.set(self.aside.records() as f64);
+        waiting.set(self.waiting.records() as f64);
     }
 
     fn take_aside(&mut self, chunk: Seq) -> Vec<Bad> {
-        let all = self.aside.take(chunk);
+        let all = self.waiting.take(chunk);
         let waiting = &self.context.metrics.waiting_letters;
-        waiting.set(self.aside.records() as f64);
+        waiting.set(self.waiting.records() as f64);
         all
     }
 
@@ -742,8 +746,8 @@ impl Feed {
         let letters = Arc::clone(&self.letters);
         let usage = spawn_blocking(move || letters.folder().usage()).await;
         match usage {
-            Ok(Ok(usage)) => self.aside.has_room(usage.room()),
-            Ok(Err(_)) | Err(_) => self.aside.has_none(now),
+            Ok(Ok(usage)) => self.waiting.has_room(usage.room()),
+            Ok(Err(_)) | Err(_) => self.waiting.has_none(now),
         }
     }
 
@@ -759,7 +763,7 @@ impl Feed {
                 break;
             }
         }
-        self.aside.has_left(self.letters.last_usage().room());
+        self.waiting.has_left(self.letters.last_usage().room());
         if all.is_empty() {
             return self.finish_if_settled(chunk);
         }
@@ -795,7 +799,7 @@ impl Feed {
             lettered.sort_unstable();
             let kept = self.letters.keep(letters, lettered.len() as u64);
             if let Err(unkept) = kept.await {
-                self.aside.has_none(Instant::now());
+                self.waiting.has_none(Instant::now());
                 let first = lettered.first().copied().unwrap_or(0);
                 let from_here = |run: &Range<u32>| run.start.max(first)..run.end;
                 let left = bad
@@ -839,7 +843,7 @@ impl Feed {
     fn is_settled(&self, chunk: Seq) -> bool {
         !self.chunks.contains_key(&chunk)
             && !self.skip.contains_key(&chunk)
-            && !self.aside.holds(chunk)
+            && !self.waiting.holds(chunk)
     }
 
     fn finish_if_settled(&self, chunk: Seq) {
@@ -851,16 +855,16 @@ impl Feed {
     /// References are bounded, and a chunk that waits for letters keeps all younger ones in the spool. Before that turns
     /// the host away, its letters go into the spool's quarantine.
     async fn make_room_for_others(&mut self, now: Instant) {
-        if self.aside.is_empty() || self.quarantined_until > now {
+        if self.waiting.is_empty() || self.quarantined_until > now {
             return;
         }
         let usage = self.spool.usage();
         let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
         let in_the_way = |chunk| Some(chunk) == oldest && usage.bytes > usage.limit / 2;
-        let too_many = self.aside.bytes() > self.context.config.memory_limit / ASIDE_SHARE;
+        let too_many = self.waiting.bytes() > self.context.config.memory_limit / ASIDE_SHARE;
         let waits_alone =
             |chunk: &Seq| !self.chunks.contains_key(chunk) && !self.skip.contains_key(chunk);
-        let chunk = self.aside.iter().find(waits_alone);
+        let chunk = self.waiting.iter().find(waits_alone);
         let Some(chunk) = chunk.filter(|chunk| too_many || in_the_way(*chunk)) else {
             return;
         };
@@ -907,13 +911,13 @@ impl Feed {
 
     /// Says what is in the spool still, when all that can be delivered is.
     fn say_what_stays(&self) {
-        if !self.aside.is_empty() {
+        if !self.waiting.is_empty() {
             self.context.log.say(
                 Level::Warn,
                 &format!(
                     "{} records of {} chunks stay in the spool, since their dead letters cannot be kept in {}",
-                    self.aside.records(),
-                    self.aside.chunks(),
+                    self.waiting.records(),
+                    self.waiting.chunks(),
                     self.letters.folder().path().display()
                 ),
             );
@@ -927,7 +931,7 @@ impl Feed {
 
     fn hear(&mut self, news: News) {
         match news {
-            News::Landed(landed) => self.land(landed),
+            News::Completed(completed) => self.land(completed),
             News::Refused {
                 owner: Owner::Chunk(chunk),
                 mut events,
@@ -950,7 +954,7 @@ impl Feed {
             return;
         };
         self.sending_bytes -= sending.bytes();
-        for (chunk, events, _) in sending.tickets.iter().filter_map(Ticket::of_chunk) {
+        for (chunk, events, _) in sending.guards.iter().filter_map(AckGuard::of_chunk) {
             let mut events = events.to_vec();
             events.sort_unstable();
             if !events.is_empty() {
@@ -961,22 +965,22 @@ impl Feed {
             batch,
             delivered: Some(Vec::new()),
         };
-        self.note(released, Durability::Synced, sending.tickets);
+        self.note(released, Durability::Synced, sending.guards);
     }
 
-    fn land(&mut self, landed: Landed) {
-        match (landed.owner, landed.verdict) {
+    fn land(&mut self, completed: Completed) {
+        match (completed.owner, completed.verdict) {
             (Owner::Chunk(chunk), verdict) => {
-                let Some(airborne) = self.chunks.remove(&chunk) else {
+                let Some(in_flight) = self.chunks.remove(&chunk) else {
                     return;
                 };
-                self.chunk_bytes -= airborne.bytes;
+                self.chunk_bytes -= in_flight.bytes;
                 if verdict == Verdict::Ok {
                     self.finish_if_settled(chunk);
                 } else {
-                    let settled = airborne.flight.settled();
+                    let settled = in_flight.tracker.settled();
                     self.skip.insert(chunk, Skip::Some(settled));
-                    self.hold_back(chunk, airborne.tries);
+                    self.hold_back(chunk, in_flight.tries);
                 }
             }
             (Owner::Object(batch), Verdict::Ok) => {
@@ -984,7 +988,7 @@ impl Feed {
                     return;
                 };
                 self.sending_bytes -= sending.bytes();
-                self.ended(batch, sending.tickets);
+                self.ended(batch, sending.guards);
             }
             (Owner::Object(batch), Verdict::Retry) => {
                 let Some(sending) = self.sending.get_mut(&batch) else {
@@ -993,27 +997,27 @@ impl Feed {
                 sending.tries += 1;
                 let wait = backoff(Class::Transient, sending.tries, &mut StdRng::from_os_rng());
                 // By the feed itself, later. A runtime that goes down drops at once what it is given, and with
-                // it the new ticket: a task made here would land, and be made anew, without end.
+                // it the new guard: a task made here would land, and be made anew, without end.
                 self.resend.insert((Instant::now() + wait, batch));
             }
         }
     }
 
     /// Nothing of an object is left to be sent.
-    fn ended(&mut self, batch: u64, tickets: Vec<Ticket>) {
+    fn ended(&mut self, batch: u64, guards: Vec<AckGuard>) {
         let ended = Note::Ended {
             batch,
             delivered: None,
         };
-        self.note(ended, Durability::Synced, tickets);
+        self.note(ended, Durability::Synced, guards);
     }
 
-    /// Writes a note until it is written, and keeps `tickets` then.
-    fn note(&mut self, note: Note, durability: Durability, tickets: Vec<Ticket>) {
+    /// Writes a note until it is written, and keeps `guards` then.
+    fn note(&mut self, note: Note, durability: Durability, guards: Vec<AckGuard>) {
         let intake = Arc::clone(&self.intake);
         self.notes.spawn(async move {
             intake.insist(note, durability).await;
-            tickets.into_iter().for_each(Ticket::keep);
+            guards.into_iter().for_each(AckGuard::keep);
         });
     }
 
@@ -1031,13 +1035,13 @@ impl Feed {
                 name: name.clone(),
                 token: token.clone(),
                 lines: object.lines,
-                contents: contents(object.tickets.iter()),
+                contents: contents(object.guards.iter()),
             };
             let sending = Sending {
                 target: name.into(),
                 token,
                 body: object.body,
-                tickets: object.tickets,
+                guards: object.guards,
                 lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
                 why: object.why,
                 tries: 0,
@@ -1053,25 +1057,27 @@ impl Feed {
         }
     }
 
-    /// An object, ready for its lane.
+    /// An object, ready for its sender.
     fn queued(&self, batch: u64) -> Option<Queued> {
         let sending = self.sending.get(&batch)?;
-        let tag = sending
-            .tickets
-            .first()
-            .map_or(&b""[..], |ticket| ticket.tag());
-        let flight =
-            Flight::of_object(tag, &sending.token, sending.why, batch, self.landed.clone());
+        let tag = sending.guards.first().map_or(&b""[..], |guard| guard.tag());
+        let tracker = AckTracker::of_object(
+            tag,
+            &sending.token,
+            sending.why,
+            batch,
+            self.completed.clone(),
+        );
         let piece = Piece {
             bytes: sending.body.clone(),
             lines: sending.lines,
-            ticket: Arc::new(flight).hold(),
+            guard: Arc::new(tracker).hold(),
         };
         Some((Arc::clone(&sending.target), piece))
     }
 
     /// Builds an object again that had begun, from the same events, and sends it under its name.
-    async fn rebuild(&mut self, pending: Pending, tickets: Vec<Ticket>) {
+    async fn rebuild(&mut self, pending: Pending, guards: Vec<AckGuard>) {
         let (cutter, intake) = (Arc::clone(&self.cutter), Arc::clone(&self.intake));
         let contents = pending.contents.clone();
         let built = self
@@ -1080,7 +1086,7 @@ impl Feed {
         let built = match built.await {
             Ok(Ok(built)) => {
                 for chunk in built.corrupt {
-                    // Nobody reads it any more: only this object's tickets are left of it.
+                    // Nobody reads it any more: only this object's guards are left of it.
                     let hold = self.chunks.get_mut(&chunk);
                     if let Some(hold) = hold.and_then(|chunk| chunk.hold.take()) {
                         hold.keep();
@@ -1102,21 +1108,21 @@ impl Feed {
             // What else there is goes on meanwhile.
             let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             self.begun
-                .push_back((Instant::now() + wait, pending, tickets));
+                .push_back((Instant::now() + wait, pending, guards));
             return;
         };
         self.cutter.say_skipped(skipped);
         let batch = pending.batch;
         if body.is_empty() {
             // By another configuration than the one it began with.
-            self.ended(batch, tickets);
+            self.ended(batch, guards);
             return;
         }
         let sending = Sending {
             target: pending.name.into(),
             token: pending.token,
             body,
-            tickets,
+            guards,
             lines: u32::try_from(lines).unwrap_or(u32::MAX),
             // An earlier run sealed it, and was stopped before it was there.
             why: metrics::Sealed::Stop,

@@ -47,7 +47,7 @@ impl Sink for Scripted {
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
         Box::pin(async move {
             self.is_not(target, Sick::Undescribed).await;
-            // Asked once for a flush, and then by its lane.
+            // Asked once for a flush, and then by its sender.
             let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
             assert_ne!(
                 asked,

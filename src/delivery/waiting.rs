@@ -46,7 +46,7 @@ impl Bad {
 
 /// All that waits.
 #[derive(Debug)]
-pub(super) struct Aside {
+pub(super) struct WaitingLetters {
     chunks: BTreeMap<Seq, Vec<Bad>>,
     records: u64,
     bytes: usize,
@@ -58,9 +58,9 @@ pub(super) struct Aside {
     after: Option<Seq>,
 }
 
-impl Aside {
-    pub(super) fn new(now: Instant) -> Aside {
-        Aside {
+impl WaitingLetters {
+    pub(super) fn new(now: Instant) -> WaitingLetters {
+        WaitingLetters {
             chunks: BTreeMap::new(),
             records: 0,
             bytes: 0,
@@ -70,7 +70,7 @@ impl Aside {
         }
     }
 
-    /// Sets events aside.
+    /// Sets events waiting.
     pub(super) fn add(&mut self, chunk: Seq, bad: Bad, now: Instant) {
         if self.chunks.is_empty() {
             self.look = now + LOOK_EVERY;
@@ -192,30 +192,36 @@ mod tests {
     #[test]
     fn what_fits_is_tried_once_a_look_oldest_first() {
         let now = Instant::now();
-        let mut aside = Aside::new(now);
-        assert_eq!((aside.due(), aside.bytes()), (None, 0));
-        aside.add(7, bad(0..3, 500), now);
-        aside.add(5, bad(1..2, 2_000), now);
-        aside.add(9, bad(1..2, 100), now);
-        aside.add(9, bad(4..6, 100), now);
-        assert_eq!((aside.records(), aside.chunks()), (7, 3));
-        assert_eq!(aside.due(), Some(now + LOOK_EVERY));
-        assert_eq!(aside.next_that_fits(now), None, "nobody has looked");
+        let mut waiting = WaitingLetters::new(now);
+        assert_eq!((waiting.due(), waiting.bytes()), (None, 0));
+        waiting.add(7, bad(0..3, 500), now);
+        waiting.add(5, bad(1..2, 2_000), now);
+        waiting.add(9, bad(1..2, 100), now);
+        waiting.add(9, bad(4..6, 100), now);
+        assert_eq!((waiting.records(), waiting.chunks()), (7, 3));
+        assert_eq!(waiting.due(), Some(now + LOOK_EVERY));
+        assert_eq!(waiting.next_that_fits(now), None, "nobody has looked");
 
-        aside.has_room(1_000);
-        assert_eq!((aside.due(), aside.next_that_fits(now)), (None, Some(7)));
-        assert_eq!(aside.take(7).len(), 1);
-        aside.has_left(500);
-        assert_eq!(aside.next_that_fits(now), Some(9));
-        assert_eq!(aside.next_that_fits(now), None, "once");
-        assert_eq!(aside.due(), Some(now + LOOK_EVERY));
-        aside.has_room(150);
-        assert_eq!(aside.next_that_fits(now), None);
+        waiting.has_room(1_000);
+        assert_eq!(
+            (waiting.due(), waiting.next_that_fits(now)),
+            (None, Some(7))
+        );
+        assert_eq!(waiting.take(7).len(), 1);
+        waiting.has_left(500);
+        assert_eq!(waiting.next_that_fits(now), Some(9));
+        assert_eq!(waiting.next_that_fits(now), None, "once");
+        assert_eq!(waiting.due(), Some(now + LOOK_EVERY));
+        waiting.has_room(150);
+        assert_eq!(waiting.next_that_fits(now), None);
         for chunk in [5, 9] {
-            assert!(aside.holds(chunk));
-            aside.take(chunk);
+            assert!(waiting.holds(chunk));
+            waiting.take(chunk);
         }
-        assert!(aside.is_empty());
-        assert_eq!((aside.records(), aside.bytes(), aside.due()), (0, 0, None));
+        assert!(waiting.is_empty());
+        assert_eq!(
+            (waiting.records(), waiting.bytes(), waiting.due()),
+            (0, 0, None)
+        );
     }
 }

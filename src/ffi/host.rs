@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use super::abi::flb_api;
-use super::board::GetPage;
+use super::metrics_page::GetPage;
 use super::symbols::{function, symbol};
 use crate::config::Properties;
 use crate::log::{Level, Output};

@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex};
 
 pub mod abi;
 pub(crate) mod allocator;
-mod board;
 mod ending;
 mod host;
-mod loan;
+mod lend;
+mod metrics_page;
 mod symbols;
 mod threads;
 
@@ -24,8 +24,8 @@ use abi::{FLB_ERROR, FLB_OK, FLB_RETRY, flb_plugin_proxy_def, flbgo_output_plugi
 use crate::ids::Verdict;
 use crate::log::{Level, Output as _};
 use crate::output::Instance;
-use board::HostBoard;
 use host::Host;
+use metrics_page::HostMetricsPage;
 
 /// The running outputs. A context that the host hands us is looked up here and never dereferenced, so
 /// that a wrong one is an answer and not a crash.
@@ -124,14 +124,14 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *mut flbgo_output_plugin) -> c_in
             return FLB_ERROR;
         }
         // SAFETY: the instance is valid until the output's exit, by this function's contract, and stopping
-        // closes the board; a failed start drops it.
-        let board = unsafe { HostBoard::new(host.get_page(), plugin.o_ins) };
+        // closes the metrics_page; a failed start drops it.
+        let metrics_page = unsafe { HostMetricsPage::new(host.get_page(), plugin.o_ins) };
         say_panics();
         STARTING.set(Some(host));
         let started = catch_unwind(AssertUnwindSafe(|| {
             threads::without_signals(|| {
                 let ending = Arc::new(ending::asked_at);
-                Instance::start(&host, Box::new(host), Some(Arc::new(board)), ending)
+                Instance::start(&host, Box::new(host), Some(Arc::new(metrics_page)), ending)
             })
         }));
         STARTING.set(None);
@@ -221,7 +221,7 @@ unsafe fn flush(
     // SAFETY: valid for reads of `len` bytes until we return, by this function's contract.
     let data: &[u8] = unsafe { slice::from_raw_parts(data.cast(), len) };
     let on_engine_thread = threads::current() == running.engine;
-    let verdict = loan::lend(data, |data| {
+    let verdict = lend::lend(data, |data| {
         running.instance.flush(tag, data, on_engine_thread)
     });
     match verdict {

@@ -230,17 +230,17 @@ impl Gauge {
 
 /// How many of something there are at a time.
 #[derive(Debug, Default)]
-pub struct Crowd(AtomicU64);
+pub struct InFlight(AtomicU64);
 
-/// One of a [`Crowd`], until it is dropped.
+/// One of a [`InFlight`], until it is dropped.
 #[derive(Debug)]
-pub struct Member<'c>(&'c Crowd);
+pub struct InFlightGuard<'c>(&'c InFlight);
 
-impl Crowd {
+impl InFlight {
     /// There is one more.
-    pub fn enter(&self) -> Member<'_> {
+    pub fn enter(&self) -> InFlightGuard<'_> {
         self.0.fetch_add(1, Relaxed);
-        Member(self)
+        InFlightGuard(self)
     }
 
     fn read(&self) -> Values {
@@ -248,7 +248,7 @@ impl Crowd {
     }
 }
 
-impl Drop for Member<'_> {
+impl Drop for InFlightGuard<'_> {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Relaxed);
     }
@@ -348,7 +348,7 @@ pub struct Metrics {
     /// Flushes that were answered.
     pub flushes: Counters<Flush>,
     /// Requests under way.
-    pub in_flight: Crowd,
+    pub in_flight: InFlight,
     /// Requests there may be under way.
     pub in_flight_limit: Gauge,
     /// Bytes held in memory.
@@ -370,7 +370,7 @@ pub struct Metrics {
     /// Bytes there may be.
     pub letter_limit: Gauge,
     /// Breakers that are open.
-    pub open_circuits: Crowd,
+    pub open_circuits: InFlight,
     /// Seconds until the credentials expire, where they do.
     pub credentials: Gauge,
 
@@ -643,13 +643,13 @@ impl Drop for Circuit {
 }
 
 /// The page that the host shows figures on.
-pub trait Board: Send + Sync {
+pub trait MetricsPage: Send + Sync {
     /// What the host calls this output there.
     fn name(&self) -> Option<String>;
 
     /// Puts every figure up, with every label it will ever have. Called once, in the host's own time for
     /// that. False: there is no such page.
-    fn put_up(&self, name: &str, figures: &[Figure]) -> bool;
+    fn register(&self, name: &str, figures: &[Figure]) -> bool;
 
     /// Shows how the figures stand now.
     fn show(&self, figures: &[Figure]);

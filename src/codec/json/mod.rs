@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use crate::codec::msgpack::{Cursor, Event, Events, Head, Malformed, Token, lookup};
 use crate::codec::time::{TimeFormat, write_iso8601};
 use crate::ids::Time;
-use simd::{BLOCK, Block, Key, Level, Pair, Pen, Source, Work};
+use simd::{BLOCK, Block, JsonWriter, Kernel, Key, Level, Pair, Source};
 
 #[allow(
     unsafe_code,
@@ -212,12 +212,12 @@ impl<'o> Encoder<'o> {
             depth: 1,
             metadata: false,
         };
-        let (end, mut pen) = self.items::<B>(head.bytes, at, record, Pen::of(out))?;
+        let (end, mut pen) = self.items::<B>(head.bytes, at, record, JsonWriter::of(out))?;
         let options = self.options;
         if options.time.is_some() || options.tag_key.is_some() || options.metadata_key.is_some() {
             let out = pen.finish();
             self.ours(tag, head, out)?;
-            pen = Pen::of(out);
+            pen = JsonWriter::of(out);
         }
         pen.close(start, true);
         pen.newline();
@@ -363,7 +363,7 @@ impl<'o> Encoder<'o> {
         })
     }
 
-    /// Writes what is in a container, each with a comma before it: [`Pen::close`] makes the first comma the
+    /// Writes what is in a container, each with a comma before it: [`JsonWriter::close`] makes the first comma the
     /// container's bracket. Gives where in `bytes` it ends.
     #[inline(always)]
     fn items<'v, B: Block>(
@@ -371,8 +371,8 @@ impl<'o> Encoder<'o> {
         bytes: &[u8],
         mut at: usize,
         container: Container,
-        mut pen: Pen<'v>,
-    ) -> Result<(usize, Pen<'v>), Skip> {
+        mut pen: JsonWriter<'v>,
+    ) -> Result<(usize, JsonWriter<'v>), Skip> {
         let Keys {
             rules,
             seen,
@@ -414,7 +414,7 @@ impl<'o> Encoder<'o> {
                 }
                 let out = pen.finish();
                 let (end, slot, kept) = rules.unforeseen(seen, bytes, at, place, out)?;
-                pen = Pen::of(out);
+                pen = JsonWriter::of(out);
                 at = end;
                 if let Some(slot) = slot {
                     seen[usize::from(last)].follow(slot);
@@ -504,7 +504,7 @@ impl<'o> Encoder<'o> {
                 scalar => {
                     let out = pen.finish();
                     write_item(scalar, out);
-                    pen = Pen::of(out);
+                    pen = JsonWriter::of(out);
                     continue 'item;
                 }
             };
@@ -532,7 +532,7 @@ struct Line<'e, 'o, 'a> {
     out: &'e mut Vec<u8>,
 }
 
-impl Work for Line<'_, '_, '_> {
+impl Kernel for Line<'_, '_, '_> {
     type Output = Result<(), Skip>;
 
     #[inline(always)]
@@ -551,12 +551,12 @@ struct Items<'e, 'o> {
     out: &'e mut Vec<u8>,
 }
 
-impl Work for Items<'_, '_> {
+impl Kernel for Items<'_, '_> {
     type Output = Result<(), Skip>;
 
     #[inline(always)]
     fn run<B: Block>(self) -> Result<(), Skip> {
-        let pen = Pen::of(self.out);
+        let pen = JsonWriter::of(self.out);
         let (_, pen) = self
             .encoder
             .items::<B>(self.bytes, self.at, self.container, pen)?;
@@ -575,7 +575,7 @@ struct Lines<'e, 'o, 'a, Wanted, Written> {
     written: Written,
 }
 
-impl<Wanted, Written> Work for Lines<'_, '_, '_, Wanted, Written>
+impl<Wanted, Written> Kernel for Lines<'_, '_, '_, Wanted, Written>
 where
     Wanted: FnMut(&Head<'_>) -> bool,
     Written: FnMut(usize),
@@ -623,7 +623,7 @@ enum Place {
 
 /// Makes a container of items that were written from `start` on, each with a comma before it.
 fn close(start: usize, map: bool, out: &mut Vec<u8>) {
-    let mut pen = Pen::of(out);
+    let mut pen = JsonWriter::of(out);
     pen.close(start, map);
     pen.finish();
 }

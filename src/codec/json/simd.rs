@@ -2,7 +2,7 @@
 //!
 //! A [`Block`] is 32 bytes in whatever registers the machine has: AVX2 where it is found at run time, SSE2
 //! on every other x86-64, four `u64` elsewhere. All three are tested against each other and against plain
-//! loops. What is read comes as a [`Pair`] or a [`Value`], and what is written goes through a [`Pen`]: each
+//! loops. What is read comes as a [`Pair`] or a [`Value`], and what is written goes through a [`JsonWriter`]: each
 //! asks once whether there are bytes or room enough for all that follows.
 //!
 //! This module is the one place outside the C interface with unsafe code, and for one reason: blocks are
@@ -45,7 +45,7 @@ pub(crate) trait Block: Copy {
 }
 
 /// Something to be done with blocks, whatever they are made of.
-pub(crate) trait Work {
+pub(crate) trait Kernel {
     /// What comes of it.
     type Output;
 
@@ -94,7 +94,7 @@ impl Level {
 
     /// Does `work` with this level's blocks.
     #[inline]
-    pub(crate) fn run<W: Work>(self, work: W) -> W::Output {
+    pub(crate) fn run<W: Kernel>(self, work: W) -> W::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Avx2` is only made on a machine that has AVX2 and BMI2.
@@ -264,8 +264,8 @@ impl Key {
 /// What a key and a short value may write: two blocks, a quote, a block, and a quote.
 const ROOM: usize = LONGEST_KEY + BLOCK + 2;
 
-/// Writes at the end of a text. The text is only told of it by [`Pen::finish`].
-pub(crate) struct Pen<'v> {
+/// Writes at the end of a text. The text is only told of it by [`JsonWriter::finish`].
+pub(crate) struct JsonWriter<'v> {
     out: &'v mut Vec<u8>,
     /// Where the next byte goes: within the text's capacity or at its end, and all before it is written.
     to: *mut u8,
@@ -274,10 +274,10 @@ pub(crate) struct Pen<'v> {
 }
 
 /// A place at the end of a text with [`ROOM`] ahead.
-pub(crate) struct AtPair<'p, 'v>(&'p mut Pen<'v>);
+pub(crate) struct KeySlot<'p, 'v>(&'p mut JsonWriter<'v>);
 
 /// A place behind a key or a comma, with room ahead for a short value.
-pub(crate) struct AtValue<'p, 'v>(&'p mut Pen<'v>);
+pub(crate) struct ValueSlot<'p, 'v>(&'p mut JsonWriter<'v>);
 
 /// Makes room for `room` bytes and for [`ROOM`]. Gives where the text ends, and up to where there are `ROOM` ahead.
 ///
@@ -300,12 +300,12 @@ fn ends(out: &mut Vec<u8>) -> (*mut u8, *mut u8) {
     (begin.wrapping_add(len), begin.wrapping_add(capacity - ROOM))
 }
 
-impl<'v> Pen<'v> {
+impl<'v> JsonWriter<'v> {
     #[inline(always)]
     pub(crate) fn of(out: &'v mut Vec<u8>) -> Self {
         out.reserve(ROOM);
         let (to, limit) = ends(out);
-        Pen { out, to, limit }
+        JsonWriter { out, to, limit }
     }
 
     /// The text, with all that was written.
@@ -335,13 +335,13 @@ impl<'v> Pen<'v> {
 
     /// Room ahead for a key and a short value.
     #[inline(always)]
-    pub(crate) fn room(&mut self) -> AtPair<'_, 'v> {
+    pub(crate) fn room(&mut self) -> KeySlot<'_, 'v> {
         if self.to > self.limit {
             let len = self.len();
             // SAFETY: all before `to` was written.
             (self.to, self.limit) = unsafe { grow(self.out, len, ROOM) };
         }
-        AtPair(self)
+        KeySlot(self)
     }
 
     /// Makes a container of items that were written from `start` on, each with a comma before it.
@@ -349,7 +349,7 @@ impl<'v> Pen<'v> {
     pub(crate) fn close(&mut self, start: usize, map: bool) {
         let (opening, closing) = if map { (b'{', b'}') } else { (b'[', b']') };
         let len = self.len();
-        let AtPair(pen) = self.room();
+        let KeySlot(pen) = self.room();
         if start < len {
             let comma = pen.out.as_mut_ptr().wrapping_add(start);
             // SAFETY: all before `to` was written.
@@ -392,7 +392,7 @@ impl<'v> Pen<'v> {
     /// Writes the end of a line.
     #[inline(always)]
     pub(crate) fn newline(&mut self) {
-        let AtPair(pen) = self.room();
+        let KeySlot(pen) = self.room();
         // SAFETY: there are `ROOM` bytes ahead.
         unsafe { pen.write(*b"\n", 1) };
     }
@@ -415,10 +415,10 @@ impl<'v> Pen<'v> {
     }
 }
 
-impl<'p, 'v> AtPair<'p, 'v> {
+impl<'p, 'v> KeySlot<'p, 'v> {
     /// Writes a key.
     #[inline(always)]
-    pub(crate) fn key<B: Block>(self, key: &Key) -> AtValue<'p, 'v> {
+    pub(crate) fn key<B: Block>(self, key: &Key) -> ValueSlot<'p, 'v> {
         let [first, second] = [0, BLOCK].map(|at| key.text.as_ptr().wrapping_add(at));
         let to = self.0.to;
         debug_assert!(self.0.reaches(ROOM));
@@ -434,25 +434,25 @@ impl<'p, 'v> AtPair<'p, 'v> {
             unsafe { block.store(to.wrapping_add(BLOCK)) };
         }
         self.0.to = to.wrapping_add(len);
-        AtValue(self.0)
+        ValueSlot(self.0)
     }
 
     /// Writes nothing: the key is written.
     #[inline(always)]
-    pub(crate) fn behind_key(self) -> AtValue<'p, 'v> {
-        AtValue(self.0)
+    pub(crate) fn behind_key(self) -> ValueSlot<'p, 'v> {
+        ValueSlot(self.0)
     }
 
     /// Writes a comma.
     #[inline(always)]
-    pub(crate) fn comma(self) -> AtValue<'p, 'v> {
+    pub(crate) fn comma(self) -> ValueSlot<'p, 'v> {
         // SAFETY: the capacity reaches 64 bytes and more beyond `to`.
         unsafe { self.0.write(*b",", 1) };
-        AtValue(self.0)
+        ValueSlot(self.0)
     }
 }
 
-impl<'p, 'v> AtValue<'p, 'v> {
+impl<'p, 'v> ValueSlot<'p, 'v> {
     /// Writes a text of at most 32 bytes.
     #[inline(always)]
     pub(crate) fn short(self, text: &str) {
@@ -521,7 +521,7 @@ impl<'p, 'v> AtValue<'p, 'v> {
             if millionths as f64 / MILLION == n {
                 let millionths = millionths as u64;
                 let rest = (millionths % 1_000_000) as u32;
-                AtValue(&mut *self.0).number((millionths / 1_000_000) as u32);
+                ValueSlot(&mut *self.0).number((millionths / 1_000_000) as u32);
                 let digits = eight_digits(100 * rest);
                 // One digit is written always.
                 let len = 8 - (digits | 1).leading_zeros() as usize / 8;
@@ -627,7 +627,7 @@ unsafe fn instead(
 /// Appends a JSON string: quotes, escapes only where JSON demands them, U+FFFD for what is not UTF-8.
 pub(crate) fn append_string(bytes: &[u8], out: &mut Vec<u8>) {
     let text = String::from_utf8_lossy(bytes);
-    let mut pen = Pen::of(out);
+    let mut pen = JsonWriter::of(out);
     let here = pen.room().behind_key();
     here.string::<PortableBlock>(Source::new(text.as_bytes()), 0, text.len());
     pen.finish();
@@ -769,14 +769,14 @@ impl Block for PortableBlock {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{BLOCK, Block, Source, Work, block};
+    use super::{BLOCK, Block, Kernel, Source, block};
 
     /// Does `work`, compiled for AVX2.
     ///
     /// # Safety
     /// The machine has AVX2 and BMI2.
     #[target_feature(enable = "avx2,bmi2")]
-    pub(super) unsafe fn with_avx2<W: Work>(work: W) -> W::Output {
+    pub(super) unsafe fn with_avx2<W: Kernel>(work: W) -> W::Output {
         work.run::<Avx2Block>()
     }
 
@@ -1057,7 +1057,7 @@ mod tests {
     /// Asks a block for everything it tells.
     struct Told<'a>(&'a [u8; BLOCK], &'a [u8; BLOCK]);
 
-    impl Work for Told<'_> {
+    impl Kernel for Told<'_> {
         type Output = [u32; 4];
 
         #[inline(always)]
@@ -1074,9 +1074,9 @@ mod tests {
     }
 
     /// What comes behind `before` where something is written at a place for a value.
-    fn written(before: &[u8], write: impl FnOnce(AtValue<'_, '_>)) -> Vec<u8> {
+    fn written(before: &[u8], write: impl FnOnce(ValueSlot<'_, '_>)) -> Vec<u8> {
         let mut out = before.to_vec();
-        let mut pen = Pen::of(&mut out);
+        let mut pen = JsonWriter::of(&mut out);
         write(pen.room().behind_key());
         pen.finish();
         assert!(out.starts_with(before));
@@ -1085,7 +1085,7 @@ mod tests {
 
     struct Quoted<'a>(&'a [u8], usize, usize);
 
-    impl Work for Quoted<'_> {
+    impl Kernel for Quoted<'_> {
         type Output = (Vec<u8>, bool);
 
         #[inline(always)]
@@ -1110,7 +1110,7 @@ mod tests {
     /// A key, bytes that may begin with it, and the length of the short string behind it.
     struct Read<'a>(&'a Key, &'a [u8], usize);
 
-    impl Work for Read<'_> {
+    impl Kernel for Read<'_> {
         type Output = Option<Vec<u8>>;
 
         #[inline(always)]
@@ -1119,7 +1119,7 @@ mod tests {
             let value = Source::new(bytes).pair(0)?.behind::<B>(key)?;
             let mut plain = false;
             let out = written(b"{", |here| {
-                let AtValue(pen) = here;
+                let ValueSlot(pen) = here;
                 let here = pen.room().key::<B>(key);
                 plain = here.plain_string::<B>(value.rest(), len).is_ok();
             });
@@ -1294,7 +1294,7 @@ mod tests {
         }
     }
 
-    /// However full the text is: what is written lies within its capacity, which [`Pen`] checks in tests.
+    /// However full the text is: what is written lies within its capacity, which [`JsonWriter`] checks in tests.
     #[test]
     fn a_text_grows_before_it_is_full() {
         let value = "escapes \" \\ \n and 회원 ".repeat(9);

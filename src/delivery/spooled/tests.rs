@@ -777,22 +777,22 @@ async fn an_object_that_is_refused_for_good_is_a_letter_and_ends() {
 
 #[test]
 fn contents_are_told_by_chunk_whole_or_in_runs() {
-    let (landed, _landing) = mpsc::unbounded_channel();
-    let flight = |chunk| {
-        let flight = Flight::of_chunk(b"t", EventSet::default(), chunk, landed.clone());
-        flight.has_events(4);
-        Arc::new(flight)
+    let (completed, _completions) = mpsc::unbounded_channel();
+    let tracker = |chunk| {
+        let tracker = AckTracker::of_chunk(b"t", EventSet::default(), chunk, completed.clone());
+        tracker.has_events(4);
+        Arc::new(tracker)
     };
     let events: Arc<[u32]> = [0, 1, 2, 3].into();
     let some: Arc<[u32]> = [3, 1].into();
-    let (one, two) = (flight(1), flight(2));
-    let tickets = [
-        two.ticket(&some, 0..2),
-        one.ticket(&events, 2..4),
-        one.ticket(&events, 0..2),
+    let (one, two) = (tracker(1), tracker(2));
+    let guards = [
+        two.guard(&some, 0..2),
+        one.guard(&events, 2..4),
+        one.guard(&events, 0..2),
     ];
     assert_eq!(
-        contents(tickets.iter()),
+        contents(guards.iter()),
         [
             Content {
                 chunk: 1,

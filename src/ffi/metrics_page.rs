@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::symbols::{function, symbol};
-use crate::metrics::{BUCKETS, Board, Figure, Kind, NAME_LABEL, Values};
+use crate::metrics::{BUCKETS, Figure, Kind, MetricsPage, NAME_LABEL, Values};
 
 /// Stands where there is nothing to tell: a value that was put up cannot be taken down.
 const NOTHING: f64 = -1.0;
@@ -99,7 +99,7 @@ struct Metric {
 }
 
 /// The page of one output.
-pub(super) struct HostBoard {
+pub(super) struct HostMetricsPage {
     name: Option<String>,
     /// Where there is one.
     page: Option<(Functions, *mut c_void)>,
@@ -109,18 +109,18 @@ pub(super) struct HostBoard {
 
 // SAFETY: `page` and the handles are only passed to cmetrics' functions: in Init on the host's own thread, and
 // then only to set values, which it allows from any thread; not any more after `close`.
-unsafe impl Send for HostBoard {}
+unsafe impl Send for HostMetricsPage {}
 // SAFETY: as above; what changes is behind a lock.
-unsafe impl Sync for HostBoard {}
+unsafe impl Sync for HostMetricsPage {}
 
-impl HostBoard {
+impl HostMetricsPage {
     /// The page of `output`.
     ///
     /// # Safety
     /// `output` is the host's own pointer for an output, valid until that output's exit, and by then the
-    /// board is closed; `get_page` is what the host passes as `output_get_cmt_instance`, which need not be
+    /// metrics_page is closed; `get_page` is what the host passes as `output_get_cmt_instance`, which need not be
     /// valid: a host that was built without metrics passes anything.
-    pub(super) unsafe fn new(get_page: Option<GetPage>, output: *mut c_void) -> HostBoard {
+    pub(super) unsafe fn new(get_page: Option<GetPage>, output: *mut c_void) -> HostMetricsPage {
         // SAFETY: Fluent Bit declares it so (flb_output.h).
         let get_name: Option<GetName> = unsafe { function(c"flb_output_name") };
         let name = get_name.and_then(|get_name| {
@@ -141,7 +141,7 @@ impl HostBoard {
             let functions = Functions::of_the_host()?;
             (!page.is_null()).then_some((functions, page))
         });
-        HostBoard {
+        HostMetricsPage {
             name,
             page,
             up: Mutex::new(None),
@@ -270,16 +270,16 @@ fn nanoseconds() -> u64 {
     u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl Board for HostBoard {
+impl MetricsPage for HostMetricsPage {
     fn name(&self) -> Option<String> {
         self.name.clone()
     }
 
-    fn put_up(&self, name: &str, figures: &[Figure]) -> bool {
+    fn register(&self, name: &str, figures: &[Figure]) -> bool {
         let (Some((functions, page)), Ok(name)) = (&self.page, CString::new(name)) else {
             return false;
         };
-        let create = |figure| HostBoard::create(functions, *page, &name, figure);
+        let create = |figure| HostMetricsPage::create(functions, *page, &name, figure);
         *self.up() = Some(figures.iter().map(create).collect());
         self.show(figures);
         true
@@ -293,7 +293,7 @@ impl Board for HostBoard {
         let now = nanoseconds();
         for (metric, figure) in up.iter().zip(figures) {
             if let Some(metric) = metric {
-                HostBoard::set(functions, metric, figure, now);
+                HostMetricsPage::set(functions, metric, figure, now);
             }
         }
     }

@@ -8,27 +8,27 @@ use bytes::Bytes;
 struct Loan {
     data: *const u8,
     len: usize,
-    /// Never used to send: that it is gone says that the loan is.
+    /// Never used to send: that it is gone says that the lend is.
     _returned: Sender<()>,
 }
 
 // SAFETY: the bytes are only read, and valid wherever they are read from: `lend` keeps its caller's borrow
-// alive until the loan is gone.
+// alive until the lend is gone.
 unsafe impl Send for Loan {}
 
 impl AsRef<[u8]> for Loan {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: `data` and `len` are of a slice that `lend` borrows until this loan is dropped.
+        // SAFETY: `data` and `len` are of a slice that `lend` borrows until this lend is dropped.
         unsafe { std::slice::from_raw_parts(self.data, self.len) }
     }
 }
 
-/// Waits for the end of the loan, whichever way it is left.
+/// Waits for the end of the lend, whichever way it is left.
 struct UntilReturned(Receiver<()>);
 
 impl Drop for UntilReturned {
     fn drop(&mut self) {
-        // The only answer there is: the sender is gone, and with it the loan.
+        // The only answer there is: the sender is gone, and with it the lend.
         let _ = self.0.recv();
     }
 }
