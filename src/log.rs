@@ -1,6 +1,6 @@
 //! What we say, and how often. Lines go wherever the host's log goes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,11 @@ use tokio::time::Instant;
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 /// A trouble is over when it did not come for so long: one that comes and goes has not ended.
 const OVER_AFTER: Duration = Duration::from_secs(10);
+
+/// Subjects of one kind of trouble that are told apart: more would fill a screen, and memory.
+const MOST_SUBJECTS: usize = 16;
+/// Stands for all subjects beyond these.
+const OTHERS: &str = "\0others";
 
 /// How loud a line is. The numbers are the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +44,7 @@ pub struct Log {
     output: Box<dyn Output>,
     name: String,
     closed: AtomicBool,
-    said: Mutex<HashMap<&'static str, Said>>,
+    said: Mutex<HashMap<&'static str, BTreeMap<Box<str>, Said>>>,
 }
 
 /// A trouble that lasts.
@@ -70,18 +75,34 @@ impl Log {
     /// Says a trouble now and then at most once a minute, with how often it came in between. `kind` is
     /// what counts as the same trouble.
     pub fn trouble(&self, level: Level, kind: &'static str, line: &str) {
-        self.trouble_at(Instant::now(), level, kind, line);
+        self.trouble_at(Instant::now(), level, kind, "", line);
     }
 
-    fn trouble_at(&self, now: Instant, level: Level, kind: &'static str, line: &str) {
+    /// The same where `subject` is in trouble: a delivery stream, say. Each subject is told of by itself; of more than
+    /// sixteen the others count as one.
+    pub fn trouble_with(&self, level: Level, kind: &'static str, subject: &str, line: &str) {
+        self.trouble_at(Instant::now(), level, kind, subject, line);
+    }
+
+    fn trouble_at(
+        &self,
+        now: Instant,
+        level: Level,
+        kind: &'static str,
+        subject: &str,
+        line: &str,
+    ) {
         let again = {
             let mut said = self.said.lock().expect("nothing panics with this lock");
+            let subjects = said.entry(kind).or_default();
+            let own = subjects.contains_key(subject) || subjects.len() < MOST_SUBJECTS;
+            let subject = if own { subject } else { OTHERS };
             let fresh = Said {
                 said: now,
                 seen: now,
                 since: 0,
             };
-            match said.get_mut(kind) {
+            match subjects.get_mut(subject) {
                 Some(before) if now.duration_since(before.said) < REPEAT_AFTER => {
                     before.seen = now;
                     before.since += 1;
@@ -89,7 +110,7 @@ impl Log {
                 }
                 Some(before) => std::mem::replace(before, fresh).since,
                 None => {
-                    said.insert(kind, fresh);
+                    subjects.insert(subject.into(), fresh);
                     0
                 }
             }
@@ -107,19 +128,31 @@ impl Log {
     /// What a trouble stood in the way of works: says so, where the trouble had been said and does not
     /// come any more, and how often it came that nothing was said of.
     pub fn recovered(&self, kind: &'static str, line: &str) {
-        self.recovered_at(Instant::now(), kind, line);
+        self.recovered_at(Instant::now(), kind, "", line);
     }
 
-    fn recovered_at(&self, now: Instant, kind: &'static str, line: &str) {
+    /// The same of one subject.
+    pub fn recovered_with(&self, kind: &'static str, subject: &str, line: &str) {
+        self.recovered_at(Instant::now(), kind, subject, line);
+    }
+
+    fn recovered_at(&self, now: Instant, kind: &'static str, subject: &str, line: &str) {
         let unsaid = {
             let mut said = self.said.lock().expect("nothing panics with this lock");
-            let over = said
-                .get(kind)
+            let Some(subjects) = said.get_mut(kind) else {
+                return;
+            };
+            let over = subjects
+                .get(subject)
                 .is_some_and(|said| now.duration_since(said.seen) >= OVER_AFTER);
             if !over {
                 return;
             }
-            said.remove(kind).map_or(0, |said| said.since)
+            let unsaid = subjects.remove(subject).map_or(0, |said| said.since);
+            if subjects.is_empty() {
+                said.remove(kind);
+            }
+            unsaid
         };
         if unsaid > 0 {
             self.say(
@@ -178,17 +211,17 @@ pub(crate) mod tests {
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);
         for second in [0, 1, 59, 60, 61, 121] {
-            log.trouble_at(at(second), Level::Warn, "throttle", "slow");
-            log.recovered_at(at(second), "throttle", "not over yet");
+            log.trouble_at(at(second), Level::Warn, "throttle", "", "slow");
+            log.recovered_at(at(second), "throttle", "", "not over yet");
         }
-        log.recovered_at(at(131), "throttle", "fast again");
-        log.recovered_at(at(132), "throttle", "said only once");
+        log.recovered_at(at(131), "throttle", "", "fast again");
+        log.recovered_at(at(132), "throttle", "", "said only once");
         for millis in 0..40 {
             let now = at(200) + Duration::from_millis(millis);
-            log.trouble_at(now, Level::Warn, "throttle", "slow");
+            log.trouble_at(now, Level::Warn, "throttle", "", "slow");
         }
-        log.recovered_at(at(209), "throttle", "not over yet");
-        log.recovered_at(at(211), "throttle", "fast again");
+        log.recovered_at(at(209), "throttle", "", "not over yet");
+        log.recovered_at(at(211), "throttle", "", "fast again");
         let said: Vec<String> = lines
             .0
             .lock()
@@ -207,6 +240,29 @@ pub(crate) mod tests {
                 "[ferry.app] fast again (before, it failed 39 times more than was said)",
             ]
         );
+    }
+
+    #[test]
+    fn each_subject_is_told_of_by_itself_up_to_a_number() {
+        let lines = Lines::default();
+        let log = Log::new(Box::new(lines.clone()), "f");
+        let start = Instant::now();
+        for stream in 0..100 {
+            let subject = format!("s{stream}");
+            for line in [subject.as_str(), "again"] {
+                log.trouble_at(start, Level::Warn, "denied", &subject, line);
+            }
+        }
+        let later = start + Duration::from_secs(20);
+        log.recovered_at(later, "denied", "well all the time", "it was never said");
+        log.recovered_at(later, "denied", "s3", "s3 is back");
+        log.recovered_at(later, "denied", "s99", "one of the others");
+        let lines = lines.0.lock().unwrap();
+        let said: Vec<&str> = lines.iter().map(|(_, line)| &line[..]).collect();
+        assert_eq!(said.len(), MOST_SUBJECTS + 2, "{said:?}");
+        assert_eq!(said[..2], ["[f] s0", "[f] s1"]);
+        assert_eq!(said[MOST_SUBJECTS], "[f] s16", "for all others");
+        assert!(said[MOST_SUBJECTS + 1].starts_with("[f] s3 is back"));
     }
 
     #[test]

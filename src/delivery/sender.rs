@@ -243,7 +243,7 @@ impl Senders {
     pub(super) fn say_open(&self, sender: &str, why: &str) {
         let whose = match sender {
             "" => "it".to_owned(),
-            stream => format!("delivery stream '{stream}'"),
+            stream => describe(stream),
         };
         let meanwhile = match self.is_direct() {
             true => {
@@ -251,9 +251,10 @@ impl Senders {
             }
             false => "one request at a time is tried until it does",
         };
-        self.context.log.trouble(
+        self.context.log.trouble_with(
             Level::Warn,
             "breaker",
+            sender,
             &format!("the destination takes nothing ({whose} {why}): {meanwhile}"),
         );
     }
@@ -433,9 +434,13 @@ impl Sender {
             _ if answered.taken => {
                 self.taken = Some(now);
                 self.in_vain = None;
-                if !self.senders.context.metrics.circuit_is_open() {
-                    let back = "the destination answers again: requests go as before";
-                    self.senders.context.log.recovered("breaker", back);
+                if !self.circuit.is_open() {
+                    let back = format!(
+                        "{} answers again: requests go as before",
+                        describe(&self.name)
+                    );
+                    let log = &self.senders.context.log;
+                    log.recovered_with("breaker", &self.name, &back);
                 }
             }
             _ => {
@@ -506,7 +511,9 @@ impl Sender {
         self.probing |= permit.is_probe();
         let records = self.packer.take(&limits);
         self.full = self.packer.is_full(&limits);
-        let patience = self.direct.then_some(match permit.is_probe() {
+        // One that hangs leaves its place to the others, where there are any.
+        let others = self.direct || self.senders.only_sender.is_none();
+        let patience = others.then_some(match permit.is_probe() {
             true => PROBE_PATIENCE,
             false => STALL,
         });
@@ -550,6 +557,7 @@ impl Senders {
                 .and_then(|piece| piece.guard.token()),
             records: records.iter().map(Record::body).collect(),
         };
+        let target = Arc::clone(&batch.target);
         let bytes = records.iter().map(Record::bytes).sum::<usize>();
         let under_way = self.context.metrics.in_flight.enter();
         let began = Instant::now();
@@ -621,9 +629,9 @@ impl Senders {
             None => {
                 pass.done(Some(true));
                 for class in PASSING {
-                    self.context
-                        .log
-                        .recovered(name(class), "the destination takes records again");
+                    let whose = self.subject(&target);
+                    let back = format!("{} takes records again", describe(whose));
+                    self.context.log.recovered_with(name(class), whose, &back);
                 }
             }
             Some((fault, attempts)) => {
@@ -631,7 +639,7 @@ impl Senders {
                 // nothing.
                 let throttled = fault.class == Class::Throttle && answered.again.len() * 2 > sent;
                 pass.done(throttled.then_some(false));
-                self.report(&fault, answered.again.len());
+                self.report(&target, &fault, lines(&answered.again));
                 answered.wait = backoff(fault.class, attempts, &mut StdRng::from_os_rng());
                 answered.taken |= matches!(fault.class, Class::Record | Class::TooLarge);
                 let down = matches!(
@@ -736,7 +744,15 @@ impl Senders {
         self.context.metrics.records.add(Fate::Delivered, lines);
     }
 
-    fn report(&self, fault: &Fault, records: usize) {
+    /// What is in trouble where a request to `target` is: a delivery stream, or the whole store, named by nothing.
+    fn subject<'t>(&self, target: &'t str) -> &'t str {
+        match self.context.nature.objects {
+            Some(_) => "",
+            None => target,
+        }
+    }
+
+    fn report(&self, target: &str, fault: &Fault, records: u64) {
         let (level, remedy) = match fault.class {
             Class::Throttle => (Level::Warn, "sending less at once, and trying again"),
             Class::Transient => (Level::Warn, "trying again"),
@@ -750,12 +766,29 @@ impl Senders {
                 "data is held back until this is mended at the destination or in the configuration",
             ),
         };
-        self.context.log.trouble(
+        let to = match self.context.nature.objects {
+            Some(_) => format!("of object '{target}'"),
+            None => format!("for {}", describe(target)),
+        };
+        self.context.log.trouble_with(
             level,
             name(fault.class),
-            &format!("{records} records were not taken: {fault}; {remedy}"),
+            self.subject(target),
+            &format!("{records} records {to} were not taken: {fault}; {remedy}"),
         );
     }
+}
+
+/// A delivery stream, or the store where there is no name.
+fn describe(stream: &str) -> String {
+    match stream {
+        "" => "the destination".to_owned(),
+        stream => format!("delivery stream '{stream}'"),
+    }
+}
+
+fn lines(records: &[Record<AckGuard>]) -> u64 {
+    records.iter().map(|record| u64::from(record.lines())).sum()
 }
 
 /// What became of a request, by what became of its records.

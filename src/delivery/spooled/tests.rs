@@ -197,6 +197,47 @@ impl Bench {
     }
 }
 
+/// A service where requests for the stream `hangs` are never answered.
+struct HangsForOne(Arc<Store>);
+
+impl Sink for HangsForOne {
+    fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
+        self.0.shape(target)
+    }
+
+    fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+        match &*batch.target {
+            "hangs" => Box::pin(std::future::pending()),
+            _ => self.0.send(batch),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_hangs_leaves_its_place_in_flight_to_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(STREAM, MANY);
+    let keys: Vec<_> = [
+        FIREHOSE,
+        &[("delivery_stream", "{tag}"), ("concurrency", "1")],
+    ]
+    .concat();
+    let bench = start(
+        dir.path(),
+        &Arc::new(HangsForOne(Arc::clone(&store))),
+        &keys,
+    );
+    for tag in ["hangs", "well"] {
+        let verdict = bench.pipeline.flush(tag.as_bytes(), chunk(&["a"])).await;
+        assert_eq!(verdict, Verdict::Ok);
+    }
+    tokio::time::timeout(PATIENCE, store.reached(1))
+        .await
+        .expect("the healthy stream gets its record");
+    assert_eq!(&*store.batches()[0].target, "well");
+    bench.feed.abort();
+}
+
 /// What is on the disk when a host is killed while an object with these events is put, and nobody hears of it.
 async fn killed_while_an_object_is_put(
     dir: &Path,

@@ -235,9 +235,10 @@ impl Streams {
                 }
                 false => "not aggregating meanwhile",
             };
-            self.log.trouble(
+            self.log.trouble_with(
                 Level::Warn,
                 "describe",
+                stream,
                 &format!("delivery stream '{stream}' could not be described: {fault}; {meanwhile}"),
             );
         }
