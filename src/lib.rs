@@ -1,11 +1,17 @@
 //! Ferry ships Fluent Bit's chunks to Amazon Data Firehose and to blob stores.
 //!
-//! The way of a chunk: [`ffi`] takes it from the host; [`plugin`] is one configured output; its
-//! [`pipeline`] admits it, has it decoded and encoded into lines ([`chunk`], [`decode`], [`encode`]),
-//! forms requests ([`batch`]), sends them ([`sink`]) and settles what became of them ([`settle`]). In
-//! spooled mode the chunk is kept on disk first ([`spool`]), and the rest happens in its own time.
-//! [`config`] turns what the user wrote into what all of these run with. Imports run in that direction
-//! only; of [`ffi`] others import only [`ffi::zlib`], a C interface that Ferry calls. [`check`] is the tool `ferry-check`, and no part of the plugin.
+//! The wings, from the top down; each imports only what stands below it:
+//!
+//! - `ffi`: the host's C interface. Nothing imports it.
+//! - [`output`]: one configured output: start, flush, stop.
+//! - [`delivery`]: from a flush to a sink, with acknowledgements, retries and dead letters; directly, or by way of the
+//!   spool.
+//! - [`sink`]: the destinations. [`spool`]: the log on disk.
+//! - [`config`]: what the user wrote becomes what all of these run with.
+//! - [`codec`]: msgpack events become JSON lines. [`compress`]: gzip and zstd.
+//! - [`metrics`], [`log`], [`ids`], [`buffers`]: what all of them share.
+//!
+//! [`check`] tries a configuration before the start. The plugin uses none of it.
 
 #![deny(unsafe_code)]
 

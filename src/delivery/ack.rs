@@ -1,5 +1,6 @@
 //! Acknowledgements: what is still on its way of a flush, a chunk or an object, and what the answer will be.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::ids::{EventSet, Verdict};
 use crate::metrics::Sealed;
 use crate::sink::Fault;
+use crate::spool::{Content, Events, Seq};
 
 /// Tracks what is on its way of a flush that the host waits for, of a chunk of the spool, or of an object made of
 /// many chunks. It is complete when the last [`AckGuard`] is gone, and failed where one was dropped without being kept.
@@ -302,6 +304,40 @@ impl Drop for AckGuard {
             self.tracker.done.notify_one();
         }
     }
+}
+
+/// What of the spool's chunks some guards hold, by chunk.
+pub(super) fn contents<'t>(guards: impl Iterator<Item = &'t AckGuard>) -> Vec<Content> {
+    let mut chunks: BTreeMap<Seq, (Vec<u32>, u32)> = BTreeMap::new();
+    for (chunk, events, all) in guards.filter_map(AckGuard::of_chunk) {
+        let (held, _) = chunks.entry(chunk).or_insert((Vec::new(), all));
+        held.extend_from_slice(events);
+    }
+    let content = |(chunk, (mut events, all)): (Seq, (Vec<u32>, u32))| {
+        events.sort_unstable();
+        let runs = ranges(&events);
+        let whole = matches!(&runs[..], [run] if *run == (0..all));
+        let events = if whole {
+            Events::All
+        } else {
+            Events::Runs(runs)
+        };
+        Content { chunk, events }
+    };
+    chunks.into_iter().map(content).collect()
+}
+
+/// Numbers in ascending order, as ranges.
+pub(super) fn ranges(sorted: &[u32]) -> Vec<Range<u32>> {
+    let mut ranges: Vec<Range<u32>> = Vec::new();
+    for &event in sorted {
+        match ranges.last_mut() {
+            Some(last) if last.end == event => last.end += 1,
+            Some(last) if last.contains(&event) => {}
+            _ => ranges.push(event..event + 1),
+        }
+    }
+    ranges
 }
 
 #[cfg(test)]

@@ -35,7 +35,9 @@ use crate::codec::json;
 use crate::codec::rejected::Letter;
 use crate::codec::{Encoded, NeedsMore, Place, STEP_BYTES};
 use crate::config::open_objects;
-use crate::delivery::ack::{AckGuard, AckTracker, Completed, News, Owner, Refusal};
+use crate::delivery::ack::{
+    AckGuard, AckTracker, Completed, News, Owner, Refusal, contents, ranges,
+};
 use crate::delivery::batch::Piece;
 use crate::delivery::dead_letter;
 use crate::delivery::retry::backoff;
@@ -60,39 +62,6 @@ const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
 /// the application beside it come first, and the spool keeps what comes meanwhile. A quarter of a processor is
 /// left where one other thread wants all of it.
 const NICENESS: i32 = 5;
-
-/// What of the spool's chunks some guards hold, by chunk.
-pub(super) fn contents<'t>(guards: impl Iterator<Item = &'t AckGuard>) -> Vec<Content> {
-    let mut chunks: BTreeMap<Seq, (Vec<u32>, u32)> = BTreeMap::new();
-    for (chunk, events, all) in guards.filter_map(AckGuard::of_chunk) {
-        let (held, _) = chunks.entry(chunk).or_insert((Vec::new(), all));
-        held.extend_from_slice(events);
-    }
-    let content = |(chunk, (mut events, all)): (Seq, (Vec<u32>, u32))| {
-        events.sort_unstable();
-        let runs = ranges(&events);
-        let whole = matches!(&runs[..], [run] if *run == (0..all));
-        let events = if whole {
-            Events::All
-        } else {
-            Events::Runs(runs)
-        };
-        Content { chunk, events }
-    };
-    chunks.into_iter().map(content).collect()
-}
-
-fn ranges(sorted: &[u32]) -> Vec<Range<u32>> {
-    let mut ranges: Vec<Range<u32>> = Vec::new();
-    for &event in sorted {
-        match ranges.last_mut() {
-            Some(last) if last.end == event => last.end += 1,
-            Some(last) if last.contains(&event) => {}
-            _ => ranges.push(event..event + 1),
-        }
-    }
-    ranges
-}
 
 /// Whether an event is among some.
 fn is_in(events: &Events, event: u32) -> bool {

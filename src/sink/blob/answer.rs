@@ -21,24 +21,13 @@ use object_store::client::{
 use object_store::path::Path;
 use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
 
-use super::codes::{Vendor, judge, judge_file, remedy};
+use super::codes::{Fate, Vendor, judge, judge_file, remedy};
 use crate::config::Problem;
 use crate::sink::http::{self, Proxies, TooLong, TooManyInterim, causes};
 use crate::sink::outcome::{Class, Fault, Outcome, code_line, message_line};
 use crate::sink::tls;
 
 const USER_AGENT: &str = concat!("ferry/", env!("CARGO_PKG_VERSION"));
-
-/// What a failed request left behind at the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// Nothing; it may come again.
-    Retry,
-    /// Perhaps the object.
-    Ambiguous,
-    /// Nothing, and it never will.
-    Rejected,
-}
 
 /// A request that failed.
 #[derive(Clone, Debug)]

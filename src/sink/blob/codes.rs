@@ -7,7 +7,6 @@
 
 use std::io;
 
-use super::answer::Fate;
 use crate::sink::Class;
 
 /// Whose answers are read.
@@ -20,6 +19,17 @@ pub enum Vendor {
     S3,
     /// Google Cloud Storage.
     Gcs,
+}
+
+/// What a failed request left behind at the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing; it may come again.
+    Retry,
+    /// Perhaps the object.
+    Ambiguous,
+    /// Nothing, and it never will.
+    Rejected,
 }
 
 /// What a code says of an object.

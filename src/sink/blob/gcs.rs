@@ -7,8 +7,8 @@ use object_store::client::HttpClient;
 use object_store::gcp::{GcpCredential, GcpCredentialProvider, GoogleCloudStorageBuilder};
 use object_store::{CredentialProvider, StaticCredentialProvider};
 
-use super::answer::{Failure, Fate, Same, listening_to, wire};
-use super::codes::Vendor;
+use super::answer::{Failure, Same, listening_to, wire};
+use super::codes::{Fate, Vendor};
 use super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
 use super::{CONNECT_TIMEOUT, Kind, Store, check_bucket, endpoint_url, is_here, no_retries};
 use crate::config::Problem;

@@ -32,9 +32,10 @@ use crate::sink::aws::{self, CredentialCache};
 use crate::sink::http::AtMost;
 #[cfg(feature = "s3")]
 use crate::sink::http::Proxies;
-use answer::{Failure, Fate, Putting};
+use answer::{Failure, Putting};
 #[cfg(feature = "s3")]
 use answer::{Same, wire};
+use codes::Fate;
 
 #[doc(hidden)]
 pub use answer::listening_to;

@@ -13,7 +13,8 @@ use object_store::client::{
 };
 use serde_json::Value;
 
-use super::answer::{Failure, Fate, first_sentence, unanswered};
+use super::answer::{Failure, first_sentence, unanswered};
+use super::codes::Fate;
 use crate::sink::Class;
 
 /// How long one attempt to have a token may take.

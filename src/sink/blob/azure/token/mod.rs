@@ -15,7 +15,8 @@ use object_store::azure::{AzureCredential, AzureCredentialProvider, MicrosoftAzu
 use object_store::client::HttpClient;
 use url::Url;
 
-use super::super::answer::{Failure, Fate, Same, wire};
+use super::super::answer::{Failure, Same, wire};
+use super::super::codes::Fate;
 use super::super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
 use super::super::{CONNECT_TIMEOUT, Warn, endpoint_url, is_here, no_retries};
 use super::SecretFile;
