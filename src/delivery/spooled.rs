@@ -8,7 +8,7 @@
 //! After a crash the spool says which objects had begun. Each is built again from the same events and put
 //! under the same name, where the store takes it only if it is not there yet.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use super::context::Context;
 use super::cut::{Cutter, OBJECT_BYTES};
@@ -44,7 +44,7 @@ use crate::delivery::retry::backoff;
 use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
-use crate::sink::Class;
+use crate::sink::{Class, Shape};
 use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable};
 
 /// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
@@ -54,6 +54,11 @@ const CHUNK_BYTES: usize = 512;
 
 /// The part of `memory_limit` that references to events may take which wait for letters.
 const ASIDE_SHARE: usize = 16;
+
+/// How long a stream is waited for, once, that has not said what it takes.
+const SHAPE_PATIENCE: Duration = Duration::from_secs(1);
+/// Streams that are remembered not to have said so.
+const MOST_UNDESCRIBED: usize = 10_000;
 
 /// How often it is asked whether a missing file is back.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
@@ -166,6 +171,8 @@ pub(super) struct Feed {
     sending_bytes: usize,
     /// Notes about objects, which must not be forgotten.
     notes: JoinSet<()>,
+    /// Streams that have not said what they take.
+    undescribed: HashSet<Arc<str>>,
     /// What cannot become a dead letter yet.
     waiting: WaitingLetters,
     /// Whether it was looked for room since we stop.
@@ -215,6 +222,7 @@ impl Feed {
             resend: BTreeSet::new(),
             sending_bytes: 0,
             notes: JoinSet::new(),
+            undescribed: HashSet::new(),
             waiting: WaitingLetters::new(Instant::now()),
             looked_at_the_end: false,
             quarantined_until: Instant::now(),
@@ -578,8 +586,14 @@ impl Feed {
                 let mut shaped = Vec::with_capacity(parts.len());
                 for part in parts {
                     let (sender, target) = self.cutter.stream(&part);
-                    let shape = self.context.sink.shape(&target).await;
-                    shaped.push((sender, target, shape, part));
+                    match self.shape(&target).await {
+                        Some(shape) => shaped.push((sender, target, shape, part)),
+                        None => {
+                            // These events are read again later, and hold nothing but their chunk.
+                            drop(tracker.hold());
+                            buffers::give(part.text);
+                        }
+                    }
                 }
                 let share = self.share.take();
                 let (cutter, of) = (Arc::clone(&self.cutter), Arc::clone(&tracker));
@@ -891,6 +905,28 @@ impl Feed {
                 ),
             );
         }
+    }
+
+    /// What a stream takes. One that does not say so soon is not waited for again: the sink goes on asking, and what is
+    /// for the other streams goes on.
+    async fn shape(&mut self, target: &Arc<str>) -> Option<Shape> {
+        let asked = self.undescribed.contains(target);
+        let patience = if asked {
+            Duration::ZERO
+        } else {
+            SHAPE_PATIENCE
+        };
+        let shape = timeout(patience, self.context.sink.shape(target))
+            .await
+            .ok();
+        match shape {
+            Some(_) if asked => drop(self.undescribed.remove(target)),
+            None if !asked && self.undescribed.len() < MOST_UNDESCRIBED => {
+                self.undescribed.insert(Arc::clone(target));
+            }
+            Some(_) | None => {}
+        }
+        shape
     }
 
     fn hold_back(&mut self, chunk: Seq, tries: u32) {

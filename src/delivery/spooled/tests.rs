@@ -197,12 +197,15 @@ impl Bench {
     }
 }
 
-/// A service where requests for the stream `hangs` are never answered.
+/// A service where requests for the stream `hangs` are never answered, and neither is what `undescribed` takes.
 struct HangsForOne(Arc<Store>);
 
 impl Sink for HangsForOne {
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
-        self.0.shape(target)
+        match target {
+            "undescribed" => Box::pin(std::future::pending()),
+            _ => self.0.shape(target),
+        }
     }
 
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
@@ -235,6 +238,35 @@ async fn a_stream_that_hangs_leaves_its_place_in_flight_to_the_others() {
         .await
         .expect("the healthy stream gets its record");
     assert_eq!(&*store.batches()[0].target, "well");
+    bench.feed.abort();
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_say_what_it_takes_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(STREAM, MANY);
+    let keys: Vec<_> = [FIREHOSE, &[("delivery_stream", "{tag}")]].concat();
+    let bench = start(
+        dir.path(),
+        &Arc::new(HangsForOne(Arc::clone(&store))),
+        &keys,
+    );
+    for number in 0..15 {
+        for tag in ["undescribed", "well"] {
+            let events = chunk(&[&number.to_string()]);
+            let verdict = bench.pipeline.flush(tag.as_bytes(), events).await;
+            assert_eq!(verdict, Verdict::Ok);
+        }
+    }
+    tokio::time::timeout(PATIENCE, async {
+        while store.lines().len() < 15 {
+            store.reached_now.notified().await;
+        }
+    })
+    .await
+    .expect("the healthy stream gets all of its records");
+    assert!(store.batches().iter().all(|batch| &*batch.target == "well"));
+    assert_eq!(bench.spool.usage().unfinished, 15, "the other's are kept");
     bench.feed.abort();
 }
 
