@@ -19,7 +19,7 @@ use ferry::ids::Time;
 use ferry::spool::disk::{Disk, LocalDisk};
 use ferry::spool::handles::Handles;
 use ferry::spool::scan::{Check, Missing, Place, Survey, survey};
-use ferry::spool::{Content, Events, Seq};
+use ferry::spool::{Content, Events, Seq, Suspect, Work};
 use serde_json::{Value, json};
 
 /// Looks into the directory where Ferry keeps chunks (spool_dir), without changing anything there
@@ -147,6 +147,15 @@ fn partly_settled(survey: &Survey) -> impl Iterator<Item = Seq> + '_ {
     chunks.filter(|chunk| !survey.settled(*chunk).is_empty())
 }
 
+/// What is done with a chunk, in a word.
+fn work(work: Work) -> &'static str {
+    match work {
+        Work::Deliver => "deliver",
+        Work::Rebuild => "rebuild",
+        Work::Letters => "letters",
+    }
+}
+
 fn iso(time: Time) -> String {
     let mut text = Vec::new();
     write_iso8601(time, &mut text);
@@ -188,6 +197,23 @@ fn inspect(
             "quarantined",
             &[&survey.quarantine.len(), &"bytes", &bytes],
         )?;
+    }
+    let (under_way, suspects) = survey.suspected();
+    if let Some(it) = under_way {
+        let words = "is being worked on, or the process ended at it:";
+        row(
+            out,
+            "at work",
+            &[&"chunk", &it.chunk, &words, &work(it.work)],
+        )?;
+    }
+    for it in suspects {
+        let ends = match it.is_condemned() {
+            true => "ended at it twice, and it is set aside at the next start",
+            false => "ended at it, and it goes behind the others and alone",
+        };
+        let ends = format!("({}): a process {ends}", work(it.work));
+        row(out, "suspect", &[&"chunk", &it.chunk, &ends])?;
     }
 
     writeln!(
@@ -353,6 +379,9 @@ fn inspect_json(survey: &Survey, tags: &BTreeMap<Vec<u8>, Waiting>) -> Value {
         let Missing { first, frames } = missing;
         json!({ "first": first, "frames": [frames.start, frames.end - 1] })
     };
+    let suspect =
+        |it: &Suspect| json!({ "chunk": it.chunk, "work": work(it.work), "ends": it.ends });
+    let (under_way, suspects) = survey.suspected();
     let foreign = |(name, what): &(String, String)| json!({ "name": name, "what": what });
     json!({
         "spool": survey.spool.map(hex),
@@ -366,6 +395,8 @@ fn inspect_json(survey: &Survey, tags: &BTreeMap<Vec<u8>, Waiting>) -> Value {
         "settled": settled.collect::<Vec<_>>(),
         "missing": survey.missing().iter().map(missing).collect::<Vec<_>>(),
         "quarantine": survey.quarantine.iter().map(file).collect::<Vec<_>>(),
+        "at_work": under_way.as_ref().map(suspect),
+        "suspects": suspects.iter().map(suspect).collect::<Vec<_>>(),
         "spares": survey.spares.iter().map(file).collect::<Vec<_>>(),
         "foreign": survey.foreign.iter().map(foreign).collect::<Vec<_>>(),
     })
@@ -673,6 +704,44 @@ mod tests {
             .sum();
         assert_eq!(told["bytes"], sum);
         assert_eq!(told["spool"].as_str().unwrap().len(), 16);
+    }
+
+    #[test]
+    fn inspect_names_the_chunk_at_work_and_those_at_which_a_process_ended() {
+        let (dir, chunks) = spool();
+        let open = || {
+            let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
+            let options = spool::Options {
+                limit: 1 << 20,
+                segment_bytes: Some(400),
+            };
+            Spool::open(disk, options).unwrap().0
+        };
+        open().begin_work(chunks[1], Work::Rebuild, false);
+        let spool = open();
+        spool.begin_work(chunks[3], Work::Deliver, false);
+        let told: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
+        assert_eq!(
+            told["at_work"],
+            json!({"chunk": chunks[3], "work": "deliver", "ends": 0})
+        );
+        assert_eq!(
+            told["suspects"],
+            json!([{"chunk": chunks[1], "work": "rebuild", "ends": 1}])
+        );
+        assert_eq!(told["foreign"], json!([]));
+        let text = inspected(&dir, false);
+        for row in [
+            format!("at work      chunk {} is being worked on", chunks[3]),
+            format!(
+                "suspect      chunk {} (rebuild): a process ended at it,",
+                chunks[1]
+            ),
+        ] {
+            assert!(text.contains(&row), "{row}: {text}");
+        }
+        let (text, sound) = verified(&dir);
+        assert!(sound && text.lines().count() == 1, "{text}");
     }
 
     #[test]

@@ -209,20 +209,20 @@ impl Begin {
 }
 
 /// Reads fixed-size fields, one after the other.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (field, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(*field)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.take().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.take().map(u64::from_le_bytes)
     }
 }
@@ -272,12 +272,30 @@ pub(super) fn is_spare(name: &str) -> bool {
 /// The file that keeps room on the disk for notes.
 pub(super) const RESERVE: &str = "reserve";
 
+/// The file that says which chunk is being worked on (`suspects.rs`).
+pub(super) const SUSPECTS: &str = "suspects";
+
 /// The folder that damaged bytes are copied to.
 pub(super) const QUARANTINE: &str = "quarantine/";
 
 /// Where the damaged bytes at `offset` of a segment are copied to.
 pub(super) fn quarantine_name(first: Seq, offset: u64) -> String {
     format!("{QUARANTINE}{first:020}-{offset}.bin")
+}
+
+/// Where a chunk's frame is copied to that is set aside. Not a segment's name, though under one it is a segment: among the
+/// spool's own it would void what an older one has behind it.
+pub(super) fn aside_name(chunk: Seq) -> String {
+    format!("{QUARANTINE}chunk-{chunk:020}.bin")
+}
+
+/// The chunk in the name of a file that one was set aside in, if it is one.
+pub(super) fn aside_chunk(name: &str) -> Option<Seq> {
+    let stem = name
+        .strip_prefix(QUARANTINE)?
+        .strip_prefix("chunk-")?
+        .strip_suffix(".bin")?;
+    segment_first(&format!("{stem}.seg"))
 }
 
 /// Where a file goes that somebody put into a segment's place, the n-th of them.
@@ -387,6 +405,9 @@ mod tests {
         assert_eq!(copy_first(&segment_name(42)), None);
         assert_eq!(segment_first(&copy_name(42)), None);
         assert_eq!(quarantine_place(&displaced_name(42, 1)), None);
+        assert_eq!(quarantine_place(&aside_name(42)), None);
+        assert_eq!(aside_chunk(&aside_name(42)), Some(42));
+        assert_eq!(aside_chunk(&quarantine_name(42, 640)), None);
         assert_eq!(quarantine_place(&quarantine_name(42, 640)), Some((42, 640)));
         for name in [
             "quarantine/42-640.bin",

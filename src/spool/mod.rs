@@ -50,6 +50,9 @@
 //! destination is away would stay full for ever. When notes alone find no room, the reserve is removed; no chunk is
 //! taken until it can be made again.
 //!
+//! **Suspects.** The file `suspects` says which chunk is being worked on, so that one at which the process ends twice is set
+//! aside (`suspects.rs`): its frame goes to `quarantine/chunk-<its number>.bin`.
+//!
 //! **The spool's number in each header** tells a frame from what a recycled disk block held before, and from
 //! what somebody writes into a log to look like a frame.
 //!
@@ -104,7 +107,8 @@
 //! `frame.rs` and `note.rs` are the format. `scan.rs` reads it, for recovery and for the tool alike;
 //! `recovery.rs` makes what was found fit to go on with. `writer.rs` is the one thread that writes, in
 //! groups: it takes all that waits, writes it in one go, syncs once, answers all, and looks after the names.
-//! `handles.rs` keeps files open for readers, which are not in its way. `disk.rs` is the directory.
+//! `handles.rs` keeps files open for readers, which are not in its way. `suspects.rs` remembers at which chunk a process
+//! ended. `disk.rs` is the directory.
 //!
 //! # Limits
 //!
@@ -141,6 +145,7 @@ pub mod handles;
 mod note;
 mod recovery;
 pub mod scan;
+mod suspects;
 mod writer;
 
 #[cfg(test)]
@@ -149,14 +154,19 @@ mod sim;
 mod tests;
 
 use disk::{Disk, File, remedied, says_remedy};
-use frame::{Head, Kind, crc, segment_name};
+use frame::{Head, Kind, aside_name, crc, segment_name};
 use handles::Handles;
 use recovery::{Quarantine, describe};
 use scan::{Damage, Flaw, Place};
+use suspects::Suspects;
 use writer::{Job, Slot, Waiting, Writer};
+
+pub use suspects::{Suspect, Work};
 
 /// A frame's number in the log.
 pub type Seq = u64;
+/// Bytes of a tag that are put into a line of the log.
+const TOLD_TAG: usize = 200;
 
 /// Some events of a chunk, by their numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -279,6 +289,8 @@ pub struct Recovered {
     pub settled: HashMap<Seq, Vec<Range<u32>>>,
     /// Greater than every batch number ever seen in the log.
     pub next_batch: u64,
+    /// Chunks at which an earlier process ended, and which are not finished.
+    pub suspects: Vec<Suspect>,
     /// What a person should read in the log: truncated, quarantined, with file, offset, bytes.
     pub findings: Vec<String>,
 }
@@ -314,7 +326,7 @@ pub struct Stored {
 pub enum Unreadable {
     /// It needs nothing any more, or never was in the log.
     Finished,
-    /// Its bytes are not what was written, and never will be: it is finished.
+    /// Its bytes are not what was written, and never will be; or it ended the process twice. It is finished.
     Corrupt {
         /// For the log: what, where, kept where.
         words: String,
@@ -569,6 +581,7 @@ impl State {
 struct Shared {
     disk: Arc<dyn Disk>,
     handles: Handles,
+    suspects: Suspects,
     limits: Limits,
     spool: u64,
     state: Mutex<State>,
@@ -601,18 +614,24 @@ impl Spool {
     /// disk or the system does, never for what the files contain.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> io::Result<(Arc<Spool>, Recovered)> {
         let limits = Limits::new(options);
-        let resumed = recovery::recover(&*disk, &limits)?;
+        let mut resumed = recovery::recover(&*disk, &limits)?;
         let handles = Handles::new(Arc::clone(&disk));
+        let number = || StdRng::from_os_rng().random();
+        let spool = resumed.spool.unwrap_or_else(number);
+        let chunks = &resumed.state.chunks;
+        let holds = |it: &Suspect| chunks.get(&it.chunk).is_some_and(|place| place.id == it.id);
+        let (suspects, words) = Suspects::resume(&disk, spool, resumed.suspects, holds);
+        resumed.recovered.findings.extend(words);
+        resumed.recovered.suspects = suspects.all();
         if let Some(active) = &resumed.active {
             handles.write_to(active.first, &active.file);
         }
         let shared = Arc::new(Shared {
             disk,
             handles,
+            suspects,
             limits,
-            spool: resumed
-                .spool
-                .unwrap_or_else(|| StdRng::from_os_rng().random()),
+            spool,
             state: Mutex::new(resumed.state),
             more: Notify::new(),
         });
@@ -781,13 +800,16 @@ impl Spool {
             state.chunks.get(&chunk).copied()
         };
         let place = place.ok_or(Unreadable::Finished)?;
-        self.fetch(chunk, place)
-            .map_err(|unreadable| match unreadable {
-                corrupt @ Unreadable::Corrupt { .. } => corrupt,
-                // What is finished meanwhile may be gone, emptied or written over.
-                _ if !self.holds(chunk) => Unreadable::Finished,
-                other => other,
-            })
+        let read = match self.shared.suspects.condemns(chunk) {
+            true => Err(self.set_aside(chunk, place)),
+            false => self.fetch(chunk, place),
+        };
+        read.map_err(|unreadable| match unreadable {
+            corrupt @ Unreadable::Corrupt { .. } => corrupt,
+            // What is finished meanwhile may be gone, emptied or written over.
+            _ if !self.holds(chunk) => Unreadable::Finished,
+            other => other,
+        })
     }
 
     /// The next unfinished chunk behind `after` (the oldest: `None`), and the bytes of its data, without reading
@@ -800,23 +822,111 @@ impl Spool {
     }
 
     fn fetch(&self, chunk: Seq, place: Place) -> Result<Stored, Unreadable> {
-        let file = match self.shared.handles.get(place.segment) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.shared.state().miss(place.segment);
-                return Err(Unreadable::Missing(place.segment));
-            }
-            file => file.map_err(Unreadable::Disk)?,
-        };
+        let file = self.file_of(place)?;
         match place.read(&*file).map_err(Unreadable::Disk)? {
             Ok(stored) => Ok(stored),
-            Err(Flaw::Short) => {
-                // It was whole when it was written or recovered. Perhaps somebody is copying it back just now.
-                if self.shared.handles.forget(place.segment) {
-                    self.shared.state().miss(place.segment);
-                }
+            Err(Flaw::Short) => Err(self.miss(place)),
+            Err(Flaw::Damaged) => Err(self.condemn(chunk, place, &*file)),
+        }
+    }
+
+    fn file_of(&self, place: Place) -> Result<Arc<dyn File>, Unreadable> {
+        match self.shared.handles.get(place.segment) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.shared.state().miss(place.segment);
                 Err(Unreadable::Missing(place.segment))
             }
-            Err(Flaw::Damaged) => Err(self.condemn(chunk, place, &*file)),
+            file => file.map_err(Unreadable::Disk),
+        }
+    }
+
+    /// A chunk's file is shorter than it was when it was written or recovered. Perhaps somebody is copying it back just now.
+    fn miss(&self, place: Place) -> Unreadable {
+        if self.shared.handles.forget(place.segment) {
+            self.shared.state().miss(place.segment);
+        }
+        Unreadable::Missing(place.segment)
+    }
+
+    /// Work on a chunk's bytes begins, and all other work on chunks is over. Should the process end before the next call of
+    /// this or of [`Spool::end_work`], the next run knows at which chunk. `alone`: this is done for [`Recovered::suspects`],
+    /// and nothing else meanwhile. One write of 512 bytes into the page cache, which may block.
+    pub fn begin_work(&self, chunk: Seq, work: Work, alone: bool) {
+        let id = {
+            let state = self.shared.state();
+            let place = state.chunks.get(&chunk).filter(|_| !state.ousted);
+            place.map(|place| place.id)
+        };
+        if let Some(id) = id {
+            self.warn(self.shared.suspects.begin(chunk, id, work, alone));
+        }
+    }
+
+    /// No chunk is being worked on. Costs what [`Spool::begin_work`] does, or nothing where none was.
+    pub fn end_work(&self) {
+        if !self.shared.state().ousted {
+            self.warn(self.shared.suspects.end());
+        }
+    }
+
+    /// This work was done on the whole chunk, and the process lives: a suspect is none any more.
+    pub fn acquit(&self, chunk: Seq, work: Work) {
+        if !self.shared.state().ousted {
+            self.warn(self.shared.suspects.acquit(chunk, work));
+        }
+    }
+
+    fn warn(&self, words: Option<String>) {
+        let notices = words.map(|words| ("spool_suspects", words));
+        if notices.is_some() {
+            self.shared.state().notices.extend(notices);
+        }
+    }
+
+    /// Finishes a chunk that ended the process twice, once its frame is kept apart. What cannot be kept stays.
+    fn set_aside(&self, chunk: Seq, place: Place) -> Unreadable {
+        let file = match self.file_of(place) {
+            Ok(file) => file,
+            Err(unreadable) => return unreadable,
+        };
+        let mut tag = Vec::new();
+        let told = TOLD_TAG.min(place.tag_len as usize);
+        if let Err(error) = file.read_at(&mut tag, told, place.offset) {
+            return Unreadable::Disk(error);
+        }
+        let disk = &*self.shared.disk;
+        let (name, bytes) = (aside_name(chunk), place.frame_bytes());
+        let mut quarantine = Quarantine::new(disk);
+        let copied = quarantine.copy(&name, &*file, place.frame(), bytes);
+        let kept = copied.and_then(|()| disk.sync_dir());
+        self.shared.state().bytes += quarantine.bytes;
+        match kept {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return self.miss(place),
+            Err(error) => return Unreadable::Disk(error),
+        }
+        let contents = vec![Content {
+            chunk,
+            events: Events::All,
+        }];
+        // Nobody waits: were the note lost, the next run would set the chunk aside again.
+        let (answer, _) = oneshot::channel();
+        if let Err(error) = self.queue_note(&Note::Done { contents }, Durability::Synced, answer) {
+            return Unreadable::Disk(error);
+        }
+        self.finish(chunk);
+        let tag = String::from_utf8_lossy(&tag).escape_debug().to_string();
+        let segment = segment_name(chunk);
+        Unreadable::Corrupt {
+            words: format!(
+                "chunk {chunk} (tag '{tag}', {} bytes) is set aside and not delivered, but for what was delivered of it \
+                 before: the process ended twice while this chunk was read and encoded, for want of memory or by a fault. \
+                 It is kept in the spool's {name} ({bytes} bytes). Copied as {segment} into an empty folder of its own it \
+                 is a spool: 'ferry-spool export' shows its records, and an output with that folder as spool_dir sends \
+                 them; give it more memory",
+                place.data_len
+            ),
+            kept: true,
         }
     }
 
@@ -914,6 +1024,9 @@ impl Spool {
     /// Later calls are refused [`Refusal::Closed`]; reading goes on. Blocks on the disk. Once is enough.
     pub fn close(&self) {
         self.shared.state().closed = true;
+        if !self.shared.state().ousted {
+            self.shared.suspects.close();
+        }
         self.stop(true);
     }
 

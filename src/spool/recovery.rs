@@ -5,10 +5,11 @@ use std::io::{self, ErrorKind, IoSlice, Write};
 
 use super::disk::{Disk, File};
 use super::frame::{
-    ALIGN, HEADER, QUARANTINE, copy_first, quarantine_name, quarantine_place, segment_first,
-    segment_name,
+    ALIGN, HEADER, QUARANTINE, SUSPECTS, aside_chunk, copy_first, quarantine_name,
+    quarantine_place, segment_first, segment_name,
 };
 use super::scan::{self, Check, Damage, Place, Segment, Survey};
+use super::suspects::Record;
 use super::writer::Active;
 use super::{Holding, Limits, Recovered, Seq, State};
 use crate::ids::ChunkId;
@@ -28,6 +29,8 @@ pub(super) struct Resumed {
     /// The segment that is gone on with, where the last one is fit for it.
     pub(super) active: Option<Active>,
     pub(super) recovered: Recovered,
+    /// Which chunks were being worked on when processes ended.
+    pub(super) suspects: Record,
 }
 
 /// Reads the directory, keeps damaged bytes apart, cuts a torn tail off, and makes durable what is there.
@@ -56,6 +59,12 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         }
     }
     findings.extend(absences(&survey));
+    let suspects = survey.suspects().unwrap_or_else(|why| {
+        findings.push(format!(
+            "{SUSPECTS} is not read, and begun anew: {why}. A chunk that ended the last run is found out if it ends two more"
+        ));
+        Record::default()
+    });
     let next = next_number(&survey);
     let active = match survey.segments.last_mut() {
         None => None,
@@ -85,6 +94,7 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         active,
         recovered,
         state,
+        suspects,
     })
 }
 
@@ -145,9 +155,10 @@ fn next_number(survey: &Survey) -> Seq {
     });
     let foreign = survey.foreign.iter();
     let foreign = foreign.filter_map(|(name, _)| Some(segment_first(name)? + 1));
-    // What is quarantined bears a segment's name: another segment must not get it.
+    // What is quarantined bears a segment's name, or a chunk's: another one must not get it.
     let names = survey.quarantine.iter();
-    let quarantined = names.filter_map(|(name, _)| Some(quarantine_place(name)?.0 + 1));
+    let place = |name: &str| quarantine_place(name).map(|(first, _)| first);
+    let quarantined = names.filter_map(|(name, _)| Some(place(name).or(aside_chunk(name))? + 1));
     let vanished = survey.vanished.iter().map(|first| first + 1);
     let numbers = foreign.chain(own).chain(quarantined).chain(vanished);
     numbers.max().unwrap_or(1)
@@ -256,6 +267,8 @@ fn recovered(survey: &Survey, state: &State, findings: Vec<String>) -> Recovered
         pending: survey.pending(),
         settled: settled.filter(|(_, runs)| !runs.is_empty()).collect(),
         next_batch: state.next_batch,
+        // They are known when the spool's file about them is open.
+        suspects: Vec::new(),
         findings,
     }
 }
@@ -302,16 +315,51 @@ impl<'d> Quarantine<'d> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
             created => created?,
         };
-        let copied = copy_bytes(from, damage.offset, damage.bytes, &*to);
+        self.fill(&name, &*to, from, damage.offset, damage.bytes)?;
+        self.there.push(name);
+        Ok(())
+    }
+
+    /// Copies so many bytes of a segment's file, all of them, into a file of this name. What is left there of an earlier
+    /// try may be less.
+    pub(super) fn copy(
+        &mut self,
+        name: &str,
+        from: &dyn File,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<()> {
+        let to = match self.disk.create(name) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.disk.remove(name)?;
+                self.disk.create(name)?
+            }
+            created => created?,
+        };
+        match self.fill(name, &*to, from, offset, bytes)? == bytes {
+            true => Ok(()),
+            false => Err(ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Copies bytes into a file that was just made, or removes it. Gives how many there were.
+    fn fill(
+        &mut self,
+        name: &str,
+        to: &dyn File,
+        from: &dyn File,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<u64> {
+        let copied = copy_bytes(from, offset, bytes, to);
         match copied.and_then(|bytes| to.sync().map(|()| bytes)) {
             Ok(bytes) => {
                 self.bytes += bytes;
-                self.there.push(name);
-                Ok(())
+                Ok(bytes)
             }
             Err(error) => {
-                let left = to.len().unwrap_or(damage.bytes);
-                if self.disk.remove(&name).is_err() {
+                let left = to.len().unwrap_or(bytes);
+                if self.disk.remove(name).is_err() {
                     self.bytes += left;
                 }
                 Err(error)

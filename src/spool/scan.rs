@@ -8,10 +8,11 @@ use std::ops::Range;
 
 use super::disk::{Disk, File, remedied, says_remedy};
 use super::frame::{
-    ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, RESERVE, VERSION, crc,
-    is_spare, quarantine_place, segment_first, segment_name,
+    ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, RESERVE, SUSPECTS, VERSION,
+    crc, is_spare, quarantine_place, segment_first, segment_name,
 };
 use super::note::{self, Ledger};
+use super::suspects::{self, Record, Suspect};
 use super::{Events, Pending, Seq, Stored};
 use crate::buffers;
 use crate::ids::Time;
@@ -240,6 +241,8 @@ pub struct Survey {
     pub(super) vanished: Vec<Seq>,
     /// Whether a run left its reserve there.
     pub(super) reserve: bool,
+    /// What a run left in the file `suspects`, or why that cannot be read.
+    suspects: Option<Result<Record, String>>,
 }
 
 impl Survey {
@@ -274,6 +277,23 @@ impl Survey {
         self.segments.windows(2).filter_map(missing).collect()
     }
 
+    /// The chunk that is being worked on, by a process that lives or by one that ended at it; and those at which one
+    /// ended before.
+    pub fn suspected(&self) -> (Option<Suspect>, &[Suspect]) {
+        match &self.suspects {
+            Some(Ok(record)) => (record.under_way(), record.suspects()),
+            Some(Err(_)) | None => (None, &[]),
+        }
+    }
+
+    pub(super) fn suspects(&self) -> Result<Record, &str> {
+        match &self.suspects {
+            Some(Ok(record)) => Ok(record.clone()),
+            Some(Err(why)) => Err(why),
+            None => Ok(Record::default()),
+        }
+    }
+
     /// All chunks with their numbers, in order.
     pub fn chunks(&self) -> impl Iterator<Item = (Seq, Place)> + '_ {
         let segments = self.segments.iter();
@@ -296,6 +316,7 @@ impl Survey {
 pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     let mut survey = Survey::default();
     let mut names = Vec::new();
+    let mut has_suspects = false;
     for (name, bytes) in disk.list()? {
         if let Some(first) = segment_first(&name) {
             names.push((first, bytes));
@@ -305,6 +326,8 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
             survey.spares.push((name, bytes));
         } else if name == RESERVE {
             survey.reserve = true;
+        } else if name == SUSPECTS {
+            has_suspects = true;
         }
     }
     names.sort_unstable();
@@ -321,6 +344,9 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
         }
     }
     survey.spool = whose(disk, &labels, &mut buffer)?;
+    // Without a chunk nobody is suspected of anything.
+    let spool = survey.spool.filter(|_| has_suspects);
+    survey.suspects = spool.map(|spool| suspects::read(disk, spool));
     let mut own = Vec::new();
     for (first, label) in labels {
         match stranger(disk, first, label, survey.spool, &mut buffer)? {

@@ -6,6 +6,7 @@ mod damage;
 mod descriptors;
 mod model;
 mod stories;
+mod suspects;
 
 use std::sync::Arc;
 use std::time::Duration;

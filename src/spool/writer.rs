@@ -878,6 +878,7 @@ impl Writer {
     fn look_around(&mut self) -> io::Result<()> {
         self.hold()?;
         self.reserve = self.reserve && !self.is_gone(RESERVE);
+        self.shared.suspects.look();
         let mut named = Ok(());
         let handles = self.shared.handles.all();
         for (segment, file) in &handles {
