@@ -10,10 +10,11 @@
 //!
 //! Each test says how many of its kills left chunks in the spool, and fails where none did.
 //!
-//! `FERRY_KILLS` says how often (a dozen otherwise), `FERRY_SEED` which moments; `FERRY_KEEP` keeps the
+//! `FERRY_KILLS` says how often (a dozen or a score otherwise), `FERRY_SEED` which moments; `FERRY_KEEP` keeps the
 //! folders for a look.
 
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -69,7 +70,7 @@ impl Machine {
         let config = format!(
             "[SERVICE]\n    Flush 0.05\n    Grace 30\n    Log_Level info\n    storage.path {here}/storage\n    \
              scheduler.base 1\n    scheduler.cap 2\n\n\
-             [OUTPUT]\n    Name ferry\n    Match *\n    Workers 4\n    Retry_Limit no_limits\n    \
+             [OUTPUT]\n    Name ferry\n    Match app.*\n    Workers 4\n    Retry_Limit no_limits\n    \
              spool_dir {here}/spool\n    dead_letter_dir {here}/letters\n{output}\n"
         );
         fs::write(
@@ -106,10 +107,22 @@ impl Machine {
     }
 
     fn start(&mut self) -> Child {
+        self.start_as(Command::new(support::harness()))
+    }
+
+    /// A host that may have so many KiB of address space: where more are asked for, it aborts.
+    fn start_with_little_memory(&mut self, kib: u64) -> Child {
+        let mut host = Command::new("sh");
+        host.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "sh"]);
+        // Each arena of glibc's takes 64 MiB of addresses, whether it uses them or not.
+        host.arg(support::harness()).env("MALLOC_ARENA_MAX", "1");
+        self.start_as(host)
+    }
+
+    fn start_as(&mut self, mut host: Command) -> Child {
         self.starts += 1;
         let log = File::create(self.path(&format!("log-{:04}", self.starts))).unwrap();
-        Command::new(support::harness())
-            .args(["run", "--quiet", "-c"])
+        host.args(["run", "--quiet", "-c"])
             .arg(self.path("fluent-bit.conf"))
             .arg("-e")
             .arg(support::library())
@@ -147,12 +160,21 @@ impl Machine {
         }
         self.finish();
         let found = runs_that_found_chunks(&self.logs());
-        println!("{struck} kills, {found} of them with chunks in the spool");
+        let at_work = self.logs().matches("of the spool was encoded").count();
+        println!(
+            "{struck} kills, {found} of them with chunks in the spool, {at_work} suspects at the starts behind them"
+        );
         assert!(found > 0, "no kill struck a chunk: {}", self.logs());
+        // Whoever kills a host means none of its chunks.
+        assert!(self.set_aside().is_empty(), "{}", self.logs());
     }
 
     fn finish(&mut self) {
-        let mut host = self.start();
+        let host = self.start();
+        self.see_it_finish(host);
+    }
+
+    fn see_it_finish(&mut self, mut host: Child) {
         let began = Instant::now();
         let status = loop {
             if let Some(status) = host.try_wait().unwrap() {
@@ -182,6 +204,15 @@ impl Machine {
             "{left} bytes are left in the spool: {}",
             self.logs()
         );
+    }
+
+    /// Chunks that the spool keeps apart since hosts ended at them.
+    fn set_aside(&self) -> Vec<PathBuf> {
+        let quarantine = self.path("spool/quarantine");
+        match quarantine.is_dir() {
+            true => files(&quarantine),
+            false => Vec::new(),
+        }
     }
 
     fn logs(&self) -> String {
@@ -230,11 +261,86 @@ fn segments(spool: &Path) -> Vec<(String, u64)> {
 fn killed_at_any_moment_a_file_store_has_each_line_once() {
     let mut machine =
         Machine::new("    url file://@HERE@/objects\n    blob_max_size 10K\n    blob_max_age 1s");
-    machine.kill_again_and_again(setting("FERRY_KILLS", 12));
+    machine.kill_again_and_again(setting("FERRY_KILLS", 20));
     let report = verify_objects(&machine.path("objects"), "seq")
         .unwrap()
         .report(Some(machine.lines as u64));
     machine.assert_each_once(&report);
+}
+
+const SIGABRT: i32 = 6;
+/// Address space in which a host is well, and cannot encode the hostile chunk.
+const LITTLE_MEMORY_KIB: u64 = 400 << 10;
+
+#[test]
+fn a_chunk_at_which_each_host_ends_is_set_aside_and_the_others_are_delivered() {
+    let mut machine =
+        Machine::new("    url file://@HERE@/objects\n    blob_max_size 10K\n    blob_max_age 1s");
+    machine.add_chunks();
+    // Each of its bytes becomes six.
+    let text = "\u{1}".repeat(32 << 20);
+    let mut hostile = Vec::new();
+    let body = serde_json::json!({ "text": text });
+    support::plugin::push_event(&mut hostile, SystemTime::UNIX_EPOCH, &body);
+    let tag = "app.hostile";
+    storage::put(&machine.path("storage"), machine.chunks, tag, &hostile).unwrap();
+    machine.chunks += 1;
+    machine.add_chunks();
+    // A host that does not end by itself.
+    let config = machine.path("fluent-bit.conf");
+    let ends = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        format!("{ends}\n[INPUT]\n    Name dummy\n    Tag idle\n"),
+    )
+    .unwrap();
+    for start in 1..=2 {
+        if start == 2 {
+            // What is accepted behind it reaches the store before it is tried again.
+            machine.add_chunks();
+        }
+        let mut host = machine.start_with_little_memory(LITTLE_MEMORY_KIB);
+        let status = host.wait().unwrap();
+        assert_eq!(status.signal(), Some(SIGABRT), "{}", machine.logs());
+        assert!(machine.set_aside().is_empty(), "{}", machine.logs());
+    }
+    let delivered = || {
+        let objects = verify_objects(&machine.path("objects"), "seq").unwrap();
+        objects.report(Some(machine.lines as u64))
+    };
+    machine.assert_each_once(&delivered());
+    fs::write(&config, ends).unwrap();
+    let host = machine.start_with_little_memory(LITTLE_MEMORY_KIB);
+    machine.see_it_finish(host);
+    let report = verify_objects(&machine.path("objects"), "seq")
+        .unwrap()
+        .report(Some(machine.lines as u64));
+    machine.assert_each_once(&report);
+
+    let logs = machine.logs();
+    let said = logs.lines().find(|line| line.contains("set aside and not"));
+    let said = said.unwrap_or_else(|| panic!("{logs}"));
+    assert!(said.contains("[error]"), "{said}");
+    assert!(said.contains("tag 'app.hostile'"), "{said}");
+    let [kept] = &machine.set_aside()[..] else {
+        panic!("{:?}: {logs}", machine.set_aside());
+    };
+    let bytes = fs::read(kept).unwrap();
+    assert!(bytes.ends_with(&[tag.as_bytes(), &hostile].concat()));
+
+    // What the log says can be done with it, where there is more memory.
+    let name = said.split("Copied as ").nth(1).unwrap();
+    let own = machine.path("own");
+    fs::create_dir(&own).unwrap();
+    fs::copy(kept, own.join(name.split(' ').next().unwrap())).unwrap();
+    let exported = Command::new(env!("CARGO_BIN_EXE_ferry-spool"))
+        .arg("export")
+        .arg(&own)
+        .output()
+        .unwrap();
+    assert!(exported.status.success(), "{:?}", exported.status);
+    let line: Value = serde_json::from_slice(&exported.stdout).unwrap();
+    assert!(line["text"] == text.as_str());
 }
 
 #[test]

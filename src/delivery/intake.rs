@@ -190,7 +190,7 @@ impl Intake {
         );
     }
 
-    /// Counts a chunk that was damaged in the spool, and says so.
+    /// Counts a chunk of the spool that was damaged or is set aside, and says so.
     pub(super) fn corrupt(&self, words: &str, kept: bool) {
         self.context.log.say(Level::Error, words);
         self.context.metrics.corrupt_chunks.add(1);

@@ -84,7 +84,8 @@ pub(super) fn summary(pipeline: &Pipeline) -> String {
         if metrics.corrupt_chunks.get() > 0 {
             let _ = write!(
                 line,
-                ", {} were damaged and are lost: the bytes of {} of them lie in its quarantine",
+                ", {} were damaged or ended the process, and are not delivered: the bytes of {} of them lie in its \
+                 quarantine",
                 metrics.corrupt_chunks.get(),
                 metrics.quarantined_chunks.get(),
             );

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use rand::rngs::StdRng;
-use rand::{RngCore as _, SeedableRng as _};
-use tokio::sync::{mpsc, oneshot};
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
@@ -45,7 +45,9 @@ use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
 use crate::sink::{Class, Shape};
-use crate::spool::{Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Unreadable};
+use crate::spool::{
+    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Suspect, Unreadable, Work,
+};
 
 /// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
 const MOST_HELD: usize = if cfg!(test) { 20 } else { 1_000 };
@@ -62,6 +64,19 @@ const MOST_UNDESCRIBED: usize = 10_000;
 
 /// How often it is asked whether a missing file is back.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
+
+/// Whose turn it is, of all outputs of this process that have a suspect: a process that ends says of each only that it was at
+/// work. Were they all at it at once, the one that is to blame would take the others' with it.
+static SUSPECTS_TURN: Semaphore = Semaphore::const_new(1);
+/// A suspect waits until the process has lived so long, and up to as long again at random: what is not to blame is
+/// delivered meanwhile, and whoever ends a process again and again soon after its start (a probe, a limit, another plugin)
+/// does not strike it once more.
+const LIVED: Duration = match cfg!(test) {
+    true => Duration::from_millis(100),
+    false => Duration::from_secs(5),
+};
+/// How long one waits for its turn. Then it is not alone, and nobody's end is its fault.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Steps of nice(2) by which encoding and compressing step back: who waits for a flush, the host's threads and
 /// the application beside it come first, and the spool keeps what comes meanwhile. A quarter of a processor is
@@ -145,7 +160,15 @@ pub(super) struct Feed {
     intake: Arc<Intake>,
     spool: Arc<Spool>,
     background: Background,
-    /// The chunk that was read last.
+    /// Chunks at which an earlier process ended.
+    suspects: Vec<Suspect>,
+    /// From then on they are worked on, and a process that ends says something.
+    trial: Instant,
+    /// Those of them that are to be read again then, and not in the order of the log.
+    on_trial: BTreeSet<Seq>,
+    /// Of the work in the background, some chunk's was the last.
+    at_work: bool,
+    /// The chunk that was read last, in the order of the log.
     after: Option<Seq>,
     skip: HashMap<Seq, Skip>,
     /// The chunk that is being encoded.
@@ -207,6 +230,10 @@ impl Feed {
         let mut feed = Feed {
             spool: Arc::clone(intake.spool()),
             background: Background::start(),
+            suspects: recovered.suspects.clone(),
+            trial: Instant::now() + LIVED.mul_f64(StdRng::from_os_rng().random_range(1.0..2.0)),
+            on_trial: BTreeSet::new(),
+            at_work: false,
             after: None,
             skip: HashMap::new(),
             reading: None,
@@ -270,6 +297,113 @@ impl Feed {
                      answers are not known: they are sent again, and may be there twice"
                 ),
             );
+        }
+        self.put_off_suspects();
+    }
+
+    /// What an earlier process ended at comes behind all else. What is condemned is set aside at once.
+    fn put_off_suspects(&mut self) {
+        let mut put_off = BTreeSet::new();
+        for suspect in &self.suspects {
+            let chunk = suspect.chunk;
+            let due = match suspect.is_condemned() {
+                true => Instant::now(),
+                false => self.trial,
+            };
+            if !suspect.is_condemned() {
+                put_off.insert(chunk);
+                self.context.log.say(
+                    Level::Info,
+                    &format!(
+                        "an earlier run ended while chunk {chunk} of the spool was encoded: the others go first, then it is \
+                         encoded alone, and it is set aside should the process end at that once more"
+                    ),
+                );
+            }
+            if !matches!(self.skip.get(&chunk), Some(Skip::All)) {
+                self.on_trial.insert(chunk);
+                self.again.insert((due, chunk, 0));
+            }
+        }
+        for (due, pending, _) in &mut self.begun {
+            let mut chunks = pending.contents.iter().map(|content| content.chunk);
+            if chunks.any(|chunk| put_off.contains(&chunk)) {
+                *due = self.trial;
+            }
+        }
+    }
+
+    /// We stop before suspects were tried: now they are, behind all else, and nothing is held against them. Whether there
+    /// were any.
+    fn hurry_suspects(&mut self, now: Instant) -> bool {
+        let trial = self.trial;
+        let waiting = |(at, ..): &(Instant, Seq, u32)| *at == trial;
+        let waiting: Vec<_> = self.again.extract_if(.., waiting).collect();
+        let mut hurried = !waiting.is_empty();
+        let chunks = waiting.into_iter();
+        self.again
+            .extend(chunks.map(|(_, chunk, tries)| (now, chunk, tries)));
+        for (due, ..) in self.begun.iter_mut().filter(|(due, ..)| *due == trial) {
+            *due = now;
+            hurried = true;
+        }
+        hurried && now < trial
+    }
+
+    /// Where a suspect is among these: its turn, once no other output of this process is at one. Nothing else of the spool
+    /// is read or encoded meanwhile in any case. `None`: there is none, or it is too early to blame one, or others have been
+    /// at it for long.
+    async fn turn(
+        &self,
+        mut chunks: impl Iterator<Item = Seq>,
+        work: Work,
+    ) -> Option<SemaphorePermit<'static>> {
+        let suspects = &self.suspects;
+        let is_one = |chunk| {
+            suspects
+                .iter()
+                .any(|it| (it.chunk, it.work) == (chunk, work))
+        };
+        if Instant::now() < self.trial || !chunks.any(is_one) {
+            return None;
+        }
+        let turn = timeout(TURN, SUSPECTS_TURN.acquire()).await;
+        turn.ok()?.ok()
+    }
+
+    /// Works on a chunk's bytes in the background. Should the process end meanwhile, the next one knows at which chunk. An
+    /// error where the work panicked.
+    async fn work_on<T: Send + 'static>(
+        &mut self,
+        chunk: Seq,
+        work: Work,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, oneshot::error::RecvError> {
+        let turn = self.turn(std::iter::once(chunk), work).await;
+        let alone = turn.is_some();
+        self.at_work = true;
+        let spool = Arc::clone(&self.spool);
+        let done = self.background.run(move || {
+            spool.begin_work(chunk, work, alone);
+            job()
+        });
+        done.await
+    }
+
+    /// What comes next may take long, and is nothing that a chunk could be blamed for.
+    fn end_work(&mut self) {
+        if std::mem::take(&mut self.at_work) {
+            let spool = Arc::clone(&self.spool);
+            drop(self.background.run(move || spool.end_work()));
+        }
+    }
+
+    /// All of this work on a chunk is done.
+    fn acquit(&mut self, chunk: Seq, work: Work) {
+        let acquitted = |it: &mut Suspect| it.chunk == chunk && it.work == work;
+        if self.suspects.extract_if(.., acquitted).next().is_some() {
+            let spool = Arc::clone(&self.spool);
+            drop(self.background.run(move || spool.acquit(chunk, work)));
         }
     }
 
@@ -352,6 +486,11 @@ impl Feed {
             let more = spool.more();
             let room = self.has_room();
             if room && self.advance(now).await {
+                continue;
+            }
+            self.end_work();
+            let others_read = self.reading.is_none() && self.spool.peek(self.after).is_none();
+            if stopping && others_read && self.hurry_suspects(now) {
                 continue;
             }
             let all_read = self.reading.is_none()
@@ -480,6 +619,9 @@ impl Feed {
             return false;
         };
         self.after = Some(chunk);
+        if self.on_trial.remove(&chunk) {
+            return true;
+        }
         if let Some(Skip::All) = self.skip.get(&chunk) {
             // All of it is in objects that had begun.
             self.skip.remove(&chunk);
@@ -495,7 +637,8 @@ impl Feed {
     /// Reads a chunk.
     async fn launch(&mut self, chunk: Seq, tries: u32) {
         let spool = Arc::clone(&self.spool);
-        let stored = self.background.run(move || spool.read(chunk)).await;
+        let read = move || spool.read(chunk);
+        let stored = self.work_on(chunk, Work::Deliver, read).await;
         let stored = match stored.unwrap_or_else(|_| Err(went_down())) {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
@@ -556,10 +699,11 @@ impl Feed {
     /// Encodes a step of a chunk, and sends its lines on their way.
     async fn step(&mut self, mut reading: Reading) {
         let memory = reading.needs;
+        let chunk = reading.chunk;
         let cutter = Arc::clone(&self.cutter);
         let (tag, data) = (Arc::clone(&reading.tag), reading.data.clone());
         let (from, settled) = (reading.from, Arc::clone(&reading.settled));
-        let encoded = self.background.run(move || {
+        let encoded = self.work_on(chunk, Work::Deliver, move || {
             cutter.encode_step(&tag, &data, from, memory, |event| !settled.contains(event))
         });
         // A panic drops the hold: the chunk's tracker fails, and it is read again later.
@@ -597,7 +741,7 @@ impl Feed {
                 }
                 let share = self.share.take();
                 let (cutter, of) = (Arc::clone(&self.cutter), Arc::clone(&tracker));
-                let cut = self.background.run(move || {
+                let cut = self.work_on(chunk, Work::Deliver, move || {
                     let mut share = share.expect("a stream's step has its memory");
                     let mut senders: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
                     for (sender, target, shape, part) in shaped {
@@ -620,7 +764,7 @@ impl Feed {
                 self.keep_letters(reading.chunk, &tracker, encoded).await;
                 let (compression, bounds) = objects.settings();
                 objects.leave_to_chunks(self.chunk_bytes);
-                let built = self.background.run(move || {
+                let built = self.work_on(chunk, Work::Deliver, move || {
                     let now = Instant::now();
                     let add = |part| objects.add(part, &tracker, now);
                     let sealed: Vec<SealedObject> = parts.into_iter().flat_map(add).collect();
@@ -643,6 +787,7 @@ impl Feed {
             self.reading = Some(reading);
             return;
         }
+        self.acquit(chunk, Work::Deliver);
         reading.tracker.has_events(events);
         if let Some(in_flight) = self.chunks.get_mut(&reading.chunk) {
             let bytes = events as usize / 8;
@@ -678,6 +823,7 @@ impl Feed {
         if letters.is_empty() {
             return;
         }
+        self.end_work();
         lettered.sort_unstable();
         let events = ranges(&lettered);
         // While others wait, nobody asks the disk for each.
@@ -726,6 +872,7 @@ impl Feed {
 
     /// Looks whether letters can be kept again.
     async fn look_for_room(&mut self, now: Instant) {
+        self.end_work();
         let letters = Arc::clone(&self.letters);
         let usage = spawn_blocking(move || letters.folder().usage()).await;
         match usage {
@@ -748,6 +895,7 @@ impl Feed {
         }
         self.waiting.has_left(self.letters.last_usage().room());
         if all.is_empty() {
+            self.acquit(chunk, Work::Letters);
             return self.finish_if_settled(chunk);
         }
         for bad in all {
@@ -768,7 +916,7 @@ impl Feed {
         while let Some(from) = next {
             let (cutter, wanted) = (Arc::clone(&self.cutter), Arc::clone(&events));
             let (of, bytes, refusal) = (Arc::clone(tag), data.clone(), bad.refusal.clone());
-            let made = self.background.run(move || {
+            let made = self.work_on(chunk, Work::Letters, move || {
                 let wanted = |event| is_in(&wanted, event);
                 // One step at a time; a single event may be more.
                 let encoded = cutter.encode_step(&of, &bytes, from, usize::MAX, wanted);
@@ -778,6 +926,7 @@ impl Feed {
             let Ok((further, (letters, mut lettered))) = made.await else {
                 return Err(Some(bad));
             };
+            self.end_work();
             next = further;
             lettered.sort_unstable();
             let kept = self.letters.keep(letters, lettered.len() as u64);
@@ -806,7 +955,8 @@ impl Feed {
     /// Reads a chunk of which events wait for letters.
     async fn read_aside(&mut self, chunk: Seq) -> Option<(Arc<[u8]>, Bytes)> {
         let spool = Arc::clone(&self.spool);
-        let stored = self.background.run(move || spool.read(chunk)).await;
+        let read = move || spool.read(chunk);
+        let stored = self.work_on(chunk, Work::Letters, read).await;
         match stored.unwrap_or_else(|_| Err(went_down())) {
             Ok(stored) => return Some((stored.tag.into(), stored.data)),
             Err(Unreadable::Corrupt { words, kept }) => {
@@ -861,12 +1011,13 @@ impl Feed {
             Arc::clone(&self.spool),
             all.clone(),
         );
-        let kept = self
-            .background
-            .run(move || quarantine(&cutter, &spool, chunk, &tag, &data, &of));
+        let kept = self.work_on(chunk, Work::Letters, move || {
+            quarantine(&cutter, &spool, chunk, &tag, &data, &of)
+        });
         let events: u64 = all.iter().map(Bad::records).sum();
         let error = match kept.await {
             Ok(Ok(file)) => {
+                self.acquit(chunk, Work::Letters);
                 for bad in all {
                     self.done(chunk, bad.events);
                 }
@@ -910,15 +1061,16 @@ impl Feed {
     /// What a stream takes. One that does not say so soon is not waited for again: the sink goes on asking, and what is
     /// for the other streams goes on.
     async fn shape(&mut self, target: &Arc<str>) -> Option<Shape> {
+        let context = Arc::clone(&self.context);
+        let mut shape = context.sink.shape(target);
         let asked = self.undescribed.contains(target);
-        let patience = if asked {
-            Duration::ZERO
-        } else {
-            SHAPE_PATIENCE
+        let shape = match (&mut shape).now_or_never() {
+            None if !asked => {
+                self.end_work();
+                timeout(SHAPE_PATIENCE, shape).await.ok()
+            }
+            shape => shape,
         };
-        let shape = timeout(patience, self.context.sink.shape(target))
-            .await
-            .ok();
         match shape {
             Some(_) if asked => drop(self.undescribed.remove(target)),
             None if !asked && self.undescribed.len() < MOST_UNDESCRIBED => {
@@ -1083,13 +1235,23 @@ impl Feed {
 
     /// Builds an object again that had begun, from the same events, and sends it under its name.
     async fn rebuild(&mut self, pending: Pending, guards: Vec<AckGuard>) {
+        let chunks = pending.contents.iter().map(|content| content.chunk);
+        let turn = self.turn(chunks, Work::Rebuild).await;
+        let alone = turn.is_some();
         let (cutter, intake) = (Arc::clone(&self.cutter), Arc::clone(&self.intake));
         let contents = pending.contents.clone();
+        self.at_work = true;
         let built = self
             .background
-            .run(move || build_again(&cutter, &intake, &contents));
-        let built = match built.await {
+            .run(move || build_again(&cutter, &intake, &contents, alone));
+        let built = built.await;
+        drop(turn);
+        self.end_work();
+        let built = match built {
             Ok(Ok(built)) => {
+                for content in &pending.contents {
+                    self.acquit(content.chunk, Work::Rebuild);
+                }
                 for chunk in built.corrupt {
                     // Nobody reads it any more: only this object's guards are left of it.
                     let hold = self.chunks.get_mut(&chunk);
@@ -1221,12 +1383,14 @@ fn build_again(
     cutter: &Cutter,
     intake: &Intake,
     contents: &[Content],
+    alone: bool,
 ) -> Result<Rebuilt, Unreadable> {
     let mut lines = 0;
     let spool = intake.spool();
     let mut body = Body::new(cutter.compression());
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
     for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
+        spool.begin_work(content.chunk, Work::Rebuild, alone);
         let stored = match spool.read(content.chunk) {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {

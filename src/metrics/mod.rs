@@ -377,7 +377,7 @@ pub struct Metrics {
     // What only a person who reads the last line of a run wants to know.
     /// Chunks that a killed host handed over again, and that were in the spool already.
     pub replayed_chunks: Counter,
-    /// Chunks that were damaged in the spool.
+    /// Chunks that were damaged in the spool, or are set aside since the process ended at them.
     pub corrupt_chunks: Counter,
     /// Those of them whose bytes lie in its quarantine.
     pub quarantined_chunks: Counter,

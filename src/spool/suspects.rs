@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::Seq;
 use super::disk::{Disk, File};
 use super::frame::{Fields, SUSPECTS, crc};
-use crate::settle::ChunkId;
+use crate::ids::ChunkId;
 
 /// Bytes of the file.
 const BYTES: usize = 512;

@@ -23,6 +23,7 @@ use crate::spool::Options;
 use crate::spool::disk::LocalDisk;
 
 mod letters;
+mod suspects;
 
 /// A destination that takes as many requests as it has permits for, and keeps what it took.
 struct Store {
@@ -815,7 +816,7 @@ async fn what_is_damaged_is_counted_as_kept_only_where_it_is() {
         assert_eq!(store.lines(), lines(&["b"]));
         let summary = pipeline.summary();
         let expected = format!(
-            "1 were damaged and are lost: the bytes of {} of them",
+            "1 were damaged or ended the process, and are not delivered: the bytes of {} of them",
             u8::from(kept)
         );
         assert!(summary.contains(&expected), "{summary}");

@@ -1,0 +1,186 @@
+//! Chunks at which an earlier process ended.
+
+use super::*;
+use crate::spool::scan::{Check, survey};
+
+/// What a process leaves that ended while it did some work on the chunk of `ends` that has this event, after others did.
+async fn left_behind(dir: &Path, events: &[&str], ends: &[(&str, Work, bool)]) {
+    // A store that takes nothing.
+    let store = Store::new(OBJECT, 0);
+    let bench = start(dir, &store, BLOB);
+    for event in events {
+        assert_eq!(bench.flush(&[event]).await, Verdict::Ok);
+    }
+    let image = bench.crash_image();
+    bench.feed.abort();
+    drop(bench.spool);
+    drop(bench.pipeline);
+    let _ = std::fs::remove_file(image.path().join("spool/suspects"));
+    for (event, work, alone) in ends {
+        let (spool, _) = open(image.path());
+        let mut after = None;
+        while let Some((chunk, _)) = spool.peek(after) {
+            after = Some(chunk);
+            let data = spool.read(chunk).unwrap().data;
+            if data.ends_with(event.as_bytes()) {
+                spool.begin_work(chunk, *work, *alone);
+            }
+        }
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+    copy(image.path(), dir);
+}
+
+fn open(dir: &Path) -> (Arc<Spool>, Recovered) {
+    let disk = LocalDisk::open(&dir.join("spool")).unwrap();
+    let options = Options {
+        limit: 1_000_000_000,
+        segment_bytes: None,
+    };
+    Spool::open(Arc::new(disk), options).unwrap()
+}
+
+/// What the file says: whether a chunk is being worked on, and how many suspects there are.
+fn told(dir: &Path) -> (bool, usize) {
+    let disk = LocalDisk::look(&dir.join("spool")).unwrap();
+    let survey = survey(&disk, Check::All).unwrap();
+    let (under_way, suspects) = survey.suspected();
+    (under_way.is_some(), suspects.len())
+}
+
+/// An object an event: folders that bear its name.
+const APART: &[(&str, &str)] = &[
+    ("url", "file:///nowhere"),
+    ("compression", "none"),
+    ("object_name_prefix", "${k}"),
+];
+
+#[tokio::test]
+async fn a_suspect_goes_behind_all_others_and_is_acquitted() {
+    let dir = tempfile::tempdir().unwrap();
+    let ends = [("a", Work::Deliver, false)];
+    left_behind(dir.path(), &["a", "b", "c"], &ends).await;
+    assert!(told(dir.path()).0);
+    let store = Store::new(STREAM, MANY);
+    let bench = start(dir.path(), &store, FIREHOSE);
+    assert!(bench.said("an earlier run ended while chunk"));
+    until("all of them", || store.lines().len() == 3).await;
+    until("a rest", || told(dir.path()) == (false, 0)).await;
+    bench.stop().await;
+    let last = store.batches().pop().unwrap().records.pop().unwrap();
+    assert_eq!(last.to_bytes().to_vec(), b"{\"k\":\"a\"}\n");
+    assert_eq!(told(dir.path()), (false, 0));
+}
+
+#[tokio::test]
+async fn a_stop_leaves_no_suspect_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    left_behind(dir.path(), &["a", "b"], &[("a", Work::Deliver, false)]).await;
+    let store = Store::new(STREAM, MANY);
+    let bench = start(dir.path(), &store, FIREHOSE);
+    bench.stop().await;
+    assert_eq!(store.lines(), lines(&["a", "b"]));
+    assert_eq!(told(dir.path()), (false, 0));
+}
+
+#[tokio::test]
+async fn a_chunk_at_which_two_processes_ended_is_set_aside_and_all_others_are_delivered() {
+    for (shape, keys) in [(STREAM, FIREHOSE), (OBJECT, BLOB)] {
+        let dir = tempfile::tempdir().unwrap();
+        let ends = [("b", Work::Deliver, false), ("b", Work::Deliver, true)];
+        left_behind(dir.path(), &["a", "b", "c"], &ends).await;
+        let store = Store::new(shape, MANY);
+        let bench = start(dir.path(), &store, keys);
+        let pipeline = Arc::clone(&bench.pipeline);
+        let lines_said = bench.lines.clone();
+        bench.stop().await;
+        assert_eq!(store.lines(), lines(&["a", "c"]));
+        let said = lines_said.0.lock().unwrap();
+        let said = said.iter().find(|(_, line)| line.contains("set aside"));
+        assert!(matches!(said, Some((Level::Error, _))), "{said:?}");
+        let quarantine = std::fs::read_dir(dir.path().join("spool/quarantine")).unwrap();
+        let kept: Vec<_> = quarantine.map(|file| file.unwrap().path()).collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert!(std::fs::read(&kept[0]).unwrap().ends_with(&chunk(&["b"])));
+        let summary = pipeline.summary();
+        assert!(summary.contains("of 1 of them lie"), "{summary}");
+        drop(pipeline);
+        assert_eq!(open(dir.path()).1.unfinished, 0);
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_had_begun_is_built_without_the_chunk_that_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let bench = start(dir.path(), &store, BLOB);
+    for event in ["a", "b"] {
+        bench.flush(&[event]).await;
+    }
+    bench.pipeline.drain();
+    store.reached(1).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+    let _ = std::fs::remove_file(image.path().join("spool/suspects"));
+    for alone in [false, true] {
+        let (spool, recovered) = open(image.path());
+        assert_eq!(recovered.pending.len(), 1);
+        let (first, _) = spool.peek(None).unwrap();
+        spool.begin_work(first, Work::Rebuild, alone);
+    }
+    let store = Store::new(OBJECT, MANY);
+    start(image.path(), &store, BLOB).stop().await;
+    assert_eq!(store.lines(), lines(&["b"]));
+    let (_, recovered) = open(image.path());
+    assert_eq!((recovered.unfinished, recovered.pending.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_suspect_of_an_object_that_had_begun_is_acquitted_when_that_is_built() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let image = killed_while_an_object_is_put(dir.path(), &store, BLOB, &["a"]).await;
+    let _ = std::fs::remove_file(image.path().join("spool/suspects"));
+    let (spool, _) = open(image.path());
+    let (chunk, _) = spool.peek(None).unwrap();
+    spool.begin_work(chunk, Work::Rebuild, false);
+    drop(spool);
+    let store = Store::new(OBJECT, 0);
+    let bench = start(image.path(), &store, BLOB);
+    store.reached(1).await;
+    // It is not there yet, and so the chunk is in the spool.
+    until("its acquittal", || told(image.path()) == (false, 0)).await;
+    assert!(bench.spool.holds(chunk));
+    bench.feed.abort();
+}
+
+#[tokio::test]
+async fn nothing_is_blamed_while_the_destination_is_waited_for() {
+    for (shape, keys) in [(STREAM, FIREHOSE), (OBJECT, APART)] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(shape, 0);
+        let bench = start(dir.path(), &store, keys);
+        assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
+        let file = dir.path().join("spool/suspects");
+        until("work", || file.exists()).await;
+        until("a rest", || told(dir.path()) == (false, 0)).await;
+        bench.feed.abort();
+    }
+}
+
+#[tokio::test]
+async fn outputs_of_a_process_take_turns_at_their_suspects() {
+    let dir = tempfile::tempdir().unwrap();
+    left_behind(dir.path(), &["a", "b"], &[("b", Work::Deliver, false)]).await;
+    let turn = SUSPECTS_TURN.acquire().await.unwrap();
+    let store = Store::new(STREAM, MANY);
+    let bench = start(dir.path(), &store, FIREHOSE);
+    let began = Instant::now();
+    until("its time", || began.elapsed() > 2 * LIVED).await;
+    until("the other", || store.lines() == lines(&["a"])).await;
+    assert_eq!(told(dir.path()), (false, 1), "it is not begun");
+    drop(turn);
+    bench.stop().await;
+    assert_eq!(store.lines(), lines(&["a", "b"]));
+    assert_eq!(told(dir.path()), (false, 0));
+}
