@@ -1,3 +1,5 @@
+use super::firehose::MAX_STREAM_NAME;
+use super::value::parse_time;
 use super::*;
 
 fn read(keys: &[(&str, &str)]) -> Result<Config, Vec<Problem>> {

@@ -1,0 +1,109 @@
+//! What a value is: sizes, times, secrets, addresses, certificates.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+/// A value that must not reach a log: `Debug` and `Display` show that it is there, not what it is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: impl Into<String>) -> Self {
+        Secret(value.into())
+    }
+
+    /// The value itself, for the one call that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A secret written in the configuration, or kept in a file that may change while we run (`@/path`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    /// Written in the configuration.
+    Value(Secret),
+    /// The file it is read from, again whenever the file changes.
+    File(PathBuf),
+}
+
+pub(super) fn is_full_url(value: &str) -> bool {
+    let rest = value
+        .strip_prefix("https://")
+        .or_else(|| value.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty()) && value.parse::<hyper::Uri>().is_ok()
+}
+
+/// An address for a message. People write passwords before the `@` and signatures behind the `?`.
+pub(crate) fn without_secrets(url: &str) -> String {
+    let shown = url.split('?').next().unwrap_or_default();
+    match shown.rsplit_once('@') {
+        Some((_, host)) => format!("***@{host}"),
+        None => shown.to_owned(),
+    }
+}
+
+/// An endpoint for the log.
+pub(super) fn at(endpoint: &Option<String>) -> String {
+    match endpoint {
+        Some(endpoint) => format!(" at {}", without_secrets(endpoint)),
+        None => String::new(),
+    }
+}
+
+/// Checks PEM certificates of a private CA, and says what is wrong with them. The AWS client panics on
+/// what does not pass.
+pub fn check_ca(pem: &[u8]) -> Result<(), String> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| format!("is not PEM: {error:?}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("holds a certificate that cannot be used: {error}"))?;
+    }
+    if roots.is_empty() {
+        return Err("holds no certificate: give PEM, -----BEGIN CERTIFICATE-----".into());
+    }
+    Ok(())
+}
+
+/// `4M`, `500K`, `1GB`, `1.5M` or plain bytes, as the host reads them: K is 1,000.
+pub(crate) fn parse_size(value: &str) -> Option<usize> {
+    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match value[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 1.0,
+        "K" | "KB" => 1e3,
+        "M" | "MB" => 1e6,
+        "G" | "GB" => 1e9,
+        _ => return None,
+    };
+    let number: f64 = digits.parse().ok()?;
+    let bytes = number * unit;
+    (0.0..1e15).contains(&bytes).then_some(bytes as usize)
+}
+
+/// `30`, `500ms`, `30s`, `5m`, `1h` or `1d`.
+pub(super) fn parse_time(value: &str) -> Option<Duration> {
+    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let millis = match value[digits.len()..].to_ascii_lowercase().as_str() {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    let number = digits.parse::<u64>().ok()?;
+    Some(Duration::from_millis(number.checked_mul(millis)?))
+}
