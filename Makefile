@@ -160,6 +160,10 @@ test-c: cargo-present ## Run the C host alone, under the address and undefined-b
 	cargo test --workspace --locked --no-run
 	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
 
+.PHONY: docs
+docs: cargo-present ## Write docs/configuration.md anew from src/config/keys.rs
+	FERRY_WRITE_DOCS=1 cargo test --workspace --locked --test ferry -- configuration::the_reference
+
 .PHONY: header
 header: cargo-present ## Write include/ferry.h anew from src/ffi
 	FERRY_WRITE_HEADER=1 cargo test --workspace --locked --test ferry -- header::

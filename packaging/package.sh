@@ -65,7 +65,7 @@ done
 FERRY_GLIBC=${FERRY_GLIBC:-2.28} "$here/glibc.sh" "$work"/bin/*
 
 # What is tracked, so that nothing that lies about gets in.
-documents=(README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example)
+documents=(README.md docs/configuration.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example)
 mapfile -t examples < <(git ls-files examples dashboards 2>/dev/null || find examples dashboards -type f)
 
 say "the tarball"
@@ -95,7 +95,7 @@ if command -v dpkg-deb >/dev/null; then
     put 0755 "$work/bin/ferry-check" "$deb/usr/bin/ferry-check"
     put 0755 "$work/bin/ferry-spool" "$deb/usr/bin/ferry-spool"
     put 0644 include/ferry.h "$deb/usr/include/ferry.h"
-    for file in README.md ARCHITECTURE.md SECURITY.md fluent-bit.conf.example "${examples[@]}"; do
+    for file in README.md docs/configuration.md ARCHITECTURE.md SECURITY.md fluent-bit.conf.example "${examples[@]}"; do
         put 0644 "$file" "$doc/$file"
     done
     [ -z "${SBOM:-}" ] || put 0644 "$SBOM" "$doc/ferry.cdx.json"

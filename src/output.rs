@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout_at};
 
 #[cfg(feature = "firehose")]
 use crate::compress::Compression;
+use crate::config::keys::{self, IdleKey};
 use crate::config::{Config, Destination, Problem, Properties};
 use crate::delivery::Pipeline;
 use crate::delivery::dead_letter::DeadLetters;
@@ -94,14 +95,18 @@ impl Instance {
         page: Option<Arc<dyn MetricsPage>>,
         asked: AskedToEnd,
     ) -> Option<Instance> {
+        let idle = keys::idle_keys(properties);
         let config = match Config::read(properties) {
             Ok(config) => config,
             Err(problems) => {
-                refuse(&Log::new(output, "ferry"), &problems);
+                let log = Log::new(output, "ferry");
+                warn_of_idle_keys(&log, &idle);
+                refuse(&log, &problems);
                 return None;
             }
         };
         let log = Arc::new(Log::new(output, &format!("ferry:{}", config.instance)));
+        warn_of_idle_keys(&log, &idle);
         match Self::start_with(config, &log, page, asked) {
             Ok(instance) => Some(instance),
             Err(problem) => {
@@ -120,7 +125,7 @@ impl Instance {
         let spool = open_spool(&config)?;
         let letters = DeadLetters::open(&config.dead_letter_dir, config.dead_letter_limit)
             .map_err(|error| Problem {
-                key: "dead_letter_dir",
+                key: keys::DEAD_LETTER_DIR.name,
                 message: format!(
                     "'{}' cannot be written: {error}; name a folder that this user may write",
                     config.dead_letter_dir.display()
@@ -134,7 +139,7 @@ impl Instance {
             .enable_all()
             .build()
             .map_err(|error| Problem {
-                key: "instance",
+                key: keys::INSTANCE.name,
                 message: format!("no threads could be started: {error}"),
             })?;
         let sink = runtime.block_on(sink(&config, log))?;
@@ -313,7 +318,7 @@ fn listen(config: &Config) -> Result<Option<TcpListener>, Problem> {
     };
     endpoint::bind(address).map(Some).map_err(|error| {
         Problem::new(
-            "metrics_listen",
+            keys::METRICS_LISTEN.name,
             format!(
                 "'{address}' cannot be listened at: {error}; give each output an address of its own that no other \
                  program has, or remove it"
@@ -363,7 +368,7 @@ fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Proble
                  holds a spool already, naming another folder leaves what was accepted there undelivered"
             )
         };
-        Problem::new("spool_dir", message)
+        Problem::new(keys::SPOOL_DIR.name, message)
     };
     let disk = LocalDisk::open(&place.dir).map_err(problem)?;
     let options = spool::Options {
@@ -393,6 +398,12 @@ fn sender(config: &Config, output: Option<&str>, log: &Log) -> Option<Sender> {
     Some(sender)
 }
 
+fn warn_of_idle_keys(log: &Log, idle: &[IdleKey]) {
+    for key in idle {
+        log.say(Level::Warn, &format!("configuration: {}", key.message));
+    }
+}
+
 fn refuse(log: &Log, problems: &[Problem]) {
     for problem in problems {
         log.say(Level::Error, &format!("configuration: {problem}"));
@@ -403,7 +414,7 @@ async fn sink(config: &Config, log: &Arc<Log>) -> Result<Arc<dyn Sink>, Problem>
     match &config.destination {
         #[cfg(not(feature = "firehose"))]
         Destination::Firehose(_) => Err(Problem::new(
-            "delivery_stream",
+            keys::DELIVERY_STREAM.name,
             "Firehose is not in this build of Ferry, which was made without its feature firehose",
         )),
         #[cfg(feature = "firehose")]
@@ -411,7 +422,7 @@ async fn sink(config: &Config, log: &Arc<Log>) -> Result<Arc<dyn Sink>, Problem>
             let aws = aws::load(&firehose.aws, firehose.ca_pem.as_deref())
                 .await
                 .map_err(|message| Problem {
-                    key: "region",
+                    key: keys::REGION.name,
                     message,
                 })?;
             Ok(Arc::new(FirehoseSink::new(

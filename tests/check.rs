@@ -922,7 +922,7 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
         "FAIL logs configuration: PLACE:6: delivery_stream: 'app logs' is no name of a stream",
         "FAIL logs configuration: PLACE:7: memory_limit: 'lots' is not a size",
         "FAIL logs configuration: PLACE:8: role_arn: 'nobody' is no ARN",
-        "warn ferry.1 keys: PLACE:16: agregation is not known, and passed over; remedy: did you mean aggregation?",
+        "warn ferry.1 keys: PLACE:16: agregation is not known and does nothing; remedy: did you mean aggregation?",
         "warn ferry.1 keys: PLACE:17: tls is Fluent Bit's own and does not reach Ferry",
         "warn ferry.1 keys: PLACE:19: tag_key is set twice",
         "warn ferry.1 keys: variable ${FERRY_NOT_SET} is used but not set",

@@ -7,6 +7,7 @@ mod bad_input;
 mod blob_stores;
 mod captured_chunks;
 mod check;
+mod configuration;
 mod crash;
 mod dashboards;
 mod end_to_end;

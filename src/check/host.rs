@@ -1,7 +1,6 @@
 //! Fluent Bit's side: its configuration file as far as it concerns `ferry`, and its own settings that lose
 //! data or time when they are wrong.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use std::path::{Path, PathBuf};
 use fluent_bit_config::{Document, Format, Place, Section, beside};
 
 use super::Report;
-use crate::config::{Config, Problem, Properties};
+use crate::config::{Config, Properties, keys};
 
 /// What a file says.
 #[derive(Debug)]
@@ -137,57 +136,8 @@ fn libraries_of(document: &Document) -> Vec<Key> {
         .collect()
 }
 
-/// Remembers which keys are asked for.
-struct Listening<'p> {
-    properties: &'p dyn Properties,
-    asked: RefCell<BTreeSet<String>>,
-}
-
-impl Properties for Listening<'_> {
-    fn get(&self, key: &str) -> Option<String> {
-        self.asked.borrow_mut().insert(key.to_owned());
-        self.properties.get(key)
-    }
-}
-
-/// The output as the plugin reads it, and the keys that it asked for.
-fn read_keys(properties: &dyn Properties) -> (Result<Config, Vec<Problem>>, BTreeSet<String>) {
-    let listening = Listening {
-        properties,
-        asked: RefCell::default(),
-    };
-    let config = Config::read(&listening);
-    (config, listening.asked.into_inner())
-}
-
-/// Every key that the plugin knows: it asks for all of them, whatever the destination.
-fn known_keys() -> BTreeSet<String> {
-    read_keys(&|key: &str| (key == "delivery_stream").then(|| "x".to_owned())).1
-}
-
-/// Keys that the host acts upon for any output.
-const HOST_KEYS: &[&str] = &[
-    "match",
-    "match_regex",
-    "alias",
-    "log_level",
-    "log_suppress_interval",
-    "retry_limit",
-    "workers",
-    "storage.total_limit_size",
-];
-
-/// Keys that the host takes for itself, for a connection that it never makes here.
-fn is_hosts_connection(key: &str) -> bool {
-    ["host", "port", "ipv6", "tls"].contains(&key)
-        || ["tls.", "net.", "oauth2"]
-            .iter()
-            .any(|group| key.starts_with(group))
-}
-
 /// Says which keys do nothing. The host takes any key for a proxy output, mistyped ones too.
 pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut Report<'_>) {
-    let known = known_keys();
     let mut seen = BTreeSet::new();
     let mut sound = true;
     for key in &output.keys {
@@ -199,29 +149,32 @@ pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut 
                 format!("{place}: {name} is set twice; the first one counts"),
                 "remove one".to_owned(),
             )
-        } else if again || known.contains(&name) || HOST_KEYS.contains(&name.as_str()) {
+        } else if again || keys::find(&name).is_some() {
             // What a known key cannot do for this destination the configuration itself refuses.
             continue;
-        } else if is_hosts_connection(&name) {
-            let remedy = match name.as_str() {
-                "tls.ca_file" => "use tls_ca_file",
-                "host" | "port" => "use endpoint, a full URL",
-                _ => "remove it; Ferry checks certificates and reads HTTPS_PROXY by itself",
+        } else if let Some(host) = keys::find_host(&name) {
+            let Some(instead) = host.instead else {
+                continue;
             };
             (
                 format!("{place}: {name} is Fluent Bit's own and does not reach Ferry"),
-                remedy.to_owned(),
+                instead.to_owned(),
+            )
+        } else if let Some(foreign) = keys::find_foreign(&name) {
+            (
+                format!(
+                    "{place}: {name} is a key of {} and does nothing here",
+                    foreign.plugin
+                ),
+                format!("remove it; {}", foreign.why),
             )
         } else {
-            let near = known
-                .iter()
-                .map(|other| (strsim::damerau_levenshtein(&name, other), other));
-            let remedy = match near.min() {
-                Some((distance, other)) if distance <= 2 => format!("did you mean {other}?"),
-                _ => "remove it; every key stands in the README".to_owned(),
+            let remedy = match keys::nearest(&name) {
+                Some(other) => format!("did you mean {other}?"),
+                None => "remove it; docs/configuration.md lists every key".to_owned(),
             };
             (
-                format!("{place}: {name} is not known, and passed over"),
+                format!("{place}: {name} is not known and does nothing"),
                 remedy,
             )
         };
@@ -386,34 +339,5 @@ impl Configuration {
     fn service_flag(&self, name: &str) -> bool {
         let value = self.service(name).unwrap_or_default().to_lowercase();
         ["on", "true", "yes"].contains(&value.as_str())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_key_is_acted_on_or_refused_whatever_the_destination() {
-        let destinations: [&[_]; 7] = [
-            &[("delivery_stream", "x")],
-            &[("delivery_stream", "x"), ("spool", "on")],
-            &[("url", "s3://x")],
-            &[("url", "gs://x"), ("spool", "off")],
-            &[("url", "file:///x")],
-            &[("container_name", "logs"), ("emulator_mode", "on")],
-            &[
-                ("url", "az://logs/x"),
-                ("connection_string", "UseDevelopmentStorage=true"),
-            ],
-        ];
-        for keys in destinations {
-            let (config, asked) = read_keys(&|key: &str| {
-                let found = keys.iter().find(|(name, _)| *name == key);
-                found.map(|(_, value): &(&str, &str)| (*value).to_owned())
-            });
-            assert!(config.is_ok(), "{config:?}");
-            assert_eq!(asked, known_keys(), "{keys:?}");
-        }
     }
 }

@@ -9,7 +9,8 @@ use std::path::Path;
 use fluent_bit_config::Format;
 
 use super::host::{self, Configuration, Key, Output};
-use crate::config::{Config, MEMORY_LIMIT, Properties, open_objects, parse_size};
+use crate::config::keys::{self, Key as Known};
+use crate::config::{Config, MEMORY_LIMIT_BYTES, Properties, open_objects, parse_size};
 
 /// A configuration for `ferry`.
 #[derive(Debug)]
@@ -74,6 +75,7 @@ fn head(configuration: &Configuration, path: &Path) -> String {
 
 /// One key of the new output.
 struct Line {
+    /// As its documentation writes it; in YAML all are in lower case.
     key: &'static str,
     /// What is printed.
     raw: String,
@@ -153,9 +155,16 @@ impl<'o> Draft<'o> {
         }
     }
 
-    fn keep(&mut self, keys: &[&'static str]) {
+    fn keep(&mut self, keys: &[&'static Known]) {
         for key in keys {
-            self.carry(key, key, str::to_owned);
+            self.carry(key.name, key.name, str::to_owned);
+        }
+    }
+
+    /// Carries over what has another name here, of which the old one is an alias.
+    fn rename(&mut self, old: &str, change: impl Fn(&str) -> String) {
+        if let Some(key) = keys::find(old) {
+            self.carry(old, key.name, change);
         }
     }
 
@@ -167,6 +176,20 @@ impl<'o> Draft<'o> {
     fn leave(&mut self, key: &str, why: &str) {
         if self.take(key).is_some() {
             self.note(format!("{key} has no counterpart: {why}"));
+        }
+    }
+
+    /// Names the keys of `plugin` that have no counterpart, and those that are refused.
+    fn leave_foreign(&mut self, plugin: &str) {
+        let foreign = keys::FOREIGN.iter().filter(|key| key.plugin == plugin);
+        let foreign = foreign.map(|key| (key.name, key.why));
+        let refused = keys::ALL
+            .iter()
+            .filter_map(|key| Some((key.name, key.instead?)));
+        for (key, why) in foreign.chain(refused) {
+            if !self.used.contains(key) {
+                self.leave(key, why);
+            }
         }
     }
 
@@ -196,23 +219,19 @@ impl<'o> Draft<'o> {
 
     /// The host's own keys.
     fn hosts(&mut self, direct: bool) {
-        for key in [
-            "match",
-            "match_regex",
-            "alias",
-            "log_level",
-            "log_suppress_interval",
-            "storage.total_limit_size",
-        ] {
-            self.carry(key, key, str::to_owned);
+        // Those have a meaning that depends on the mode: see below.
+        const JUDGED: [&str; 2] = ["Retry_Limit", "Workers"];
+        let acting = keys::HOST.iter().filter(|key| key.instead.is_none());
+        for key in acting.filter(|key| !JUDGED.contains(&key.name)) {
+            self.carry(&key.name.to_lowercase(), key.name, str::to_owned);
         }
         let limit = self.take("retry_limit").and_then(|key| key.value.clone());
         let unlimited =
             |limit: &str| ["no_limits", "false", "off"].contains(&limit.to_lowercase().as_str());
         match limit {
-            Some(limit) if unlimited(&limit) => self.add("retry_limit", "no_limits", "no_limits"),
+            Some(limit) if unlimited(&limit) => self.add("Retry_Limit", "no_limits", "no_limits"),
             limit => self.add_with(
-                "retry_limit",
+                "Retry_Limit",
                 "no_limits",
                 format!(
                     "was {}, after which Fluent Bit drops the chunk",
@@ -225,9 +244,9 @@ impl<'o> Draft<'o> {
             .map(|key| key.raw.clone())
             .filter(|workers| workers != "0");
         match (workers, direct) {
-            (Some(workers), true) => self.add("workers", &workers, &workers),
+            (Some(workers), true) => self.add("Workers", &workers, &workers),
             (None, true) => self.add_with(
-                "workers",
+                "Workers",
                 "2",
                 "for a proxy output Fluent Bit has no default; without Workers each flush stops it",
             ),
@@ -248,12 +267,8 @@ impl<'o> Draft<'o> {
             .map(|key| key.name.to_lowercase())
             .collect();
         for key in keys {
-            let hosts = ["tls.", "net.", "oauth2"]
-                .iter()
-                .any(|group| key.starts_with(group));
-            if (hosts || ["ipv6", "host", "port"].contains(&key.as_str()))
-                && !self.used.contains(&key)
-            {
+            let idle = keys::find_host(&key).is_some_and(|key| key.instead.is_some());
+            if idle && !self.used.contains(&key) {
                 self.leave(
                     &key,
                     "it concerns Fluent Bit's own connections, and Ferry makes its own",
@@ -313,26 +328,13 @@ impl<'o> Draft<'o> {
                 "  "
             };
             if let Some(comment) = comment {
-                line(format!("{inner}# {key}: {comment}"));
+                line(format!("{inner}# {}: {comment}", key.to_lowercase()));
             }
             line(match format {
-                Format::Classic => format!("{inner}{} {raw}", classic_name(key)),
-                Format::Yaml => format!("{inner}{key}: {}", yaml_scalar(raw)),
+                Format::Classic => format!("{inner}{} {raw}", key),
+                Format::Yaml => format!("{inner}{}: {}", key.to_lowercase(), yaml_scalar(raw)),
             });
         }
-    }
-}
-
-/// The host's own keys as its documentation writes them.
-fn classic_name(key: &str) -> &str {
-    match key {
-        "match" => "Match",
-        "match_regex" => "Match_Regex",
-        "alias" => "Alias",
-        "log_level" => "Log_Level",
-        "retry_limit" => "Retry_Limit",
-        "workers" => "Workers",
-        other => other,
     }
 }
 
@@ -364,11 +366,11 @@ fn firehose(draft: &mut Draft<'_>, go: bool) {
     };
     draft.hosts(true);
     draft.keep(&[
-        "delivery_stream",
-        "region",
-        "profile",
-        "role_arn",
-        "external_id",
+        &keys::DELIVERY_STREAM,
+        &keys::REGION,
+        &keys::PROFILE,
+        &keys::ROLE_ARN,
+        &keys::EXTERNAL_ID,
     ]);
 
     draft.carry("endpoint", "endpoint", |text| {
@@ -380,7 +382,12 @@ fn firehose(draft: &mut Draft<'_>, go: bool) {
     });
     draft.carry("sts_endpoint", "sts_endpoint", full_url);
 
-    draft.keep(&["log_key", "data_keys", "replace_dots", "time_key"]);
+    draft.keep(&[
+        &keys::LOG_KEY,
+        &keys::DATA_KEYS,
+        &keys::REPLACE_DOTS,
+        &keys::TIME_KEY,
+    ]);
     let has_time = draft.get("time_key").is_some();
     match draft.take("time_key_format") {
         Some(_) if !has_time => draft.note("time_key_format is left out: without time_key it did nothing"),
@@ -396,7 +403,7 @@ fn firehose(draft: &mut Draft<'_>, go: bool) {
         None => {}
     }
 
-    draft.keep(&["simple_aggregation"]);
+    draft.carry("simple_aggregation", "simple_aggregation", str::to_owned);
     if draft.get("simple_aggregation").is_none() {
         draft.note(
             "aggregation differs: lines were sent one by one; Ferry joins them where the stream can read that, which costs less. Write aggregation off for the old way",
@@ -416,69 +423,22 @@ fn firehose(draft: &mut Draft<'_>, go: bool) {
         );
     }
     draft.note("retries differ: of a request that failed in part only the failed records go again");
-    draft.leave(
-        "experimental_concurrency",
-        "requests in flight adapt by themselves; see concurrency",
-    );
-    draft.leave("experimental_concurrency_retries", "nothing is given up");
-    draft.leave("http_request_timeout", "a request has 20 s");
+    draft.leave_foreign("firehose");
 }
 
-/// Keys of `azure_blob` that nothing here corresponds to.
-const AZURE_ONLY: &[(&str, &str)] = &[
-    ("database_file", "no files are tracked"),
-    ("part_size", "an object is put in one piece"),
-    ("file_delivery_attempt_limit", "nothing is given up"),
-    ("part_delivery_attempt_limit", "nothing is given up"),
-    (
-        "upload_parts_timeout",
-        "a request's time follows from its size",
-    ),
-    ("upload_part_freshness_limit", "there are no parts"),
-    (
-        "configuration_endpoint_url",
-        "settings are not fetched; write them here",
-    ),
-    (
-        "configuration_endpoint_username",
-        "settings are not fetched",
-    ),
-    (
-        "configuration_endpoint_password",
-        "settings are not fetched",
-    ),
-    (
-        "configuration_endpoint_bearer_token",
-        "settings are not fetched",
-    ),
-    ("azure_blob_buffer_key", "the spool needs no keys"),
-    (
-        "buffer_file_delete_early",
-        "the spool keeps what is not acknowledged",
-    ),
-    ("blob_uri_length", "names have a fixed length"),
-    (
-        "unify_tag",
-        "objects are sorted by path; write a path without $TAG to mix tags",
-    ),
-    ("scheduler_max_retries", "nothing is given up"),
-    ("delete_on_max_upload_error", "nothing is deleted"),
-    ("io_timeout", "a request's time follows from its size"),
-];
-
 /// The largest object beside the default of `memory_limit`.
-const LARGEST_OBJECT: usize = open_objects(MEMORY_LIMIT);
+const LARGEST_OBJECT: usize = open_objects(MEMORY_LIMIT_BYTES);
 
 /// `azure_blob`, in C.
 fn azure_blob(draft: &mut Draft<'_>) {
     let tls = draft.flag("tls").unwrap_or(false);
     draft.hosts(false);
     draft.keep(&[
-        "account_name",
-        "container_name",
-        "auto_create_container",
-        "emulator_mode",
-        "auth_type",
+        &keys::ACCOUNT_NAME,
+        &keys::CONTAINER_NAME,
+        &keys::AUTO_CREATE_CONTAINER,
+        &keys::EMULATOR_MODE,
+        &keys::AUTH_TYPE,
     ]);
     draft.secret("shared_key");
     draft.secret("sas_token");
@@ -553,14 +513,14 @@ fn azure_blob(draft: &mut Draft<'_>) {
     }
     draft.add("spool", "on", "on");
     if buffered {
-        draft.carry("buffer_dir", "spool_dir", |text| {
+        draft.rename("buffer_dir", |text| {
             format!("{}/ferry", text.trim_end_matches('/'))
         });
         if draft.get("spool_dir").is_some() {
             draft.note("spool_dir is a folder below the old buffer_dir: what azure_blob left there is not read; let it deliver that before you change over");
         }
-        draft.carry("upload_timeout", "blob_max_age", str::to_owned);
-        draft.carry("store_dir_limit_size", "spool_limit", str::to_owned);
+        draft.rename("upload_timeout", str::to_owned);
+        draft.rename("store_dir_limit_size", str::to_owned);
         let size = draft
             .take("upload_file_size")
             .and_then(|key| key.value.clone());
@@ -585,9 +545,7 @@ fn azure_blob(draft: &mut Draft<'_>) {
             draft.leave(key, "without buffering_enabled it did nothing; see spool_dir, blob_max_age, spool_limit and blob_max_size");
         }
     }
-    for (key, why) in AZURE_ONLY {
-        draft.leave(key, why);
-    }
+    draft.leave_foreign("azure_blob");
     draft.note("retries differ: nothing is given up, and an object goes again under the same name");
 }
 

@@ -1,7 +1,8 @@
 //! What is told of AWS, for Firehose and for `s3://` alike.
 
+use super::keys;
 use super::reader::Reader;
-use super::value::at;
+use super::value::{at, shown};
 
 /// How to reach AWS, for Firehose and for `s3://` alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,15 +21,6 @@ pub struct Aws {
     pub external_id: Option<String>,
 }
 
-/// Keys that say something of AWS alone.
-pub(super) const AWS_KEYS: &[&str] = &[
-    "region",
-    "sts_endpoint",
-    "profile",
-    "role_arn",
-    "external_id",
-];
-
 impl Aws {
     /// Where that is, for the log.
     pub(super) fn place(&self) -> String {
@@ -43,23 +35,29 @@ impl Aws {
 impl Reader<'_> {
     pub(super) fn aws(&mut self) -> Aws {
         let aws = Aws {
-            region: self.text("region"),
-            endpoint: self.url("endpoint"),
-            sts_endpoint: self.url("sts_endpoint"),
-            profile: self.text("profile"),
-            role_arn: self.text("role_arn"),
-            external_id: self.text("external_id"),
+            region: self.text(&keys::REGION),
+            endpoint: self.url(&keys::ENDPOINT),
+            sts_endpoint: self.url(&keys::STS_ENDPOINT),
+            profile: self.text(&keys::PROFILE),
+            role_arn: self.text(&keys::ROLE_ARN),
+            external_id: self.text(&keys::EXTERNAL_ID),
         };
         if let Some(role) = &aws.role_arn
             && !role.starts_with("arn:")
         {
             self.problem(
-                "role_arn",
-                format!("'{role}' is no ARN; write arn:aws:iam::ACCOUNT:role/NAME"),
+                &keys::ROLE_ARN,
+                format!(
+                    "{} is no ARN; write arn:aws:iam::ACCOUNT:role/NAME",
+                    shown(role)
+                ),
             );
         }
         if aws.external_id.is_some() && aws.role_arn.is_none() {
-            self.problem("external_id", "needs role_arn, the role that asks for it");
+            self.problem(
+                &keys::EXTERNAL_ID,
+                "needs role_arn, the role that asks for it",
+            );
         }
         aws
     }

@@ -4,8 +4,8 @@ use std::fs;
 
 use super::connection_string::ConnectionString;
 use super::reader::Reader;
-use super::value::is_full_url;
-use super::{Secret, SecretSource};
+use super::value::{is_full_url, shown};
+use super::{Secret, SecretSource, keys};
 
 /// How to reach Azure Blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,27 +82,15 @@ impl AzureAuth {
     }
 }
 
-/// Keys that say something of Azure alone.
-pub(super) const AZURE_KEYS: &[&str] = &[
-    "account_name",
-    "container_name",
-    "auth_type",
-    "shared_key",
-    "sas_token",
-    "connection_string",
-    "tenant_id",
-    "client_id",
-    "client_secret",
-    "emulator_mode",
-    "auto_create_container",
-];
-
 impl Reader<'_> {
     pub(super) fn azure(&mut self, container: String) -> Option<Azure> {
         if !is_container_name(&container) {
             self.problem(
-                "container_name",
-                format!("'{container}' is no name of a container: 3 to 63 lowercase letters, digits and single hyphens"),
+                &keys::CONTAINER_NAME,
+                format!(
+                    "{} is no name of a container: 3 to 63 lowercase letters, digits and single hyphens",
+                    shown(&container)
+                ),
             );
         }
         let auth = self.azure_auth();
@@ -110,7 +98,7 @@ impl Reader<'_> {
             AuthType::ConnectionString => self.azure_by_connection_string(),
             _ => self.azure_by_keys(auth),
         };
-        let auto_create_container = self.flag("auto_create_container").unwrap_or(true);
+        let auto_create_container = self.flag(&keys::AUTO_CREATE_CONTAINER) == Some(true);
         let (account, auth, endpoint, emulator) = place?;
         Some(Azure {
             account,
@@ -127,36 +115,27 @@ impl Reader<'_> {
         use AuthType::{
             ClientSecret, ConnectionString, Key, ManagedIdentity, Sas, WorkloadIdentity,
         };
-        let all = [
-            Key,
-            Sas,
-            ConnectionString,
-            ManagedIdentity,
-            WorkloadIdentity,
-            ClientSecret,
-        ];
-        let chosen = self.choice("auth_type", &all.map(|auth| (auth.name(), auth)));
-        let set = |key: &str| self.properties.get(key).is_some();
-        let inferred = match set("connection_string") {
+        let chosen = self.choice(&keys::AUTH_TYPE);
+        let inferred = match self.is_set(&keys::CONNECTION_STRING) {
             true => ConnectionString,
             false => Key,
         };
         let auth = chosen.unwrap_or(inferred);
         // Keys, and the ways that they belong to. azure_blob takes a key and a signature side by side.
-        let owners: [(&'static str, &[AuthType]); 6] = [
-            ("shared_key", &[Key, Sas]),
-            ("sas_token", &[Key, Sas]),
-            ("connection_string", &[ConnectionString]),
-            ("tenant_id", &[WorkloadIdentity, ClientSecret]),
+        let owners: [(&'static keys::Key, &[AuthType]); 6] = [
+            (&keys::SHARED_KEY, &[Key, Sas]),
+            (&keys::SAS_TOKEN, &[Key, Sas]),
+            (&keys::CONNECTION_STRING, &[ConnectionString]),
+            (&keys::TENANT_ID, &[WorkloadIdentity, ClientSecret]),
             (
-                "client_id",
+                &keys::CLIENT_ID,
                 &[ManagedIdentity, WorkloadIdentity, ClientSecret],
             ),
-            ("client_secret", &[ClientSecret]),
+            (&keys::CLIENT_SECRET, &[ClientSecret]),
         ];
         let idle: Vec<_> = owners
             .into_iter()
-            .filter(|(key, ways)| set(key) && !ways.contains(&auth))
+            .filter(|(key, ways)| self.is_set(key) && !ways.contains(&auth))
             .collect();
         for (key, ways) in idle {
             let ways: Vec<_> = ways.iter().map(|way| way.name()).collect();
@@ -173,60 +152,63 @@ impl Reader<'_> {
     }
 
     fn azure_by_keys(&mut self, auth: AuthType) -> Option<AzurePlace> {
-        let emulator = self.flag("emulator_mode").unwrap_or(false);
-        let account = match self.text("account_name") {
+        let emulator = self.flag(&keys::EMULATOR_MODE) == Some(true);
+        let account = match self.text(&keys::ACCOUNT_NAME) {
             Some(account) => Some(account),
             None if emulator => Some(EMULATOR_ACCOUNT.to_owned()),
             None => {
-                self.problem("account_name", "is missing: name the storage account");
+                self.problem(&keys::ACCOUNT_NAME, "is missing: name the storage account");
                 None
             }
         };
         let auth = match auth {
             AuthType::Sas => self
-                .needed_secret("sas_token", "auth_type sas")
+                .needed_secret(&keys::SAS_TOKEN, "auth_type sas")
                 .map(AzureAuth::Sas),
             AuthType::ManagedIdentity => Some(AzureAuth::ManagedIdentity {
-                client_id: self.text("client_id"),
+                client_id: self.text(&keys::CLIENT_ID),
             }),
             AuthType::WorkloadIdentity => Some(AzureAuth::WorkloadIdentity {
                 tenant_id: self.tenant(),
-                client_id: self.text("client_id"),
+                client_id: self.text(&keys::CLIENT_ID),
             }),
             AuthType::ClientSecret => {
                 let tenant_id = self.tenant();
-                let client_id = self.text("client_id");
+                let client_id = self.text(&keys::CLIENT_ID);
                 for (key, what) in [
-                    ("tenant_id", "the directory (tenant) ID of the application"),
-                    ("client_id", "the application (client) ID"),
+                    (
+                        &keys::TENANT_ID,
+                        "the directory (tenant) ID of the application",
+                    ),
+                    (&keys::CLIENT_ID, "the application (client) ID"),
                 ] {
-                    if self.properties.get(key).is_none() {
+                    if !self.is_set(key) {
                         self.problem(
                             key,
                             format!("is missing: auth_type client_secret needs it, {what}"),
                         );
                     }
                 }
-                let secret = self.needed_secret("client_secret", "auth_type client_secret");
+                let secret = self.needed_secret(&keys::CLIENT_SECRET, "auth_type client_secret");
                 Some(AzureAuth::ClientSecret {
                     tenant_id: tenant_id?,
                     client_id: client_id?,
                     secret: secret?,
                 })
             }
-            _ if emulator && self.properties.get("shared_key").is_none() => Some(
-                AzureAuth::SharedKey(SecretSource::Value(Secret::new(EMULATOR_KEY))),
-            ),
+            _ if emulator && !self.is_set(&keys::SHARED_KEY) => Some(AzureAuth::SharedKey(
+                SecretSource::Value(Secret::new(EMULATOR_KEY)),
+            )),
             _ => self
-                .needed_secret("shared_key", "auth_type key")
+                .needed_secret(&keys::SHARED_KEY, "auth_type key")
                 .map(AzureAuth::SharedKey),
         };
-        let endpoint = self.url("endpoint");
+        let endpoint = self.url(&keys::ENDPOINT);
         Some((account?, auth?, endpoint, emulator))
     }
 
     fn azure_by_connection_string(&mut self) -> Option<AzurePlace> {
-        const KEY: &str = "connection_string";
+        const KEY: &keys::Key<keys::SecretText> = &keys::CONNECTION_STRING;
         let source = self.needed_secret(KEY, "auth_type connection_string")?;
         let (what, parsed) = match &source {
             SecretSource::Value(text) => (
@@ -249,8 +231,9 @@ impl Reader<'_> {
                 return None;
             }
         };
-        for key in ["endpoint", "emulator_mode"] {
-            if self.properties.get(key).is_some() {
+        let elsewhere: [&'static keys::Key; 2] = [&keys::ENDPOINT, &keys::EMULATOR_MODE];
+        for key in elsewhere {
+            if self.is_set(key) {
                 self.problem(
                     key,
                     "does nothing beside connection_string, which says where the service is: remove it",
@@ -267,18 +250,21 @@ impl Reader<'_> {
                 ),
             );
         }
-        let named = self.text("account_name");
+        let named = self.text(&keys::ACCOUNT_NAME);
         if let (Some(named), Some(account)) = (&named, &parsed.account)
             && named != account
         {
             self.problem(
-                "account_name",
-                format!("'{named}', but connection_string says '{account}': keep one of them"),
+                &keys::ACCOUNT_NAME,
+                format!(
+                    "{}, but connection_string says '{account}': keep one of them",
+                    shown(named)
+                ),
             );
         }
         let Some(account) = parsed.account.or(named) else {
             self.problem(
-                "account_name",
+                &keys::ACCOUNT_NAME,
                 "is missing: connection_string does not say it",
             );
             return None;
@@ -289,9 +275,9 @@ impl Reader<'_> {
 
     /// A tenant's id or domain; it becomes part of an address.
     fn tenant(&mut self) -> Option<String> {
-        let tenant = self.text("tenant_id")?;
+        let tenant = self.text(&keys::TENANT_ID)?;
         if !is_tenant(&tenant) {
-            self.problem("tenant_id", format!("'{tenant}' {NO_TENANT}"));
+            self.problem(&keys::TENANT_ID, format!("{} {NO_TENANT}", shown(&tenant)));
             return None;
         }
         Some(tenant)
@@ -300,7 +286,7 @@ impl Reader<'_> {
 
 /// The values of `auth_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AuthType {
+pub(crate) enum AuthType {
     Key,
     Sas,
     ConnectionString,
@@ -310,15 +296,20 @@ enum AuthType {
 }
 
 impl AuthType {
+    pub(super) const WORDS: [(&str, AuthType); 6] = [
+        ("key", AuthType::Key),
+        ("sas", AuthType::Sas),
+        ("connection_string", AuthType::ConnectionString),
+        ("managed_identity", AuthType::ManagedIdentity),
+        ("workload_identity", AuthType::WorkloadIdentity),
+        ("client_secret", AuthType::ClientSecret),
+    ];
+
     fn name(self) -> &'static str {
-        match self {
-            AuthType::Key => "key",
-            AuthType::Sas => "sas",
-            AuthType::ConnectionString => "connection_string",
-            AuthType::ManagedIdentity => "managed_identity",
-            AuthType::WorkloadIdentity => "workload_identity",
-            AuthType::ClientSecret => "client_secret",
-        }
+        let mut words = AuthType::WORDS.iter();
+        words
+            .find(|(_, auth)| *auth == self)
+            .map_or("", |(word, _)| word)
     }
 }
 

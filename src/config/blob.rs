@@ -3,11 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::aws::AWS_KEYS;
-use super::azure::AZURE_KEYS;
 use super::reader::Reader;
-use super::value::without_secrets;
-use super::{Aws, Azure, Destination, ObjectBounds, open_objects};
+use super::value::{shown, without_secrets};
+use super::{Aws, Azure, Destination, ObjectBounds, Place, keys, open_objects};
 use crate::compress::Compression;
 
 /// Which store objects go to.
@@ -31,6 +29,17 @@ pub enum Store {
     },
     /// Azure Blob.
     Azure(Azure),
+}
+
+impl Store {
+    pub(super) fn place(&self) -> Place {
+        match self {
+            Store::File(_) => Place::File,
+            Store::S3 { .. } => Place::S3,
+            Store::Gcs { .. } => Place::Gcs,
+            Store::Azure(_) => Place::Azure,
+        }
+    }
 }
 
 impl fmt::Display for Store {
@@ -66,23 +75,22 @@ impl Reader<'_> {
         raw: bool,
         memory_limit: usize,
     ) -> Option<Destination> {
-        for key in ["aggregation", "simple_aggregation", "linger"] {
-            if self.text(key).is_some() {
-                self.problem(key, "belongs to a Firehose destination; remove it");
-            }
-        }
         let path = self
-            .text("path")
+            .text(&keys::PATH)
             .unwrap_or_else(|| "{tag}/%Y/%m/%d/%H".to_owned());
-        let folder = self.template("path", &path, true);
-        let age = self.either("blob_max_age", "upload_timeout");
+        let folder = self.template(&keys::PATH, &path);
         // Who lowers `memory_limit` alone gets smaller objects, not a refusal.
-        let default = open_objects(memory_limit).min(16_000_000);
+        let default = open_objects(memory_limit).min(keys::BLOB_MAX_SIZE.value.default);
         let object = ObjectBounds {
-            bytes: self.size("blob_max_size", default, 10_000..=4_000_000_000),
-            age: self.time_in("blob_max_age", age, 300, 1..=86_400),
+            bytes: self.size_or(&keys::BLOB_MAX_SIZE, default),
+            age: self.time(&keys::BLOB_MAX_AGE),
         };
-        let (store, prefix) = self.store()?;
+        let store = self.store();
+        match &store {
+            Some((store, _)) => self.refuse_foreign(Some(store.place()), &store.to_string()),
+            None => self.refuse_foreign(None, "a blob store"),
+        }
+        let (store, prefix) = store?;
         Some(Destination::Blob {
             blob: Blob {
                 store,
@@ -106,46 +114,55 @@ impl Reader<'_> {
     }
 
     fn store(&mut self) -> Option<(Store, String)> {
-        let Some(url) = self.text("url") else {
-            let container = self.text("container_name");
-            if container.is_none() && self.properties.get("container_name").is_none() {
+        let Some(url) = self.text(&keys::URL) else {
+            let container = self.text(&keys::CONTAINER_NAME);
+            if container.is_none() && !self.is_set(&keys::CONTAINER_NAME) {
                 self.problem(
-                    "container_name",
+                    &keys::CONTAINER_NAME,
                     "is missing: name the container, or use url",
                 );
             }
             let store = Store::Azure(self.azure(container?)?);
-            self.no_other_stores_keys(&store);
             return Some((store, String::new()));
         };
         let Some((scheme, rest)) = url.split_once("://") else {
-            self.problem("url", bad_url(&url));
+            self.problem(&keys::URL, bad_url(&url));
             return None;
         };
         if scheme == "file" {
             let path = Path::new(rest);
             if rest.is_empty() {
-                self.problem("url", bad_url(&url));
+                self.problem(&keys::URL, bad_url(&url));
                 return None;
             }
             // `file:///var/log` is absolute; `file://logs` is a folder below where the host runs.
             let store = Store::File(path.to_owned());
-            self.no_other_stores_keys(&store);
             return Some((store, String::new()));
         }
         let (root, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if root.is_empty() {
-            self.problem("url", bad_url(&url));
+        if rest.contains('?') {
+            let message = format!(
+                "'{}' holds a query: secrets have keys of their own, such as sas_token",
+                without_secrets(&url)
+            );
+            self.problem(&keys::URL, message);
+            return None;
+        }
+        if root.is_empty() || root.contains('@') {
+            self.problem(&keys::URL, bad_url(&url));
             return None;
         }
         let store = match scheme {
             "az" => {
-                if let Some(container) = self.text("container_name")
+                if let Some(container) = self.text(&keys::CONTAINER_NAME)
                     && container != root
                 {
                     self.problem(
-                        "container_name",
-                        format!("'{container}', but url says '{root}': keep one of them"),
+                        &keys::CONTAINER_NAME,
+                        format!(
+                            "{}, but url says '{root}': keep one of them",
+                            shown(&container)
+                        ),
                     );
                 }
                 Store::Azure(self.azure(root.to_owned())?)
@@ -156,32 +173,14 @@ impl Reader<'_> {
             },
             "gs" => Store::Gcs {
                 bucket: root.to_owned(),
-                endpoint: self.url("endpoint"),
+                endpoint: self.url(&keys::ENDPOINT),
             },
             _ => {
-                self.problem("url", bad_url(&url));
+                self.problem(&keys::URL, bad_url(&url));
                 return None;
             }
         };
-        self.no_other_stores_keys(&store);
         Some((store, prefix.to_owned()))
-    }
-
-    /// Refuses keys that belong to another store.
-    fn no_other_stores_keys(&mut self, store: &Store) {
-        let (azure, aws) = (
-            matches!(store, Store::Azure(_)),
-            matches!(store, Store::S3 { .. }),
-        );
-        let endpoint = matches!(store, Store::File(_)).then_some("endpoint");
-        let others = (AZURE_KEYS.iter().filter(|_| !azure))
-            .chain(AWS_KEYS.iter().filter(|_| !aws))
-            .chain(&endpoint);
-        for &key in others {
-            if self.text(key).is_some() {
-                self.problem(key, format!("does nothing for {store}: remove it"));
-            }
-        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::Aws;
-use super::azure::AZURE_KEYS;
 use super::reader::Reader;
+use super::value::shown;
+use super::{Aws, Place, keys};
 use crate::codec::template::Template;
 
 /// What a Firehose sink needs to know.
@@ -35,37 +35,29 @@ pub enum Aggregation {
 
 impl Reader<'_> {
     pub(super) fn firehose(&mut self, ca_pem: Option<Vec<u8>>) -> Option<Firehose> {
-        let of_blobs = [
-            "path",
-            "blob_type",
-            "blob_max_size",
-            "blob_max_age",
-            "upload_timeout",
-        ];
-        for &key in of_blobs.iter().chain(AZURE_KEYS) {
-            if self.text(key).is_some() {
-                self.problem(key, "belongs to a blob destination; remove it");
-            }
-        }
+        self.refuse_foreign(Some(Place::Firehose), "Firehose");
         let aws = self.aws();
-        let aggregation = self.aggregation();
-        let linger = self.seconds("linger", 1, 0..=60);
-        let Some(name) = self.text("delivery_stream") else {
-            if self.properties.get("delivery_stream").is_none() {
+        let aggregation = self.choice(&keys::AGGREGATION).unwrap_or(Aggregation::Auto);
+        let linger = self.time(&keys::LINGER);
+        let Some(name) = self.text(&keys::DELIVERY_STREAM) else {
+            if !self.is_set(&keys::DELIVERY_STREAM) {
                 self.problem(
-                    "delivery_stream",
+                    &keys::DELIVERY_STREAM,
                     "is missing: name the stream, or a template such as app-{tag[1]}",
                 );
             }
             return None;
         };
-        let delivery_stream = self.template("delivery_stream", &name, false)?;
+        let delivery_stream = self.template(&keys::DELIVERY_STREAM, &name)?;
         if let Some(fixed) = delivery_stream.fixed()
             && stream_name(&fixed) != fixed
         {
             self.problem(
-                "delivery_stream",
-                format!("'{fixed}' is no name of a stream: at most {MAX_STREAM_NAME} of a-z, A-Z, 0-9, '_', '-' and '.'"),
+                &keys::DELIVERY_STREAM,
+                format!(
+                    "{} is no name of a stream: at most {MAX_STREAM_NAME} of a-z, A-Z, 0-9, '_', '-' and '.'",
+                    shown(&fixed)
+                ),
             );
         }
         Some(Firehose {
@@ -75,24 +67,6 @@ impl Reader<'_> {
             ca_pem,
             linger,
         })
-    }
-
-    fn aggregation(&mut self) -> Aggregation {
-        let Some(value) = self.either("aggregation", "simple_aggregation") else {
-            return Aggregation::Auto;
-        };
-        match value.to_ascii_lowercase().as_str() {
-            "auto" => Aggregation::Auto,
-            "on" | "true" | "yes" => Aggregation::On,
-            "off" | "false" | "no" => Aggregation::Off,
-            _ => {
-                self.problem(
-                    "aggregation",
-                    format!("'{value}' is not known; it may be on, off or auto"),
-                );
-                Aggregation::Auto
-            }
-        }
     }
 }
 

@@ -14,8 +14,9 @@ use crate::codec::json::Options;
 use crate::codec::template::Template;
 use crate::codec::time::{Strftime, TimeFormat};
 use crate::compress::Compression;
+use keys::Key;
 use reader::Reader;
-use value::at;
+use value::{at, shown};
 
 pub use aws::Aws;
 pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NO_TENANT, is_tenant};
@@ -30,6 +31,7 @@ mod azure;
 mod blob;
 mod connection_string;
 mod firehose;
+pub mod keys;
 mod reader;
 mod value;
 
@@ -37,6 +39,11 @@ mod value;
 pub trait Properties {
     /// The value of a key, whatever its case; `None` where it is not set.
     fn get(&self, key: &str) -> Option<String>;
+
+    /// Whether a key is set.
+    fn is_set(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
 }
 
 impl<F: Fn(&str) -> Option<String>> Properties for F {
@@ -139,35 +146,15 @@ pub enum Destination {
     },
 }
 
-/// Keys that this version does not act on, and what to do instead.
-const NOT_YET: &[(&str, &str)] = &[
-    // azure_blob counts its buffer before compression, in a file for each tag.
-    (
-        "upload_file_size",
-        "use blob_max_size, the size of an object as it is stored",
-    ),
-    (
-        "database_file",
-        "files are not tracked in a database; remove it",
-    ),
-    ("part_size", "objects are put in one piece; remove it"),
-    (
-        "configuration_endpoint_url",
-        "write the settings into this section",
-    ),
-];
-
 impl Config {
     /// Reads every key; the error holds everything that is wrong.
     pub fn read(properties: &dyn Properties) -> Result<Config, Vec<Problem>> {
-        let mut reader = Reader {
-            properties,
-            problems: Vec::new(),
-        };
+        let mut reader = Reader::new(properties);
         let config = reader.config();
+        let problems = reader.into_problems();
         match config {
-            Some(config) if reader.problems.is_empty() => Ok(config),
-            _ => Err(reader.problems),
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(problems),
         }
     }
 
@@ -247,43 +234,39 @@ impl Config {
 
 impl Reader<'_> {
     fn config(&mut self) -> Option<Config> {
-        for (key, remedy) in NOT_YET {
-            if self.text(key).is_some() {
-                self.problem(key, format!("does nothing in this version: {remedy}"));
-            }
-        }
-        if self.flag("auto_retry_requests") == Some(false) {
+        self.refuse_unsupported();
+        if self.flag(&keys::AUTO_RETRY_REQUESTS) == Some(false) {
             self.problem(
-                "auto_retry_requests",
+                &keys::AUTO_RETRY_REQUESTS,
                 "'off' is not possible: what failed is always sent again; remove it",
             );
         }
-        self.choice("format", &[("json_lines", ())]);
-        self.choice("blob_type", &[("block", ()), ("blockblob", ())]);
+        self.choice(&keys::FORMAT);
+        self.choice(&keys::BLOB_TYPE);
 
-        let memory_limit = self.size("memory_limit", MEMORY_LIMIT, 4_000_000..=64_000_000_000);
+        let memory_limit = self.size(&keys::MEMORY_LIMIT);
         let encode = self.encode();
         let ca_pem = self.ca();
         let kind = self.kind();
         let compression = self.compression(kind);
         let destination = match kind {
-            Some(Kind::Firehose) => self.firehose(ca_pem).map(Destination::Firehose),
-            Some(Kind::Blob) => {
+            Some(DestinationKind::Firehose) => self.firehose(ca_pem).map(Destination::Firehose),
+            Some(DestinationKind::Blob) => {
                 let raw = encode.log_key.is_some();
                 self.blob(ca_pem, compression, raw, memory_limit)
             }
             None => None,
         };
-        let flush_deadline = self.seconds("flush_deadline", 30, 1..=3_600);
-        let exit_deadline = self.seconds("exit_deadline", 10, 1..=600);
-        let concurrency = self.concurrency();
+        let flush_deadline = self.time(&keys::FLUSH_DEADLINE);
+        let exit_deadline = self.time(&keys::EXIT_DEADLINE);
+        let concurrency = self.count(&keys::CONCURRENCY);
         let instance = self.instance(destination.as_ref());
         let spool = self.spool(kind, &instance);
         if let (Some(_), Some(Destination::Blob { object, .. })) = (&spool, &destination)
             && object.bytes > open_objects(memory_limit)
         {
             self.problem(
-                "blob_max_size",
+                &keys::BLOB_MAX_SIZE,
                 format!(
                     "{} bytes are more than three eighths of memory_limit ({memory_limit} bytes), which is \
                      what open objects may hold: raise memory_limit, or lower this",
@@ -291,14 +274,10 @@ impl Reader<'_> {
                 ),
             );
         }
-        let dead_letter_limit = self.size(
-            "dead_letter_limit",
-            256_000_000,
-            1_000_000..=1_000_000_000_000,
-        ) as u64;
-        let metrics_log_interval = self.metrics_log_interval();
+        let dead_letter_limit = self.size(&keys::DEAD_LETTER_LIMIT) as u64;
+        let metrics_log_interval = self.interval(&keys::METRICS_LOG_INTERVAL);
         let metrics_listen = self.metrics_listen();
-        let dead_letter_dir = self.text("dead_letter_dir").map_or_else(
+        let dead_letter_dir = self.text(&keys::DEAD_LETTER_DIR).map_or_else(
             || match &spool {
                 Some(spool) => spool.dir.join("dead-letters"),
                 None => Path::new(STATE_DIR).join(&instance).join("dead-letters"),
@@ -323,11 +302,11 @@ impl Reader<'_> {
     }
 
     fn encode(&mut self) -> Options {
-        let time_key = self.either("time_key", "date_key");
-        let format = self.text("time_key_format");
+        let time_key = self.text(&keys::TIME_KEY);
+        let format = self.text(&keys::TIME_KEY_FORMAT);
         if format.is_some() && time_key.is_none() {
             self.problem(
-                "time_key_format",
+                &keys::TIME_KEY_FORMAT,
                 "needs time_key, the key to write the time under",
             );
         }
@@ -339,7 +318,7 @@ impl Reader<'_> {
                 Ok(format) => TimeFormat::Strftime(format),
                 Err(message) => {
                     self.problem(
-                        "time_key_format",
+                        &keys::TIME_KEY_FORMAT,
                         format!("{message}; it may be strftime, epoch or epoch_ms"),
                     );
                     TimeFormat::Iso8601
@@ -347,9 +326,9 @@ impl Reader<'_> {
             },
         };
         let options = Options {
-            log_key: self.text("log_key"),
+            log_key: self.text(&keys::LOG_KEY),
             data_keys: self
-                .text("data_keys")
+                .text(&keys::DATA_KEYS)
                 .map(|keys| {
                     keys.split(',')
                         .map(|key| key.trim().to_owned())
@@ -358,16 +337,16 @@ impl Reader<'_> {
                 })
                 .unwrap_or_default(),
             time: time_key.map(|key| (key, format)),
-            tag_key: self.text("tag_key"),
-            metadata_key: self.text("metadata_key"),
-            replace_dots: self.text("replace_dots"),
+            tag_key: self.text(&keys::TAG_KEY),
+            metadata_key: self.text(&keys::METADATA_KEY),
+            replace_dots: self.text(&keys::REPLACE_DOTS),
         };
         if options.log_key.is_some() {
-            let others = [
-                ("data_keys", !options.data_keys.is_empty()),
-                ("time_key", options.time.is_some()),
-                ("tag_key", options.tag_key.is_some()),
-                ("metadata_key", options.metadata_key.is_some()),
+            let others: [(&'static Key, bool); 4] = [
+                (&keys::DATA_KEYS, !options.data_keys.is_empty()),
+                (&keys::TIME_KEY, options.time.is_some()),
+                (&keys::TAG_KEY, options.tag_key.is_some()),
+                (&keys::METADATA_KEY, options.metadata_key.is_some()),
             ];
             for (key, set) in others {
                 if set {
@@ -383,7 +362,7 @@ impl Reader<'_> {
         names.dedup();
         if names.len() < count {
             self.problem(
-                "time_key",
+                &keys::TIME_KEY,
                 "time_key, tag_key and metadata_key need different names",
             );
         }
@@ -391,47 +370,48 @@ impl Reader<'_> {
     }
 
     fn ca(&mut self) -> Option<Vec<u8>> {
-        let path = self.text("tls_ca_file")?;
-        let pem = self.file("tls_ca_file", &path)?;
+        let path = self.text(&keys::TLS_CA_FILE)?;
+        let pem = self.file(&keys::TLS_CA_FILE, &path)?;
         check_ca(&pem)
-            .map_err(|what| self.problem("tls_ca_file", format!("'{path}' {what}")))
+            .map_err(|what| self.problem(&keys::TLS_CA_FILE, format!("'{path}' {what}")))
             .ok()?;
         Some(pem)
     }
 
-    fn kind(&mut self) -> Option<Kind> {
-        let chosen = self.choice(
-            "destination",
-            &[("firehose", Kind::Firehose), ("blob", Kind::Blob)],
-        );
-        let set = |key: &str| self.properties.get(key).is_some();
-        let firehose = set("delivery_stream");
-        let blob_key = ["url", "container_name", "account_name", "connection_string"]
-            .into_iter()
-            .find(|key| set(key));
+    fn kind(&mut self) -> Option<DestinationKind> {
+        let chosen = self.choice(&keys::DESTINATION);
+        let firehose = self.is_set(&keys::DELIVERY_STREAM);
+        let of_blobs: [&'static Key; 4] = [
+            &keys::URL,
+            &keys::CONTAINER_NAME,
+            &keys::ACCOUNT_NAME,
+            &keys::CONNECTION_STRING,
+        ];
+        let blob_key = of_blobs.into_iter().find(|key| self.is_set(key));
+        let blob_key = blob_key.map(|key| key.name);
         match (chosen, firehose, blob_key) {
             (_, true, Some(blob)) => {
-                self.problem("destination", format!("delivery_stream and {blob} are both set: one output has one destination; write two outputs"));
+                self.problem(&keys::DESTINATION, format!("delivery_stream and {blob} are both set: one output has one destination; write two outputs"));
                 None
             }
-            (Some(Kind::Firehose), false, Some(blob)) => {
+            (Some(DestinationKind::Firehose), false, Some(blob)) => {
                 self.problem(
-                    "destination",
+                    &keys::DESTINATION,
                     format!("'firehose' does not go with {blob}; it needs delivery_stream"),
                 );
                 None
             }
-            (Some(Kind::Blob), true, _) => {
-                self.problem("destination", "'blob' does not go with delivery_stream; it needs url, or account_name and container_name");
+            (Some(DestinationKind::Blob), true, _) => {
+                self.problem(&keys::DESTINATION, "'blob' does not go with delivery_stream; it needs url, or account_name and container_name");
                 None
             }
-            (_, true, None) => Some(Kind::Firehose),
-            (_, false, Some(_)) => Some(Kind::Blob),
+            (_, true, None) => Some(DestinationKind::Firehose),
+            (_, false, Some(_)) => Some(DestinationKind::Blob),
             (Some(kind), false, None) => Some(kind),
             (None, false, None) => {
-                if self.properties.get("destination").is_none() {
+                if !self.is_set(&keys::DESTINATION) {
                     self.problem(
-                        "destination",
+                        &keys::DESTINATION,
                         "no destination: set delivery_stream for Firehose, or url (az://container/prefix, s3://bucket/prefix, \
                          gs://bucket/prefix, file:///folder), or account_name and container_name for Azure",
                     );
@@ -441,38 +421,29 @@ impl Reader<'_> {
         }
     }
 
-    fn compression(&mut self, kind: Option<Kind>) -> Compression {
-        let name = self
-            .either("compression", "compress")
-            .map(|name| name.to_ascii_lowercase());
-        let name = match (name, self.flag("compress_blob")) {
-            (None, Some(true)) => Some("gzip".to_owned()),
-            (name, _) => name,
+    fn compression(&mut self, kind: Option<DestinationKind>) -> Compression {
+        let packed = self.flag(&keys::COMPRESS_BLOB) == Some(true);
+        let written = self.is_set(&keys::COMPRESSION);
+        let chosen = self.choice(&keys::COMPRESSION);
+        if written && chosen.is_none() {
+            return Compression::None;
+        }
+        let default = match kind {
+            Some(DestinationKind::Blob) => Algorithm::Gzip,
+            _ if packed => Algorithm::Gzip,
+            _ => Algorithm::None,
         };
-        let default = if kind == Some(Kind::Blob) {
-            "gzip"
-        } else {
-            "none"
+        let (compression, name, least, most) = match chosen.unwrap_or(default) {
+            Algorithm::None => (Compression::None, "none", 0, 0),
+            Algorithm::Gzip => (Compression::Gzip(GZIP_LEVEL), "gzip", 1, 12),
+            Algorithm::Zstd => (Compression::Zstd(ZSTD_LEVEL), "zstd", -7, 19),
         };
-        let name = name.as_deref().unwrap_or(default);
-        let (compression, least, most) = match name {
-            "none" | "off" => (Compression::None, 0, 0),
-            "gzip" => (Compression::Gzip(GZIP_LEVEL), 1, 12),
-            "zstd" => (Compression::Zstd(ZSTD_LEVEL), -7, 19),
-            other => {
-                self.problem(
-                    "compression",
-                    format!("'{other}' is not known; it may be none, gzip or zstd"),
-                );
-                return Compression::None;
-            }
-        };
-        let Some(level) = self.text("compression_level") else {
+        let Some(level) = self.text(&keys::COMPRESSION_LEVEL) else {
             return compression;
         };
         match (level.parse::<i32>(), compression) {
             (_, Compression::None) => {
-                self.problem("compression_level", "needs compression gzip or zstd")
+                self.problem(&keys::COMPRESSION_LEVEL, "needs compression gzip or zstd")
             }
             (Ok(level), Compression::Gzip(_)) if (least..=most).contains(&level) => {
                 return Compression::Gzip(level.unsigned_abs());
@@ -481,8 +452,11 @@ impl Reader<'_> {
                 return Compression::Zstd(level);
             }
             _ => self.problem(
-                "compression_level",
-                format!("'{level}' is not a level of {name}: {least} to {most}"),
+                &keys::COMPRESSION_LEVEL,
+                format!(
+                    "{} is not a level of {name}: {least} to {most}",
+                    shown(&level)
+                ),
             ),
         }
         compression
@@ -490,79 +464,23 @@ impl Reader<'_> {
 
     /// The spool: on for a blob store, where one object a flush would be slow and dear; off for Firehose,
     /// which acknowledges at once.
-    fn spool(&mut self, kind: Option<Kind>, instance: &str) -> Option<SpoolPlace> {
-        let on = match (self.flag("spool"), self.flag("buffering_enabled")) {
-            (Some(spool), Some(alias)) if spool != alias => {
-                self.problem(
-                    "spool",
-                    "and its other name buffering_enabled say the opposite: keep one of them",
-                );
-                spool
-            }
-            (spool, alias) => spool.or(alias).unwrap_or(kind == Some(Kind::Blob)),
-        };
-        let dir = self.either("spool_dir", "buffer_dir");
-        let limit = self.either("spool_limit", "store_dir_limit_size");
-        if !on {
-            for (key, set) in [
-                ("spool_dir", dir.is_some()),
-                ("spool_limit", limit.is_some()),
-            ] {
-                if set {
-                    self.problem(key, "needs spool on");
-                }
-            }
-            for key in ["blob_max_size", "blob_max_age", "upload_timeout", "linger"] {
-                if self.properties.get(key).is_some() {
-                    self.problem(
-                        key,
-                        "needs spool on: without it each chunk is sent by itself",
-                    );
-                }
-            }
+    fn spool(&mut self, kind: Option<DestinationKind>, instance: &str) -> Option<SpoolPlace> {
+        let blob = kind == Some(DestinationKind::Blob);
+        if !self.flag(&keys::SPOOL).unwrap_or(blob) {
+            self.refuse_spooled(kind);
             return None;
         }
-        let limit = self.size_in(
-            "spool_limit",
-            limit,
-            1_000_000_000,
-            16_000_000..=100_000_000_000_000,
-        );
+        let dir = self.text(&keys::SPOOL_DIR);
+        let limit = self.size(&keys::SPOOL_LIMIT);
         Some(SpoolPlace {
             dir: dir.map_or_else(|| Path::new(STATE_DIR).join(instance), PathBuf::from),
             limit: limit as u64,
         })
     }
 
-    fn concurrency(&mut self) -> Option<usize> {
-        let value = self.text("concurrency")?;
-        if value.eq_ignore_ascii_case("auto") {
-            return None;
-        }
-        match value.parse() {
-            Ok(n @ 1..=64) => Some(n),
-            _ => {
-                self.problem(
-                    "concurrency",
-                    format!("'{value}' is neither auto nor a number from 1 to 64"),
-                );
-                None
-            }
-        }
-    }
-
-    fn metrics_log_interval(&mut self) -> Option<Duration> {
-        const KEY: &str = "metrics_log_interval";
-        let value = self.text(KEY)?;
-        if value.eq_ignore_ascii_case("off") || value == "0" {
-            return Some(Duration::ZERO);
-        }
-        Some(self.time_in(KEY, Some(value), 0, 1..=86_400))
-    }
-
     /// `host:port`. Without a host it is this machine alone that may ask; a name would leave open who may.
     fn metrics_listen(&mut self) -> Option<SocketAddr> {
-        let value = self.text("metrics_listen")?;
+        let value = self.text(&keys::METRICS_LISTEN)?;
         let here = IpAddr::from(Ipv4Addr::LOCALHOST);
         let (host, port) = value.rsplit_once(':').unwrap_or(("", &value));
         let host = match host {
@@ -576,10 +494,11 @@ impl Reader<'_> {
         let address = host.zip(port.parse().ok()).map(SocketAddr::from);
         if address.is_none() {
             self.problem(
-                "metrics_listen",
+                &keys::METRICS_LISTEN,
                 format!(
-                    "'{value}' is no address: write 127.0.0.1:9464, or another IP address of this machine and a \
-                     port; a port alone is one of 127.0.0.1"
+                    "{} is no address: write 127.0.0.1:9464, or another IP address of this machine and a \
+                     port; a port alone is one of 127.0.0.1",
+                    shown(&value)
                 ),
             );
         }
@@ -587,25 +506,51 @@ impl Reader<'_> {
     }
 
     fn instance(&mut self, destination: Option<&Destination>) -> String {
-        let name = self.text("instance").unwrap_or_else(|| match destination {
-            Some(Destination::Firehose(firehose)) => {
-                let stream = self.properties.get("delivery_stream").unwrap_or_default();
-                format!(
-                    "firehose-{}",
-                    firehose.delivery_stream.fixed().unwrap_or(stream)
-                )
-            }
-            Some(Destination::Blob { blob, .. }) => blob.store.to_string(),
-            None => String::new(),
-        });
+        let name = self
+            .text(&keys::INSTANCE)
+            .unwrap_or_else(|| match destination {
+                Some(Destination::Firehose(firehose)) => {
+                    let stream = self.raw(&keys::DELIVERY_STREAM).unwrap_or_default();
+                    format!(
+                        "firehose-{}",
+                        firehose.delivery_stream.fixed().unwrap_or(stream)
+                    )
+                }
+                Some(Destination::Blob { blob, .. }) => blob.store.to_string(),
+                None => String::new(),
+            });
         stream_name(&name.replace(":///", "-").replace("://", "-"))
     }
 }
 
+/// The values of `destination`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum DestinationKind {
     Firehose,
     Blob,
+}
+
+/// A destination, as far as it decides which keys mean something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Amazon Data Firehose.
+    Firehose,
+    /// A folder.
+    File,
+    /// S3.
+    S3,
+    /// Google Cloud Storage.
+    Gcs,
+    /// Azure Blob.
+    Azure,
+}
+
+/// The values of `compression`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    None,
+    Gzip,
+    Zstd,
 }
 
 /// Where an instance keeps what must outlive it, in a folder of its own.
@@ -617,7 +562,7 @@ const GZIP_LEVEL: u32 = 2;
 const ZSTD_LEVEL: i32 = 1;
 
 /// The default of `memory_limit`.
-pub(crate) const MEMORY_LIMIT: usize = 64_000_000;
+pub(crate) const MEMORY_LIMIT_BYTES: usize = 64_000_000;
 
 /// Of `memory_limit`, what open objects may hold together with those that are being sent: three eighths. The
 /// rest is for what is read and encoded meanwhile, and for buffers. With a half, a host at full speed was seen to

@@ -1,160 +1,222 @@
-//! Reads values, and gathers what is wrong with them.
+//! Reads the values of keys, and gathers what is wrong with them.
 
 use std::fs;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::value::{is_full_url, parse_size, parse_time, without_secrets};
-use super::{Problem, Properties, Secret, SecretSource};
+use super::keys::{
+    self, Choice, Flag, Interval, Key, Name, Scope, SecretText, Size, Time, Url, one_of,
+};
+use super::value::{
+    FLAGS, holds_secrets, is_full_url, parse_size, parse_time, shown, without_secrets,
+};
+use super::{DestinationKind, Place, Problem, Properties, Secret, SecretSource};
 use crate::codec::template::Template;
 
-/// Reads keys and gathers what is wrong with them.
+/// Reads keys of the table, under any of their names, and gathers what is wrong with them.
 pub(super) struct Reader<'p> {
-    pub(super) properties: &'p dyn Properties,
-    pub(super) problems: Vec<Problem>,
+    properties: &'p dyn Properties,
+    problems: Vec<Problem>,
 }
 
-impl Reader<'_> {
-    pub(super) fn problem(&mut self, key: &'static str, message: impl Into<String>) {
-        self.problems.push(Problem::new(key, message));
+impl<'p> Reader<'p> {
+    pub(super) fn new(properties: &'p dyn Properties) -> Self {
+        Reader {
+            properties,
+            problems: Vec::new(),
+        }
     }
 
-    /// A value that says something: an empty one is what an unset `${VARIABLE}` leaves behind.
-    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
-        let value = self.properties.get(key)?;
+    /// Everything that was wrong so far.
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
+    /// Adds a problem of a key, under the name that it was written with.
+    pub(super) fn problem(&mut self, key: &'static Key, message: impl Into<String>) {
+        let written = key.names().find(|name| self.properties.is_set(name));
+        self.problem_at(written.unwrap_or(key.name), message);
+    }
+
+    fn problem_at(&mut self, name: &'static str, message: impl Into<String>) {
+        self.problems.push(Problem::new(name, message));
+    }
+
+    /// Whether a key is there, even with nothing in it.
+    pub(super) fn is_set(&self, key: &'static Key) -> bool {
+        key.names().any(|name| self.properties.is_set(name))
+    }
+
+    /// A value as it is written.
+    pub(super) fn raw(&self, key: &'static Key) -> Option<String> {
+        key.names().find_map(|name| self.properties.get(name))
+    }
+
+    /// The value under one of the names. An empty one is what an unset `${VARIABLE}` leaves behind.
+    fn named(&mut self, name: &'static str) -> Option<String> {
+        let value = self.properties.get(name)?;
         let value = value.trim();
         if value.is_empty() {
-            self.problem(key, "is empty: give it a value (an environment variable that is not set is empty), or remove it");
+            self.problem_at(name, "is empty: give it a value (an environment variable that is not set is empty), or remove it");
             return None;
         }
         Some(value.to_owned())
     }
 
-    pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
-        let value = self.text(key)?;
-        let flag = match value.to_ascii_lowercase().as_str() {
-            "on" | "true" | "yes" => Some(true),
-            "off" | "false" | "no" => Some(false),
-            _ => None,
-        };
-        if flag.is_none() {
-            self.problem(key, format!("'{value}' is neither on nor off"));
+    /// A value that says something. Several names of a key may be set only to the same.
+    pub(super) fn text(&mut self, key: &'static Key) -> Option<String> {
+        let mut found: Option<(&'static str, String)> = None;
+        for name in key.names() {
+            let Some(value) = self.named(name) else {
+                continue;
+            };
+            match &found {
+                None => found = Some((name, value)),
+                Some((_, first)) if first.eq_ignore_ascii_case(&value) => {}
+                Some((first_name, first)) => {
+                    let message = format!(
+                        "{}, but its other name {name} says {}: keep one of them",
+                        self.shown(key, first),
+                        self.shown(key, &value)
+                    );
+                    self.problem_at(first_name, message);
+                }
+            }
         }
-        flag
+        found.map(|(_, value)| value)
     }
 
-    pub(super) fn choice<T: Copy>(
-        &mut self,
-        key: &'static str,
-        allowed: &[(&str, T)],
-    ) -> Option<T> {
-        let value = self.text(key)?;
-        let chosen = allowed
-            .iter()
-            .find(|(name, _)| value.eq_ignore_ascii_case(name));
-        if chosen.is_none() {
-            let names: Vec<&str> = allowed.iter().map(|(name, _)| *name).collect();
-            self.problem(
-                key,
-                format!(
-                    "'{value}' is not possible in this version; it may be {}",
-                    names.join(" or ")
+    /// A value for a message.
+    fn shown(&self, key: &'static Key, value: &str) -> String {
+        match key.value.is_secret() {
+            true => "a secret".to_owned(),
+            false => shown(value),
+        }
+    }
+
+    /// What is written, or else the default of the table.
+    pub(super) fn flag(&mut self, key: &'static Key<Flag>) -> Option<bool> {
+        let mut found: Option<bool> = None;
+        for name in key.names() {
+            let Some(value) = self.named(name) else {
+                continue;
+            };
+            match (word(FLAGS, &value), found) {
+                (None, _) => {
+                    self.problem_at(name, format!("{} is neither on nor off", shown(&value)))
+                }
+                (Some(flag), Some(first)) if flag != first => self.problem(
+                    key,
+                    format!("and its other name {name} say the opposite: keep one of them"),
                 ),
-            );
+                (flag, first) => found = first.or(flag),
+            }
         }
-        chosen.map(|(_, value)| *value)
+        found.or(key.value.0)
     }
 
-    /// The value of a key that has a second name; both may be set only to the same.
-    pub(super) fn either(&mut self, key: &'static str, alias: &'static str) -> Option<String> {
-        let (first, second) = (self.text(key), self.text(alias));
-        if let (Some(first), Some(second)) = (&first, &second)
-            && !first.eq_ignore_ascii_case(second)
-        {
-            self.problem(
-                key,
-                format!("'{first}', but its other name {alias} says '{second}': keep one of them"),
+    pub(super) fn choice<V: Copy + std::fmt::Debug + Sync>(
+        &mut self,
+        key: &'static Key<Choice<V>>,
+    ) -> Option<V> {
+        let value = self.text(key)?;
+        let Choice { words, also } = key.value;
+        let chosen = word(words, &value).or_else(|| word(also, &value));
+        if chosen.is_none() {
+            let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            let message = format!(
+                "{} is not possible; it may be {}",
+                shown(&value),
+                one_of(&words)
             );
+            self.problem(key, message);
         }
-        first.or(second)
+        chosen
     }
 
-    pub(super) fn size(
-        &mut self,
-        key: &'static str,
-        default: usize,
-        allowed: RangeInclusive<usize>,
-    ) -> usize {
-        let value = self.text(key);
-        self.size_in(key, value, default, allowed)
+    pub(super) fn size(&mut self, key: &'static Key<Size>) -> usize {
+        self.size_or(key, key.value.default)
     }
 
-    pub(super) fn size_in(
-        &mut self,
-        key: &'static str,
-        value: Option<String>,
-        default: usize,
-        allowed: RangeInclusive<usize>,
-    ) -> usize {
-        let Some(value) = value else {
+    /// A size whose default follows from other keys.
+    pub(super) fn size_or(&mut self, key: &'static Key<Size>, default: usize) -> usize {
+        let Some(value) = self.text(key) else {
             return default;
         };
+        let range = &key.value.range;
         match parse_size(&value) {
-            Some(size) if allowed.contains(&size) => size,
+            Some(size) if range.contains(&size) => size,
             _ => {
-                self.problem(
-                    key,
-                    format!(
-                        "'{value}' is not a size from {} to {} bytes; write 500K, 64M or 1G (K is 1,000)",
-                        allowed.start(),
-                        allowed.end()
-                    ),
+                let message = format!(
+                    "{} is not a size from {} to {} bytes; write 500K, 64M or 1G (K is 1,000)",
+                    shown(&value),
+                    range.start(),
+                    range.end()
                 );
+                self.problem(key, message);
                 default
             }
         }
     }
 
-    pub(super) fn seconds(
-        &mut self,
-        key: &'static str,
-        default: u64,
-        allowed: RangeInclusive<u64>,
-    ) -> Duration {
+    pub(super) fn time(&mut self, key: &'static Key<Time>) -> Duration {
+        let default = Duration::from_secs(key.value.default);
         let value = self.text(key);
-        self.time_in(key, value, default, allowed)
+        let read = value.map(|value| self.time_in(key, &value, &key.value.range));
+        read.flatten().unwrap_or(default)
     }
 
-    pub(super) fn time_in(
-        &mut self,
-        key: &'static str,
-        value: Option<String>,
-        default: u64,
-        allowed: RangeInclusive<u64>,
-    ) -> Duration {
-        let default = Duration::from_secs(default);
-        let Some(value) = value else {
-            return default;
-        };
-        let seconds = |seconds: &u64| Duration::from_secs(*seconds);
-        let (least, most) = (seconds(allowed.start()), seconds(allowed.end()));
-        match parse_time(&value) {
-            Some(time) if (least..=most).contains(&time) => time,
-            _ => {
-                self.problem(
-                    key,
-                    format!(
-                        "'{value}' is not a time from {} to {} seconds; write 500ms, 30s, 5m or 1h",
-                        allowed.start(),
-                        allowed.end()
-                    ),
-                );
-                default
-            }
+    /// How often; zero for never, `None` where it is not said.
+    pub(super) fn interval(&mut self, key: &'static Key<Interval>) -> Option<Duration> {
+        let value = self.text(key)?;
+        if value.eq_ignore_ascii_case("off") || value == "0" {
+            return Some(Duration::ZERO);
         }
+        self.time_in(key, &value, &key.value.range)
     }
 
-    pub(super) fn file(&mut self, key: &'static str, path: &str) -> Option<Vec<u8>> {
+    fn time_in(
+        &mut self,
+        key: &'static Key,
+        value: &str,
+        range: &RangeInclusive<u64>,
+    ) -> Option<Duration> {
+        let seconds = |seconds: &u64| Duration::from_secs(*seconds);
+        let allowed = seconds(range.start())..=seconds(range.end());
+        let time = parse_time(value).filter(|time| allowed.contains(time));
+        if time.is_none() {
+            let message = format!(
+                "{} is not a time from {} to {} seconds; write 500ms, 30s, 5m or 1h",
+                shown(value),
+                range.start(),
+                range.end()
+            );
+            self.problem(key, message);
+        }
+        time
+    }
+
+    /// A number; `None` for `auto`.
+    pub(super) fn count(&mut self, key: &'static Key<keys::Count>) -> Option<usize> {
+        let value = self.text(key)?;
+        if value.eq_ignore_ascii_case("auto") {
+            return None;
+        }
+        let range = &key.value.range;
+        let number = value.parse().ok().filter(|number| range.contains(number));
+        if number.is_none() {
+            let message = format!(
+                "{} is neither auto nor a number from {} to {}",
+                shown(&value),
+                range.start(),
+                range.end()
+            );
+            self.problem(key, message);
+        }
+        number
+    }
+
+    pub(super) fn file(&mut self, key: &'static Key, path: &str) -> Option<Vec<u8>> {
         match fs::read(path) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
@@ -165,7 +227,7 @@ impl Reader<'_> {
     }
 
     /// A secret, or `@/path` of the file that holds it.
-    pub(super) fn secret(&mut self, key: &'static str) -> Option<SecretSource> {
+    fn secret(&mut self, key: &'static Key<SecretText>) -> Option<SecretSource> {
         let value = self.text(key)?;
         let Some(path) = value.strip_prefix('@') else {
             return Some(SecretSource::Value(Secret::new(value)));
@@ -179,38 +241,100 @@ impl Reader<'_> {
 
     pub(super) fn needed_secret(
         &mut self,
-        key: &'static str,
+        key: &'static Key<SecretText>,
         because: &str,
     ) -> Option<SecretSource> {
-        if self.properties.get(key).is_none() {
+        if !self.is_set(key) {
             self.problem(key, format!("is missing: {because} needs it; write the value, or @/path/to/a/file that holds it"));
         }
         self.secret(key)
     }
 
-    pub(super) fn url(&mut self, key: &'static str) -> Option<String> {
+    pub(super) fn url(&mut self, key: &'static Key<Url>) -> Option<String> {
         let value = self.text(key)?;
         if !is_full_url(&value) {
-            self.problem(
-                key,
-                format!(
-                    "'{}' is not a full URL; write https://host[:port]",
-                    without_secrets(&value)
-                ),
+            let message = format!(
+                "'{}' is not a full URL; write https://host[:port]",
+                without_secrets(&value)
             );
+            self.problem(key, message);
+            return None;
+        }
+        if holds_secrets(&value) {
+            let message = format!(
+                "'{}' holds a query or a user: give scheme, host and port; secrets have keys of their own",
+                without_secrets(&value)
+            );
+            self.problem(key, message);
             return None;
         }
         Some(value)
     }
 
-    pub(super) fn template(
-        &mut self,
-        key: &'static str,
-        text: &str,
-        with_time: bool,
-    ) -> Option<Template> {
-        Template::parse(text, with_time)
+    pub(super) fn template(&mut self, key: &'static Key<Name>, text: &str) -> Option<Template> {
+        Template::parse(text, key.value.with_time)
             .map_err(|message| self.problem(key, message))
             .ok()
     }
+
+    // Rules of the table.
+
+    /// Refuses keys that are known and not honoured.
+    pub(super) fn refuse_unsupported(&mut self) {
+        for &key in keys::ALL {
+            if let Some(instead) = key.instead
+                && self.text(key).is_some()
+            {
+                self.problem(key, format!("does nothing in this version: {instead}"));
+            }
+        }
+    }
+
+    /// Refuses keys that mean nothing at `place`, which messages call `name`. Without a place it is a blob store that
+    /// is not known yet.
+    pub(super) fn refuse_foreign(&mut self, place: Option<Place>, name: &str) {
+        for &key in keys::ALL {
+            let ours = match place {
+                Some(place) => key.scope.includes(place),
+                None => key.scope != Scope::Firehose,
+            };
+            if ours || self.text(key).is_none() {
+                continue;
+            }
+            let message = match place {
+                Some(Place::Firehose) => "belongs to a blob destination; remove it".to_owned(),
+                _ if key.scope == Scope::Firehose => {
+                    "belongs to a Firehose destination; remove it".to_owned()
+                }
+                _ => format!("does nothing for {name}: remove it"),
+            };
+            self.problem(key, message);
+        }
+    }
+
+    /// Refuses keys that need a spool, where there is none. Those of other destinations are refused as such.
+    pub(super) fn refuse_spooled(&mut self, kind: Option<DestinationKind>) {
+        let place = match kind {
+            Some(DestinationKind::Blob) => Some(Place::File),
+            Some(DestinationKind::Firehose) => Some(Place::Firehose),
+            None => None,
+        };
+        for &key in keys::ALL {
+            let ours = place.is_none_or(|place| key.scope.includes(place));
+            if key.spooled && ours && self.is_set(key) {
+                self.problem(
+                    key,
+                    "needs spool on: without it each chunk is sent by itself",
+                );
+            }
+        }
+    }
+}
+
+/// The meaning of a word, in any case.
+fn word<V: Copy>(words: &[(&str, V)], value: &str) -> Option<V> {
+    let found = words
+        .iter()
+        .find(|(word, _)| value.eq_ignore_ascii_case(word));
+    found.map(|(_, meaning)| *meaning)
 }

@@ -26,6 +26,7 @@ fn one(keys: &[(&str, &str)]) -> (&'static str, String) {
 
 const FIREHOSE: (&str, &str) = ("delivery_stream", "app-logs");
 const FILE: (&str, &str) = ("url", "file:///logs");
+const AZ: (&str, &str) = ("url", "az://logs");
 
 #[test]
 fn defaults_are_the_documented_ones() {
@@ -451,6 +452,88 @@ fn an_address_with_characters_that_no_url_has_is_refused() {
 }
 
 #[test]
+fn an_address_that_holds_a_user_or_a_signature_is_refused_at_every_service() {
+    for endpoint in [
+        "https://user:hunter2@vpce.internal",
+        "https://vpce.internal/?sig=hunter2",
+    ] {
+        for (destination, key) in [
+            (FIREHOSE, "endpoint"),
+            (FIREHOSE, "sts_endpoint"),
+            (("url", "s3://b"), "endpoint"),
+            (("url", "s3://b"), "sts_endpoint"),
+            (("url", "gs://b"), "endpoint"),
+        ] {
+            let (found, text) = one(&[destination, (key, endpoint)]);
+            assert_eq!(found, key);
+            assert!(text.contains("holds a query or a user"), "{text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+    for url in [
+        "az://logs/app?sv=1&sig=hunter2",
+        "s3://user:hunter2@bucket/app",
+        "s3://bucket?sig=hunter2",
+        "gs://bucket/x?token=hunter2",
+    ] {
+        let all = problems(&[("url", url)]);
+        assert!(all.iter().any(|(key, _)| *key == "url"), "{url}: {all:?}");
+        assert!(!format!("{all:?}").contains("hunter2"), "{all:?}");
+    }
+}
+
+#[test]
+fn a_secret_in_the_place_of_another_value_is_not_repeated() {
+    let secrets = [
+        EMULATOR_KEY,
+        "sv=2021-12-02&sig=hunter2",
+        "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=hunter2",
+        "abC8Q~0123456789abcdefghijABCDEFGHIJ",
+    ];
+    let keys = [
+        ("auth_type", AZ),
+        ("auto_create_container", AZ),
+        ("container_name", AZ),
+        ("memory_limit", FILE),
+        ("blob_max_age", FILE),
+        ("concurrency", FILE),
+        ("compression", FILE),
+        ("compression_level", FILE),
+        ("metrics_listen", FILE),
+        ("metrics_log_interval", FILE),
+        ("aggregation", FIREHOSE),
+        ("delivery_stream", FIREHOSE),
+        ("role_arn", FIREHOSE),
+        ("destination", FIREHOSE),
+    ];
+    for secret in secrets {
+        for (key, destination) in keys {
+            let mut set = vec![destination, (key, secret)];
+            set.dedup_by_key(|(key, _)| *key);
+            if key == "delivery_stream" {
+                set = vec![(key, secret)];
+            }
+            let all = problems(&set);
+            let said = format!("{all:?}");
+            assert!(
+                all.iter().any(|(found, _)| *found == key),
+                "{set:?}: {said}"
+            );
+            assert!(
+                !said.contains(secret) && !said.contains("hunter2"),
+                "{key}: {said}"
+            );
+        }
+    }
+    // What a person mistyped is worth seeing.
+    let (_, text) = one(&[FIREHOSE, ("role_arn", "role/application-logs-production-2")]);
+    assert!(
+        text.contains("'role/application-logs-production-2'"),
+        "{text}"
+    );
+}
+
+#[test]
 fn what_needs_the_spool_says_so() {
     for (key, value) in [
         ("spool_dir", "/data"),
@@ -563,7 +646,7 @@ fn the_line_at_the_start_says_where_how_and_within_which_limits() {
     let said = read(&[
         FIREHOSE,
         ("region", "eu-west-1"),
-        ("endpoint", "https://user:TOPSECRET@vpce.internal"),
+        ("endpoint", "https://vpce.internal"),
         ("spool", "on"),
     ])
     .unwrap()
@@ -571,7 +654,7 @@ fn the_line_at_the_start_says_where_how_and_within_which_limits() {
     assert_eq!(
         said,
         format!(
-            "ferry {} to delivery stream app-logs, region eu-west-1 at ***@vpce.internal, aggregation auto, \
+            "ferry {} to delivery stream app-logs, region eu-west-1 at https://vpce.internal, aggregation auto, \
              spooled in /var/lib/ferry/firehose-app-logs (at most 1000000000 bytes), linger 1000 ms, compression \
              None, flush_deadline 30 s, exit_deadline 10 s, memory_limit 64000000 bytes, concurrency auto, dead \
              letters in /var/lib/ferry/firehose-app-logs/dead-letters (at most 256000000 bytes)",

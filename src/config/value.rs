@@ -45,6 +45,52 @@ pub(super) fn is_full_url(value: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty()) && value.parse::<hyper::Uri>().is_ok()
 }
 
+/// The words of a flag; the first of each meaning is the one to show.
+pub(super) const FLAGS: &[(&str, bool)] = &[
+    ("on", true),
+    ("true", true),
+    ("yes", true),
+    ("off", false),
+    ("false", false),
+    ("no", false),
+];
+
+/// A value in quotes for a message, unless it looks like a secret that was written to the wrong key.
+pub(super) fn shown(value: &str) -> String {
+    match looks_like_a_secret(value) {
+        true => "a value that looks like a secret, and is not repeated here,".to_owned(),
+        false if value.contains("://") => format!("'{}'", without_secrets(value)),
+        false => format!("'{value}'"),
+    }
+}
+
+/// Whether a value has the shape of a key, a signature or a connection string: one of Azure's own words, or at least 24
+/// characters of base64 with capitals, small letters and digits.
+fn looks_like_a_secret(value: &str) -> bool {
+    let lower = value.to_ascii_lowercase();
+    let words = ["sig=", "accountkey=", "sharedaccesssignature="];
+    if words.iter().any(|word| lower.contains(word)) {
+        return true;
+    }
+    let has = |kind: fn(&u8) -> bool| value.bytes().any(|byte| kind(&byte));
+    value.len() >= 24
+        && value
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+/=_-~.".contains(&byte))
+        && has(u8::is_ascii_uppercase)
+        && has(u8::is_ascii_lowercase)
+        && has(u8::is_ascii_digit)
+}
+
+/// Whether an address that is a full URL holds a user or a query.
+pub(super) fn holds_secrets(url: &str) -> bool {
+    let Ok(uri) = url.parse::<hyper::Uri>() else {
+        return true;
+    };
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    authority.contains('@') || uri.query().is_some()
+}
+
 /// An address for a message. People write passwords before the `@` and signatures behind the `?`.
 pub(crate) fn without_secrets(url: &str) -> String {
     let shown = url.split('?').next().unwrap_or_default();

@@ -1,6 +1,7 @@
 //! The host's functions for one output, made safe.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr;
 
 use super::abi::flb_api;
 use super::metrics_page::GetPage;
@@ -78,17 +79,30 @@ impl Host {
     }
 }
 
+impl Host {
+    /// The host's own C string, or null where the key is not set.
+    fn property(&self, key: &str) -> *const c_char {
+        let Ok(key) = CString::new(key) else {
+            return ptr::null();
+        };
+        // SAFETY: a C string and the host's own pointer, as the function wants them.
+        unsafe { (self.get_property)(key.as_ptr(), self.output) }
+    }
+}
+
 impl Properties for Host {
     fn get(&self, key: &str) -> Option<String> {
-        let key = CString::new(key).ok()?;
-        // SAFETY: a C string and the host's own pointer, as the function wants them.
-        let value = unsafe { (self.get_property)(key.as_ptr(), self.output) };
+        let value = self.property(key);
         if value.is_null() {
             return None;
         }
         // SAFETY: a C string of the host's that lives as long as the output; copied at once.
         let value = unsafe { CStr::from_ptr(value) };
         Some(value.to_string_lossy().into_owned())
+    }
+
+    fn is_set(&self, key: &str) -> bool {
+        !self.property(key).is_null()
     }
 }
 

@@ -23,6 +23,7 @@ use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
 
 use super::codes::{Fate, Vendor, judge, judge_file, remedy};
 use crate::config::Problem;
+use crate::config::keys;
 use crate::sink::http::{self, Proxies, TooLong, TooManyInterim, causes};
 use crate::sink::outcome::{Class, Fault, Outcome, code_line, message_line};
 use crate::sink::tls;
@@ -394,7 +395,7 @@ pub(super) fn wire(
     proxies: Proxies,
     connect_timeout: Duration,
 ) -> Result<HttpClient, Problem> {
-    let tls = tls::client_config(ca_pem).map_err(|e| Problem::new("tls_ca_file", e))?;
+    let tls = tls::client_config(ca_pem).map_err(|e| Problem::new(keys::TLS_CA_FILE.name, e))?;
     let client = http::Client::new(&tls, proxies, connect_timeout);
     Ok(HttpClient::new(Wire(client)))
 }

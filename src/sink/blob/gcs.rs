@@ -12,6 +12,7 @@ use super::codes::{Fate, Vendor};
 use super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
 use super::{CONNECT_TIMEOUT, Kind, Store, check_bucket, endpoint_url, is_here, no_retries};
 use crate::config::Problem;
+use crate::config::keys;
 use crate::sink::Class;
 use crate::sink::http::Proxies;
 
@@ -33,8 +34,12 @@ pub(super) fn open(
     }
     let builder = builder.with_retry(no_retries());
     let wire = wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
-    let problem =
-        |e: object_store::Error| Problem::new("url", format!("no client for 'gs://{bucket}': {e}"));
+    let problem = |e: object_store::Error| {
+        Problem::new(
+            keys::URL.name,
+            format!("no client for 'gs://{bucket}': {e}"),
+        )
+    };
     let credentials: GcpCredentialProvider = match emulator {
         // An emulator on this machine has no use for a token, and there may be none to be had here.
         // (Skipping signatures is an option of the builder's, but its puts do not heed it.)

@@ -123,7 +123,7 @@ impl BlobSink {
     pub fn new(config: &config::Blob, warn: Warn) -> Result<BlobSink, Problem> {
         let ca_pem = config.ca_pem.as_deref();
         if let Some(pem) = ca_pem {
-            config::check_ca(pem).map_err(|e| Problem::new("tls_ca_file", e))?;
+            config::check_ca(pem).map_err(|e| Problem::new(config::keys::TLS_CA_FILE.name, e))?;
         }
         let store = match &config.store {
             config::Store::File(root) => Some(file(root)?),
@@ -427,7 +427,7 @@ fn file(root: &std::path::Path) -> Result<Store, Problem> {
     let problem = |e: &dyn std::fmt::Display| {
         let folder = root.display();
         Problem::new(
-            "url",
+            config::keys::URL.name,
             format!("the folder '{folder}' cannot be made or entered: {e}"),
         )
     };
@@ -491,7 +491,7 @@ async fn holds(
 #[cfg(not(all(feature = "s3", feature = "gs")))]
 fn left_out(scheme: &str, feature: &str) -> Problem {
     Problem::new(
-        "url",
+        config::keys::URL.name,
         format!(
             "{scheme} is not in this build of Ferry, which was made without its feature {feature}"
         ),
@@ -573,7 +573,7 @@ fn check_bucket(bucket: &str) -> Result<(), Problem> {
         || format!("'{bucket}' is not a bucket's name: use letters, digits, '-', '.', '_'");
     valid
         .then_some(())
-        .ok_or_else(|| Problem::new("url", message()))
+        .ok_or_else(|| Problem::new(config::keys::URL.name, message()))
 }
 
 fn endpoint_url(endpoint: &str) -> Result<Url, Problem> {
@@ -583,14 +583,14 @@ fn endpoint_url(endpoint: &str) -> Result<Url, Problem> {
         // Neither is shown: both may hold a secret.
         Some(url) if url.query().is_some() || !url.username().is_empty() => {
             let message = "holds a query or a user: give scheme, host and port; secrets have keys of their own";
-            Err(Problem::new("endpoint", message))
+            Err(Problem::new(config::keys::ENDPOINT.name, message))
         }
         Some(url) => Ok(url),
         None => {
             let shown = config::without_secrets(endpoint);
             let message =
                 format!("'{shown}' is not a URL: write https://host, or https://host:port");
-            Err(Problem::new("endpoint", message))
+            Err(Problem::new(config::keys::ENDPOINT.name, message))
         }
     }
 }

@@ -23,6 +23,7 @@ use self::token::Tokens;
 use super::answer::{Failure, Same, listening_to, wire};
 use super::codes::Vendor;
 use super::{CONNECT_TIMEOUT, Warn, endpoint_url, no_retries};
+use crate::config::keys;
 use crate::config::{self, AzureAuth, ConnectionSecret, ConnectionString, Problem, SecretSource};
 use crate::sink::Class;
 use crate::sink::http::Proxies;
@@ -61,7 +62,7 @@ pub(super) fn open(
             "'{service}' would carry the token of auth_type {} in the clear: write https://",
             azure.auth.name()
         );
-        return Err(Problem::new("endpoint", message));
+        return Err(Problem::new(keys::ENDPOINT.name, message));
     }
     let (credentials, source) = credentials(azure, ca_pem, warn)?;
 
@@ -69,7 +70,7 @@ pub(super) fn open(
         Vendor::Azure,
         wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?,
     );
-    let problem = |e: object_store::Error| Problem::new("endpoint", e.to_string());
+    let problem = |e: object_store::Error| Problem::new(keys::ENDPOINT.name, e.to_string());
     let store = MicrosoftAzureBuilder::new()
         .with_account(account)
         .with_container_name(&azure.container)
@@ -179,7 +180,7 @@ fn service_url(azure: &config::Azure, account: &str) -> Result<Url, Problem> {
     if account.is_empty() || !host {
         let message =
             format!("'{account}' is not a storage account: give its name, letters and digits");
-        return Err(Problem::new("account_name", message));
+        return Err(Problem::new(keys::ACCOUNT_NAME.name, message));
     }
     let given = match &azure.endpoint {
         Some(endpoint) => endpoint.clone(),

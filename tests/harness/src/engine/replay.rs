@@ -39,8 +39,9 @@ const READ_AHEAD: usize = 16_000_000;
 const WORKERS: usize = 4;
 /// Times that a chunk is sent again when the section says `Retry_Limit no_limits`: a person is waiting.
 const RETRIES: u32 = 5;
-/// What a replayed section does without: keys that make a line other than it is, and the spool's.
-const LEFT_OUT: &[&str] = &[
+/// What a replayed section does without: keys that make a line other than it is, and the spool's. Ferry's table of keys
+/// says which they are; a test holds this against it.
+pub const LEFT_OUT: &[&str] = &[
     "log_key",
     "data_keys",
     "time_key",

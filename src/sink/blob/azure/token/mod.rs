@@ -20,6 +20,7 @@ use super::super::codes::Fate;
 use super::super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
 use super::super::{CONNECT_TIMEOUT, Warn, endpoint_url, is_here, no_retries};
 use super::SecretFile;
+use crate::config::keys;
 use crate::config::{self, AzureAuth, Problem, SecretSource};
 use crate::sink::Class;
 use crate::sink::http::Proxies;
@@ -135,7 +136,7 @@ impl Tokens {
                     let missing = missing.iter().filter(|(missing, _)| *missing);
                     let names: Vec<_> = missing.map(|(_, name)| *name).collect();
                     return Err(Problem::new(
-                        "auth_type",
+                        keys::AUTH_TYPE.name,
                         format!(
                             "workload_identity needs {} in the environment: Azure sets it in a pod with the label \
                              azure.workload.identity/use: \"true\" whose ServiceAccount has the annotation \
@@ -183,7 +184,7 @@ impl Tokens {
                         };
                         let file =
                             SecretFile::open(path.clone(), Box::new(parse), Arc::clone(warn));
-                        Secret::File(file.map_err(|e| Problem::new("client_secret", e))?)
+                        Secret::File(file.map_err(|e| Problem::new(keys::CLIENT_SECRET.name, e))?)
                     }
                 };
                 let whose = format!("the application {client_id} of the tenant {tenant_id}");
@@ -198,7 +199,7 @@ impl Tokens {
         let now = secret.current();
         let provider = provider(&builder, now.as_ref());
         let held = tokio::sync::Mutex::new(Held {
-            provider: provider.map_err(|e| Problem::new("auth_type", e))?,
+            provider: provider.map_err(|e| Problem::new(keys::AUTH_TYPE.name, e))?,
             secret: now,
             token: None,
             failed: None,

@@ -1,0 +1,1149 @@
+//! The key table: one row a key, and everything that is known of it.
+//!
+//! Reading, problems, `ferry-check`, migration, replay and the reference in `docs/configuration.md` are
+//! all driven by it. A new key is one row here and its use.
+//!
+//! A [`Key`] is made in this file only, and the reader takes nothing else: what is not in the table cannot be read.
+
+use std::fmt::Write as _;
+use std::ops::RangeInclusive;
+
+use super::azure::AuthType;
+use super::value::FLAGS;
+use super::{Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, Place, Properties};
+
+/// One key of the configuration. `T` is the type of its value.
+#[derive(Debug)]
+pub struct Key<T: ?Sized = dyn ValueType> {
+    /// Its name, in lower case.
+    pub name: &'static str,
+    /// Other names with the same meaning, from the plugins people come from.
+    pub aliases: &'static [&'static str],
+    /// Where the reference lists it.
+    pub section: Section,
+    /// The destinations it means something to.
+    pub scope: Scope,
+    /// Whether it means something with `spool on` only.
+    pub spooled: bool,
+    /// Whether an output that sends dead letters again keeps it.
+    pub replayed: bool,
+    /// What to do instead, for a key that is known and not honoured.
+    pub instead: Option<&'static str>,
+    /// What it means, in Markdown.
+    pub doc: &'static str,
+    /// A value as somebody would write it; empty where there is no use for one.
+    pub example: &'static str,
+    default: Option<&'static str>,
+    /// The type of its value.
+    pub value: T,
+}
+
+/// The type of a value: what may be written.
+pub trait ValueType: std::fmt::Debug + Sync {
+    /// What may be written, in Markdown.
+    fn words(&self) -> String;
+
+    /// What counts where nothing is written; `None` where the row says so in words, or nothing does.
+    fn default(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether the value must never be shown.
+    fn is_secret(&self) -> bool {
+        false
+    }
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag(pub(super) Option<bool>);
+
+/// One of several words.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<V: 'static> {
+    /// Words and their meaning.
+    pub(super) words: &'static [(&'static str, V)],
+    /// Words of other plugins with the same meaning.
+    pub(super) also: &'static [(&'static str, V)],
+}
+
+/// Bytes, such as `64M`.
+#[derive(Clone, Debug)]
+pub struct Size {
+    pub(super) default: usize,
+    pub(super) range: RangeInclusive<usize>,
+}
+
+/// A time, such as `30s`.
+#[derive(Clone, Debug)]
+pub struct Time {
+    pub(super) default: u64,
+    /// Seconds.
+    pub(super) range: RangeInclusive<u64>,
+}
+
+/// How often something is done, or `off`.
+#[derive(Clone, Debug)]
+pub struct Interval {
+    /// Seconds.
+    pub(super) range: RangeInclusive<u64>,
+}
+
+/// A number, or `auto`.
+#[derive(Clone, Debug)]
+pub struct Count {
+    pub(super) range: RangeInclusive<usize>,
+}
+
+/// Any text. The words say what it names.
+#[derive(Clone, Copy, Debug)]
+pub struct Text(&'static str);
+
+/// Full URL of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Url;
+
+/// A name with what a tag or a record fills in.
+#[derive(Clone, Copy, Debug)]
+pub struct Name {
+    pub(super) with_time: bool,
+}
+
+/// A secret, or `@/path` of the file that holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct SecretText;
+
+impl ValueType for Flag {
+    fn words(&self) -> String {
+        "`on` or `off`".into()
+    }
+
+    fn default(&self) -> Option<String> {
+        let on = self.0?;
+        FLAGS
+            .iter()
+            .find(|(_, flag)| *flag == on)
+            .map(|(word, _)| (*word).to_owned())
+    }
+}
+
+impl<V: std::fmt::Debug + Sync> ValueType for Choice<V> {
+    fn words(&self) -> String {
+        let words: Vec<_> = self
+            .words
+            .iter()
+            .map(|(word, _)| format!("`{word}`"))
+            .collect();
+        one_of(&words)
+    }
+}
+
+impl ValueType for Size {
+    fn words(&self) -> String {
+        format!(
+            "size, {} to {}",
+            size(*self.range.start()),
+            size(*self.range.end())
+        )
+    }
+
+    fn default(&self) -> Option<String> {
+        Some(size(self.default))
+    }
+}
+
+impl ValueType for Time {
+    fn words(&self) -> String {
+        format!(
+            "time, {} to {}",
+            time(*self.range.start()),
+            time(*self.range.end())
+        )
+    }
+
+    fn default(&self) -> Option<String> {
+        Some(time(self.default))
+    }
+}
+
+impl ValueType for Interval {
+    fn words(&self) -> String {
+        format!(
+            "time, {} to {}, or `off`",
+            time(*self.range.start()),
+            time(*self.range.end())
+        )
+    }
+}
+
+impl ValueType for Count {
+    fn words(&self) -> String {
+        format!("{} to {}, or `auto`", self.range.start(), self.range.end())
+    }
+
+    fn default(&self) -> Option<String> {
+        Some("auto".into())
+    }
+}
+
+impl ValueType for Text {
+    fn words(&self) -> String {
+        self.0.into()
+    }
+}
+
+impl ValueType for Url {
+    fn words(&self) -> String {
+        "full URL".into()
+    }
+}
+
+impl ValueType for Name {
+    fn words(&self) -> String {
+        match self.with_time {
+            true => "template with strftime".into(),
+            false => "template".into(),
+        }
+    }
+}
+
+impl ValueType for SecretText {
+    fn words(&self) -> String {
+        "secret, or `@/path` of a file that holds it".into()
+    }
+
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+/// The part of the reference that lists a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// Where records go.
+    Destination,
+    /// What is sent.
+    Content,
+    /// How it behaves.
+    Behaviour,
+    /// AWS, for Firehose and for `s3://`.
+    Aws,
+    /// Firehose alone.
+    Firehose,
+    /// Blob stores.
+    Blob,
+    /// Azure alone.
+    Azure,
+    /// Known, and not honoured.
+    Refused,
+}
+
+impl Section {
+    /// Every section, in the order of the reference, with its heading.
+    const ALL: [(Section, &str); 8] = [
+        (Section::Destination, "Destination"),
+        (Section::Content, "Content"),
+        (Section::Behaviour, "Behaviour"),
+        (Section::Firehose, "Firehose"),
+        (Section::Aws, "AWS (Firehose and `s3://`)"),
+        (Section::Blob, "Blob stores"),
+        (Section::Azure, "Azure Blob"),
+        (Section::Refused, "Keys of other plugins that are refused"),
+    ];
+}
+
+/// The destinations that a key means something to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every one.
+    All,
+    /// Every one but `file://`.
+    Remote,
+    /// Firehose.
+    Firehose,
+    /// Firehose and `s3://`.
+    Aws,
+    /// Every blob store.
+    Blob,
+    /// Azure Blob.
+    Azure,
+}
+
+impl Scope {
+    /// Whether a key of this scope means something at `place`.
+    pub fn includes(self, place: Place) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Remote => place != Place::File,
+            Scope::Firehose => place == Place::Firehose,
+            Scope::Aws => matches!(place, Place::Firehose | Place::S3),
+            Scope::Blob => place != Place::Firehose,
+            Scope::Azure => place == Place::Azure,
+        }
+    }
+
+    /// For the reference.
+    fn words(self) -> &'static str {
+        match self {
+            Scope::All => "all",
+            Scope::Remote => "all but `file://`",
+            Scope::Firehose => "Firehose",
+            Scope::Aws => "Firehose, `s3://`",
+            Scope::Blob => "blob stores",
+            Scope::Azure => "`az://`",
+        }
+    }
+}
+
+const fn key<T>(name: &'static str, section: Section, value: T) -> Key<T> {
+    Key {
+        name,
+        aliases: &[],
+        section,
+        scope: match section {
+            Section::Firehose => Scope::Firehose,
+            Section::Aws => Scope::Aws,
+            Section::Blob => Scope::Blob,
+            Section::Azure => Scope::Azure,
+            Section::Destination | Section::Content | Section::Behaviour | Section::Refused => {
+                Scope::All
+            }
+        },
+        spooled: false,
+        replayed: true,
+        instead: None,
+        doc: "",
+        example: "",
+        default: None,
+        value,
+    }
+}
+
+/// The rest of a row. Fields are set here and not by `..`, which cannot change the type of the value.
+impl<T> Key<T> {
+    const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
+        self.aliases = aliases;
+        self
+    }
+
+    const fn scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    const fn spooled(mut self) -> Self {
+        self.spooled = true;
+        self.replayed = false;
+        self
+    }
+
+    /// What would make a dead letter's line other than it is, or belongs to the output that wrote it.
+    const fn not_replayed(mut self) -> Self {
+        self.replayed = false;
+        self
+    }
+
+    const fn instead(mut self, remedy: &'static str) -> Self {
+        self.instead = Some(remedy);
+        self
+    }
+
+    const fn doc(mut self, doc: &'static str) -> Self {
+        self.doc = doc;
+        self
+    }
+
+    const fn example(mut self, example: &'static str) -> Self {
+        self.example = example;
+        self
+    }
+
+    /// What counts where nothing is written, in words.
+    const fn default(mut self, words: &'static str) -> Self {
+        self.default = Some(words);
+        self
+    }
+}
+
+impl<T: ?Sized> Key<T> {
+    /// Every name it has, its own first.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + use<T> {
+        std::iter::once(self.name).chain(self.aliases.iter().copied())
+    }
+}
+
+impl Key {
+    /// What counts where nothing is written, in Markdown; empty where nothing does.
+    pub fn default_words(&self) -> String {
+        match (self.default, self.value.default()) {
+            (Some(words), _) => words.to_owned(),
+            (None, Some(value)) => format!("`{value}`"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+/// Declares the rows, and [`ALL`] with each of them.
+macro_rules! keys {
+    ($($(#[$meta:meta])* $row:ident: $type:ty = $key:expr;)*) => {
+        $($(#[$meta])* pub(crate) static $row: Key<$type> = $key;)*
+
+        /// Every key, in the order of the reference.
+        pub static ALL: &[&Key] = &[$(&$row),*];
+    };
+}
+
+keys! {
+    DESTINATION: Choice<DestinationKind> = key("destination", Section::Destination, Choice {
+        words: &[("firehose", DestinationKind::Firehose), ("blob", DestinationKind::Blob)],
+        also: &[],
+    })
+    .doc("the kind of destination")
+    .default("inferred from `delivery_stream`, `url` or `container_name`")
+    .example("blob");
+
+    DELIVERY_STREAM: Name = key("delivery_stream", Section::Destination, Name { with_time: false })
+        .scope(Scope::Firehose)
+        .doc("the delivery stream: its name, or a template")
+        .example("app-{tag[1]}");
+
+    URL: Text = key("url", Section::Destination, Text(
+        "`az://container/prefix`, `s3://bucket/prefix`, `gs://bucket/prefix` or `file:///folder`",
+    ))
+    .scope(Scope::Blob)
+    .doc("the blob store, and what every object's name begins with")
+    .example("s3://logs/app");
+
+    PATH: Name = key("path", Section::Destination, Name { with_time: true })
+        .scope(Scope::Blob)
+        .doc("each object's folder, from the **event's** time (UTC)")
+        .default("`{tag}/%Y/%m/%d/%H`")
+        .example("{record.service}/%F");
+
+    INSTANCE: Text = key("instance", Section::Destination, Text("text"))
+        .not_replayed()
+        .doc("what this output is called in the log and in the default of `spool_dir`")
+        .default("made from the destination")
+        .example("orders");
+
+    FORMAT: Choice<()> = key("format", Section::Content, Choice { words: &[("json_lines", ())], also: &[] })
+        .doc("one JSON object a line")
+        .default("`json_lines`");
+
+    LOG_KEY: Text = key("log_key", Section::Content, Text("key of a record"))
+        .not_replayed()
+        .doc("send only this key's value: text as it is, anything else as JSON. A record without it is counted and \
+              skipped")
+        .example("log");
+
+    DATA_KEYS: Text = key("data_keys", Section::Content, Text("keys, separated by commas"))
+        .not_replayed()
+        .doc("send only these top-level keys")
+        .default("all")
+        .example("level,msg");
+
+    TIME_KEY: Text = key("time_key", Section::Content, Text("key"))
+        .aliases(&["date_key"])
+        .not_replayed()
+        .doc("add the event's time under this key")
+        .example("time");
+
+    TIME_KEY_FORMAT: Text = key("time_key_format", Section::Content, Text("strftime, `epoch` or `epoch_ms`"))
+        .not_replayed()
+        .doc("how that time is written: strftime (UTC) with `%3N`, `%6N`, `%9N`, `%L`; or a number of seconds or \
+              milliseconds")
+        .default("as `2025-07-02T20:44:31.123Z`")
+        .example("%F %T.%3N");
+
+    TAG_KEY: Text = key("tag_key", Section::Content, Text("key"))
+        .not_replayed()
+        .doc("add the tag under this key")
+        .example("tag");
+
+    METADATA_KEY: Text = key("metadata_key", Section::Content, Text("key"))
+        .not_replayed()
+        .doc("add the record's metadata and its OTLP resource and scope under this key")
+        .example("meta");
+
+    REPLACE_DOTS: Text = key("replace_dots", Section::Content, Text("text"))
+        .not_replayed()
+        .doc("put this in the place of dots in keys, at every depth")
+        .example("_");
+
+    COMPRESSION: Choice<Algorithm> = key("compression", Section::Content, Choice {
+        words: &[("none", Algorithm::None), ("gzip", Algorithm::Gzip), ("zstd", Algorithm::Zstd)],
+        also: &[("off", Algorithm::None)],
+    })
+    .aliases(&["compress"])
+    .doc("how what is sent is compressed")
+    .default("`none` (Firehose), `gzip` (blob stores)")
+    .example("zstd");
+
+    COMPRESS_BLOB: Flag = key("compress_blob", Section::Content, Flag(None))
+        .doc("`on` is `compression gzip`, where `compression` is not set")
+        .default("`off`");
+
+    COMPRESSION_LEVEL: Text = key("compression_level", Section::Content, Text("1 to 12 (gzip), -7 to 19 (zstd)"))
+        .doc("how hard the compression tries")
+        .default("`2` (gzip), `1` (zstd)")
+        .example("6");
+
+    SPOOL: Flag = key("spool", Section::Behaviour, Flag(None))
+        .aliases(&["buffering_enabled"])
+        .not_replayed()
+        .doc("keep chunks on disk, and deliver them in our own time")
+        .default("`on` (blob stores), `off` (Firehose)")
+        .example("on");
+
+    SPOOL_DIR: Text = key("spool_dir", Section::Behaviour, Text("folder"))
+        .aliases(&["buffer_dir"])
+        .spooled()
+        .doc("the spool's folder on a local disk, for this output alone")
+        .default("`/var/lib/ferry/<instance>`")
+        .example("/data/ferry");
+
+    SPOOL_LIMIT: Size = key("spool_limit", Section::Behaviour, Size {
+        default: 1_000_000_000,
+        range: 16_000_000..=100_000_000_000_000,
+    })
+    .aliases(&["store_dir_limit_size"])
+    .spooled()
+    .doc("bytes of its log (1 MiB more is kept as a `reserve`, so that a disk that fills up can be emptied again), up to a \
+          quarter of them finished ones that wait to be written again (`*.spare`, not counted by `ferry_spool_bytes`); a \
+          full spool answers RETRY")
+    .example("8G");
+
+    FLUSH_DEADLINE: Time = key("flush_deadline", Section::Behaviour, Time { default: 30, range: 1..=3_600 })
+        .doc("the longest a flush waits before it answers RETRY; with a spool the disk may take longer once it writes")
+        .example("20s");
+
+    EXIT_DEADLINE: Time = key("exit_deadline", Section::Behaviour, Time { default: 10, range: 1..=600 })
+        .doc("the longest stopping takes: what is open is sealed and sent, the rest stays in the spool; without a spool \
+              flushes end within three quarters of it")
+        .example("5s");
+
+    MEMORY_LIMIT: Size = key("memory_limit", Section::Behaviour, Size {
+        default: MEMORY_LIMIT_BYTES,
+        range: 4_000_000..=64_000_000_000,
+    })
+    .doc("bytes of lines, requests and open objects in memory; more waits. Open objects have three eighths of it. Beside \
+          it the process needs some 32 MB at most: for a chunk, for what is being encoded, for buffers. One event that is \
+          larger than all of it goes alone")
+    .example("32M");
+
+    CONCURRENCY: Count = key("concurrency", Section::Behaviour, Count { range: 1..=64 })
+        .doc("requests in flight; `auto` adapts between 1 and 8, and halves when the destination throttles")
+        .example("4");
+
+    DEAD_LETTER_DIR: Text = key("dead_letter_dir", Section::Behaviour, Text("folder"))
+        .not_replayed()
+        .doc("where dead letters are kept, as `dead-letters.ndjson`; without a spool also who sends")
+        .default("`dead-letters` in `spool_dir`, or in `/var/lib/ferry/<instance>` without a spool")
+        .example("/data/dead");
+
+    DEAD_LETTER_LIMIT: Size = key("dead_letter_limit", Section::Behaviour, Size {
+        default: 256_000_000,
+        range: 1_000_000..=1_000_000_000_000,
+    })
+    .not_replayed()
+    .doc("their size. When it is reached, records that would become dead letters wait, and nothing else does: in the \
+          spool, or with Fluent Bit, which is told RETRY for their chunk. Its other records are delivered once while Ferry \
+          runs, and again after a restart: rather than raise the limit, move the `dead-letters*` files away, which needs \
+          none. In the spool they go into its `quarantine` folder before they keep it from being emptied")
+    .example("1G");
+
+    METRICS_LISTEN: Text = key("metrics_listen", Section::Behaviour, Text("IP address and port"))
+        .not_replayed()
+        .doc("serve the metrics at `http://<this>/metrics`. `:9464` or `9464` is a port of 127.0.0.1, for this machine \
+              alone; any other address must be written out, and is warned of")
+        .default("off")
+        .example(":9464");
+
+    METRICS_LOG_INTERVAL: Interval = key("metrics_log_interval", Section::Behaviour, Interval { range: 1..=86_400 })
+        .doc("how often the metrics are logged, in one line; `off` for never")
+        .default("off; `5m` in a host without metrics")
+        .example("1m");
+
+    TLS_CA_FILE: Text = key("tls_ca_file", Section::Behaviour, Text("file"))
+        .doc("PEM of a private CA to trust as well")
+        .default("the system's roots")
+        .example("/etc/ca.pem");
+
+    ENDPOINT: Url = key("endpoint", Section::Behaviour, Url)
+        .scope(Scope::Remote)
+        .doc("the service, for private endpoints and emulators")
+        .default("the region's or the store's")
+        .example("https://vpce-0123.firehose.eu-west-1.vpce.amazonaws.com");
+
+    AUTO_RETRY_REQUESTS: Flag = key("auto_retry_requests", Section::Behaviour, Flag(Some(true)))
+        .doc("what failed is always sent again: `off` is refused");
+
+    AGGREGATION: Choice<Aggregation> = key("aggregation", Section::Firehose, Choice {
+        words: &[("on", Aggregation::On), ("off", Aggregation::Off), ("auto", Aggregation::Auto)],
+        also: &[
+            ("true", Aggregation::On),
+            ("yes", Aggregation::On),
+            ("false", Aggregation::Off),
+            ("no", Aggregation::Off),
+        ],
+    })
+    .aliases(&["simple_aggregation"])
+    .doc("how many lines share a record: as many as fit, one, or what the stream's destination can read")
+    .default("`auto`")
+    .example("on");
+
+    LINGER: Time = key("linger", Section::Firehose, Time { default: 1, range: 0..=60 })
+        .spooled()
+        .doc("how long a request that is not full waits for more")
+        .example("200ms");
+
+    REGION: Text = key("region", Section::Aws, Text("region"))
+        .doc("the region of the stream or bucket")
+        .default("from the environment, profile or instance")
+        .example("eu-west-1");
+
+    STS_ENDPOINT: Url = key("sts_endpoint", Section::Aws, Url)
+        .doc("STS, where a role is assumed")
+        .default("the region's")
+        .example("https://sts.eu-west-1.amazonaws.com");
+
+    PROFILE: Text = key("profile", Section::Aws, Text("name"))
+        .doc("profile of the shared configuration files")
+        .example("logs");
+
+    ROLE_ARN: Text = key("role_arn", Section::Aws, Text("ARN"))
+        .doc("a role to assume")
+        .example("arn:aws:iam::123456789012:role/logs");
+
+    EXTERNAL_ID: Text = key("external_id", Section::Aws, Text("text"))
+        .doc("the external ID that the role asks for")
+        .example("ferry");
+
+    BLOB_TYPE: Choice<()> = key("blob_type", Section::Blob, Choice {
+        words: &[("block", ())],
+        also: &[("blockblob", ())],
+    })
+    .doc("objects are whole block blobs")
+    .default("`block`");
+
+    BLOB_MAX_SIZE: Size = key("blob_max_size", Section::Blob, Size { default: 16_000_000, range: 10_000..=4_000_000_000 })
+        .spooled()
+        .doc("an object is sealed at this size, compressed; at most three eighths of `memory_limit`")
+        .default("`16M`, or three eighths of `memory_limit` if that is less")
+        .example("8M");
+
+    BLOB_MAX_AGE: Time = key("blob_max_age", Section::Blob, Time { default: 300, range: 1..=86_400 })
+        .aliases(&["upload_timeout"])
+        .spooled()
+        .doc("an object is sealed when its first line is this old, or when memory is full or the spool half full")
+        .example("1m");
+
+    ACCOUNT_NAME: Text = key("account_name", Section::Azure, Text("name"))
+        .doc("the storage account")
+        .example("mylogs");
+
+    CONTAINER_NAME: Text = key("container_name", Section::Azure, Text("name"))
+        .doc("the container, where there is no `url`")
+        .example("logs");
+
+    AUTH_TYPE: Choice<AuthType> = key("auth_type", Section::Azure, Choice { words: &AuthType::WORDS, also: &[] })
+        .doc("how requests are authenticated")
+        .default("`key`, or `connection_string` where that is set")
+        .example("workload_identity");
+
+    SHARED_KEY: SecretText = key("shared_key", Section::Azure, SecretText)
+        .doc("the account's key; a file is read again when it changes")
+        .example("@/run/secrets/key");
+
+    SAS_TOKEN: SecretText = key("sas_token", Section::Azure, SecretText)
+        .doc("a shared access signature")
+        .example("@/run/secrets/sas");
+
+    CONNECTION_STRING: SecretText = key("connection_string", Section::Azure, SecretText)
+        .doc("the account, where it is and its key or signature, as the portal shows it; `UseDevelopmentStorage=true` is \
+              Azurite")
+        .example("@/run/secrets/connection");
+
+    CLIENT_SECRET: SecretText = key("client_secret", Section::Azure, SecretText)
+        .doc("the secret of a registered application")
+        .example("@/run/secrets/client");
+
+    TENANT_ID: Text = key("tenant_id", Section::Azure, Text("ID or domain"))
+        .doc("the directory (tenant) of the identity, where `auth_type` asks for it")
+        .example("contoso.onmicrosoft.com");
+
+    CLIENT_ID: Text = key("client_id", Section::Azure, Text("ID"))
+        .doc("the identity, where `auth_type` asks for it")
+        .example("11111111-2222-3333-4444-555555555555");
+
+    AUTO_CREATE_CONTAINER: Flag = key("auto_create_container", Section::Azure, Flag(Some(true)))
+        .doc("make the container when it is missing")
+        .example("off");
+
+    EMULATOR_MODE: Flag = key("emulator_mode", Section::Azure, Flag(Some(false)))
+        .doc("talk to Azurite, with its well-known account")
+        .example("on");
+
+    // azure_blob counts its buffer before compression, in a file for each tag.
+    UPLOAD_FILE_SIZE: Text = key("upload_file_size", Section::Refused, Text("size"))
+        .instead("use blob_max_size, the size of an object as it is stored")
+        .doc("the size of `azure_blob`'s files on disk");
+
+    DATABASE_FILE: Text = key("database_file", Section::Refused, Text("file"))
+        .instead("files are not tracked in a database; remove it")
+        .doc("where `azure_blob` tracks files");
+
+    PART_SIZE: Text = key("part_size", Section::Refused, Text("size"))
+        .instead("objects are put in one piece; remove it")
+        .doc("the size of a part of an upload");
+
+    CONFIGURATION_ENDPOINT_URL: Text = key("configuration_endpoint_url", Section::Refused, Text("URL"))
+        .instead("write the settings into this section")
+        .doc("where `azure_blob` fetches settings");
+}
+
+/// A key that Fluent Bit takes from any output's section.
+#[derive(Debug)]
+pub struct HostKey {
+    /// Its name as Fluent Bit's documentation writes it; with `group`, what a group's names begin with.
+    pub name: &'static str,
+    /// Whether it stands for all names that begin with it.
+    pub group: bool,
+    /// For one that concerns a connection which the host never makes here: what to do instead.
+    pub instead: Option<&'static str>,
+}
+
+const fn acts(name: &'static str) -> HostKey {
+    HostKey {
+        name,
+        group: false,
+        instead: None,
+    }
+}
+
+const fn idle(name: &'static str, group: bool, instead: &'static str) -> HostKey {
+    HostKey {
+        name,
+        group,
+        instead: Some(instead),
+    }
+}
+
+const OWN_CONNECTIONS: &str =
+    "remove it; Ferry checks certificates and reads HTTPS_PROXY by itself";
+
+/// Keys of Fluent Bit itself. A name comes before the group that it would belong to.
+pub static HOST: &[HostKey] = &[
+    acts("Match"),
+    acts("Match_Regex"),
+    acts("Alias"),
+    acts("Log_Level"),
+    acts("Log_Suppress_Interval"),
+    acts("Retry_Limit"),
+    acts("Workers"),
+    acts("storage.total_limit_size"),
+    idle("Host", false, "use endpoint, a full URL"),
+    idle("Port", false, "use endpoint, a full URL"),
+    idle("ipv6", false, OWN_CONNECTIONS),
+    idle("tls", false, OWN_CONNECTIONS),
+    idle("tls.ca_file", false, "use tls_ca_file"),
+    idle("tls.", true, OWN_CONNECTIONS),
+    idle("net.", true, OWN_CONNECTIONS),
+    idle("oauth2", true, OWN_CONNECTIONS),
+];
+
+/// A key of another output that nothing here corresponds to.
+#[derive(Debug)]
+pub struct ForeignKey {
+    /// Its name.
+    pub name: &'static str,
+    /// The output that has it.
+    pub plugin: &'static str,
+    /// Why there is none here, or what to use instead.
+    pub why: &'static str,
+}
+
+const fn foreign(plugin: &'static str, name: &'static str, why: &'static str) -> ForeignKey {
+    ForeignKey { name, plugin, why }
+}
+
+/// Keys that people bring along from `azure_blob`, AWS's Go `firehose` and `s3`.
+pub static FOREIGN: &[ForeignKey] = &[
+    foreign(
+        "azure_blob",
+        "file_delivery_attempt_limit",
+        "nothing is given up",
+    ),
+    foreign(
+        "azure_blob",
+        "part_delivery_attempt_limit",
+        "nothing is given up",
+    ),
+    foreign(
+        "azure_blob",
+        "upload_parts_timeout",
+        "a request's time follows from its size",
+    ),
+    foreign(
+        "azure_blob",
+        "upload_part_freshness_limit",
+        "there are no parts",
+    ),
+    foreign(
+        "azure_blob",
+        "configuration_endpoint_username",
+        "settings are not fetched",
+    ),
+    foreign(
+        "azure_blob",
+        "configuration_endpoint_password",
+        "settings are not fetched",
+    ),
+    foreign(
+        "azure_blob",
+        "configuration_endpoint_bearer_token",
+        "settings are not fetched",
+    ),
+    foreign(
+        "azure_blob",
+        "azure_blob_buffer_key",
+        "the spool needs no keys",
+    ),
+    foreign(
+        "azure_blob",
+        "buffer_file_delete_early",
+        "the spool keeps what is not acknowledged",
+    ),
+    foreign("azure_blob", "blob_uri_length", "names have a fixed length"),
+    foreign(
+        "azure_blob",
+        "unify_tag",
+        "objects are sorted by path; write a path without $TAG to mix tags",
+    ),
+    foreign("azure_blob", "scheduler_max_retries", "nothing is given up"),
+    foreign(
+        "azure_blob",
+        "delete_on_max_upload_error",
+        "nothing is deleted",
+    ),
+    foreign(
+        "azure_blob",
+        "io_timeout",
+        "a request's time follows from its size",
+    ),
+    foreign(
+        "firehose",
+        "experimental_concurrency",
+        "requests in flight adapt by themselves; see concurrency",
+    ),
+    foreign(
+        "firehose",
+        "experimental_concurrency_retries",
+        "nothing is given up",
+    ),
+    foreign("firehose", "http_request_timeout", "a request has 20 s"),
+    foreign("s3", "bucket", "use url, s3://bucket/prefix"),
+    foreign(
+        "s3",
+        "total_file_size",
+        "use blob_max_size, the size of an object as it is stored",
+    ),
+    foreign("s3", "upload_chunk_size", "objects are put in one piece"),
+    foreign("s3", "use_put_object", "objects are put in one piece"),
+    foreign(
+        "s3",
+        "s3_key_format",
+        "use path; a name holds its time and a token of its own",
+    ),
+    foreign(
+        "s3",
+        "s3_key_format_tag_delimiters",
+        "a tag is split at dots; write {tag[1]} in path",
+    ),
+    foreign("s3", "static_file_path", "a name holds a token of its own"),
+    foreign("s3", "json_date_key", "use time_key"),
+    foreign("s3", "json_date_format", "use time_key_format"),
+    foreign("s3", "store_dir", "use spool_dir"),
+    foreign("s3", "quarantine_dir_limit_size", "use dead_letter_limit"),
+    foreign(
+        "s3",
+        "canned_acl",
+        "let the bucket's policy say who may read",
+    ),
+    foreign(
+        "s3",
+        "storage_class",
+        "let a lifecycle rule of the bucket set it",
+    ),
+    foreign("s3", "content_type", "it follows from what is sent"),
+    foreign(
+        "s3",
+        "send_content_md5",
+        "every object is sent with its SHA-256",
+    ),
+    foreign(
+        "s3",
+        "preserve_data_ordering",
+        "objects are named by the time of their first event",
+    ),
+    foreign("s3", "retry_exhausted_action", "nothing is given up"),
+    foreign("s3", "blob_database_file", "no files are tracked"),
+    foreign(
+        "s3",
+        "authorization_endpoint_url",
+        "credentials come from the AWS SDK's chain",
+    ),
+    foreign(
+        "s3",
+        "authorization_endpoint_username",
+        "credentials come from the AWS SDK's chain",
+    ),
+    foreign(
+        "s3",
+        "authorization_endpoint_password",
+        "credentials come from the AWS SDK's chain",
+    ),
+    foreign(
+        "s3",
+        "authorization_endpoint_bearer_token",
+        "credentials come from the AWS SDK's chain",
+    ),
+];
+
+/// The key that has this name or alias, in any case.
+pub fn find(name: &str) -> Option<&'static Key> {
+    let has = |key: &&&Key| key.names().any(|known| known.eq_ignore_ascii_case(name));
+    ALL.iter().find(has).copied()
+}
+
+/// Fluent Bit's own key of this name, or the group it belongs to.
+pub fn find_host(name: &str) -> Option<&'static HostKey> {
+    HOST.iter().find(|key| match key.group {
+        true => {
+            let head = name.get(..key.name.len());
+            head.is_some_and(|head| head.eq_ignore_ascii_case(key.name))
+        }
+        false => name.eq_ignore_ascii_case(key.name),
+    })
+}
+
+/// The key of another output of this name.
+pub fn find_foreign(name: &str) -> Option<&'static ForeignKey> {
+    FOREIGN
+        .iter()
+        .find(|key| key.name.eq_ignore_ascii_case(name))
+}
+
+/// Every name that does something: keys, their aliases, and Fluent Bit's own.
+fn names_that_act() -> impl Iterator<Item = &'static str> {
+    let hosts = HOST.iter().filter(|key| key.instead.is_none());
+    let ours = ALL.iter().flat_map(|key| key.names());
+    ours.chain(hosts.map(|key| key.name))
+}
+
+/// The known name that a misspelt one is closest to, at most two edits away.
+pub fn nearest(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    let distance = |known: &str| strsim::damerau_levenshtein(&name, &known.to_ascii_lowercase());
+    let near = names_that_act().map(|known| (distance(known), known)).min();
+    near.filter(|(distance, _)| *distance <= 2)
+        .map(|(_, known)| known)
+}
+
+/// A key that is set and does nothing. Its value is none of our business: it may be a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdleKey {
+    /// As it was found, in lower case.
+    pub name: String,
+    /// Why, and what to do.
+    pub message: String,
+}
+
+/// Looks for keys that are set and that nobody reads: misspelt ones, and those of other outputs. A host gives no list
+/// of what is set, so that this asks for each name by itself, some 60,000 of them.
+pub fn idle_keys(properties: &dyn Properties) -> Vec<IdleKey> {
+    let mut found: Vec<IdleKey> = Vec::new();
+    for key in FOREIGN {
+        if properties.is_set(key.name) {
+            let message = format!(
+                "{} is a key of Fluent Bit's {} and does nothing here: {}",
+                key.name, key.plugin, key.why
+            );
+            found.push(IdleKey {
+                name: key.name.to_owned(),
+                message,
+            });
+        }
+    }
+    for known in names_that_act() {
+        misspellings(&known.to_ascii_lowercase(), &mut |name| {
+            if properties.is_set(name)
+                && is_idle(name)
+                && found.iter().all(|idle| idle.name != name)
+            {
+                let near = nearest(name).unwrap_or(known);
+                let message = format!("{name} is not known and does nothing; did you mean {near}?");
+                found.push(IdleKey {
+                    name: name.to_owned(),
+                    message,
+                });
+            }
+        });
+    }
+    found
+}
+
+/// Whether nobody knows this name.
+fn is_idle(name: &str) -> bool {
+    find(name).is_none() && find_host(name).is_none()
+}
+
+/// What names are written with.
+const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789_-.";
+
+/// Calls `ask` with each name that is one edit from `name`, and with `name` without its underscores or with others in
+/// their place.
+fn misspellings(name: &str, ask: &mut dyn FnMut(&str)) {
+    let mut edited = String::with_capacity(name.len() + 1);
+    let mut with = |parts: [&str; 3]| {
+        edited.clear();
+        edited.extend(parts);
+        ask(&edited);
+    };
+    let mut letter = [0; 1];
+    for at in 0..=name.len() {
+        let (head, tail) = name.split_at(at);
+        for byte in LETTERS {
+            letter[0] = *byte;
+            let letter = std::str::from_utf8(&letter).unwrap_or_default();
+            with([head, letter, tail]);
+            if let Some(rest) = tail.get(1..) {
+                with([head, letter, rest]);
+            }
+        }
+        if let Some(rest) = tail.get(1..) {
+            with([head, "", rest]);
+        }
+        if let (Some(first), Some(second), Some(rest)) =
+            (tail.get(..1), tail.get(1..2), tail.get(2..))
+        {
+            with([head, &[second, first].concat(), rest]);
+        }
+    }
+    for other in ["", "-", "."] {
+        with([&name.replace('_', other), "", ""]);
+    }
+}
+
+/// The reference of all keys, in Markdown.
+pub fn reference() -> String {
+    let mut text = String::from(
+        "<!-- Written by \"make docs\" from src/config/keys.rs. -->\n\n# Configuration reference\n\n\
+         Sizes are written as Fluent Bit writes them (`500K`, `64M`, `1G`; K is 1,000), times as `500ms`, `30s`, `5m`, `1h`, \
+         `1d`. Every problem is reported at start, all of them together. Keys that mean nothing to the destination are refused; \
+         keys that nobody knows are warned of.\n\n\
+         A template may hold `{tag}`, a part of the tag split at dots (`{tag[0]}`), a record's key \
+         (`{record.kubernetes.namespace}`, with a default: `{record.app|none}`) and, where it says so, strftime. `$TAG` and \
+         `$TAG[1]` work too.\n",
+    );
+    for (section, heading) in Section::ALL {
+        let rows = ALL.iter().filter(|key| key.section == section);
+        if section == Section::Refused {
+            let _ = write!(
+                text,
+                "\n## {heading}\n\n| key | meaning | instead |\n| --- | --- | --- |\n"
+            );
+            for key in rows {
+                let _ = writeln!(
+                    text,
+                    "| `{}` | {} | {} |",
+                    key.name,
+                    key.doc,
+                    key.instead.unwrap_or_default()
+                );
+            }
+            continue;
+        }
+        let _ = write!(
+            text,
+            "\n## {heading}\n\n| key | value | default | for | meaning | example |\n| --- | --- | --- | --- | --- | --- |\n"
+        );
+        for key in rows {
+            let _ = writeln!(text, "{}", row(key));
+        }
+    }
+    text += "\n## Keys of other plugins that do nothing\n\n| key | of | why, or what instead |\n| --- | --- | --- |\n";
+    for key in FOREIGN {
+        let _ = writeln!(text, "| `{}` | `{}` | {} |", key.name, key.plugin, key.why);
+    }
+    text += "\n## Keys of Fluent Bit itself\n\n| key | |\n| --- | --- |\n";
+    for key in HOST {
+        let dots = if key.group { "…" } else { "" };
+        let effect = key.instead.map_or_else(
+            || "works as for every output".to_owned(),
+            |instead| format!("does nothing here: {instead}"),
+        );
+        let _ = writeln!(text, "| `{}{dots}` | {effect} |", key.name);
+    }
+    text
+}
+
+fn row(key: &Key) -> String {
+    let mut meaning = String::new();
+    if key.spooled {
+        meaning += "with `spool on`: ";
+    }
+    meaning += key.doc;
+    if !key.aliases.is_empty() {
+        let names: Vec<_> = key.aliases.iter().map(|name| format!("`{name}`")).collect();
+        let _ = write!(meaning, " ({} is the same)", names.join(", "));
+    }
+    let example = match key.example {
+        "" => String::new(),
+        example => format!("`{example}`"),
+    };
+    let cells = [
+        format!("`{}`", key.name),
+        key.value.words(),
+        key.default_words(),
+        key.scope.words().to_owned(),
+        meaning,
+        example,
+    ];
+    // A bar would end the cell.
+    let cells: Vec<_> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+    format!("| {} |", cells.join(" | "))
+}
+
+/// `a, b or c`.
+pub(super) fn one_of(words: &[impl AsRef<str>]) -> String {
+    let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
+    match words.as_slice() {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [most @ .., last] => format!("{} or {last}", most.join(", ")),
+    }
+}
+
+/// Bytes as a person writes them.
+fn size(bytes: usize) -> String {
+    for (unit, letter) in [(1_000_000_000, "G"), (1_000_000, "M"), (1_000, "K")] {
+        if bytes > 0 && bytes.is_multiple_of(unit) {
+            return format!("{}{letter}", bytes / unit);
+        }
+    }
+    bytes.to_string()
+}
+
+/// Seconds as a person writes them.
+fn time(seconds: u64) -> String {
+    for (unit, letter) in [(86_400, "d"), (3_600, "h"), (60, "m")] {
+        if seconds > 0 && seconds.is_multiple_of(unit) {
+            return format!("{}{letter}", seconds / unit);
+        }
+    }
+    format!("{seconds}s")
+}
+
+#[cfg(test)]
+mod tests;

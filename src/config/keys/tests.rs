@@ -1,0 +1,392 @@
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::*;
+use crate::config::{Config, Problem};
+
+type Settings = BTreeMap<&'static str, String>;
+
+fn read(settings: &Settings) -> Result<Config, Vec<Problem>> {
+    Config::read(&|key: &str| settings.get(key).cloned())
+}
+
+/// Each kind of destination, and the keys that make one.
+const PLACES: [(Place, &[(&str, &str)]); 5] = [
+    (Place::Firehose, &[("delivery_stream", "s")]),
+    (Place::File, &[("url", "file:///x")]),
+    (Place::S3, &[("url", "s3://x")]),
+    (Place::Gcs, &[("url", "gs://x")]),
+    (
+        Place::Azure,
+        &[
+            ("url", "az://logs"),
+            ("account_name", "a"),
+            ("shared_key", "a2V5"),
+        ],
+    ),
+];
+
+/// What a key needs beside it, or in the place of what is there.
+fn company(key: &Key) -> &'static [(&'static str, &'static str)] {
+    match key.name {
+        "external_id" => &[("role_arn", "arn:x")],
+        "compression_level" => &[("compression", "gzip")],
+        "time_key_format" => &[("time_key", "t")],
+        "sas_token" => &[("auth_type", "sas")],
+        "tenant_id" | "client_id" => &[("auth_type", "workload_identity"), ("shared_key", "")],
+        "auth_type" => &[("shared_key", "")],
+        "client_secret" => &[
+            ("auth_type", "client_secret"),
+            ("tenant_id", "t"),
+            ("client_id", "c"),
+            ("shared_key", ""),
+        ],
+        "connection_string" => &[("shared_key", "")],
+        _ => &[],
+    }
+}
+
+/// A value that a key takes.
+fn value(key: &Key) -> String {
+    match key.name {
+        "connection_string" => "AccountName=a;AccountKey=a2V5".into(),
+        "format" => "json_lines".into(),
+        "blob_type" => "block".into(),
+        _ if key.value.is_secret() => "a2V5".into(),
+        _ if !key.example.is_empty() => key.example.into(),
+        _ => "on".into(),
+    }
+}
+
+/// What is said of `name`, set to `value` at a destination.
+fn said(
+    key: &Key,
+    name: &'static str,
+    value: &str,
+    base: &[(&'static str, &'static str)],
+    spool: &str,
+) -> (Settings, Result<Config, Vec<Problem>>) {
+    let mut settings: Settings = Settings::new();
+    settings.insert("spool", spool.to_owned());
+    for (other, value) in base.iter().chain(company(key)) {
+        match value.is_empty() {
+            true => settings.remove(other),
+            false => settings.insert(other, (*value).to_owned()),
+        };
+    }
+    settings.insert(name, value.to_owned());
+    let read = read(&settings);
+    (settings, read)
+}
+
+#[test]
+fn no_two_rows_have_one_name() {
+    let ours = ALL.iter().flat_map(|key| key.names());
+    let hosts = HOST.iter().map(|key| key.name);
+    let foreign = FOREIGN.iter().map(|key| key.name);
+    let mut seen = BTreeSet::new();
+    for name in ours.chain(hosts).chain(foreign) {
+        assert!(seen.insert(name.to_lowercase()), "{name} comes twice");
+        let fits = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);
+        assert!(!name.is_empty() && name.chars().all(fits), "{name}");
+    }
+    for name in ALL.iter().flat_map(|key| key.names()) {
+        assert_eq!(name, name.to_lowercase());
+        assert!(find_host(name).is_none(), "the host takes {name}");
+    }
+}
+
+#[test]
+fn every_row_is_documented() {
+    for key in ALL {
+        let name = key.name;
+        assert!(!key.doc.is_empty(), "{name}");
+        assert!(
+            !key.doc.ends_with('.'),
+            "{name}: a cell ends without a full stop"
+        );
+        assert!(!key.value.words().is_empty(), "{name}");
+        assert_eq!(
+            key.section == Section::Refused,
+            key.instead.is_some(),
+            "{name}"
+        );
+        // What has one value, or is only accepted for the sake of others, needs no example.
+        let plain = [
+            "format",
+            "blob_type",
+            "auto_retry_requests",
+            "compress_blob",
+        ];
+        let needs = key.instead.is_none() && !plain.contains(&name);
+        assert_eq!(!key.example.is_empty(), needs, "{name}: example");
+    }
+}
+
+#[test]
+fn each_key_is_acted_on_or_refused_at_each_destination() {
+    for (place, base) in PLACES {
+        for &key in ALL {
+            if place == Place::Firehose
+                && ["url", "container_name", "account_name", "connection_string"]
+                    .contains(&key.name)
+                || place != Place::Firehose
+                    && ["delivery_stream", "destination"].contains(&key.name)
+                || ["spool", "destination", "url", "container_name"].contains(&key.name)
+            {
+                continue; // They say which destination it is; see `kind` and its tests.
+            }
+            for spool in ["on", "off"] {
+                let (settings, read) = said(key, key.name, &value(key), base, spool);
+                let of_it: Vec<String> = read
+                    .err()
+                    .into_iter()
+                    .flatten()
+                    .filter(|problem| problem.key == key.name)
+                    .map(|problem| problem.message)
+                    .collect();
+                let wanted = if key.instead.is_some() {
+                    Some("does nothing in this version")
+                } else if !key.scope.includes(place) {
+                    Some(match (place, key.scope) {
+                        (Place::Firehose, _) => "belongs to a blob destination",
+                        (_, Scope::Firehose) => "belongs to a Firehose destination",
+                        _ => "does nothing for ",
+                    })
+                } else if key.spooled && spool == "off" {
+                    Some("needs spool on")
+                } else if key.name == "tls_ca_file" {
+                    Some("cannot be read")
+                } else {
+                    None
+                };
+                match wanted {
+                    Some(words) => {
+                        assert_eq!(of_it.len(), 1, "{settings:?}: {of_it:?}");
+                        assert!(of_it[0].contains(words), "{settings:?}: {of_it:?}");
+                    }
+                    None => assert!(of_it.is_empty(), "{place:?} {settings:?}: {of_it:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_alias_means_what_its_key_means_and_contradicts_it_only_once() {
+    let base = |key: &Key| match key.scope {
+        Scope::Firehose => PLACES[0].1,
+        _ => PLACES[1].1,
+    };
+    let mut aliases = 0;
+    for &key in ALL {
+        for &alias in key.aliases {
+            aliases += 1;
+            let value = value(key);
+            let (_, named) = said(key, key.name, &value, base(key), "on");
+            let (_, aliased) = said(key, alias, &value, base(key), "on");
+            let named = named.expect(key.name);
+            assert_eq!(
+                format!("{named:?}"),
+                format!("{:?}", aliased.expect(alias)),
+                "{alias}"
+            );
+
+            let other = match value.as_str() {
+                "on" => "off",
+                _ => "7m",
+            };
+            let (mut settings, _) = said(key, alias, other, base(key), "on");
+            settings.insert(key.name, value);
+            let problems = read(&settings).expect_err(alias);
+            let words = problems.iter().find(|problem| problem.key == key.name);
+            let words = &words
+                .unwrap_or_else(|| panic!("{alias}: {problems:?}"))
+                .message;
+            assert!(
+                words.contains(alias) && words.contains("keep one of them"),
+                "{words}"
+            );
+        }
+    }
+    assert_eq!(aliases, 7);
+}
+
+#[test]
+fn defaults_lie_in_their_range_and_what_lies_outside_is_refused() {
+    let sizes = [
+        &SPOOL_LIMIT,
+        &MEMORY_LIMIT,
+        &DEAD_LETTER_LIMIT,
+        &BLOB_MAX_SIZE,
+    ];
+    let times = [&FLUSH_DEADLINE, &EXIT_DEADLINE, &LINGER, &BLOB_MAX_AGE];
+    let starting = |word: &str| {
+        ALL.iter()
+            .filter(|key| key.value.words().starts_with(word))
+            .count()
+    };
+    assert_eq!(starting("size, "), sizes.len());
+    assert_eq!(
+        starting("time, "),
+        times.len() + 1,
+        "and metrics_log_interval"
+    );
+
+    let refused = |key: &'static Key, value: String| {
+        let base = match key.scope {
+            Scope::Firehose => PLACES[0].1,
+            _ => PLACES[1].1,
+        };
+        let (_, read) = said(key, key.name, &value, base, "on");
+        let problems = read.err().unwrap_or_default();
+        problems.iter().any(|problem| {
+            problem.key == key.name && problem.message.contains(&format!("'{value}' is not a "))
+        })
+    };
+    for key in sizes {
+        let (least, most) = (*key.value.range.start(), *key.value.range.end());
+        assert!(key.value.range.contains(&key.value.default), "{}", key.name);
+        assert!(
+            !refused(key, least.to_string()) && refused(key, (least - 1).to_string()),
+            "{}",
+            key.name
+        );
+        assert!(
+            !refused(key, most.to_string()) && refused(key, (most + 1).to_string()),
+            "{}",
+            key.name
+        );
+    }
+    for key in times {
+        let (least, most) = (*key.value.range.start(), *key.value.range.end());
+        assert!(key.value.range.contains(&key.value.default), "{}", key.name);
+        assert!(!refused(key, least.to_string()), "{}", key.name);
+        assert!(
+            least == 0 || refused(key, (least - 1).to_string()),
+            "{}",
+            key.name
+        );
+        assert!(
+            !refused(key, most.to_string()) && refused(key, (most + 1).to_string()),
+            "{}",
+            key.name
+        );
+    }
+}
+
+/// Properties that may be asked whether a key is set, and never for a value.
+struct Names(HashSet<String>);
+
+impl Names {
+    fn new(names: impl IntoIterator<Item = impl Into<String>>) -> Names {
+        Names(names.into_iter().map(Into::into).collect())
+    }
+}
+
+impl Properties for Names {
+    fn get(&self, key: &str) -> Option<String> {
+        panic!("the value of {key} was asked for")
+    }
+
+    fn is_set(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
+}
+
+#[test]
+fn a_key_with_one_edit_of_each_kind_is_found_and_the_nearest_known_one_is_named() {
+    for known in names_that_act() {
+        let name = known.to_lowercase();
+        let mut asked = HashSet::new();
+        misspellings(&name, &mut |edit| {
+            asked.insert(edit.to_owned());
+        });
+        for at in 0..name.len() {
+            let (head, tail) = name.split_at(at);
+            let mut swapped: Vec<char> = name.chars().collect();
+            if at + 1 < swapped.len() {
+                swapped.swap(at, at + 1);
+            }
+            let edits = [
+                format!("{head}x{tail}"),
+                format!("{head}{}", &tail[1..]),
+                format!("{head}q{}", &tail[1..]),
+                swapped.into_iter().collect(),
+            ];
+            for edit in edits.iter().filter(|edit| is_idle(edit)) {
+                assert!(asked.contains(edit), "{edit}, for {name}");
+                let near = nearest(edit).expect(edit).to_lowercase();
+                let distance = strsim::damerau_levenshtein(edit, &near);
+                assert!(
+                    near == name || distance <= 1,
+                    "{edit} is {name} and not {near}"
+                );
+            }
+        }
+        let edit = format!("{name}x");
+        let found = idle_keys(&Names::new([edit.as_str()]));
+        assert_eq!(found.len(), 1, "{edit}: {found:?}");
+        let message = format!("{edit} is not known and does nothing; did you mean {known}?");
+        assert_eq!((&found[0].name, &found[0].message), (&edit, &message));
+    }
+}
+
+#[test]
+fn other_ways_to_separate_words_are_found() {
+    for (name, meant) in [
+        ("deadletterdir", "dead_letter_dir"),
+        ("dead-letter-dir", "dead_letter_dir"),
+        ("blob.max.size", "blob_max_size"),
+        ("retrylimit", "Retry_Limit"),
+    ] {
+        let found = idle_keys(&Names::new([name]));
+        assert_eq!(found.len(), 1, "{name}: {found:?}");
+        assert!(
+            found[0].message.contains(&format!("did you mean {meant}?")),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_known_raises_no_alarm() {
+    let groups = [
+        "tls.verify",
+        "net.keepalive",
+        "net.dns.mode",
+        "oauth2.enable",
+    ];
+    let ours = ALL.iter().flat_map(|key| key.names());
+    let hosts = HOST.iter().map(|key| key.name);
+    let known = ours.chain(hosts).chain(groups).map(str::to_lowercase);
+    assert_eq!(idle_keys(&Names::new(known)), []);
+    for key in FOREIGN {
+        let found = idle_keys(&Names::new([key.name]));
+        assert_eq!(found.len(), 1, "{}: {found:?}", key.name);
+        assert!(found[0].message.contains(key.why), "{found:?}");
+    }
+}
+
+#[test]
+fn a_row_of_the_reference_says_all_that_the_table_knows() {
+    let reference = reference();
+    for row in [
+        "| `memory_limit` | size, 4M to 64G | `64M` | all | bytes of lines",
+        "| `blob_max_age` | time, 1s to 1d | `5m` | blob stores | with `spool on`: an object is sealed",
+        "(`upload_timeout` is the same) | `1m` |",
+        "| `path` | template with strftime | `{tag}/%Y/%m/%d/%H` | blob stores |",
+        "| `auto_create_container` | `on` or `off` | `on` | `az://` |",
+        "`{record.app|none}`",
+        "| `upload_file_size` | the size of `azure_blob`'s files on disk | use blob_max_size",
+        "| `net.…` | does nothing here: remove it",
+    ] {
+        assert!(reference.contains(row), "{row} in {reference}");
+    }
+    for name in ALL.iter().map(|key| key.name) {
+        assert_eq!(
+            reference.matches(&format!("\n| `{name}` |")).count(),
+            1,
+            "{name}"
+        );
+    }
+}
