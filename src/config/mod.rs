@@ -23,8 +23,10 @@ pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NO_TENANT, is_
 pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString};
 pub use firehose::{Aggregation, Firehose, stream_name};
+#[cfg(feature = "check")]
+pub(crate) use value::parse_size;
+pub(crate) use value::without_secrets;
 pub use value::{Secret, SecretSource, check_ca};
-pub(crate) use value::{parse_size, without_secrets};
 
 mod aws;
 mod azure;
