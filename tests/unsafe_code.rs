@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: [&str; 3] = ["src/ffi/", "src/codec/json/simd.rs", "src/compress/zlib.rs"];
 
 /// What is shipped: the library with its tools, and the crate they read configurations with.
-const SHIPPED: [&str; 2] = ["src", "fluent-bit-config/src"];
+const SHIPPED: [&str; 2] = ["src", "crates/fluent-bit-config/src"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
