@@ -314,6 +314,15 @@ impl Survey {
 ///
 /// Fails only where the disk does.
 pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
+    survey_while(disk, check, &mut |_| {})
+}
+
+/// The same; `read` is told the bytes of each segment when it was read. See [`segment_bytes`].
+pub fn survey_while(
+    disk: &dyn Disk,
+    check: Check,
+    read: &mut dyn FnMut(u64),
+) -> io::Result<Survey> {
     let mut survey = Survey::default();
     let mut names = Vec::new();
     let mut has_suspects = false;
@@ -363,6 +372,7 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
             continue;
         };
         let segment = read_segment(source, bound, check_chunks, &mut survey)?;
+        read(segment.bytes);
         let whole = segment.damage.is_empty() && segment.torn == 0 && segment.void == 0;
         match whole || is_there(disk, *first)? {
             true => survey.segments.push(segment),
@@ -370,6 +380,13 @@ pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
         }
     }
     Ok(survey)
+}
+
+/// Bytes of all segments in a directory.
+pub fn segment_bytes(disk: &dyn Disk) -> io::Result<u64> {
+    let files = disk.list()?.into_iter();
+    let segments = files.filter(|(name, _)| segment_first(name).is_some());
+    Ok(segments.map(|(_, bytes)| bytes).sum())
 }
 
 /// Whether nobody has removed it: what is removed is emptied or written again while it is read.
