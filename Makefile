@@ -30,6 +30,8 @@ PACKAGE_TARGET ?= $(shell uname -m)-unknown-linux-gnu
 PACKAGE_GLIBC := 2.28
 # zig's compiler fails over libdeflate's use of ARM's SHA-3 instructions: it does its checksums without them.
 PACKAGE_CFLAGS := CFLAGS_aarch64_unknown_linux_gnu=-DLIBDEFLATE_ASSEMBLER_DOES_NOT_SUPPORT_SHA3
+# What runs of it here, where that machine is another: it writes the manual pages.
+PACKAGE_TOOL = $(if $(filter $(shell uname -m)-%,$(PACKAGE_TARGET)),,TOOL=$(RELEASE)/ferry)
 # "make deny": which checks; advisories needs the database of them, which is fetched.
 DENY ?= licenses bans sources
 # "make bench-host": sample lines, how often all of it runs, and words that the rows' names contain.
@@ -58,13 +60,12 @@ heading = @printf '\n=== %s\n' "$(1)"
 publish = if [ "$(1)" -nt "$(2)" ]; then cp "$(1)" "$(2).new" && mv "$(2).new" "$(2)" && echo "made $(2)"; fi
 
 .PHONY: build
-build: cargo-present ## Build out_ferry.so, ferry-harness, ferry-spool and ferry-check into target/ (the same as plain "make")
+build: cargo-present ## Build out_ferry.so, ferry and ferry-harness into target/ (the same as plain "make")
 	cargo build --release --workspace --locked
 	@mkdir -p target
 	@$(call publish,$(RELEASE)/libferry.so,target/out_ferry.so)
 	@$(call publish,$(RELEASE)/ferry-harness,target/ferry-harness)
-	@$(call publish,$(RELEASE)/ferry-spool,target/ferry-spool)
-	@$(call publish,$(RELEASE)/ferry-check,target/ferry-check)
+	@$(call publish,$(RELEASE)/ferry,target/ferry)
 
 .PHONY: demo
 demo: build ## Ship a generated application log to target/demo/objects and count what arrived
@@ -168,19 +169,27 @@ docs: cargo-present ## Write docs/configuration.md anew from src/config/keys.rs
 header: cargo-present ## Write include/ferry.h anew from src/ffi
 	FERRY_WRITE_HEADER=1 cargo test --workspace --locked --test ferry -- header::
 
+# Of bash, zsh and fish, below PREFIX.
+COMPLETIONS := share/bash-completion/completions/ferry share/zsh/site-functions/_ferry share/fish/vendor_completions.d/ferry.fish
+
 .PHONY: install
 install: ## Copy what "make build" made below PREFIX=/usr/local (and DESTDIR)
 	@[ -f target/out_ferry.so ] || { echo "error: target/out_ferry.so is not there; remedy: make build" >&2; exit 1; }
 	install -D -m 0644 target/out_ferry.so "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so"
-	install -D -m 0755 target/ferry-check "$(DESTDIR)$(PREFIX)/bin/ferry-check"
-	install -D -m 0755 target/ferry-spool "$(DESTDIR)$(PREFIX)/bin/ferry-spool"
+	install -D -m 0755 target/ferry "$(DESTDIR)$(PREFIX)/bin/ferry"
+	target/ferry man "$(DESTDIR)$(PREFIX)/share/man/man1"
+	@mkdir -p $(foreach folder,$(dir $(COMPLETIONS)),"$(DESTDIR)$(PREFIX)/$(folder)")
+	target/ferry completions bash >"$(DESTDIR)$(PREFIX)/$(word 1,$(COMPLETIONS))"
+	target/ferry completions zsh >"$(DESTDIR)$(PREFIX)/$(word 2,$(COMPLETIONS))"
+	target/ferry completions fish >"$(DESTDIR)$(PREFIX)/$(word 3,$(COMPLETIONS))"
 	install -D -m 0644 include/ferry.h "$(DESTDIR)$(PREFIX)/include/ferry.h"
 	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/share/doc/ferry" README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example
 
 .PHONY: uninstall
 uninstall: ## Remove what "make install" copied; spools and dead letters stay
-	rm -f "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so" "$(DESTDIR)$(PREFIX)/bin/ferry-check" \
-		"$(DESTDIR)$(PREFIX)/bin/ferry-spool" "$(DESTDIR)$(PREFIX)/include/ferry.h"
+	rm -f "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so" "$(DESTDIR)$(PREFIX)/bin/ferry" \
+		"$(DESTDIR)$(PREFIX)/include/ferry.h" "$(DESTDIR)$(PREFIX)/share/man/man1/ferry.1" \
+		"$(DESTDIR)$(PREFIX)"/share/man/man1/ferry-*.1 $(foreach file,$(COMPLETIONS),"$(DESTDIR)$(PREFIX)/$(file)")
 	rm -f $(foreach file,README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example,"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)")
 	@for folder in share/doc/ferry lib/fluent-bit; do rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/$$folder" 2>/dev/null || true; done
 
@@ -196,12 +205,15 @@ package: cargo-present $(TOOLS)/zig.stamp sbom ## Build a tarball and a .deb for
 	$(call heading,Package for $(PACKAGE_TARGET))
 	@[ -d "$$(rustc --print target-libdir --target $(PACKAGE_TARGET))" ] || { echo "error: Rust has no $(PACKAGE_TARGET) here; remedy: rustup target add $(PACKAGE_TARGET)" >&2; exit 1; }
 	PATH="$(TOOLS)/zig/bin:$$PATH" CARGO_TARGET_DIR=$(PORTABLE) $(PACKAGE_CFLAGS) cargo zigbuild --release --locked -p ferry \
-		--target $(PACKAGE_TARGET).$(PACKAGE_GLIBC) --lib --bin ferry-check --bin ferry-spool
-	FERRY_GLIBC=$(PACKAGE_GLIBC) SBOM=target/ferry.cdx.json packaging/package.sh $(PORTABLE)/$(PACKAGE_TARGET)/release target/package
+		--target $(PACKAGE_TARGET).$(PACKAGE_GLIBC) --lib --bin ferry
+ifneq ($(filter $(shell uname -m)-%,$(PACKAGE_TARGET)),$(PACKAGE_TARGET))
+	cargo build --release --locked -p ferry --bin ferry
+endif
+	FERRY_GLIBC=$(PACKAGE_GLIBC) SBOM=target/ferry.cdx.json $(PACKAGE_TOOL) packaging/package.sh $(PORTABLE)/$(PACKAGE_TARGET)/release target/package
 
 .PHONY: glibc-check
 glibc-check: ## Say which glibc what lies in target/ needs, and fail where it is newer than 2.28
-	FERRY_GLIBC=$(PACKAGE_GLIBC) packaging/glibc.sh target/out_ferry.so target/ferry-check target/ferry-spool
+	FERRY_GLIBC=$(PACKAGE_GLIBC) packaging/glibc.sh target/out_ferry.so target/ferry
 
 $(TOOLS)/bin/cargo-cyclonedx:
 	cargo install --locked --quiet --version $(CYCLONEDX) --root $(TOOLS) cargo-cyclonedx

@@ -3,9 +3,10 @@
 #
 #   packaging/package.sh BUILT OUT
 #
-# BUILT   the folder with libferry.so, ferry-check and ferry-spool
+# BUILT   the folder with libferry.so and ferry
 # OUT     the folder for the packages (target/package)
 # SBOM    the bill of materials, a file (none)
+# TOOL    a ferry that runs here, which writes its manual pages and completions (BUILT/ferry)
 # STRIP   the strip of the packages' machine (strip)
 # SOURCE_DATE_EPOCH  the time of all files in them (that of the last commit)
 # FERRY_GLIBC        the newest glibc that they may need (2.28)
@@ -56,7 +57,7 @@ put() { # MODE SOURCE DESTINATION
     install -D -m "$1" "$2" "$3"
 }
 
-for program in libferry.so ferry-check ferry-spool; do
+for program in libferry.so ferry; do
     [ -f "$built/$program" ] || fail "$built/$program is not there" "make package builds it"
     put 0755 "$built/$program" "$work/bin/$program"
     # What is not of use to the machine's loader: names of functions, and the notes of debuggers.
@@ -64,14 +65,30 @@ for program in libferry.so ferry-check ferry-spool; do
 done
 FERRY_GLIBC=${FERRY_GLIBC:-2.28} "$here/glibc.sh" "$work"/bin/*
 
+# What shells and man(1) read, written by the tool itself.
+tool=${TOOL:-$built/ferry}
+"$tool" man "$work/man" || fail "$tool does not run here" "TOOL=a ferry for this machine, of the same version"
+mkdir "$work/completions"
+for shell in bash zsh fish; do
+    "$tool" completions "$shell" >"$work/completions/$shell"
+done
+shells() { # SHARE ZSH
+    for page in "$work"/man/*.1; do
+        put 0644 "$page" "$1/man/man1/$(basename "$page")"
+    done
+    put 0644 "$work/completions/bash" "$1/bash-completion/completions/ferry"
+    put 0644 "$work/completions/zsh" "$1/zsh/$2/_ferry"
+    put 0644 "$work/completions/fish" "$1/fish/vendor_completions.d/ferry.fish"
+}
+
 # What is tracked, so that nothing that lies about gets in.
 documents=(README.md docs/configuration.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example)
 mapfile -t examples < <(git ls-files examples dashboards 2>/dev/null || find examples dashboards -type f)
 
 say "the tarball"
 put 0755 "$work/bin/libferry.so" "$top/out_ferry.so"
-put 0755 "$work/bin/ferry-check" "$top/bin/ferry-check"
-put 0755 "$work/bin/ferry-spool" "$top/bin/ferry-spool"
+put 0755 "$work/bin/ferry" "$top/bin/ferry"
+shells "$top/share" site-functions
 put 0644 include/ferry.h "$top/include/ferry.h"
 put 0644 packaging/Dockerfile "$top/Dockerfile"
 for file in "${documents[@]}" "${examples[@]}"; do
@@ -92,8 +109,9 @@ if command -v dpkg-deb >/dev/null; then
     deb=$work/deb
     doc=$deb/usr/share/doc/ferry
     put 0644 "$work/bin/libferry.so" "$deb/usr/lib/fluent-bit/out_ferry.so"
-    put 0755 "$work/bin/ferry-check" "$deb/usr/bin/ferry-check"
-    put 0755 "$work/bin/ferry-spool" "$deb/usr/bin/ferry-spool"
+    put 0755 "$work/bin/ferry" "$deb/usr/bin/ferry"
+    shells "$deb/usr/share" vendor-completions
+    gzip --no-name -9 "$deb"/usr/share/man/man1/*.1
     put 0644 include/ferry.h "$deb/usr/include/ferry.h"
     for file in README.md docs/configuration.md ARCHITECTURE.md SECURITY.md fluent-bit.conf.example "${examples[@]}"; do
         put 0644 "$file" "$doc/$file"
@@ -128,8 +146,8 @@ Description: Fluent Bit output to Amazon Data Firehose and blob stores
  Firehose, Azure Blob, S3, Google Cloud Storage or a folder, without losing
  them, and without duplicating them where the destination allows that.
  .
- With it come ferry-check, which tries a configuration before the start, and
- ferry-spool, which looks into a spool.
+ With it comes ferry, a tool that tries a configuration before the start, looks
+ into a spool, and sends dead letters again.
 CONTROL
     (cd "$deb" && find usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
     chmod 0644 "$deb"/DEBIAN/*

@@ -11,7 +11,8 @@
 //! - [`codec`]: msgpack events become JSON lines. [`compress`]: gzip and zstd.
 //! - [`metrics`], [`log`], [`ids`], [`buffers`]: what all of them share.
 //!
-//! [`check`] tries a configuration before the start. The plugin uses none of it.
+//! [`check`] is what `ferry check` does before the start; the tool's command line is a part of its binary. The plugin uses
+//! neither.
 
 #![deny(unsafe_code)]
 

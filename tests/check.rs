@@ -1,4 +1,4 @@
-//! `ferry-check`, against services that are right and services that are not.
+//! `ferry check`, against services that are right and services that are not.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -69,7 +69,12 @@ impl Run {
 
 /// Runs the tool with an environment of its own.
 fn tool(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_ferry-check"))
+    let command = match arguments.first() {
+        Some(&"migrate") => None,
+        _ => Some("check"),
+    };
+    let output = Command::new(env!("CARGO_BIN_EXE_ferry"))
+        .args(command)
         .args(arguments)
         .env_clear()
         .envs([
@@ -80,7 +85,7 @@ fn tool(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
         ])
         .envs(variables.iter().copied())
         .output()
-        .expect("ferry-check runs");
+        .expect("ferry runs");
     let run = Run {
         status: output.status.code().expect("it ends by itself"),
         stdout: String::from_utf8(output.stdout).unwrap(),
@@ -409,6 +414,113 @@ fn a_name_made_from_records_wants_an_example() {
     assert_eq!(run.result("stream"), "ok", "{}", run.stdout);
     let run = bench.check(&keys, &["--tag", "db.x", "--record", record]);
     assert_eq!(run.result("stream"), "FAIL", "{}", run.stdout);
+}
+
+#[test]
+fn a_name_made_from_tags_is_tried_with_those_that_are_known() {
+    let bench = Bench::new();
+    let fake = fake(Options {
+        streams: vec![
+            ("to-app".to_owned(), StreamKind::S3),
+            ("to-db".to_owned(), StreamKind::S3),
+        ],
+        ..Options::default()
+    });
+    let spool = bench.path("spool").display().to_string();
+    let keys = [
+        ("delivery_stream", "to-{tag[0]}"),
+        ("region", "us-east-1"),
+        ("endpoint", fake.url()),
+        ("spool", "on"),
+        ("spool_dir", &spool),
+    ];
+    let streams = |run: &Run| -> Vec<String> {
+        let findings = run.of("stream").into_iter();
+        findings
+            .map(|finding| format!("{}: {}", finding["result"], finding["message"]))
+            .collect()
+    };
+    // With nothing to go by it is said, and not only among the findings.
+    let run = bench.check(&keys, &[]);
+    assert_eq!((run.status, run.result("stream").as_str()), (0, "skip"));
+    assert!(
+        run.stderr.contains("note: not tried: ") && run.stderr.contains("ferry.0 stream"),
+        "{}",
+        run.stderr
+    );
+
+    // What the spool holds.
+    let disk = std::sync::Arc::new(
+        ferry::spool::disk::LocalDisk::open(bench.path("spool").as_path()).unwrap(),
+    );
+    let options = ferry::spool::Options {
+        limit: 1 << 20,
+        segment_bytes: None,
+    };
+    let (kept, _) = ferry::spool::Spool::open(disk, options).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    for tag in [&b"app.x"[..], b"none.y"] {
+        let chunk = ferry::spool::Chunk {
+            id: ferry::ids::chunk_id(tag, b"x"),
+            tag,
+            data: b"x"[..].into(),
+            arrived: ferry::ids::Time::default(),
+        };
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+        runtime.block_on(kept.append(chunk, deadline)).unwrap();
+    }
+    drop(kept);
+    let run = bench.check(&keys, &[]);
+    let said = streams(&run);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(
+        said[0].contains("ok") && said[0].contains("to-app"),
+        "{said:?}"
+    );
+    assert!(
+        said[1].contains("FAIL") && said[1].contains("to-none"),
+        "{said:?}"
+    );
+
+    // What is given counts, each of them.
+    let run = bench.check(
+        &keys,
+        &["--tag", "app.a", "--tag", "db.b", "--tag", "app.c"],
+    );
+    assert_eq!(run.status, 0, "{}", run.stdout);
+    assert_eq!(streams(&run).len(), 2, "{}", run.stdout);
+
+    // What Match names.
+    let file = bench.classic(&keys);
+    let text = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace("Match *", "Match db.z");
+    let run = tool(&[&bench.write("fluent-bit.conf", &text), "--json"], &[]);
+    let said = streams(&run);
+    assert!(said.len() == 1 && said[0].contains("to-db"), "{said:?}");
+}
+
+#[test]
+fn credentials_that_are_missing_are_said_in_one_line() {
+    let bench = Bench::new();
+    let fake = fake(Options::default());
+    let file = bench.classic(&firehose(&fake, &[]));
+    let nobody = [("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "")];
+    let run = tool(&[&file], &nobody);
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    for line in run.stdout.lines() {
+        let mark = line.split(' ').next().unwrap();
+        assert!(["ok", "warn", "FAIL", "skip"].contains(&mark), "{line}");
+    }
+    assert!(
+        run.stdout
+            .contains("credentials: there are none: nothing is set up for "),
+        "{}",
+        run.stdout
+    );
 }
 
 #[test]
@@ -1056,10 +1168,7 @@ fn what_cannot_be_read_is_status_2() {
         (&[&broken], "broken.conf:2: indentation level is too low"),
         (&[&yaml], "broken.yaml:2: no valid YAML"),
         (&[&nothing], "nothing.conf"),
-        (
-            &[&others],
-            "only: kinesis_firehose; see ferry-check migrate",
-        ),
+        (&[&others], "only: kinesis_firehose; see ferry migrate"),
         (&["migrate", &nothing], "nothing.conf"),
         (&[], "<FILE>"),
         (

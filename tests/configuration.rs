@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use ferry::config::Properties;
 use ferry::config::keys::{self, idle_keys};
-use ferry_harness::engine::replay;
 
 use crate::support::plugin::Plugin;
 
@@ -28,14 +27,6 @@ fn the_reference_is_what_the_key_table_says() {
         committed == generated,
         "docs/configuration.md is not what src/config/keys.rs says. Remedy: make docs"
     );
-}
-
-#[test]
-fn a_replay_leaves_out_what_the_key_table_says() {
-    let table = keys::ALL.iter().filter(|key| !key.replayed);
-    let table: BTreeSet<&str> = table.flat_map(|key| key.names()).collect();
-    let replay: BTreeSet<&str> = replay::LEFT_OUT.iter().copied().collect();
-    assert_eq!(replay, table);
 }
 
 /// Names that are set, with no values.

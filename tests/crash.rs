@@ -333,8 +333,8 @@ fn a_chunk_at_which_each_host_ends_is_set_aside_and_the_others_are_delivered() {
     let own = machine.path("own");
     fs::create_dir(&own).unwrap();
     fs::copy(kept, own.join(name.split(' ').next().unwrap())).unwrap();
-    let exported = Command::new(env!("CARGO_BIN_EXE_ferry-spool"))
-        .arg("export")
+    let exported = Command::new(env!("CARGO_BIN_EXE_ferry"))
+        .args(["spool", "export"])
         .arg(&own)
         .output()
         .unwrap();

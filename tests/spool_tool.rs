@@ -1,4 +1,4 @@
-//! `ferry-spool`, beside a spool that is at work.
+//! `ferry spool`, beside a spool that is at work.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,11 +16,12 @@ use tokio::time::Instant;
 const EVENT: &[u8] = b"\x92\x92\xd7\x00\0\0\0\x01\0\0\0\0\x80\x81\xa1n\x07";
 
 fn tool(arguments: &[&str], dir: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ferry-spool"))
+    Command::new(env!("CARGO_BIN_EXE_ferry"))
+        .arg("spool")
         .args(arguments)
         .arg(dir)
         .output()
-        .expect("ferry-spool runs")
+        .expect("ferry runs")
 }
 
 /// The files of a folder: their bytes, and when they were changed last.
@@ -134,7 +135,8 @@ fn it_looks_into_more_segments_than_it_may_open_files() {
     ] {
         let told = Command::new("sh")
             .args(["-c", "ulimit -n 32; exec \"$@\"", "sh"])
-            .arg(env!("CARGO_BIN_EXE_ferry-spool"))
+            .arg(env!("CARGO_BIN_EXE_ferry"))
+            .arg("spool")
             .args(arguments)
             .arg(dir.path())
             .output()

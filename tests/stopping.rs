@@ -179,15 +179,12 @@ fn dead_letters_are_sent_again_after_their_cause_is_mended() {
     assert!(before.missing > 0 && before.duplicates == 0, "{before}");
 
     let replay = || {
-        Command::new(support::harness())
+        Command::new(env!("CARGO_BIN_EXE_ferry"))
             .arg("replay")
-            .arg(place.path("letters"))
-            .arg("-c")
             .arg(place.path("fluent-bit.conf"))
-            .arg("-e")
-            .arg(support::library())
+            .arg(place.path("letters"))
             .output()
-            .expect("the harness starts")
+            .expect("ferry starts")
     };
     let replayed = replay();
     let said = format!(

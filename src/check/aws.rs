@@ -94,7 +94,8 @@ pub(super) async fn credentials(
                 "give the machine a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or profile"
             }
         };
-        report.fail("credentials", format!("there are none: {error}"), remedy);
+        let why = not_found(&error);
+        report.fail("credentials", format!("there are none: {why}"), remedy);
         return false;
     }
     if !at_aws && aws.sts_endpoint.is_none() {
@@ -129,6 +130,29 @@ pub(super) async fn credentials(
             true
         }
     }
+}
+
+/// What a chain of providers says that has no credentials: a line for each provider, with the same words in most of
+/// them. Where one of them failed, and was not only absent, its words are what a person needs.
+fn not_found(error: &str) -> String {
+    const ABSENT: &str = "the credential provider was not enabled";
+    let Some((_, tried)) = error.split_once("no credentials found in chain. Attempted:") else {
+        return error.to_owned();
+    };
+    let tried = tried
+        .lines()
+        .filter_map(|line| line.trim().split_once(": "));
+    let (absent, failed): (Vec<_>, Vec<_>) =
+        tried.partition(|(_, words)| words.starts_with(ABSENT));
+    let mut words: Vec<String> = failed
+        .into_iter()
+        .map(|(name, words)| format!("{name}: {words}"))
+        .collect();
+    let absent: Vec<&str> = absent.into_iter().map(|(name, _)| name).collect();
+    if !absent.is_empty() {
+        words.push(format!("nothing is set up for {}", absent.join(", ")));
+    }
+    words.join("; ")
 }
 
 const REFUSED: &str = "renew them, and check this machine's clock";
@@ -170,4 +194,23 @@ pub(super) fn is_aws(url: &str) -> bool {
             .iter()
             .any(|end| host.ends_with(end))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_without_credentials_is_said_in_one_line() {
+        let chain = "an error occurred while loading credentials: the credential provider was not enabled: no \
+                     credentials found in chain. Attempted:\n  \
+                     Environment: the credential provider was not enabled: environment variable not set\n  \
+                     Profile: profile `x` was not defined\n  \
+                     EcsContainer: the credential provider was not enabled: ECS provider not configured";
+        assert_eq!(
+            not_found(chain),
+            "Profile: profile `x` was not defined; nothing is set up for Environment, EcsContainer"
+        );
+        assert_eq!(not_found("timeout"), "timeout");
+    }
 }

@@ -8,7 +8,7 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, Utc};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::{Options, Report, aws, disk, example, net, within};
+use super::{Options, Report, aws, disk, examples, net, within};
 use crate::codec::template::Template;
 use crate::config::{
     self, AzureAuth, Config, ConnectionSecret, ConnectionString, SecretSource, Store,
@@ -29,20 +29,21 @@ pub(super) async fn check(
     options: &Options,
     report: &mut Report<'_>,
 ) {
-    match example(folder, options) {
-        Some(folder) => {
-            let name = [prefix, &folder]
-                .map(|part| part.trim_matches('/'))
-                .join("/");
-            report.ok(
-                "path",
-                format!("objects come to {}/", name.trim_matches('/')),
-            );
-        }
-        None => report.skip(
+    let folders = examples(folder, options);
+    for folder in &folders {
+        let name = [prefix, folder]
+            .map(|part| part.trim_matches('/'))
+            .join("/");
+        report.ok(
             "path",
-            "made from each record: --tag (and --record) show an example",
-        ),
+            format!("objects come to {}/", name.trim_matches('/')),
+        );
+    }
+    if folders.is_empty() {
+        report.skip(
+            "path",
+            "made from each record, and neither Match nor the spool gives an example: --tag (and --record) show one",
+        );
     }
     if let Store::File(root) = &blob.store {
         disk::destination(root, options, report).await;
@@ -454,7 +455,7 @@ async fn put(
     let name = fresh(prefix);
     let body = config
         .compression
-        .apply(b"an object of ferry-check: it may be removed\n");
+        .apply(b"an object of ferry check: it may be removed\n");
     let batch = Batch {
         target: name.as_str().into(),
         records: vec![Bytes::from(body).into()],

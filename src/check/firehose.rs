@@ -11,7 +11,7 @@ use aws_sdk_firehose::types::{
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{Options, Report, aws, compresses, example, net, within};
+use super::{Options, Report, aws, compresses, examples, net, within};
 use crate::codec::time::{TimeFormat, write_iso8601};
 use crate::config::{self, Aggregation, Config};
 use crate::ids::Time;
@@ -50,20 +50,28 @@ pub(super) async fn check(
     };
     let reached = net::check(service, options, report).await;
     let known = aws::credentials(&loaded, &firehose.aws, aws::is_aws(&url), options, report).await;
-    let Some(stream) = example(&firehose.delivery_stream, options) else {
+    let streams = examples(&firehose.delivery_stream, options);
+    if streams.is_empty() {
         report.skip(
             "stream",
-            "its name is made from each record: give an example with --tag and --record '{\"key\":\"value\"}'",
+            "its name is made from each record, and neither Match nor the spool gives an example: give one with --tag \
+             and --record '{\"key\":\"value\"}'",
         );
         return;
-    };
-    let stream = config::stream_name(&stream);
+    }
     if !(reached && known) {
         report.skip("stream", "not asked for before the way there is mended");
         return;
     }
-    describe(config, firehose, &loaded, &stream, options, report).await;
-    put(config, firehose, &loaded, &stream, options, report).await;
+    let mut asked = Vec::new();
+    for stream in streams.iter().map(|stream| config::stream_name(stream)) {
+        if asked.contains(&stream) {
+            continue;
+        }
+        describe(config, firehose, &loaded, &stream, options, report).await;
+        put(config, firehose, &loaded, &stream, options, report).await;
+        asked.push(stream);
+    }
 }
 
 async fn describe(
@@ -347,7 +355,7 @@ async fn put(
     write_iso8601(crate::codec::time::now(), &mut now);
     let record = json!({
         "ferry_check": String::from_utf8_lossy(&now),
-        "message": "a record of ferry-check: it proves that this stream can be written to",
+        "message": "a record of ferry check: it proves that this stream can be written to",
     });
     let batch = Batch {
         target: stream.into(),

@@ -1,10 +1,11 @@
-//! What `ferry-check` does: a configuration of Fluent Bit is read as the host would read it, and everything
+//! What `ferry check` does: a configuration of Fluent Bit is read as the host would read it, and everything
 //! that each `ferry` output in it needs is tried, from the keys to the far end. Nothing is written at a
 //! destination unless it is asked for, nothing is left behind on the disk, and no secret is shown.
 //!
 //! [`host`] reads the file and advises about Fluent Bit's own settings; [`disk`] tries the folders;
 //! [`net`] goes the way to the service, step by step; [`firehose`] and [`blob`] ask the service itself;
-//! [`migrate`] turns outputs of other plugins into Ferry's. The plugin itself uses none of it.
+//! [`tags`] finds examples for names that are made from events; [`migrate`] turns outputs of other plugins into
+//! Ferry's. The plugin itself uses none of it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,6 +25,7 @@ mod firehose;
 pub mod host;
 pub mod migrate;
 mod net;
+mod tags;
 
 use host::{Configuration, Output};
 
@@ -87,8 +89,9 @@ pub struct Options {
     pub put: bool,
     /// The longest that one check waits for somebody else.
     pub timeout: Duration,
-    /// An example of a tag, for names that are made from it.
-    pub tag: Option<String>,
+    /// Examples of tags, for names that are made from them. Where there are none, they are looked for in `Match`
+    /// and in the spool.
+    pub tags: Vec<String>,
     /// An example of a record, for names that are made from it.
     pub record: Option<Value>,
 }
@@ -98,10 +101,16 @@ impl Default for Options {
         Options {
             put: false,
             timeout: Duration::from_secs(10),
-            tag: None,
+            tags: Vec::new(),
             record: None,
         }
     }
+}
+
+/// Words in one line.
+fn one_line(words: &str) -> String {
+    let lines: Vec<&str> = words.lines().map(str::trim).collect();
+    lines.join(" ")
 }
 
 /// Takes the findings about one output.
@@ -116,7 +125,8 @@ impl Report<'_> {
             output: self.output.to_owned(),
             check,
             mark,
-            message,
+            // A finding is a line, whatever others' words are.
+            message: one_line(&message),
             remedy,
         });
     }
@@ -208,6 +218,11 @@ async fn check(
         return;
     };
     host::advise(configuration, output, &config, report);
+    let found = Options {
+        tags: tags::find(output, &config, options).await,
+        ..options.clone()
+    };
+    let options = &found;
     disk::check(&config, folders, options, report).await;
     match &config.destination {
         Destination::Firehose(firehose) => {
@@ -239,18 +254,21 @@ async fn blocking<T: Send + 'static>(
         .map_err(|_| "the check itself broke: please report it".to_owned())
 }
 
-/// A name made from the examples; `None` where it needs one that was not given.
-fn example(template: &Template, options: &Options) -> Option<String> {
+/// Names that are tried, at most, of those that the examples make.
+const MOST_TRIED: usize = 8;
+
+/// Names made from the examples, each once, at most [`MOST_TRIED`]; none where they need an example that was neither
+/// given nor found.
+fn examples(template: &Template, options: &Options) -> Vec<String> {
     if let Some(fixed) = template.fixed() {
-        return Some(fixed);
+        return vec![fixed];
     }
-    let tag = options.tag.as_deref()?;
     let mut body = Vec::new();
     match &options.record {
         Some(record) => msgpack(record, &mut body),
         // Steady names hold nothing of the record.
         None if template.steady_within_a_second() => body.push(0x80),
-        None => return None,
+        None => return Vec::new(),
     }
     let event = Event {
         time: crate::codec::time::now(),
@@ -259,9 +277,27 @@ fn example(template: &Template, options: &Options) -> Option<String> {
         group: None,
         raw: &body,
     };
-    let mut name = String::new();
-    template.render(tag, &event, &mut name);
-    Some(name)
+    let mut names: Vec<String> = Vec::new();
+    let any = [String::new()];
+    let tags = match template.uses_tag() {
+        true => options.tags.as_slice(),
+        false => &any,
+    };
+    for tag in tags {
+        let mut name = String::new();
+        template.render(tag, &event, &mut name);
+        if !names.contains(&name) && names.len() < MOST_TRIED {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// A JSON value as msgpack.
+pub fn msgpack_of(value: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    msgpack(value, &mut out);
+    out
 }
 
 /// Appends a JSON value as msgpack.

@@ -62,6 +62,12 @@ impl Template {
             .collect()
     }
 
+    /// Whether names differ by tag.
+    pub fn uses_tag(&self) -> bool {
+        let of_tag = |part: &Part| matches!(part, Part::Tag | Part::TagSegment(_));
+        self.parts.iter().any(of_tag)
+    }
+
     /// Whether events with the same tag and second have the same name.
     pub fn steady_within_a_second(&self) -> bool {
         self.parts.iter().all(|part| match part {

@@ -1,6 +1,6 @@
 //! The key table: one row a key, and everything that is known of it.
 //!
-//! Reading, problems, `ferry-check`, migration, replay and the reference in `docs/configuration.md` are
+//! Reading, problems, `ferry check`, migration, replay and the reference in `docs/configuration.md` are
 //! all driven by it. A new key is one row here and its use.
 //!
 //! A [`Key`] is made in this file only, and the reader takes nothing else: what is not in the table cannot be read.
@@ -369,6 +369,11 @@ impl<T: ?Sized> Key<T> {
     /// Every name it has, its own first.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + use<T> {
         std::iter::once(self.name).chain(self.aliases.iter().copied())
+    }
+
+    /// Whether it says what is made of an event, and so would make another line of a line.
+    pub fn makes_lines(&self) -> bool {
+        self.section == Section::Content && !self.replayed
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every key is looked at before anything is refused, so that a person mends a configuration once.
 //! Keys of Fluent Bit's `kinesis_firehose` and `azure_blob` and of AWS's Go `firehose` keep their
 //! meaning. A key that we know and cannot honour is refused by name; one that we do not know never gets here,
-//! and `ferry-check` warns of it.
+//! and `ferry check` warns of it.
 
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

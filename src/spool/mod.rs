@@ -922,7 +922,7 @@ impl Spool {
                 "chunk {chunk} (tag '{tag}', {} bytes) is set aside and not delivered, but for what was delivered of it \
                  before: the process ended twice while this chunk was read and encoded, for want of memory or by a fault. \
                  It is kept in the spool's {name} ({bytes} bytes). Copied as {segment} into an empty folder of its own it \
-                 is a spool: 'ferry-spool export' shows its records, and an output with that folder as spool_dir sends \
+                 is a spool: 'ferry spool export' shows its records, and an output with that folder as spool_dir sends \
                  them; give it more memory",
                 place.data_len
             ),

@@ -129,7 +129,7 @@ fn absences(survey: &Survey) -> Vec<String> {
     if !more.is_empty() {
         let more = more.len();
         absences.push(format!(
-            "{more} more segments are not there: ferry-spool verify names them"
+            "{more} more segments are not there: ferry spool verify names them"
         ));
     }
     for first in &survey.vanished {

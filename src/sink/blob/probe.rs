@@ -1,4 +1,4 @@
-//! What `ferry-check` asks of a store, over the same client that puts objects.
+//! What `ferry check` asks of a store, over the same client that puts objects.
 
 use std::time::{Instant, SystemTime};
 

@@ -62,7 +62,7 @@ fn a_chunk_at_which_the_process_ends_twice_is_set_aside_byte_for_byte() {
         "tag 'app.log', 200 bytes",
         "ended twice",
         &segment_name(bad),
-        "ferry-spool export",
+        "ferry spool export",
     ] {
         assert!(words.contains(said), "{said}: {words}");
     }

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::bench::{self, BenchHostArgs};
-use crate::engine::replay::{self, ReplayArgs};
 use crate::engine::{self, RunArgs};
 use crate::firehose::{self, FirehoseArgs};
 use crate::ledger::{self, VerifyArgs};
@@ -25,7 +24,6 @@ struct Cli {
 enum Command {
     /// Loads outputs and feeds them, as Fluent Bit's engine does
     Run(RunArgs),
-    Replay(ReplayArgs),
     Firehose(FirehoseArgs),
     Proxy(ProxyArgs),
     Verify(VerifyArgs),
@@ -37,7 +35,6 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => engine::run(args),
-        Command::Replay(args) => replay::run(args),
         Command::Firehose(args) => firehose::run(args),
         Command::Proxy(args) => proxy::run(args),
         Command::Verify(args) => ledger::run_verify(args),

@@ -11,6 +11,5 @@ pub mod engine;
 mod faults;
 pub mod firehose;
 pub mod ledger;
-mod letters;
 pub mod proxy;
 pub mod samples;

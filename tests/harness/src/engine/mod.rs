@@ -7,7 +7,6 @@
 //! - [`pipeline`]: the engine's thread: tasks, retries, workers
 //! - [`schedule`]: when a retry comes
 //! - [`report`]: what a run did and cost
-//! - [`replay`]: dead letters sent again
 //!
 //! This file is the host's main thread: it loads configurations and libraries, forks for `Daemon on`,
 //! waits for signals, and carries out hot reloads. The engine itself runs on a thread of its own, a new
@@ -17,7 +16,6 @@ mod abi;
 mod chunk;
 mod input;
 mod pipeline;
-pub mod replay;
 mod report;
 mod schedule;
 mod stack;

@@ -1,6 +1,5 @@
 //! The engine against a plugin that does as it is told: `fixture/out_probe.c`.
 
-mod replay;
 mod storage;
 
 use std::fs;

@@ -1,54 +1,61 @@
-//! `ferry-spool`: looks into a spool's directory, and changes nothing in it. It takes no lock, so that it
-//! works beside an instance that runs, and on a copy.
+//! `ferry spool`: looks into a spool's directory, and changes nothing in it. It takes no lock, so that it works
+//! beside an instance that runs, and on a copy. Segments are read one after the other: of each chunk only its
+//! place is kept in memory.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::ops::Range;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand};
+use clap::Subcommand;
+use ferry::check::host;
 use ferry::codec::Encoding;
 use ferry::codec::json::Options;
+use ferry::codec::msgpack::Event;
 use ferry::codec::template::Template;
-use ferry::codec::time::{TimeFormat, write_iso8601};
+use ferry::codec::time::{TimeFormat, now, write_iso8601};
+use ferry::config::{Config, Destination};
 use ferry::ids::EventSet;
 use ferry::ids::Time;
 use ferry::spool::disk::{Disk, LocalDisk};
 use ferry::spool::handles::Handles;
-use ferry::spool::scan::{Check, Missing, Place, Survey, survey};
-use ferry::spool::{Content, Events, Seq, Suspect, Work};
-use serde_json::{Value, json};
+use ferry::spool::scan::{Check, Missing, Place, Segment, Survey, segment_bytes, survey_while};
+use ferry::spool::{Content, Events, Pending, Seq, Suspect, Work};
+use serde::Serialize;
 
-/// Looks into the directory where Ferry keeps chunks (spool_dir), without changing anything there
-#[derive(Parser)]
-#[command(version, after_help = STATUS)]
-struct Cli {
+use super::{Done, Failure, progress};
+
+/// Look into the directory where Ferry keeps chunks (spool_dir), without changing anything there
+#[derive(clap::Args)]
+pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
 }
 
-const STATUS: &str =
-    "Status: 0, all is well; 1, verify or export found damage; 2, it could not be read at all";
-
 #[derive(Subcommand)]
 enum Command {
     /// Say what is there: segments, unfinished chunks by tag, what is on its way
+    #[command(after_help = INSPECT)]
     Inspect {
         /// The spool's directory, or a copy of it
         dir: PathBuf,
-        /// As JSON
+        /// Fluent Bit's configuration: with it spool_limit and each tag's target are shown
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// One JSON document
         #[arg(long)]
         json: bool,
     },
     /// Check every checksum; a line for each place that is damaged
+    #[command(after_help = VERIFY)]
     Verify {
         /// The spool's directory, or a copy of it
         dir: PathBuf,
     },
     /// Write the records of unfinished chunks as JSON lines, without those that are delivered already
+    #[command(after_help = EXPORT)]
     Export {
         /// The spool's directory, or a copy of it
         dir: PathBuf,
@@ -57,7 +64,29 @@ enum Command {
     },
 }
 
-#[derive(Args, Default)]
+const INSPECT: &str = "\
+full_in is how long the spool would last if nothing were delivered any more and chunks went on coming as those came
+that wait now: their bytes over the age of the oldest of them. It needs --config, which says how large the spool
+may be.
+
+Example:
+  ferry spool inspect /var/lib/ferry/main --config /etc/fluent-bit/fluent-bit.conf
+
+Exit status: 0, it was read, whatever it holds; 2, it could not be read at all";
+
+const VERIFY: &str = "\
+Example:
+  ferry spool verify /var/lib/ferry/main
+
+Exit status: 0, all is as it was written; 1, something is damaged or missing; 2, it could not be read at all";
+
+const EXPORT: &str = "\
+Example:
+  ferry spool export /var/lib/ferry/main --time-key time --tag-key tag >undelivered.ndjson
+
+Exit status: 0, all was written; 1, something is damaged or is no record; 2, it could not be read at all";
+
+#[derive(clap::Args, Default)]
 struct Choice {
     /// Write what is finished or delivered as well, as far as it is still there
     #[arg(long)]
@@ -70,39 +99,82 @@ struct Choice {
     tag_key: Option<String>,
 }
 
-fn main() -> ExitCode {
-    let cli = Cli::parse();
+pub(super) fn run(args: &Args) -> Done {
     let mut out = BufWriter::new(io::stdout().lock());
-    let done = run(&cli.command, &mut out, &mut io::stderr().lock());
-    match done.and_then(|sound| out.flush().map(|()| sound)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        // Who reads has enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(2)
-        }
-    }
+    let sound = obey(&args.command, &mut out, &mut io::stderr().lock())?;
+    out.flush()?;
+    Ok(sound)
 }
 
 /// Does what is asked for. Whether nothing is damaged.
-fn run(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> io::Result<bool> {
+fn obey(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done {
     match command {
-        Command::Inspect { dir, json } => {
+        Command::Inspect { dir, config, json } => {
+            let config = match config {
+                Some(file) => Some(configured(file, dir)?),
+                None => None,
+            };
             let disk = LocalDisk::look(dir)?;
-            let survey = survey(&disk, Check::LastSegment)?;
+            let survey = read(&disk, Check::LastSegment)?;
             let tags = tags(&survey, &Handles::new(Arc::new(disk)))?;
+            let report = Report::new(&survey, &tags, config.as_ref(), now());
             match json {
-                true => writeln!(out, "{:#}", inspect_json(&survey, &tags))?,
-                false => inspect(&survey, &tags, out)?,
+                true => {
+                    serde_json::to_writer_pretty(&mut *out, &report).map_err(io::Error::from)?;
+                    writeln!(out)?;
+                }
+                false => inspect(&report, &survey, out)?,
             }
             Ok(true)
         }
-        Command::Verify { dir } => verify(&survey(&LocalDisk::look(dir)?, Check::All)?, out),
-        Command::Export { dir, choice } => {
-            export(Arc::new(LocalDisk::look(dir)?), choice, out, errors)
+        Command::Verify { dir } => Ok(verify(&read(&LocalDisk::look(dir)?, Check::All)?, out)?),
+        Command::Export { dir, choice } => Ok(export(
+            Arc::new(LocalDisk::look(dir)?),
+            choice,
+            out,
+            errors,
+        )?),
+    }
+}
+
+/// Surveys a spool, and shows on a terminal how far it is.
+fn read(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
+    let bar = progress::of_bytes(segment_bytes(disk)?, false);
+    let survey = survey_while(disk, check, &mut |bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    survey
+}
+
+/// The output of a configuration whose spool is in `dir`; of a copy, the only one that has a spool.
+fn configured(file: &Path, dir: &Path) -> Result<Config, Failure> {
+    let configuration = host::read(file, |name| name == "ferry")?;
+    let mut spooled: Vec<(Config, PathBuf)> = Vec::new();
+    for output in &configuration.outputs {
+        let config = Config::read(output).map_err(|problems| {
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            let label = &output.label;
+            format!("{}: {label}: {}", file.display(), problems.join("; "))
+        })?;
+        if let Some(place) = &config.spool {
+            let place = place.dir.clone();
+            spooled.push((config, place));
         }
+    }
+    let there = |path: &Path| path.canonicalize().ok();
+    let asked = there(dir);
+    let at = spooled
+        .iter()
+        .position(|(_, place)| asked.is_some() && there(place) == asked);
+    match (at, spooled.len()) {
+        (Some(at), _) => Ok(spooled.swap_remove(at).0),
+        (None, 1) => Ok(spooled.swap_remove(0).0),
+        (None, 0) => Err(format!("{}: no ferry output in it has a spool", file.display()).into()),
+        (None, _) => Err(format!(
+            "{}: several outputs have a spool, and none of them in {}: name the directory as spool_dir does",
+            file.display(),
+            dir.display()
+        )
+        .into()),
     }
 }
 
@@ -171,32 +243,324 @@ fn plain(text: &[u8]) -> String {
     String::from_utf8_lossy(text).escape_debug().to_string()
 }
 
-fn inspect(
-    survey: &Survey,
-    tags: &BTreeMap<Vec<u8>, Waiting>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    let bytes: u64 = survey.segments.iter().map(|segment| segment.bytes).sum();
-    let spool = survey.spool.map_or("none".into(), hex);
+/// What `inspect` finds, as `--json` gives it. Bytes are those of files or of chunks' data; times are ISO 8601, UTC.
+#[derive(Serialize)]
+struct Report {
+    /// The spool's own number; null in an empty directory.
+    spool: Option<String>,
+    /// Bytes of all segments.
+    bytes: u64,
+    /// `spool_limit`; null without `--config`.
+    limit_bytes: Option<u64>,
+    /// Seconds until the spool is full if nothing is delivered and chunks come as those came that wait; null
+    /// without `--config`, and where nothing waits.
+    full_in_seconds: Option<u64>,
+    /// Chunks that are there, finished ones too.
+    chunks: usize,
+    /// Chunks that are not delivered, or only in part.
+    unfinished: usize,
+    /// Bytes of their data.
+    unfinished_bytes: u64,
+    /// When the oldest of them came.
+    oldest: Option<String>,
+    segments: Vec<SegmentRow>,
+    tags: Vec<TagRow>,
+    pending: Vec<PendingRow>,
+    settled: Vec<SettledRow>,
+    missing: Vec<MissingRow>,
+    quarantine: Vec<FileRow>,
+    /// The chunk that is being worked on, or that the process ended at; null for none.
+    at_work: Option<SuspectRow>,
+    /// Chunks that a process ended at.
+    suspects: Vec<SuspectRow>,
+    spares: Vec<FileRow>,
+    foreign: Vec<ForeignRow>,
+}
+
+/// A segment's file.
+#[derive(Serialize)]
+struct SegmentRow {
+    name: String,
+    bytes: u64,
+    chunks: usize,
+    unfinished: usize,
+    notes: u64,
+    damage: Vec<DamageRow>,
+    /// Bytes at its end that are no whole frame.
+    torn_bytes: u64,
+    /// Bytes at its end that are there to be written over.
+    room_bytes: u64,
+}
+
+/// Bytes that cannot be read.
+#[derive(Serialize)]
+struct DamageRow {
+    offset: u64,
+    bytes: u64,
+    /// The first and the last frame that are missing there.
+    frames: [Seq; 2],
+}
+
+/// What waits with one tag.
+#[derive(Serialize)]
+struct TagRow {
+    tag: String,
+    /// The delivery stream or folder that it goes to; null without `--config`, and where each record says.
+    target: Option<String>,
+    chunks: u64,
+    bytes: u64,
+    oldest: String,
+}
+
+/// A batch that is on its way.
+#[derive(Serialize)]
+struct PendingRow {
+    batch: u64,
+    /// The object or delivery stream.
+    name: String,
+    token: String,
+    lines: u64,
+    contents: Vec<ContentRow>,
+}
+
+/// Events of a chunk; null for all of them.
+#[derive(Serialize)]
+struct ContentRow {
+    chunk: Seq,
+    events: Option<Vec<[u32; 2]>>,
+}
+
+/// Events of an unfinished chunk that are settled: the first, and the one behind the last, of each run.
+#[derive(Serialize)]
+struct SettledRow {
+    chunk: Seq,
+    events: Vec<[u32; 2]>,
+}
+
+/// A segment that is not there.
+#[derive(Serialize)]
+struct MissingRow {
+    first: Seq,
+    frames: [Seq; 2],
+}
+
+/// A file beside the segments.
+#[derive(Serialize)]
+struct FileRow {
+    name: String,
+    bytes: u64,
+}
+
+/// A chunk, what was done with it (deliver, rebuild, letters), and how often a process ended at that.
+#[derive(Serialize)]
+struct SuspectRow {
+    chunk: Seq,
+    work: &'static str,
+    ends: u32,
+}
+
+/// A segment that is another spool's or another version's.
+#[derive(Serialize)]
+struct ForeignRow {
+    name: String,
+    what: String,
+}
+
+impl Report {
+    fn new(
+        survey: &Survey,
+        tags: &BTreeMap<Vec<u8>, Waiting>,
+        config: Option<&Config>,
+        now: Time,
+    ) -> Report {
+        let bytes = survey.segments.iter().map(|segment| segment.bytes).sum();
+        let oldest = unfinished(survey).map(|(_, place)| place.arrived).min();
+        let unfinished_bytes = unfinished(survey)
+            .map(|(_, place)| u64::from(place.data_len))
+            .sum();
+        let limit = config.and_then(|config| Some(config.spool.as_ref()?.limit));
+        let age = oldest.map(|oldest| now.seconds.saturating_sub(oldest.seconds));
+        let full_in = limit
+            .zip(age)
+            .and_then(|(limit, age)| full_in(limit.saturating_sub(bytes), unfinished_bytes, age));
+        let (under_way, suspects) = survey.suspected();
+        let file = |(name, bytes): &(String, u64)| FileRow {
+            name: name.clone(),
+            bytes: *bytes,
+        };
+        Report {
+            spool: survey.spool.map(hex),
+            bytes,
+            limit_bytes: limit,
+            full_in_seconds: full_in,
+            chunks: survey.chunks().count(),
+            unfinished: unfinished(survey).count(),
+            unfinished_bytes,
+            oldest: oldest.map(iso),
+            segments: survey
+                .segments
+                .iter()
+                .map(|segment| segment_row(segment, survey))
+                .collect(),
+            tags: tags
+                .iter()
+                .map(|(tag, waiting)| TagRow {
+                    tag: String::from_utf8_lossy(tag).into_owned(),
+                    target: config.and_then(|config| target(config, tag, waiting.oldest)),
+                    chunks: waiting.chunks,
+                    bytes: waiting.bytes,
+                    oldest: iso(waiting.oldest),
+                })
+                .collect(),
+            pending: survey.pending().into_iter().map(pending_row).collect(),
+            settled: partly_settled(survey)
+                .map(|chunk| SettledRow {
+                    chunk,
+                    events: pairs(survey.settled(chunk)),
+                })
+                .collect(),
+            missing: survey
+                .missing()
+                .into_iter()
+                .map(|Missing { first, frames }| MissingRow {
+                    first,
+                    frames: [frames.start, frames.end - 1],
+                })
+                .collect(),
+            quarantine: survey.quarantine.iter().map(file).collect(),
+            at_work: under_way.as_ref().map(suspect_row),
+            suspects: suspects.iter().map(suspect_row).collect(),
+            spares: survey.spares.iter().map(file).collect(),
+            foreign: survey
+                .foreign
+                .iter()
+                .map(|(name, what)| ForeignRow {
+                    name: name.clone(),
+                    what: what.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn segment_row(segment: &Segment, survey: &Survey) -> SegmentRow {
+    let chunks = segment.chunks.iter();
+    let damage = segment.damage.iter().map(|damage| DamageRow {
+        offset: damage.offset,
+        bytes: damage.bytes,
+        frames: [damage.missing.start, damage.missing.end - 1],
+    });
+    SegmentRow {
+        name: segment.name(),
+        bytes: segment.bytes,
+        chunks: segment.chunks.len(),
+        unfinished: chunks
+            .filter(|(chunk, _)| !survey.is_finished(*chunk))
+            .count(),
+        notes: segment.notes,
+        damage: damage.collect(),
+        torn_bytes: segment.torn,
+        room_bytes: segment.room,
+    }
+}
+
+fn suspect_row(suspect: &Suspect) -> SuspectRow {
+    SuspectRow {
+        chunk: suspect.chunk,
+        work: work(suspect.work),
+        ends: suspect.ends,
+    }
+}
+
+fn pending_row(batch: Pending) -> PendingRow {
+    let content = |content: Content| ContentRow {
+        chunk: content.chunk,
+        events: match content.events {
+            Events::All => None,
+            Events::Runs(runs) => Some(pairs(&runs)),
+        },
+    };
+    PendingRow {
+        batch: batch.batch,
+        name: batch.name,
+        token: batch.token,
+        lines: batch.lines,
+        contents: batch.contents.into_iter().map(content).collect(),
+    }
+}
+
+/// Seconds until `room` bytes are full, where `waiting` bytes came in `age` seconds. `None`: that is no rate.
+fn full_in(room: u64, waiting: u64, age: i64) -> Option<u64> {
+    let age = u64::try_from(age).ok().filter(|age| *age > 0)?;
+    let seconds =
+        u128::from(room) * u128::from(age) / u128::from((waiting > 0).then_some(waiting)?);
+    u64::try_from(seconds).ok()
+}
+
+/// The delivery stream, or the folder in the store, of a tag's records. `None`: each record says.
+fn target(config: &Config, tag: &[u8], time: Time) -> Option<String> {
+    let (template, before) = match &config.destination {
+        Destination::Firehose(firehose) => (&firehose.delivery_stream, String::new()),
+        Destination::Blob {
+            blob,
+            prefix,
+            folder,
+            ..
+        } => (folder, format!("{}/{prefix}/", blob.store)),
+    };
+    if !template.steady_within_a_second() {
+        return None;
+    }
+    // An empty map: what is steady holds nothing of a record.
+    let body = [0x80];
+    let event = Event {
+        time,
+        metadata: &[],
+        body: &body,
+        group: None,
+        raw: &body,
+    };
+    let mut name = String::new();
+    template.render(&String::from_utf8_lossy(tag), &event, &mut name);
+    Some(format!("{before}{name}"))
+}
+
+/// A time span for a person.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<()> {
+    let spool = report.spool.as_deref().unwrap_or("none");
     row(out, "spool", &[&spool])?;
-    row(out, "segments", &[&survey.segments.len(), &"bytes", &bytes])?;
-    let (mut left, mut waiting) = (0, 0u64);
-    for (_, place) in unfinished(survey) {
-        left += 1;
-        waiting += u64::from(place.data_len);
+    let segments = &report.segments;
+    row(out, "segments", &[&segments.len(), &"bytes", &report.bytes])?;
+    if let Some(limit) = report.limit_bytes {
+        let share = u128::from(report.bytes) * 100 / u128::from(limit.max(1));
+        row(out, "limit", &[&limit, &format!("bytes, {share}% in use")])?;
     }
-    row(out, "chunks", &[&survey.chunks().count()])?;
-    row(out, "unfinished", &[&left, &"bytes", &waiting])?;
-    if let Some(oldest) = unfinished(survey).map(|(_, place)| place.arrived).min() {
-        row(out, "oldest", &[&iso(oldest)])?;
+    row(out, "chunks", &[&report.chunks])?;
+    row(
+        out,
+        "unfinished",
+        &[&report.unfinished, &"bytes", &report.unfinished_bytes],
+    )?;
+    if let Some(oldest) = &report.oldest {
+        row(out, "oldest", &[oldest])?;
     }
-    if !survey.quarantine.is_empty() {
-        let bytes: u64 = survey.quarantine.iter().map(|(_, bytes)| bytes).sum();
-        row(
-            out,
-            "quarantined",
-            &[&survey.quarantine.len(), &"bytes", &bytes],
-        )?;
+    if let Some(seconds) = report.full_in_seconds {
+        let words = "if nothing is delivered and chunks come as those came that wait";
+        row(out, "full_in", &[&span(seconds), &words])?;
+    }
+    if !report.quarantine.is_empty() {
+        let bytes: u64 = report.quarantine.iter().map(|file| file.bytes).sum();
+        let files = report.quarantine.len();
+        row(out, "quarantined", &[&files, &"bytes", &bytes])?;
     }
     let (under_way, suspects) = survey.suspected();
     if let Some(it) = under_way {
@@ -221,27 +585,20 @@ fn inspect(
         "\n{:<24} {:>12} {:>8} {:>10} {:>8}",
         "segment", "bytes", "chunks", "unfinished", "notes"
     )?;
-    for segment in &survey.segments {
-        let chunks = segment.chunks.iter();
-        let left = chunks
-            .filter(|(chunk, _)| !survey.is_finished(*chunk))
-            .count();
+    for (segment, found) in segments.iter().zip(&survey.segments) {
         writeln!(
             out,
-            "{:<24} {:>12} {:>8} {left:>10} {:>8}",
-            segment.name(),
-            segment.bytes,
-            segment.chunks.len(),
-            segment.notes
+            "{:<24} {:>12} {:>8} {:>10} {:>8}",
+            segment.name, segment.bytes, segment.chunks, segment.unfinished, segment.notes
         )?;
-        for damage in &segment.damage {
+        for damage in &found.damage {
             writeln!(out, "  {damage}")?;
         }
-        if segment.torn > 0 {
-            writeln!(out, "  {}", torn(segment.torn))?;
+        if segment.torn_bytes > 0 {
+            writeln!(out, "  {}", torn(segment.torn_bytes))?;
         }
-        if segment.room > 0 {
-            let bytes = segment.room;
+        if segment.room_bytes > 0 {
+            let bytes = segment.room_bytes;
             writeln!(
                 out,
                 "  {bytes} bytes at its end are there to be written over"
@@ -251,63 +608,63 @@ fn inspect(
     for missing in survey.missing() {
         writeln!(out, "{missing}")?;
     }
-    for (name, bytes) in &survey.spares {
+    for FileRow { name, bytes } in &report.spares {
         writeln!(
             out,
             "{name:<24} {bytes} bytes that wait to be written again or freed"
         )?;
     }
-    for (name, what) in &survey.foreign {
+    for ForeignRow { name, what } in &report.foreign {
         writeln!(out, "{name:<24} {what}")?;
     }
 
-    if !tags.is_empty() {
+    if !report.tags.is_empty() {
         writeln!(
             out,
             "\n{:>10} {:>12}  {:<24}  tag",
             "unfinished", "bytes", "oldest"
         )?;
-        for (
-            tag,
-            Waiting {
-                chunks,
-                bytes,
-                oldest,
-            },
-        ) in tags
-        {
+        for row in &report.tags {
+            let target = row
+                .target
+                .as_deref()
+                .map(|to| format!(" to {}", plain(to.as_bytes())));
             writeln!(
                 out,
-                "{chunks:>10} {bytes:>12}  {:<24}  {}",
-                iso(*oldest),
-                plain(tag)
+                "{:>10} {:>12}  {:<24}  {}{}",
+                row.chunks,
+                row.bytes,
+                row.oldest,
+                plain(row.tag.as_bytes()),
+                target.unwrap_or_default()
             )?;
         }
     }
-    let pending = survey.pending();
-    if !pending.is_empty() {
+    if !report.pending.is_empty() {
         writeln!(
             out,
             "\n{:>8} {:>8} {:>8}  on its way to",
             "batch", "lines", "chunks"
         )?;
-        for batch in pending {
-            let (number, lines, chunks) = (batch.batch, batch.lines, batch.contents.len());
+        for batch in &report.pending {
             writeln!(
                 out,
-                "{number:>8} {lines:>8} {chunks:>8}  {}",
+                "{:>8} {:>8} {:>8}  {}",
+                batch.batch,
+                batch.lines,
+                batch.contents.len(),
                 plain(batch.name.as_bytes())
             )?;
         }
     }
-    if partly_settled(survey).next().is_some() {
+    if !report.settled.is_empty() {
         writeln!(out, "\n{:>8}  events that are settled", "chunk")?;
-        for chunk in partly_settled(survey) {
-            let runs = survey.settled(chunk).iter();
-            let runs: Vec<String> = runs
-                .map(|run| match run.end - run.start {
-                    1 => run.start.to_string(),
-                    _ => format!("{}-{}", run.start, run.end - 1),
+        for SettledRow { chunk, events } in &report.settled {
+            let runs: Vec<String> = events
+                .iter()
+                .map(|[start, end]| match end - start {
+                    1 => start.to_string(),
+                    _ => format!("{start}-{}", end - 1),
                 })
                 .collect();
             writeln!(out, "{chunk:>8}  {}", runs.join(" "))?;
@@ -328,78 +685,6 @@ fn torn(bytes: u64) -> String {
     format!(
         "{bytes} bytes at its end are no whole frame: a write that goes on, or that a crash ended"
     )
-}
-
-fn inspect_json(survey: &Survey, tags: &BTreeMap<Vec<u8>, Waiting>) -> Value {
-    let segment = |segment: &ferry::spool::scan::Segment| {
-        let chunks = segment.chunks.iter();
-        let damage = segment.damage.iter().map(|damage| {
-            json!({
-                "offset": damage.offset,
-                "bytes": damage.bytes,
-                "frames": [damage.missing.start, damage.missing.end - 1],
-            })
-        });
-        json!({
-            "name": segment.name(),
-            "bytes": segment.bytes,
-            "chunks": segment.chunks.len(),
-            "unfinished": chunks.filter(|(chunk, _)| !survey.is_finished(*chunk)).count(),
-            "notes": segment.notes,
-            "damage": damage.collect::<Vec<_>>(),
-            "torn_bytes": segment.torn,
-            "room_bytes": segment.room,
-        })
-    };
-    let tag = |(tag, waiting): (&Vec<u8>, &Waiting)| {
-        json!({
-            "tag": String::from_utf8_lossy(tag),
-            "chunks": waiting.chunks,
-            "bytes": waiting.bytes,
-            "oldest": iso(waiting.oldest),
-        })
-    };
-    let content = |content: &Content| match &content.events {
-        Events::All => json!({ "chunk": content.chunk, "events": null }),
-        Events::Runs(runs) => json!({ "chunk": content.chunk, "events": pairs(runs) }),
-    };
-    let pending = survey.pending().into_iter().map(|batch| {
-        json!({
-            "batch": batch.batch,
-            "name": batch.name,
-            "token": batch.token,
-            "lines": batch.lines,
-            "contents": batch.contents.iter().map(content).collect::<Vec<_>>(),
-        })
-    });
-    let settled = partly_settled(survey)
-        .map(|chunk| json!({ "chunk": chunk, "events": pairs(survey.settled(chunk)) }));
-    let file = |(name, bytes): &(String, u64)| json!({ "name": name, "bytes": bytes });
-    let missing = |missing: &Missing| {
-        let Missing { first, frames } = missing;
-        json!({ "first": first, "frames": [frames.start, frames.end - 1] })
-    };
-    let suspect =
-        |it: &Suspect| json!({ "chunk": it.chunk, "work": work(it.work), "ends": it.ends });
-    let (under_way, suspects) = survey.suspected();
-    let foreign = |(name, what): &(String, String)| json!({ "name": name, "what": what });
-    json!({
-        "spool": survey.spool.map(hex),
-        "bytes": survey.segments.iter().map(|segment| segment.bytes).sum::<u64>(),
-        "chunks": survey.chunks().count(),
-        "unfinished": unfinished(survey).count(),
-        "oldest": unfinished(survey).map(|(_, place)| place.arrived).min().map(iso),
-        "segments": survey.segments.iter().map(segment).collect::<Vec<_>>(),
-        "tags": tags.iter().map(tag).collect::<Vec<_>>(),
-        "pending": pending.collect::<Vec<_>>(),
-        "settled": settled.collect::<Vec<_>>(),
-        "missing": survey.missing().iter().map(missing).collect::<Vec<_>>(),
-        "quarantine": survey.quarantine.iter().map(file).collect::<Vec<_>>(),
-        "at_work": under_way.as_ref().map(suspect),
-        "suspects": suspects.iter().map(suspect).collect::<Vec<_>>(),
-        "spares": survey.spares.iter().map(file).collect::<Vec<_>>(),
-        "foreign": survey.foreign.iter().map(foreign).collect::<Vec<_>>(),
-    })
 }
 
 /// Runs as pairs of the first event and the one behind the last.
@@ -449,7 +734,7 @@ fn export(
     out: &mut dyn Write,
     errors: &mut dyn Write,
 ) -> io::Result<bool> {
-    let survey = survey(&*disk, Check::LastSegment)?;
+    let survey = read(&*disk, Check::LastSegment)?;
     let handles = Handles::new(disk);
     let mut sound = damages(&survey, errors)?;
     let format = TimeFormat::Iso8601;
@@ -518,6 +803,7 @@ mod tests {
 
     use ferry::ids::chunk_id;
     use ferry::spool::{self, Chunk, Durability, Note, Spool};
+    use serde_json::{Value, json};
     use tempfile::TempDir;
 
     use super::*;
@@ -596,14 +882,17 @@ mod tests {
     /// What a command says, what it complains of, and whether all was well.
     fn said(command: &Command) -> (String, String, bool) {
         let (mut out, mut errors) = (Vec::new(), Vec::new());
-        let sound = run(command, &mut out, &mut errors).unwrap();
+        let Ok(sound) = obey(command, &mut out, &mut errors) else {
+            panic!("it cannot be done");
+        };
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (text(out), text(errors), sound)
     }
 
     fn inspected(dir: &TempDir, json: bool) -> String {
         let dir = dir.path().to_owned();
-        said(&Command::Inspect { dir, json }).0
+        let config = None;
+        said(&Command::Inspect { dir, config, json }).0
     }
 
     fn verified(dir: &TempDir) -> (String, bool) {
@@ -677,9 +966,9 @@ mod tests {
         assert_eq!(
             told["tags"],
             json!([
-                {"tag": "\x1b[2Jevil\n", "chunks": 1, "bytes": 51, "oldest": "2023-11-14T22:13:16.000Z"},
-                {"tag": "app", "chunks": 2, "bytes": 102, "oldest": "2023-11-14T22:13:17.000Z"},
-                {"tag": "sys", "chunks": 1, "bytes": 51, "oldest": "2023-11-14T22:13:18.000Z"},
+                {"tag": "\x1b[2Jevil\n", "target": null, "chunks": 1, "bytes": 51, "oldest": "2023-11-14T22:13:16.000Z"},
+                {"tag": "app", "target": null, "chunks": 2, "bytes": 102, "oldest": "2023-11-14T22:13:17.000Z"},
+                {"tag": "sys", "target": null, "chunks": 1, "bytes": 51, "oldest": "2023-11-14T22:13:18.000Z"},
             ])
         );
         assert_eq!(
@@ -888,12 +1177,55 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_there_is_named() {
         let dir = PathBuf::from("/nonexistent/spool");
-        let error = run(&Command::Verify { dir }, &mut Vec::new(), &mut Vec::new()).unwrap_err();
+        let said = obey(&Command::Verify { dir }, &mut Vec::new(), &mut Vec::new());
+        let Err(Failure::Words(words)) = said else {
+            panic!("{:?}", said.is_ok());
+        };
         assert!(
-            error
-                .to_string()
-                .starts_with("/nonexistent/spool cannot be read"),
-            "{error}"
+            words.starts_with("/nonexistent/spool cannot be read"),
+            "{words}"
         );
+    }
+
+    #[test]
+    fn a_configuration_tells_the_limit_the_targets_and_how_long_it_lasts() {
+        let (dir, _) = spool();
+        let file = dir.path().join("fluent-bit.conf");
+        let output = |dir: &Path, stream: &str| {
+            format!(
+                "[OUTPUT]\n    Name ferry\n    Match *\n    region us-east-1\n    delivery_stream {stream}\n    \
+                 spool on\n    spool_dir {}\n    spool_limit 16M\n",
+                dir.display()
+            )
+        };
+        let both = output(Path::new("/elsewhere"), "x") + &output(dir.path(), "to-{tag}");
+        fs::write(&file, both).unwrap();
+        let command = |json| Command::Inspect {
+            dir: dir.path().to_owned(),
+            config: Some(file.clone()),
+            json,
+        };
+        let text = said(&command(false)).0;
+        for expected in [
+            "limit        16000000 bytes, 0% in use",
+            "app to to-app",
+            "full_in ",
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+        let told: Value = serde_json::from_str(&said(&command(true)).0).unwrap();
+        assert_eq!(told["limit_bytes"], 16_000_000);
+        assert!(told["full_in_seconds"].is_u64(), "{told}");
+        assert_eq!(told["tags"][2]["target"], "to-sys");
+    }
+
+    #[test]
+    fn how_long_it_lasts_is_the_room_over_the_rate_of_what_waits() {
+        assert_eq!(full_in(1_000, 100, 60), Some(600));
+        assert_eq!(full_in(0, 100, 60), Some(0));
+        assert_eq!(full_in(1_000, 0, 60), None);
+        assert_eq!(full_in(1_000, 100, 0), None);
+        assert_eq!(full_in(1_000, 100, -5), None);
+        assert_eq!(full_in(u64::MAX, 1, i64::MAX), None);
     }
 }

@@ -1,0 +1,129 @@
+//! `ferry check`: tries what a configuration needs before Fluent Bit is started with it. What it does lives in
+//! [`ferry::check`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ferry::check::{self, Finding, Mark, Options, host};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Done, print, print_json};
+
+/// Check the ferry outputs of a Fluent Bit configuration: keys, folders, network, credentials, and the
+/// delivery stream, container or bucket itself
+#[derive(clap::Args)]
+#[command(after_help = STATUS)]
+pub(super) struct Args {
+    /// Fluent Bit's configuration: classic, or YAML where it is named .yaml or .yml
+    file: PathBuf,
+    /// Send one marked record to a delivery stream; write and remove one small object in a store
+    #[arg(long)]
+    put: bool,
+    /// A tag to try delivery_stream or path with, where they are made from it; may be given several times.
+    /// Without it: the tags of Match where that has no wildcard, and those of the chunks in the spool
+    #[arg(long)]
+    tag: Vec<String>,
+    /// An example of a record, where delivery_stream or path are made from it
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    record: Option<Value>,
+    /// The longest that one check waits
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    timeout: Duration,
+    /// One JSON document: an array of {output, check, result, message, remedy}
+    #[arg(long)]
+    json: bool,
+}
+
+const STATUS: &str = "\
+One line a check: ok, warn, FAIL, or skip where it was not tried. Run it as the user that Fluent Bit runs as,
+with its environment. Nothing is written at a destination without --put, and no secret is ever shown. What could
+not be tried is said once more on stderr at the end.
+
+Examples:
+  ferry check /etc/fluent-bit/fluent-bit.conf
+  ferry check fluent-bit.yaml --tag app.orders --tag app.users --record '{\"team\":\"x\"}' --put
+
+Exit status: 0, nothing failed; 1, a check failed; 2, the configuration or the arguments cannot be read";
+
+/// A finding, as `--json` gives it.
+#[derive(Serialize)]
+struct Row {
+    /// The output's alias, or the host's name for it, such as `ferry.0`.
+    output: String,
+    /// What was checked, such as `credentials`.
+    check: &'static str,
+    /// `ok`, `warn`, `FAIL` or `skip`.
+    result: String,
+    /// What was found.
+    message: String,
+    /// What to do about it; null where there is nothing to do.
+    remedy: Option<String>,
+}
+
+impl From<Finding> for Row {
+    fn from(finding: Finding) -> Row {
+        Row {
+            output: finding.output,
+            check: finding.check,
+            result: finding.mark.to_string(),
+            message: finding.message,
+            remedy: finding.remedy,
+        }
+    }
+}
+
+fn object(text: &str) -> Result<Value, String> {
+    match serde_json::from_str(text) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err("a record is an object: {\"key\": \"value\"}".to_owned()),
+        Err(error) => Err(format!("no JSON: {error}")),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.1..=3_600.0).contains(seconds));
+    let seconds = seconds.ok_or("seconds from 0.1 to 3600 are expected")?;
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+pub(super) fn run(args: &Args) -> Done {
+    let configuration = host::read(&args.file, |name| name == "ferry")?;
+    if configuration.outputs.is_empty() {
+        let others = match configuration.others.as_slice() {
+            [] => "there is no output at all".to_owned(),
+            others => format!("there are only: {}; see ferry migrate", others.join(", ")),
+        };
+        let file = args.file.display();
+        return Err(format!("{file}: there is no output ferry; {others}").into());
+    }
+    let options = Options {
+        put: args.put,
+        timeout: args.timeout,
+        tags: args.tag.clone(),
+        record: args.record.clone(),
+    };
+    let (mut rows, mut printed, mut untried) = (Vec::new(), Ok(()), Vec::new());
+    let sound = check::run(&configuration, &options, &mut |finding| {
+        // That nothing is written without --put is as it should be.
+        if finding.mark == Mark::Skip && finding.check != "put" {
+            untried.push(format!("{} {}", finding.output, finding.check));
+        }
+        if args.json {
+            rows.push(Row::from(finding));
+        } else if printed.is_ok() {
+            printed = print(&format!("{finding}\n"));
+        }
+    });
+    if args.json {
+        printed = print_json(&rows);
+    }
+    printed?;
+    if !untried.is_empty() {
+        eprintln!("note: not tried: {}", untried.join(", "));
+    }
+    sound.map_err(|error| format!("no threads could be started: {error}").into())
+}

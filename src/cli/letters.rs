@@ -1,0 +1,430 @@
+//! Files of dead letters: one JSON document a line, written by the library and taken away by a replay.
+//!
+//! A file is taken by renaming it to `NAME.replaying`: its writer then begins a new one. In a taken file the first
+//! byte of a line becomes `#` once its letter needs nothing more. That is one write of one byte: a replay that is
+//! killed at any moment is taken up where it was, and at most the letters that were on their way are sent once more.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use chrono::DateTime;
+use ferry::ids::Time;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Failure, about};
+
+/// `dead-letters.ndjson`, and `dead-letters.SOMETHING.ndjson` where it was renamed.
+const BEGIN: &str = "dead-letters";
+/// Ends of the names of files that nobody has taken; `.kept` is that of earlier versions for what stayed.
+const WRITTEN: [&str; 2] = [".ndjson", ".kept"];
+const TAKEN: &str = ".replaying";
+const DONE: u8 = b'#';
+
+/// One thing that was not delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct Letter {
+    time: String,
+    /// The tag that its chunk came with.
+    pub(super) tag: String,
+    /// Why, in a word.
+    pub(super) reason: String,
+    /// What exactly was wrong.
+    #[serde(default)]
+    pub(super) error: String,
+    /// The delivery stream or the object that it was on its way to.
+    pub(super) target: Option<String>,
+    record: Option<String>,
+    record_base64: Option<String>,
+}
+
+impl Letter {
+    /// Reads a line. The error says what is wrong with it.
+    pub(super) fn read(line: &[u8]) -> Result<Letter, String> {
+        serde_json::from_slice(line).map_err(|error| format!("the line is no letter: {error}"))
+    }
+
+    /// When it was written; 1970 where it does not say.
+    pub(super) fn time(&self) -> Time {
+        let time = DateTime::parse_from_rfc3339(&self.time).unwrap_or_default();
+        Time {
+            seconds: time.timestamp(),
+            nanos: time.timestamp_subsec_nanos(),
+        }
+    }
+
+    /// Its bytes, unpacked where they were compressed. The error says what is wrong.
+    pub(super) fn body(&self) -> Result<Vec<u8>, String> {
+        let packed = match (&self.record, &self.record_base64) {
+            (Some(text), None) => text.as_bytes().to_vec(),
+            (None, Some(text)) => base64_simd::STANDARD
+                .decode_to_vec(text)
+                .map_err(|error| format!("its record_base64 cannot be read: {error}"))?,
+            _ => return Err("it must have either record or record_base64".to_owned()),
+        };
+        let mut body = Vec::new();
+        let unpacked = match packed.as_slice() {
+            mut data @ [0x1f, 0x8b, ..] => {
+                flate2::bufread::MultiGzDecoder::new(&mut data).read_to_end(&mut body)
+            }
+            data @ [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::Decoder::with_buffer(data)
+                .and_then(|mut frames| frames.read_to_end(&mut body)),
+            _ => {
+                body = packed;
+                Ok(0)
+            }
+        };
+        unpacked.map_err(|error| format!("its record cannot be unpacked: {error}"))?;
+        if body.is_empty() {
+            return Err("its record is empty".to_owned());
+        }
+        if body.starts_with(b"PAR1") {
+            return Err("its record is a Parquet file, which has no lines".to_owned());
+        }
+        Ok(body)
+    }
+}
+
+/// The lines of a letter's bytes.
+pub(super) fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    body.strip_suffix(b"\n")
+        .unwrap_or(body)
+        .split(|byte| *byte == b'\n')
+}
+
+/// Files of letters, and whether each is taken already.
+#[derive(Debug, Default)]
+pub(super) struct Sources {
+    taken: BTreeSet<PathBuf>,
+    written: BTreeSet<PathBuf>,
+}
+
+impl Sources {
+    /// Finds what is named: files, folders of them, and for each file what an earlier replay has left of it.
+    pub(super) fn find(paths: &[PathBuf]) -> Result<Sources, Failure> {
+        let mut sources = Sources::default();
+        for path in paths {
+            if path.is_dir() {
+                for entry in list(path)? {
+                    let name = name_of(&entry);
+                    if !name.starts_with(BEGIN) {
+                        continue;
+                    }
+                    if name.ends_with(TAKEN) {
+                        sources.taken.insert(entry);
+                    } else if WRITTEN.iter().any(|end| name.ends_with(end)) {
+                        sources.written.insert(entry);
+                    }
+                }
+                continue;
+            }
+            let name = name_of(path);
+            let folder = folder_of(path);
+            let begin = format!("{name}.");
+            let left = match folder.is_dir() {
+                true => list(&folder)?,
+                false => Vec::new(),
+            };
+            let left = left.into_iter().filter(|other| {
+                let other = name_of(other);
+                other.starts_with(&begin) && other.ends_with(TAKEN)
+            });
+            let before = sources.taken.len();
+            sources.taken.extend(left);
+            match path.is_file() {
+                true if name.ends_with(TAKEN) => sources.taken.insert(path.clone()),
+                true => sources.written.insert(path.clone()),
+                false if sources.taken.len() > before => true,
+                false => return Err(about(path.display(), "read", "there is no such file")),
+            };
+        }
+        Ok(sources)
+    }
+
+    /// The folders that the files are in.
+    pub(super) fn folders(&self) -> BTreeSet<PathBuf> {
+        self.all().map(|path| folder_of(path)).collect()
+    }
+
+    /// All files: those that an earlier replay has left come first.
+    pub(super) fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        self.taken.iter().chain(&self.written)
+    }
+
+    /// Takes those that nobody has taken.
+    pub(super) fn take(self) -> Result<Vec<PathBuf>, Failure> {
+        let mut taken: Vec<PathBuf> = self.taken.into_iter().collect();
+        for path in self.written {
+            let name = name_of(&path);
+            let names = (0..).map(|number| match number {
+                0 => format!("{name}{TAKEN}"),
+                _ => format!("{name}.{number}{TAKEN}"),
+            });
+            let free = names
+                .map(|name| path.with_file_name(name))
+                .find(|path| !path.exists());
+            let free = free.expect("the numbers do not end");
+            fs::rename(&path, &free).map_err(|error| about(path.display(), "renamed", error))?;
+            taken.push(free);
+        }
+        Ok(taken)
+    }
+}
+
+fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let listed: io::Result<Vec<PathBuf>> =
+        fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    listed.map_err(|error| about(folder.display(), "listed", error))
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The folder that a file is in.
+pub(super) fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Where a letter stands in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    offset: u64,
+    length: usize,
+    /// The number of its line, from 1.
+    pub(super) number: u64,
+}
+
+impl Place {
+    /// Bytes of its line.
+    pub(super) fn bytes(&self) -> u64 {
+        self.length as u64 + 1
+    }
+}
+
+/// A letter that needs something, or a line that is none.
+pub(super) struct Found {
+    pub(super) place: Place,
+    /// What tells it from all other letters, also those with the same bytes.
+    pub(super) id: String,
+    /// How many letters before it in the file have the same bytes.
+    pub(super) twin: u32,
+    pub(super) letter: Result<Letter, String>,
+}
+
+/// A file of letters that is taken.
+pub(super) struct LetterFile {
+    path: PathBuf,
+    file: File,
+    left: Mutex<Left>,
+}
+
+/// What becomes of letters that stay.
+#[derive(Default)]
+struct Left {
+    /// Bytes of the file.
+    end: u64,
+    /// The offsets of letters with what stays of them, by the offset that it was appended at.
+    instead_of: HashMap<u64, u64>,
+    /// See [`Found::twin`], by their offset.
+    twins: HashMap<u64, u32>,
+}
+
+impl LetterFile {
+    pub(super) fn open(path: &Path) -> Result<LetterFile, Failure> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        Ok(LetterFile {
+            file: file.map_err(|error| about(path.display(), "opened", error))?,
+            path: path.to_owned(),
+            left: Mutex::default(),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Goes through the letters that still need something, and lines that are none. Gives the file's length.
+    pub(super) fn scan(&self, each: impl FnMut(Found)) -> Result<u64, Failure> {
+        let left = scan(&self.path, each)?;
+        let end = left.end;
+        *self.left.lock().expect("nothing panics with this lock") = left;
+        Ok(end)
+    }
+
+    fn line(&self, place: Place) -> io::Result<Vec<u8>> {
+        let mut line = vec![0; place.length];
+        self.file.read_exact_at(&mut line, place.offset)?;
+        Ok(line)
+    }
+
+    /// Reads one letter again.
+    pub(super) fn read(&self, place: Place) -> Result<Letter, String> {
+        let line = self.line(place).map_err(|error| error.to_string())?;
+        Letter::read(&line)
+    }
+
+    /// Notes that a letter needs nothing more.
+    pub(super) fn strike(&self, place: Place) -> io::Result<()> {
+        self.file.write_all_at(&[DONE], place.offset)
+    }
+
+    /// Puts what stays of a letter in its place: `rest` are letters as the library wrote them.
+    pub(super) fn replace(&self, place: Place, rest: Vec<Map<String, Value>>) -> io::Result<()> {
+        let original: Map<String, Value> = serde_json::from_slice(&self.line(place)?)?;
+        let mut left = self.left.lock().expect("nothing panics with this lock");
+        for mut letter in rest {
+            for key in ["time", "tag", "target"] {
+                if let Some(value) = original.get(key) {
+                    letter.insert(key.to_owned(), value.clone());
+                }
+            }
+            // A line of its own, even behind one that a crash cut short.
+            let line = format!("\n{}\n", Value::Object(letter));
+            self.file.write_all_at(line.as_bytes(), left.end)?;
+            let offset = left.end + 1;
+            left.instead_of.insert(offset, place.offset);
+            left.end += line.len() as u64;
+        }
+        drop(left);
+        // Before the letter itself is struck out: twice is better than not at all.
+        self.file.sync_data()?;
+        self.strike(place)
+    }
+
+    /// Deletes the file when nothing in it needs anything more, or else leaves only what does, in order. Gives
+    /// the line that each letter now stands in, by the number of its line before.
+    pub(super) fn finish(self) -> Result<HashMap<u64, u64>, Failure> {
+        let mut places = Vec::new();
+        scan(&self.path, |found| places.push(found.place))?;
+        let numbers = self.shorten(places);
+        numbers.map_err(|error| about(self.path.display(), "shortened", error))
+    }
+
+    fn shorten(&self, mut places: Vec<Place>) -> io::Result<HashMap<u64, u64>> {
+        let folder = || File::open(folder_of(&self.path))?.sync_all();
+        if places.is_empty() {
+            fs::remove_file(&self.path)?;
+            folder()?;
+            return Ok(HashMap::new());
+        }
+        let left = self.left.lock().expect("nothing panics with this lock");
+        let origin = |place: &Place| {
+            let of = left.instead_of.get(&place.offset);
+            of.copied().unwrap_or(place.offset)
+        };
+        places.sort_by_key(|place| (origin(place), place.offset));
+        let mut part = self.path.clone().into_os_string();
+        part.push(".part");
+        let rest = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&part)?;
+        let mut rest = io::BufWriter::new(rest);
+        let mut now = HashMap::new();
+        let mut before: HashMap<u64, u64> = HashMap::new();
+        scan_numbers(&self.path, &mut before)?;
+        for (index, &place) in places.iter().enumerate() {
+            let mut line = self.line(place)?;
+            if let Some(twin) = left.twins.get(&place.offset)
+                && line.ends_with(b"}")
+            {
+                // The others of the same bytes are gone now, and it must stay another than they were.
+                line.truncate(line.len() - 1);
+                line.extend(format!(",\"twin\":{twin}}}").bytes());
+            }
+            line.push(b'\n');
+            rest.write_all(&line)?;
+            if let Some(number) = before.get(&origin(&place)) {
+                now.entry(*number).or_insert(index as u64 + 1);
+            }
+        }
+        rest.into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .sync_all()?;
+        fs::rename(&part, &self.path)?;
+        folder()?;
+        Ok(now)
+    }
+}
+
+/// Reads a file of letters, which may be anybody's.
+pub(super) fn look(path: &Path, each: impl FnMut(Found)) -> Result<(), Failure> {
+    scan(path, each).map(drop)
+}
+
+fn scan(path: &Path, mut each: impl FnMut(Found)) -> Result<Left, Failure> {
+    let mut left = Left::default();
+    // How many letters of the same bytes there were; those that are struck out count.
+    let mut known: HashMap<[u8; 16], u32> = HashMap::new();
+    let read = walk(path, |offset, number, line| {
+        let content = line.strip_suffix(b"\n").unwrap_or(line);
+        left.end = offset + line.len() as u64;
+        if content.trim_ascii().is_empty() {
+            return;
+        }
+        let mut hash = [0; 16];
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"{").update(&content[1..]);
+        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        let twins = known.entry(hash).or_default();
+        let twin = *twins;
+        *twins += 1;
+        if content[0] == DONE {
+            return;
+        }
+        let mut id: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        if twin > 0 {
+            left.twins.insert(offset, twin);
+            id.push_str(&format!("-{twin}"));
+        }
+        let place = Place {
+            offset,
+            length: content.len(),
+            number,
+        };
+        let letter = Letter::read(content);
+        each(Found {
+            place,
+            id,
+            twin,
+            letter,
+        });
+    });
+    read.map_err(|error| about(path.display(), "read", error))?;
+    Ok(left)
+}
+
+/// The numbers of lines, by their offsets.
+fn scan_numbers(path: &Path, numbers: &mut HashMap<u64, u64>) -> io::Result<()> {
+    walk(path, |offset, number, _| {
+        numbers.insert(offset, number);
+    })
+}
+
+fn walk(path: &Path, mut each: impl FnMut(u64, u64, &[u8])) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let (mut offset, mut line) = (0, Vec::new());
+    for number in 1.. {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line)?;
+        if read == 0 {
+            break;
+        }
+        each(offset, number, &line);
+        offset += read as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! `ferry migrate`: rewrites outputs of other plugins. What it does lives in [`ferry::check::migrate`].
+
+use std::path::PathBuf;
+
+use ferry::check::migrate;
+
+use super::{Done, print};
+
+/// Print the ferry outputs that do what kinesis_firehose, firehose or azure_blob outputs do
+#[derive(clap::Args)]
+#[command(after_help = STATUS)]
+pub(super) struct Args {
+    /// Fluent Bit's configuration: classic, or YAML where it is named .yaml or .yml
+    file: PathBuf,
+}
+
+const STATUS: &str = "\
+Example:
+  ferry migrate /etc/fluent-bit/fluent-bit.conf >ferry-outputs.conf
+
+Exit status: 0, it is complete; 1, something in it is TO MEND; 2, the file cannot be read";
+
+pub(super) fn run(args: &Args) -> Done {
+    let migration = migrate::migrate(&args.file)?;
+    print(&migration.text)?;
+    for problem in &migration.problems {
+        eprintln!("to mend: {problem}");
+    }
+    Ok(migration.problems.is_empty())
+}

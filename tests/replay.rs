@@ -1,0 +1,526 @@
+//! `ferry replay`: dead letters, sent again.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64_simd::STANDARD;
+use ferry_harness::firehose::{FakeFirehose, Options};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A configuration, a folder of letters, and a folder that is a store.
+struct Place {
+    dir: TempDir,
+}
+
+struct Run {
+    status: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// A letter that was refused on its way to a target.
+fn letter(target: &str, record: &str) -> Value {
+    json!({
+        "time": "2025-11-21T13:00:00.250Z", "tag": "app", "reason": "refused", "error": "X: no",
+        "target": target, "record": record,
+    })
+}
+
+/// A letter without a target.
+fn of(reason: &str, record: &str) -> Value {
+    let mut letter = letter("", record);
+    letter["reason"] = reason.into();
+    letter.as_object_mut().unwrap().remove("target");
+    letter
+}
+
+/// The same with bytes in place of text.
+fn bytes(mut letter: Value, record: &[u8]) -> Value {
+    let fields = letter.as_object_mut().unwrap();
+    fields.remove("record");
+    fields.insert(
+        "record_base64".to_owned(),
+        STANDARD.encode_to_string(record).into(),
+    );
+    letter
+}
+
+impl Place {
+    fn new(output: &str) -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("letters")).unwrap();
+        let place = Place { dir };
+        place.configure(output);
+        place
+    }
+
+    /// With a store that is a folder.
+    fn folder(output: &str) -> Place {
+        let place = Place::new("");
+        let url = format!("    url file://{}\n", place.path("objects").display());
+        place.configure(&format!("{url}    path {{tag}}/%Y\n{output}"));
+        place
+    }
+
+    fn firehose(fake: &FakeFirehose, output: &str) -> Place {
+        Place::new(&format!(
+            "    region us-east-1\n    delivery_stream {{tag}}\n    endpoint {}\n{output}",
+            fake.url()
+        ))
+    }
+
+    /// Writes a configuration without any input.
+    fn configure(&self, output: &str) {
+        let letters = self.path("letters");
+        let text = format!(
+            "[OUTPUT]\n    Name ferry\n    Match *\n    compression none\n    log_key message\n    \
+             dead_letter_dir {}\n{output}",
+            letters.display()
+        );
+        fs::write(self.path("fluent-bit.conf"), text).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.path("letters").join(name)
+    }
+
+    fn write(&self, letters: &[Value]) {
+        let lines: String = letters.iter().map(|letter| format!("{letter}\n")).collect();
+        fs::write(self.at("dead-letters.ndjson"), lines).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferry"));
+        command
+            .arg("replay")
+            .arg(self.path("fluent-bit.conf"))
+            .args(arguments)
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("AWS_ACCESS_KEY_ID", "TESTKEY")
+            .env("AWS_SECRET_ACCESS_KEY", "TESTSECRET")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        let output = self.command(arguments).output().expect("ferry runs");
+        Run {
+            status: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// The records of the letters that are left in a file.
+    fn left(&self, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.at(name)).unwrap();
+        text.lines()
+            .map(|line| {
+                let letter: Value = serde_json::from_str(line).unwrap_or_default();
+                let record = letter["record"]
+                    .as_str()
+                    .or(letter["record_base64"].as_str());
+                record.unwrap_or(line).to_owned()
+            })
+            .collect()
+    }
+
+    /// The names in the folder of letters.
+    fn files(&self) -> Vec<String> {
+        names(&self.path("letters"))
+    }
+
+    /// The lines of all objects, sorted, each behind its folder.
+    fn delivered(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut folders = vec![self.path("objects")];
+        while let Some(folder) = folders.pop() {
+            for name in names(&folder) {
+                let path = folder.join(name);
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let below = folder.strip_prefix(self.path("objects")).unwrap();
+                let text = fs::read_to_string(&path).unwrap();
+                lines.extend(
+                    text.lines()
+                        .map(|line| format!("{}: {line}", below.display())),
+                );
+            }
+        }
+        lines.sort();
+        lines
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn gzip(text: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// An event with a body, as msgpack.
+fn event(body: &[u8]) -> Vec<u8> {
+    let mut event = b"\x92\x92\xd7\x00\x69\x20\x62\xd2\0\0\0\0\x80".to_vec();
+    event.extend(body);
+    event
+}
+
+impl Run {
+    #[track_caller]
+    fn ends(&self, status: i32) {
+        let Run { stdout, stderr, .. } = self;
+        assert_eq!(self.status, Some(status), "{stdout}{stderr}");
+    }
+}
+
+#[test]
+fn letters_go_to_firehose_line_by_line_where_they_were_on_their_way_to() {
+    let fake = FakeFirehose::start(Options::default()).unwrap();
+    let place = Place::firehose(&fake, "");
+    let records: Vec<String> = (0..300).map(|n| format!("{{\"seq\":{n}}}")).collect();
+    let mut letters: Vec<Value> = records[..200]
+        .iter()
+        .map(|record| letter("orders", record))
+        .collect();
+    letters.push(letter("users", &records[200..250].join("\n")));
+    let packed = format!("{}\n", records[250..].join("\n"));
+    let packed = [
+        gzip(&packed.as_bytes()[..100]),
+        gzip(&packed.as_bytes()[100..]),
+    ]
+    .concat();
+    letters.push(bytes(letter("orders", ""), &packed));
+    place.write(&letters);
+    let run = place.run(&[]);
+    run.ends(0);
+    assert_eq!(run.stdout, "", "no letter stays");
+    // In a pipe there is no progress, only the sum.
+    assert_eq!(run.stderr, "202 letters: 202 sent (300 lines), 0 stay\n");
+    assert_eq!(place.files(), [""; 0], "nothing is left");
+    let report = fake.report(Some(300));
+    assert!(report.is_exact(), "{report}");
+    assert_eq!(report.streams["users"].lines, 50, "{report}");
+}
+
+#[test]
+fn letters_are_judged_by_what_the_destination_takes_now() {
+    let place = Place::folder("");
+    let large = "x".repeat(1_100_000);
+    let text = |text: &str| {
+        let mut body = b"\x81\xa7message".to_vec();
+        body.push(0xa0 | text.len() as u8);
+        body.extend(text.bytes());
+        body
+    };
+    place.write(&[
+        letter("a/b/20251121T130000Z-0.ndjson", "refused"),
+        of("too_large", &large),
+        // It stays: it is no event, and nobody mended it.
+        bytes(of("malformed", ""), b"\xc1\xc1"),
+        of("malformed", "{\"mended\":1}"),
+        // An event whose line was too large is sent as the output sends events.
+        bytes(of("too_large", ""), &event(&text("event"))),
+        of("too_deep", "no record"),
+        letter("orders", "a stream's"),
+        of("something_new", "new"),
+    ]);
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(place.at("dead-letters.ndjson"))
+        .unwrap();
+    file.write_all(b"{\"time\":\"20").unwrap();
+    let run = place.run(&["--json"]);
+    run.ends(1);
+    let mut expected = vec![
+        "a/b: refused".to_owned(),
+        "app/2025: a stream's".to_owned(),
+        "app/2025: event".to_owned(),
+        "app/2025: new".to_owned(),
+        format!("app/2025: {large}"),
+        "app/2025: {\"mended\":1}".to_owned(),
+    ];
+    expected.sort();
+    assert!(
+        place.delivered() == expected,
+        "{:?}",
+        place
+            .delivered()
+            .iter()
+            .map(|line| &line[..line.len().min(40)])
+            .collect::<Vec<_>>()
+    );
+    let name = "dead-letters.ndjson.replaying";
+    assert_eq!(place.left(name), ["wcE=", "no record", "{\"time\":\"20"]);
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(
+        [
+            &report["letters"],
+            &report["sent"],
+            &report["lines"],
+            &report["stay"]
+        ],
+        [&json!(9), &json!(6), &json!(6), &json!(3)]
+    );
+    let stays = report["stays"].as_array().unwrap();
+    let at: Vec<_> = stays
+        .iter()
+        .map(|stay| (stay["line"].as_u64(), stay["reason"].as_str()))
+        .collect();
+    assert_eq!(
+        at,
+        [
+            (Some(1), Some("malformed")),
+            (Some(2), Some("too_deep")),
+            (Some(3), Some("unreadable"))
+        ]
+    );
+    assert_eq!(report["files"], json!([place.at(name)]));
+
+    // The next replay goes on with what stays and what is new, and changes nothing about what stays.
+    place.write(&[letter("a/b/20251121T130000Z-1.ndjson", "later")]);
+    let again = place.run(&[]);
+    again.ends(1);
+    assert_eq!(place.delivered().len(), 7);
+    assert_eq!(place.left(name), ["wcE=", "no record", "{\"time\":\"20"]);
+    assert!(
+        again.stdout.contains(&format!(
+            "{}:2: too_deep: X: no\n",
+            place.at(name).display()
+        )),
+        "{}",
+        again.stdout
+    );
+    assert_eq!(place.files(), [".ferry-replay", name]);
+}
+
+#[test]
+fn what_is_refused_again_stays_and_can_be_shortened() {
+    let fake = FakeFirehose::start(Options::default()).unwrap();
+    let place = Place::firehose(&fake, "    aggregation off\n");
+    let large = format!("{{\"seq\":1,\"text\":\"{}\"}}", "x".repeat(1_100_000));
+    let three = format!(
+        "{{\"seq\":2}}\n{}\n{{\"seq\":3}}",
+        large.replace("seq\":1", "seq\":4")
+    );
+    place.write(&[
+        letter("orders", &large),
+        letter("orders", &three),
+        letter("orders", "{\"seq\":0}"),
+    ]);
+    let run = place.run(&[]);
+    run.ends(1);
+    let name = "dead-letters.ndjson.replaying";
+    let left = place.left(name);
+    // Of the second letter only the line stays that was not taken.
+    assert_eq!(left.len(), 2);
+    assert!(left[0] == large && left[1] == large.replace("seq\":1", "seq\":4"));
+    assert!(
+        run.stdout.contains(":1: too_large: a record of 11000")
+            && run.stdout.contains(":2: too_large: "),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(fake.report(None).totals.records, 3);
+
+    let text = fs::read_to_string(place.at(name)).unwrap();
+    fs::write(place.at(name), text.replace(&"x".repeat(1_000), "x")).unwrap();
+    place.run(&[]).ends(0);
+    let report = fake.report(Some(5));
+    assert!(report.is_exact(), "{report}");
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn what_a_destination_does_not_take_in_time_stays() {
+    let fake = FakeFirehose::start(Options::default()).unwrap();
+    fake.push_fault("not-found").unwrap();
+    let place = Place::firehose(&fake, "    flush_deadline 1s\n");
+    place.write(&[
+        letter("orders", "{\"seq\":0}"),
+        letter("orders", "{\"seq\":1}"),
+    ]);
+    let before = fs::read(place.at("dead-letters.ndjson")).unwrap();
+    let run = place.run(&["--retries", "0"]);
+    run.ends(1);
+    let name = "dead-letters.ndjson.replaying";
+    assert_eq!(fs::read(place.at(name)).unwrap(), before, "as it was");
+    assert!(
+        run.stdout
+            .lines()
+            .all(|line| line.contains(": unavailable: ")),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(run.stdout.lines().count(), 2);
+    fake.clear_faults();
+    place.run(&[]).ends(0);
+    assert!(fake.report(Some(2)).is_exact());
+}
+
+#[test]
+fn a_replay_that_is_killed_is_taken_up_where_it_was() {
+    let fake = FakeFirehose::start(Options::default()).unwrap();
+    let place = Place::firehose(&fake, "");
+    let letters: Vec<Value> = (0..500)
+        .map(|n| letter("orders", &format!("{{\"seq\":{n}}}")))
+        .collect();
+    place.write(&letters);
+    fake.push_fault("calls 4- hang 60s").unwrap();
+    let mut child = place
+        .command(&[])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let name = "dead-letters.ndjson.replaying";
+    let struck = || {
+        let text = fs::read_to_string(place.at(name)).unwrap_or_default();
+        text.lines().filter(|line| line.starts_with('#')).count()
+    };
+    let written = || fake.report(None).totals.lines as usize;
+    // It is at rest: what was written is struck out, and all else hangs.
+    while struck() == 0 || struck() < written() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing is sent");
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let sent = struck();
+    assert!((1..500).contains(&sent), "{sent}");
+    fake.clear_faults();
+    let run = place.run(&["--json"]);
+    run.ends(0);
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["letters"], 500 - sent);
+    let report = fake.report(Some(500));
+    assert_eq!((report.missing, report.duplicates), (0, 0), "{report}");
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_store_has_each_letter_once_however_often_it_is_sent_and_twins_are_two() {
+    let place = Place::folder("");
+    let same = letter("a/20251121T130000Z-0.ndjson", "same");
+    place.write(&[
+        same.clone(),
+        same.clone(),
+        letter("a/20251121T130000Z-1.ndjson", "other"),
+        bytes(of("malformed", ""), b"\xc1"),
+    ]);
+    place.run(&[]).ends(1);
+    let expected = ["a: other", "a: same", "a: same"];
+    assert_eq!(place.delivered(), expected);
+    // A kill between the delivery and the striking out.
+    let name = "dead-letters.ndjson.replaying";
+    let stays = fs::read_to_string(place.at(name)).unwrap();
+    place.write(&[same.clone(), same]);
+    let written = fs::read_to_string(place.at("dead-letters.ndjson")).unwrap();
+    fs::write(place.at(name), written + &stays).unwrap();
+    fs::remove_file(place.at("dead-letters.ndjson")).unwrap();
+    place.run(&[]).ends(1);
+    assert_eq!(place.delivered(), expected);
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_does_nothing() {
+    let place = Place::folder("");
+    place.write(&[
+        letter("a/20251121T130000Z-0.ndjson", "1\n2"),
+        of("malformed", "x"),
+    ]);
+    let before = fs::read(place.at("dead-letters.ndjson")).unwrap();
+    let run = place.run(&["--dry-run"]);
+    run.ends(1);
+    assert!(
+        run.stderr
+            .contains("2 letters: 1 would be sent (2 lines), 1 would stay"),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        run.stdout.ends_with(":2: malformed: X: no\n"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(place.files(), ["dead-letters.ndjson"]);
+    assert_eq!(fs::read(place.at("dead-letters.ndjson")).unwrap(), before);
+    assert!(place.delivered().is_empty());
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_is_taken() {
+    let place = Place::folder("    alias first\n");
+    let one = fs::read_to_string(place.path("fluent-bit.conf")).unwrap();
+    let two = one.clone() + &one.replace("alias first", "alias second");
+    let letters = [letter("a/20251121T130000Z-0.ndjson", "x")];
+    let cases = [
+        (
+            two.clone(),
+            &[][..],
+            "name one of first, second with --output",
+        ),
+        (
+            two.clone(),
+            &["--output", "third"],
+            "there is no output third; there are first, second",
+        ),
+        (
+            one.replace("ferry", "stdout"),
+            &[],
+            "there is no output ferry",
+        ),
+        (
+            one.replace("compression none", "compression maybe"),
+            &[],
+            "compression",
+        ),
+        (
+            one.clone(),
+            &["/nonexistent/letters.ndjson"],
+            "/nonexistent/letters.ndjson cannot be read",
+        ),
+    ];
+    for (configuration, arguments, words) in cases {
+        place.write(&letters);
+        fs::write(place.path("fluent-bit.conf"), configuration).unwrap();
+        let run = place.run(arguments);
+        run.ends(2);
+        assert!(run.stderr.contains(words), "{words}: {}", run.stderr);
+        assert_eq!(place.files(), ["dead-letters.ndjson"], "{words}");
+    }
+    fs::write(place.path("fluent-bit.conf"), two).unwrap();
+    for name in ["second", "1", "ferry.1"] {
+        place.write(&letters);
+        place.run(&["--output", name]).ends(0);
+        assert_eq!(place.files(), [""; 0]);
+    }
+    let none = place.run(&["--output", "0"]);
+    none.ends(0);
+    assert!(
+        none.stderr.contains("there are no dead letters in"),
+        "{}",
+        none.stderr
+    );
+}

@@ -1,0 +1,133 @@
+//! The command `ferry` itself: what shells and man(1) get of it, and that packages bring it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn tool(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ferry"))
+        .args(arguments)
+        .output()
+        .expect("ferry runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What every command has a page for.
+const PAGES: [&str; 10] = [
+    "ferry-check.1",
+    "ferry-completions.1",
+    "ferry-man.1",
+    "ferry-migrate.1",
+    "ferry-replay.1",
+    "ferry-spool-export.1",
+    "ferry-spool-inspect.1",
+    "ferry-spool-verify.1",
+    "ferry-spool.1",
+    "ferry.1",
+];
+
+#[test]
+fn completions_are_printed_for_each_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let said = tool(&["completions", shell]);
+        assert_eq!(said.status.code(), Some(0), "{shell}");
+        let said = text(&said.stdout);
+        for word in ["replay", "inspect", "dry-run"] {
+            assert!(said.contains(word), "{shell}: {word}");
+        }
+    }
+    let said = tool(&["completions", "abacus"]);
+    assert_eq!(said.status.code(), Some(2));
+    assert!(said.stdout.is_empty() && !said.stderr.is_empty());
+}
+
+#[test]
+fn every_command_has_a_page_that_explains_its_exit_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("man1");
+    let said = tool(&["man", folder.to_str().unwrap()]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    let mut names: Vec<String> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, PAGES);
+    for name in PAGES {
+        let page = fs::read_to_string(folder.join(name)).unwrap();
+        assert!(page.contains(".TH ferry"), "{name}: {page}");
+        let leaf = name != "ferry-spool.1";
+        assert!(!leaf || page.contains("Exit status: 0"), "{name}: {page}");
+    }
+    let said = tool(&["man", "/dev/null/man1"]);
+    assert_eq!(said.status.code(), Some(2));
+}
+
+#[test]
+fn a_package_has_the_tool_its_pages_and_its_completions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (built, out) = (dir.path().join("built"), dir.path().join("out"));
+    fs::create_dir(&built).unwrap();
+    // Stripped and looked at as the real ones are.
+    fs::copy(crate::support::library(), built.join("libferry.so")).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_ferry"), built.join("ferry")).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let made = Command::new(root.join("packaging/package.sh"))
+        .args([&built, &out])
+        // What this machine has, since nothing was built for an older one here.
+        .env("FERRY_GLIBC", "9.99")
+        .output()
+        .expect("bash is there");
+    let said = format!("{}{}", text(&made.stdout), text(&made.stderr));
+    assert!(made.status.success(), "{said}");
+    let list = |command: &mut Command| text(&command.output().expect("it is installed").stdout);
+    let files = fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    for file in files {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        let (listed, man, wanted) = if name.ends_with(".tar.gz") {
+            let listed = list(Command::new("tar").arg("tzf").arg(&file));
+            (
+                listed,
+                "share/man/man1/",
+                [
+                    "/bin/ferry\n",
+                    "/share/bash-completion/completions/ferry\n",
+                    "/share/zsh/site-functions/_ferry\n",
+                    "/share/fish/vendor_completions.d/ferry.fish\n",
+                ],
+            )
+        } else if name.ends_with(".deb") {
+            let listed = list(Command::new("dpkg-deb").arg("--contents").arg(&file));
+            (
+                listed,
+                "usr/share/man/man1/",
+                [
+                    "/usr/bin/ferry\n",
+                    "/usr/share/bash-completion/completions/ferry\n",
+                    "/usr/share/zsh/vendor-completions/_ferry\n",
+                    "/usr/share/fish/vendor_completions.d/ferry.fish\n",
+                ],
+            )
+        } else {
+            continue;
+        };
+        for wanted in wanted {
+            assert!(listed.contains(wanted), "{name}: {wanted}: {listed}");
+        }
+        for page in PAGES {
+            assert!(
+                listed.contains(&format!("{man}{page}")),
+                "{name}: {page}: {listed}"
+            );
+        }
+        assert!(
+            !listed.contains("ferry-spool\n") && !listed.contains("ferry-check\n"),
+            "{name}: {listed}"
+        );
+    }
+}
