@@ -428,3 +428,123 @@ fn walk(path: &Path, mut each: impl FnMut(u64, u64, &[u8])) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn line(more: Value) -> String {
+        let mut letter = json!({
+            "time": "2025-11-21T13:00:00.250Z", "tag": "app", "reason": "refused", "error": "X: no",
+        });
+        let fields = letter.as_object_mut().unwrap();
+        fields.extend(more.as_object().unwrap().clone());
+        letter.to_string()
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// Those wanted, or how the error begins.
+    type Lines<'a> = Result<Vec<&'a [u8]>, &'a str>;
+
+    #[test]
+    fn a_record_is_unpacked_and_split_into_its_lines() {
+        let base64 =
+            |data: &[u8]| json!({ "record_base64": base64_simd::STANDARD.encode_to_string(data) });
+        #[rustfmt::skip] // a table
+        let cases: Vec<(Value, Lines<'_>)> = vec![
+            (json!({ "record": "{\"a\":1}" }), Ok(vec![b"{\"a\":1}"])),
+            (json!({ "record": "{\"a\":1}\n{\"b\":2}\n" }), Ok(vec![b"{\"a\":1}", b"{\"b\":2}"])),
+            (json!({ "record": "a\r\n\n b" }), Ok(vec![b"a\r", b"", b" b"])),
+            (json!({ "record": "\n" }), Ok(vec![b""])),
+            (base64(b"\xff\x00\n\xfe"), Ok(vec![b"\xff\x00", b"\xfe"])),
+            (base64(&gzip(b"x\ny\n")), Ok(vec![b"x", b"y"])),
+            (base64(&[gzip(b"x\n"), gzip(b"y\n")].concat()), Ok(vec![b"x", b"y"])),
+            (base64(&zstd::encode_all(&b"x\ny\n"[..], 1).unwrap()), Ok(vec![b"x", b"y"])),
+            (base64(&gzip(b"x\ny\n")[..12]), Err("its record cannot be unpacked: ")),
+            (json!({ "record_base64": "x" }), Err("its record_base64 cannot be read: ")),
+            (json!({ "record": "a", "record_base64": "YQ==" }), Err("it must have either")),
+            (json!({}), Err("it must have either")),
+            (json!({ "record": "" }), Err("its record is empty")),
+            (base64(b"PAR1\n\xff"), Err("its record is a Parquet file")),
+        ];
+        for (more, wanted) in cases {
+            let letter = Letter::read(line(more.clone()).as_bytes()).unwrap();
+            match (letter.body(), wanted) {
+                (Ok(body), Ok(wanted)) => assert!(lines(&body).eq(wanted), "{more}"),
+                (Err(error), Err(wanted)) => assert!(error.starts_with(wanted), "{more}: {error}"),
+                (body, wanted) => panic!("{more}: {body:?}, not {wanted:?}"),
+            }
+        }
+    }
+
+    /// The numbers of lines that need something, and their ids.
+    fn found(file: &LetterFile) -> Vec<(Place, String)> {
+        let mut all = Vec::new();
+        let scanned = file.scan(|found| all.push((found.place, found.id)));
+        assert!(scanned.is_ok());
+        all
+    }
+
+    #[test]
+    fn what_is_struck_out_stays_so_and_the_rest_is_left_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dead-letters.ndjson.replaying");
+        let whole = |n: u8| line(json!({ "record": n.to_string() }));
+        let text = format!("{}\n\n  \r\n{}\n{}\n{{\"time", whole(0), whole(1), whole(2));
+        fs::write(&path, text).unwrap();
+        let open = || LetterFile::open(&path).unwrap_or_else(|_| panic!("it opens"));
+        let file = open();
+        let all = found(&file);
+        let numbers: Vec<u64> = all.iter().map(|(place, _)| place.number).collect();
+        assert_eq!(numbers, [1, 4, 5, 6], "empty lines are none");
+        let rest =
+            json!({ "time": "later", "reason": "too_large", "error": "Y", "record": "rest" });
+        let rest = vec![rest.as_object().unwrap().clone()];
+        file.replace(all[0].0, rest).unwrap();
+        file.strike(all[1].0).unwrap();
+        let Ok(numbers) = file.finish() else {
+            panic!("it cannot be shortened");
+        };
+        // What stays of the first letter stands where that stood.
+        assert_eq!(numbers, HashMap::from([(1, 1), (5, 2), (6, 3)]));
+        let text = fs::read_to_string(&path).unwrap();
+        let left: Vec<&str> = text.lines().collect();
+        assert!(
+            left[0].contains("\"rest\"") && left[0].contains("2025-11-21"),
+            "{text}"
+        );
+        assert_eq!(left[1..], [whole(2).as_str(), "{\"time"]);
+
+        let file = open();
+        for (place, _) in found(&file) {
+            file.strike(place).unwrap();
+        }
+        assert!(file.finish().is_ok_and(|left| left.is_empty()));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn letters_with_the_same_bytes_are_told_apart_also_when_the_first_of_them_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dead-letters.ndjson.replaying");
+        let same = line(json!({ "record": "x" }));
+        fs::write(&path, format!("{same}\n{same}\n")).unwrap();
+        let open = || LetterFile::open(&path).unwrap_or_else(|_| panic!("it opens"));
+        let file = open();
+        let before = found(&file);
+        assert_ne!(before[0].1, before[1].1);
+        file.strike(before[0].0).unwrap();
+        // As after a kill.
+        assert_eq!(found(&file), before[1..]);
+        assert!(file.finish().is_ok());
+        let after = found(&open());
+        assert!(after.len() == 1 && after[0].1 != before[0].1);
+    }
+}

@@ -62,7 +62,8 @@ pub(super) struct Args {
 const STATUS: &str = "\
 Letters are judged by what the destination takes now, not by the reason they were written for. Their lines are sent
 exactly as they are, to the delivery stream or folder that they were on their way to, or else where the output sends
-such a record. A record may be shortened or mended in the file before.
+such a record. A record may be shortened or mended in the file before. Run it as the user that Fluent Bit runs as, with
+its environment.
 
 A file is first renamed to NAME.replaying; a Fluent Bit that runs meanwhile begins a new one. What is delivered is
 struck out there, and the file is deleted when all of it is. What stays is printed with its reason, and is all that is
