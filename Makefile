@@ -184,14 +184,15 @@ install: ## Copy what "make build" made below PREFIX=/usr/local (and DESTDIR)
 	target/ferry completions fish >"$(DESTDIR)$(PREFIX)/$(word 3,$(COMPLETIONS))"
 	install -D -m 0644 include/ferry.h "$(DESTDIR)$(PREFIX)/include/ferry.h"
 	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/share/doc/ferry" README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example
+	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/share/doc/ferry/docs" docs/*.md
 
 .PHONY: uninstall
 uninstall: ## Remove what "make install" copied; spools and dead letters stay
 	rm -f "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so" "$(DESTDIR)$(PREFIX)/bin/ferry" \
 		"$(DESTDIR)$(PREFIX)/include/ferry.h" "$(DESTDIR)$(PREFIX)/share/man/man1/ferry.1" \
 		"$(DESTDIR)$(PREFIX)"/share/man/man1/ferry-*.1 $(foreach file,$(COMPLETIONS),"$(DESTDIR)$(PREFIX)/$(file)")
-	rm -f $(foreach file,README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example,"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)")
-	@for folder in share/doc/ferry lib/fluent-bit; do rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/$$folder" 2>/dev/null || true; done
+	rm -f $(foreach file,README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example,"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)") $(foreach file,$(wildcard docs/*.md),"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)")
+	@for folder in share/doc/ferry/docs share/doc/ferry lib/fluent-bit; do rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/$$folder" 2>/dev/null || true; done
 
 # zig links against the symbols of an old glibc; both are prebuilt, and pinned by hash.
 $(TOOLS)/zig.stamp: packaging/requirements.txt

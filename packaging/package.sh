@@ -82,7 +82,7 @@ shells() { # SHARE ZSH
 }
 
 # What is tracked, so that nothing that lies about gets in.
-documents=(README.md docs/configuration.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example)
+documents=(README.md docs/*.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example)
 mapfile -t examples < <(git ls-files examples dashboards 2>/dev/null || find examples dashboards -type f)
 
 say "the tarball"
@@ -113,7 +113,7 @@ if command -v dpkg-deb >/dev/null; then
     shells "$deb/usr/share" vendor-completions
     gzip --no-name -9 "$deb"/usr/share/man/man1/*.1
     put 0644 include/ferry.h "$deb/usr/include/ferry.h"
-    for file in README.md docs/configuration.md ARCHITECTURE.md SECURITY.md fluent-bit.conf.example "${examples[@]}"; do
+    for file in README.md docs/*.md ARCHITECTURE.md SECURITY.md fluent-bit.conf.example "${examples[@]}"; do
         put 0644 "$file" "$doc/$file"
     done
     [ -z "${SBOM:-}" ] || put 0644 "$SBOM" "$doc/ferry.cdx.json"

@@ -479,7 +479,7 @@ fn in_the_real_host_nothing_is_lost_under_faults_and_hot_reloads() {
         return;
     };
     // Fluent Bit 5.1.1 itself crashes in a reload when a proxy output has workers, so they are left out
-    // there, as the README tells everybody who reloads.
+    // there, as docs/quick-start.md tells everybody who reloads.
     for (reloads, how) in [
         (0, "    Workers 4"),
         (

@@ -27,7 +27,7 @@ const RECORDS: usize = 2_000;
 /// To make the container that the example's own SAS may not make; signed with Azurite's public key.
 const SAS_OF_AN_OWNER: &str = "sv=2021-12-02&ss=b&srt=sco&sp=rwdlac&se=2099-01-01T00%3A00%3A00Z&spr=https,http&\
                                sig=jlSI%2B5DohmjtlB2oCr2Vhd9u7l%2F%2FvB9E8D7vhfmKGX4%3D";
-/// What the README asks for: objects may be read, created and written, and nothing else.
+/// What docs/authentication.md asks for: objects may be read, created and written, and nothing else.
 const SAS_OF_THE_README: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwc&spr=https%2Chttp&sv=2026-10-06&ss=b&srt=o&\
                                  sig=VsigGaw7HryuByw%2BRaZGNxZndvQtr3wAdqXFNBN9WOQ%3D";
 

@@ -2,7 +2,7 @@
 //!
 //! Each row is one fault: into blob storage through a proxy in front of Azurite, into Firehose by the fake's
 //! script. The library runs in the bundled harness, into Firehose both spooled and directly; everything that arrived is counted. With
-//! `FERRY_TABLE=<file>` the rows are appended to a file as Markdown: the README's table is made so.
+//! `FERRY_TABLE=<file>` the rows are appended to a file as Markdown: the table in docs/testing.md is made so.
 
 use std::fs;
 use std::io::Write as _;

@@ -24,7 +24,7 @@ fn shortest(n: f32) -> Value {
     text.parse::<f64>().unwrap().into()
 }
 
-/// What a record is in JSON, by the rules of the README, through trees of values.
+/// What a record is in JSON, by the rules of docs/output-format.md, through trees of values.
 fn reference(value: &Packed) -> Value {
     match value {
         Packed::Nil => Value::Null,
