@@ -46,7 +46,9 @@ fn without_code(text: &str) -> String {
 fn anchors(text: &str) -> HashSet<String> {
     let text = without_code(text);
     let headings = text.lines().filter(|line| line.starts_with('#'));
-    headings.map(|line| anchor(line.trim_start_matches('#'))).collect()
+    headings
+        .map(|line| anchor(line.trim_start_matches('#')))
+        .collect()
 }
 
 fn links(text: &str) -> Vec<String> {
@@ -73,7 +75,9 @@ fn broken(page: &Path, text: &str) -> Vec<String> {
         let there = root().join(&target);
         let found = match fragment {
             "" => there.exists(),
-            fragment => fs::read_to_string(&there).is_ok_and(|text| anchors(&text).contains(fragment)),
+            fragment => {
+                fs::read_to_string(&there).is_ok_and(|text| anchors(&text).contains(fragment))
+            }
         };
         if !found {
             broken.push(format!("{}: {link}", page.display()));
@@ -116,6 +120,9 @@ fn the_readme_is_a_page_and_the_summary_names_every_chapter() {
     let named: HashSet<String> = links(&summary).into_iter().collect();
     for page in pages().iter().filter(|page| page.starts_with("./docs")) {
         let name = page.file_name().expect("a file").to_string_lossy();
-        assert!(name == "SUMMARY.md" || named.contains(&*name), "{name} is in no summary");
+        assert!(
+            name == "SUMMARY.md" || named.contains(&*name),
+            "{name} is in no summary"
+        );
     }
 }

@@ -75,29 +75,20 @@ pub enum Item<'a> {
 }
 
 /// Why bytes are not an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// A value reaches past the end of the chunk.
+    #[error("msgpack ends in the middle of a value")]
     Truncated,
     /// The byte that msgpack reserves and never uses (0xc1).
+    #[error("msgpack uses the reserved byte 0xc1")]
     Reserved,
     /// Well-formed, but not of an event's shape.
+    #[error("{0}")]
     Shape(&'static str),
     /// The mark of a group with an event inside: a length in it lies, and reaches over what follows.
+    #[error("the mark of a group reaches over the events behind it")]
     Swallows,
-}
-
-impl std::fmt::Display for Malformed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Malformed::Truncated => f.write_str("msgpack ends in the middle of a value"),
-            Malformed::Reserved => f.write_str("msgpack uses the reserved byte 0xc1"),
-            Malformed::Shape(what) => f.write_str(what),
-            Malformed::Swallows => {
-                f.write_str("the mark of a group reaches over the events behind it")
-            }
-        }
-    }
 }
 
 /// One msgpack value, or the head of a container whose values follow.

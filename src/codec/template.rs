@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::ops::Range;
 
 use crate::codec::msgpack::{Cursor, Event, Token, lookup};
-use crate::codec::time::Strftime;
+use crate::codec::time::{Strftime, TimeFormatError};
 use crate::ids::Time;
 
 /// The longest piece of a name that comes from a tag or a record, in bytes: 1,024 is what blob stores
@@ -27,10 +27,35 @@ enum Part {
     Record { keys: Vec<String>, default: String },
 }
 
+/// What is wrong with a template, and what is possible instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// A placeholder has no end.
+    #[error("'{{' without '}}' in '{0}'")]
+    Unclosed(String),
+    /// No placeholder of this name.
+    #[error(
+        "'{{{0}}}' is not known: use {{tag}}, {{tag[0]}}, {{record.key}}, {{record.key.inner}} or {{record.key|default}}"
+    )]
+    Unknown(String),
+    /// A part of the tag that is no number.
+    #[error("'{{{0}}}': the part of the tag is a number from 0")]
+    TagPart(String),
+    /// Something of Fluent Bit's that begins with a dollar.
+    #[error(
+        "'{0}': of what begins with '$' only $TAG and $TAG[0] are known; use {{record.key}} for a record's key. $UUID is not \
+         needed: every object has a name of its own"
+    )]
+    Dollar(String),
+    /// A time specifier.
+    #[error(transparent)]
+    Time(#[from] TimeFormatError),
+}
+
 impl Template {
     /// Parses a template. `with_time` says whether `%` begins a time specifier; where it does not, `%`
     /// is an ordinary character. The error says what is wrong and what may stand there.
-    pub fn parse(text: &str, with_time: bool) -> Result<Template, String> {
+    pub fn parse(text: &str, with_time: bool) -> Result<Template, TemplateError> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some(open) = rest.find(['{', '$']) {
@@ -40,7 +65,7 @@ impl Template {
                 brace => {
                     let close = brace
                         .find('}')
-                        .ok_or_else(|| format!("'{{' without '}}' in '{brace}'"))?;
+                        .ok_or_else(|| TemplateError::Unclosed(brace.to_owned()))?;
                     (placeholder(&brace[1..close])?, close + 1)
                 }
             };
@@ -95,7 +120,7 @@ impl Template {
     }
 }
 
-fn literal(text: &str, with_time: bool, parts: &mut Vec<Part>) -> Result<(), String> {
+fn literal(text: &str, with_time: bool, parts: &mut Vec<Part>) -> Result<(), TemplateError> {
     if text.is_empty() {
         return Ok(());
     }
@@ -108,7 +133,7 @@ fn literal(text: &str, with_time: bool, parts: &mut Vec<Part>) -> Result<(), Str
 }
 
 /// `$TAG` or `$TAG[1]` at the start of `text`, and its length.
-fn dollar_placeholder(text: &str) -> Result<(Part, usize), String> {
+fn dollar_placeholder(text: &str) -> Result<(Part, usize), TemplateError> {
     const TAG: &str = "$TAG";
     if let Some(rest) = text.strip_prefix(TAG) {
         let Some(index) = rest.strip_prefix('[') else {
@@ -120,13 +145,10 @@ fn dollar_placeholder(text: &str) -> Result<(Part, usize), String> {
             return Ok((Part::TagSegment(n), TAG.len() + number.len() + 2));
         }
     }
-    Err(format!(
-        "'{text}': of what begins with '$' only $TAG and $TAG[0] are known; use {{record.key}} for a \
-         record's key. $UUID is not needed: every object has a name of its own"
-    ))
+    Err(TemplateError::Dollar(text.to_owned()))
 }
 
-fn placeholder(text: &str) -> Result<Part, String> {
+fn placeholder(text: &str) -> Result<Part, TemplateError> {
     if text == "tag" {
         return Ok(Part::Tag);
     }
@@ -134,7 +156,7 @@ fn placeholder(text: &str) -> Result<Part, String> {
         return n
             .parse()
             .map(Part::TagSegment)
-            .map_err(|_| format!("'{{{text}}}': the part of the tag is a number from 0"));
+            .map_err(|_| TemplateError::TagPart(text.to_owned()));
     }
     if let Some(path) = text.strip_prefix("record.") {
         let (path, default) = path.split_once('|').unwrap_or((path, "none"));
@@ -148,10 +170,7 @@ fn placeholder(text: &str) -> Result<Part, String> {
             });
         }
     }
-    Err(format!(
-        "'{{{text}}}' is not known: use {{tag}}, {{tag[0]}}, {{record.key}}, {{record.key.inner}} or \
-         {{record.key|default}}"
-    ))
+    Err(TemplateError::Unknown(text.to_owned()))
 }
 
 /// A scalar as it stands in a name; containers, nothing and empty strings have no name.
@@ -275,7 +294,7 @@ mod tests {
             "%Q",
             "a%",
         ] {
-            let error = Template::parse(template, true).unwrap_err();
+            let error = Template::parse(template, true).unwrap_err().to_string();
             assert!(error.contains('\''), "{template}: {error}");
         }
     }

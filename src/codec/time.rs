@@ -47,9 +47,20 @@ pub struct Strftime {
     items: Vec<Item<'static>>,
 }
 
+/// What is wrong with a time's format.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TimeFormatError {
+    /// The first specifier that is not known.
+    #[error("'{0}' is no time specifier")]
+    Specifier(String),
+    /// The whole format.
+    #[error("'{0}' is no time format")]
+    Format(String),
+}
+
 impl Strftime {
     /// Parses a format; the error names the first specifier that is not known.
-    pub fn parse(format: &str) -> Result<Strftime, String> {
+    pub fn parse(format: &str) -> Result<Strftime, TimeFormatError> {
         let native = fractions(format);
         let items = StrftimeItems::new(&native)
             .parse_to_owned()
@@ -102,7 +113,7 @@ fn fractions(format: &str) -> String {
     native + rest
 }
 
-fn unknown(format: &str) -> String {
+fn unknown(format: &str) -> TimeFormatError {
     let native = fractions(format);
     let mut last = 0;
     for (at, _) in native.match_indices('%') {
@@ -112,10 +123,10 @@ fn unknown(format: &str) -> String {
         let specifier: String = native[at..].chars().take(2).collect();
         last = at + specifier.len();
         if StrftimeItems::new(&specifier).any(|item| item == Item::Error) {
-            return format!("'{specifier}' is no time specifier");
+            return TimeFormatError::Specifier(specifier);
         }
     }
-    format!("'{format}' is no time format")
+    TimeFormatError::Format(format.to_owned())
 }
 
 /// Writes the default format. Years outside 0 to 9999 get their sign, as ISO 8601 wants.
@@ -191,7 +202,7 @@ mod tests {
     #[test]
     fn an_unknown_specifier_is_named() {
         assert_eq!(
-            Strftime::parse("%Y/%Q").unwrap_err(),
+            Strftime::parse("%Y/%Q").unwrap_err().to_string(),
             "'%Q' is no time specifier"
         );
     }

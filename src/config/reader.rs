@@ -273,7 +273,7 @@ impl<'p> Reader<'p> {
 
     pub(super) fn template(&mut self, key: &'static Key<Name>, text: &str) -> Option<Template> {
         Template::parse(text, key.value.with_time)
-            .map_err(|message| self.problem(key, message))
+            .map_err(|error| self.problem(key, error.to_string()))
             .ok()
     }
 

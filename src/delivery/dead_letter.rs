@@ -6,7 +6,6 @@
 //!
 //! The folder is bounded: what would take it beyond its limit is refused, and its sender holds it back.
 
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -82,9 +81,14 @@ impl Usage {
 }
 
 /// Why letters were not kept. Whoever sent them still has the data, and holds it back.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Unkept {
     /// They do not fit.
+    #[error(
+        "{more} bytes more do not fit into {}, where dead letters take {bytes} of {limit} bytes; replay or move its \
+         dead-letters* files, or raise dead_letter_limit",
+        path.display()
+    )]
     Full {
         /// Bytes of dead letters in the folder.
         bytes: u64,
@@ -96,8 +100,10 @@ pub enum Unkept {
         path: PathBuf,
     },
     /// They could not be written and synced.
-    Disk(io::Error),
+    #[error(transparent)]
+    Disk(#[from] io::Error),
     /// Others wait for room before them.
+    #[error("others wait for room before them")]
     Behind {
         /// Bytes that were to be added.
         more: u64,
@@ -118,34 +124,6 @@ impl Unkept {
             Unkept::Full { more, .. } | Unkept::Behind { more } => *more,
             Unkept::Disk(_) => 0,
         }
-    }
-}
-
-impl fmt::Display for Unkept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Unkept::Full {
-                bytes,
-                limit,
-                more,
-                path,
-            } => write!(
-                f,
-                "{more} bytes more do not fit into {}, where dead letters take {bytes} of {limit} bytes; \
-                 replay or move its dead-letters* files, or raise dead_letter_limit",
-                path.display()
-            ),
-            Unkept::Disk(error) => error.fmt(f),
-            Unkept::Behind { .. } => f.write_str("others wait for room before them"),
-        }
-    }
-}
-
-impl std::error::Error for Unkept {}
-
-impl From<io::Error> for Unkept {
-    fn from(error: io::Error) -> Self {
-        Unkept::Disk(error)
     }
 }
 

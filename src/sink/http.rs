@@ -184,31 +184,14 @@ impl Interim {
 }
 
 /// More interim answers than [`INTERIM_ANSWERS`].
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("more than {INTERIM_ANSWERS} interim answers and no final one")]
 pub(crate) struct TooManyInterim;
 
-impl fmt::Display for TooManyInterim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "more than {INTERIM_ANSWERS} interim answers and no final one"
-        )
-    }
-}
-
-impl StdError for TooManyInterim {}
-
 /// A success whose body is longer than the asker takes.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("the answer is longer than {0} bytes")]
 pub(crate) struct TooLong(usize);
-
-impl fmt::Display for TooLong {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the answer is longer than {} bytes", self.0)
-    }
-}
-
-impl StdError for TooLong {}
 
 /// An error and what caused it, also through an [`io::Error`], which hides what it wraps.
 pub(crate) fn causes<'a>(

@@ -3,18 +3,27 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use rmp::decode::{self, RmpRead as _};
-use rmp::encode;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{Content, Events, Note, Pending, Seq};
 
-const BEGUN: u64 = 1;
-const ENDED: u64 = 2;
-const DONE: u64 = 3;
+const BEGUN: u8 = 1;
+const ENDED: u8 = 2;
+const DONE: u8 = 3;
 
-/// A note's payload: msgpack, an array of the note's kind and its fields.
+// A note is a msgpack array of its kind and its fields.
+/// Kind, batch, name, token, lines, contents.
+type Begun<S> = (u8, u64, S, S, u64, Parts);
+/// Kind, batch, what was delivered: nil for all of it.
+type Ended = (u8, u64, Option<Parts>);
+/// Kind, contents.
+type Done = (u8, Parts);
+/// Chunks, and of each its events: nil for all of them, else where each run begins and ends, one run behind the other.
+type Parts = Vec<(Seq, Option<Vec<u32>>)>;
+
+/// A note's payload.
 pub(super) fn encode(note: &Note) -> Vec<u8> {
-    let mut out = Vec::new();
     match note {
         Note::Begun {
             batch,
@@ -23,151 +32,86 @@ pub(super) fn encode(note: &Note) -> Vec<u8> {
             lines,
             contents,
         } => {
-            array(&mut out, 6);
-            uint(&mut out, BEGUN);
-            uint(&mut out, *batch);
-            text(&mut out, name);
-            text(&mut out, token);
-            uint(&mut out, *lines);
-            put_contents(&mut out, contents);
+            let begun: Begun<&str> = (BEGUN, *batch, name, token, *lines, parts(contents));
+            write(&begun)
         }
         Note::Ended { batch, delivered } => {
-            array(&mut out, 3);
-            uint(&mut out, ENDED);
-            uint(&mut out, *batch);
-            match delivered {
-                Some(contents) => put_contents(&mut out, contents),
-                None => nil(&mut out),
-            }
+            let ended: Ended = (ENDED, *batch, delivered.as_deref().map(parts));
+            write(&ended)
         }
         Note::Done { contents } => {
-            array(&mut out, 2);
-            uint(&mut out, DONE);
-            put_contents(&mut out, contents);
-        }
-    }
-    out
-}
-
-const INFALLIBLE: &str = "a vector takes all bytes";
-
-fn array(out: &mut Vec<u8>, len: usize) {
-    let len = u32::try_from(len).expect("a note has fewer than 2^32 parts");
-    encode::write_array_len(out, len).expect(INFALLIBLE);
-}
-
-fn uint(out: &mut Vec<u8>, number: u64) {
-    encode::write_uint(out, number).expect(INFALLIBLE);
-}
-
-fn text(out: &mut Vec<u8>, text: &str) {
-    encode::write_str(out, text).expect(INFALLIBLE);
-}
-
-fn nil(out: &mut Vec<u8>) {
-    encode::write_nil(out).expect(INFALLIBLE);
-}
-
-fn put_contents(out: &mut Vec<u8>, contents: &[Content]) {
-    array(out, contents.len());
-    for content in contents {
-        array(out, 2);
-        uint(out, content.chunk);
-        match &content.events {
-            Events::All => nil(out),
-            Events::Runs(runs) => {
-                array(out, runs.len() * 2);
-                for run in runs {
-                    uint(out, run.start.into());
-                    uint(out, run.end.into());
-                }
-            }
+            let done: Done = (DONE, parts(contents));
+            write(&done)
         }
     }
 }
 
 /// The note in a payload, if it is one that this version writes.
 pub(super) fn decode(payload: &[u8]) -> Option<Note> {
-    let mut reader = Reader(payload);
-    let fields = reader.array()?;
-    let note = match (reader.uint()?, fields) {
-        (BEGUN, 6) => Note::Begun {
-            batch: reader.uint()?,
-            name: reader.text()?,
-            token: reader.text()?,
-            lines: reader.uint()?,
-            contents: reader.contents()?,
-        },
-        (ENDED, 3) => Note::Ended {
-            batch: reader.uint()?,
-            delivered: match reader.nil() {
-                true => None,
-                false => Some(reader.contents()?),
-            },
-        },
-        (DONE, 2) => Note::Done {
-            contents: reader.contents()?,
-        },
+    // An array of so many, and its first, the kind.
+    let note = match payload {
+        [0x96, BEGUN, ..] => {
+            let (_, batch, name, token, lines, parts): Begun<String> = read(payload)?;
+            Note::Begun {
+                batch,
+                name,
+                token,
+                lines,
+                contents: contents(parts)?,
+            }
+        }
+        [0x93, ENDED, ..] => {
+            let (_, batch, delivered): Ended = read(payload)?;
+            let delivered = match delivered {
+                Some(parts) => Some(contents(parts)?),
+                None => None,
+            };
+            Note::Ended { batch, delivered }
+        }
+        [0x92, DONE, ..] => {
+            let (_, parts): Done = read(payload)?;
+            Note::Done {
+                contents: contents(parts)?,
+            }
+        }
         _ => return None,
     };
-    reader.0.is_empty().then_some(note)
+    Some(note)
 }
 
-struct Reader<'a>(&'a [u8]);
+fn write(note: &impl Serialize) -> Vec<u8> {
+    rmp_serde::to_vec(note).expect("a vector takes all bytes")
+}
 
-impl Reader<'_> {
-    fn uint<T: TryFrom<u64>>(&mut self) -> Option<T> {
-        let number: u64 = decode::read_int(&mut self.0).ok()?;
-        number.try_into().ok()
-    }
+/// All of `payload`, and nothing behind it.
+fn read<T: DeserializeOwned>(payload: &[u8]) -> Option<T> {
+    let mut rest = payload;
+    let note = rmp_serde::from_read(&mut rest).ok()?;
+    rest.is_empty().then_some(note)
+}
 
-    fn array(&mut self) -> Option<usize> {
-        let len = decode::read_array_len(&mut self.0).ok()? as usize;
-        // Every part has a byte at least: nothing is reserved for what cannot be there.
-        (len <= self.0.len()).then_some(len)
-    }
+fn parts(contents: &[Content]) -> Parts {
+    let bounds = |events: &Events| match events {
+        Events::All => None,
+        Events::Runs(runs) => Some(runs.iter().flat_map(|run| [run.start, run.end]).collect()),
+    };
+    let part = |content: &Content| (content.chunk, bounds(&content.events));
+    contents.iter().map(part).collect()
+}
 
-    fn text(&mut self) -> Option<String> {
-        let len = decode::read_str_len(&mut self.0).ok()? as usize;
-        if len > self.0.len() {
-            return None;
-        }
-        let mut bytes = vec![0; len];
-        self.0.read_exact_buf(&mut bytes).ok()?;
-        String::from_utf8(bytes).ok()
-    }
-
-    /// Whether a nil stands here; it is passed over.
-    fn nil(&mut self) -> bool {
-        let mut ahead = self.0;
-        let nil = decode::read_nil(&mut ahead).is_ok();
-        if nil {
-            self.0 = ahead;
-        }
-        nil
-    }
-
-    fn contents(&mut self) -> Option<Vec<Content>> {
-        let len = self.array()?;
-        (0..len).map(|_| self.content()).collect()
-    }
-
-    fn content(&mut self) -> Option<Content> {
-        if self.array()? != 2 {
-            return None;
-        }
-        let chunk = self.uint()?;
-        if self.nil() {
-            let events = Events::All;
-            return Some(Content { chunk, events });
-        }
-        let bounds = self.array()?;
-        let runs: Option<Vec<_>> = (0..bounds / 2)
-            .map(|_| Some(self.uint()?..self.uint()?))
-            .collect();
-        let events = Events::Runs(runs?);
-        (bounds % 2 == 0).then_some(Content { chunk, events })
-    }
+fn contents(parts: Parts) -> Option<Vec<Content>> {
+    let content = |(chunk, bounds): (Seq, Option<Vec<u32>>)| {
+        let events = match bounds {
+            None => Events::All,
+            Some(bounds) => {
+                let (pairs, rest) = bounds.as_chunks();
+                let runs = pairs.iter().map(|&[start, end]| start..end).collect();
+                rest.is_empty().then_some(Events::Runs(runs))?
+            }
+        };
+        Some(Content { chunk, events })
+    };
+    parts.into_iter().map(content).collect()
 }
 
 /// Adds `more` to runs that are sorted, not touching and not empty, and keeps them so.
@@ -335,6 +279,39 @@ mod tests {
                 let is = |runs: &[Range<u32>]| runs.iter().any(|run| run.contains(&event));
                 prop_assert_eq!(is(&united), is(&a) || is(&b));
             }
+        }
+    }
+
+    #[test]
+    fn a_note_is_the_bytes_that_the_first_version_wrote() {
+        for (note, bytes) in [
+            (
+                begun(5, &[all(1)]),
+                "9601 05 a86f626a6563742d35 a174 03 91 92 01 c0",
+            ),
+            (
+                Note::Ended {
+                    batch: 256,
+                    delivered: None,
+                },
+                "9302 cd0100 c0",
+            ),
+            (
+                Note::Ended {
+                    batch: 1,
+                    delivered: Some(Vec::new()),
+                },
+                "9302 01 90",
+            ),
+            (
+                Note::Done {
+                    contents: vec![all(7), runs(1 << 32, &[(1, 3), (200, 70_000)])],
+                },
+                "9203 92 9207c0 92cf0000000100000000 94 01 03 ccc8 ce00011170",
+            ),
+        ] {
+            let hex: String = encode(&note).iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(hex, bytes.replace(' ', ""), "{note:?}");
         }
     }
 

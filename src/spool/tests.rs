@@ -7,6 +7,7 @@ mod descriptors;
 mod model;
 mod stories;
 mod suspects;
+mod versions;
 
 use std::sync::Arc;
 use std::time::Duration;
