@@ -1,6 +1,6 @@
 //! Ferry ships Fluent Bit's chunks to Amazon Data Firehose and to blob stores.
 //!
-//! The wings, from the top down; each imports only what stands below it:
+//! The layers, from the top down; each imports only layers below it (tests aside):
 //!
 //! - `ffi`: the host's C interface. Nothing imports it.
 //! - [`output`]: one configured output: start, flush, stop.

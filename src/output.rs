@@ -19,7 +19,7 @@ use crate::config::keys::{self, IdleKey};
 use crate::config::{Config, Destination, Problem, Properties};
 use crate::delivery::Pipeline;
 use crate::delivery::dead_letter::DeadLetters;
-use crate::delivery::identity::{Identity, Machine, Sender};
+use crate::delivery::identity::{Identity, Machine, Origin};
 use crate::ids::Verdict;
 use crate::log::{Level, Log, Output};
 use crate::metrics::{self, MetricsPage, endpoint};
@@ -71,8 +71,8 @@ struct Running {
     spool: Option<(Arc<Spool>, JoinHandle<()>)>,
     /// The host's page of figures, where it has one.
     page: Option<Arc<dyn MetricsPage>>,
-    /// Who we are to a blob store; the next one to be it can be so once this is gone.
-    _sender: Option<Sender>,
+    /// Our lock on the origin's id. Released on drop, so that the next instance can take it.
+    _origin: Option<Origin>,
 }
 
 /// One flush on its way from the host's thread to ours.
@@ -147,9 +147,9 @@ impl Instance {
         let exit_deadline = config.exit_deadline;
         let say_every = config.metrics_log_interval;
         let name = page.as_ref().and_then(|page| page.name());
-        let sender = sender(&config, name.as_deref(), log);
-        let identity = match &sender {
-            Some(sender) => sender.identity(),
+        let origin = origin(&config, name.as_deref(), log);
+        let identity = match &origin {
+            Some(origin) => origin.identity(),
             None => Identity::of_this_run(),
         };
         let name = name.unwrap_or_else(|| config.instance.clone());
@@ -207,7 +207,7 @@ impl Instance {
                 runtime,
                 spool,
                 page,
-                _sender: sender,
+                _origin: origin,
             })),
             pipeline,
             log: Arc::clone(log),
@@ -262,7 +262,7 @@ impl Instance {
             runtime,
             spool,
             page,
-            _sender,
+            _origin,
         }) = running
         {
             let deadline = Instant::now() + self.exit_deadline;
@@ -381,21 +381,21 @@ fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Proble
 }
 
 /// Who we are to a blob store that we send to without a spool; `output` is the host's name for us. Other objects
-/// are not named after their sender.
-fn sender(config: &Config, output: Option<&str>, log: &Log) -> Option<Sender> {
+/// are not named after their origin.
+fn origin(config: &Config, output: Option<&str>, log: &Log) -> Option<Origin> {
     let (Destination::Blob { .. }, None) = (&config.destination, &config.spool) else {
         return None;
     };
-    let sender = Sender::open(
+    let origin = Origin::open(
         &config.dead_letter_dir,
         &Machine::here(),
         &config.instance,
         output.unwrap_or_default(),
     );
-    if let Some(warning) = sender.warning() {
+    if let Some(warning) = origin.warning() {
         log.say(Level::Warn, warning);
     }
-    Some(sender)
+    Some(origin)
 }
 
 fn warn_of_idle_keys(log: &Log, idle: &[IdleKey]) {

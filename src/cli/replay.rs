@@ -91,7 +91,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// that would make them others.
 fn left_out(lines: bool) -> Vec<&'static str> {
     let out = keys::ALL.iter().filter(|key| !key.replayed);
-    out.filter(|key| lines || !key.makes_lines())
+    out.filter(|key| lines || !key.affects_lines())
         .flat_map(|key| key.names())
         .collect()
 }

@@ -3,8 +3,8 @@
 //! A chunk is encoded in *steps*. What is added to each event (the tag, a group's resource) and what JSON makes of
 //! it may be thousands of times the chunk's bytes, and each name becomes an object. So nothing is written before
 //! it is known how much it can be, at most, and a step ends where the next event might go beyond its bound.
-//! Where steps end depends on the chunk and the configuration alone: in direct mode it decides what is in an
-//! object, and the object's name stands for that.
+//! Where steps end depends on the chunk and the configuration alone: in direct mode that decides what is in an
+//! object, which its name identifies.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -116,7 +116,7 @@ impl Encoded {
     }
 }
 
-/// The next event might need more memory than there is for it: so many bytes. Nothing was encoded.
+/// The next event may need up to this many bytes, which is more than there are. Nothing was encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeedsMore(pub usize);
 

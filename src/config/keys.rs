@@ -371,8 +371,8 @@ impl<T: ?Sized> Key<T> {
         std::iter::once(self.name).chain(self.aliases.iter().copied())
     }
 
-    /// Whether it says what is made of an event, and so would make another line of a line.
-    pub fn makes_lines(&self) -> bool {
+    /// Whether it changes how a line is built, so that a replay of lines must drop it.
+    pub fn affects_lines(&self) -> bool {
         self.section == Section::Content && !self.replayed
     }
 }

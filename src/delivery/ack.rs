@@ -243,7 +243,7 @@ impl AckGuard {
             events: events.to_vec(),
             refusal: Arc::clone(refusal),
         });
-        // Before it completes by this: who hears that it has completed knows what is missing.
+        // Sent before completion, so that the receiver already knows what is missing.
         if heard.is_ok() {
             self.tracker.settle(events);
             self.kept = true;

@@ -60,7 +60,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Bytes that still fit; all where there is none: what does not fit even then is kept alone.
+    /// Free bytes; unlimited where the folder is empty, since a letter above the limit is kept alone.
     pub fn room(&self) -> u64 {
         match self.bytes {
             0 => u64::MAX,
@@ -143,11 +143,11 @@ pub struct Rate {
     said: bool,
 }
 
-/// Records are counted over so long.
+/// Counting window.
 const RATE_OVER: Duration = Duration::from_secs(60);
-/// So many in that time …
+/// Alarm threshold: records in that time …
 const MANY: u64 = 100;
-/// … and one in so many of all.
+/// … and their share of all records: one in this many.
 const ONE_IN: u64 = 100;
 
 impl Rate {
@@ -162,8 +162,8 @@ impl Rate {
         }
     }
 
-    /// So many records more are letters; the folder is as full as `usage` says, and so many records are `delivered` in all.
-    /// Gives what to tell a person, once a minute at most.
+    /// Counts `records` that became dead letters, given how full the folder is and how many records were `delivered` in
+    /// all. Returns the alarm, at most once a minute.
     pub fn note(
         &mut self,
         now: Instant,
@@ -188,7 +188,7 @@ impl Rate {
         self.said = true;
         let elapsed = now.duration_since(self.since).max(Duration::from_secs(1));
         let mut words = format!(
-            "of the last {of} records {} became dead letters: an input's parser is broken, or somebody sends what is no event",
+            "of the last {of} records {} became dead letters: an input's parser is broken, or malformed events are being sent",
             self.records
         );
         let more = usage.bytes.saturating_sub(self.bytes);

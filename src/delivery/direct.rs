@@ -101,13 +101,9 @@ impl Direct {
         );
     }
 
-    /// Whether it is known of a chunk before it is looked at that nothing of it is sent.
+    /// Whether a chunk can be refused without being decoded.
     fn goes_back_at_once(&self) -> bool {
-        let ended = self
-            .ending
-            .borrow()
-            .is_some_and(|end| end <= Instant::now());
-        ended
+        self.has_ended()
             || self
                 .senders
                 .only_circuit()
@@ -160,8 +156,8 @@ impl Direct {
                     self.leave(id, before);
                     return Verdict::Retry;
                 }
-                // What an earlier flush of this chunk still has on its way decides what is left to send. Of an object,
-                // too: were it sent once more, a store that is slower than a flush waits would never be done with it.
+                // Wait for what an earlier flush of this chunk still has in flight. For objects, too: otherwise a slow store
+                // would be sent the object again and again.
                 let completed = self.within(deadline, before.completed()).await;
                 if completed.is_none() || !before.is_complete() {
                     self.leave(id, before);
@@ -303,8 +299,8 @@ impl Direct {
             self.context.log.trouble(
                 Level::Warn,
                 "partial",
-                "of chunks for several targets, of which some take nothing, so many are pending that no more can be \
-                 remembered: what others of their records go to waits, too, since it would be sent twice",
+                "too many partly delivered chunks are pending to remember any more: chunks of which one target is unavailable are \
+                 held back as a whole, since their other records would be sent twice",
             );
             for (_, part) in loads.into_iter().flat_map(|load| load.parts) {
                 buffers::give(part.text);

@@ -75,14 +75,14 @@ impl Identity {
 
 /// Keeps an identity for as long as it lives.
 #[derive(Debug)]
-pub struct Sender {
+pub struct Origin {
     identity: Identity,
     warning: Option<String>,
     /// Locked, where the identity outlives this run.
     file: Option<File>,
 }
 
-impl Drop for Sender {
+impl Drop for Origin {
     fn drop(&mut self) {
         // Not left to the closing: a process that is just being forked has the file, too, until it runs its program.
         if let Some(file) = &self.file {
@@ -91,10 +91,10 @@ impl Drop for Sender {
     }
 }
 
-impl Sender {
+impl Origin {
     /// The sender that `instance` is on `machine`, where the host calls the output `output`, with its id in
-    /// the folder `dir`. Always there is one: see [`Sender::warning`].
-    pub fn open(dir: &Path, machine: &Machine, instance: &str, output: &str) -> Sender {
+    /// the folder `dir`. Always there is one: see [`Origin::warning`].
+    pub fn open(dir: &Path, machine: &Machine, instance: &str, output: &str) -> Origin {
         // Not the host's name: each new container would leave a file behind.
         let file = hash(&[
             machine.id.as_bytes(),
@@ -103,7 +103,7 @@ impl Sender {
         ]);
         let path = dir.join(format!("sender-{}", hex(&file[..8])));
         match claim(&path) {
-            Ok(claimed) => Sender {
+            Ok(claimed) => Origin {
                 identity: Identity(hash(&[
                     &claimed.id,
                     machine.id.as_bytes(),
@@ -114,7 +114,7 @@ impl Sender {
                 warning: claimed.warning,
                 file: Some(claimed.file),
             },
-            Err(why) => Sender {
+            Err(why) => Origin {
                 identity: Identity::of_this_run(),
                 warning: Some(format!(
                     "{why}: objects get names of this run alone, and a chunk that an earlier run delivered and the \
@@ -257,8 +257,8 @@ mod tests {
         }
     }
 
-    fn open(dir: &Path) -> Sender {
-        Sender::open(dir, &machine("m", "h"), "i", "o")
+    fn open(dir: &Path) -> Origin {
+        Origin::open(dir, &machine("m", "h"), "i", "o")
     }
 
     /// The one file in a folder.
@@ -298,7 +298,7 @@ mod tests {
         ];
         let identities = || {
             senders.clone().map(|(machine, instance, output)| {
-                let sender = Sender::open(dir.path(), &machine, instance, output);
+                let sender = Origin::open(dir.path(), &machine, instance, output);
                 assert_eq!(sender.warning(), None, "{machine:?} {instance} {output}");
                 sender.identity()
             })
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn a_copied_disk_is_another_sender_where_the_machine_is() {
         let (disk, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let sender = |dir: &Path, name| Sender::open(dir, &machine("m", name), "i", "o").identity();
+        let sender = |dir: &Path, name| Origin::open(dir, &machine("m", name), "i", "o").identity();
         let original = sender(disk.path(), "web-1");
         let from = file(disk.path());
         fs::copy(&from, copy.path().join(from.file_name().unwrap())).unwrap();

@@ -38,14 +38,14 @@ impl Letters {
         self.folder.last_usage()
     }
 
-    /// Looks into the dead-letter folder, from which a person may have taken something.
+    /// Looks into the dead-letter folder, since a person may have removed something.
     pub(super) fn look(self: &Arc<Self>) {
         let letters = Arc::clone(self);
         // A folder that cannot be read is told of when a letter is to be written.
         tokio::task::spawn_blocking(move || drop(letters.folder.usage()));
     }
 
-    /// Writes letters, in which there are so many log events.
+    /// Writes letters that hold `events` log events in all.
     pub(super) async fn keep(
         self: &Arc<Self>,
         letters: Vec<Letter>,

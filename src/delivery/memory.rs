@@ -31,7 +31,7 @@ impl Memory {
         }
     }
 
-    /// Waits for so many bytes. Whoever asks for more than there are goes alone: it is given all of them.
+    /// Reserves `bytes`, as soon as they are free. A request above the limit waits for all of it, and goes alone.
     pub(super) async fn reserve(&self, bytes: usize) -> Share {
         let units = bytes.div_ceil(UNIT).min(self.units);
         let units = u32::try_from(units).unwrap_or(u32::MAX);

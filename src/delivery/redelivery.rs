@@ -41,8 +41,8 @@ impl<F> Default for PartialDeliveries<F> {
 }
 
 impl<F> PartialDeliveries<F> {
-    /// A chunk goes back, and leaves its flush, which needs about so many bytes. Pieces of it may still be on their
-    /// way. Where there is no room, the oldest one is forgotten, and would be sent again as a whole.
+    /// Remembers the progress of a chunk that goes back to the host; `bytes` is its approximate size. Pieces of it may
+    /// still be in flight. When there is no room the oldest is forgotten, and would be sent again as a whole.
     pub(super) fn leave(&self, id: ChunkId, flush: F, bytes: usize) {
         let mut left = self.0.lock().expect("nothing panics with this lock");
         let number = left.next;

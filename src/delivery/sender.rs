@@ -39,11 +39,10 @@ use crate::metrics::{self, Record as Fate, Sealed, Stage};
 use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
 
-/// In direct mode: a target that takes nothing for so long is not waited for. Half of a request's timeout: one
-/// that is answered at all is mostly answered in the first seconds.
+/// After this long without success a flush no longer waits for a target. Half of a request's timeout: most requests
+/// that are answered at all are answered in the first seconds.
 const STALL: Duration = Duration::from_secs(10);
-/// So many requests are throttled as a whole, one after the other, before that counts: a last record that is
-/// unlucky a few times says nothing.
+/// Requests in a row that are throttled as a whole before that counts: a last record may be unlucky a few times.
 const THROTTLED: u32 = 5;
 
 /// Classes of faults that pass, and are then said to have passed.
@@ -322,7 +321,7 @@ impl Sender {
         loop {
             let now = Instant::now();
             circuit.mark_unchanged();
-            let answer_by = self.let_go(now);
+            let answer_by = self.check_stall(now);
             self.ripen(now);
             let drain = *draining.borrow_and_update();
             let lingers = match self.packer.since() {
@@ -359,9 +358,9 @@ impl Sender {
         }
     }
 
-    /// In direct mode: opens the circuit where there is no answer, and lets go of what is queued for one that is
-    /// open. Gives until when there has to be an answer.
-    fn let_go(&mut self, now: Instant) -> Option<Instant> {
+    /// In direct mode: opens the circuit after [`STALL`] without an answer, and drops what is queued while it is open.
+    /// Returns when the next answer is due.
+    fn check_stall(&mut self, now: Instant) -> Option<Instant> {
         if !self.direct {
             return None;
         }
@@ -593,7 +592,7 @@ impl Senders {
                 Outcome::Rejected(fault) => {
                     match self.refuse(&record, &fault).await {
                         Ok(()) => settled.push(record),
-                        // Who holds it, holds it on, and nothing else.
+                        // Its owner keeps holding this record, and nothing else.
                         Err(_) => {
                             let target = Arc::clone(&record.target);
                             let refusal = Arc::new(Refusal { target, fault });

@@ -57,25 +57,24 @@ const CHUNK_BYTES: usize = 512;
 /// The part of `memory_limit` that references to events may take which wait for letters.
 const ASIDE_SHARE: usize = 16;
 
-/// How long a stream is waited for, once, that has not said what it takes.
+/// How long to wait, once, for a stream's limits.
 const SHAPE_PATIENCE: Duration = Duration::from_secs(1);
-/// Streams that are remembered not to have said so.
+/// Streams without known limits that are remembered.
 const MOST_UNDESCRIBED: usize = 10_000;
 
-/// How often it is asked whether a missing file is back.
+/// How often to check whether a missing file is back.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
 
-/// Whose turn it is, of all outputs of this process that have a suspect: a process that ends says of each only that it was at
-/// work. Were they all at it at once, the one that is to blame would take the others' with it.
+/// Outputs of one process take turns at suspects: if several tried theirs at once, a crash could not be attributed.
 static SUSPECTS_TURN: Semaphore = Semaphore::const_new(1);
-/// A suspect waits until the process has lived so long, and up to as long again at random: what is not to blame is
-/// delivered meanwhile, and whoever ends a process again and again soon after its start (a probe, a limit, another plugin)
-/// does not strike it once more.
+/// A suspect waits until the process has lived this long, and up to as long again at random: the others are delivered
+/// meanwhile, and a process that is killed again and again soon after its start (by a probe, a limit, another plugin) does
+/// not count against the suspect.
 const LIVED: Duration = match cfg!(test) {
     true => Duration::from_millis(100),
     false => Duration::from_secs(5),
 };
-/// How long one waits for its turn. Then it is not alone, and nobody's end is its fault.
+/// How long one waits for its turn. After that it is not alone, and a crash is not attributed to it.
 const TURN: Duration = Duration::from_secs(5);
 
 /// Steps of nice(2) by which encoding and compressing step back: who waits for a flush, the host's threads and

@@ -1,7 +1,7 @@
 //! Events that are to become dead letters, while these cannot be kept: their folder is full, or its disk fails.
 //!
-//! They wait as references, and hold nothing up but their chunk's bytes in the spool. Now and then somebody looks
-//! whether there is room; nothing is read again before. Pure: time is an argument.
+//! They wait as references, and hold nothing up but their chunk's bytes in the spool. The folder is checked for room now
+//! and then; nothing is read again before. Pure: time is an argument.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use tokio::time::{Duration, Instant};
 use crate::delivery::ack::Refusal;
 use crate::spool::Seq;
 
-/// How often it is looked whether there is room.
+/// How often the folder is checked for room.
 const LOOK_EVERY: Duration = if cfg!(test) {
     Duration::from_millis(50)
 } else {
@@ -50,9 +50,9 @@ pub(super) struct WaitingLetters {
     chunks: BTreeMap<Seq, Vec<Bad>>,
     records: u64,
     bytes: usize,
-    /// When it is looked at next whether there is room.
+    /// When to check for room next.
     look: Instant,
-    /// Bytes of room that there are. `None`: it has to be looked first.
+    /// Free bytes; `None`: not checked yet.
     room: Option<u64>,
     /// The chunk that was tried last.
     after: Option<Seq>,
@@ -119,30 +119,30 @@ impl WaitingLetters {
         self.bytes
     }
 
-    /// When it is to be looked whether there is room.
+    /// When to check for room.
     pub(super) fn due(&self) -> Option<Instant> {
         (!self.is_empty() && self.room.is_none()).then_some(self.look)
     }
 
-    /// It is looked as soon as may be.
+    /// Check for room as soon as possible.
     pub(super) fn look_now(&mut self, now: Instant) {
         self.look = now;
         self.room = None;
     }
 
-    /// There are so many bytes of room; all that fits is tried, oldest first.
+    /// `bytes` are free: everything that fits is tried, oldest first.
     pub(super) fn has_room(&mut self, bytes: u64) {
         self.room = Some(bytes);
         self.after = None;
     }
 
-    /// There is none, or it cannot be looked.
+    /// Nothing is free, or that cannot be checked.
     pub(super) fn has_none(&mut self, now: Instant) {
         self.room = None;
         self.look = now + LOOK_EVERY;
     }
 
-    /// So many bytes of room are left of that.
+    /// `bytes` of that are left.
     pub(super) fn has_left(&mut self, bytes: u64) {
         if let Some(room) = &mut self.room {
             *room = bytes;

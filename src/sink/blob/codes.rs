@@ -1,9 +1,10 @@
 //! What the codes of the stores mean: which of them name the object, and give it up, and which are about
 //! credentials, load, the destination or the way there, and hold it.
 //!
-//! An object is given up by the codes in one table for each store, and by nothing else. Any other answer, known
-//! or unknown, from the store or from somebody before it, may be mended without the object, which then is
-//! delivered as it is: a bucket that demands a checksum, a key that is disabled, a proxy with a limit of its own.
+//! An answer gives an object up by the codes in one table for each store, and by nothing else. (Without an answer only a
+//! name that the store's client refuses does, and a name that a file system refuses: `FILE`.) Any other answer, known or
+//! unknown, from the store or an intermediary, may be fixed without changing the object, which is then delivered
+//! unchanged: a bucket that demands a checksum, a key that is disabled, a proxy with a limit of its own.
 
 use std::io;
 
@@ -104,7 +105,7 @@ pub(super) fn judge(vendor: Vendor, put: Option<&str>, status: u16, code: &str) 
         return (Fate::Rejected, Class::Record);
     }
     match (status, code) {
-        // Who we are is refused, under whichever status.
+        // Authentication was refused, whatever the status.
         (401, _)
         | (
             400 | 403,
