@@ -21,7 +21,9 @@ use ferry::ids::EventSet;
 use ferry::ids::Time;
 use ferry::spool::disk::{Disk, LocalDisk};
 use ferry::spool::handles::Handles;
-use ferry::spool::scan::{Check, Missing, Place, Segment, Survey, segment_bytes, survey_while};
+use ferry::spool::scan::{
+    Check, Lost, Missing, Place, Segment, Survey, segment_bytes, survey_while,
+};
 use ferry::spool::{Content, Events, Pending, Seq, Suspect, Work};
 use serde::Serialize;
 
@@ -268,6 +270,8 @@ struct Report {
     pending: Vec<PendingRow>,
     settled: Vec<SettledRow>,
     missing: Vec<MissingRow>,
+    /// Segments that an earlier run removed, and that were put back.
+    returned: Vec<FileRow>,
     quarantine: Vec<FileRow>,
     /// The chunk that is being worked on, or that the process ended at; null for none.
     at_work: Option<SuspectRow>,
@@ -286,10 +290,20 @@ struct SegmentRow {
     unfinished: usize,
     notes: u64,
     damage: Vec<DamageRow>,
+    /// Whole chunks among frames that count for nothing; null for none.
+    doubted: Option<DoubtedRow>,
     /// Bytes at its end that are no whole frame.
     torn_bytes: u64,
     /// Bytes at its end that are there to be written over.
     room_bytes: u64,
+}
+
+/// Whole chunks whose numbers a newer segment has, too.
+#[derive(Serialize)]
+struct DoubtedRow {
+    offset: u64,
+    bytes: u64,
+    chunks: u64,
 }
 
 /// Bytes that cannot be read.
@@ -341,7 +355,12 @@ struct SettledRow {
 #[derive(Serialize)]
 struct MissingRow {
     first: Seq,
-    frames: [Seq; 2],
+    /// The frames between its neighbours, of a segment that the manifest does not know; else null.
+    frames: Option<[Seq; 2]>,
+    /// Chunks in it that were not finished, by the manifest; else null.
+    unfinished: Option<u64>,
+    /// Whether it was still being written to, so that there may be more.
+    perhaps_more: bool,
 }
 
 /// A file beside the segments.
@@ -419,14 +438,8 @@ impl Report {
                     events: pairs(survey.settled(chunk)),
                 })
                 .collect(),
-            missing: survey
-                .missing()
-                .into_iter()
-                .map(|Missing { first, frames }| MissingRow {
-                    first,
-                    frames: [frames.start, frames.end - 1],
-                })
-                .collect(),
+            missing: survey.missing().into_iter().map(missing_row).collect(),
+            returned: survey.returned.iter().map(file).collect(),
             quarantine: survey.quarantine.iter().map(file).collect(),
             at_work: under_way.as_ref().map(suspect_row),
             suspects: suspects.iter().map(suspect_row).collect(),
@@ -459,6 +472,11 @@ fn segment_row(segment: &Segment, survey: &Survey) -> SegmentRow {
             .count(),
         notes: segment.notes,
         damage: damage.collect(),
+        doubted: segment.doubted.as_ref().map(|doubted| DoubtedRow {
+            offset: doubted.offset,
+            bytes: doubted.bytes,
+            chunks: doubted.chunks,
+        }),
         torn_bytes: segment.torn,
         room_bytes: segment.room,
     }
@@ -469,6 +487,22 @@ fn suspect_row(suspect: &Suspect) -> SuspectRow {
         chunk: suspect.chunk,
         work: work(suspect.work),
         ends: suspect.ends,
+    }
+}
+
+fn missing_row(missing: Missing) -> MissingRow {
+    let (frames, unfinished, perhaps_more) = match missing.lost {
+        Lost::Frames(frames) => (Some([frames.start, frames.end - 1]), None, false),
+        Lost::Chunks {
+            unfinished,
+            perhaps_more,
+        } => (None, Some(unfinished), perhaps_more),
+    };
+    MissingRow {
+        first: missing.first,
+        frames,
+        unfinished,
+        perhaps_more,
     }
 }
 
@@ -594,6 +628,9 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
         for damage in &found.damage {
             writeln!(out, "  {damage}")?;
         }
+        if let Some(doubted) = &found.doubted {
+            writeln!(out, "  {doubted}")?;
+        }
         if segment.torn_bytes > 0 {
             writeln!(out, "  {}", torn(segment.torn_bytes))?;
         }
@@ -607,6 +644,9 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
     }
     for missing in survey.missing() {
         writeln!(out, "{missing}")?;
+    }
+    for (name, _) in &survey.returned {
+        writeln!(out, "{name:<24} {RETURNED}")?;
     }
     for FileRow { name, bytes } in &report.spares {
         writeln!(
@@ -681,6 +721,9 @@ fn row(out: &mut dyn Write, name: &str, values: &[&dyn Display]) -> io::Result<(
     writeln!(out)
 }
 
+/// What a segment is that an earlier run removed.
+const RETURNED: &str = "was finished and removed, or given up, and was put back since: the next start puts it into quarantine";
+
 fn torn(bytes: u64) -> String {
     format!(
         "{bytes} bytes at its end are no whole frame: a write that goes on, or that a crash ended"
@@ -704,6 +747,13 @@ fn damages(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
             writeln!(out, "{}: {damage}", segment.name())?;
             sound = false;
         }
+        if let Some(doubted) = &segment.doubted {
+            writeln!(out, "{}: {doubted}", segment.name())?;
+            sound = false;
+        }
+    }
+    for (name, _) in &survey.returned {
+        writeln!(out, "{name}: {RETURNED}")?;
     }
     Ok(sound)
 }
@@ -1055,6 +1105,56 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("3 chunks and 2 notes"), "{text}");
+    }
+
+    #[test]
+    fn what_is_missing_and_what_came_back_too_late_is_said() {
+        let (dir, _) = spool();
+        let names = fs::read_dir(dir.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut segments: Vec<String> = names.filter(|name| name.ends_with(".seg")).collect();
+        segments.sort();
+        let path = |name: &str| dir.path().join(name);
+        // The newest but one, and the newest, which was written to.
+        let away = segments.split_off(segments.len() - 2);
+        let whole: Vec<_> = away
+            .iter()
+            .map(|name| fs::read(path(name)).unwrap())
+            .collect();
+        away.iter()
+            .for_each(|name| fs::remove_file(path(name)).unwrap());
+        let (text, sound) = verified(&dir);
+        assert!(!sound);
+        for (name, more) in away.iter().zip(["", ", perhaps more"]) {
+            let said = format!("{name} is not there: 1 chunks in it{more} were not delivered");
+            assert!(text.contains(&said), "{text}");
+            assert!(inspected(&dir, false).contains(&said));
+        }
+        let json: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
+        assert_eq!(json["missing"][0]["unfinished"], 1, "{json}");
+        for (name, bytes) in away.iter().zip(whole) {
+            fs::write(path(name), bytes).unwrap();
+        }
+        assert!(verified(&dir).1);
+        // The first one's chunk is finished.
+        let first = fs::read(path(&segments[0])).unwrap();
+        let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
+        let options = spool::Options {
+            limit: 1 << 20,
+            segment_bytes: Some(400),
+        };
+        let (spool, _) = Spool::open(disk, options).unwrap();
+        while let Some((chunk, _)) = spool.peek(None) {
+            spool.finish(chunk);
+        }
+        spool.close();
+        drop(spool);
+        assert!(!path(&segments[0]).exists());
+        fs::write(path(&segments[0]), first).unwrap();
+        let said = format!("{}: was finished and removed", segments[0]);
+        let (text, _) = verified(&dir);
+        assert!(text.contains(&said), "{text}");
+        assert!(inspected(&dir, false).contains("the next start puts it into quarantine"));
     }
 
     #[test]

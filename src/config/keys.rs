@@ -513,7 +513,7 @@ keys! {
     })
     .aliases(&["store_dir_limit_size"])
     .spooled()
-    .doc("bytes of its log (1 MiB more is kept as a `reserve`, so that a disk that fills up can be emptied again), up to a \
+    .doc("bytes of its log (1 MiB more is kept as a `reserve`, so that a disk that fills up can be emptied again, and a few KiB as `manifest.0` and `manifest.1`, which say what should be there), up to a \
           quarter of them finished ones that wait to be written again (`*.spare`, not counted by `ferry_spool_bytes`); a \
           full spool answers RETRY")
     .example("8G");

@@ -28,7 +28,9 @@ pub(super) fn figures(pipeline: &Pipeline) -> Vec<Figure> {
         Some(spool) => {
             let usage = spool.usage();
             metrics.spool.set(usage.bytes as f64);
-            metrics.missing_chunks.set(usage.missing as f64);
+            metrics
+                .missing_chunks
+                .set((usage.missing + usage.absent) as f64);
             metrics.spool_limit.set(usage.limit as f64);
             usage.oldest.map_or(0.0, |oldest| since(oldest, now()))
         }
@@ -95,6 +97,13 @@ pub(super) fn summary(pipeline: &Pipeline) -> String {
                 line,
                 "; {} of the chunks that stay are in files that are missing: put them back before the next start",
                 usage.missing
+            );
+        }
+        if usage.absent > 0 {
+            let _ = write!(
+                line,
+                "; {} more are in files that were not there at the start: put them back before the next one",
+                usage.absent
             );
         }
     }

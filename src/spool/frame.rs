@@ -15,7 +15,7 @@ pub(super) const ALIGN: u64 = 8;
 /// No number comes near this one; what has a greater one was not written by a spool.
 const NUMBERS: Seq = 1 << 63;
 /// Nor does a segment begin near this one: behind it there are numbers enough.
-const FIRSTS: Seq = 1 << 62;
+pub(super) const FIRSTS: Seq = 1 << 62;
 
 /// What stands behind a segment's last frame where its file goes on, with what it held before. No frame begins
 /// like that.
@@ -23,6 +23,8 @@ pub(super) const END: [u8; ALIGN as usize] = [0; ALIGN as usize];
 
 /// What a frame begins with. Not text, so that logs about logs seldom look like it.
 const MAGIC: [u8; 4] = [0xf5, b'S', b'p', 0x0a];
+/// In a Begin frame's nanoseconds: the numbers before it are not all used.
+const APART: u32 = 1 << 31;
 /// Bytes of a Begin frame's payload before its window.
 const BEGIN: usize = 16;
 const ID: usize = size_of::<ChunkId>();
@@ -48,7 +50,8 @@ pub(super) struct Head {
     pub(super) spool: u64,
     pub(super) tag_len: u32,
     pub(super) data_len: u32,
-    /// When a chunk came. In a Begin frame its seconds are the number of the segment before.
+    /// When a chunk came. In a Begin frame its seconds are the number of the segment before, its nanoseconds the end of the
+    /// generation of the manifest that lists it first, and whether numbers before it are unused.
     pub(super) arrived: Time,
     /// `chunk_id` of tag and data: identity and checksum in one.
     pub(super) id: ChunkId,
@@ -117,6 +120,27 @@ impl Head {
     pub(super) fn previous(&self) -> Option<Seq> {
         let previous = u64::try_from(self.arrived.seconds);
         previous.ok().filter(|previous| *previous > 0)
+    }
+
+    /// What a Begin frame says beside its data: the newest segment before (0: there is none), the generation of the
+    /// manifest that lists it first, and whether it is right `behind` that segment, whose numbers are all used.
+    pub(super) fn beginning(previous: Seq, generation: u64, behind: bool) -> Time {
+        let apart = if behind { 0 } else { APART };
+        Time {
+            seconds: previous.cast_signed(),
+            nanos: (generation as u32 & !APART) | apart,
+        }
+    }
+
+    /// Of a Begin frame: whether the numbers before it are not all used.
+    pub(super) fn is_apart(&self) -> bool {
+        self.arrived.nanos & APART != 0
+    }
+
+    /// Of a Begin frame: the generation of the manifest that lists it first, if there is one (31 bits).
+    pub(super) fn generation(&self) -> Option<u64> {
+        let generation = self.arrived.nanos & !APART;
+        (generation > 0).then_some(generation.into())
     }
 
     /// Bytes of tag and data.

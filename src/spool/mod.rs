@@ -30,7 +30,9 @@
 //! *window*: the ids of the chunks accepted last.
 //!
 //! Frames are numbered one up across segments, and a number that was acknowledged is never used again.
-//! Numbers are missing only where frames are damaged.
+//! Numbers are missing only where frames are damaged, and behind segments that were away when the next one was begun.
+//! A Begin frame's nanoseconds are the generation of the manifest that lists its segment first (31 bits; 0: an earlier
+//! version), and 1 in the highest bit where the numbers before it are not all used.
 //!
 //! **Void frames.** When a write or an fsync fails, what was not synced in that segment is void: its numbers
 //! are used again by the next segment. So a frame counts only if its number is smaller than the first one of
@@ -49,6 +51,25 @@
 //! full otherwise. Nothing is sent before a note about it is written, so without it a disk that fills up while the
 //! destination is away would stay full for ever. When notes alone find no room, the reserve is removed; no chunk is
 //! taken until it can be made again.
+//!
+//! **The manifest** says which segments should be there, whatever is: those that were begun and are not finished, how many
+//! chunks of each were not finished when it was written, and a number greater than all that frames were ever given. It is
+//! in two files, `manifest.0` and `manifest.1`, which are written in turn, so that a torn one leaves the other; each has a
+//! generation, the spool's number and a checksum. It is synced when a segment begins, which is there for certain by then,
+//! and before anything in it is answered: the segments of a run are listed, but for the last one perhaps, whose Begin frame
+//! tells. So it is before a finished segment is removed, and at close. In between it is brought up to date about once a second
+//! without an fsync, for the figures' sake.
+//!
+//! - A run that does not find the newest segment listed begins another one behind all numbers that it may have used.
+//!   Were they used again, the frames would be void when the file comes back. Such a segment's last frame is not followed
+//!   by the next one's first.
+//! - What is listed and not there is said at every start until it is there again, or somebody removes both files. What is
+//!   there and not listed was finished and removed before: its file goes to `quarantine/`, as `<number>.<n>.seg`, unless
+//!   notes say that all in it is finished. So does one that was begun and not listed when the machine stopped, and was away
+//!   when the next manifest was written. But of segments from before the first manifest nothing is known.
+//! - Whole chunks among void frames that are nowhere else are copied into `quarantine/`: that they were refused is not known.
+//! - One that is torn, another spool's or older than a segment of an earlier version counts for nothing. Earlier
+//!   versions do not know it.
 //!
 //! **Suspects.** The file `suspects` says which chunk is being worked on, so that one at which the process ends twice is set
 //! aside (`suspects.rs`): its frame goes to `quarantine/chunk-<its number>.bin`.
@@ -80,7 +101,8 @@
 //!   ([`Spool::look`]) all open files are looked at, so that what is idle is written again as well.
 //! - A directory that was deleted is made anew, with what is open. It is not if another spool has its path.
 //! - A closed segment that is not there, or shorter than it was, is waited for ([`Unreadable::Missing`]): nothing in it is
-//!   finished. Each Begin frame names the segment before it, so that recovery says which ones are missing between others.
+//!   finished. Each Begin frame names the segment before it, so that recovery says which ones are missing between others
+//!   where the manifest does not.
 //! - The lock is one on the directory itself, and one on the file `lock` for earlier versions and for file systems that lock
 //!   no directories. Where the file was removed it is made again. Should an earlier version have been there in
 //!   between, this one touches nothing any more: it has its own idea of what is finished.
@@ -91,8 +113,11 @@
 //! - *A new segment's* (its file with the Begin frame and the group that asked for it, then the directory),
 //!   before anything in it counts: that it voids what the one before it failed to write, and that a power
 //!   cut does not take it away whole.
+//! - *The manifest's, when a segment began:* its chunks may be answered; no later run gives their numbers to others, and every
+//!   later run misses it.
 //! - *Before a segment is removed* (the active segment's): the notes that finished its chunks. Otherwise
-//!   chunks of the next one might come back without what was settled of them.
+//!   chunks of the next one might come back without what was settled of them. Then the manifest's, unless one before did
+//!   for several: a start would miss it otherwise.
 //! - *After a segment is removed* (the directory), before the next one is, and at the end: an unlink that
 //!   was not durable may come back, but then all newer segments with the notes about it are still there.
 //! - *Before a spare is written to* (the directory): a segment that came back would otherwise hold what is
@@ -104,7 +129,7 @@
 //!
 //! # Who does what
 //!
-//! `frame.rs` and `note.rs` are the format. `scan.rs` reads it, for recovery and for the tool alike;
+//! `frame.rs`, `note.rs` and `manifest.rs` are the format. `scan.rs` reads it, for recovery and for the tool alike;
 //! `recovery.rs` makes what was found fit to go on with. `writer.rs` is the one thread that writes, in
 //! groups: it takes all that waits, writes it in one go, syncs once, answers all, and looks after the names.
 //! `handles.rs` keeps files open for readers, which are not in its way. `suspects.rs` remembers at which chunk a process
@@ -117,7 +142,7 @@
 //! one, between groups: who waits for an fsync never waits for thousands of removals.
 //!
 //! Chunks are refused when all files together, the spares left out, would grow over [`Options::limit`]. The reserve,
-//! 1 MiB at most, comes on top of that.
+//! 1 MiB at most, and the two manifests, 16 bytes for each segment, come on top of that.
 //! Notes and the Begin frames of the segments they need are written in any case, since they are what lets chunks be finished;
 //! so are copies of damaged bytes in `quarantine/`, since they were acknowledged. Whoever has looked at
 //! those may delete them; they are counted again at the next open. A file that is missing counts for nothing.
@@ -142,6 +167,7 @@ use crate::ids::{ChunkId, chunk_id};
 pub mod disk;
 mod frame;
 pub mod handles;
+mod manifest;
 mod note;
 mod recovery;
 pub mod scan;
@@ -156,6 +182,7 @@ mod tests;
 use disk::{Disk, File, remedied, says_remedy};
 use frame::{Head, Kind, aside_name, crc, segment_name};
 use handles::Handles;
+use manifest::Entry;
 use recovery::{Quarantine, describe};
 use scan::{Damage, Flaw, Place};
 use suspects::Suspects;
@@ -361,6 +388,8 @@ pub struct Usage {
     pub unfinished: u64,
     /// Those of them whose file is not there, or not whole.
     pub missing: u64,
+    /// Chunks beside them that are in files which were not there at the start, as far as it is known.
+    pub absent: u64,
     /// When the oldest of them came.
     pub oldest: Option<Time>,
 }
@@ -443,6 +472,8 @@ struct State {
     looking: bool,
     /// Segments whose file is not there or not whole, and the bytes that it had: they count for nothing meanwhile.
     missing: BTreeMap<Seq, u64>,
+    /// Segments that were not there at the start, and should have been.
+    absent: BTreeMap<Seq, Entry>,
     /// Another process has the directory's lock, or had it and changed something: nothing is read or written.
     ousted: bool,
     notices: Vec<(&'static str, String)>,
@@ -560,6 +591,25 @@ impl State {
         (self.segments.len() > 1 && holding.unfinished == 0).then_some(*first)
     }
 
+    /// What a manifest lists. `active` is written to. Without those that are finished and older than all others, unless
+    /// what finished them is not `noted` for certain.
+    fn listed(&self, active: Option<Seq>, noted: bool) -> BTreeMap<Seq, Entry> {
+        let newest = self.segments.last_key_value().map(|(first, _)| *first);
+        let there = self.segments.iter().skip_while(|(first, holding)| {
+            noted && holding.unfinished == 0 && Some(**first) != newest
+        });
+        let there = there.map(|(first, holding)| {
+            let entry = Entry {
+                unfinished: holding.unfinished,
+                open: active == Some(*first),
+            };
+            (*first, entry)
+        });
+        there
+            .chain(self.absent.iter().map(|(first, entry)| (*first, *entry)))
+            .collect()
+    }
+
     /// Whether the newest segment has the window, and all that a Begin frame says.
     fn is_begun(&self) -> bool {
         let newest = self.segments.last_key_value();
@@ -636,8 +686,17 @@ impl Spool {
             more: Notify::new(),
         });
         let (jobs, queue) = channel();
-        let mut writer = Writer::new(Arc::clone(&shared), queue, resumed.active, resumed.next);
+        let mut writer = Writer::new(
+            Arc::clone(&shared),
+            queue,
+            resumed.active,
+            resumed.next,
+            resumed.keeper,
+            resumed.apart,
+        );
         writer.tidy();
+        // Where it cannot be written, it is before anything is answered.
+        let _ = writer.list_newest();
         let thread = thread::Builder::new()
             .name("ferry".into())
             .spawn(move || writer.run())?;
@@ -1016,6 +1075,7 @@ impl Spool {
             limit: self.shared.limits.limit,
             unfinished: state.chunks.len() as u64,
             missing: state.waited_for().map(|(_, chunks)| chunks).sum(),
+            absent: state.absent.values().map(|entry| entry.unfinished).sum(),
             oldest: state.chunks.values().next().map(|place| place.arrived),
         }
     }

@@ -5,10 +5,11 @@ use std::io::{self, ErrorKind, IoSlice, Write};
 
 use super::disk::{Disk, File};
 use super::frame::{
-    ALIGN, HEADER, QUARANTINE, SUSPECTS, aside_chunk, copy_first, quarantine_name,
+    ALIGN, HEADER, QUARANTINE, SUSPECTS, aside_chunk, copy_first, displaced_name, quarantine_name,
     quarantine_place, segment_first, segment_name,
 };
-use super::scan::{self, Check, Damage, Place, Segment, Survey};
+use super::manifest::Keeper;
+use super::scan::{self, Check, Damage, Doubted, Place, Segment, Survey};
 use super::suspects::Record;
 use super::writer::Active;
 use super::{Holding, Limits, Recovered, Seq, State};
@@ -28,6 +29,9 @@ pub(super) struct Resumed {
     pub(super) next: Seq,
     /// The segment that is gone on with, where the last one is fit for it.
     pub(super) active: Option<Active>,
+    pub(super) keeper: Keeper,
+    /// The numbers before `next` are not all used.
+    pub(super) apart: bool,
     pub(super) recovered: Recovered,
     /// Which chunks were being worked on when processes ended.
     pub(super) suspects: Record,
@@ -58,6 +62,26 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
             findings.extend(quarantine.find(segment.first, damage));
         }
     }
+    for segment in &survey.segments {
+        if let Some(doubted) = &segment.doubted {
+            findings.extend(quarantine.doubt(segment.first, doubted));
+        }
+    }
+    // The last one may end in a write that was not finished, unless others were begun behind it that are away.
+    let count = survey.segments.len();
+    let closed = match survey.newest_is_absent() {
+        true => count,
+        false => count.saturating_sub(1),
+    };
+    for segment in survey.segments[..closed]
+        .iter()
+        .filter(|segment| segment.torn > 0)
+    {
+        findings.extend(quarantine.keep_end(segment));
+    }
+    for (name, bytes) in &survey.returned {
+        findings.push(quarantine.put_aside(name, *bytes));
+    }
     findings.extend(absences(&survey));
     let suspects = survey.suspects().unwrap_or_else(|why| {
         findings.push(format!(
@@ -67,8 +91,15 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     });
     let next = next_number(&survey);
     let active = match survey.segments.last_mut() {
-        None => None,
-        Some(last) => settle_last(disk, last, limits, &mut quarantine, &mut findings)?,
+        Some(last) if closed < count => {
+            settle_last(disk, last, limits, &mut quarantine, &mut findings)?
+        }
+        // What is written behind a segment that others were begun behind would be void when those come back.
+        _ => None,
+    };
+    let keeper = match survey.manifest.clone() {
+        Some(found) => Keeper::resume(disk, found)?,
+        None => Keeper::new(next),
     };
     for name in &survey.empty {
         // Nothing is lost with it, and nothing hangs on it: its name alone could be in the way.
@@ -92,6 +123,8 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         spool: survey.spool,
         next,
         active,
+        keeper,
+        apart: survey.newest_is_absent(),
         recovered,
         state,
         suspects,
@@ -136,7 +169,13 @@ fn absences(survey: &Survey) -> Vec<String> {
         let name = segment_name(*first);
         absences.push(format!("{name} was taken away just now; {put_back}"));
     }
-    if survey.segments.is_empty() && survey.reserve {
+    if survey.others_manifest {
+        absences.push(
+            "the list of segments in the spool's folder is another spool's: what is missing of that one is not known"
+                .to_owned(),
+        );
+    }
+    if survey.segments.is_empty() && survey.reserve && survey.manifest.is_none() {
         absences.push(
             "no segment is there, though an earlier run left its reserve: unless it ended before it accepted anything, \
              its segments were taken away, and what was not delivered of them is not delivered unless they are put back \
@@ -160,7 +199,17 @@ fn next_number(survey: &Survey) -> Seq {
     let place = |name: &str| quarantine_place(name).map(|(first, _)| first);
     let quarantined = names.filter_map(|(name, _)| Some(place(name).or(aside_chunk(name))? + 1));
     let vanished = survey.vanished.iter().map(|first| first + 1);
-    let numbers = foreign.chain(own).chain(quarantined).chain(vanished);
+    // Nobody knows how many of them the newest segment used, if it is not there: it may come back.
+    let absent = survey
+        .manifest
+        .as_ref()
+        .filter(|_| survey.newest_is_absent());
+    let absent = absent.map(|(_, manifest)| manifest.numbers);
+    let numbers = foreign
+        .chain(own)
+        .chain(quarantined)
+        .chain(vanished)
+        .chain(absent);
     numbers.max().unwrap_or(1)
 }
 
@@ -255,6 +304,12 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
         armed,
         window,
         next_batch: survey.ledger.next_batch(),
+        absent: survey
+            .absent
+            .iter()
+            .filter(|(_, entry)| entry.may_hold_chunks())
+            .map(|(first, entry)| (*first, *entry))
+            .collect(),
         ..State::default()
     }
 }
@@ -301,6 +356,67 @@ impl<'d> Quarantine<'d> {
         let kept = from.and_then(|from| self.keep(segment, damage, &*from));
         let what = describe(segment, damage, kept.as_ref().map(|_| ()));
         Some(format!("{what}. Reading goes on behind them"))
+    }
+
+    /// Keeps chunks that are in doubt, and says so; says nothing where an earlier run did both.
+    fn doubt(&mut self, segment: Seq, doubted: &Doubted) -> Option<String> {
+        let kept = self.keep_part(segment, doubted.offset, doubted.bytes)?;
+        let segment = segment_name(segment);
+        Some(format!(
+            "{segment}: {doubted}; they are not delivered, and {kept}"
+        ))
+    }
+
+    /// Keeps the end of a segment that nothing more is written to, and says so; says nothing where an earlier run did both.
+    fn keep_end(&mut self, segment: &Segment) -> Option<String> {
+        let (name, bytes) = (segment.name(), segment.torn);
+        let kept = self.keep_part(segment.first, segment.bytes - bytes, bytes)?;
+        Some(format!(
+            "{name} ends in {bytes} bytes that are no whole frame: of a write that was never finished, unless they are \
+             damaged; {kept}"
+        ))
+    }
+
+    /// Keeps a part of a segment. Gives words about that, unless an earlier run did it.
+    fn keep_part(&mut self, segment: Seq, offset: u64, bytes: u64) -> Option<String> {
+        let name = quarantine_name(segment, offset);
+        if self.there.contains(&name) {
+            return None;
+        }
+        let part = Damage {
+            offset,
+            bytes,
+            missing: segment..segment + 1,
+        };
+        let from = self.disk.open(&segment_name(segment));
+        let kept = from.and_then(|from| self.keep(segment, &part, &*from));
+        Some(match kept {
+            Ok(()) => format!("they are kept in {name}"),
+            Err(error) => format!("they are not kept: {name} cannot be written: {error}"),
+        })
+    }
+
+    /// Moves the file of a segment here that was done with, and says so.
+    fn put_aside(&mut self, name: &str, bytes: u64) -> String {
+        let first = segment_first(name).unwrap_or(0);
+        let mut asides = (1..u32::MAX).map(|n| displaced_name(first, n));
+        let aside = asides.find(|aside| !self.there.contains(aside));
+        let aside = aside.expect("not all of them are there");
+        let what = format!(
+            "{name} was finished and removed, or given up, by an earlier run, and was put back since: it is not delivered a \
+             second time"
+        );
+        match self.disk.rename(name, &aside) {
+            Ok(()) => {
+                self.bytes += bytes;
+                let what = format!("{what}, and lies in {aside} now");
+                self.there.push(aside);
+                what
+            }
+            Err(error) => {
+                format!("{what}, and stays where it is: it cannot be moved to {aside}: {error}")
+            }
+        }
     }
 
     /// Copies damaged bytes of a segment's file.

@@ -1,7 +1,7 @@
 //! Reads what is in a spool's directory. The one reader of the format: recovery acts on what it finds, the
 //! tool prints it. Changes nothing, and works beside a spool that is at work.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
@@ -11,6 +11,7 @@ use super::frame::{
     ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, RESERVE, SUSPECTS, VERSION,
     crc, is_spare, quarantine_place, segment_first, segment_name,
 };
+use super::manifest::{self, Entry, Manifest};
 use super::note::{self, Ledger};
 use super::suspects::{self, Record, Suspect};
 use super::{Events, Pending, Seq, Stored};
@@ -147,20 +148,79 @@ impl fmt::Display for Damage {
     }
 }
 
-/// A segment that is not there, though a newer one was begun behind it and an older one is not finished.
+/// Whole chunks that are numbered like frames of newer segments. A chunk is refused when it cannot be written for certain,
+/// and may be there all the same; but what was accepted looks like that too where its file was away while its numbers were
+/// used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubted {
+    /// Where the first one begins in the file.
+    pub offset: u64,
+    /// Bytes down to the end of the last one.
+    pub bytes: u64,
+    /// How many.
+    pub chunks: u64,
+}
+
+impl fmt::Display for Doubted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Doubted {
+            offset,
+            bytes,
+            chunks,
+        } = self;
+        write!(
+            f,
+            "{chunks} whole chunks in the {bytes} bytes at offset {offset} have numbers that a newer segment has too: they \
+             were refused when they were written, or their file was put back too late"
+        )
+    }
+}
+
+/// A segment that is not there and should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// The number in its name.
     pub first: Seq,
-    /// The numbers of the frames that are missing: its own, and those of others between the two that are there.
-    pub frames: Range<Seq>,
+    /// What is known of it.
+    pub lost: Lost,
+}
+
+/// What a segment holds that is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// By the manifest.
+    Chunks {
+        /// How many were not finished when it was written.
+        unfinished: u64,
+        /// The segment was written to after that.
+        perhaps_more: bool,
+    },
+    /// The numbers of frames: its own, and those of others between the two that are there. By the segment behind it.
+    Frames(Range<Seq>),
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = segment_name(self.first);
-        let (from, to) = (self.frames.start, self.frames.end - 1);
-        write!(f, "{name} is not there: frames {from} to {to} are missing")
+        write!(f, "{} is not there: ", segment_name(self.first))?;
+        match &self.lost {
+            Lost::Frames(frames) => {
+                let (from, to) = (frames.start, frames.end - 1);
+                write!(f, "frames {from} to {to} are missing")
+            }
+            Lost::Chunks { unfinished: 0, .. } => {
+                f.write_str("whether chunks in it are not delivered is not known")
+            }
+            Lost::Chunks {
+                unfinished,
+                perhaps_more,
+            } => {
+                let more = if *perhaps_more { ", perhaps more" } else { "" };
+                write!(
+                    f,
+                    "{unfinished} chunks in it{more} were not delivered when that was noted last"
+                )
+            }
+        }
     }
 }
 
@@ -183,7 +243,12 @@ pub struct Segment {
     pub damage: Vec<Damage>,
     /// Bytes of frames that were never acknowledged, whose numbers a newer segment uses again.
     pub void: u64,
-    /// The last segment only: bytes behind the last whole frame, of a write that goes on or never ended.
+    /// Chunks among them that are nowhere else.
+    pub doubted: Option<Doubted>,
+    /// Whole chunks among them: their ids and where they are.
+    renumbered: Vec<(ChunkId, Range<u64>)>,
+    /// Bytes behind the last whole frame, of a write that goes on or never ended. Only in the last segment, and in one that
+    /// was away when the next one was begun.
     pub torn: u64,
     /// Bytes behind its last frame that are there to be written over: the file was another segment's before.
     pub room: u64,
@@ -227,6 +292,8 @@ pub struct Survey {
     /// Segments that are another spool's or another version's: their names, and what they are. They are
     /// left alone.
     pub foreign: Vec<(String, String)>,
+    /// Segments that were finished and removed, or given up, and that somebody put back: their names and lengths.
+    pub returned: Vec<(String, u64)>,
     /// Files of damaged bytes that were kept apart, and their lengths.
     pub quarantine: Vec<(String, u64)>,
     /// Files of removed segments that wait to be written again, and their lengths.
@@ -243,6 +310,12 @@ pub struct Survey {
     pub(super) reserve: bool,
     /// What a run left in the file `suspects`, or why that cannot be read.
     suspects: Option<Result<Record, String>>,
+    /// What the manifest says, and which file it is in.
+    pub(super) manifest: Option<(usize, Manifest)>,
+    /// The manifest is another spool's.
+    pub(super) others_manifest: bool,
+    /// Segments that the manifest lists and that are not there.
+    pub(super) absent: BTreeMap<Seq, Entry>,
 }
 
 impl Survey {
@@ -259,22 +332,50 @@ impl Survey {
         }
     }
 
-    /// Segments that somebody took away. Segments go oldest first, so there is none missing behind one that is there;
-    /// of those before all others nobody knows whether they were finished.
+    /// Segments that somebody took away: by the manifest. Of those that it does not know, the ones between two that are
+    /// there; segments go oldest first, so there is none missing behind one that is there.
     pub fn missing(&self) -> Vec<Missing> {
-        let missing = |pair: &[Segment]| {
+        let is_said = |first: &Seq| {
+            let name = segment_name(*first);
+            self.vanished.contains(first)
+                || self.foreign.iter().any(|(foreign, _)| *foreign == name)
+        };
+        let by_manifest = self
+            .absent
+            .iter()
+            .filter(|(_, entry)| entry.may_hold_chunks());
+        let by_manifest = by_manifest.map(|(first, entry)| Missing {
+            first: *first,
+            lost: Lost::Chunks {
+                unfinished: entry.unfinished,
+                perhaps_more: entry.open,
+            },
+        });
+        let known_from = self.manifest.as_ref();
+        let known_from = known_from.map_or(Seq::MAX, |(_, manifest)| manifest.since);
+        let between = |pair: &[Segment]| {
             let [older, newer] = pair else { return None };
             let first = newer.previous?;
-            let name = segment_name(first);
-            let is_known = self.vanished.contains(&first)
-                || self.foreign.iter().any(|(foreign, _)| *foreign == name);
             let read_to = older.damage.last().map_or(0, |damage| damage.missing.end);
-            (first > older.first && !is_known).then(|| Missing {
+            let is_unknown = first < known_from && !self.absent.contains_key(&first);
+            (first > older.first && is_unknown).then(|| Missing {
                 first,
-                frames: older.next.max(read_to).min(first)..newer.first,
+                lost: Lost::Frames(older.next.max(read_to).min(first)..newer.first),
             })
         };
-        self.segments.windows(2).filter_map(missing).collect()
+        let mut missing: Vec<Missing> = self.segments.windows(2).filter_map(between).collect();
+        missing.extend(by_manifest);
+        missing.retain(|missing| !is_said(&missing.first));
+        missing.sort_unstable_by_key(|missing| missing.first);
+        missing
+    }
+
+    /// Whether the newest segment that was ever begun is not there: of the numbers that it used nothing is known.
+    pub(super) fn newest_is_absent(&self) -> bool {
+        let newest = self.segments.last().map(|segment| segment.first);
+        self.manifest
+            .as_ref()
+            .is_some_and(|(_, manifest)| newest.is_none_or(|newest| newest < manifest.newest()))
     }
 
     /// The chunk that is being worked on, by a process that lives or by one that ended at it; and those at which one
@@ -324,6 +425,8 @@ pub fn survey_while(
     read: &mut dyn FnMut(u64),
 ) -> io::Result<Survey> {
     let mut survey = Survey::default();
+    // Before the files are listed: what is begun meanwhile is not missed then.
+    let manifests = manifest::read(disk)?;
     let mut names = Vec::new();
     let mut has_suspects = false;
     for (name, bytes) in disk.list()? {
@@ -343,6 +446,7 @@ pub fn survey_while(
     let empty = names.extract_if(.., |(_, bytes)| *bytes == 0);
     survey.empty = empty.map(|(first, _)| segment_name(first)).collect();
 
+    let lengths: BTreeMap<Seq, u64> = names.iter().copied().collect();
     // One file is open at a time, and read through one buffer: there may be more of them than a process may open.
     let mut buffer = Vec::new();
     let mut labels = Vec::new();
@@ -352,7 +456,10 @@ pub fn survey_while(
             None => survey.vanished.push(first),
         }
     }
-    survey.spool = whose(disk, &labels, &mut buffer)?;
+    survey.spool = match whose(disk, &labels, &mut buffer)? {
+        None => manifest::newest(&manifests, None).map(|(_, manifest)| manifest.spool),
+        spool => spool,
+    };
     // Without a chunk nobody is suspected of anything.
     let spool = survey.spool.filter(|_| has_suspects);
     survey.suspects = spool.map(|spool| suspects::read(disk, spool));
@@ -360,12 +467,29 @@ pub fn survey_while(
     for (first, label) in labels {
         match stranger(disk, first, label, survey.spool, &mut buffer)? {
             Some(what) => survey.foreign.push((segment_name(first), what)),
-            None => own.push(first),
+            None => own.push((first, label)),
         }
     }
+    let listed = manifest::newest(&manifests, survey.spool);
+    survey.others_manifest = listed.is_none() && manifests.iter().any(Option::is_some);
+    let mut given_up = Vec::new();
+    let listed = listed.filter(|(_, manifest)| {
+        let is_given_up = |(first, label): &mut (Seq, Label)| {
+            let begin = label.as_ref().filter(|_| *first > manifest.newest());
+            let generation = begin.and_then(|(begin, _)| begin.generation());
+            generation.is_some_and(|generation| generation <= manifest.generation)
+        };
+        given_up = own
+            .extract_if(.., is_given_up)
+            .map(|(first, _)| first)
+            .collect();
+        is_up_to_date(manifest, &own)
+    });
+    survey.manifest = listed.map(|(slot, manifest)| (slot, manifest.clone()));
+    let bounds = Bounds::new(&own, listed.map(|(_, manifest)| manifest));
 
-    for (index, first) in own.iter().enumerate() {
-        let bound = own.get(index + 1).copied();
+    for (first, _) in &own {
+        let bound = bounds.of(*first);
         let check_chunks = bound.is_none() || check == Check::All;
         let Some(source) = Source::open(disk, *first, &mut buffer)? else {
             survey.vanished.push(*first);
@@ -379,6 +503,31 @@ pub fn survey_while(
             false => survey.vanished.push(*first),
         }
     }
+    doubt(&mut survey);
+    if let Some((_, manifest)) = survey.manifest.clone() {
+        let is_returned = |segment: &mut Segment| {
+            let mut chunks = segment.chunks.iter();
+            manifest.is_finished(segment.first)
+                && !chunks.all(|(chunk, _)| survey.ledger.settled(*chunk) == Some(&Events::All))
+        };
+        let returned = survey.segments.extract_if(.., is_returned);
+        survey.returned = returned
+            .map(|segment| (segment.name(), segment.bytes))
+            .collect();
+        let mut absent = manifest.segments;
+        absent.retain(|first, _| survey.segments.iter().all(|there| there.first != *first));
+        if !absent.is_empty()
+            && let Some((_, now)) = manifest::newest(&manifest::read(disk)?, survey.spool)
+        {
+            // What was finished meanwhile is not missing.
+            absent.retain(|first, _| now.segments.contains_key(first));
+        }
+        survey.absent = absent;
+    }
+    for first in given_up {
+        let bytes = lengths.get(&first).copied().unwrap_or(0);
+        survey.returned.push((segment_name(first), bytes));
+    }
     Ok(survey)
 }
 
@@ -387,6 +536,42 @@ pub fn segment_bytes(disk: &dyn Disk) -> io::Result<u64> {
     let files = disk.list()?.into_iter();
     let segments = files.filter(|(name, _)| segment_first(name).is_some());
     Ok(segments.map(|(_, bytes)| bytes).sum())
+}
+
+/// Whether no segment was begun without a manifest, as by an earlier version, but for one at most: a segment is there before
+/// the manifest that lists it.
+fn is_up_to_date(manifest: &Manifest, labels: &[(Seq, Label)]) -> bool {
+    let newer = labels
+        .iter()
+        .filter(|(first, _)| *first > manifest.newest());
+    let [newer] = newer.collect::<Vec<_>>()[..] else {
+        return labels.iter().all(|(first, _)| *first <= manifest.newest());
+    };
+    let (_, label) = newer;
+    label.is_none_or(|(begin, _)| begin.generation() == Some(manifest.generation + 1))
+}
+
+/// Finds the chunks that are nowhere but among void frames. A refused one is not in doubt where it was accepted later.
+fn doubt(survey: &mut Survey) {
+    if survey
+        .segments
+        .iter()
+        .all(|segment| segment.renumbered.is_empty())
+    {
+        return;
+    }
+    let known: HashSet<ChunkId> = survey.chunks().map(|(_, place)| place.id).collect();
+    for segment in &mut survey.segments {
+        segment.renumbered.retain(|(id, _)| !known.contains(id));
+        let places = segment.renumbered.iter().map(|(_, place)| place);
+        let first = places.clone().map(|place| place.start).min();
+        let end = places.map(|place| place.end).max();
+        segment.doubted = first.zip(end).map(|(offset, end)| Doubted {
+            offset,
+            bytes: end - offset,
+            chunks: segment.renumbered.len() as u64,
+        });
+    }
 }
 
 /// Whether nobody has removed it: what is removed is emptied or written again while it is read.
@@ -451,9 +636,65 @@ fn stranger(
     })
 }
 
+/// Where the numbers of a segment end.
+#[derive(Clone, Copy)]
+struct Bound {
+    /// The first number of the next segment.
+    first: Seq,
+    /// That was begun right behind this one, for certain: all numbers in between were used.
+    is_next: bool,
+}
+
+/// Where the numbers of segments end. What voids frames is that the next segment was begun, wherever that is now; but one
+/// that somebody put back, and that is not listed, voids nothing of those that are: perhaps they were gone on with without it.
+struct Bounds {
+    /// Those that are there, and what each says of the one before.
+    there: BTreeMap<Seq, Option<Head>>,
+    /// Those that are or should be there.
+    all: BTreeSet<Seq>,
+    /// The ones of them that the manifest lists or knows nothing of.
+    counted: BTreeSet<Seq>,
+}
+
+impl Bounds {
+    fn new(own: &[(Seq, Label)], manifest: Option<&Manifest>) -> Bounds {
+        let there = own
+            .iter()
+            .map(|(first, label)| (*first, label.map(|(head, _)| head)));
+        let there: BTreeMap<_, _> = there.collect();
+        let listed = manifest
+            .iter()
+            .flat_map(|manifest| manifest.segments.keys());
+        let all: BTreeSet<Seq> = there.keys().chain(listed).copied().collect();
+        let is_counted =
+            |first: &&Seq| manifest.is_none_or(|manifest| !manifest.is_finished(**first));
+        Bounds {
+            counted: all.iter().filter(is_counted).copied().collect(),
+            there,
+            all,
+        }
+    }
+
+    fn of(&self, segment: Seq) -> Option<Bound> {
+        let among = match self.counted.contains(&segment) {
+            true => &self.counted,
+            false => &self.all,
+        };
+        let first = among.range(segment + 1..).next().copied()?;
+        let is_next = self.there.get(&first).is_some_and(|begin| {
+            let is_behind = |begin: &Head| {
+                let previous = begin.previous();
+                !begin.is_apart() && previous.is_none_or(|previous| previous == segment)
+            };
+            begin.as_ref().is_none_or(is_behind)
+        });
+        Some(Bound { first, is_next })
+    }
+}
+
 fn read_segment(
     mut source: Source<'_>,
-    bound: Option<Seq>,
+    bound: Option<Bound>,
     check_chunks: bool,
     survey: &mut Survey,
 ) -> io::Result<Segment> {
@@ -466,6 +707,8 @@ fn read_segment(
         notes: 0,
         damage: Vec::new(),
         void: 0,
+        doubted: None,
+        renumbered: Vec::new(),
         torn: 0,
         room: 0,
         reused: false,
@@ -494,10 +737,11 @@ fn read_segment(
             at = found.map_or(source.len, |(offset, _)| offset);
             continue;
         };
-        if bound.is_some_and(|bound| head.number >= bound) {
-            // Nothing behind a void frame was acknowledged.
+        if let Some(bound) = bound.filter(|bound| head.number >= bound.first) {
+            // Nothing behind a void frame was acknowledged, unless its file was away meanwhile.
+            segment.renumbered = source.whole_chunks(at, fits)?;
             let end = broken.take().unwrap_or(at);
-            lay_to_rest(&mut segment, end..source.len, bound);
+            lay_to_rest(&mut segment, end..source.len, Some(bound.first));
             return Ok(segment);
         }
         let frame = Frame { offset: at, head };
@@ -515,6 +759,7 @@ fn read_segment(
     }
     if let Some(start) = broken {
         // Older frames are passed over by their numbers.
+        let bound = bound.filter(|bound| bound.is_next).map(|bound| bound.first);
         let all_read = bound.is_none_or(|bound| bound <= segment.next);
         if segment.reused && all_read && source.bytes(start, ALIGN)? == END {
             segment.room = source.len - start;
@@ -662,6 +907,24 @@ impl<'b> Source<'b> {
 
     fn head(&mut self, offset: u64) -> io::Result<Option<Head>> {
         Ok(Head::decode(self.bytes(offset, HEADER)?))
+    }
+
+    /// Ids and places of the chunks from `offset` on that are whole, and whose header is `wanted`.
+    fn whole_chunks(
+        &mut self,
+        offset: u64,
+        wanted: impl Fn(&Head) -> bool,
+    ) -> io::Result<Vec<(ChunkId, Range<u64>)>> {
+        let mut chunks = Vec::new();
+        let mut next = offset;
+        while let Some((at, head)) = self.search(next, &wanted)? {
+            let is_whole = head.vouches_for(self.bytes(at + HEADER, head.payload())?);
+            if is_whole && head.kind == Kind::Chunk {
+                chunks.push((head.id, at..at + HEADER + head.payload()));
+            }
+            next = at + if is_whole { head.length() } else { ALIGN };
+        }
+        Ok(chunks)
     }
 
     /// The next place from `offset` on where a header stands that is `wanted`.

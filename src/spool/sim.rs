@@ -15,6 +15,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::disk::{Disk, File, FileId, Held};
 use super::frame::{RESERVE, segment_first};
+use super::manifest;
 
 /// Small, so that small tests have many.
 const PAGE: usize = 64;
@@ -280,8 +281,19 @@ impl Sim {
         let len = |inode: &usize| state.inodes[*inode].seen.len() as u64;
         let names = state.names.iter();
         names
-            .filter(|(name, _)| *name != RESERVE)
+            .filter(|(name, _)| *name != RESERVE && !manifest::NAMES.contains(&&name[..]))
             .map(|(name, inode)| (name.clone(), len(inode)))
+            .collect()
+    }
+
+    /// The files that are not among those, and their lengths.
+    pub(super) fn others(&self) -> Vec<(String, u64)> {
+        let state = self.state();
+        let others = manifest::NAMES.into_iter().chain([RESERVE]);
+        let found = others.filter_map(|name| Some((name, *state.names.get(name)?)));
+        let len = |inode: usize| state.inodes[inode].seen.len() as u64;
+        found
+            .map(|(name, inode)| (name.to_owned(), len(inode)))
             .collect()
     }
 

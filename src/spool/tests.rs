@@ -5,6 +5,7 @@ mod crashes;
 mod damage;
 mod descriptors;
 mod model;
+mod numbers;
 mod stories;
 mod suspects;
 mod versions;

@@ -1,6 +1,6 @@
 //! The thread that writes: it alone appends to segments, begins them and removes them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::sync::mpsc::Receiver;
@@ -15,6 +15,7 @@ use super::frame::{
     Begin, END, HEADER, Head, Kind, QUARANTINE, RESERVE, copy_name, displaced_name, padding,
     segment_first, segment_name, spare_name,
 };
+use super::manifest::{Entry as Listed, Keeper};
 use super::recovery::copy_bytes;
 use super::scan::Place;
 use super::{Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State, ousted};
@@ -220,6 +221,9 @@ pub(super) struct Writer {
     half_made: BTreeSet<Seq>,
     /// Finished segments that were not there when they were to be removed.
     ghosts: VecDeque<Seq>,
+    keeper: Keeper,
+    /// The numbers before `next` are not all used: segments that are away may have some of them.
+    apart: bool,
 }
 
 impl Writer {
@@ -228,6 +232,8 @@ impl Writer {
         jobs: Receiver<Job>,
         active: Option<Active>,
         next: Seq,
+        keeper: Keeper,
+        apart: bool,
     ) -> Writer {
         Writer {
             shared,
@@ -251,6 +257,8 @@ impl Writer {
             looked_for: 0,
             half_made: BTreeSet::new(),
             ghosts: VecDeque::new(),
+            keeper,
+            apart,
         }
     }
 
@@ -549,6 +557,7 @@ impl Writer {
         }
         let heads = group.iter_mut().map(|entry| &mut entry.head);
         number(heads, self.next, self.shared.spool);
+        self.see_to_manifest(group.len() as u64)?;
         let active = self.active.as_mut().expect("it was looked at");
         let start = (active.first, active.len);
         let place = active.len..active.len + bytes;
@@ -580,6 +589,78 @@ impl Writer {
         active.bare = false;
         self.next += group.len() as u64;
         Ok(start)
+    }
+
+    /// Sees to it that a run which does not find the active segment gives its numbers to no other frame: those of so many
+    /// more frames neither.
+    fn see_to_manifest(&mut self, frames: u64) -> io::Result<()> {
+        let Some(active) = &self.active else {
+            return Ok(());
+        };
+        let end = self.next + frames;
+        if self.keeper.covers(active.first, end) {
+            return Ok(());
+        }
+        let segments = self.listed();
+        self.write_manifest(segments, end, true)
+    }
+
+    fn listed(&self) -> BTreeMap<Seq, Listed> {
+        let active = self.active.as_ref().map(|active| active.first);
+        self.state().listed(active, self.carried.is_empty())
+    }
+
+    fn write_manifest(
+        &mut self,
+        segments: BTreeMap<Seq, Listed>,
+        next: Seq,
+        synced: bool,
+    ) -> io::Result<()> {
+        let shared = &self.shared;
+        self.keeper
+            .write(&*shared.disk, shared.spool, segments, next, synced)
+    }
+
+    /// Sees to it that the newest segment is listed, whoever began it.
+    pub(super) fn list_newest(&mut self) -> io::Result<()> {
+        let newest = self
+            .state()
+            .segments
+            .last_key_value()
+            .map(|(newest, _)| *newest);
+        match newest {
+            Some(newest) if !self.keeper.lists(newest) => {
+                let segments = self.listed();
+                self.write_manifest(segments, self.next, true)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings the manifest up to date, for whoever misses a segment after this process died.
+    fn update_manifest(&mut self) -> io::Result<()> {
+        if self.state().segments.is_empty() {
+            return Ok(());
+        }
+        if self.keeper.is_gone(&*self.shared.disk) {
+            self.keeper.forget();
+        }
+        self.list_newest()?;
+        self.see_to_manifest(0)?;
+        let segments = self.listed();
+        if self.keeper.says(&segments) {
+            return Ok(());
+        }
+        self.write_manifest(segments, self.next, false)
+    }
+
+    /// Sees to it that a run which finds this segment again takes it for finished.
+    fn strike_off(&mut self, segment: Seq) -> io::Result<()> {
+        if self.keeper.is_without(segment) {
+            return Ok(());
+        }
+        let segments = self.listed();
+        self.write_manifest(segments, self.next, true)
     }
 
     /// Sees to it that a restart finds what was written, down to `end` in the active segment: that the file still has its name
@@ -741,15 +822,13 @@ impl Writer {
         let (window, previous) = {
             let state = self.state();
             let window = Begin::encode(spare.is_some(), state.next_batch, state.window.iter());
-            let newest = state.segments.last_key_value();
-            (window, newest.map_or(0, |(newest, _)| *newest))
+            let newest = state.segments.last_key_value().map(|(newest, _)| *newest);
+            let absent = state.absent.last_key_value().map(|(newest, _)| *newest);
+            (window, newest.max(absent).unwrap_or(0))
         };
         let begin = Head {
             kind: Kind::Begin,
-            arrived: Time {
-                seconds: previous.cast_signed(),
-                nanos: 0,
-            },
+            arrived: Head::beginning(previous, self.keeper.next_generation(), !self.apart),
             ..note_head(&window)
         };
         let mut frames = Vec::from([(begin, Bytes::from(window))]);
@@ -775,6 +854,18 @@ impl Writer {
                     "{name} was replaced while it was made"
                 ))),
             });
+        // Before anything in it is answered, and when it is there for certain: otherwise it would be missed.
+        let end = first + (frames.len() + group.len()) as u64;
+        let begun = begun.and_then(|()| {
+            let chunks = group.iter().filter(|entry| entry.is_chunk()).count();
+            let mut segments = self.state().listed(None, true);
+            let entry = Listed {
+                unfinished: chunks as u64,
+                open: true,
+            };
+            segments.insert(first, entry);
+            self.write_manifest(segments, end, true)
+        });
         self.state().spares -= capacity;
         let capacity = capacity.max(len);
         if let Err(error) = begun {
@@ -786,10 +877,10 @@ impl Writer {
             let _ = self.clear_debris();
             return Err(error);
         }
-        let count = frames.len() + group.len();
-        self.next = first + count as u64;
+        self.next = end;
+        self.apart = false;
         self.carried.clear();
-        let bare = count == 1;
+        let bare = end == first + 1;
         self.shared.handles.write_to(first, &file);
         self.active = Some(Active {
             file,
@@ -904,6 +995,8 @@ impl Writer {
             }
         }
         named?;
+        // Where it cannot be written, it is before anything more is answered.
+        let _ = self.update_manifest();
         if self.unsettled {
             self.sync_dir()?;
         }
@@ -937,6 +1030,7 @@ impl Writer {
                 self.reserve = false;
                 self.spares.clear();
                 self.settling.clear();
+                self.keeper.forget();
                 self.state().spares = 0;
                 self.notice(
                     "spool_deleted",
@@ -1039,10 +1133,12 @@ impl Writer {
             active.file = copy;
             active.capacity = len;
         }
-        let words = "what was accepted in it was written again under its name";
         self.notice(
             "spool_written_again",
-            format!("{name} was taken away while it was in use: {words}"),
+            format!(
+                "{name} was taken away while it was in use: what was accepted in it was written again under its name; do not \
+                 put back the file that was taken away"
+            ),
         );
         Ok(())
     }
@@ -1192,6 +1288,8 @@ impl Writer {
         // Should it come back after a power cut, all newer ones must be there still.
         self.sync_removals()?;
         self.secure()?;
+        // Should that fail, the next start misses it.
+        let _ = self.strike_off(first);
         let (name, spare) = (segment_name(first), spare_name(first));
         let kept = self.may_be_spare(first) && self.shared.disk.rename(&name, &spare).is_ok();
         if !kept {
@@ -1276,6 +1374,8 @@ impl Writer {
         while self.is_untidy() && self.tidy() && since.elapsed() < TIDIED_AT_CLOSE {}
         self.give_room_back();
         let _ = self.sync_removals();
+        let segments = self.state().listed(None, self.carried.is_empty());
+        let _ = self.write_manifest(segments, self.next, true);
     }
 
     /// Cuts from the active segment's file what no frame needs.
