@@ -18,6 +18,9 @@ const MOST_SUBJECTS: usize = 16;
 /// Stands for all subjects beyond these.
 const OTHERS: &str = "\0others";
 
+/// A subject that has not been in trouble for so long leaves its place to another.
+const FORGET_AFTER: Duration = Duration::from_secs(3_600);
+
 /// How loud a line is. The numbers are the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -95,6 +98,9 @@ impl Log {
         let again = {
             let mut said = self.said.lock().expect("nothing panics with this lock");
             let subjects = said.entry(kind).or_default();
+            if subjects.len() >= MOST_SUBJECTS {
+                subjects.retain(|_, said| now.duration_since(said.seen) < FORGET_AFTER);
+            }
             let own = subjects.contains_key(subject) || subjects.len() < MOST_SUBJECTS;
             let subject = if own { subject } else { OTHERS };
             let fresh = Said {
@@ -168,6 +174,32 @@ impl Log {
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
+}
+
+/// Bytes for a person: three digits, and K is 1,000 as in the configuration.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KB", "MB", "GB", "TB"];
+    let mut rest = bytes as f64;
+    let mut unit = "bytes";
+    for next in UNITS {
+        // Below this it would be written as 1,000.
+        if rest < 999.5 {
+            break;
+        }
+        (rest, unit) = (rest / 1_000.0, next);
+    }
+    let decimals = match rest {
+        _ if unit == "bytes" => 0,
+        ..9.995 => 2,
+        ..99.95 => 1,
+        _ => 0,
+    };
+    let text = format!("{rest:.decimals$}");
+    let text = match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.'),
+        false => &text,
+    };
+    format!("{text} {unit}")
 }
 
 /// An error and its causes in one line; what each says once.
@@ -263,6 +295,23 @@ pub(crate) mod tests {
         assert_eq!(said[..2], ["[f] s0", "[f] s1"]);
         assert_eq!(said[MOST_SUBJECTS], "[f] s16", "for all others");
         assert!(said[MOST_SUBJECTS + 1].starts_with("[f] s3 is back"));
+    }
+
+    #[test]
+    fn sizes_have_three_digits_and_a_unit() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (999, "999 bytes"),
+            (1_000, "1 KB"),
+            (1_234, "1.23 KB"),
+            (64_000_000, "64 MB"),
+            (999_700_000, "1 GB"),
+            (15_990_000_000, "16 GB"),
+            (100_000_000_000_000, "100 TB"),
+            (u64::MAX, "18446744 TB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
     }
 
     #[test]

@@ -144,6 +144,7 @@ impl Instance {
             })?;
         let sink = runtime.block_on(sink(&config, log))?;
         log.say(Level::Info, &config.summary());
+        log.say(Level::Debug, &config.limits());
         let exit_deadline = config.exit_deadline;
         let say_every = config.metrics_log_interval;
         let name = page.as_ref().and_then(|page| page.name());

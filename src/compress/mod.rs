@@ -6,6 +6,7 @@
 //! bodies in less time. All take their text in one go, so that what grows is compressed in blocks.
 
 use std::cell::RefCell;
+use std::fmt;
 
 use libdeflater::CompressionLvl;
 use zstd::zstd_safe::{CParameter, ParamSwitch};
@@ -28,6 +29,17 @@ pub enum Compression {
     Gzip(u32),
     /// Zstandard, level -7 to 19. Several frames in a row read as one file.
     Zstd(i32),
+}
+
+/// As it is said in the log.
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Compression::None => f.write_str("not compressed"),
+            Compression::Gzip(level) => write!(f, "gzip level {level}"),
+            Compression::Zstd(level) => write!(f, "zstd level {level}"),
+        }
+    }
 }
 
 impl Compression {

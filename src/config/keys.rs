@@ -428,7 +428,7 @@ keys! {
     INSTANCE: Text = key("instance", Section::Destination, Text("text"))
         .not_replayed()
         .doc("what this output is called in the log and in the default of `spool_dir`")
-        .default("made from the destination")
+        .default("the destination: `firehose-STREAM`, or the store's address, as `s3-my-logs`, with other characters as `-`")
         .example("orders");
 
     FORMAT: Choice<()> = key("format", Section::Content, Choice { words: &[("json_lines", ())], also: &[] })

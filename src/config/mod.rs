@@ -14,6 +14,7 @@ use crate::codec::json::Options;
 use crate::codec::template::Template;
 use crate::codec::time::{Strftime, TimeFormat};
 use crate::compress::Compression;
+use crate::log::size;
 use keys::Key;
 use reader::Reader;
 use value::{at, shown};
@@ -160,7 +161,7 @@ impl Config {
         }
     }
 
-    /// One line for the log at start: version, destination, mode, limits. No secrets.
+    /// One line for the log at start: version, destination, mode, compression. No secrets.
     pub fn summary(&self) -> String {
         let mut line = format!("ferry {} to ", env!("CARGO_PKG_VERSION"));
         let mut say = |words: fmt::Arguments<'_>| {
@@ -204,33 +205,37 @@ impl Config {
             (None, _) => say(format_args!(", direct")),
             (Some(spool), destination) => {
                 let (dir, limit) = (spool.dir.display(), spool.limit);
-                say(format_args!(", spooled in {dir} (at most {limit} bytes)"));
-                match destination {
-                    Destination::Firehose(firehose) => {
-                        say(format_args!(", linger {} ms", firehose.linger.as_millis()));
-                    }
-                    Destination::Blob { object, .. } => say(format_args!(
-                        ", objects of at most {} bytes or {} s",
-                        object.bytes,
-                        object.age.as_secs()
-                    )),
+                say(format_args!(", spooled in {dir} (at most {})", size(limit)));
+                if let Destination::Blob { object, .. } = destination {
+                    let (bytes, age) = (size(object.bytes as u64), object.age.as_secs());
+                    say(format_args!(", objects of {bytes} or {age} s"));
                 }
             }
         }
+        say(format_args!(", {}", self.compression));
+        line
+    }
+
+    /// The limits, in a line for the log at level debug.
+    pub fn limits(&self) -> String {
         let concurrency = self
             .concurrency
             .map_or("auto".to_owned(), |n| n.to_string());
-        say(format_args!(
-            ", compression {:?}, flush_deadline {} s, exit_deadline {} s, memory_limit {} bytes, concurrency \
-             {concurrency}, dead letters in {} (at most {} bytes)",
-            self.compression,
+        let linger = match (&self.spool, &self.destination) {
+            (Some(_), Destination::Firehose(firehose)) => {
+                format!("linger {} ms, ", firehose.linger.as_millis())
+            }
+            _ => String::new(),
+        };
+        format!(
+            "{linger}flush_deadline {} s, exit_deadline {} s, memory_limit {}, concurrency {concurrency}, dead letters in {} \
+             (at most {})",
             self.flush_deadline.as_secs(),
             self.exit_deadline.as_secs(),
-            self.memory_limit,
+            size(self.memory_limit as u64),
             self.dead_letter_dir.display(),
-            self.dead_letter_limit,
-        ));
-        line
+            size(self.dead_letter_limit),
+        )
     }
 }
 

@@ -75,7 +75,12 @@ impl Intake {
                 Verdict::Ok
             }
             Err(Refusal::Full { bytes, limit }) => {
-                let why = match self.spool.usage().missing {
+                let usage = self.spool.usage();
+                let why = match usage.missing {
+                    0 if usage.quarantined > limit / 4 => format!(
+                        "{} of them are files in its quarantine folder, which wait for a person: move them away",
+                        usage.quarantined
+                    ),
                     0 => "the destination takes too little".to_owned(),
                     missing => format!(
                         "{missing} chunks in files that are missing hold on to all that came after them: put the \

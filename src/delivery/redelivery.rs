@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::ids::{ChunkId, Verdict};
 
@@ -11,6 +14,9 @@ use crate::ids::{ChunkId, Verdict};
 const PARTIALS: usize = 16_384;
 /// … and no more than need so many bytes.
 const PARTIALS_BYTES: usize = 8 * 1024 * 1024;
+/// A chunk that has not come again for so long is one that the host has dropped: its longest wait is 2,000 seconds
+/// (`scheduler.cap`), and half of that again at random.
+const DROPPED_AFTER: Duration = Duration::from_secs(4_000);
 
 /// Chunks that went back to the host partly settled.
 ///
@@ -20,9 +26,17 @@ const PARTIALS_BYTES: usize = 8 * 1024 * 1024;
 pub(super) struct PartialDeliveries<F>(Mutex<Left<F>>);
 
 #[derive(Debug)]
+struct Entry<F> {
+    id: ChunkId,
+    flush: F,
+    bytes: usize,
+    since: Instant,
+}
+
+#[derive(Debug)]
 struct Left<F> {
     /// In the order in which they were left.
-    flushes: BTreeMap<u64, (ChunkId, F, usize)>,
+    flushes: BTreeMap<u64, Entry<F>>,
     numbers: HashMap<ChunkId, VecDeque<u64>>,
     next: u64,
     /// Of all of them.
@@ -48,14 +62,16 @@ impl<F> PartialDeliveries<F> {
         let number = left.next;
         left.next += 1;
         left.bytes += bytes;
-        left.flushes.insert(number, (id, flush, bytes));
+        let entry = Entry {
+            id,
+            flush,
+            bytes,
+            since: Instant::now(),
+        };
+        left.flushes.insert(number, entry);
         left.numbers.entry(id).or_default().push_back(number);
         while left.flushes.len() > PARTIALS || left.bytes > PARTIALS_BYTES {
-            let Some((&oldest, (id, ..))) = left.flushes.first_key_value() else {
-                return;
-            };
-            let id = *id;
-            left.remove(oldest, id);
+            left.remove_oldest();
         }
     }
 
@@ -65,9 +81,13 @@ impl<F> PartialDeliveries<F> {
         left.flushes.is_empty()
     }
 
-    /// Whether one more would have another forgotten.
+    /// Whether one more would have another forgotten that the host may hand over again.
     pub(super) fn is_full(&self) -> bool {
-        let left = self.0.lock().expect("nothing panics with this lock");
+        let mut left = self.0.lock().expect("nothing panics with this lock");
+        let is_dropped = |entry: &Entry<F>| entry.since.elapsed() > DROPPED_AFTER;
+        while left.flushes.values().next().is_some_and(is_dropped) {
+            left.remove_oldest();
+        }
         left.flushes.len() >= PARTIALS || left.bytes > PARTIALS_BYTES / 8 * 7
     }
 
@@ -80,9 +100,16 @@ impl<F> PartialDeliveries<F> {
 }
 
 impl<F> Left<F> {
+    fn remove_oldest(&mut self) {
+        if let Some((&number, Entry { id, .. })) = self.flushes.first_key_value() {
+            let id = *id;
+            self.remove(number, id);
+        }
+    }
+
     /// Removes the oldest one of a chunk's.
     fn remove(&mut self, number: u64, id: ChunkId) -> Option<F> {
-        let (_, flush, bytes) = self.flushes.remove(&number)?;
+        let Entry { flush, bytes, .. } = self.flushes.remove(&number)?;
         self.bytes -= bytes;
         if let Some(numbers) = self.numbers.get_mut(&id) {
             numbers.pop_front();
@@ -232,6 +259,20 @@ mod tests {
             "by their bytes, too"
         );
         assert_eq!(left.bytes, PARTIALS_BYTES);
+    }
+
+    /// A host that drops chunks (a limit of its storage, of retries, a person) hands them over no more.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_host_has_dropped_does_not_keep_others_from_being_remembered() {
+        let partials = PartialDeliveries::default();
+        for n in 0..PARTIALS as u64 {
+            partials.leave(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
+        }
+        assert!(partials.is_full());
+        tokio::time::sleep(DROPPED_AFTER).await;
+        assert!(partials.is_full(), "they may come still");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!partials.is_full() && partials.is_empty());
     }
 
     #[test]

@@ -15,11 +15,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
+use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Duration, Instant, sleep_until, timeout};
+use tokio::time::{Duration, Instant, sleep_until, timeout, timeout_at};
 
 use super::context::Context;
 use super::cut::{Cutter, OBJECT_BYTES};
@@ -74,6 +75,8 @@ const LIVED: Duration = match cfg!(test) {
     true => Duration::from_millis(100),
     false => Duration::from_secs(5),
 };
+/// From so many suspects on nothing new is read before their trial.
+const MANY_SUSPECTS: usize = 3;
 /// How long one waits for its turn. After that it is not alone, and a crash is not attributed to it.
 const TURN: Duration = Duration::from_secs(5);
 
@@ -137,6 +140,8 @@ struct Sending {
     token: String,
     body: Payload,
     guards: Vec<AckGuard>,
+    /// Of an object that was built again: the events in it. Their guards hold their chunks, and know no events.
+    events: Vec<(Seq, Vec<Range<u32>>)>,
     lines: u32,
     why: metrics::Sealed,
     tries: u32,
@@ -146,7 +151,8 @@ impl Sending {
     /// Memory it needs, about.
     fn bytes(&self) -> usize {
         let guards = self.guards.iter().map(AckGuard::footprint);
-        OBJECT_BYTES + self.body.len() + guards.sum::<usize>()
+        let runs = self.events.iter().map(|(_, runs)| size_of_val(&runs[..]));
+        OBJECT_BYTES + self.body.len() + guards.sum::<usize>() + runs.sum::<usize>()
     }
 }
 
@@ -384,7 +390,12 @@ impl Feed {
         let spool = Arc::clone(&self.spool);
         let done = self.background.run(move || {
             spool.begin_work(chunk, work, alone);
-            job()
+            let done = job();
+            // While another output has its turn nothing is this chunk's fault.
+            if alone {
+                spool.end_work();
+            }
+            done
         });
         done.await
     }
@@ -475,7 +486,10 @@ impl Feed {
                 // What is open holds its chunks in the spool. A spool that fills up with them would turn
                 // the host away while the destination is well.
                 let usage = self.spool.usage();
-                if usage.bytes > usage.limit / 2 && self.sending.is_empty() && sealed.is_empty() {
+                if usage.log_bytes() > usage.limit / 2
+                    && self.sending.is_empty()
+                    && sealed.is_empty()
+                {
                     sealed = objects.seal_for_room();
                 }
                 self.dispatch(sealed);
@@ -516,7 +530,9 @@ impl Feed {
             let begun = self.begun.iter().map(|(at, ..)| *at).min().filter(|_| room);
             let resend = self.resend.first().map(|(at, _)| *at);
             let absent = (!self.absent.is_empty()).then_some(self.absent_until);
-            let wakes = [due, again, begun, resend, absent, self.waiting.due()];
+            let trial =
+                (self.suspects.len() >= MANY_SUSPECTS && now < self.trial).then_some(self.trial);
+            let wakes = [due, again, begun, resend, absent, self.waiting.due(), trial];
             let wake = wakes.into_iter().flatten().min();
             let context = Arc::clone(&self.context);
             let memory = context.memory.reserve(self.needs());
@@ -578,7 +594,10 @@ impl Feed {
 
     /// Whether chunks that were not read yet may be. Those that wait for another try go on in any case.
     fn may_read_on(&self) -> bool {
-        self.again.len() < MOST_HELD
+        // Each of many chunks that end the process would be the first that the next one comes to, and none be tried.
+        let many = self.suspects.len() >= MANY_SUSPECTS;
+        let hurried = *self.context.draining.borrow();
+        self.again.len() < MOST_HELD && (!many || hurried || Instant::now() >= self.trial)
     }
 
     fn is_done(&self) -> bool {
@@ -726,10 +745,12 @@ impl Feed {
         let parts = std::mem::take(&mut encoded.parts);
         match self.objects.take() {
             None => {
+                let streams: Vec<_> = parts.iter().map(|part| self.cutter.stream(part)).collect();
+                let shapes = self.shapes(&streams).await;
                 let mut shaped = Vec::with_capacity(parts.len());
-                for part in parts {
-                    let (sender, target) = self.cutter.stream(&part);
-                    match self.shape(&target).await {
+                for ((part, shape), (sender, target)) in parts.into_iter().zip(shapes).zip(streams)
+                {
+                    match shape {
                         Some(shape) => shaped.push((sender, target, shape, part)),
                         None => {
                             // These events are read again later, and hold nothing but their chunk.
@@ -992,7 +1013,7 @@ impl Feed {
         }
         let usage = self.spool.usage();
         let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
-        let in_the_way = |chunk| Some(chunk) == oldest && usage.bytes > usage.limit / 2;
+        let in_the_way = |chunk| Some(chunk) == oldest && usage.log_bytes() > usage.limit / 2;
         let too_many = self.waiting.bytes() > self.context.config.memory_limit / ASIDE_SHARE;
         let waits_alone =
             |chunk: &Seq| !self.chunks.contains_key(chunk) && !self.skip.contains_key(chunk);
@@ -1057,27 +1078,39 @@ impl Feed {
         }
     }
 
-    /// What a stream takes. One that does not say so soon is not waited for again: the sink goes on asking, and what is
-    /// for the other streams goes on.
-    async fn shape(&mut self, target: &Arc<str>) -> Option<Shape> {
+    /// What streams take. All that have not said so are asked at once, and waited for once: the sink goes on asking, and what
+    /// is for the other streams goes on.
+    async fn shapes(&mut self, streams: &[(String, Arc<str>)]) -> Vec<Option<Shape>> {
         let context = Arc::clone(&self.context);
-        let mut shape = context.sink.shape(target);
-        let asked = self.undescribed.contains(target);
-        let shape = match (&mut shape).now_or_never() {
-            None if !asked => {
-                self.end_work();
-                timeout(SHAPE_PATIENCE, shape).await.ok()
+        let ask = |target: &Arc<str>| context.sink.shape(target).now_or_never();
+        let mut shapes: Vec<_> = streams.iter().map(|(_, target)| ask(target)).collect();
+        let unknown = (0..streams.len()).filter(|&at| {
+            let target = &streams[at].1;
+            let waited_for = self.undescribed.contains(target);
+            shapes[at].is_none() && !waited_for
+        });
+        let unknown: Vec<usize> = unknown.collect();
+        if !unknown.is_empty() {
+            self.end_work();
+            let patience = Instant::now() + SHAPE_PATIENCE;
+            let asked = unknown
+                .iter()
+                .map(|&at| timeout_at(patience, context.sink.shape(&streams[at].1)));
+            let answered = join_all(asked).await;
+            for (at, shape) in unknown.into_iter().zip(answered) {
+                shapes[at] = shape.ok();
             }
-            shape => shape,
-        };
-        match shape {
-            Some(_) if asked => drop(self.undescribed.remove(target)),
-            None if !asked && self.undescribed.len() < MOST_UNDESCRIBED => {
-                self.undescribed.insert(Arc::clone(target));
-            }
-            Some(_) | None => {}
         }
-        shape
+        for ((_, target), shape) in streams.iter().zip(&shapes) {
+            match shape {
+                Some(_) => drop(self.undescribed.remove(target)),
+                None if self.undescribed.len() < MOST_UNDESCRIBED => {
+                    self.undescribed.insert(Arc::clone(target));
+                }
+                None => {}
+            }
+        }
+        shapes
     }
 
     fn hold_back(&mut self, chunk: Seq, tries: u32) {
@@ -1106,7 +1139,7 @@ impl Feed {
 
     /// An object is refused, and its letter cannot be kept: its events wait for theirs, and it ends.
     fn give_up_object(&mut self, batch: u64, refusal: &Arc<Refusal>) {
-        let Some(sending) = self.sending.remove(&batch) else {
+        let Some(mut sending) = self.sending.remove(&batch) else {
             return;
         };
         self.sending_bytes -= sending.bytes();
@@ -1116,6 +1149,14 @@ impl Feed {
             if !events.is_empty() {
                 self.set_aside(chunk, refused(&events, Arc::clone(refusal)));
             }
+        }
+        for (chunk, events) in std::mem::take(&mut sending.events) {
+            let bad = Bad {
+                events,
+                refusal: Some(Arc::clone(refusal)),
+                needs: 0,
+            };
+            self.set_aside(chunk, bad);
         }
         let released = Note::Ended {
             batch,
@@ -1198,6 +1239,7 @@ impl Feed {
                 token,
                 body: object.body,
                 guards: object.guards,
+                events: Vec::new(),
                 lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
                 why: object.why,
                 tries: 0,
@@ -1240,9 +1282,13 @@ impl Feed {
         let (cutter, intake) = (Arc::clone(&self.cutter), Arc::clone(&self.intake));
         let contents = pending.contents.clone();
         self.at_work = true;
-        let built = self
-            .background
-            .run(move || build_again(&cutter, &intake, &contents, alone));
+        let built = self.background.run(move || {
+            let built = build_again(&cutter, &intake, &contents, alone);
+            if alone {
+                intake.spool().end_work();
+            }
+            built
+        });
         let built = built.await;
         drop(turn);
         self.end_work();
@@ -1261,7 +1307,7 @@ impl Feed {
                 let events = built.letters.len() as u64;
                 let kept = self.letters.keep(built.letters, events).await;
                 kept.is_ok()
-                    .then_some((built.body, built.lines, built.skipped))
+                    .then_some((built.body, built.events, built.lines, built.skipped))
             }
             Ok(Err(Unreadable::Disk(error))) => {
                 self.intake.say_trouble(&error);
@@ -1270,7 +1316,7 @@ impl Feed {
             // A missing file is said by whoever looks for it.
             Ok(Err(_)) | Err(_) => None,
         };
-        let Some((body, lines, skipped)) = built else {
+        let Some((body, events, lines, skipped)) = built else {
             // What else there is goes on meanwhile.
             let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             self.begun
@@ -1289,6 +1335,7 @@ impl Feed {
             token: pending.token,
             body,
             guards,
+            events,
             lines: u32::try_from(lines).unwrap_or(u32::MAX),
             // An earlier run sealed it, and was stopped before it was there.
             why: metrics::Sealed::Stop,
@@ -1351,7 +1398,7 @@ fn quarantine(
     all: &[Bad],
 ) -> std::io::Result<String> {
     let encoding = cutter.encoding();
-    spool.quarantine(&format!("letters-{chunk:020}.ndjson"), &mut |out| {
+    spool.quarantine(&format!("dead-letters-{chunk:020}.ndjson"), &mut |out| {
         for bad in all {
             let events = Events::Runs(bad.events.clone());
             for step in encoding.steps(tag, data, |event| is_in(&events, event)) {
@@ -1366,6 +1413,8 @@ fn quarantine(
 /// What was built from the chunks of an object that had begun.
 struct Rebuilt {
     body: Payload,
+    /// The events in it, by chunk.
+    events: Vec<(Seq, Vec<Range<u32>>)>,
     /// Lines in it.
     lines: usize,
     /// What is no line any more.
@@ -1384,7 +1433,7 @@ fn build_again(
     contents: &[Content],
     alone: bool,
 ) -> Result<Rebuilt, Unreadable> {
-    let mut lines = 0;
+    let (mut lines, mut events) = (0, Vec::new());
     let spool = intake.spool();
     let mut body = Body::new(cutter.compression());
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
@@ -1406,18 +1455,23 @@ fn build_again(
         };
         let wanted = |event| is_in(&content.events, event);
         let (encoding, tag) = (cutter.encoding(), stored.tag.into());
+        let mut sent = Vec::new();
         for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
             for part in encoded.parts {
                 lines += part.ends.len();
+                sent.extend_from_slice(&part.events);
                 body.push(&part.text);
                 buffers::give(part.text);
             }
             letters.append(&mut encoded.letters);
             skipped += encoded.skipped.len();
         }
+        sent.sort_unstable();
+        events.push((content.chunk, ranges(&sent)));
     }
     Ok(Rebuilt {
         body: body.finish(),
+        events,
         lines,
         letters,
         skipped,

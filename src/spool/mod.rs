@@ -382,6 +382,8 @@ pub struct Health {
 pub struct Usage {
     /// Bytes of all files, without those that only wait to be written again.
     pub bytes: u64,
+    /// Those among them in `quarantine/`, which wait for a person.
+    pub quarantined: u64,
     /// What they may be.
     pub limit: u64,
     /// Chunks that are not finished.
@@ -392,6 +394,13 @@ pub struct Usage {
     pub absent: u64,
     /// When the oldest of them came.
     pub oldest: Option<Time>,
+}
+
+impl Usage {
+    /// Bytes of the log itself, which delivery makes fewer.
+    pub fn log_bytes(&self) -> u64 {
+        self.bytes - self.quarantined
+    }
 }
 
 /// Chunks that are remembered across restarts, so that they are recognised when a killed host hands them
@@ -450,6 +459,8 @@ struct State {
     closed: bool,
     /// Of all files but the spares.
     bytes: u64,
+    /// Those among them in `quarantine/`.
+    quarantined: u64,
     /// Those among them that the newest segment's file has behind its last frame, to be written over.
     room: u64,
     /// Of files that wait to be written again.
@@ -520,6 +531,18 @@ impl State {
         if let Some(at) = self.window.iter().position(|known| known == id) {
             self.window.remove(at);
         }
+    }
+
+    /// Files in `quarantine/` take so many bytes more.
+    fn add_quarantined(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.quarantined += bytes;
+    }
+
+    /// Files in `quarantine/` take so many bytes.
+    fn set_quarantined(&mut self, bytes: u64) {
+        self.bytes = self.bytes - self.quarantined + bytes;
+        self.quarantined = bytes;
     }
 
     /// Bytes that are in use.
@@ -958,7 +981,7 @@ impl Spool {
         let mut quarantine = Quarantine::new(disk);
         let copied = quarantine.copy(&name, &*file, place.frame(), bytes);
         let kept = copied.and_then(|()| disk.sync_dir());
-        self.shared.state().bytes += quarantine.bytes;
+        self.shared.state().add_quarantined(quarantine.bytes);
         match kept {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return self.miss(place),
@@ -1003,7 +1026,7 @@ impl Spool {
         let kept = quarantine.keep(place.segment, &damage, file);
         let words = describe(place.segment, &damage, kept.as_ref().map(|_| ()));
         let mut state = self.shared.state();
-        state.bytes += quarantine.bytes;
+        state.add_quarantined(quarantine.bytes);
         match kept {
             // It is kept when descriptors are free again, or the folder is back.
             Err(error) if says_remedy(&error) || error.kind() == ErrorKind::NotFound => {
@@ -1029,7 +1052,7 @@ impl Spool {
         let disk = &*self.shared.disk;
         let mut quarantine = Quarantine::new(disk);
         let written = quarantine.write(name, content);
-        self.shared.state().bytes += quarantine.bytes;
+        self.shared.state().add_quarantined(quarantine.bytes);
         let name = written?;
         disk.sync_dir()?;
         Ok(name)
@@ -1072,6 +1095,7 @@ impl Spool {
         let state = self.shared.state();
         Usage {
             bytes: state.bytes,
+            quarantined: state.quarantined,
             limit: self.shared.limits.limit,
             unfinished: state.chunks.len() as u64,
             missing: state.waited_for().map(|(_, chunks)| chunks).sum(),

@@ -299,6 +299,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
             .map(|segment: &Holding| segment.bytes)
             .sum::<u64>()
             + quarantined,
+        quarantined,
         chunks,
         segments,
         armed,

@@ -187,6 +187,11 @@ impl Record {
     fn acquit(&mut self, chunk: Seq, work: Work) {
         self.suspects
             .retain(|suspect| suspect.chunk != chunk || suspect.work != work);
+        if let Some(under_way) = &mut self.under_way
+            && (under_way.chunk, under_way.work) == (chunk, work)
+        {
+            under_way.ends = 0;
+        }
     }
 
     /// A new run begins. What was being worked on is what the last one ended at; what the spool does not hold any more is

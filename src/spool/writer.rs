@@ -970,6 +970,7 @@ impl Writer {
         self.hold()?;
         self.reserve = self.reserve && !self.is_gone(RESERVE);
         self.shared.suspects.look();
+        self.count_quarantined();
         let mut named = Ok(());
         let handles = self.shared.handles.all();
         for (segment, file) in &handles {
@@ -1001,6 +1002,20 @@ impl Writer {
             self.sync_dir()?;
         }
         self.shared.disk.check()
+    }
+
+    /// A person takes files out of `quarantine/`, and that makes room.
+    fn count_quarantined(&self) {
+        if self.state().quarantined == 0 {
+            return;
+        }
+        if let Ok(files) = self.shared.disk.list() {
+            let quarantined = files
+                .iter()
+                .filter(|(name, _)| name.starts_with(QUARANTINE));
+            let bytes = quarantined.map(|(_, bytes)| bytes).sum();
+            self.state().set_quarantined(bytes);
+        }
     }
 
     fn is_gone(&self, name: &str) -> bool {

@@ -186,6 +186,34 @@ async fn what_is_refused_and_finds_no_room_waits_by_itself_and_is_not_sent_again
     }
 }
 
+/// What is on its way when a host is killed is built again, and may be refused then.
+#[tokio::test]
+async fn an_object_that_had_begun_and_is_refused_keeps_its_events_until_they_are_letters() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let events = ["bad one", "bad two"];
+    let image = killed_while_an_object_is_put(dir.path(), &store, BLOB, &events).await;
+    let refuses = Arc::new(RefusesBad {
+        store: Store::new(OBJECT, MANY),
+        refused: AtomicUsize::new(0),
+    });
+    let file = block(image.path());
+    let bench = start(image.path(), &refuses, BLOB);
+    until("its events", || waiting(&bench) == 2.0).await;
+    let spool = Arc::clone(&bench.spool);
+    bench.stop().await;
+    assert_eq!(spool.usage().unfinished, 1);
+    drop(spool);
+
+    std::fs::remove_dir(&file).unwrap();
+    let bench = start(image.path(), &refuses, BLOB);
+    let spool = Arc::clone(&bench.spool);
+    until("the end of all", || spool.usage().unfinished == 0).await;
+    bench.stop().await;
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(events.iter().all(|event| text.contains(event)), "{text}");
+}
+
 #[tokio::test]
 async fn a_full_folder_is_told_of_and_takes_what_fits_when_a_person_makes_room() {
     let dir = tempfile::tempdir().unwrap();
@@ -231,7 +259,10 @@ async fn letters_that_would_fill_the_spool_go_into_its_quarantine() {
     let mut files = std::fs::read_dir(&quarantine).unwrap();
     let file = files.next().unwrap().unwrap();
     let name = file.file_name().into_string().unwrap();
-    assert!(name.starts_with("letters-") && bench.said(&name), "{name}");
+    assert!(
+        name.starts_with("dead-letters-") && bench.said(&name),
+        "{name}"
+    );
     let spool = Arc::clone(&bench.spool);
     bench.stop().await;
     assert_eq!(spool.usage().unfinished, 0);

@@ -72,6 +72,27 @@ async fn a_suspect_goes_behind_all_others_and_is_acquitted() {
     assert_eq!(told(dir.path()), (false, 0));
 }
 
+/// Were others read first, and many of them end the process, no run would ever come to a trial.
+#[tokio::test]
+async fn where_there_are_several_suspects_nothing_new_is_read_before_they_are_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let ends = ["a", "b", "c"].map(|event| (event, Work::Deliver, false));
+    left_behind(dir.path(), &["a", "b", "c", "d"], &ends).await;
+    assert_eq!(
+        told(dir.path()),
+        (true, 2),
+        "the third is the one that was at work"
+    );
+    let store = Store::new(STREAM, MANY);
+    let began = Instant::now();
+    let bench = start(dir.path(), &store, FIREHOSE);
+    store.reached(1).await;
+    assert!(began.elapsed() >= LIVED);
+    bench.stop().await;
+    assert_eq!(store.lines(), lines(&["a", "b", "c", "d"]));
+    assert_eq!(told(dir.path()), (false, 0));
+}
+
 #[tokio::test]
 async fn a_stop_leaves_no_suspect_behind() {
     let dir = tempfile::tempdir().unwrap();
