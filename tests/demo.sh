@@ -9,7 +9,8 @@ patience=120 # seconds; the demo itself takes a few
 config=fluent-bit.conf.example
 demo=target/demo
 objects=$demo/objects
-harness=target/ferry-harness
+harness=${HARNESS:-target/ferry-harness}
+library=$(realpath "${LIBRARY:-target/out_ferry.so}")
 
 fail() {
     echo "error: $1" >&2
@@ -18,13 +19,13 @@ fail() {
 
 case ${HOST:-harness} in
 harness)
-    host=("$harness" run -c "$config")
+    host=("$harness" run -c "$demo/fluent-bit.conf")
     ;;
 fluent-bit)
     fluent_bit=${FLUENT_BIT:-$(command -v fluent-bit || true)}
     [ -n "$fluent_bit" ] || fail "there is no fluent-bit on the PATH; remedy: make demo HOST=fluent-bit FLUENT_BIT=/path/to/fluent-bit, or leave HOST out to run the bundled harness"
     [ -x "$fluent_bit" ] || fail "FLUENT_BIT is $fluent_bit, which cannot be executed; remedy: the full path of a fluent-bit executable"
-    host=("$fluent_bit" -c "$config")
+    host=("$fluent_bit" -c "$demo/fluent-bit.conf")
     ;;
 *)
     fail "HOST is $HOST; it may be harness or fluent-bit"
@@ -37,6 +38,10 @@ arrivals() { { list | xargs -r zcat 2>/dev/null || true; } | wc -l; }
 
 rm -rf "$demo"
 mkdir -p "$demo/app"
+# The configuration as it is, with the library that was built for this.
+printf '[PLUGINS]\n    Path %s\n' "$library" >"$demo/plugins.conf"
+sed -e "s|Plugins_File .*|Plugins_File $PWD/$demo/plugins.conf|" -e "s|Parsers_File .*|Parsers_File $PWD/parsers.conf|" \
+    "$config" >"$demo/fluent-bit.conf"
 "$harness" generate --shape nestjs -n "$records" -o "$demo/app/access.log"
 echo "generated $records lines in $demo/app/access.log"
 
@@ -44,11 +49,13 @@ echo "running ${host[*]}"
 timeout --kill-after=15 "$((2 * patience))" "${host[@]}" >"$demo/host.log" 2>&1 &
 pid=$!
 trap 'kill "$pid" 2>/dev/null || true' EXIT
+before=0
 # A host that follows files does not end by itself: it is stopped when everything has arrived.
 for ((second = 0; second < patience; second++)); do
     kill -0 "$pid" 2>/dev/null || break
     arrived=$(arrivals)
-    echo "  $arrived of $records records in $(list | wc -l) objects"
+    echo "  $arrived of $records records in $(list | wc -l) objects, $((arrived - before)) a second"
+    before=$arrived
     [ "$arrived" -lt "$records" ] || break
     sleep 1
 done
@@ -75,3 +82,12 @@ if [ "$status" -ne 0 ] || [ "$verdict" -ne 0 ]; then
     tail -n 20 "$demo/host.log"
     fail "the demo did not deliver every record once"
 fi
+
+cat <<'NEXT'
+
+What next:
+  docs/quick-start.md          install it, and configure your own Fluent Bit
+  fluent-bit.conf.example      the configuration of this demo, and others to copy
+  make build                   the whole of it, with Firehose, S3 and Google Cloud Storage
+  target/ferry check FILE      tries your configuration before the start
+NEXT

@@ -453,6 +453,18 @@ struct Holding {
     reusable: bool,
 }
 
+/// The segment that is written to.
+struct Active {
+    file: Arc<dyn File>,
+    first: Seq,
+    /// Bytes of what was answered for. What stands behind them is being written, or is void.
+    len: u64,
+    /// Bytes that its file has.
+    capacity: u64,
+    /// It holds its Begin frame and nothing else.
+    bare: bool,
+}
+
 /// What the thread and the callers share.
 #[derive(Debug, Default)]
 struct State {

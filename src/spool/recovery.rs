@@ -11,8 +11,7 @@ use super::frame::{
 use super::manifest::Keeper;
 use super::scan::{self, Check, Damage, Doubted, Place, Segment, Survey};
 use super::suspects::Record;
-use super::writer::Active;
-use super::{Holding, Limits, Recovered, Seq, State};
+use super::{Active, Holding, Limits, Recovered, Seq, State};
 use crate::ids::ChunkId;
 
 /// Bytes that are copied into the quarantine at once.

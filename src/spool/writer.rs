@@ -18,7 +18,9 @@ use super::frame::{
 use super::manifest::{Entry as Listed, Keeper};
 use super::recovery::copy_bytes;
 use super::scan::Place;
-use super::{Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State, ousted};
+use super::{
+    Active, Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State, ousted,
+};
 use crate::ids::Time;
 use crate::ids::chunk_id;
 
@@ -144,18 +146,6 @@ impl Entry {
             Then::Note { durability, .. } => durability == Durability::Synced,
         }
     }
-}
-
-/// The segment that is written to.
-pub(super) struct Active {
-    pub(super) file: Arc<dyn File>,
-    pub(super) first: Seq,
-    /// Bytes of what was answered for. What stands behind them is being written, or is void.
-    pub(super) len: u64,
-    /// Bytes that its file has.
-    pub(super) capacity: u64,
-    /// It holds its Begin frame and nothing else.
-    pub(super) bare: bool,
 }
 
 /// A file that was begun, was not finished, and could not be removed.
