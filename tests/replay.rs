@@ -524,3 +524,91 @@ fn what_is_wrong_is_said_before_anything_is_taken() {
         none.stderr
     );
 }
+
+#[test]
+fn a_file_in_which_no_line_is_a_letter_is_left_alone() {
+    let place = Place::folder("");
+    place.write(&[letter("a/20251121T130000Z-0.ndjson", "x")]);
+    let configuration = fs::read(place.path("fluent-bit.conf")).unwrap();
+    let slips = [
+        ("second.conf", configuration.as_slice()),
+        ("comments.replaying", b"# \n#{}\n\n{\"a\":1}\n"),
+        ("bytes", b"\xff\xfe\0"),
+    ];
+    for (name, bytes) in slips {
+        let file = place.path(name);
+        fs::write(&file, bytes).unwrap();
+        let file = file.display().to_string();
+        let letters = place.at("dead-letters.ndjson").display().to_string();
+        for arguments in [&["--dry-run", &file][..], &[&letters, &file]] {
+            let run = place.run(arguments);
+            run.ends(2);
+            assert!(
+                run.stderr.contains(&format!("{file} holds no dead letter")),
+                "{}",
+                run.stderr
+            );
+            assert_eq!(fs::read(&file).unwrap(), bytes, "{name}");
+            assert_eq!(place.files(), ["dead-letters.ndjson"], "{name}");
+        }
+    }
+    // One letter among what is none is enough, also where it is struck out.
+    let line = letter("a/20251121T130000Z-0.ndjson", "x").to_string();
+    for (name, text, status) in [
+        ("some", format!("no letter\n{line}\n"), 1),
+        ("done", format!("#{}\n", &line[1..]), 0),
+    ] {
+        let file = place.path(name);
+        fs::write(&file, text).unwrap();
+        place.run(&[file.to_str().unwrap()]).ends(status);
+    }
+}
+
+#[test]
+fn a_file_keeps_its_mode() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let place = Place::folder("");
+    place.write(&[
+        letter("a/20251121T130000Z-0.ndjson", "x"),
+        bytes(of("malformed", ""), b"\xc1"),
+    ]);
+    let mode = fs::Permissions::from_mode(0o640);
+    fs::set_permissions(place.at("dead-letters.ndjson"), mode).unwrap();
+    place.run(&[]).ends(1);
+    let left = fs::metadata(place.at("dead-letters.ndjson.replaying")).unwrap();
+    assert_eq!(left.permissions().mode() & 0o7777, 0o640);
+}
+
+#[test]
+fn what_is_wrong_with_a_letter_names_the_field() {
+    let place = Place::folder("");
+    let good = letter("a/20251121T130000Z-0.ndjson", "x");
+    let with = |key: &str, value: Value| {
+        let mut letter = good.clone();
+        letter[key] = value;
+        letter
+    };
+    let mut without = good.clone();
+    without.as_object_mut().unwrap().remove("reason");
+    place.write(&[
+        with("record", json!({ "a": 1 })),
+        with("tag", json!(7)),
+        without,
+        json!(["time"]),
+        with("target", json!(null)),
+    ]);
+    let run = place.run(&["--dry-run"]);
+    run.ends(1);
+    let file = place.at("dead-letters.ndjson");
+    for (number, words) in [
+        (1, "record must be a string, and is an object"),
+        (2, "tag must be a string, and is a number"),
+        (3, "reason is missing"),
+        (4, "the line is no JSON object"),
+    ] {
+        let line = format!("{}:{number}: unreadable: {words}", file.display());
+        assert!(run.stdout.contains(&line), "{line}: {}", run.stdout);
+    }
+    assert_eq!(run.stdout.lines().count(), 4, "{}", run.stdout);
+}

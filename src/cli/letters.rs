@@ -45,7 +45,9 @@ pub(super) struct Letter {
 impl Letter {
     /// Reads a line. The error says what is wrong with it.
     pub(super) fn read(line: &[u8]) -> Result<Letter, String> {
-        serde_json::from_slice(line).map_err(|error| format!("the line is no letter: {error}"))
+        serde_json::from_slice(line).map_err(|error| {
+            flaw(line).unwrap_or_else(|| format!("the line is no letter: {error}"))
+        })
     }
 
     /// When it was written; 1970 where it does not say.
@@ -89,6 +91,37 @@ impl Letter {
     }
 }
 
+/// The fields of a letter, whether it must have them, and whether they may be null.
+const FIELDS: [(&str, bool, bool); 7] = [
+    ("time", true, false),
+    ("tag", true, false),
+    ("reason", true, false),
+    ("error", false, false),
+    ("target", false, true),
+    ("record", false, true),
+    ("record_base64", false, true),
+];
+
+/// What is wrong with JSON that is no letter; `None` where it is no JSON.
+fn flaw(line: &[u8]) -> Option<String> {
+    let Value::Object(fields) = serde_json::from_slice(line).ok()? else {
+        return Some("the line is no JSON object".to_owned());
+    };
+    FIELDS.iter().find_map(|(name, needed, nullable)| {
+        let kind = match fields.get(*name) {
+            Some(Value::String(_)) => return None,
+            None => return needed.then(|| format!("{name} is missing")),
+            Some(Value::Null) if *nullable => return None,
+            Some(Value::Null) => "null",
+            Some(Value::Bool(_)) => "true or false",
+            Some(Value::Number(_)) => "a number",
+            Some(Value::Array(_)) => "an array",
+            Some(Value::Object(_)) => "an object",
+        };
+        Some(format!("{name} must be a string, and is {kind}"))
+    })
+}
+
 /// The lines of a letter's bytes.
 pub(super) fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     body.strip_suffix(b"\n")
@@ -121,6 +154,13 @@ impl Sources {
                     }
                 }
                 continue;
+            }
+            if path.is_file() && !may_hold_letters(path)? {
+                return Err(format!(
+                    "{} holds no dead letter: no line in it is one; nothing was changed",
+                    path.display()
+                )
+                .into());
             }
             let name = name_of(path);
             let folder = folder_of(path);
@@ -173,6 +213,28 @@ impl Sources {
         }
         Ok(taken)
     }
+}
+
+/// Whether a line of a file is a letter, or was one before it was struck out, or there is no line. A replay takes a file and
+/// changes it, and what it is given may be another by a slip.
+fn may_hold_letters(path: &Path) -> Result<bool, Failure> {
+    let unreadable = |error| about(path.display(), "read", error);
+    let file = File::open(path).map_err(unreadable)?;
+    let mut is_empty = true;
+    for line in BufReader::new(file).split(b'\n') {
+        let mut line = line.map_err(unreadable)?;
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        is_empty = false;
+        if line[0] == DONE {
+            line[0] = b'{';
+        }
+        if Letter::read(&line).is_ok() {
+            return Ok(true);
+        }
+    }
+    Ok(is_empty)
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
@@ -332,6 +394,7 @@ impl LetterFile {
             .truncate(true)
             .mode(0o600)
             .open(&part)?;
+        rest.set_permissions(self.file.metadata()?.permissions())?;
         let mut rest = io::BufWriter::new(rest);
         let mut now = HashMap::new();
         let mut before: HashMap<u64, u64> = HashMap::new();
