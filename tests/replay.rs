@@ -581,6 +581,65 @@ fn a_file_keeps_its_mode() {
 }
 
 #[test]
+fn objects_are_named_as_those_of_the_output() {
+    let events = event(b"\x81\xa7message\xa1x");
+    for (keys, end) in [
+        ("compression none", ".ndjson"),
+        ("compression gzip", ".ndjson.gz"),
+        ("compression none\n    log_key message", ".log"),
+        ("compression zstd\n    log_key message", ".log.zst"),
+    ] {
+        let place = Place::folder("");
+        let file = place.path("fluent-bit.conf");
+        let text = fs::read_to_string(&file).unwrap();
+        let text = text.replace("compression none\n    log_key message", keys);
+        fs::write(&file, text).unwrap();
+        place.write(&[
+            letter("a/20251121T130000Z-0.x", "{\"a\":1}"),
+            bytes(of("too_large", ""), &events),
+        ]);
+        place.run(&[]).ends(0);
+        let mut objects = names(&place.path("objects/a"));
+        objects.extend(names(&place.path("objects/app/2025")));
+        assert_eq!(objects.len(), 2, "{keys}");
+        for name in objects {
+            assert!(
+                name.ends_with(end) && !name.contains(".."),
+                "{keys}: {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_encodes_the_events_that_a_replay_would() {
+    let place = Place::folder("");
+    let configuration = fs::read_to_string(place.path("fluent-bit.conf")).unwrap();
+    let plain = configuration.replace("    log_key message\n", "");
+    fs::write(place.path("fluent-bit.conf"), plain).unwrap();
+    let deep = |depth: usize| {
+        let mut body = b"\x81\xa1n".to_vec();
+        body.extend(vec![0x91; depth]);
+        body.push(1);
+        event(&body)
+    };
+    place.write(&[
+        bytes(of("too_deep", ""), &deep(2_000)),
+        bytes(of("too_deep", ""), &deep(3)),
+    ]);
+    let expected = (1, 1);
+    for arguments in [&["--dry-run", "--json"][..], &["--json"]] {
+        let run = place.run(arguments);
+        run.ends(1);
+        let report: Value = serde_json::from_str(&run.stdout).unwrap();
+        let found = (report["sent"].as_u64(), report["stay"].as_u64());
+        assert_eq!(found, (Some(expected.0), Some(expected.1)), "{report}");
+        assert_eq!(report["lines"], 1, "{report}");
+        assert_eq!(report["stays"][0]["reason"], "too_deep", "{report}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_letter_names_the_field() {
     let place = Place::folder("");
     let good = letter("a/20251121T130000Z-0.ndjson", "x");

@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ferry::check::host::{self, Output};
+use ferry::codec::Encoding;
 use ferry::codec::msgpack::{Event, Events, Item};
+use ferry::codec::template::Template;
 use ferry::config::{Config, Destination, Properties, keys, stream_name};
 use ferry::delivery::dead_letter::FILE;
 use ferry::ids::{Time, Verdict};
@@ -288,12 +290,27 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Where the output sends such a record.
-    fn of_record(&self, letter: &Letter, body: &[u8]) -> String {
-        let template = match &self.config.destination {
+    /// The name of the delivery stream or folder.
+    fn template(&self) -> &Template {
+        match &self.config.destination {
             Destination::Firehose(firehose) => &firehose.delivery_stream,
             Destination::Blob { folder, .. } => folder,
-        };
+        }
+    }
+
+    /// Why a letter would stay, or something of it, that goes out as events: what is no record to the output.
+    fn unfit(&self, letter: &Letter) -> Option<Why> {
+        let body = letter.body().ok()?;
+        let encoding = Encoding::new(&self.config.encode, self.template());
+        let tag = letter.tag.as_bytes().into();
+        let first = encoding
+            .steps(&tag, &body, |_| true)
+            .find_map(|step| step.letters.into_iter().next());
+        first.map(|letter| Why::new(letter.reason.as_str(), letter.detail))
+    }
+
+    /// Where the output sends such a record.
+    fn of_record(&self, letter: &Letter, body: &[u8]) -> String {
         let first = lines(body).next().unwrap_or_default();
         let record = match serde_json::from_slice(first) {
             Ok(record @ Value::Object(_)) => ferry::check::msgpack_of(&record),
@@ -307,7 +324,7 @@ impl<'a> Section<'a> {
             raw: &record,
         };
         let mut name = String::new();
-        template.render(&letter.tag, &event, &mut name);
+        self.template().render(&letter.tag, &event, &mut name);
         match self.is_blob() {
             true => name.trim_matches('/').to_owned(),
             false => stream_name(&name),
@@ -326,6 +343,9 @@ impl<'a> Section<'a> {
         match way {
             Way::Lines(to) => {
                 set.push(("log_key", KEY.to_owned()));
+                if self.config.encode.log_key.is_none() {
+                    set.push((keys::AS_RECORDS, "on".to_owned()));
+                }
                 set.push(match self.is_blob() {
                     true if to.is_empty() => ("path", "/".to_owned()),
                     true => ("path", to.replace('%', "%%")),
@@ -398,7 +418,11 @@ fn would(section: &Section<'_>, sources: &Sources) -> Result<Report, Failure> {
         let before = report.stay;
         look(path, |found| {
             report.letters += 1;
-            match section.way(&found) {
+            let way = section.way(&found);
+            let events = matches!(way, Ok((Way::Events(_), _)));
+            let letter = found.letter.as_ref().ok().filter(|_| events);
+            let unfit = letter.and_then(|letter| section.unfit(letter));
+            match unfit.map_or(way, Err) {
                 Ok((_, count)) => {
                     report.sent += 1;
                     report.lines += count;

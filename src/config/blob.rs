@@ -67,6 +67,9 @@ pub struct Blob {
     pub ca_pem: Option<Vec<u8>>,
 }
 
+/// The folder of objects where no `path` is set.
+const PATH: &str = "{tag}/%Y/%m/%d/%H";
+
 impl Reader<'_> {
     pub(super) fn blob(
         &mut self,
@@ -75,9 +78,8 @@ impl Reader<'_> {
         raw: bool,
         memory_limit: usize,
     ) -> Option<Destination> {
-        let path = self
-            .text(&keys::PATH)
-            .unwrap_or_else(|| "{tag}/%Y/%m/%d/%H".to_owned());
+        let raw = raw && !self.is_set(&keys::LINES_AS_RECORDS);
+        let path = self.text(&keys::PATH).unwrap_or_else(|| PATH.to_owned());
         let folder = self.template(&keys::PATH, &path);
         // Who lowers `memory_limit` alone gets smaller objects, not a refusal.
         let default = open_objects(memory_limit).min(keys::BLOB_MAX_SIZE.value.default);
