@@ -1053,6 +1053,23 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
 }
 
 #[test]
+fn a_folder_is_shown_with_its_time_as_it_is_written() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("spool").display().to_string();
+    let keys = [("url", url.as_str()), ("spool_dir", &spool)];
+    for (path, shown) in [
+        (None, "objects come to app/%Y/%m/%d/%H/"),
+        (Some("/x/{tag}-$TAG/%F/"), "objects come to x/app-app/%F/"),
+        (Some("%Y"), "objects come to %Y/"),
+    ] {
+        let more: Vec<_> = path.map(|path| ("path", path)).into_iter().collect();
+        let run = bench.check(&[&keys[..], &more].concat(), &["--tag", "app"]);
+        assert!(run.words("path").contains(shown), "{shown}: {}", run.stdout);
+    }
+}
+
+#[test]
 fn the_library_is_looked_for_where_fluent_bit_looks() {
     let bench = Bench::new();
     let library = bench.write("out_ferry.so", "");

@@ -146,3 +146,105 @@ fn it_looks_into_more_segments_than_it_may_open_files() {
         assert!(said.contains(expected), "{arguments:?}");
     }
 }
+
+/// A spool with one chunk.
+fn small_spool(dir: &Path) {
+    let options = Options {
+        limit: 1 << 20,
+        segment_bytes: Some(4_096),
+    };
+    let disk = Arc::new(LocalDisk::open(dir).unwrap());
+    let (spool, _) = Spool::open(disk, options).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let chunk = Chunk {
+        id: chunk_id(b"app", EVENT),
+        tag: b"app",
+        data: EVENT.to_vec().into(),
+        arrived: Time::default(),
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    runtime.block_on(spool.append(chunk, deadline)).unwrap();
+}
+
+#[test]
+fn a_folder_that_holds_no_spool_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    small_spool(&dir.path().join("s3"));
+    small_spool(&dir.path().join("az"));
+    std::fs::create_dir(dir.path().join("other")).unwrap();
+    std::fs::write(dir.path().join("fluent-bit.conf"), "[SERVICE]\n").unwrap();
+    let empty = dir.path().join("other");
+    for command in ["inspect", "verify", "export"] {
+        let said = tool(&[command], dir.path());
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        assert!(said.stdout.is_empty(), "{said:?}");
+        let words = String::from_utf8(said.stderr).unwrap();
+        for expected in [
+            format!("error: {} holds no spool", dir.path().display()),
+            "remedy: name spool_dir; below it are: az/, s3/".to_owned(),
+        ] {
+            assert!(words.contains(&expected), "{expected}: {words}");
+        }
+        let said = tool(&[command], &empty);
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        let words = String::from_utf8(said.stderr).unwrap();
+        assert!(
+            words.contains("holds no spool") && words.trim_end().ends_with("name spool_dir"),
+            "{words}"
+        );
+        let said = tool(&[command], &dir.path().join("s3"));
+        assert_eq!(said.status.code(), Some(0), "{said:?}");
+    }
+    // One in which nothing was ever written is one.
+    let fresh = dir.path().join("fresh");
+    drop(LocalDisk::open(&fresh).unwrap());
+    let said = tool(&["inspect"], &fresh);
+    assert_eq!(said.status.code(), Some(0), "{said:?}");
+}
+
+#[test]
+fn a_target_is_shown_with_its_time_as_it_is_written_and_with_whose_configuration_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = dir.path().join("spool");
+    small_spool(&spool);
+    let file = dir.path().join("fluent-bit.conf");
+    const REGION: &str = "    region x\n";
+    let inspect = |url: &str, path: &str, of: &Path| {
+        let text = format!(
+            "[OUTPUT]\n    Name ferry\n    Match *\n    url {url}\n    spool_dir {}\n{path}",
+            of.display()
+        );
+        std::fs::write(&file, text).unwrap();
+        let said = tool(
+            &["inspect", "--json", "--config", file.to_str().unwrap()],
+            &spool,
+        );
+        assert_eq!(said.status.code(), Some(0), "{said:?}");
+        let told: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        let target = told["tags"][0]["target"].as_str().unwrap().to_owned();
+        (target, String::from_utf8(said.stderr).unwrap())
+    };
+    for (url, path, target) in [
+        ("s3://logs", REGION, "s3://logs/app/%Y/%m/%d/%H"),
+        ("s3://logs/a/", REGION, "s3://logs/a/app/%Y/%m/%d/%H"),
+        (
+            "s3://logs/a",
+            "    region x\n    path /{tag}/%F/\n",
+            "s3://logs/a/app/%F",
+        ),
+        ("s3://logs", "    region x\n    path /\n", "s3://logs"),
+        ("file:///logs", "    path x-%H\n", "file:///logs/x-%H"),
+    ] {
+        let (shown, note) = inspect(url, path, &spool);
+        assert_eq!(shown, target, "{url} {path}");
+        assert_eq!(note, "");
+    }
+    let (_, note) = inspect("s3://logs", REGION, Path::new("/elsewhere/spool"));
+    assert!(
+        note.contains("note: ") && note.contains("/elsewhere/spool"),
+        "{note}"
+    );
+}

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::codec::msgpack::Event;
 use crate::codec::template::Template;
-use crate::config::{Config, Destination};
+use crate::config::{Blob, Config, Destination};
 
 mod aws;
 mod blob;
@@ -233,7 +233,11 @@ async fn check(
             prefix,
             folder,
             ..
-        } => blob::check(&config, blob, prefix, folder, options, report).await,
+        } => {
+            let written = Blob::folder_as_written(output);
+            let folder = written.as_ref().unwrap_or(folder);
+            blob::check(&config, blob, prefix, folder, options, report).await;
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use ferry::codec::json::Options;
 use ferry::codec::msgpack::Event;
 use ferry::codec::template::Template;
 use ferry::codec::time::{TimeFormat, now, write_iso8601};
-use ferry::config::{Config, Destination};
+use ferry::config::{Blob, Config, Destination};
 use ferry::ids::EventSet;
 use ferry::ids::Time;
 use ferry::spool::disk::{Disk, LocalDisk};
@@ -113,10 +113,10 @@ fn obey(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done 
     match command {
         Command::Inspect { dir, config, json } => {
             let config = match config {
-                Some(file) => Some(configured(file, dir)?),
+                Some(file) => Some(configured(file, dir, errors)?),
                 None => None,
             };
-            let disk = LocalDisk::look(dir)?;
+            let disk = look(dir)?;
             let survey = read(&disk, Check::LastSegment)?;
             let tags = tags(&survey, &Handles::new(Arc::new(disk)))?;
             let report = Report::new(&survey, &tags, config.as_ref(), now());
@@ -129,14 +129,46 @@ fn obey(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done 
             }
             Ok(true)
         }
-        Command::Verify { dir } => Ok(verify(&read(&LocalDisk::look(dir)?, Check::All)?, out)?),
-        Command::Export { dir, choice } => Ok(export(
-            Arc::new(LocalDisk::look(dir)?),
-            choice,
-            out,
-            errors,
-        )?),
+        Command::Verify { dir } => Ok(verify(&read(&look(dir)?, Check::All)?, out)?),
+        Command::Export { dir, choice } => Ok(export(Arc::new(look(dir)?), choice, out, errors)?),
     }
+}
+
+/// Opens a spool's directory. One that holds none is refused: that nothing waits in it would be no answer.
+fn look(dir: &Path) -> Result<LocalDisk, Failure> {
+    let disk = LocalDisk::look(dir)?;
+    if is_spool(&disk)? {
+        return Ok(disk);
+    }
+    let mut below: Vec<String> = Vec::new();
+    for entry in dir.read_dir()?.flatten() {
+        let spool = LocalDisk::look(&entry.path()).and_then(|disk| is_spool(&disk));
+        if spool.unwrap_or(false) {
+            below.push(format!("{}/", entry.file_name().display()));
+        }
+    }
+    below.sort();
+    let below = match below.is_empty() {
+        true => String::new(),
+        false => format!("; below it are: {}", below.join(", ")),
+    };
+    let words = "holds no spool (no .seg file, lock or manifest); remedy: name spool_dir";
+    Err(format!("{} {words}{below}", dir.display()).into())
+}
+
+/// What a spool has beside its segments.
+const FILES: [&str; 5] = ["lock", "manifest.0", "manifest.1", "reserve", "suspects"];
+
+/// Whether anything that a spool makes is there.
+fn is_spool(disk: &dyn Disk) -> io::Result<bool> {
+    let files = disk.list()?;
+    Ok(files.iter().any(|(name, _)| {
+        FILES.contains(&&**name)
+            || name.starts_with("quarantine/")
+            || [".seg", ".spare", ".copy"]
+                .iter()
+                .any(|end| name.ends_with(end))
+    }))
 }
 
 /// Surveys a spool, and shows on a terminal how far it is.
@@ -147,10 +179,17 @@ fn read(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     survey
 }
 
-/// The output of a configuration whose spool is in `dir`; of a copy, the only one that has a spool.
-fn configured(file: &Path, dir: &Path) -> Result<Config, Failure> {
+/// What is known of the output that a spool is of.
+struct Configured {
+    config: Config,
+    /// The folder of its objects, without an event's time.
+    folder: Option<Template>,
+}
+
+/// The output of a configuration whose spool is in `dir`; of a copy, the only one that has a spool, which is said.
+fn configured(file: &Path, dir: &Path, errors: &mut dyn Write) -> Result<Configured, Failure> {
     let configuration = host::read(file, |name| name == "ferry")?;
-    let mut spooled: Vec<(Config, PathBuf)> = Vec::new();
+    let mut spooled: Vec<(Configured, PathBuf)> = Vec::new();
     for output in &configuration.outputs {
         let config = Config::read(output).map_err(|problems| {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -159,7 +198,8 @@ fn configured(file: &Path, dir: &Path) -> Result<Config, Failure> {
         })?;
         if let Some(place) = &config.spool {
             let place = place.dir.clone();
-            spooled.push((config, place));
+            let folder = Blob::folder_as_written(output);
+            spooled.push((Configured { config, folder }, place));
         }
     }
     let there = |path: &Path| path.canonicalize().ok();
@@ -169,7 +209,17 @@ fn configured(file: &Path, dir: &Path) -> Result<Config, Failure> {
         .position(|(_, place)| asked.is_some() && there(place) == asked);
     match (at, spooled.len()) {
         (Some(at), _) => Ok(spooled.swap_remove(at).0),
-        (None, 1) => Ok(spooled.swap_remove(0).0),
+        (None, 1) => {
+            let (configured, place) = spooled.swap_remove(0);
+            writeln!(
+                errors,
+                "note: spool_dir in {} is {}, not {}: limit and targets are those of the former",
+                file.display(),
+                place.display(),
+                dir.display()
+            )?;
+            Ok(configured)
+        }
         (None, 0) => Err(format!("{}: no ferry output in it has a spool", file.display()).into()),
         (None, _) => Err(format!(
             "{}: several outputs have a spool, and none of them in {}: name the directory as spool_dir does",
@@ -248,7 +298,7 @@ fn plain(text: &[u8]) -> String {
 /// What `inspect` finds, as `--json` gives it. Bytes are those of files or of chunks' data; times are ISO 8601, UTC.
 #[derive(Serialize)]
 struct Report {
-    /// The spool's own number; null in an empty directory.
+    /// The spool's own number; null where no segment tells it.
     spool: Option<String>,
     /// Bytes of all segments.
     bytes: u64,
@@ -319,7 +369,7 @@ struct DamageRow {
 #[derive(Serialize)]
 struct TagRow {
     tag: String,
-    /// The delivery stream or folder that it goes to; null without `--config`, and where each record says.
+    /// The delivery stream, or the folder with its strftime as it is written, that it goes to; null without `--config`, and where each record says.
     target: Option<String>,
     chunks: u64,
     bytes: u64,
@@ -389,7 +439,7 @@ impl Report {
     fn new(
         survey: &Survey,
         tags: &BTreeMap<Vec<u8>, Waiting>,
-        config: Option<&Config>,
+        configured: Option<&Configured>,
         now: Time,
     ) -> Report {
         let bytes = survey.segments.iter().map(|segment| segment.bytes).sum();
@@ -397,7 +447,7 @@ impl Report {
         let unfinished_bytes = unfinished(survey)
             .map(|(_, place)| u64::from(place.data_len))
             .sum();
-        let limit = config.and_then(|config| Some(config.spool.as_ref()?.limit));
+        let limit = configured.and_then(|of| Some(of.config.spool.as_ref()?.limit));
         let age = oldest.map(|oldest| now.seconds.saturating_sub(oldest.seconds));
         let full_in = limit
             .zip(age)
@@ -425,7 +475,7 @@ impl Report {
                 .iter()
                 .map(|(tag, waiting)| TagRow {
                     tag: String::from_utf8_lossy(tag).into_owned(),
-                    target: config.and_then(|config| target(config, tag, waiting.oldest)),
+                    target: configured.and_then(|of| target(of, tag, waiting.oldest)),
                     chunks: waiting.chunks,
                     bytes: waiting.bytes,
                     oldest: iso(waiting.oldest),
@@ -531,16 +581,11 @@ fn full_in(room: u64, waiting: u64, age: i64) -> Option<u64> {
     u64::try_from(seconds).ok()
 }
 
-/// The delivery stream, or the folder in the store, of a tag's records. `None`: each record says.
-fn target(config: &Config, tag: &[u8], time: Time) -> Option<String> {
-    let (template, before) = match &config.destination {
-        Destination::Firehose(firehose) => (&firehose.delivery_stream, String::new()),
-        Destination::Blob {
-            blob,
-            prefix,
-            folder,
-            ..
-        } => (folder, format!("{}/{prefix}/", blob.store)),
+/// The delivery stream, or the folder in the store, of a tag's records, without an event's time. `None`: each record says.
+fn target(of: &Configured, tag: &[u8], time: Time) -> Option<String> {
+    let template = match &of.config.destination {
+        Destination::Firehose(firehose) => &firehose.delivery_stream,
+        Destination::Blob { folder, .. } => of.folder.as_ref().unwrap_or(folder),
     };
     if !template.steady_within_a_second() {
         return None;
@@ -556,7 +601,17 @@ fn target(config: &Config, tag: &[u8], time: Time) -> Option<String> {
     };
     let mut name = String::new();
     template.render(&String::from_utf8_lossy(tag), &event, &mut name);
-    Some(format!("{before}{name}"))
+    Some(match &of.config.destination {
+        Destination::Firehose(_) => name,
+        Destination::Blob { blob, prefix, .. } => {
+            let store = blob.store.to_string();
+            let parts = [&store, prefix, &name].map(|part| part.trim_end_matches('/'));
+            let below = parts[1..].iter().map(|part| part.trim_start_matches('/'));
+            let parts = [parts[0]].into_iter().chain(below);
+            let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+            parts.join("/")
+        }
+    })
 }
 
 /// A time span for a person.

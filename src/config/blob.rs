@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::reader::Reader;
 use super::value::{shown, without_secrets};
-use super::{Aws, Azure, Destination, ObjectBounds, Place, keys, open_objects};
+use super::{Aws, Azure, Destination, ObjectBounds, Place, Properties, keys, open_objects};
+use crate::codec::template::Template;
 use crate::compress::Compression;
 
 /// Which store objects go to.
@@ -69,6 +70,15 @@ pub struct Blob {
 
 /// The folder of objects where no `path` is set.
 const PATH: &str = "{tag}/%Y/%m/%d/%H";
+
+impl Blob {
+    /// The folder of objects with its strftime as it is written, to be shown to a person: it follows from the time of
+    /// each event. `None` where `path` cannot be read.
+    pub fn folder_as_written(properties: &dyn Properties) -> Option<Template> {
+        let path = keys::PATH.names().find_map(|name| properties.get(name));
+        Template::parse(path.as_deref().unwrap_or(PATH).trim(), false).ok()
+    }
+}
 
 impl Reader<'_> {
     pub(super) fn blob(
