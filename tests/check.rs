@@ -1209,7 +1209,7 @@ struct Move {
 
 const MOVES: &[Move] = &[
     Move {
-        old: "Name kinesis_firehose\nMatch app.*\nregion us-east-1\ndelivery_stream ${STREAM}\ntime_key time\nRetry_Limit 5\nnet.keepalive off",
+        old: "Name kinesis_firehose\nMatch app.*\nregion us-east-1\ndelivery_stream ${STREAM}\ntime_key time\nRetry_Limit 5\nnet.keepalive off\ntls on",
         has: &[
             "Name ferry",
             "Match app.*",
@@ -1221,6 +1221,7 @@ const MOVES: &[Move] = &[
             "without Z",
             "# - aggregation differs",
             "# - net.keepalive has no counterpart",
+            "# - tls on is left out: Ferry speaks HTTPS by itself",
         ],
         has_not: &["Retry_Limit 5"],
     },
@@ -1277,6 +1278,7 @@ const MOVES: &[Move] = &[
             "spool on",
             "# - object names differ",
             "# - buffering differs",
+            "# - tls on is left out: Ferry speaks HTTPS by itself, and Fluent Bit does not start with it here",
         ],
         has_not: &["c2VjcmV0", "plain HTTP"],
     },

@@ -255,7 +255,11 @@ impl<'o> Draft<'o> {
             }
             (None, false) => {}
         }
-        self.take("tls");
+        match (self.take("tls").is_some(), self.flag("tls")) {
+            (_, Some(true)) => self.note("tls on is left out: Ferry speaks HTTPS by itself, and Fluent Bit does not start with it here"),
+            (true, _) => self.note("tls is left out: whether it is HTTPS the endpoint says"),
+            (false, _) => {}
+        }
         self.carry("tls.ca_file", "tls_ca_file", str::to_owned);
         if self.flag("tls.verify") == Some(false) {
             self.note("tls.verify off has no counterpart: certificates are always checked; set tls_ca_file to your own CA");
