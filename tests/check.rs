@@ -1035,7 +1035,7 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
         "FAIL logs configuration: PLACE:7: memory_limit: 'lots' is not a size",
         "FAIL logs configuration: PLACE:8: role_arn: 'nobody' is no ARN",
         "warn ferry.1 keys: PLACE:16: agregation is not known and does nothing; remedy: did you mean aggregation?",
-        "warn ferry.1 keys: PLACE:17: tls is Fluent Bit's own and does not reach Ferry",
+        "FAIL ferry.1 keys: PLACE:17: tls on: Fluent Bit 5.1.1 does not start with it",
         "warn ferry.1 keys: PLACE:19: tag_key is set twice",
         "warn ferry.1 keys: variable ${FERRY_NOT_SET} is used but not set",
         "warn ferry.1 host: Retry_Limit is 3",
@@ -1050,6 +1050,113 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
             run.stdout
         );
     }
+}
+
+#[test]
+fn of_a_key_that_is_set_twice_the_one_is_judged_that_counts() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let (spool, other) = (bench.path("spool"), bench.path("other"));
+    let (spool, other) = (spool.display().to_string(), other.display().to_string());
+    let check = |more: &[(&str, &str)]| {
+        let keys = [("url", url.as_str()), ("spool_dir", &spool)];
+        let spooled = !more.contains(&("spool", "off"));
+        let keys = if spooled { &keys[..] } else { &keys[..1] };
+        bench.check(&[keys, more].concat(), &[])
+    };
+    const NOT_SET: &str = "${FERRY_NOT_SET}";
+    /// More keys, what is said of them, and what is not.
+    type Case<'c> = (&'c [(&'c str, &'c str)], &'c str, &'c str);
+    // Fluent Bit takes the last one of its own keys; there are Match * and Retry_Limit no_limits before these.
+    #[rustfmt::skip] // a table
+    let cases: [Case; 7] = [
+        (&[("Retry_Limit", "1")], "Retry_Limit is 1", ""),
+        (&[("Retry_Limit", "1"), ("Retry_Limit", "off")], "", "Retry_Limit is"),
+        (&[("Retry_Limit", NOT_SET)], "Retry_Limit is not set", ""),
+        (&[("Match", NOT_SET)], "there is no Match", ""),
+        (&[("spool", "off"), ("Workers", "0"), ("Workers", "2")], "", "there are no Workers"),
+        (&[("spool", "off"), ("Workers", "2"), ("Workers", "0")], "there are no Workers", ""),
+        (&[("spool", "off"), ("Workers", "2"), ("Workers", NOT_SET)], "", "there are no Workers"),
+    ];
+    for (more, said, unsaid) in cases {
+        let (run, twice) = (check(more), more.last().unwrap().0.to_lowercase());
+        let words = run.words("host");
+        assert!(!words.is_empty(), "{more:?}: {}", run.stdout);
+        assert!(words.contains(said), "{more:?}: {words}");
+        assert!(
+            unsaid.is_empty() || !words.contains(unsaid),
+            "{more:?}: {words}"
+        );
+        let twice = format!("{twice} is set twice; Fluent Bit takes the last one");
+        assert!(run.words("keys").contains(&twice), "{}", run.stdout);
+    }
+    for (more, label) in [
+        ([("Alias", "a"), ("Alias", "b")], "b"),
+        ([("Alias", "a"), ("Alias", NOT_SET)], "a"),
+    ] {
+        let run = check(&more);
+        assert_eq!(run.of("host")[0]["output"], label, "{}", run.stdout);
+    }
+    let run = check(&[("spool_dir", &other)]);
+    assert!(
+        run.words("keys")
+            .contains("spool_dir is set twice; the first one counts"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("configuration").contains(&spool),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn what_keeps_fluent_bit_from_starting_is_found() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("spool").display().to_string();
+    let keys = [("url", url.as_str()), ("spool_dir", &spool)];
+    #[rustfmt::skip] // a table
+    let cases = [
+        ("tls", "on", "FAIL", "does not start"),
+        ("tls", "Yes", "FAIL", "does not start"),
+        ("tls", "off", "warn", "does not reach Ferry"),
+        ("Log_Level", "loud", "FAIL", "does not start"),
+        ("Log_Level", "WARNING", "ok", ""),
+        ("storage.total_limit_size", "lots", "FAIL", "does not start"),
+        ("storage.total_limit_size", "5T", "FAIL", "does not start"),
+        ("storage.total_limit_size", "-1", "FAIL", "does not start"),
+        ("storage.total_limit_size", "1.5gb", "ok", ""),
+        ("storage.total_limit_size", "500", "ok", ""),
+        ("storage.total_limit_size", "off", "ok", ""),
+        ("net.nonsense", "1", "warn", "does not start"),
+        ("oauth2.nonsense", "1", "warn", "does not start"),
+        ("net.keepalive", "on", "warn", "does not reach Ferry"),
+    ];
+    for (key, value, mark, words) in cases {
+        let run = bench.check(&[&keys[..], &[(key, value)]].concat(), &[]);
+        assert_eq!(
+            (run.result("keys").as_str(), run.status),
+            (mark, i32::from(mark == "FAIL")),
+            "{key} {value}: {}",
+            run.stdout
+        );
+        assert!(run.words("keys").contains(words), "{}", run.stdout);
+    }
+    // One that does not count is read all the same.
+    let twice = bench.check(&[&keys[..], &[("tls", "on"), ("tls", "off")]].concat(), &[]);
+    assert_eq!(twice.status, 1, "{}", twice.stdout);
+
+    let text = std::fs::read_to_string(bench.classic(&keys)).unwrap();
+    let text = text.replace("[SERVICE]", "[SERVICE]\n    Log_Level loud");
+    let run = tool(&[&bench.write("service.conf", &text), "--json"], &[]);
+    assert_eq!(
+        (run.result("service").as_str(), run.status),
+        ("FAIL", 1),
+        "{}",
+        run.stdout
+    );
 }
 
 #[test]
@@ -1081,7 +1188,8 @@ fn the_library_is_looked_for_where_fluent_bit_looks() {
              spool_dir {root}/spool\n    dead_letter_dir {root}/letters\n"
         );
         let run = tool(&[&bench.write("fluent-bit.conf", &text), "--json"], &[]);
-        assert_eq!(run.status, 0, "{}", run.stdout);
+        let failed = run.result("library") == "FAIL";
+        assert_eq!(run.status, i32::from(failed), "{}", run.stdout);
         (run.result("library"), run.words("library"))
     };
     // Beside the main file, as Fluent Bit does.
@@ -1093,14 +1201,21 @@ fn the_library_is_looked_for_where_fluent_bit_looks() {
         (
             "Plugins_File none.conf",
             "",
-            "warn",
+            "FAIL",
             "fluent-bit.conf:2: Plugins_File",
         ),
         (
             named,
             "[PLUGINS]\n    Path /nonexistent/out_ferry.so\n",
-            "warn",
+            "FAIL",
             "libraries.conf:2: '/nonexistent",
+        ),
+        // The loader looks for a plain name in folders of its own.
+        (
+            named,
+            "[PLUGINS]\n    Path out_ferry_nowhere.so\n",
+            "warn",
+            "libraries.conf:2: 'out_ferry_nowhere.so'",
         ),
         (
             named,

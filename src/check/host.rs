@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use fluent_bit_config::{Document, Format, Place, Section, beside};
 
-use super::Report;
+use super::{Mark, Report};
 use crate::config::{Config, Properties, keys};
 
 /// What a file says.
@@ -55,10 +55,21 @@ pub struct Key {
 }
 
 impl Output {
-    /// The first key of that name, which is the one that counts.
+    /// The key of that name that counts: of Ferry's own the first one. Of its own keys Fluent Bit takes the last one,
+    /// for which most of them need a value.
     pub fn entry(&self, name: &str) -> Option<&Key> {
-        let mut keys = self.keys.iter();
-        keys.find(|key| key.name.eq_ignore_ascii_case(name))
+        let of_it = |key: &&Key| key.name.eq_ignore_ascii_case(name);
+        let mut keys = self.keys.iter().filter(of_it);
+        if keys::find_host(name).is_none() {
+            return keys.next();
+        }
+        let can_be_unset = ["match", "retry_limit"]
+            .iter()
+            .any(|key| key.eq_ignore_ascii_case(name));
+        keys.reduce(|counts, key| match can_be_unset || key.value.is_some() {
+            true => key,
+            false => counts,
+        })
     }
 }
 
@@ -144,9 +155,25 @@ pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut 
         let name = key.name.to_lowercase();
         let place = &key.place;
         let again = !seen.insert(name.clone());
+        if let Some(Unfit { mark, what, remedy }) = unfit(&name, key.value.as_deref()) {
+            report.say(
+                "keys",
+                mark,
+                format!("{place}: {what}"),
+                Some(remedy.to_owned()),
+            );
+            sound = false;
+            if !again {
+                continue;
+            }
+        }
         let (message, remedy) = if again && !is_list(configuration, output, &name) {
+            let counts = match keys::find_host(&name) {
+                Some(_) => "Fluent Bit takes the last one",
+                None => "the first one counts",
+            };
             (
-                format!("{place}: {name} is set twice; the first one counts"),
+                format!("{place}: {name} is set twice; {counts}"),
                 "remove one".to_owned(),
             )
         } else if again || keys::find(&name).is_some() {
@@ -197,6 +224,122 @@ pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut 
     }
 }
 
+/// What is wrong with a key of Fluent Bit's own.
+struct Unfit {
+    mark: Mark,
+    what: String,
+    remedy: &'static str,
+}
+
+/// The words that Fluent Bit takes for a level of its log.
+const LEVELS: [&str; 7] = ["off", "error", "warn", "warning", "info", "debug", "trace"];
+
+/// What it takes of `net.` and `oauth2.`. Newer ones may take more.
+const NET: [&str; 17] = [
+    "dns.mode",
+    "dns.resolver",
+    "dns.prefer_ipv4",
+    "dns.prefer_ipv6",
+    "keepalive",
+    "keepalive_idle_timeout",
+    "tcp_keepalive",
+    "tcp_keepalive_time",
+    "tcp_keepalive_interval",
+    "tcp_keepalive_probes",
+    "io_timeout",
+    "connect_timeout",
+    "connect_timeout_log_error",
+    "source_address",
+    "keepalive_max_recycle",
+    "max_worker_connections",
+    "proxy_env_ignore",
+];
+const OAUTH2: [&str; 17] = [
+    "enable",
+    "token_url",
+    "client_id",
+    "client_secret",
+    "user_agent",
+    "scope",
+    "audience",
+    "resource",
+    "auth_method",
+    "jwt_key_file",
+    "jwt_cert_file",
+    "jwt_aud",
+    "jwt_header",
+    "jwt_ttl_seconds",
+    "refresh_skew_seconds",
+    "timeout",
+    "connect_timeout",
+];
+
+/// Whether Fluent Bit 5.1.1 would not start with a key of its own, whose name is in lower case. It reads each of them, also
+/// those that do not count in the end.
+fn unfit(name: &str, value: Option<&str>) -> Option<Unfit> {
+    // One without a value it passes over.
+    let value = value?;
+    let word = value.to_lowercase();
+    let fail = |words: &str, remedy| {
+        Some(Unfit {
+            mark: Mark::Fail,
+            what: format!("{name} {value}: {words}Fluent Bit 5.1.1 does not start with it"),
+            remedy,
+        })
+    };
+    let among = |known: &[&str], begin: &str| {
+        let rest = name.strip_prefix(begin)?;
+        let known = rest
+            .strip_prefix('.')
+            .is_some_and(|rest| known.contains(&rest));
+        (!known).then(|| Unfit {
+            mark: Mark::Warn,
+            what: format!("{name}: Fluent Bit 5.1.1 does not know it, and does not start with it"),
+            remedy: "remove it; it would not reach Ferry",
+        })
+    };
+    match name {
+        "tls" if ["on", "true", "yes"].contains(&&*word) => fail(
+            "",
+            "remove it; Ferry speaks HTTPS by itself, as the endpoint says",
+        ),
+        "log_level" if !LEVELS.contains(&&*word) => fail("no level: ", LEVEL),
+        "storage.total_limit_size" if !is_size(&word) => {
+            fail("no size: ", "write a size such as 500M or 5G, or off")
+        }
+        _ if name.starts_with("net.") => among(&NET, "net"),
+        _ => among(&OAUTH2, "oauth2"),
+    }
+}
+
+const LEVEL: &str = "write off, error, warn, info, debug or trace";
+
+/// Whether Fluent Bit takes this for the most bytes of an output's chunks, in lower case. What does not begin with a number
+/// is 0 to it, which is no limit.
+fn is_size(value: &str) -> bool {
+    if ["off", "false", "no"].contains(&value) {
+        return true;
+    }
+    let digit = value.rfind(|c: char| c.is_ascii_digit());
+    let unit = digit.map_or(value.get(1..), |at| value.get(at + 1..));
+    match unit.unwrap_or_default() {
+        // That is its own word for an error.
+        "" => value.parse() != Ok(-1.0),
+        unit => ["k", "m", "g", "kb", "mb", "gb"].contains(&unit),
+    }
+}
+
+/// Says what of Fluent Bit's own section it does not start with.
+pub(super) fn service(configuration: &Configuration, report: &mut Report<'_>) {
+    let levels = configuration.service.iter();
+    for key in levels.filter(|key| key.name.eq_ignore_ascii_case("log_level")) {
+        if let Some(Unfit { mark, what, remedy }) = unfit("log_level", key.value.as_deref()) {
+            let message = format!("{}: {what}", key.place);
+            report.say("service", mark, message, Some(remedy.to_owned()));
+        }
+    }
+}
+
 /// Whether a key that comes again was written as a YAML list.
 fn is_list(configuration: &Configuration, output: &Output, name: &str) -> bool {
     let of_it = output
@@ -207,7 +350,7 @@ fn is_list(configuration: &Configuration, output: &Output, name: &str) -> bool {
     configuration.format == Format::Yaml && places.len() == 1
 }
 
-/// Says whether Fluent Bit finds the library. The check may run elsewhere, so that nothing of this is a failure.
+/// Says whether Fluent Bit finds the library: it does not start without it.
 pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
     const CHECK: &str = "library";
     let mut libraries: Vec<&Key> = configuration.libraries.iter().collect();
@@ -218,7 +361,7 @@ pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
         match Document::read(&beside(name, &configuration.root)) {
             Ok(document) => file = libraries_of(&document),
             Err(error) => {
-                return report.warn(
+                return report.fail(
                     CHECK,
                     format!("{place}: Plugins_File: {error:#}"),
                     "name it by its full path: Fluent Bit does not start without it",
@@ -236,11 +379,14 @@ pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
     for library in libraries {
         let (place, path) = (&library.place, library.value.as_deref().unwrap_or_default());
         if let Err(error) = File::open(path) {
-            return report.warn(
-                CHECK,
-                format!("{place}: '{path}' cannot be opened: {error}"),
-                "name it by its full path, for the user to read that Fluent Bit runs as: it does not start without it",
-            );
+            // For a plain name the loader looks in folders of its own.
+            let mark = match path.contains('/') {
+                true => Mark::Fail,
+                false => Mark::Warn,
+            };
+            let message = format!("{place}: '{path}' cannot be opened: {error}");
+            let remedy = "name it by its full path, for the user to read that Fluent Bit runs as: it does not start without it";
+            return report.say(CHECK, mark, message, Some(remedy.to_owned()));
         }
         let name = Path::new(path).file_name().unwrap_or_default();
         if name.to_string_lossy().contains("ferry") {

@@ -170,6 +170,7 @@ pub fn run(
             say: &mut listen,
         };
         host::library(configuration, &mut report);
+        host::service(configuration, &mut report);
     }
     for output in &configuration.outputs {
         let mut report = Report {

@@ -723,6 +723,15 @@ pub struct HostKey {
     pub group: bool,
     /// For one that concerns a connection which the host never makes here: what to do instead.
     pub instead: Option<&'static str>,
+    /// With what Fluent Bit 5.1.1 does not start; empty where it always does.
+    pub stops: &'static str,
+}
+
+impl HostKey {
+    const fn stops(mut self, with: &'static str) -> Self {
+        self.stops = with;
+        self
+    }
 }
 
 const fn acts(name: &'static str) -> HostKey {
@@ -730,6 +739,7 @@ const fn acts(name: &'static str) -> HostKey {
         name,
         group: false,
         instead: None,
+        stops: "",
     }
 }
 
@@ -738,30 +748,33 @@ const fn idle(name: &'static str, group: bool, instead: &'static str) -> HostKey
         name,
         group,
         instead: Some(instead),
+        stops: "",
     }
 }
 
 const OWN_CONNECTIONS: &str =
     "remove it; Ferry checks certificates and reads HTTPS_PROXY by itself";
 
+const OWN_TLS: &str = "remove it; Ferry speaks HTTPS by itself, as the endpoint says";
+
 /// Keys of Fluent Bit itself. A name comes before the group that it would belong to.
 pub static HOST: &[HostKey] = &[
     acts("Match"),
     acts("Match_Regex"),
     acts("Alias"),
-    acts("Log_Level"),
+    acts("Log_Level").stops("a word that is no level"),
     acts("Log_Suppress_Interval"),
     acts("Retry_Limit"),
     acts("Workers"),
-    acts("storage.total_limit_size"),
+    acts("storage.total_limit_size").stops("what is no size"),
     idle("Host", false, "use endpoint, a full URL"),
     idle("Port", false, "use endpoint, a full URL"),
     idle("ipv6", false, OWN_CONNECTIONS),
-    idle("tls", false, OWN_CONNECTIONS),
+    idle("tls", false, OWN_TLS).stops("`on`"),
     idle("tls.ca_file", false, "use tls_ca_file"),
     idle("tls.", true, OWN_CONNECTIONS),
-    idle("net.", true, OWN_CONNECTIONS),
-    idle("oauth2", true, OWN_CONNECTIONS),
+    idle("net.", true, OWN_CONNECTIONS).stops("a name that it does not know"),
+    idle("oauth2", true, OWN_CONNECTIONS).stops("a name that it does not know"),
 ];
 
 /// A key of another output that nothing here corresponds to.
@@ -1095,7 +1108,11 @@ pub fn reference() -> String {
             || "works as for every output".to_owned(),
             |instead| format!("does nothing here: {instead}"),
         );
-        let _ = writeln!(text, "| `{}{dots}` | {effect} |", key.name);
+        let stops = match key.stops {
+            "" => String::new(),
+            with => format!("; Fluent Bit does not start with {with}"),
+        };
+        let _ = writeln!(text, "| `{}{dots}` | {effect}{stops} |", key.name);
     }
     text
 }
