@@ -353,7 +353,11 @@ impl LetterFile {
             }
             // A line of its own, even behind one that a crash cut short.
             let line = format!("\n{}\n", Value::Object(letter));
-            self.file.write_all_at(line.as_bytes(), left.end)?;
+            if let Err(error) = self.file.write_all_at(line.as_bytes(), left.end) {
+                // A full disk may have taken a part of it, which would be no letter.
+                let _ = self.file.set_len(left.end);
+                return Err(error);
+            }
             let offset = left.end + 1;
             left.instead_of.insert(offset, place.offset);
             left.end += line.len() as u64;
@@ -373,27 +377,35 @@ impl LetterFile {
         numbers.map_err(|error| about(self.path.display(), "shortened", error))
     }
 
-    fn shorten(&self, mut places: Vec<Place>) -> io::Result<HashMap<u64, u64>> {
-        let folder = || File::open(folder_of(&self.path))?.sync_all();
+    fn shorten(&self, places: Vec<Place>) -> io::Result<HashMap<u64, u64>> {
         if places.is_empty() {
             fs::remove_file(&self.path)?;
-            folder()?;
+            File::open(folder_of(&self.path))?.sync_all()?;
             return Ok(HashMap::new());
         }
+        let mut part = self.path.clone().into_os_string();
+        part.push(".part");
+        let shortened = self.write_rest(places, Path::new(&part));
+        if shortened.is_err() {
+            // It would count towards dead_letter_limit.
+            let _ = fs::remove_file(&part);
+        }
+        shortened
+    }
+
+    fn write_rest(&self, mut places: Vec<Place>, part: &Path) -> io::Result<HashMap<u64, u64>> {
         let left = self.left.lock().expect("nothing panics with this lock");
         let origin = |place: &Place| {
             let of = left.instead_of.get(&place.offset);
             of.copied().unwrap_or(place.offset)
         };
         places.sort_by_key(|place| (origin(place), place.offset));
-        let mut part = self.path.clone().into_os_string();
-        part.push(".part");
         let rest = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .open(&part)?;
+            .open(part)?;
         rest.set_permissions(self.file.metadata()?.permissions())?;
         let mut rest = io::BufWriter::new(rest);
         let mut now = HashMap::new();
@@ -405,7 +417,7 @@ impl LetterFile {
                 && line.ends_with(b"}")
             {
                 // The others of the same bytes are gone now, and it must stay another than they were.
-                line.truncate(line.len() - 1);
+                line.truncate(without_twin(&line).0.len());
                 line.extend(format!(",\"twin\":{twin}}}").bytes());
             }
             line.push(b'\n');
@@ -417,10 +429,23 @@ impl LetterFile {
         rest.into_inner()
             .map_err(io::IntoInnerError::into_error)?
             .sync_all()?;
-        fs::rename(&part, &self.path)?;
-        folder()?;
+        fs::rename(part, &self.path)?;
+        File::open(folder_of(&self.path))?.sync_all()?;
         Ok(now)
     }
+}
+
+/// A letter without its last brace, and the number among twins that an earlier replay noted in it. Its name comes from the
+/// rest, so that it is the same letter in every replay.
+fn without_twin(line: &[u8]) -> (&[u8], Option<u32>) {
+    let Some(line) = line.strip_suffix(b"}") else {
+        return (line, None);
+    };
+    let noted = std::str::from_utf8(line).ok().and_then(|text| {
+        let (letter, number) = text.rsplit_once(",\"twin\":")?;
+        Some((letter.as_bytes(), Some(number.parse().ok()?)))
+    });
+    noted.unwrap_or((line, None))
 }
 
 /// Reads a file of letters, which may be anybody's.
@@ -438,13 +463,15 @@ fn scan(path: &Path, mut each: impl FnMut(Found)) -> Result<Left, Failure> {
         if content.trim_ascii().is_empty() {
             return;
         }
+        let (letter, noted) = without_twin(content);
         let mut hash = [0; 16];
         let mut hasher = blake3::Hasher::new();
-        hasher.update(b"{").update(&content[1..]);
+        let rest = letter.get(1..).unwrap_or_default();
+        hasher.update(b"{").update(rest).update(b"}");
         hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         let twins = known.entry(hash).or_default();
-        let twin = *twins;
-        *twins += 1;
+        let twin = noted.unwrap_or(*twins);
+        *twins = (*twins).max(twin) + 1;
         if content[0] == DONE {
             return;
         }
@@ -511,6 +538,34 @@ mod tests {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(data).unwrap();
         encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn letters_with_the_same_bytes_are_the_same_ones_in_every_replay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("letters");
+        let same = line(json!({ "record": "x" }));
+        fs::write(&path, format!("{same}\n{same}\n}}\n{same}\n")).unwrap();
+        let found = || {
+            let file = LetterFile::open(&path).unwrap();
+            let mut found = Vec::new();
+            file.scan(|letter| found.push((letter.id, letter.twin, letter.place)))
+                .unwrap();
+            (file, found)
+        };
+        let mut ids: Vec<String> = found().1.into_iter().map(|(id, ..)| id).collect();
+        assert!(
+            ids[1] == format!("{}-1", ids[0]) && ids[3] == format!("{}-2", ids[0]),
+            "{ids:?}"
+        );
+        while !ids.is_empty() {
+            let (file, letters) = found();
+            let now: Vec<&String> = letters.iter().map(|(id, ..)| id).collect();
+            assert_eq!(now, ids.iter().collect::<Vec<_>>());
+            file.strike(letters[0].2).unwrap();
+            file.finish().unwrap();
+            ids.remove(0);
+        }
     }
 
     /// Those wanted, or how the error begins.

@@ -47,6 +47,7 @@ enum Command {
 type Done = Result<bool, Failure>;
 
 /// Why what was asked for could not be done.
+#[derive(Debug)]
 enum Failure {
     /// In words.
     Words(String),
