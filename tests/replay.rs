@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64_simd::STANDARD;
+use ferry::config::{Config, Destination, keys};
 use ferry_harness::firehose::{FakeFirehose, Options};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -608,6 +609,25 @@ fn objects_are_named_as_those_of_the_output() {
                 "{keys}: {name}"
             );
         }
+    }
+}
+
+#[test]
+fn the_type_of_objects_is_that_of_the_output() {
+    for (as_records, expected) in [
+        (None, "text/plain; charset=utf-8"),
+        (Some("on".to_owned()), "application/x-ndjson"),
+    ] {
+        let config = Config::read(&|key: &str| match key {
+            "url" => Some("file:///objects".to_owned()),
+            "log_key" => Some("record".to_owned()),
+            keys::AS_RECORDS => as_records.clone(),
+            _ => None,
+        });
+        let Ok(Destination::Blob { blob, .. }) = config.map(|config| config.destination) else {
+            panic!("a blob store");
+        };
+        assert_eq!(blob.content_type, expected);
     }
 }
 
