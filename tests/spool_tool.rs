@@ -176,6 +176,11 @@ fn a_folder_that_holds_no_spool_is_refused() {
     small_spool(&dir.path().join("az"));
     std::fs::create_dir(dir.path().join("other")).unwrap();
     std::fs::write(dir.path().join("fluent-bit.conf"), "[SERVICE]\n").unwrap();
+    // Whose lock and whose files these are nobody knows.
+    std::fs::create_dir(dir.path().join("dpkg")).unwrap();
+    for name in ["lock", "status"] {
+        std::fs::write(dir.path().join("dpkg").join(name), "").unwrap();
+    }
     let empty = dir.path().join("other");
     for command in ["inspect", "verify", "export"] {
         let said = tool(&[command], dir.path());

@@ -156,19 +156,25 @@ fn look(dir: &Path) -> Result<LocalDisk, Failure> {
     Err(format!("{} {words}{below}", dir.display()).into())
 }
 
-/// What a spool has beside its segments.
-const FILES: [&str; 5] = ["lock", "manifest.0", "manifest.1", "reserve", "suspects"];
+/// The file that a spool is locked by.
+const LOCK: &str = "lock";
+/// What else it has beside its segments.
+const FILES: [&str; 4] = ["manifest.0", "manifest.1", "reserve", "suspects"];
 
-/// Whether anything that a spool makes is there.
+/// Whether anything that a spool makes is there. Others lock their folders by a file of that name, too: it counts where it is
+/// alone, as in a spool that nothing came to yet.
 fn is_spool(disk: &dyn Disk) -> io::Result<bool> {
     let files = disk.list()?;
-    Ok(files.iter().any(|(name, _)| {
-        FILES.contains(&&**name)
+    let mut names = files.iter().map(|(name, _)| name.as_str());
+    let fresh = !files.is_empty() && names.clone().all(|name| name == LOCK);
+    let made_by_one = |name: &str| {
+        FILES.contains(&name)
             || name.starts_with("quarantine/")
             || [".seg", ".spare", ".copy"]
                 .iter()
                 .any(|end| name.ends_with(end))
-    }))
+    };
+    Ok(fresh || names.any(made_by_one))
 }
 
 /// Surveys a spool, and shows on a terminal how far it is.
