@@ -483,12 +483,12 @@ struct State {
     chunks: BTreeMap<Seq, Place>,
     segments: BTreeMap<Seq, Holding>,
     /// How many chunks of an id an earlier run kept, that were not handed over again in this run.
-    armed: HashMap<ChunkId, u32>,
+    replayable: HashMap<ChunkId, u32>,
     /// The ids of the chunks kept last, oldest first.
     window: VecDeque<ChunkId>,
     next_batch: u64,
     /// A chunk was refused for want of room since the last one was kept.
-    hungry: bool,
+    needs_space: bool,
     /// The thread was asked to tidy, and has not begun yet.
     tidying: bool,
     /// The thread was asked to look, and has not begun yet.
@@ -505,7 +505,7 @@ struct State {
 
 impl State {
     fn keep(&mut self, chunk: Seq, place: Place, window: usize) {
-        self.hungry = false;
+        self.needs_space = false;
         self.window.push_back(place.id);
         while self.window.len() > window {
             self.window.pop_front();
@@ -526,10 +526,10 @@ impl State {
     }
 
     /// Whether a chunk with this id was kept by an earlier run, and is handed over again only now.
-    fn take_armed(&mut self, id: &ChunkId) -> bool {
-        match self.armed.get_mut(id) {
+    fn take_replayable(&mut self, id: &ChunkId) -> bool {
+        match self.replayable.get_mut(id) {
             None => false,
-            Some(1) => self.armed.remove(id).is_some(),
+            Some(1) => self.replayable.remove(id).is_some(),
             Some(left) => {
                 *left -= 1;
                 true
@@ -538,8 +538,8 @@ impl State {
     }
 
     /// A chunk is lost: should it be handed over again, then it is welcome.
-    fn disown(&mut self, id: &ChunkId) {
-        self.take_armed(id);
+    fn forget_id(&mut self, id: &ChunkId) {
+        self.take_replayable(id);
         if let Some(at) = self.window.iter().position(|known| known == id) {
             self.window.remove(at);
         }
@@ -653,7 +653,7 @@ impl State {
 
     /// Whether nothing but finished chunks in the newest segment is in the way of one that did not fit.
     fn wants_room(&self) -> bool {
-        self.hungry && self.segments.len() == 1 && self.can_be_shorter()
+        self.needs_space && self.segments.len() == 1 && self.can_be_shorter()
     }
 
     /// Whether all chunks are finished, and more is left of them than one small file.
@@ -810,14 +810,14 @@ impl Spool {
         if state.closed {
             return Some(Err(Refusal::Closed));
         }
-        if state.take_armed(id) {
+        if state.take_replayable(id) {
             return Some(Ok(Appended::Replayed));
         }
         if deadline <= Instant::now() {
             return Some(Err(Refusal::TooLate));
         }
         if state.used() + state.reserved + length > limit {
-            state.hungry |= length <= limit;
+            state.needs_space |= length <= limit;
             let bytes = state.bytes;
             self.ask_to_tidy(state);
             return Some(Err(Refusal::Full { bytes, limit }));
@@ -1044,7 +1044,7 @@ impl Spool {
             Err(error) if says_remedy(&error) || error.kind() == ErrorKind::NotFound => {
                 return Unreadable::Disk(error);
             }
-            _ => state.disown(&place.id),
+            _ => state.forget_id(&place.id),
         }
         drop(state);
         self.finish(chunk);

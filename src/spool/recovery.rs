@@ -288,9 +288,9 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
     }
     let excess = survey.window.len().saturating_sub(limits.window);
     let window: VecDeque<ChunkId> = survey.window.iter().skip(excess).copied().collect();
-    let mut armed: HashMap<ChunkId, u32> = HashMap::new();
+    let mut replayable: HashMap<ChunkId, u32> = HashMap::new();
     for id in &window {
-        *armed.entry(*id).or_insert(0) += 1;
+        *replayable.entry(*id).or_insert(0) += 1;
     }
     State {
         bytes: segments
@@ -301,7 +301,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
         quarantined,
         chunks,
         segments,
-        armed,
+        replayable,
         window,
         next_batch: survey.ledger.next_batch(),
         absent: survey

@@ -403,7 +403,7 @@ impl Writer {
         if !fits {
             let mut state = self.state();
             state.reserved -= head.length();
-            state.hungry = true;
+            state.needs_space = true;
             let bytes = state.bytes;
             drop(state);
             drop(data);
@@ -483,7 +483,7 @@ impl Writer {
                 while self.drop_spare() {}
                 match is_full(&error) {
                     // What is finished in the newest segment may be what fills it.
-                    true if group.iter().any(Entry::is_chunk) => self.state().hungry = true,
+                    true if group.iter().any(Entry::is_chunk) => self.state().needs_space = true,
                     true => self.release_reserve(),
                     false => {}
                 }
@@ -1277,7 +1277,7 @@ impl Writer {
         }
         match self.rotate(&mut []) {
             Ok(_) => {
-                self.state().hungry = false;
+                self.state().needs_space = false;
                 true
             }
             Err(_) => {

@@ -156,7 +156,7 @@ pub(super) struct Model {
     /// Parcels in the order they came into the spool.
     accepted: Vec<usize>,
     /// Parcels that this run must recognise.
-    armed: BTreeSet<usize>,
+    replayable: BTreeSet<usize>,
     /// Segments that somebody took away, and their files.
     hidden: Vec<(String, usize)>,
     /// The directory is not where its path leads.
@@ -178,7 +178,7 @@ impl Model {
             pending: Vec::new(),
             next_batch: 1,
             accepted: Vec::new(),
-            armed: BTreeSet::new(),
+            replayable: BTreeSet::new(),
             hidden: Vec::new(),
             away: false,
             run: 0,
@@ -225,7 +225,8 @@ impl Model {
                 self.hand_over(self.parcels.len() - 1)
             }
             Op::Again { pick } => {
-                let may = |index: &usize| !self.parcels[*index].taken || self.armed.contains(index);
+                let may =
+                    |index: &usize| !self.parcels[*index].taken || self.replayable.contains(index);
                 let again: Vec<usize> = (0..self.parcels.len()).filter(may).collect();
                 choose(&again, *pick).is_some_and(|index| self.hand_over(index))
             }
@@ -359,14 +360,14 @@ impl Model {
     /// Whether it was written.
     fn hand_over(&mut self, index: usize) -> bool {
         let data = self.parcels[index].data.clone();
-        let armed = self.armed.remove(&index);
+        let replayable = self.replayable.remove(&index);
         match self.bench.append(b"t", &data) {
             Ok(Appended::Replayed) => {
-                assert!(armed, "parcel {index} is no replay");
+                assert!(replayable, "parcel {index} is no replay");
                 self.parcels[index].taken = true;
                 false
             }
-            answer if armed => panic!("parcel {index} is in the spool: {answer:?}"),
+            answer if replayable => panic!("parcel {index} is in the spool: {answer:?}"),
             Ok(Appended::Kept) => {
                 let limit = self.bench.options.limit;
                 assert!(self.bench.spool().usage().bytes <= limit);
@@ -620,13 +621,13 @@ impl Model {
             .collect();
         self.next_batch = self.next_batch.max(recovered.next_batch);
         let window = Limits::new(self.bench.options).window;
-        self.armed = self.accepted.iter().rev().take(window).copied().collect();
+        self.replayable = self.accepted.iter().rev().take(window).copied().collect();
         // What was refused and is there all the same comes again first, and is recognised: later it may not be.
         let is_back = |index: &usize| {
             let parcel = &self.parcels[*index];
             !parcel.taken && !parcel.finished && parcel.seq.is_some()
         };
-        let back: Vec<usize> = self.armed.iter().copied().filter(is_back).collect();
+        let back: Vec<usize> = self.replayable.iter().copied().filter(is_back).collect();
         for index in back {
             self.hand_over(index);
         }
