@@ -198,7 +198,7 @@ async fn an_object_that_had_begun_and_is_refused_keeps_its_events_until_they_are
         refused: AtomicUsize::new(0),
     });
     let file = block(image.path());
-    let bench = start(image.path(), &refuses, BLOB);
+    let bench = start(image.path(), &refuses, OBJECTS);
     until("its events", || waiting(&bench) == 2.0).await;
     let spool = Arc::clone(&bench.spool);
     bench.stop().await;
@@ -206,7 +206,7 @@ async fn an_object_that_had_begun_and_is_refused_keeps_its_events_until_they_are
     drop(spool);
 
     std::fs::remove_dir(&file).unwrap();
-    let bench = start(image.path(), &refuses, BLOB);
+    let bench = start(image.path(), &refuses, OBJECTS);
     let spool = Arc::clone(&bench.spool);
     until("the end of all", || spool.usage().unfinished == 0).await;
     bench.stop().await;
