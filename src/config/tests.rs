@@ -456,6 +456,8 @@ fn an_address_that_holds_a_user_or_a_signature_is_refused_at_every_service() {
     for endpoint in [
         "https://user:hunter2@vpce.internal",
         "https://vpce.internal/?sig=hunter2",
+        // To a parser the password ends the host, and the rest is a fragment.
+        "https://user:hunter2#9@vpce.internal",
     ] {
         for (destination, key) in [
             (FIREHOSE, "endpoint"),
