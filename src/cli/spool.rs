@@ -783,7 +783,8 @@ fn row(out: &mut dyn Write, name: &str, values: &[&dyn Display]) -> io::Result<(
 }
 
 /// What a segment is that an earlier run removed.
-const RETURNED: &str = "was finished and removed, or given up, and was put back since: the next start puts it into quarantine";
+const RETURNED: &str = "was finished and removed, and put back since, or the machine stopped when it was begun: the next start puts it into \
+     quarantine";
 
 fn torn(bytes: u64) -> String {
     format!(

@@ -189,7 +189,7 @@ impl Intake {
             "spool_missing",
             &format!(
                 "{chunks} chunks that were accepted cannot be delivered: {}{more} in the spool's folder were taken away, or \
-                 are not whole. They are waited for: put them back; after a restart without them these chunks are lost",
+                 are not whole. They are waited for: put them back; after a restart they are not, and are to be put back while Fluent Bit is stopped",
                 named.join(", ")
             ),
         );

@@ -128,7 +128,7 @@ impl Manifest {
     }
 }
 
-/// What is in the two files. What is no manifest is none.
+/// What is in the two files. What is no manifest is none; what the disk does not give might be one.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<[Option<Manifest>; 2]> {
     let one = |name| {
         let mut bytes = Vec::new();
@@ -136,13 +136,19 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<[Option<Manifest>; 2]> {
             .open(name)
             .and_then(|file| file.read_at(&mut bytes, MOST_BYTES, 0));
         match read {
-            // It may say what no other file does, and can be read when files are closed.
+            Ok(()) => Ok(Manifest::decode(&bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) if says_remedy(&error) => {
                 let words = format!("{name} cannot be opened: {error}");
                 Err(remedied(error.kind(), words))
             }
-            Err(_) => Ok(None),
-            Ok(()) => Ok(Manifest::decode(&bytes)),
+            Err(error) => Err(remedied(
+                error.kind(),
+                format!(
+                    "{name} cannot be read: {error}; it says which files should be in the spool's folder, and the spool is not \
+                     started without it. Where the disk cannot be mended, remove it while every .seg file is there"
+                ),
+            )),
         }
     };
     Ok([one(NAMES[0])?, one(NAMES[1])?])
@@ -165,6 +171,8 @@ pub(super) fn newest(
 pub(super) struct Keeper {
     /// [`Manifest::since`].
     since: Seq,
+    /// The generation before this run's first.
+    before: u64,
     /// What is durable, and which file it is in.
     durable: Option<(usize, Manifest)>,
     /// This run wrote it. A segment that no manifest lists, and that this run did not find, is known by its generation then.
@@ -176,10 +184,12 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Begins where there was none that counts. `next` is the number of the next frame.
-    pub(super) fn new(next: Seq) -> Keeper {
+    /// Begins where there was none that counts. `next` is the number of the next frame, `generation` is none before that of
+    /// anything that is there.
+    pub(super) fn new(next: Seq, generation: u64) -> Keeper {
         Keeper {
             since: next,
+            before: generation,
             durable: None,
             is_own: false,
             written: None,
@@ -195,6 +205,7 @@ impl Keeper {
         disk.open(NAMES[slot])?.sync()?;
         Ok(Keeper {
             since: manifest.since,
+            before: manifest.generation,
             written: Some(manifest.clone()),
             durable: Some((slot, manifest)),
             is_own: false,
@@ -208,7 +219,7 @@ impl Keeper {
 
     /// The generation that is durable next.
     pub(super) fn next_generation(&self) -> u64 {
-        self.sure().map_or(1, |sure| sure.generation + 1)
+        self.sure().map_or(self.before, |sure| sure.generation) + 1
     }
 
     /// Whether it is on the medium that a segment is written to, with numbers before `end`.

@@ -65,8 +65,9 @@
 //!   by the next one's first.
 //! - What is listed and not there is said at every start until it is there again, or somebody removes both files. What is
 //!   there and not listed was finished and removed before: its file goes to `quarantine/`, as `<number>.<n>.seg`, unless
-//!   notes say that all in it is finished. So does one that was begun and not listed when the machine stopped, and was away
-//!   when the next manifest was written. But of segments from before the first manifest nothing is known.
+//!   it is older than all others and notes say that all in it is finished. So does one that was begun and not listed when
+//!   the machine stopped, and was away when the next manifest was written. Neither voids a frame of those that are listed.
+//!   But of segments from before the first manifest nothing is known.
 //! - Whole chunks among void frames that are nowhere else are copied into `quarantine/`: that they were refused is not known.
 //! - One that is torn, another spool's or older than a segment of an earlier version counts for nothing. Earlier
 //!   versions do not know it.

@@ -8,7 +8,7 @@ use super::frame::{
     ALIGN, HEADER, QUARANTINE, SUSPECTS, aside_chunk, copy_first, displaced_name, quarantine_name,
     quarantine_place, segment_first, segment_name,
 };
-use super::manifest::Keeper;
+use super::manifest::{Entry, Keeper};
 use super::scan::{self, Check, Damage, Doubted, Place, Segment, Survey};
 use super::suspects::Record;
 use super::{Active, Holding, Limits, Recovered, Seq, State};
@@ -98,7 +98,7 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     };
     let keeper = match survey.manifest.clone() {
         Some(found) => Keeper::resume(disk, found)?,
-        None => Keeper::new(next),
+        None => Keeper::new(next, survey.generation),
     };
     for name in &survey.empty {
         // Nothing is lost with it, and nothing hangs on it: its name alone could be in the way.
@@ -292,6 +292,14 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
     for id in &window {
         *replayable.entry(*id).or_insert(0) += 1;
     }
+    // The newest is never forgotten: what numbers it used is not known from elsewhere.
+    let newest = survey
+        .manifest
+        .as_ref()
+        .map(|(_, manifest)| manifest.newest());
+    let is_needed =
+        |(first, entry): &(&Seq, &Entry)| entry.may_hold_chunks() || Some(**first) == newest;
+    let absent = survey.absent.iter().filter(is_needed);
     State {
         bytes: segments
             .values()
@@ -304,12 +312,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
         replayable,
         window,
         next_batch: survey.ledger.next_batch(),
-        absent: survey
-            .absent
-            .iter()
-            .filter(|(_, entry)| entry.may_hold_chunks())
-            .map(|(first, entry)| (*first, *entry))
-            .collect(),
+        absent: absent.map(|(first, entry)| (*first, *entry)).collect(),
         ..State::default()
     }
 }
@@ -403,18 +406,18 @@ impl<'d> Quarantine<'d> {
         let aside = asides.find(|aside| !self.there.contains(aside));
         let aside = aside.expect("not all of them are there");
         let what = format!(
-            "{name} was finished and removed, or given up, by an earlier run, and was put back since: it is not delivered a \
-             second time"
+            "{name} was finished and removed by an earlier run and put back since, or the machine stopped when it was begun: \
+             nothing in it is to be delivered"
         );
         match self.disk.rename(name, &aside) {
             Ok(()) => {
                 self.bytes += bytes;
-                let what = format!("{what}, and lies in {aside} now");
+                let what = format!("{what}, and it lies in {aside} now");
                 self.there.push(aside);
                 what
             }
             Err(error) => {
-                format!("{what}, and stays where it is: it cannot be moved to {aside}: {error}")
+                format!("{what}. It stays where it is, as it cannot be moved to {aside}: {error}")
             }
         }
     }

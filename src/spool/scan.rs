@@ -25,7 +25,7 @@ const BLOCK: usize = 64 * 1024;
 /// Whose chunks' bytes are checked. Notes always are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// Those in the last segment: the only one that a crash can have torn.
+    /// Those in the last segment, and in one that was the last when it went away: the only ones that a crash can have torn.
     LastSegment,
     /// All.
     All,
@@ -292,7 +292,8 @@ pub struct Survey {
     /// Segments that are another spool's or another version's: their names, and what they are. They are
     /// left alone.
     pub foreign: Vec<(String, String)>,
-    /// Segments that were finished and removed, or given up, and that somebody put back: their names and lengths.
+    /// Segments of which nothing is to be delivered, and their lengths: they were finished and removed, and somebody put them
+    /// back; or the machine stopped when they were begun.
     pub returned: Vec<(String, u64)>,
     /// Files of damaged bytes that were kept apart, and their lengths.
     pub quarantine: Vec<(String, u64)>,
@@ -314,6 +315,8 @@ pub struct Survey {
     pub(super) manifest: Option<(usize, Manifest)>,
     /// The manifest is another spool's.
     pub(super) others_manifest: bool,
+    /// No manifest or segment that is there has a later generation.
+    pub(super) generation: u64,
     /// Segments that the manifest lists and that are not there.
     pub(super) absent: BTreeMap<Seq, Entry>,
 }
@@ -426,7 +429,7 @@ pub fn survey_while(
 ) -> io::Result<Survey> {
     let mut survey = Survey::default();
     // Before the files are listed: what is begun meanwhile is not missed then.
-    let manifests = manifest::read(disk)?;
+    let manifests = manifest::read(disk);
     let mut names = Vec::new();
     let mut has_suspects = false;
     for (name, bytes) in disk.list()? {
@@ -456,6 +459,7 @@ pub fn survey_while(
             None => survey.vanished.push(first),
         }
     }
+    let manifests = manifests?;
     survey.spool = match whose(disk, &labels, &mut buffer)? {
         None => manifest::newest(&manifests, None).map(|(_, manifest)| manifest.spool),
         spool => spool,
@@ -471,13 +475,24 @@ pub fn survey_while(
         }
     }
     let listed = manifest::newest(&manifests, survey.spool);
+    let begun_with = own
+        .iter()
+        .filter_map(|(_, label)| label.as_ref()?.0.generation());
+    let written = manifests
+        .iter()
+        .flatten()
+        .map(|manifest| manifest.generation);
+    survey.generation = begun_with.chain(written).max().unwrap_or(0);
     survey.others_manifest = listed.is_none() && manifests.iter().any(Option::is_some);
     let mut given_up = Vec::new();
     let listed = listed.filter(|(_, manifest)| {
+        // A segment's Begin frame is on the medium before the segment is listed, and before anything in it is answered.
         let is_given_up = |(first, label): &mut (Seq, Label)| {
-            let begin = label.as_ref().filter(|_| *first > manifest.newest());
-            let generation = begin.and_then(|(begin, _)| begin.generation());
-            generation.is_some_and(|generation| generation <= manifest.generation)
+            *first > manifest.newest()
+                && label.as_ref().is_none_or(|(begin, _)| {
+                    let generation = begin.generation();
+                    generation.is_some_and(|generation| generation <= manifest.generation)
+                })
         };
         given_up = own
             .extract_if(.., is_given_up)
@@ -490,7 +505,9 @@ pub fn survey_while(
 
     for (first, _) in &own {
         let bound = bounds.of(*first);
-        let check_chunks = bound.is_none() || check == Check::All;
+        // One that was away when the next was begun was the last one, and nobody has looked for what tore since.
+        let may_be_torn = bound.is_none_or(|bound| !bound.is_next);
+        let check_chunks = may_be_torn || check == Check::All;
         let Some(source) = Source::open(disk, *first, &mut buffer)? else {
             survey.vanished.push(*first);
             continue;
@@ -505,10 +522,14 @@ pub fn survey_while(
     }
     doubt(&mut survey);
     if let Some((_, manifest)) = survey.manifest.clone() {
+        let firsts = survey.segments.iter().map(|segment| segment.first);
+        let oldest = firsts.filter(|first| !manifest.is_finished(*first)).min();
         let is_returned = |segment: &mut Segment| {
             let mut chunks = segment.chunks.iter();
-            manifest.is_finished(segment.first)
-                && !chunks.all(|(chunk, _)| survey.ledger.settled(*chunk) == Some(&Events::All))
+            // What was only not removed yet is older than all others, and known to be finished.
+            let is_left = oldest.is_some_and(|oldest| segment.first < oldest)
+                && chunks.all(|(chunk, _)| survey.ledger.settled(*chunk) == Some(&Events::All));
+            manifest.is_finished(segment.first) && !is_left
         };
         let returned = survey.segments.extract_if(.., is_returned);
         survey.returned = returned
@@ -548,7 +569,7 @@ fn is_up_to_date(manifest: &Manifest, labels: &[(Seq, Label)]) -> bool {
         return labels.iter().all(|(first, _)| *first <= manifest.newest());
     };
     let (_, label) = newer;
-    label.is_none_or(|(begin, _)| begin.generation() == Some(manifest.generation + 1))
+    label.is_some_and(|(begin, _)| begin.generation() == Some(manifest.generation + 1))
 }
 
 /// Finds the chunks that are nowhere but among void frames. A refused one is not in doubt where it was accepted later.
