@@ -17,9 +17,9 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::http::StatusCode;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
-use ferry::sink::aws::{self, Loaded};
 use ferry::config::{self, Aggregation};
 use ferry::log::{Level, Log, Output};
+use ferry::sink::aws::{self, Loaded};
 use ferry::sink::firehose::{
     FirehoseSink, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_DEAGGREGATED_LINES, MAX_RECORD_BYTES,
 };

@@ -9,13 +9,13 @@ mod reference;
 
 use std::collections::{BTreeMap, HashSet};
 
-use ferry::codec::{Encoded, Encoding, encode};
-use ferry::codec::msgpack::{Event, Events, Item};
 use ferry::codec::json::{MAX_DEPTH, Options};
-use ferry::metrics::Reason;
-use ferry::ids::EventSet;
+use ferry::codec::msgpack::{Event, Events, Item};
 use ferry::codec::template::Template;
 use ferry::codec::time::{Strftime, TimeFormat};
+use ferry::codec::{Encoded, Encoding, encode};
+use ferry::ids::EventSet;
+use ferry::metrics::Reason;
 use ferry_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use base64_simd::STANDARD;
-use ferry::codec::msgpack::Event;
-use ferry::ids::Time;
 use ferry::codec::json::Options;
+use ferry::codec::msgpack::Event;
 use ferry::codec::time::{TimeFormat, utc};
+use ferry::ids::Time;
 use rmpv::Value as Packed;
 use rmpv::decode::{Error, read_value_with_max_depth};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
