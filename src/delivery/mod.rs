@@ -6,7 +6,7 @@
 //! *Spooled*: a flush is answered OK when its chunk is synced into the spool; the [`spooled`] feed does the
 //! rest in its own time. Requests are formed and sent by a [`sender`] for each target.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -57,7 +57,6 @@ pub struct Pipeline {
     cutter: Arc<Cutter>,
     senders: Arc<Senders>,
     direct: Direct,
-    intake: OnceLock<Arc<Intake>>,
 }
 
 impl Pipeline {
@@ -98,7 +97,6 @@ impl Pipeline {
             cutter,
             senders,
             direct,
-            intake: OnceLock::new(),
         }
     }
 
@@ -122,9 +120,8 @@ impl Pipeline {
                 ),
             );
         }
-        let intake = Arc::new(Intake::new(Arc::clone(&self.context), spool));
-        let intake = Arc::clone(self.intake.get_or_init(|| intake));
-        self.senders.write_down(&intake, recovered.next_batch);
+        let intake = Intake::new(Arc::clone(&self.context), spool);
+        let intake = self.senders.take_from(intake, recovered.next_batch);
         let feed = Feed::new(
             Arc::clone(&self.context),
             Arc::clone(&self.letters),
@@ -145,7 +142,7 @@ impl Pipeline {
     /// `flush_deadline`; in spooled mode when the disk has answered. Every clone of `data` is gone when it
     /// returns.
     pub async fn flush(&self, tag: &[u8], data: Bytes) -> Verdict {
-        if let Some(intake) = self.intake.get() {
+        if let Some(intake) = self.senders.intake() {
             return intake.keep(tag, data).await;
         }
         let bytes = data.len() as u64;
@@ -160,7 +157,7 @@ impl Pipeline {
 
     /// Whether a flush waits for the destination, and not only for the disk.
     pub fn is_direct(&self) -> bool {
-        self.intake.get().is_none()
+        self.senders.intake().is_none()
     }
 
     /// In direct mode: from `then` on each flush answers RETRY, those that wait and those that come.
@@ -199,13 +196,13 @@ impl Pipeline {
 
     /// Sees to it that a restart would find what was accepted, and says what is the matter. To be called about once a second.
     pub fn look_at_spool(&self) {
-        if let Some(intake) = self.intake.get() {
+        if let Some(intake) = self.senders.intake() {
             intake.look();
         }
     }
 
     fn spool(&self) -> Option<&Arc<Spool>> {
-        self.intake.get().map(|intake| intake.spool())
+        self.senders.intake().map(|intake| intake.spool())
     }
 }
 

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -111,12 +111,8 @@ pub(super) struct Senders {
     senders: Mutex<HashMap<String, SenderHandle>>,
     /// The sender of every chunk, where there is but one.
     only_sender: Option<String>,
-    /// How long a request that is not full waits for more.
-    linger: OnceLock<Duration>,
-    /// Where requests are written down before they are sent, since the destination cannot say what it has.
-    journal: OnceLock<Arc<Intake>>,
-    /// Whether a flush waits for what is sent.
-    direct: AtomicBool,
+    /// With a spool: where a flush leaves its chunk. Without one each flush waits for what is sent.
+    intake: OnceLock<Arc<Intake>>,
     next_batch: AtomicU64,
     /// Flushes that gave up waiting, so far.
     given_up: AtomicU64,
@@ -135,9 +131,7 @@ impl Senders {
                 Some(_) => Some(String::new()),
                 None => nature.names.fixed().map(|name| stream_name(&name)),
             },
-            linger: OnceLock::new(),
-            journal: OnceLock::new(),
-            direct: AtomicBool::new(true),
+            intake: OnceLock::new(),
             next_batch: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             acknowledged: Acknowledged::default(),
@@ -146,14 +140,15 @@ impl Senders {
         })
     }
 
-    /// From now on no flush waits for what is sent: it is in this spool. Requests are numbered from `next_batch`.
-    pub(super) fn write_down(&self, intake: &Arc<Intake>, next_batch: u64) {
+    /// From now on no flush waits for what is sent: this leaves it in the spool. Requests are numbered from `next_batch`.
+    pub(super) fn take_from(&self, intake: Intake, next_batch: u64) -> Arc<Intake> {
         self.next_batch.store(next_batch, Ordering::Relaxed);
-        self.direct.store(false, Ordering::Relaxed);
-        self.linger.get_or_init(|| self.context.nature.linger);
-        if self.context.nature.objects.is_none() {
-            self.journal.get_or_init(|| Arc::clone(intake));
-        }
+        Arc::clone(self.intake.get_or_init(|| Arc::new(intake)))
+    }
+
+    /// What leaves chunks in the spool, where there is one.
+    pub(super) fn intake(&self) -> Option<&Arc<Intake>> {
+        self.intake.get()
     }
 
     /// The number of the next request or object.
@@ -182,12 +177,23 @@ impl Senders {
         senders.clear();
     }
 
+    /// How long a request that is not full waits for more.
     fn linger(&self) -> Duration {
-        self.linger.get().copied().unwrap_or_default()
+        match self.is_direct() {
+            true => Duration::ZERO,
+            false => self.context.nature.linger,
+        }
     }
 
+    /// Whether a flush waits for what is sent.
     fn is_direct(&self) -> bool {
-        self.direct.load(Ordering::Relaxed)
+        self.intake.get().is_none()
+    }
+
+    /// Where requests are written down before they are sent, since the destination cannot say what it has.
+    fn journal(&self) -> Option<&Arc<Intake>> {
+        self.intake()
+            .filter(|_| self.context.nature.objects.is_none())
     }
 
     /// Hands pieces to their sender, which begins where there is none.
@@ -662,7 +668,7 @@ impl Senders {
     /// the destination twice. It need not be synced: after a power cut the spool knows less, and sends
     /// again all the same.
     async fn begun(&self, records: &[Record<AckGuard>]) -> Result<Option<u64>, ()> {
-        let Some(intake) = self.journal.get() else {
+        let Some(intake) = self.journal() else {
             return Ok(None);
         };
         let batch = self.next_batch();
@@ -689,7 +695,7 @@ impl Senders {
 
     /// Writes down what a request's answer settled.
     async fn ended(&self, batch: u64, settled: &[Record<AckGuard>], all: bool) {
-        let Some(intake) = self.journal.get() else {
+        let Some(intake) = self.journal() else {
             return;
         };
         let ended = Note::Ended {
