@@ -58,7 +58,7 @@ const CHUNK_BYTES: usize = 512;
 /// The part of `memory_limit` that references to events may take which wait for letters.
 const ASIDE_SHARE: usize = 16;
 
-/// How long to wait, once, for a stream's limits.
+/// How long to wait for streams' limits, while none is known to keep silent.
 const SHAPE_PATIENCE: Duration = Duration::from_secs(1);
 /// Streams without known limits that are remembered.
 const MOST_UNDESCRIBED: usize = 10_000;
@@ -520,6 +520,8 @@ impl Feed {
                 }
                 if self.is_done() {
                     self.say_what_stays();
+                    // What is left to the thread is done, also that suspects are acquitted: nothing waits for that later.
+                    let _ = self.background.run(|| ()).await;
                     // They hold on to what they share for as long as they may get something.
                     self.senders.close();
                     return;
@@ -879,15 +881,13 @@ impl Feed {
 
     fn set_aside(&mut self, chunk: Seq, bad: Bad) {
         self.waiting.add(chunk, bad, Instant::now());
-        let waiting = &self.context.metrics.waiting_letters;
-        waiting.set(self.waiting.records() as f64);
+        self.show_waiting();
     }
 
-    fn take_aside(&mut self, chunk: Seq) -> Vec<Bad> {
-        let all = self.waiting.take(chunk);
+    /// Shows how much waits. What is tried waits until its letters are kept.
+    fn show_waiting(&self) {
         let waiting = &self.context.metrics.waiting_letters;
         waiting.set(self.waiting.records() as f64);
-        all
     }
 
     /// Looks whether letters can be kept again.
@@ -906,7 +906,7 @@ impl Feed {
         let Some((tag, data)) = self.read_aside(chunk).await else {
             return;
         };
-        let mut all = self.take_aside(chunk);
+        let mut all = self.waiting.take(chunk);
         while let Some(bad) = all.pop() {
             if let Err(left) = self.write_some(chunk, &tag, &data, bad).await {
                 all.extend(left);
@@ -915,6 +915,7 @@ impl Feed {
         }
         self.waiting.has_left(self.letters.last_usage().room());
         if all.is_empty() {
+            self.show_waiting();
             self.acquit(chunk, Work::Letters);
             return self.finish_if_settled(chunk);
         }
@@ -981,15 +982,20 @@ impl Feed {
             Ok(stored) => return Some((stored.tag.into(), stored.data)),
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
-                self.take_aside(chunk);
+                self.forget_aside(chunk);
                 self.pass_over(chunk);
             }
-            Err(Unreadable::Finished) => drop(self.take_aside(chunk)),
+            Err(Unreadable::Finished) => self.forget_aside(chunk),
             // It is tried again with the next look.
             Err(Unreadable::Missing(_)) => {}
             Err(Unreadable::Disk(error)) => self.intake.say_trouble(&error),
         }
         None
+    }
+
+    fn forget_aside(&mut self, chunk: Seq) {
+        self.waiting.take(chunk);
+        self.show_waiting();
     }
 
     /// Whether nothing of a chunk is on its way, or to be read again.
@@ -1025,7 +1031,7 @@ impl Feed {
             self.quarantined_until = now + LOOK_FOR_ABSENT;
             return;
         };
-        let all = self.take_aside(chunk);
+        let all = self.waiting.take(chunk);
         let (cutter, spool, of) = (
             Arc::clone(&self.cutter),
             Arc::clone(&self.spool),
@@ -1037,6 +1043,7 @@ impl Feed {
         let events: u64 = all.iter().map(Bad::records).sum();
         let error = match kept.await {
             Ok(Ok(file)) => {
+                self.show_waiting();
                 self.acquit(chunk, Work::Letters);
                 for bad in all {
                     self.done(chunk, bad.events);
@@ -1078,28 +1085,20 @@ impl Feed {
         }
     }
 
-    /// What streams take. All that have not said so are asked at once, and waited for once: the sink goes on asking, and what
-    /// is for the other streams goes on.
+    /// What streams take. Those that have not said so are waited for together, and once: the sink goes on asking, and what is
+    /// for the other streams goes on. While there is one that did not answer in time none is waited for, or each chunk that
+    /// brings another would stop the others.
     async fn shapes(&mut self, streams: &[(String, Arc<str>)]) -> Vec<Option<Shape>> {
         let context = Arc::clone(&self.context);
         let ask = |target: &Arc<str>| context.sink.shape(target).now_or_never();
         let mut shapes: Vec<_> = streams.iter().map(|(_, target)| ask(target)).collect();
-        let unknown = (0..streams.len()).filter(|&at| {
-            let target = &streams[at].1;
-            let waited_for = self.undescribed.contains(target);
-            shapes[at].is_none() && !waited_for
-        });
-        let unknown: Vec<usize> = unknown.collect();
-        if !unknown.is_empty() {
+        if self.undescribed.is_empty() && shapes.iter().any(Option::is_none) {
             self.end_work();
             let patience = Instant::now() + SHAPE_PATIENCE;
-            let asked = unknown
+            let asked = streams
                 .iter()
-                .map(|&at| timeout_at(patience, context.sink.shape(&streams[at].1)));
-            let answered = join_all(asked).await;
-            for (at, shape) in unknown.into_iter().zip(answered) {
-                shapes[at] = shape.ok();
-            }
+                .map(|(_, target)| timeout_at(patience, context.sink.shape(target)));
+            shapes = join_all(asked).await.into_iter().map(Result::ok).collect();
         }
         for ((_, target), shape) in streams.iter().zip(&shapes) {
             match shape {
