@@ -985,12 +985,13 @@ impl Writer {
                 self.removed = true;
             }
         }
-        named?;
-        // Where it cannot be written, it is before anything more is answered.
-        let _ = self.update_manifest();
+        // Also where another one's could not be given back: what has its name again is not to lose it.
         if self.unsettled {
             self.sync_dir()?;
         }
+        named?;
+        // Where it cannot be written, it is before anything more is answered.
+        let _ = self.update_manifest();
         self.shared.disk.check()
     }
 
@@ -1110,10 +1111,7 @@ impl Writer {
             remedied(error.kind(), words)
         };
         self.hold()?;
-        if found.is_some() {
-            self.displace(segment).map_err(lost)?;
-        }
-        let copy = match self.copy(segment, &**file, len) {
+        let copy = match self.copy(segment, &**file, len, found.is_some()) {
             Err(error) if is_full(&error) => {
                 // Their room may be there with the next attempt.
                 while self.drop_spare() {}
@@ -1172,9 +1170,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the first `len` bytes of a file into another one with a segment's name, which no file has. As when a spare
-    /// becomes a segment, the name comes when all of it is durable.
-    fn copy(&mut self, segment: Seq, file: &dyn File, len: u64) -> io::Result<Arc<dyn File>> {
+    /// Writes the first `len` bytes of a file into another one with a segment's name. As when a spare becomes a segment, the
+    /// name comes when all of it is durable, and only then what has it (`taken`) is put aside: that may be all there is
+    /// after a crash, if there is no room for a copy.
+    fn copy(
+        &mut self,
+        segment: Seq,
+        file: &dyn File,
+        len: u64,
+        taken: bool,
+    ) -> io::Result<Arc<dyn File>> {
         let disk = &self.shared.disk;
         let (copy, name) = (copy_name(segment), segment_name(segment));
         // An earlier attempt's.
@@ -1186,7 +1191,11 @@ impl Writer {
                 true => made.sync(),
                 false => Err(ErrorKind::UnexpectedEof.into()),
             })
-            .and_then(|()| disk.rename(&copy, &name));
+            .and_then(|()| match taken {
+                true => self.displace(segment),
+                false => Ok(()),
+            })
+            .and_then(|()| self.shared.disk.rename(&copy, &name));
         if let Err(error) = copied {
             self.drop_copy(segment);
             return Err(error);
@@ -1260,8 +1269,11 @@ impl Writer {
         for (first, good) in self.untrimmed.clone() {
             match self.shared.disk.open(&segment_name(first)) {
                 Ok(file) => self.trim(&*file, first, good),
+                // One that was taken away may be put back.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    self.untrimmed.retain(|(segment, _)| *segment != first);
+                    let is_needed = self.state().segments.contains_key(&first);
+                    self.untrimmed
+                        .retain(|(segment, _)| *segment != first || is_needed);
                 }
                 Err(_) => {}
             }

@@ -655,6 +655,51 @@ fn what_cannot_be_written_again_yet_is_not_answered_and_is_read_meanwhile() {
     }
 }
 
+#[test]
+fn a_file_in_a_segments_place_stays_until_there_is_room_for_another() {
+    let mut bench = Bench::new(SMALL);
+    bench.keep(0, 1_500);
+    let [name] = &bench.segments()[..] else {
+        panic!("one segment");
+    };
+    // As who takes the file away, and puts it over the one that was written in its place.
+    let file = bench.sim.hide(name).unwrap();
+    look(bench.spool());
+    bench.sim.put_back(name, file);
+    bench.sim.fault(Faults {
+        capacity: Some(2_500),
+        ..Faults::default()
+    });
+    assert!(look(bench.spool()).trouble.is_some());
+    let recovered = bench.crash();
+    assert_eq!(recovered.findings, [] as [String; 0]);
+    assert_eq!(bench.bytes(), [0]);
+}
+
+#[test]
+fn a_file_that_was_written_again_keeps_its_name_though_another_could_not_be() {
+    for seed in 0..8 {
+        let mut bench = Bench::on(Sim::new(seed), SMALL).0;
+        for byte in 0..3 {
+            bench.keep(byte, 1_500);
+        }
+        let [full, newest] = &bench.segments()[..] else {
+            panic!("two segments");
+        };
+        bench.sim.hide(newest).unwrap();
+        bench.sim.hide(full).unwrap();
+        let used: u64 = bench.sim.others().iter().map(|(_, bytes)| bytes).sum();
+        bench.sim.fault(Faults {
+            // For the newest, and not for the other.
+            capacity: Some(used + 2_500),
+            ..Faults::default()
+        });
+        assert!(look(bench.spool()).trouble.is_some());
+        bench.crash();
+        assert_eq!(bench.bytes(), [2]);
+    }
+}
+
 fn broken(calls: &[Call]) -> Faults {
     Faults {
         broken: calls.to_vec(),
