@@ -55,6 +55,8 @@ const WORTH_READING: usize = 4;
 pub struct Part {
     /// The delivery stream, or the object's folder.
     pub name: String,
+    /// What its destination is known by where names change with time ([`Encoding::targets`]).
+    pub target: Option<String>,
     /// When the first of its events happened.
     pub first: Time,
     /// The lines.
@@ -140,6 +142,8 @@ pub struct Encoding<'o> {
     pub options: &'o Options,
     /// Where each event goes.
     pub names: &'o Template,
+    /// Names each event's target, where that is something else.
+    pub targets: Option<&'o Template>,
     /// Bytes of the longest line that any target takes, its newline included. A longer one becomes a letter.
     pub longest_line: usize,
     /// Bytes of memory that a line is taken to need beside its text.
@@ -156,6 +160,7 @@ impl<'o> Encoding<'o> {
         Encoding {
             options,
             names,
+            targets: None,
             longest_line: usize::MAX,
             line_bytes: 0,
             name_bytes: 0,
@@ -179,7 +184,7 @@ impl<'o> Encoding<'o> {
             added: Added::new(self, tag),
             tag,
             tag_text: String::from_utf8_lossy(tag),
-            sorter: Sorter::new(self.names),
+            sorter: Sorter::new(self.names, self.targets),
             events: Events::from(data, from.at),
             encoded: Encoded {
                 events: from.event,
@@ -613,15 +618,17 @@ fn of<'a>(head: &Head<'a>) -> Event<'a> {
 /// Finds the part an event belongs to, with as little rendering of names as possible.
 struct Sorter<'t> {
     names: &'t Template,
+    targets: Option<&'t Template>,
     steady: bool,
     last: Option<(i64, usize)>,
     known: HashMap<String, usize>,
 }
 
 impl<'t> Sorter<'t> {
-    fn new(names: &'t Template) -> Self {
+    fn new(names: &'t Template, targets: Option<&'t Template>) -> Self {
         Sorter {
             names,
+            targets,
             steady: names.steady_within_a_second(),
             last: None,
             known: HashMap::new(),
@@ -638,10 +645,17 @@ impl<'t> Sorter<'t> {
         }
         let mut name = String::new();
         self.names.render(tag, event, &mut name);
+        let targets = self.targets;
         let index = *self.known.entry(name).or_insert_with_key(|name| {
+            let target = |names: &Template| {
+                let mut target = String::new();
+                names.render(tag, event, &mut target);
+                target
+            };
             let capacity = if parts.is_empty() { text } else { 0 };
             parts.push(Part {
                 name: name.clone(),
+                target: targets.map(target),
                 first: event.time,
                 text: buffers::take(capacity),
                 ends: Vec::new(),

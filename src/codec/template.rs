@@ -21,7 +21,7 @@ pub struct Template {
 #[derive(Clone, Debug)]
 enum Part {
     Literal(String),
-    Time(Strftime),
+    Time { format: Strftime, text: String },
     Tag,
     TagSegment(usize),
     Record { keys: Vec<String>, default: String },
@@ -87,6 +87,17 @@ impl Template {
             .collect()
     }
 
+    /// The same without what changes as time goes by: its time specifiers are left as they are written.
+    pub fn timeless(&self) -> Template {
+        let timeless = |part: &Part| match part {
+            Part::Time { text, .. } => Part::Literal(text.clone()),
+            part => part.clone(),
+        };
+        Template {
+            parts: self.parts.iter().map(timeless).collect(),
+        }
+    }
+
     /// Whether names differ by tag.
     pub fn uses_tag(&self) -> bool {
         let of_tag = |part: &Part| matches!(part, Part::Tag | Part::TagSegment(_));
@@ -97,7 +108,7 @@ impl Template {
     pub fn steady_within_a_second(&self) -> bool {
         self.parts.iter().all(|part| match part {
             Part::Literal(_) | Part::Tag | Part::TagSegment(_) => true,
-            Part::Time(format) => format.whole_seconds(),
+            Part::Time { format, .. } => format.whole_seconds(),
             Part::Record { .. } => false,
         })
     }
@@ -108,7 +119,7 @@ impl Template {
         for part in &self.parts {
             match part {
                 Part::Literal(text) => out.push_str(text),
-                Part::Time(format) => format.write(event.time, out),
+                Part::Time { format, .. } => format.write(event.time, out),
                 Part::Tag => safe(tag, out),
                 Part::TagSegment(n) => safe(tag.split('.').nth(*n).unwrap_or("none"), out),
                 Part::Record { keys, default } => match lookup(event.body, keys).and_then(text) {
@@ -125,7 +136,10 @@ fn literal(text: &str, with_time: bool, parts: &mut Vec<Part>) -> Result<(), Tem
         return Ok(());
     }
     parts.push(if with_time && text.contains('%') {
-        Part::Time(Strftime::parse(text)?)
+        Part::Time {
+            format: Strftime::parse(text)?,
+            text: text.to_owned(),
+        }
     } else {
         Part::Literal(text.to_owned())
     });
@@ -297,6 +311,24 @@ mod tests {
             let error = Template::parse(template, true).unwrap_err().to_string();
             assert!(error.contains('\''), "{template}: {error}");
         }
+    }
+
+    #[test]
+    fn a_name_without_its_times_is_the_same_all_day() {
+        let template = Template::parse("logs/%Y/%m/{tag}/x%H", true).unwrap();
+        let event = Event {
+            time: Time::default(),
+            metadata: &[],
+            body: b"\x80",
+            group: None,
+            raw: &[],
+        };
+        let mut name = String::new();
+        template.timeless().render("app", &event, &mut name);
+        assert_eq!(name, "logs/%Y/%m/app/x%H");
+        let fixed = |text| Template::parse(text, true).unwrap().timeless().fixed();
+        assert_eq!(fixed("%Y/%m").as_deref(), Some("%Y/%m"));
+        assert_eq!(fixed("%Y/{record.k}"), None);
     }
 
     #[test]

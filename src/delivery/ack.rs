@@ -30,13 +30,68 @@ pub struct AckTracker {
     sealed: Option<Sealed>,
 }
 
+/// Bytes of the pieces that one target was given and that are not settled.
+#[derive(Debug, Default)]
+pub struct Held {
+    own: AtomicUsize,
+    /// Of all targets together.
+    all: Arc<AtomicUsize>,
+}
+
+impl Held {
+    /// Of one more target, of which none has anything yet.
+    pub fn beside(&self) -> Held {
+        Held {
+            own: AtomicUsize::new(0),
+            all: Arc::clone(&self.all),
+        }
+    }
+
+    /// Bytes of this one.
+    pub fn own(&self) -> usize {
+        self.own.load(Ordering::Acquire)
+    }
+
+    /// Bytes of all.
+    pub fn all(&self) -> usize {
+        self.all.load(Ordering::Acquire)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.own.fetch_add(bytes, Ordering::AcqRel);
+        self.all.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.own.fetch_sub(bytes, Ordering::AcqRel);
+        self.all.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
 /// What is tracked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// A chunk of the spool, by its number there.
     Chunk(u64),
+    /// Some events of a chunk that were deferred, by the number of the load.
+    Deferred {
+        /// Which load.
+        load: u64,
+        /// Of which chunk.
+        chunk: u64,
+    },
     /// An object, by the number of its batch.
     Object(u64),
+}
+
+impl Owner {
+    /// The chunk of the spool that its events are of.
+    pub fn chunk(&self) -> Option<u64> {
+        match *self {
+            Owner::Chunk(chunk) | Owner::Deferred { chunk, .. } => Some(chunk),
+            Owner::Object(_) => None,
+        }
+    }
 }
 
 /// A tracker is complete.
@@ -71,6 +126,16 @@ pub enum News {
         events: Vec<u32>,
         /// Why.
         refusal: Arc<Refusal>,
+    },
+    /// Some of what it carries is not sent now, since its target takes nothing. It counts as settled for the tracker;
+    /// whoever hears this reads it again later.
+    Deferred {
+        /// The chunk.
+        chunk: u64,
+        /// Its events.
+        events: Vec<u32>,
+        /// Where they go.
+        target: Arc<str>,
     },
 }
 
@@ -116,6 +181,19 @@ impl AckTracker {
         }
     }
 
+    /// The same for events of a chunk that were deferred and are read again, in a `load`.
+    pub fn of_deferred(
+        tag: &[u8],
+        load: u64,
+        chunk: u64,
+        completed: mpsc::UnboundedSender<News>,
+    ) -> AckTracker {
+        AckTracker {
+            reports_to: Some((Owner::Deferred { load, chunk }, completed)),
+            ..AckTracker::new(tag, EventSet::default())
+        }
+    }
+
     /// The same for an object with its `token`, made of chunks of which the first has `tag`.
     pub fn of_object(
         tag: &[u8],
@@ -151,6 +229,8 @@ impl AckTracker {
             events: Arc::clone(events),
             range,
             kept: false,
+            charged: None,
+            target: None,
         }
     }
 
@@ -223,6 +303,8 @@ pub struct AckGuard {
     events: Arc<[u32]>,
     range: Range<usize>,
     kept: bool,
+    charged: Option<(Arc<Held>, usize)>,
+    target: Option<Arc<str>>,
 }
 
 impl AckGuard {
@@ -250,6 +332,49 @@ impl AckGuard {
         }
     }
 
+    /// The piece is not sent now, since `target` takes nothing: it gives its memory back. A flush that waits for it fails, and
+    /// so does an object, which is built again later.
+    pub fn defer(mut self, target: &Arc<str>) {
+        let Some((owner, completed)) = &self.tracker.reports_to else {
+            return;
+        };
+        let Some(chunk) = owner.chunk() else { return };
+        let events = &self.events[self.range.clone()];
+        let heard = completed.send(News::Deferred {
+            chunk,
+            events: events.to_vec(),
+            target: Arc::clone(target),
+        });
+        // Sent before completion, so that the receiver already knows what is missing.
+        if heard.is_ok() {
+            self.tracker.settle(events);
+            self.kept = true;
+        }
+    }
+
+    /// Counts `bytes` as held by a target, until this is gone.
+    pub fn charge(&mut self, held: &Arc<Held>, bytes: usize) {
+        held.add(bytes);
+        self.charged = Some((Arc::clone(held), bytes));
+    }
+
+    /// The piece goes to a target that shares its sender with others.
+    pub fn goes_to(&mut self, target: &Arc<str>) {
+        self.target = Some(Arc::clone(target));
+    }
+
+    /// Where that is, if somebody said so.
+    pub fn target(&self) -> Option<&Arc<str>> {
+        self.target.as_ref()
+    }
+
+    /// A guard for no event of the same tracker, in its place: its events count as settled.
+    pub fn into_hold(self) -> AckGuard {
+        let hold = self.tracker.hold();
+        self.keep();
+        hold
+    }
+
     /// The tag of the chunk it came with.
     pub fn tag(&self) -> &Arc<[u8]> {
         self.tracker.tag()
@@ -273,12 +398,12 @@ impl AckGuard {
     /// Of a chunk of the spool: its number there, the events this guard is for, and how many it has.
     pub fn of_chunk(&self) -> Option<(u64, &[u32], u32)> {
         match self.tracker.reports_to {
-            Some((Owner::Chunk(chunk), _)) => Some((
-                chunk,
+            Some((owner, _)) => Some((
+                owner.chunk()?,
                 &self.events[self.range.clone()],
                 self.tracker.events.load(Ordering::Acquire),
             )),
-            _ => None,
+            None => None,
         }
     }
 
@@ -290,6 +415,9 @@ impl AckGuard {
 
 impl Drop for AckGuard {
     fn drop(&mut self) {
+        if let Some((held, bytes)) = self.charged.take() {
+            held.remove(bytes);
+        }
         if !self.kept {
             self.tracker.failed.store(true, Ordering::Release);
         }

@@ -129,6 +129,21 @@ impl<T> Packer<T> {
         self.bytes = self.queue.iter().map(|record| record.bytes).sum();
     }
 
+    /// Takes the records out whose pieces are all `so`.
+    pub fn extract(&mut self, so: impl Fn(&T) -> bool) -> Vec<Record<T>> {
+        let is = |record: &Record<T>| record.pieces.iter().all(|piece| so(&piece.guard));
+        let (taken, left): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.queue).into_iter().partition(is);
+        self.bytes -= taken.iter().map(|record| record.bytes).sum::<usize>();
+        self.queue = left;
+        taken.into()
+    }
+
+    /// All records that wait, in order.
+    pub fn into_records(self) -> impl Iterator<Item = Record<T>> {
+        self.queue.into_iter()
+    }
+
     /// Whether what waits is more than one request: waiting longer would not fill the next one better.
     pub fn is_full(&self, limits: &Limits) -> bool {
         self.queue.len() > limits.batch_records || self.bytes >= limits.batch_bytes

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::delivery::ack::AckTracker;
@@ -34,6 +34,8 @@ pub(super) struct CircuitPermit {
     circuit: Arc<Circuit>,
     admission: Admission,
     reported: bool,
+    /// Its place among the probes of all targets.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Circuit {
@@ -67,9 +69,21 @@ impl Circuit {
                 circuit: Arc::clone(self),
                 admission,
                 reported: false,
+                place: None,
             }),
             Admission::Wait(until) => Err(until.map(Instant::from_std)),
         }
+    }
+
+    /// When the next probe may be sent. `None`: it is closed, or a probe is on its way.
+    pub(super) fn next_probe(&self) -> Option<Instant> {
+        let next = self.change(|breaker| breaker.next_probe());
+        next.map(Instant::from_std)
+    }
+
+    /// There is reason to believe that the target is back.
+    pub(super) fn hurry(&self) {
+        self.change(|breaker| breaker.hurry(Instant::now().into_std()));
     }
 
     /// Opens it, since nothing was taken for too long. Says whether it was closed.
@@ -106,6 +120,11 @@ impl Circuit {
 }
 
 impl CircuitPermit {
+    /// Takes this place among the probes of all targets, until it is reported.
+    pub(super) fn takes(&mut self, place: OwnedSemaphorePermit) {
+        self.place = Some(place);
+    }
+
     /// Whether it is for the one request that finds out whether the target is back.
     pub(super) fn is_probe(&self) -> bool {
         self.admission == Admission::Probe

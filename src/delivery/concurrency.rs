@@ -9,6 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// 4 MiB, and the buffers of HTTP and TLS.
 const ADAPTIVE_START: usize = 4;
 const ADAPTIVE_MOST: usize = 8;
+/// The same for all targets together, where each of them throttles by itself and has a limit of its own.
+const TARGETS_MOST: usize = 2 * ADAPTIVE_MOST;
 
 /// Bounds the requests in flight.
 pub(super) struct ConcurrencyLimit {
@@ -40,11 +42,16 @@ impl ConcurrencyLimit {
             start: slots,
             state: fixed.is_none().then(|| {
                 Mutex::new(LimitState {
-                    adaptive: Adaptive::new(ADAPTIVE_START, ADAPTIVE_MOST),
+                    adaptive: Adaptive::default(),
                     slots,
                 })
             }),
         }
+    }
+
+    /// One for targets that throttle by themselves: `fixed` requests, or as many as memory is meant for.
+    pub(super) fn of_targets(fixed: Option<usize>) -> ConcurrencyLimit {
+        ConcurrencyLimit::new(Some(fixed.unwrap_or(TARGETS_MOST)))
     }
 
     /// Requests there may be in flight now.
@@ -106,6 +113,12 @@ pub(super) struct Adaptive {
     limit: f64,
     most: usize,
     last_cut: Option<Instant>,
+}
+
+impl Default for Adaptive {
+    fn default() -> Self {
+        Adaptive::new(ADAPTIVE_START, ADAPTIVE_MOST)
+    }
 }
 
 impl Adaptive {

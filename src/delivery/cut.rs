@@ -61,6 +61,7 @@ impl Cutter {
                 None => PIECE_BYTES,
             },
             name_bytes: OBJECT_BYTES,
+            targets: nature.targets.as_ref(),
             ..Encoding::new(&config.encode, &nature.names)
         }
     }
@@ -79,21 +80,21 @@ impl Cutter {
         Ok(encoded)
     }
 
-    /// The sender that a part travels by, and its target: the stream, or an object named after its chunk.
-    pub(super) fn target(&self, part: &Part, chunk: &str) -> (String, Arc<str>) {
-        match &self.context.nature.objects {
-            None => self.stream(part),
-            Some(objects) => {
-                let name = objects.name(&part.name, part.first, chunk);
-                (String::new(), name.into())
-            }
+    /// The target of a part: its sender's name.
+    pub(super) fn target(&self, part: &Part) -> String {
+        match (&self.context.nature.objects, &part.target) {
+            (None, _) => stream_name(&part.name),
+            (Some(_), Some(target)) => target.clone(),
+            (Some(_), None) => String::new(),
         }
     }
 
-    /// The sender of a delivery stream, and the stream.
-    pub(super) fn stream(&self, part: &Part) -> (String, Arc<str>) {
-        let stream = stream_name(&part.name);
-        (stream.clone(), stream.into())
+    /// What a request for a part names: the stream, or an object named after its chunk.
+    pub(super) fn request_target(&self, part: &Part, chunk: &str) -> Arc<str> {
+        match &self.context.nature.objects {
+            None => stream_name(&part.name).into(),
+            Some(objects) => objects.name(&part.name, part.first, chunk).into(),
+        }
     }
 
     /// Cuts a part into pieces its target takes, which hold a part of `share`. Lines that are too long become letters.
@@ -122,7 +123,8 @@ impl Cutter {
                 lines: count(run.len()),
                 guard: tracker.guard(&events, run),
             };
-            return runs.into_iter().map(piece).collect();
+            let pieces = runs.into_iter().map(piece).collect();
+            return self.address(pieces, part.target);
         }
         let text_bytes = limits.record_bytes.max(COMPRESSED_RUN_BYTES);
         let mut todo = runs(&part.ends, text_bytes, limits.record_lines);
@@ -149,6 +151,21 @@ impl Cutter {
             }
         }
         buffers::give(part.text);
+        self.address(pieces, part.target)
+    }
+
+    /// Where a target shares its sender with others, its pieces say where they go.
+    fn address(
+        &self,
+        mut pieces: Vec<Piece<AckGuard>>,
+        target: Option<String>,
+    ) -> Vec<Piece<AckGuard>> {
+        if let Some(target) = target {
+            let target: Arc<str> = target.into();
+            for piece in &mut pieces {
+                piece.guard.goes_to(&target);
+            }
+        }
         pieces
     }
 
@@ -208,6 +225,7 @@ fn drop_long_lines(part: &mut Part, tag: &Arc<[u8]>, limit: usize, encoded: &mut
         ends: Vec::with_capacity(ends.len()),
         events: Vec::with_capacity(part.events.len()),
         name: part.name.clone(),
+        target: part.target.clone(),
         first: part.first,
     };
     for (span, event) in spans.zip(&part.events) {

@@ -357,7 +357,8 @@ impl Direct {
         let mut all = true;
         let mut senders: BTreeMap<String, Option<Waiting>> = BTreeMap::new();
         for part in parts {
-            let (sender, target) = self.cutter.target(&part, name);
+            let target = self.cutter.request_target(&part, name);
+            let sender = self.senders.sender_of(&self.cutter.target(&part));
             let waiting = senders.entry(sender).or_insert_with_key(|sender| {
                 let circuit = self.senders.begin_sender(sender);
                 let permit = circuit.admit().ok()?;

@@ -37,6 +37,7 @@ mod concurrency;
 mod context;
 mod cut;
 pub mod dead_letter;
+mod deferred;
 mod direct;
 pub mod identity;
 mod intake;

@@ -93,6 +93,8 @@ impl Body {
 
 /// An object that grows.
 struct Open {
+    /// The target that its folder belongs to.
+    target: Arc<str>,
     /// When the first of its events happened.
     first: Time,
     /// When that came to us.
@@ -108,6 +110,8 @@ struct Open {
 
 /// An object that grows no more.
 pub(super) struct SealedObject {
+    /// The target that its folder belongs to.
+    pub(super) target: Arc<str>,
     /// Its folder, below the store's prefix.
     pub(super) folder: String,
     /// When the first of its events happened.
@@ -133,8 +137,9 @@ pub(super) struct Objects {
 }
 
 impl Open {
-    fn new(first: Time, now: Instant, compression: Compression) -> Open {
+    fn new(target: &Arc<str>, first: Time, now: Instant, compression: Compression) -> Open {
         Open {
+            target: Arc::clone(target),
             first,
             since: now,
             body: Body::new(compression),
@@ -153,6 +158,7 @@ impl Open {
     fn seal(mut self, folder: String, why: Sealed) -> SealedObject {
         self.guards.append(&mut self.block_tickets);
         SealedObject {
+            target: self.target,
             folder,
             first: self.first,
             body: self.body.finish(),
@@ -178,6 +184,7 @@ impl Objects {
     pub(super) fn add(
         &mut self,
         part: Part,
+        target: &Arc<str>,
         tracker: &Arc<AckTracker>,
         now: Instant,
     ) -> Vec<SealedObject> {
@@ -193,7 +200,7 @@ impl Objects {
                     self.bytes -= open.bytes();
                     open
                 }
-                None => Open::new(part.first, now, self.compression),
+                None => Open::new(target, part.first, now, self.compression),
             };
             let whole = text.len() >= WHOLE_BYTES.min(block);
             let waiting = open.body.block.len();
@@ -244,7 +251,7 @@ impl Objects {
             .object_bytes
             .saturating_sub(open.body.packed.len());
         if block.len() > room && !open.body.packed.is_empty() {
-            let mut next = Open::new(first, now, self.compression);
+            let mut next = Open::new(&open.target, first, now, self.compression);
             next.ticket_bytes = guards.iter().map(AckGuard::footprint).sum();
             sealed.push(open.seal(folder.to_owned(), Sealed::Size));
             open = next;
@@ -285,6 +292,17 @@ impl Objects {
         let last = self.close_block(block, &folder, first, open, since, &mut sealed);
         sealed.push(last.seal(folder, why));
         sealed
+    }
+
+    /// Drops the objects of a target that takes nothing: their events are deferred.
+    pub(super) fn defer(&mut self, target: &Arc<str>) {
+        let of = |_: &String, open: &mut Open| open.target == *target;
+        for (_, open) in self.open.extract_if(of) {
+            self.bytes -= open.bytes();
+            for guard in open.guards.into_iter().chain(open.block_tickets) {
+                guard.defer(target);
+            }
+        }
     }
 
     fn seal_all_that(&mut self, why: Sealed, so: impl Fn(&Open) -> bool) -> Vec<SealedObject> {
@@ -361,6 +379,7 @@ mod tests {
     fn part(folder: &str, from: u32, lines: u32) -> Part {
         let mut part = Part {
             name: folder.to_owned(),
+            target: None,
             first: Time {
                 seconds: i64::from(from),
                 nanos: 0,
@@ -377,6 +396,10 @@ mod tests {
             part.events.push(event);
         }
         part
+    }
+
+    fn target() -> Arc<str> {
+        "".into()
     }
 
     fn objects(compression: Compression, object_bytes: usize, bytes: usize) -> Objects {
@@ -412,7 +435,12 @@ mod tests {
         let tracker = tracker(1);
         let mut sealed = Vec::new();
         for n in 0..20 {
-            sealed.extend(objects.add(part("a", n * 2_000, 2_000), &tracker, Instant::now()));
+            sealed.extend(objects.add(
+                part("a", n * 2_000, 2_000),
+                &target(),
+                &tracker,
+                Instant::now(),
+            ));
         }
         assert!(sealed.len() >= 3, "{}", sealed.len());
         for object in &sealed {
@@ -447,7 +475,12 @@ mod tests {
             let tracker = tracker(1);
             let mut sealed = Vec::new();
             for n in 0..10 {
-                sealed.extend(objects.add(part("a", n * 2_000, 2_000), &tracker, Instant::now()));
+                sealed.extend(objects.add(
+                    part("a", n * 2_000, 2_000),
+                    &target(),
+                    &tracker,
+                    Instant::now(),
+                ));
             }
             sealed.extend(objects.seal_all());
             let largest = sealed.iter().map(|object| object.body.len()).max();
@@ -463,16 +496,28 @@ mod tests {
         let mut objects = objects(Compression::None, usize::MAX, 100_000);
         let tracker = tracker(1);
         assert!(objects.due().is_none());
-        assert!(objects.add(part("a", 0, 10), &tracker, start).is_empty());
+        assert!(
+            objects
+                .add(part("a", 0, 10), &target(), &tracker, start)
+                .is_empty()
+        );
         let later = start + Duration::from_secs(10);
-        assert!(objects.add(part("a", 10, 10), &tracker, later).is_empty());
-        assert!(objects.add(part("b", 20, 10), &tracker, later).is_empty());
+        assert!(
+            objects
+                .add(part("a", 10, 10), &target(), &tracker, later)
+                .is_empty()
+        );
+        assert!(
+            objects
+                .add(part("b", 20, 10), &target(), &tracker, later)
+                .is_empty()
+        );
         assert_eq!(objects.due(), Some(start + Duration::from_secs(300)));
         let aged = objects.seal_aged(start + Duration::from_secs(300));
         assert_eq!(aged.len(), 1);
         assert_eq!((aged[0].folder.as_str(), aged[0].why), ("a", Sealed::Age));
         assert_eq!(aged[0].first.seconds, 0);
-        let sealed = objects.add(part("c", 30, 2_000), &tracker, later);
+        let sealed = objects.add(part("c", 30, 2_000), &target(), &tracker, later);
         assert_eq!(sealed.len(), 1);
         assert_eq!(
             (sealed[0].folder.as_str(), sealed[0].why),
@@ -488,7 +533,7 @@ mod tests {
         let mut sealed = Vec::new();
         for n in 0..MOST_OPEN as u32 + 2 {
             let now = start + Duration::from_millis(n.into());
-            sealed.extend(objects.add(part(&format!("f{n}"), n, 1), &tracker, now));
+            sealed.extend(objects.add(part(&format!("f{n}"), n, 1), &target(), &tracker, now));
         }
         let folders: Vec<&str> = sealed.iter().map(|object| object.folder.as_str()).collect();
         assert_eq!(folders, ["f0", "f1"]);

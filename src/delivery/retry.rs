@@ -138,6 +138,19 @@ impl Breaker {
             .is_some_and(|open| self.probing || now < open.next_probe)
     }
 
+    /// When the next probe may be sent. `None`: it is closed, or a probe is on its way.
+    pub(super) fn next_probe(&self) -> Option<Instant> {
+        let open = self.open.as_ref().filter(|_| !self.probing)?;
+        Some(open.next_probe)
+    }
+
+    /// There is reason to believe that the destination is back: the next probe may be sent at once.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if let Some(open) = &mut self.open {
+            open.next_probe = open.next_probe.min(now);
+        }
+    }
+
     /// A request ended without an answer, by a panic, or was not sent after all. After a probe, the next
     /// one follows when as much time has passed as before it.
     pub(super) fn abandoned(&mut self, admit: Admission) {

@@ -1,14 +1,18 @@
-//! A sender forms requests for one destination from pieces as they come, and sends them as it may.
+//! A sender forms requests for one target from pieces as they come, and sends them.
 //!
 //! Three things hold a request back: the *linger*, while it is not full; the [`ConcurrencyLimit`], which bounds the
-//! requests in flight of the whole instance; and the sender's [`Circuit`], which lets one go at a time while
-//! the destination is down. What failed goes again, after a wait of its own, or at once when the
-//! destination is back.
+//! requests in flight of the whole instance and, where there are several targets, those of each; and the target's
+//! [`Circuit`], which lets one go at a time while the target is down. What failed goes again, after a wait of its own,
+//! or at once when the target is back.
 //!
-//! In direct mode a host's worker waits for each piece, so none waits here while the circuit is open: what is
-//! queued is let go, which fails its flush, and only the pieces of the one flush that probes come in. There the
-//! circuit also opens when nothing is taken for [`STALL`], since requests have no answer, are throttled, or would
-//! only be tried again after that.
+//! Of several targets nothing waits here while the circuit is open, or one sick target would hold the memory of all: what
+//! is queued is deferred, and only the pieces of a probe come in. With a spool the feed reads it again when the target is
+//! back. In direct mode that fails the flush, whose worker the host needs for others; there the circuit also opens when
+//! nothing is taken for [`STALL`], since requests have no answer, are throttled, or would only be tried again after that.
+//!
+//! Each stream has a sender. The folders of a store share one, since a store's trouble is most often that of all of them;
+//! a folder that is refused gets its own until it is well. A sender of several that has nothing to do ends, and begins again
+//! with the next piece.
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -19,7 +23,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -27,10 +31,9 @@ use super::circuit::{Circuit, CircuitPermit, PROBE_PATIENCE};
 use super::context::Context;
 use super::intake::Intake;
 use super::letters::Letters;
-use crate::config::stream_name;
-use crate::delivery::ack::{AckGuard, Refusal, contents};
+use crate::delivery::ack::{AckGuard, Held, Refusal, contents};
 use crate::delivery::batch::{Packer, Piece, Record};
-use crate::delivery::concurrency::{ConcurrencyLimit, ConcurrencyPermit};
+use crate::delivery::concurrency::{Adaptive, ConcurrencyLimit, ConcurrencyPermit};
 use crate::delivery::dead_letter::{self, Unkept};
 use crate::delivery::redelivery::Acknowledged;
 use crate::delivery::retry::backoff;
@@ -44,6 +47,17 @@ use crate::spool::{Content, Durability, Note};
 const STALL: Duration = Duration::from_secs(10);
 /// Requests in a row that are throttled as a whole before that counts: a last record may be unlucky a few times.
 const THROTTLED: u32 = 5;
+/// Probes of all targets in flight at once …
+const MOST_PROBES: usize = 4;
+/// … and the time from one to the next: thousands of targets that are down are not to make a flood of requests.
+const BETWEEN_PROBES: Duration = Duration::from_millis(50);
+/// Targets of a store that have a sender of their own since they were refused, at most. What is refused beyond that counts
+/// as trouble of the whole store.
+const MOST_ISOLATED: usize = 1_000;
+/// A sender that had nothing to do for so long ends …
+const IDLE: Duration = Duration::from_secs(60);
+/// … and one that knows that its target is down.
+const IDLE_OPEN: Duration = Duration::from_secs(600);
 
 /// Classes of faults that pass, and are then said to have passed.
 const PASSING: [Class; 4] = [
@@ -60,12 +74,13 @@ pub(super) type Queued = (Arc<str>, Piece<AckGuard>);
 pub(super) struct SenderHandle {
     queue: mpsc::UnboundedSender<Delivery>,
     circuit: Arc<Circuit>,
+    held: Arc<Held>,
 }
 
 /// What a sender is given at once.
 pub(super) struct Delivery {
     pub(super) pieces: Vec<Queued>,
-    /// In direct mode, while the circuit is open: leave to send one request of them.
+    /// While the circuit is open: leave to send one request of them.
     pub(super) probe: Option<CircuitPermit>,
 }
 
@@ -99,8 +114,12 @@ struct Answered {
     life: Health,
     /// Whether anything was settled, or is sent again in another form.
     taken: bool,
+    /// Whether most of it was throttled (`Some(true)`), or all of it was taken.
+    throttled: Option<bool>,
     /// The service said that a request of so many bytes is too large.
     too_many_bytes: Option<usize>,
+    /// It refused this one of several targets that share a sender, for this reason.
+    refused: Option<(Arc<str>, Arc<Fault>)>,
 }
 
 /// The senders of all targets, and what they share.
@@ -109,8 +128,8 @@ pub(super) struct Senders {
     letters: Arc<Letters>,
     limit: Arc<ConcurrencyLimit>,
     senders: Mutex<HashMap<String, SenderHandle>>,
-    /// The sender of every chunk, where there is but one.
-    only_sender: Option<String>,
+    /// The only target, where there is but one.
+    only: Option<String>,
     /// With a spool: where a flush leaves its chunk. Without one each flush waits for what is sent.
     intake: OnceLock<Arc<Intake>>,
     next_batch: AtomicU64,
@@ -118,6 +137,16 @@ pub(super) struct Senders {
     given_up: AtomicU64,
     /// Objects that were acknowledged in this run.
     acknowledged: Acknowledged,
+    /// Places for probes.
+    probes: Arc<Semaphore>,
+    /// When the next probe may be sent.
+    next_probe: Mutex<Instant>,
+    /// Something of a target changed: what it holds, or whether it takes anything.
+    changed: Notify,
+    /// What all targets hold.
+    held: Held,
+    /// Targets whose circuit opened since somebody asked.
+    opened: Mutex<Vec<Arc<str>>>,
 }
 
 impl Senders {
@@ -125,16 +154,21 @@ impl Senders {
     pub(super) fn new(context: Arc<Context>, letters: Arc<Letters>) -> Arc<Senders> {
         let nature = &context.nature;
         Arc::new(Senders {
-            limit: Arc::new(ConcurrencyLimit::new(context.config.concurrency)),
+            limit: Arc::new(match nature.throttles_targets && !nature.one_target {
+                true => ConcurrencyLimit::of_targets(context.config.concurrency),
+                false => ConcurrencyLimit::new(context.config.concurrency),
+            }),
             senders: Mutex::default(),
-            only_sender: match nature.objects {
-                Some(_) => Some(String::new()),
-                None => nature.names.fixed().map(|name| stream_name(&name)),
-            },
+            only: nature.only_target(),
             intake: OnceLock::new(),
             next_batch: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             acknowledged: Acknowledged::default(),
+            probes: Arc::new(Semaphore::new(MOST_PROBES)),
+            next_probe: Mutex::new(Instant::now()),
+            changed: Notify::new(),
+            held: Held::default(),
+            opened: Mutex::default(),
             context,
             letters,
         })
@@ -166,9 +200,113 @@ impl Senders {
         self.limit.limit()
     }
 
-    /// The circuit of the sender that has everything, where there is but one.
+    /// The circuit of the only target, where there is but one.
     pub(super) fn only_circuit(&self) -> Option<Arc<Circuit>> {
-        self.circuit(self.only_sender.as_ref()?)
+        self.circuit(self.only.as_ref()?)
+    }
+
+    /// Whether all goes to one target.
+    pub(super) fn has_one_target(&self) -> bool {
+        self.only.is_some()
+    }
+
+    /// Waits until something of a target changes: what it holds, or whether it takes anything.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Bytes that a target was given and that are not settled, and those of all others.
+    pub(super) fn held(&self, target: &str) -> (usize, usize) {
+        let senders = self.senders.lock().expect("nothing panics with this lock");
+        let own = senders.get(target).map_or(0, |sender| sender.held.own());
+        (own, self.held.all().saturating_sub(own))
+    }
+
+    /// Targets whose circuit opened since this was asked last. Some may be closed again.
+    pub(super) fn take_opened(&self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.opened.lock().expect("nothing panics with this lock"))
+    }
+
+    /// The sender of a target.
+    pub(super) fn sender_of(&self, target: &str) -> String {
+        let shared = self.context.nature.objects.is_some();
+        let senders = self.senders.lock().expect("nothing panics with this lock");
+        match shared && !senders.contains_key(target) {
+            true => String::new(),
+            false => target.to_owned(),
+        }
+    }
+
+    /// A target was refused that shares its sender with others: it has its own from now on, whose circuit is open. False
+    /// where there are too many of them.
+    fn isolate(self: &Arc<Self>, target: &Arc<str>, fault: &Fault) -> bool {
+        {
+            let mut senders = self.senders.lock().expect("nothing panics with this lock");
+            if senders.contains_key(&**target) {
+                return true;
+            }
+            if senders.len() > MOST_ISOLATED {
+                return false;
+            }
+            let circuit = Circuit::new(&self.context.metrics);
+            circuit.trip(fault.class);
+            senders.insert(target.to_string(), self.begin(target.to_string(), circuit));
+        }
+        self.say_open(target, &format!("refused: {fault}"));
+        true
+    }
+
+    /// Whether a target takes something. Where it shares its sender, that sees to it.
+    pub(super) fn admits(&self, target: &str) -> Admits {
+        let Some(circuit) = self.circuit(target) else {
+            return Admits::All;
+        };
+        if !circuit.is_open() {
+            return Admits::All;
+        }
+        let next = *self
+            .next_probe
+            .lock()
+            .expect("nothing panics with this lock");
+        match circuit.next_probe() {
+            Some(own) if self.probes.available_permits() > 0 => Admits::Probe(own.max(next)),
+            _ => Admits::Nothing,
+        }
+    }
+
+    /// Leave to send one request to a target whose circuit is open, where it is time for that.
+    pub(super) fn probe(&self, target: &str) -> Option<CircuitPermit> {
+        let now = Instant::now();
+        let Admits::Probe(at) = self.admits(target) else {
+            return None;
+        };
+        if at > now {
+            return None;
+        }
+        let place = Arc::clone(&self.probes).try_acquire_owned().ok()?;
+        let mut permit = self.circuit(target)?.admit().ok()?;
+        permit.takes(place);
+        *self
+            .next_probe
+            .lock()
+            .expect("nothing panics with this lock") = now + BETWEEN_PROBES;
+        Some(permit)
+    }
+
+    /// A target is back: others may be, too.
+    fn hurry_probes(&self) {
+        let senders = self.senders.lock().expect("nothing panics with this lock");
+        senders.values().for_each(|sender| sender.circuit.hurry());
+    }
+
+    /// Ends a sender that has nothing to do, unless something is on its way to it.
+    fn retire(&self, name: &str, arriving: &mpsc::UnboundedReceiver<Delivery>) -> bool {
+        let mut senders = self.senders.lock().expect("nothing panics with this lock");
+        let retires = arriving.is_empty();
+        if retires {
+            senders.remove(name);
+        }
+        retires
     }
 
     /// Ends all senders when they have nothing to do any more.
@@ -196,20 +334,28 @@ impl Senders {
             .filter(|_| self.context.nature.objects.is_none())
     }
 
-    /// Hands pieces to their sender, which begins where there is none.
-    pub(super) fn enqueue(self: &Arc<Self>, sender: String, pieces: Vec<Queued>) {
-        let probe = None;
+    /// Hands pieces to their sender, which begins where there is none; with leave to probe where its circuit is open.
+    pub(super) fn enqueue(
+        self: &Arc<Self>,
+        target: &str,
+        pieces: Vec<Queued>,
+        probe: Option<CircuitPermit>,
+    ) {
+        let sender = self.sender_of(target);
         self.hand_over(sender, Delivery { pieces, probe });
     }
 
-    /// The same, with leave to probe where that is needed.
-    pub(super) fn hand_over(self: &Arc<Self>, sender: String, delivery: Delivery) {
+    /// The same.
+    pub(super) fn hand_over(self: &Arc<Self>, sender: String, mut delivery: Delivery) {
         let mut senders = self.senders.lock().expect("nothing panics with this lock");
         let name = sender.clone();
         let sender = senders.entry(sender).or_insert_with(|| {
             let circuit = Circuit::new(&self.context.metrics);
             self.begin(name.clone(), circuit)
         });
+        for (_, piece) in &mut delivery.pieces {
+            piece.guard.charge(&sender.held, piece.bytes.len());
+        }
         // A sender ends only by a panic, or with the runtime. What it held has failed its trackers.
         if let Err(unsent) = sender.queue.send(delivery) {
             *sender = self.begin(name, Arc::clone(&sender.circuit));
@@ -240,36 +386,54 @@ impl Senders {
     fn begin(self: &Arc<Self>, name: String, circuit: Arc<Circuit>) -> SenderHandle {
         let (queue, arriving) = mpsc::unbounded_channel();
         tokio::spawn(Sender::new(Arc::clone(self), name, Arc::clone(&circuit)).run(arriving));
-        SenderHandle { queue, circuit }
+        SenderHandle {
+            queue,
+            circuit,
+            held: Arc::new(self.held.beside()),
+        }
     }
 
     /// Says that a circuit opened, and why.
     pub(super) fn say_open(&self, sender: &str, why: &str) {
-        let whose = match sender {
-            "" => "it".to_owned(),
-            stream => describe(stream),
-        };
+        if !self.is_direct() {
+            let mut opened = self.opened.lock().expect("nothing panics with this lock");
+            opened.push(sender.into());
+        }
+        self.changed.notify_one();
         let meanwhile = match self.is_direct() {
-            true => {
-                "chunks for it go back to the host at once, and one request at a time is tried until it does"
-            }
-            false => "one request at a time is tried until it does",
+            true => "chunks for it go back to the host at once",
+            false => "its records wait in the spool",
         };
         self.context.log.trouble_with(
             Level::Warn,
             "breaker",
             sender,
-            &format!("the destination takes nothing ({whose} {why}): {meanwhile}"),
+            &format!(
+                "{} is unavailable ({why}): {meanwhile}, and one request at a time is tried",
+                self.describe(sender)
+            ),
         );
+    }
+
+    /// A target, for a person.
+    fn describe(&self, target: &str) -> String {
+        match target.is_empty() && self.context.nature.objects.is_some() {
+            true => "the destination".to_owned(),
+            false => format!("{} '{target}'", self.context.nature.target_kind),
+        }
     }
 }
 
 /// A sender at work.
 struct Sender {
     senders: Arc<Senders>,
-    name: String,
+    name: Arc<str>,
     circuit: Arc<Circuit>,
     direct: bool,
+    /// Of several targets that throttle by themselves: how much this one takes.
+    adaptive: Option<Adaptive>,
+    /// Since when it has nothing to do.
+    idle: Option<Instant>,
     packer: Packer<AckGuard>,
     on_the_way: JoinSet<Back>,
     /// When the requests on the way began. Their numbers ascend.
@@ -281,9 +445,13 @@ struct Sender {
     in_vain: Option<(Instant, u32)>,
     /// What failed, and when it goes again.
     waiting: Vec<(Instant, Vec<Record<AckGuard>>)>,
-    /// While the circuit lets nothing go: until then, or until something is answered.
+    /// Whether what is queued is deferred while the circuit is open.
+    defers: bool,
+    /// Whether it is that of several targets.
+    shared: bool,
+    /// Where it is not, while the circuit lets nothing go: until then, or until something is answered.
     held: Option<Option<Instant>>,
-    /// In direct mode: leave to send a request although the circuit is open …
+    /// Leave to send a request although the circuit is open …
     probe: Option<CircuitPermit>,
     /// … and whether it is on its way.
     probing: bool,
@@ -299,10 +467,20 @@ struct Sender {
 
 impl Sender {
     fn new(senders: Arc<Senders>, name: String, circuit: Arc<Circuit>) -> Sender {
+        let direct = senders.is_direct();
+        let several = !senders.has_one_target();
+        let shared = several && name.is_empty();
+        let defers = direct || (several && !shared);
         Sender {
-            direct: senders.is_direct(),
+            shared,
+            direct,
+            adaptive: (senders.context.nature.throttles_targets
+                && !senders.has_one_target()
+                && senders.context.config.concurrency.is_none())
+            .then(Adaptive::default),
+            idle: None,
             senders,
-            name,
+            name: name.into(),
             circuit,
             packer: Packer::default(),
             on_the_way: JoinSet::new(),
@@ -311,6 +489,7 @@ impl Sender {
             taken: None,
             in_vain: None,
             waiting: Vec::new(),
+            defers,
             held: None,
             probe: None,
             probing: false,
@@ -336,13 +515,19 @@ impl Sender {
             };
             let at = match self.held {
                 _ if self.packer.is_empty() => None,
-                _ if self.direct && self.was_open => self.probe.as_ref().map(|_| now),
+                _ if self.on_the_way.len() >= self.most_in_flight() => None,
+                _ if self.defers && self.was_open => self.probe.as_ref().map(|_| now),
                 None => Some(lingers),
                 Some(until) => until.map(|until| until.max(lingers)),
             };
             let ready = at.is_some_and(|at| at <= now);
+            let retires = self.retires(now);
+            if retires.is_some_and(|at| at <= now) && self.senders.retire(&self.name, &arriving) {
+                return;
+            }
             let again = self.waiting.iter().map(|(at, _)| *at);
-            let wake = again.chain(answer_by).chain(at.filter(|_| !ready)).min();
+            let wake = again.chain(answer_by).chain(at.filter(|_| !ready));
+            let wake = wake.chain(retires).min();
             tokio::select! {
                 biased;
                 Some(back) = self.on_the_way.join_next(), if !self.on_the_way.is_empty() => {
@@ -358,22 +543,58 @@ impl Sender {
                 }
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = draining.changed() => {}
-                Ok(()) = circuit.changed(), if self.direct => {}
+                Ok(()) = circuit.changed() => {}
                 pass = ConcurrencyLimit::enter(&self.senders.limit), if ready => self.send_next(pass).await,
             }
         }
     }
 
-    /// In direct mode: opens the circuit after [`STALL`] without an answer, and drops what is queued while it is open.
-    /// Returns when the next answer is due.
-    fn check_stall(&mut self, now: Instant) -> Option<Instant> {
-        if !self.direct {
+    /// Requests of this target that may be in flight: not all of those of the whole instance, where there are others.
+    fn most_in_flight(&self) -> usize {
+        match &self.adaptive {
+            _ if self.shared || self.senders.has_one_target() => usize::MAX,
+            Some(adaptive) => adaptive.limit(),
+            None => (self.senders.limit.limit() / 2).max(1),
+        }
+    }
+
+    /// When this ends if nothing comes. `None`: it has something to do, or there is no other.
+    fn retires(&mut self, now: Instant) -> Option<Instant> {
+        let busy = !self.packer.is_empty()
+            || !self.on_the_way.is_empty()
+            || !self.waiting.is_empty()
+            || self.shared
+            || self.senders.has_one_target();
+        if busy {
+            self.idle = None;
             return None;
         }
+        let after = match self.was_open {
+            true => IDLE_OPEN,
+            false => IDLE,
+        };
+        Some(*self.idle.get_or_insert(now) + after)
+    }
+
+    /// Defers all that is queued.
+    fn defer_all(&mut self) {
+        let queued = std::mem::take(&mut self.packer).into_records();
+        let waiting = self.waiting.drain(..).flat_map(|(_, records)| records);
+        for record in queued.chain(waiting) {
+            defer(record, &self.name);
+        }
+        (self.probe, self.held, self.full) = (None, None, false);
+        self.senders.changed.notify_one();
+    }
+
+    /// Defers what is queued while the circuit is open. In direct mode also opens it after [`STALL`] without an answer, and
+    /// returns when the next answer is due.
+    fn check_stall(&mut self, now: Instant) -> Option<Instant> {
         let answer_by = self.began.values().next().map(|began| {
             let since = self.taken.map_or(*began, |taken| taken.max(*began));
             since + STALL
         });
+        let answer_by = answer_by.filter(|_| self.direct);
         if answer_by.is_some_and(|by| by <= now) && self.circuit.trip(Class::Transient) {
             let why = format!("took nothing and gave no answer for {} s", STALL.as_secs());
             self.senders.say_open(&self.name, &why);
@@ -381,10 +602,8 @@ impl Sender {
         let open = self.circuit.is_open();
         let was_open = std::mem::replace(&mut self.was_open, open);
         let probes = was_open && (self.probe.is_some() || self.probing);
-        if open && !probes {
-            self.packer = Packer::default();
-            self.waiting.clear();
-            (self.probe, self.held, self.full) = (None, None, false);
+        if self.defers && open && !probes && !(self.packer.is_empty() && self.waiting.is_empty()) {
+            self.defer_all();
         }
         answer_by.filter(|_| !open)
     }
@@ -408,16 +627,33 @@ impl Sender {
         } = back;
         self.began.remove(&request);
         self.probing &= !permit.is_probe();
-        let Some(answered) = answered else { return };
+        self.senders.changed.notify_one();
+        let Some(mut answered) = answered else { return };
         let now = Instant::now();
+        if let Some((target, fault)) = answered.refused.take()
+            && self.senders.isolate(&target, &fault)
+        {
+            // The store lives.
+            (answered.life, answered.taken) = (Health::Answers, true);
+            let same = |guard: &AckGuard| guard.target() == Some(&target);
+            let queued = self.packer.extract(same);
+            for record in answered.again.drain(..).chain(queued) {
+                defer(record, &target);
+            }
+        }
+        if let (Some(adaptive), Some(throttled)) = (&mut self.adaptive, answered.throttled) {
+            match throttled {
+                true => adaptive.throttled(now.into_std()),
+                false => adaptive.success(),
+            }
+        }
         match answered.life {
             Health::Unknown => drop(permit),
             Health::Down(class) => {
                 let mut why = "took none of five requests in a row";
                 let mut opened = permit.failed(class);
-                // Where names come from tags or records, five tries of each that is not there would hold the host's
-                // worker for as long.
-                let one_of_many = self.direct && self.senders.only_sender.is_none();
+                // Where names come from tags or records, five tries of each that is not there would be too many.
+                let one_of_many = !self.shared && !self.senders.has_one_target();
                 if one_of_many && class == Class::Configuration && self.circuit.trip(class) {
                     (opened, why) = (true, "refused a request");
                 }
@@ -430,6 +666,7 @@ impl Sender {
                     for (at, _) in &mut self.waiting {
                         *at = now;
                     }
+                    self.senders.hurry_probes();
                 }
             }
         }
@@ -441,7 +678,7 @@ impl Sender {
                 if !self.circuit.is_open() {
                     let back = format!(
                         "{} answers again: requests go as before",
-                        describe(&self.name)
+                        self.senders.describe(&self.name)
                     );
                     let log = &self.senders.context.log;
                     log.recovered_with("breaker", &self.name, &back);
@@ -464,16 +701,23 @@ impl Sender {
             self.most_bytes = self.most_bytes.min(too_many / 2);
         }
         let again = answered.again;
-        if again.is_empty() || (self.direct && self.circuit.is_open()) {
-            return;
+        if self.defers && self.circuit.is_open() {
+            for record in again {
+                defer(record, &self.name);
+            }
+        } else if !again.is_empty() {
+            self.waiting.push((now + answered.wait, again));
         }
-        self.waiting.push((now + answered.wait, again));
     }
 
     async fn arrive(&mut self, delivery: Delivery, now: Instant) {
         let Delivery { pieces, probe } = delivery;
         // It opened while they were on their way to us.
-        if self.direct && probe.is_none() && self.circuit.is_open() {
+        if self.defers && probe.is_none() && self.circuit.is_open() {
+            for (_, piece) in pieces {
+                piece.guard.defer(&self.name);
+            }
+            self.senders.changed.notify_one();
             return;
         }
         let Some((target, _)) = pieces.first() else {
@@ -516,12 +760,13 @@ impl Sender {
         let records = self.packer.take(&limits);
         self.full = self.packer.is_full(&limits);
         // One that hangs leaves its place to the others, where there are any.
-        let others = self.direct || self.senders.only_sender.is_none();
+        let others = self.direct || (!self.shared && !self.senders.has_one_target());
         let patience = others.then_some(match permit.is_probe() {
             true => PROBE_PATIENCE,
             false => STALL,
         });
-        let send = Arc::clone(&self.senders).send(records, pass, patience);
+        let target = Arc::clone(&self.name);
+        let send = Arc::clone(&self.senders).send(target, records, pass, patience);
         let request = self.next_request;
         self.next_request += 1;
         self.began.insert(request, Instant::now());
@@ -541,6 +786,7 @@ impl Senders {
     /// One that has no answer after `patience` gives its place in flight to another.
     async fn send(
         self: Arc<Self>,
+        whose: Arc<str>,
         records: Vec<Record<AckGuard>>,
         mut pass: ConcurrencyPermit,
         patience: Option<Duration>,
@@ -632,10 +878,10 @@ impl Senders {
         match worst {
             None => {
                 pass.done(Some(true));
+                answered.throttled = Some(false);
                 for class in PASSING {
-                    let whose = self.subject(&target);
-                    let back = format!("{} takes records again", describe(whose));
-                    self.context.log.recovered_with(name(class), whose, &back);
+                    let back = format!("{} takes records again", self.describe(&whose));
+                    self.context.log.recovered_with(name(class), &whose, &back);
                 }
             }
             Some((fault, attempts)) => {
@@ -643,7 +889,12 @@ impl Senders {
                 // nothing.
                 let throttled = fault.class == Class::Throttle && answered.again.len() * 2 > sent;
                 pass.done(throttled.then_some(false));
-                self.report(&target, &fault, lines(&answered.again));
+                answered.throttled = throttled.then_some(true);
+                let whose = match answered.again.first() {
+                    Some(record) => record.pieces[0].guard.target().unwrap_or(&whose),
+                    None => &whose,
+                };
+                self.report(whose, &target, &fault, lines(&answered.again));
                 answered.wait = backoff(fault.class, attempts, &mut StdRng::from_os_rng());
                 answered.taken |= matches!(fault.class, Class::Record | Class::TooLarge);
                 let down = matches!(
@@ -652,6 +903,12 @@ impl Senders {
                 );
                 if down && answered.again.len() == sent {
                     answered.life = Health::Down(fault.class);
+                    if fault.class == Class::Configuration && !self.has_one_target() {
+                        let of = answered.again.first().and_then(|record| {
+                            record.pieces.first().and_then(|piece| piece.guard.target())
+                        });
+                        answered.refused = of.map(|target| (Arc::clone(target), fault));
+                    }
                 }
             }
         }
@@ -748,15 +1005,7 @@ impl Senders {
         self.context.metrics.records.add(Fate::Delivered, lines);
     }
 
-    /// What is in trouble where a request to `target` is: a delivery stream, or the whole store, named by nothing.
-    fn subject<'t>(&self, target: &'t str) -> &'t str {
-        match self.context.nature.objects {
-            Some(_) => "",
-            None => target,
-        }
-    }
-
-    fn report(&self, target: &str, fault: &Fault, records: u64) {
+    fn report(&self, whose: &str, target: &str, fault: &Fault, records: u64) {
         let (level, remedy) = match fault.class {
             Class::Throttle => (Level::Warn, "sending less at once, and trying again"),
             Class::Transient => (Level::Warn, "trying again"),
@@ -772,22 +1021,31 @@ impl Senders {
         };
         let to = match self.context.nature.objects {
             Some(_) => format!("of object '{target}'"),
-            None => format!("for {}", describe(target)),
+            None => format!("for {}", self.describe(whose)),
         };
         self.context.log.trouble_with(
             level,
             name(fault.class),
-            self.subject(target),
+            whose,
             &format!("{records} records {to} were not taken: {fault}; {remedy}"),
         );
     }
 }
 
-/// A delivery stream, or the store where there is no name.
-fn describe(stream: &str) -> String {
-    match stream {
-        "" => "the destination".to_owned(),
-        stream => format!("delivery stream '{stream}'"),
+/// What a target takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admits {
+    /// Anything.
+    All,
+    /// One request, from then on.
+    Probe(Instant),
+    /// Nothing before something changes.
+    Nothing,
+}
+
+fn defer(record: Record<AckGuard>, target: &Arc<str>) {
+    for piece in record.pieces {
+        piece.guard.defer(target);
     }
 }
 

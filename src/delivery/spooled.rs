@@ -5,6 +5,9 @@
 //! and a token, both are synced into the spool together with what is in it, and only then it is sent.
 //! A chunk is finished when everything in it has completed.
 //!
+//! Where there are several targets, events whose target takes nothing or has enough are [`Deferred`]: their text goes, and they
+//! are read again when it takes them. So one target's trouble holds no other's memory, and the feed reads on.
+//!
 //! After a crash the spool says which objects had begun. Each is built again from the same events and put
 //! under the same name, where the store takes it only if it is not there yet.
 
@@ -15,26 +18,27 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Duration, Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
 
+use super::circuit::CircuitPermit;
 use super::context::Context;
 use super::cut::{Cutter, OBJECT_BYTES};
+use super::deferred::{Deferred, Load};
 use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Body, Bounds, Objects, SealedObject};
-use super::sender::{Queued, Senders};
+use super::sender::{Admits, Queued, Senders};
 use super::waiting::{Bad, WaitingLetters};
 use crate::buffers;
 use crate::buffers::Payload;
 use crate::codec::json;
 use crate::codec::rejected::Letter;
-use crate::codec::{Encoded, NeedsMore, Place, STEP_BYTES};
+use crate::codec::{Encoded, NeedsMore, Part, Place, STEP_BYTES};
 use crate::config::open_objects;
 use crate::delivery::ack::{
     AckGuard, AckTracker, Completed, News, Owner, Refusal, contents, ranges,
@@ -58,10 +62,12 @@ const CHUNK_BYTES: usize = 512;
 /// The part of `memory_limit` that references to events may take which wait for letters.
 const ASIDE_SHARE: usize = 16;
 
-/// How long to wait for streams' limits, while none is known to keep silent.
-const SHAPE_PATIENCE: Duration = Duration::from_secs(1);
-/// Streams without known limits that are remembered.
-const MOST_UNDESCRIBED: usize = 10_000;
+/// The part of `memory_limit` that references to deferred events may take.
+const DEFERRED_SHARE: usize = 16;
+/// Events that a probe sends, at most: enough to see whether the target takes them.
+const PROBE_EVENTS: u64 = 100;
+/// Streams that are described at once. The sink asks in its own order; this bounds who waits for it.
+const MOST_DESCRIBED: usize = 1_000;
 
 /// How often to check whether a missing file is back.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
@@ -96,6 +102,24 @@ fn is_in(events: &Events, event: u32) -> bool {
     }
 }
 
+/// Which events of a chunk are read.
+#[derive(Debug)]
+enum Wanted {
+    /// All but these, which are settled.
+    Unsettled(EventSet),
+    /// These, which were deferred.
+    Only(Events),
+}
+
+impl Wanted {
+    fn has(&self, event: u32) -> bool {
+        match self {
+            Wanted::Unsettled(settled) => !settled.contains(event),
+            Wanted::Only(events) => is_in(events, event),
+        }
+    }
+}
+
 /// What of a chunk is not to be read again.
 enum Skip {
     All,
@@ -118,13 +142,34 @@ struct InFlightChunk {
     hold: Option<AckGuard>,
 }
 
+/// Deferred events on their way.
+struct InFlightLoad {
+    load: Load,
+    tracker: Arc<AckTracker>,
+    /// Memory it needs by itself, about.
+    bytes: usize,
+}
+
+/// An object that had begun, and is to be built again.
+struct Begun {
+    /// Not before then.
+    due: Instant,
+    pending: Pending,
+    guards: Vec<AckGuard>,
+    /// Where it goes, once that is known.
+    target: Option<Arc<str>>,
+}
+
 /// A chunk that is in memory, and is encoded step by step.
 struct Reading {
     chunk: Seq,
     tag: Arc<[u8]>,
     data: Bytes,
-    /// Its events that are settled.
-    settled: Arc<EventSet>,
+    wanted: Arc<Wanted>,
+    /// Of deferred events: their target.
+    target: Option<Arc<str>>,
+    /// Leave to send some of them although the target's circuit is open.
+    probe: Option<CircuitPermit>,
     tracker: Arc<AckTracker>,
     /// Until all of its steps are taken, and what cannot be sent is kept.
     hold: AckGuard,
@@ -136,7 +181,11 @@ struct Reading {
 
 /// An object on its way.
 struct Sending {
+    /// Its sender.
     target: Arc<str>,
+    name: Arc<str>,
+    /// Where its events are.
+    contents: Vec<Content>,
     token: String,
     body: Payload,
     guards: Vec<AckGuard>,
@@ -152,7 +201,8 @@ impl Sending {
     fn bytes(&self) -> usize {
         let guards = self.guards.iter().map(AckGuard::footprint);
         let runs = self.events.iter().map(|(_, runs)| size_of_val(&runs[..]));
-        OBJECT_BYTES + self.body.len() + guards.sum::<usize>() + runs.sum::<usize>()
+        let contents = self.contents.len() * size_of::<Content>();
+        OBJECT_BYTES + self.body.len() + guards.sum::<usize>() + runs.sum::<usize>() + contents
     }
 }
 
@@ -181,8 +231,15 @@ pub(super) struct Feed {
     /// For a stream: memory for its next step.
     share: Option<Share>,
     chunks: HashMap<Seq, InFlightChunk>,
-    /// Of `chunks`.
+    /// Of `chunks` and `loads`.
     chunk_bytes: usize,
+    /// Events that wait for their target.
+    deferred: Deferred,
+    /// Deferred events on their way, by chunk.
+    loads: BTreeMap<(Seq, u64), InFlightLoad>,
+    next_load: u64,
+    /// Whether deferred events were read last, and not the log.
+    loaded_last: bool,
     /// Chunks to be read again, and when.
     again: BTreeSet<(Instant, Seq, u32)>,
     /// Chunks of segments whose file is missing. They hold up nothing but themselves.
@@ -191,16 +248,20 @@ pub(super) struct Feed {
     absent_until: Instant,
     /// For a blob store.
     objects: Option<Objects>,
-    /// Objects that had begun before a restart, and from when on they are to be built.
-    begun: VecDeque<(Instant, Pending, Vec<AckGuard>)>,
+    /// Objects that had begun, before a restart or before their target took nothing any more.
+    begun: VecDeque<Begun>,
     sending: HashMap<u64, Sending>,
     /// Of these, what is to be sent again, and when.
     resend: BTreeSet<(Instant, u64)>,
     sending_bytes: usize,
     /// Notes about objects, which must not be forgotten.
     notes: JoinSet<()>,
-    /// Streams that have not said what they take.
+    /// Streams of which it is not known what they take: what is for them is deferred.
     undescribed: HashSet<Arc<str>>,
+    /// Those of them that are asked.
+    describing: JoinSet<Arc<str>>,
+    /// Those that are asked later.
+    to_describe: VecDeque<Arc<str>>,
     /// What cannot become a dead letter yet.
     waiting: WaitingLetters,
     /// Whether it was looked for room since we stop.
@@ -245,6 +306,10 @@ impl Feed {
             share: None,
             chunks: HashMap::new(),
             chunk_bytes: 0,
+            deferred: Deferred::default(),
+            loads: BTreeMap::new(),
+            next_load: 0,
+            loaded_last: false,
             again: BTreeSet::new(),
             absent: BTreeMap::new(),
             absent_until: Instant::now(),
@@ -255,6 +320,8 @@ impl Feed {
             sending_bytes: 0,
             notes: JoinSet::new(),
             undescribed: HashSet::new(),
+            describing: JoinSet::new(),
+            to_describe: VecDeque::new(),
             waiting: WaitingLetters::new(Instant::now()),
             looked_at_the_end: false,
             quarantined_until: Instant::now(),
@@ -330,7 +397,7 @@ impl Feed {
                 self.again.insert((due, chunk, 0));
             }
         }
-        for (due, pending, _) in &mut self.begun {
+        for Begun { due, pending, .. } in &mut self.begun {
             let mut chunks = pending.contents.iter().map(|content| content.chunk);
             if chunks.any(|chunk| put_off.contains(&chunk)) {
                 *due = self.trial;
@@ -348,8 +415,8 @@ impl Feed {
         let chunks = waiting.into_iter();
         self.again
             .extend(chunks.map(|(_, chunk, tries)| (now, chunk, tries)));
-        for (due, ..) in self.begun.iter_mut().filter(|(due, ..)| *due == trial) {
-            *due = now;
+        for begun in self.begun.iter_mut().filter(|begun| begun.due == trial) {
+            begun.due = now;
             hurried = true;
         }
         hurried && now < trial
@@ -449,7 +516,12 @@ impl Feed {
             // there.
             guards.push(in_flight.tracker.hold());
         }
-        self.begun.push_back((Instant::now(), pending, guards));
+        self.begun.push_back(Begun {
+            due: Instant::now(),
+            pending,
+            guards,
+            target: None,
+        });
     }
 
     /// Runs until we stop and nothing is left to be sent.
@@ -465,9 +537,11 @@ impl Feed {
                 && at <= now
             {
                 self.resend.pop_first();
-                let queued = self.queued(batch);
-                self.senders
-                    .enqueue(String::new(), queued.into_iter().collect());
+                self.enqueue_object(batch, None);
+            }
+            self.defer_opened();
+            while let Some(described) = self.describing.try_join_next() {
+                self.described(described.ok());
             }
             let stopping = *draining.borrow_and_update();
             if stopping && !std::mem::replace(&mut self.looked_at_the_end, stopping) {
@@ -489,6 +563,7 @@ impl Feed {
                 if usage.log_bytes() > usage.limit / 2
                     && self.sending.is_empty()
                     && sealed.is_empty()
+                    && self.spool.peek(self.after).is_none()
                 {
                     sealed = objects.seal_for_room();
                 }
@@ -501,6 +576,7 @@ impl Feed {
             if room && self.advance(now).await {
                 continue;
             }
+            let deferred = self.next_deferred(now);
             self.end_work();
             let others_read = self.reading.is_none() && self.spool.peek(self.after).is_none();
             if stopping && others_read && self.hurry_suspects(now) {
@@ -509,7 +585,8 @@ impl Feed {
             let all_read = self.reading.is_none()
                 && !self.waiting.is_trying()
                 && self.spool.peek(self.after).is_none()
-                && self.begun.is_empty();
+                && deferred.is_err()
+                && !self.begun.iter().any(|begun| self.is_admitted(begun));
             if stopping && all_read {
                 if let Some(objects) = &mut self.objects
                     && !objects.is_empty()
@@ -529,18 +606,32 @@ impl Feed {
             }
             let due = self.objects.as_ref().and_then(Objects::due);
             let again = self.again.first().map(|(at, ..)| *at).filter(|_| room);
-            let begun = self.begun.iter().map(|(at, ..)| *at).min().filter(|_| room);
+            let begun = self.begun.iter().filter_map(|begun| self.is_due(begun));
+            let begun = begun.min().filter(|_| room);
+            let deferred = deferred.err().flatten().filter(|_| room);
             let resend = self.resend.first().map(|(at, _)| *at);
             let absent = (!self.absent.is_empty()).then_some(self.absent_until);
             let trial =
                 (self.suspects.len() >= MANY_SUSPECTS && now < self.trial).then_some(self.trial);
-            let wakes = [due, again, begun, resend, absent, self.waiting.due(), trial];
+            let wakes = [
+                due,
+                again,
+                begun,
+                resend,
+                absent,
+                self.waiting.due(),
+                trial,
+                deferred,
+            ];
             let wake = wakes.into_iter().flatten().min();
             let context = Arc::clone(&self.context);
             let memory = context.memory.reserve(self.needs());
+            let senders = Arc::clone(&self.senders);
             tokio::select! {
                 biased;
                 Some(news) = self.completions.recv() => self.hear(news),
+                () = senders.changed() => {}
+                Some(described) = self.describing.join_next() => self.described(described.ok()),
                 Some(_) = self.notes.join_next(), if stopping => {}
                 Ok(()) = draining.changed() => {}
                 () = more, if room && self.may_read_on() => {}
@@ -556,7 +647,7 @@ impl Feed {
     fn held(&self) -> usize {
         let objects = self.objects.as_ref().map_or(0, Objects::bytes);
         let reading = self.reading.as_ref().map_or(0, |it| it.data.len());
-        self.sending_bytes + objects + reading + self.chunk_bytes
+        self.sending_bytes + objects + reading + self.chunk_bytes + self.deferred.bytes()
     }
 
     /// For a stream: memory that is needed to go on.
@@ -599,11 +690,19 @@ impl Feed {
         // Each of many chunks that end the process would be the first that the next one comes to, and none be tried.
         let many = self.suspects.len() >= MANY_SUSPECTS;
         let hurried = *self.context.draining.borrow();
-        self.again.len() < MOST_HELD && (!many || hurried || Instant::now() >= self.trial)
+        self.again.len() < MOST_HELD
+            && self.deferred.bytes() <= self.context.config.memory_limit / DEFERRED_SHARE
+            && (!many || hurried || Instant::now() >= self.trial)
     }
 
     fn is_done(&self) -> bool {
-        self.chunks.is_empty()
+        // Objects of a target that takes nothing stay as they are, and their chunks.
+        let stays = |chunk: &Seq| {
+            let of = |begun: &Begun| begun.pending.contents.iter().any(|it| it.chunk == *chunk);
+            self.begun.iter().any(of)
+        };
+        self.chunks.keys().all(stays)
+            && self.loads.is_empty()
             && self.again.is_empty()
             && self.sending.is_empty()
             && self.notes.is_empty()
@@ -616,10 +715,10 @@ impl Feed {
             self.step(reading).await;
             return true;
         }
-        let due = self.begun.iter().position(|(at, ..)| *at <= now);
-        if let Some((_, pending, guards)) = due.and_then(|due| self.begun.remove(due)) {
-            self.rebuild(pending, guards).await;
-            return true;
+        let is_due = |begun: &Begun| self.is_due(begun).is_some_and(|due| due <= now);
+        let due = self.begun.iter().position(is_due);
+        if let Some(begun) = due.and_then(|due| self.begun.remove(due)) {
+            return self.rebuild(begun).await;
         }
         if let Some(&(at, chunk, tries)) = self.again.first()
             && at <= now
@@ -632,10 +731,16 @@ impl Feed {
             self.write_letters(chunk).await;
             return true;
         }
-        if !self.may_read_on() {
-            return false;
+        let next = self.spool.peek(self.after).filter(|_| self.may_read_on());
+        if (!self.loaded_last || next.is_none())
+            && let Ok(target) = self.next_deferred(now)
+        {
+            self.loaded_last = true;
+            self.load(&target, now).await;
+            return true;
         }
-        let Some((chunk, _)) = self.spool.peek(self.after) else {
+        self.loaded_last = false;
+        let Some((chunk, _)) = next else {
             return false;
         };
         self.after = Some(chunk);
@@ -708,12 +813,173 @@ impl Feed {
             chunk,
             tag,
             data: stored.data,
-            settled: Arc::new(settled),
+            wanted: Arc::new(Wanted::Unsettled(settled)),
+            target: None,
+            probe: None,
             tracker,
             hold,
             from: Place::default(),
             needs,
         });
+    }
+
+    /// Reads deferred events of a target again.
+    async fn load(&mut self, target: &Arc<str>, now: Instant) {
+        let mut probe = None;
+        if self.senders.admits(target) != Admits::All {
+            probe = self.senders.probe(target);
+            if probe.is_none() {
+                return;
+            }
+        }
+        let most = if probe.is_some() {
+            PROBE_EVENTS
+        } else {
+            u64::MAX
+        };
+        let Some(load) = self.deferred.take(target, most, now) else {
+            return;
+        };
+        let chunk = load.chunk;
+        // While it is read it is among them, so that the chunk is not finished.
+        let number = self.next_load;
+        self.next_load += 1;
+        let completed = self.completed.clone();
+        let spool = Arc::clone(&self.spool);
+        let read = move || spool.read(chunk);
+        let stored = self.work_on(chunk, Work::Deliver, read).await;
+        let stored = match stored.unwrap_or_else(|_| Err(went_down())) {
+            Ok(stored) => stored,
+            Err(Unreadable::Corrupt { words, kept }) => {
+                self.intake.corrupt(&words, kept);
+                self.deferred.forget(chunk);
+                return self.pass_over(chunk);
+            }
+            Err(Unreadable::Finished) => return self.deferred.forget(chunk),
+            Err(Unreadable::Missing(_)) => return self.deferred.put_back_unreadable(load),
+            Err(Unreadable::Disk(error)) => {
+                self.intake.say_trouble(&error);
+                return self.deferred.put_back_unreadable(load);
+            }
+        };
+        let tag: Arc<[u8]> = stored.tag.into();
+        let tracker = AckTracker::of_deferred(&tag, number, chunk, completed);
+        let tracker = Arc::new(tracker);
+        let hold = tracker.hold();
+        let bytes = CHUNK_BYTES + tag.len();
+        self.chunk_bytes += bytes;
+        let needs = self
+            .cutter
+            .encoding()
+            .most(&tag, &stored.data, Place::default());
+        self.reading = Some(Reading {
+            chunk,
+            tag,
+            data: stored.data,
+            wanted: Arc::new(Wanted::Only(Events::Runs(load.events.clone()))),
+            target: Some(Arc::clone(target)),
+            probe,
+            tracker: Arc::clone(&tracker),
+            hold,
+            from: Place::default(),
+            needs,
+        });
+        let in_flight = InFlightLoad {
+            load,
+            tracker,
+            bytes,
+        };
+        self.loads.insert((chunk, number), in_flight);
+    }
+
+    /// The next target whose deferred events may be read; otherwise when that may be so.
+    fn next_deferred(&self, now: Instant) -> Result<Arc<str>, Option<Instant>> {
+        if self.deferred.targets() == 0 {
+            return Err(None);
+        }
+        self.deferred.next_target(now, |target| {
+            if self.undescribed.contains(target) {
+                return None;
+            }
+            match self.senders.admits(target) {
+                Admits::All => self.has_share(target, 0, 2).then_some(now),
+                Admits::Probe(_) if self.is_stopping() => None,
+                // An object that had begun goes first: it may be there.
+                Admits::Probe(at) => {
+                    let begun = |begun: &Begun| begun.target.as_ref() == Some(target);
+                    (!self.begun.iter().any(begun)).then_some(at)
+                }
+                Admits::Nothing => None,
+            }
+        })
+    }
+
+    /// Whether a target may have `bytes` more: half of what the others leave, or one thing in any case. To begin again once
+    /// it has reached that, it must be down to a `part` of it.
+    fn has_share(&self, target: &str, bytes: usize, part: usize) -> bool {
+        // Objects go to a store one by one, and are as many as it takes.
+        if self.senders.has_one_target() || self.objects.is_some() {
+            return true;
+        }
+        let (own, others) = self.senders.held(target);
+        let limit = self.context.config.memory_limit;
+        // All of them together leave a step of reading its memory.
+        let all = limit.saturating_sub(STEP_BYTES / 4 * 5).max(limit / 4);
+        own == 0 || own + bytes <= all.saturating_sub(others) / 2 / part
+    }
+
+    /// Whether events for a target are sent, or wait. What was deferred before goes first.
+    fn takes(&self, target: &Arc<str>, bytes: usize, reading: &Reading) -> bool {
+        if self.senders.has_one_target() {
+            return true;
+        }
+        let is_load = reading.target.as_ref() == Some(target);
+        (is_load || !self.deferred.waits_for(target))
+            && self.senders.admits(target) == Admits::All
+            && self.has_share(target, bytes, 1)
+    }
+
+    /// Events of a chunk wait for their target.
+    fn defer(&mut self, target: &Arc<str>, part: Part, reading: &Reading) {
+        let mut events = part.events;
+        events.sort_unstable();
+        self.deferred.add(target, reading.chunk, ranges(&events));
+        reading.tracker.settle(&events);
+        buffers::give(part.text);
+    }
+
+    /// Targets that take nothing any more: what is open for them is deferred.
+    fn defer_opened(&mut self) {
+        for target in self.senders.take_opened() {
+            if let Some(objects) = &mut self.objects
+                && !self.senders.has_one_target()
+            {
+                objects.defer(&target);
+            }
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        *self.context.draining.borrow()
+    }
+
+    /// Whether an object that had begun may be built soon, and not only to probe its target.
+    fn is_admitted(&self, begun: &Begun) -> bool {
+        let target = begun.target.as_ref();
+        target.is_none_or(|target| self.senders.admits(target) == Admits::All)
+    }
+
+    /// When an object that had begun may be built. `None`: not before something changes.
+    fn is_due(&self, begun: &Begun) -> Option<Instant> {
+        let Some(target) = &begun.target else {
+            return Some(begun.due);
+        };
+        match self.senders.admits(target) {
+            Admits::All => Some(begun.due),
+            Admits::Probe(_) if self.is_stopping() => None,
+            Admits::Probe(at) => Some(begun.due.max(at)),
+            Admits::Nothing => None,
+        }
     }
 
     /// Encodes a step of a chunk, and sends its lines on their way.
@@ -722,9 +988,9 @@ impl Feed {
         let chunk = reading.chunk;
         let cutter = Arc::clone(&self.cutter);
         let (tag, data) = (Arc::clone(&reading.tag), reading.data.clone());
-        let (from, settled) = (reading.from, Arc::clone(&reading.settled));
+        let (from, wanted) = (reading.from, Arc::clone(&reading.wanted));
         let encoded = self.work_on(chunk, Work::Deliver, move || {
-            cutter.encode_step(&tag, &data, from, memory, |event| !settled.contains(event))
+            cutter.encode_step(&tag, &data, from, memory, |event| wanted.has(event))
         });
         // A panic drops the hold: the chunk's tracker fails, and it is read again later.
         let Ok(encoded) = encoded.await else {
@@ -747,29 +1013,29 @@ impl Feed {
         let parts = std::mem::take(&mut encoded.parts);
         match self.objects.take() {
             None => {
-                let streams: Vec<_> = parts.iter().map(|part| self.cutter.stream(part)).collect();
-                let shapes = self.shapes(&streams).await;
                 let mut shaped = Vec::with_capacity(parts.len());
-                for ((part, shape), (sender, target)) in parts.into_iter().zip(shapes).zip(streams)
-                {
-                    match shape {
-                        Some(shape) => shaped.push((sender, target, shape, part)),
-                        None => {
-                            // These events are read again later, and hold nothing but their chunk.
-                            drop(tracker.hold());
-                            buffers::give(part.text);
+                for part in parts {
+                    let target: Arc<str> = self.cutter.target(&part).into();
+                    let probes =
+                        reading.target.as_ref() == Some(&target) && reading.probe.is_some();
+                    match self.shape(&target) {
+                        Some(shape) if probes || self.takes(&target, part.text.len(), &reading) => {
+                            let probe = if probes { reading.probe.take() } else { None };
+                            shaped.push((target, shape, part, probe));
                         }
+                        _ => self.defer(&target, part, &reading),
                     }
                 }
                 let share = self.share.take();
                 let (cutter, of) = (Arc::clone(&self.cutter), Arc::clone(&tracker));
                 let cut = self.work_on(chunk, Work::Deliver, move || {
                     let mut share = share.expect("a stream's step has its memory");
-                    let mut senders: Vec<(String, Vec<Queued>)> = Vec::with_capacity(shaped.len());
-                    for (sender, target, shape, part) in shaped {
+                    let mut senders = Vec::with_capacity(shaped.len());
+                    for (target, shape, part, probe) in shaped {
                         let pieces = cutter.pieces(part, shape, &of, &mut encoded, &mut share);
                         let queued = pieces.into_iter().map(|piece| (Arc::clone(&target), piece));
-                        senders.push((sender, queued.collect()));
+                        let queued: Vec<Queued> = queued.collect();
+                        senders.push((target, queued, probe));
                     }
                     (senders, encoded)
                 });
@@ -778,24 +1044,49 @@ impl Feed {
                     return;
                 };
                 self.keep_letters(reading.chunk, &tracker, encoded).await;
-                for (sender, pieces) in senders {
-                    self.senders.enqueue(sender, pieces);
+                for (target, pieces, probe) in senders {
+                    self.senders.enqueue(&target, pieces, probe);
                 }
             }
             Some(mut objects) => {
                 self.keep_letters(reading.chunk, &tracker, encoded).await;
                 let (compression, bounds) = objects.settings();
                 objects.leave_to_chunks(self.chunk_bytes);
+                let mut taken = Vec::with_capacity(parts.len());
+                let (mut probing, mut probe) = (None, None);
+                for part in parts {
+                    let target: Arc<str> = self.cutter.target(&part).into();
+                    let probes =
+                        reading.target.as_ref() == Some(&target) && reading.probe.is_some();
+                    if probes {
+                        probe = reading.probe.take();
+                        probing = Some((target, part));
+                    } else if self.takes(&target, part.text.len(), &reading) {
+                        taken.push((target, part));
+                    } else {
+                        self.defer(&target, part, &reading);
+                    }
+                }
                 let built = self.work_on(chunk, Work::Deliver, move || {
                     let now = Instant::now();
-                    let add = |part| objects.add(part, &tracker, now);
-                    let sealed: Vec<SealedObject> = parts.into_iter().flat_map(add).collect();
-                    (objects, sealed)
+                    let add = |(target, part)| objects.add(part, &target, &tracker, now);
+                    let sealed: Vec<SealedObject> = taken.into_iter().flat_map(add).collect();
+                    // A probe waits for no others: it is an object of its own.
+                    let probe = probing.map(|(target, part)| {
+                        let mut alone = Objects::new(compression, bounds);
+                        let mut sealed = alone.add(part, &target, &tracker, now);
+                        sealed.extend(alone.seal_for_room());
+                        sealed
+                    });
+                    (objects, sealed, probe.unwrap_or_default())
                 });
                 match built.await {
-                    Ok((objects, sealed)) => {
+                    Ok((objects, sealed, probing)) => {
                         self.objects = Some(objects);
                         self.dispatch(sealed);
+                        for object in probing {
+                            self.send_object(object, probe.take());
+                        }
                     }
                     // The open objects are gone, and nothing of them was sent: their chunks' trackers fail.
                     Err(_) => self.objects = Some(Objects::new(compression, bounds)),
@@ -811,7 +1102,9 @@ impl Feed {
         }
         self.acquit(chunk, Work::Deliver);
         reading.tracker.has_events(events);
-        if let Some(in_flight) = self.chunks.get_mut(&reading.chunk) {
+        if reading.target.is_none()
+            && let Some(in_flight) = self.chunks.get_mut(&reading.chunk)
+        {
             let bytes = events as usize / 8;
             in_flight.bytes += bytes;
             self.chunk_bytes += bytes;
@@ -1000,9 +1293,12 @@ impl Feed {
 
     /// Whether nothing of a chunk is on its way, or to be read again.
     fn is_settled(&self, chunk: Seq) -> bool {
+        let mut loads = self.loads.range((chunk, 0)..=(chunk, u64::MAX));
         !self.chunks.contains_key(&chunk)
             && !self.skip.contains_key(&chunk)
             && !self.waiting.holds(chunk)
+            && !self.deferred.holds(chunk)
+            && loads.next().is_none()
     }
 
     fn finish_if_settled(&self, chunk: Seq) {
@@ -1072,6 +1368,16 @@ impl Feed {
 
     /// Says what is in the spool still, when all that can be delivered is.
     fn say_what_stays(&self) {
+        if self.deferred.records() > 0 {
+            self.context.log.say(
+                Level::Warn,
+                &format!(
+                    "{} records for {} targets that are unavailable stay in the spool",
+                    self.deferred.records(),
+                    self.deferred.targets(),
+                ),
+            );
+        }
         if !self.waiting.is_empty() {
             self.context.log.say(
                 Level::Warn,
@@ -1085,31 +1391,40 @@ impl Feed {
         }
     }
 
-    /// What streams take. Those that have not said so are waited for together, and once: the sink goes on asking, and what is
-    /// for the other streams goes on. While there is one that did not answer in time none is waited for, or each chunk that
-    /// brings another would stop the others.
-    async fn shapes(&mut self, streams: &[(String, Arc<str>)]) -> Vec<Option<Shape>> {
-        let context = Arc::clone(&self.context);
-        let ask = |target: &Arc<str>| context.sink.shape(target).now_or_never();
-        let mut shapes: Vec<_> = streams.iter().map(|(_, target)| ask(target)).collect();
-        if self.undescribed.is_empty() && shapes.iter().any(Option::is_none) {
-            self.end_work();
-            let patience = Instant::now() + SHAPE_PATIENCE;
-            let asked = streams
-                .iter()
-                .map(|(_, target)| timeout_at(patience, context.sink.shape(target)));
-            shapes = join_all(asked).await.into_iter().map(Result::ok).collect();
+    /// What a target takes, where that is known. Otherwise it is asked, and nobody waits for that.
+    fn shape(&mut self, target: &Arc<str>) -> Option<Shape> {
+        if self.undescribed.contains(target) {
+            return None;
         }
-        for ((_, target), shape) in streams.iter().zip(&shapes) {
-            match shape {
-                Some(_) => drop(self.undescribed.remove(target)),
-                None if self.undescribed.len() < MOST_UNDESCRIBED => {
-                    self.undescribed.insert(Arc::clone(target));
-                }
-                None => {}
-            }
+        let shape = self.context.sink.shape(target).now_or_never();
+        if shape.is_none() {
+            self.undescribed.insert(Arc::clone(target));
+            self.to_describe.push_back(Arc::clone(target));
+            self.describe_next();
         }
-        shapes
+        shape
+    }
+
+    fn describe_next(&mut self) {
+        while self.describing.len() < MOST_DESCRIBED
+            && let Some(target) = self.to_describe.pop_front()
+        {
+            let context = Arc::clone(&self.context);
+            self.describing.spawn(async move {
+                context.sink.shape(&target).await;
+                target
+            });
+        }
+    }
+
+    /// It is known what a target takes. `None`: asking ended otherwise, by a panic.
+    fn described(&mut self, target: Option<Arc<str>>) {
+        match target {
+            Some(target) => drop(self.undescribed.remove(&target)),
+            // Which one is not known: all are asked again.
+            None => self.undescribed.clear(),
+        }
+        self.describe_next();
     }
 
     fn hold_back(&mut self, chunk: Seq, tries: u32) {
@@ -1121,7 +1436,7 @@ impl Feed {
         match news {
             News::Completed(completed) => self.land(completed),
             News::Refused {
-                owner: Owner::Chunk(chunk),
+                owner: Owner::Chunk(chunk) | Owner::Deferred { chunk, .. },
                 mut events,
                 refusal,
             } => {
@@ -1133,6 +1448,14 @@ impl Feed {
                 refusal,
                 ..
             } => self.give_up_object(batch, &refusal),
+            News::Deferred {
+                chunk,
+                mut events,
+                target,
+            } => {
+                events.sort_unstable();
+                self.deferred.add(&target, chunk, ranges(&events));
+            }
         }
     }
 
@@ -1179,6 +1502,25 @@ impl Feed {
                     self.hold_back(chunk, in_flight.tries);
                 }
             }
+            (Owner::Deferred { load, chunk }, verdict) => {
+                let Some(in_flight) = self.loads.remove(&(chunk, load)) else {
+                    return;
+                };
+                self.chunk_bytes -= in_flight.bytes;
+                if verdict == Verdict::Retry {
+                    let settled = in_flight.tracker.settled();
+                    let Load { target, events, .. } = in_flight.load;
+                    let left: Vec<u32> = events.into_iter().flatten().collect();
+                    let left: Vec<u32> = left
+                        .into_iter()
+                        .filter(|event| !settled.contains(*event))
+                        .collect();
+                    self.deferred.add(&target, chunk, ranges(&left));
+                    let wait = backoff(Class::Transient, 1, &mut StdRng::from_os_rng());
+                    self.deferred.wait(&target, Instant::now() + wait);
+                }
+                self.finish_if_settled(chunk);
+            }
             (Owner::Object(batch), Verdict::Ok) => {
                 let Some(sending) = self.sending.remove(&batch) else {
                     return;
@@ -1192,6 +1534,10 @@ impl Feed {
                 };
                 sending.tries += 1;
                 let wait = backoff(Class::Transient, sending.tries, &mut StdRng::from_os_rng());
+                let takes_nothing = self.senders.admits(&sending.target) != Admits::All;
+                if takes_nothing && !self.senders.has_one_target() {
+                    return self.put_off(batch);
+                }
                 // By the feed itself, later. A runtime that goes down drops at once what it is given, and with
                 // it the new guard: a task made here would land, and be made anew, without end.
                 self.resend.insert((Instant::now() + wait, batch));
@@ -1217,40 +1563,89 @@ impl Feed {
         });
     }
 
+    /// An object's target takes nothing: it gives its memory back, and is built again later, from the same events and under
+    /// its name, since it may be there.
+    fn put_off(&mut self, batch: u64) {
+        let Some(sending) = self.sending.remove(&batch) else {
+            return;
+        };
+        self.sending_bytes -= sending.bytes();
+        let pending = Pending {
+            batch,
+            name: sending.name.to_string(),
+            token: sending.token,
+            lines: sending.lines.into(),
+            contents: sending.contents,
+        };
+        self.begun.push_back(Begun {
+            due: Instant::now(),
+            pending,
+            guards: sending
+                .guards
+                .into_iter()
+                .map(AckGuard::into_hold)
+                .collect(),
+            target: Some(sending.target),
+        });
+    }
+
     /// Gives sealed objects their names, and sends them once these are in the spool.
     fn dispatch(&mut self, sealed: Vec<SealedObject>) {
         for object in sealed {
-            let batch = self.senders.next_batch();
-            let token = token();
-            let Some(objects) = &self.context.nature.objects else {
-                return;
-            };
-            let name = objects.name(&object.folder, object.first, &token);
-            let begun = Note::Begun {
-                batch,
-                name: name.clone(),
-                token: token.clone(),
-                lines: object.lines,
-                contents: contents(object.guards.iter()),
-            };
-            let sending = Sending {
-                target: name.into(),
-                token,
-                body: object.body,
-                guards: object.guards,
-                events: Vec::new(),
-                lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
-                why: object.why,
-                tries: 0,
-            };
-            self.sending_bytes += sending.bytes();
-            self.sending.insert(batch, sending);
-            let queued = self.queued(batch);
-            let (intake, senders) = (Arc::clone(&self.intake), Arc::clone(&self.senders));
-            self.notes.spawn(async move {
-                intake.insist(begun, Durability::Synced).await;
-                senders.enqueue(String::new(), queued.into_iter().collect());
-            });
+            self.send_object(object, None);
+        }
+    }
+
+    fn send_object(&mut self, object: SealedObject, probe: Option<CircuitPermit>) {
+        let several = !self.senders.has_one_target();
+        if several && probe.is_none() && self.senders.admits(&object.target) != Admits::All {
+            for guard in object.guards {
+                guard.defer(&object.target);
+            }
+            return;
+        }
+        let batch = self.senders.next_batch();
+        let token = token();
+        let Some(objects) = &self.context.nature.objects else {
+            return;
+        };
+        let name = objects.name(&object.folder, object.first, &token);
+        let contents = contents(object.guards.iter());
+        let begun = Note::Begun {
+            batch,
+            name: name.clone(),
+            token: token.clone(),
+            lines: object.lines,
+            contents: contents.clone(),
+        };
+        let sending = Sending {
+            target: object.target,
+            name: name.into(),
+            contents: if several { contents } else { Vec::new() },
+            token,
+            body: object.body,
+            guards: object.guards,
+            events: Vec::new(),
+            lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
+            why: object.why,
+            tries: 0,
+        };
+        self.sending_bytes += sending.bytes();
+        let target = Arc::clone(&sending.target);
+        self.sending.insert(batch, sending);
+        let queued = self.queued(batch);
+        let (intake, senders) = (Arc::clone(&self.intake), Arc::clone(&self.senders));
+        self.notes.spawn(async move {
+            intake.insist(begun, Durability::Synced).await;
+            senders.enqueue(&target, queued.into_iter().collect(), probe);
+        });
+    }
+
+    /// Hands an object to its sender.
+    fn enqueue_object(&self, batch: u64, probe: Option<CircuitPermit>) {
+        if let Some(sending) = self.sending.get(&batch) {
+            let queued = self.queued(batch).into_iter().collect();
+            self.senders.enqueue(&sending.target, queued, probe);
         }
     }
 
@@ -1265,16 +1660,37 @@ impl Feed {
             batch,
             self.completed.clone(),
         );
+        let mut guard = Arc::new(tracker).hold();
+        if !sending.target.is_empty() {
+            guard.goes_to(&sending.target);
+        }
         let piece = Piece {
             bytes: sending.body.clone(),
             lines: sending.lines,
-            guard: Arc::new(tracker).hold(),
+            guard,
         };
-        Some((Arc::clone(&sending.target), piece))
+        Some((Arc::clone(&sending.name), piece))
     }
 
-    /// Builds an object again that had begun, from the same events, and sends it under its name.
-    async fn rebuild(&mut self, pending: Pending, guards: Vec<AckGuard>) {
+    /// Builds an object again that had begun, from the same events, and sends it under its name. False where its target takes
+    /// nothing after all.
+    async fn rebuild(&mut self, begun: Begun) -> bool {
+        let mut probe = None;
+        if let Some(target) = &begun.target
+            && self.senders.admits(target) != Admits::All
+        {
+            probe = self.senders.probe(target);
+            if probe.is_none() {
+                self.begun.push_back(begun);
+                return false;
+            }
+        }
+        let Begun {
+            pending,
+            guards,
+            target,
+            ..
+        } = begun;
         let chunks = pending.contents.iter().map(|content| content.chunk);
         let turn = self.turn(chunks, Work::Rebuild).await;
         let alone = turn.is_some();
@@ -1305,8 +1721,13 @@ impl Feed {
                 }
                 let events = built.letters.len() as u64;
                 let kept = self.letters.keep(built.letters, events).await;
-                kept.is_ok()
-                    .then_some((built.body, built.events, built.lines, built.skipped))
+                kept.is_ok().then_some((
+                    built.body,
+                    built.events,
+                    built.lines,
+                    built.skipped,
+                    built.target,
+                ))
             }
             Ok(Err(Unreadable::Disk(error))) => {
                 self.intake.say_trouble(&error);
@@ -1315,22 +1736,28 @@ impl Feed {
             // A missing file is said by whoever looks for it.
             Ok(Err(_)) | Err(_) => None,
         };
-        let Some((body, events, lines, skipped)) = built else {
+        let Some((body, events, lines, skipped, built_for)) = built else {
             // What else there is goes on meanwhile.
             let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
-            self.begun
-                .push_back((Instant::now() + wait, pending, guards));
-            return;
+            self.begun.push_back(Begun {
+                due: Instant::now() + wait,
+                pending,
+                guards,
+                target,
+            });
+            return true;
         };
         self.cutter.say_skipped(skipped);
         let batch = pending.batch;
         if body.is_empty() {
             // By another configuration than the one it began with.
             self.ended(batch, guards);
-            return;
+            return true;
         }
         let sending = Sending {
-            target: pending.name.into(),
+            target: built_for.unwrap_or_default().into(),
+            name: pending.name.into(),
+            contents: pending.contents,
             token: pending.token,
             body,
             guards,
@@ -1342,9 +1769,8 @@ impl Feed {
         };
         self.sending_bytes += sending.bytes();
         self.sending.insert(batch, sending);
-        if let Some(queued) = self.queued(batch) {
-            self.senders.enqueue(String::new(), vec![queued]);
-        }
+        self.enqueue_object(batch, probe);
+        true
     }
 }
 
@@ -1422,6 +1848,8 @@ struct Rebuilt {
     skipped: usize,
     /// Chunks that cannot be read any more.
     corrupt: Vec<Seq>,
+    /// Where it goes.
+    target: Option<String>,
 }
 
 /// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
@@ -1436,6 +1864,7 @@ fn build_again(
     let spool = intake.spool();
     let mut body = Body::new(cutter.compression());
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
+    let mut target = None;
     for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
         spool.begin_work(content.chunk, Work::Rebuild, alone);
         let stored = match spool.read(content.chunk) {
@@ -1457,6 +1886,7 @@ fn build_again(
         let mut sent = Vec::new();
         for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
             for part in encoded.parts {
+                target.get_or_insert_with(|| cutter.target(&part));
                 lines += part.ends.len();
                 sent.extend_from_slice(&part.events);
                 body.push(&part.text);
@@ -1475,6 +1905,7 @@ fn build_again(
         letters,
         skipped,
         corrupt,
+        target,
     })
 }
 

@@ -556,7 +556,7 @@ async fn an_object_has_the_same_name_when_its_chunk_comes_again_and_a_twin_has_i
             ("flush_deadline", "1s"),
             ("compression", "none"),
         ],
-        held_for_a_second(),
+        vec![all(Outcome::Retry, Class::Configuration)],
     );
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -811,7 +811,6 @@ async fn an_object_that_is_there_when_its_chunk_comes_again_counts_once() {
     let script = vec![
         Box::new(|batch: &Batch| vec![Outcome::Delivered; batch.records.len()]) as Step,
         all(Outcome::Retry, Class::Configuration),
-        all(Outcome::Retry, Class::Configuration),
     ];
     let bench = Bench::new(OBJECT, &keys, script);
     assert_eq!(bench.flush(&["a", "b"]).await, Verdict::Retry);
@@ -856,7 +855,11 @@ async fn what_cannot_be_a_line_is_one_letter_however_often_its_chunk_comes() {
     let data: Bytes = [&chunk(&["a"])[..], broken, &chunk(&["b"])[..]]
         .concat()
         .into();
-    let objects: &[_] = &[("url", "file:///objects"), ("compression", "none")];
+    let objects: &[_] = &[
+        ("url", "file:///objects"),
+        ("path", "one"),
+        ("compression", "none"),
+    ];
     for (shape, keys) in [(ONE_LINE, &[][..]), (OBJECT, objects)] {
         let keys = [keys, &[("flush_deadline", "1s")]].concat();
         let bench = Bench::new(shape, &keys, held_for_a_second());

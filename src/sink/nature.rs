@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::codec::template::{Template, compact_time};
-use crate::config::{Destination, ObjectBounds};
+use crate::config::{Destination, ObjectBounds, stream_name};
 use crate::ids::Time;
 
 /// What a destination is like.
@@ -12,6 +12,15 @@ use crate::ids::Time;
 pub struct Nature {
     /// Names the delivery stream of an event, or the folder of its object.
     pub names: Template,
+    /// Names an event's target, the part of the destination that may be in trouble by itself: what of `names` does not change
+    /// with time. `None` where `names` does so itself, or where all is one target.
+    pub targets: Option<Template>,
+    /// Whether all is one target.
+    pub one_target: bool,
+    /// What a target is called.
+    pub target_kind: &'static str,
+    /// Whether each target throttles by itself.
+    pub throttles_targets: bool,
     /// Where what is sent becomes an object. Its name is its own, so that the store tells a repeat: nothing is there
     /// twice, and a chunk is sent whole again. Without it a repeat makes a duplicate, and records are sent on their own.
     pub objects: Option<ObjectNature>,
@@ -40,7 +49,11 @@ impl Nature {
     pub fn of(destination: &Destination) -> Nature {
         match destination {
             Destination::Firehose(firehose) => Nature {
+                one_target: firehose.delivery_stream.fixed().is_some(),
                 names: firehose.delivery_stream.clone(),
+                targets: None,
+                target_kind: "delivery stream",
+                throttles_targets: true,
                 objects: None,
                 linger: firehose.linger,
                 billing_unit: Some(FIREHOSE_BILLING_UNIT),
@@ -52,7 +65,11 @@ impl Nature {
                 extension,
                 ..
             } => Nature {
+                one_target: folder.timeless().fixed().is_some(),
+                targets: Some(folder.timeless()).filter(|targets| targets.fixed().is_none()),
                 names: folder.clone(),
+                target_kind: "folder",
+                throttles_targets: false,
                 objects: Some(ObjectNature {
                     prefix: prefix.clone(),
                     extension: extension.clone(),
@@ -61,6 +78,17 @@ impl Nature {
                 linger: Duration::ZERO,
                 billing_unit: None,
             },
+        }
+    }
+}
+
+impl Nature {
+    /// The only target, where there is but one. A store has no name for it.
+    pub fn only_target(&self) -> Option<String> {
+        match &self.objects {
+            _ if !self.one_target => None,
+            Some(_) => Some(String::new()),
+            None => self.names.fixed().map(|name| stream_name(&name)),
         }
     }
 }

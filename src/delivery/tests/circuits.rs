@@ -386,7 +386,11 @@ async fn an_object_that_takes_longer_than_its_flush_waits_is_not_sent_again() {
 /// Once the host was asked to end, neither a far end that is slow nor memory that is full holds it up.
 #[tokio::test(start_paused = true)]
 async fn flushes_end_when_they_are_to_whatever_they_wait_for() {
-    let keys = [("delivery_stream", "{tag}"), ("memory_limit", "4M")];
+    let keys = [
+        ("delivery_stream", "{tag}"),
+        ("memory_limit", "4M"),
+        ("concurrency", "1"),
+    ];
     let bench = Bench::new(ONE_LINE, &keys, vec![]);
     bench.sink.is("silent", Some(Sick::Silent));
     bench.sink.is("new", Some(Sick::Undescribed));

@@ -1,0 +1,353 @@
+//! Events whose target takes nothing now, or has enough: they wait as references to their chunk in the spool.
+//!
+//! Each target has a queue of its own, in the order of the log. A reference costs some bytes, whatever the event's size;
+//! text is made again when the target takes it. Pure: time is an argument.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Bound, Range};
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use crate::spool::Seq;
+
+/// What a chunk in a queue needs beside the ranges of its events, about.
+const CHUNK_BYTES: usize = 128;
+/// What a queue needs beside its chunks and its name, about.
+const QUEUE_BYTES: usize = 256;
+/// How long to wait when every chunk of a queue was tried and some could not be read.
+const UNREADABLE_WAIT: Duration = Duration::from_secs(1);
+
+/// All deferred events of one output.
+#[derive(Debug, Default)]
+pub(super) struct Deferred {
+    targets: BTreeMap<Arc<str>, Queue>,
+    /// In how many queues each chunk is.
+    chunks: HashMap<Seq, u32>,
+    records: u64,
+    bytes: usize,
+    /// The target that was served last.
+    served: Option<Arc<str>>,
+}
+
+/// The events of one target.
+#[derive(Debug, Default)]
+struct Queue {
+    chunks: BTreeMap<Seq, Vec<Range<u32>>>,
+    /// Events in it.
+    records: u64,
+    /// Until then none of them is tried.
+    not_before: Option<Instant>,
+    /// The last chunk that could not be read, while the ones behind it are tried.
+    unreadable: Option<Seq>,
+}
+
+/// What is to be read again for a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Load {
+    pub(super) target: Arc<str>,
+    pub(super) chunk: Seq,
+    /// Sorted, not touching.
+    pub(super) events: Vec<Range<u32>>,
+}
+
+impl Deferred {
+    /// Adds events of a chunk. They may touch those that are there.
+    pub(super) fn add(&mut self, target: &Arc<str>, chunk: Seq, mut events: Vec<Range<u32>>) {
+        events.retain(|run| !run.is_empty());
+        if events.is_empty() {
+            return;
+        }
+        if !self.targets.contains_key(target) {
+            self.bytes += QUEUE_BYTES + target.len();
+        }
+        let queue = self.targets.entry(Arc::clone(target)).or_default();
+        if let Some(before) = queue.chunks.remove(&chunk) {
+            queue.records -= count(&before);
+            self.records -= count(&before);
+            self.bytes -= bytes(&before);
+            events.extend(before);
+        } else {
+            *self.chunks.entry(chunk).or_default() += 1;
+        }
+        let events = merged(events);
+        queue.records += count(&events);
+        self.records += count(&events);
+        self.bytes += bytes(&events);
+        queue.chunks.insert(chunk, events);
+    }
+
+    /// Takes the oldest chunk of a target, with its first events if they are more than `most`.
+    pub(super) fn take(&mut self, target: &str, most: u64, now: Instant) -> Option<Load> {
+        let (target, queue) = self.targets.get_key_value(target)?;
+        let from = match queue.unreadable {
+            Some(last) => Bound::Excluded(last),
+            None => Bound::Unbounded,
+        };
+        let next = queue.chunks.range((from, Bound::Unbounded)).next();
+        let Some((&chunk, _)) = next else {
+            let target = Arc::clone(target);
+            let queue = self.targets.get_mut(&target)?;
+            queue.unreadable = None;
+            queue.not_before = Some(now + UNREADABLE_WAIT);
+            return None;
+        };
+        let target = Arc::clone(target);
+        let events = self.remove(&target, chunk)?;
+        let (first, rest) = split(events, most);
+        self.add(&target, chunk, rest);
+        self.served = Some(Arc::clone(&target));
+        Some(Load {
+            target,
+            chunk,
+            events: first,
+        })
+    }
+
+    /// A chunk that was taken cannot be read now: those behind it go first.
+    pub(super) fn put_back_unreadable(&mut self, load: Load) {
+        let chunk = load.chunk;
+        self.add(&load.target, chunk, load.events);
+        if let Some(queue) = self.targets.get_mut(&load.target) {
+            queue.unreadable = Some(chunk);
+        }
+    }
+
+    /// Nothing of a target is tried before then.
+    pub(super) fn wait(&mut self, target: &str, until: Instant) {
+        if let Some(queue) = self.targets.get_mut(target) {
+            queue.not_before = Some(until);
+        }
+    }
+
+    fn remove(&mut self, target: &str, chunk: Seq) -> Option<Vec<Range<u32>>> {
+        let queue = self.targets.get_mut(target)?;
+        let events = queue.chunks.remove(&chunk)?;
+        queue.records -= count(&events);
+        self.records -= count(&events);
+        self.bytes -= bytes(&events);
+        if queue.chunks.is_empty() {
+            self.targets.remove(target);
+            self.bytes -= QUEUE_BYTES + target.len();
+        }
+        if let Some(queues) = self.chunks.get_mut(&chunk) {
+            *queues -= 1;
+            if *queues == 0 {
+                self.chunks.remove(&chunk);
+            }
+        }
+        Some(events)
+    }
+
+    /// Forgets a chunk that cannot be read any more.
+    pub(super) fn forget(&mut self, chunk: Seq) {
+        let of = |(target, queue): (&Arc<str>, &Queue)| {
+            let has = queue.chunks.contains_key(&chunk);
+            has.then(|| Arc::clone(target))
+        };
+        let targets: Vec<_> = self.targets.iter().filter_map(of).collect();
+        for target in targets {
+            self.remove(&target, chunk);
+        }
+    }
+
+    /// Whether something of this chunk waits.
+    pub(super) fn holds(&self, chunk: Seq) -> bool {
+        self.chunks.contains_key(&chunk)
+    }
+
+    /// Whether something waits for this target.
+    pub(super) fn waits_for(&self, target: &str) -> bool {
+        self.targets.contains_key(target)
+    }
+
+    /// Targets that something waits for.
+    pub(super) fn targets(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Events that wait.
+    pub(super) fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Bytes of memory that all of it needs, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The next target that `admits` says may be served now: in turn, so that none of many waits for another. Otherwise, when
+    /// the first of them may be, as far as that is known.
+    pub(super) fn next_target(
+        &self,
+        now: Instant,
+        admits: impl Fn(&Arc<str>) -> Option<Instant>,
+    ) -> Result<Arc<str>, Option<Instant>> {
+        let after = match &self.served {
+            Some(served) => Bound::Excluded(Arc::clone(served)),
+            None => Bound::Unbounded,
+        };
+        let behind = self.targets.range((after, Bound::Unbounded));
+        let mut soonest: Option<Instant> = None;
+        for (target, queue) in behind.chain(&self.targets) {
+            let at = match (admits(target), queue.not_before) {
+                (Some(at), Some(not_before)) => at.max(not_before),
+                (Some(at), None) => at,
+                (None, _) => continue,
+            };
+            if at <= now {
+                return Ok(Arc::clone(target));
+            }
+            soonest = Some(soonest.map_or(at, |soonest| soonest.min(at)));
+        }
+        Err(soonest)
+    }
+}
+
+fn count(events: &[Range<u32>]) -> u64 {
+    events
+        .iter()
+        .map(|run| u64::from(run.end - run.start))
+        .sum()
+}
+
+fn bytes(events: &[Range<u32>]) -> usize {
+    CHUNK_BYTES + size_of_val(events)
+}
+
+/// Sorted, and joined where they touch.
+fn merged(mut events: Vec<Range<u32>>) -> Vec<Range<u32>> {
+    events.sort_unstable_by_key(|run| run.start);
+    let mut merged: Vec<Range<u32>> = Vec::with_capacity(events.len());
+    for run in events {
+        match merged.last_mut() {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ => merged.push(run),
+        }
+    }
+    merged.shrink_to_fit();
+    merged
+}
+
+/// The first `most` events, and the others.
+fn split(events: Vec<Range<u32>>, most: u64) -> (Vec<Range<u32>>, Vec<Range<u32>>) {
+    let (mut first, mut rest, mut left) = (Vec::new(), Vec::new(), most);
+    for run in events {
+        let take = left.min(u64::from(run.end - run.start));
+        // At most the run's length, which fits.
+        let middle = run.start + u32::try_from(take).unwrap_or(u32::MAX);
+        left -= take;
+        if run.start < middle {
+            first.push(run.start..middle);
+        }
+        if middle < run.end {
+            rest.push(middle..run.end);
+        }
+    }
+    (first, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    const ALL: u64 = u64::MAX;
+
+    fn target(name: &str) -> Arc<str> {
+        name.into()
+    }
+
+    #[test]
+    fn targets_are_served_in_turn_and_each_in_the_order_of_the_log() {
+        let now = Instant::now();
+        let mut deferred = Deferred::default();
+        for chunk in [7, 3, 5] {
+            deferred.add(&target("a"), chunk, vec![0..2]);
+            deferred.add(&target("b"), chunk, vec![2..3]);
+        }
+        assert_eq!((deferred.records(), deferred.targets()), (9, 2));
+        let mut served = Vec::new();
+        while let Ok(next) = deferred.next_target(now, |_| Some(now)) {
+            let load = deferred.take(&next, ALL, now).unwrap();
+            served.push((load.target.to_string(), load.chunk));
+        }
+        let expected = [("a", 3), ("b", 3), ("a", 5), ("b", 5), ("a", 7), ("b", 7)];
+        assert_eq!(
+            served,
+            expected.map(|(target, chunk)| (target.to_owned(), chunk))
+        );
+        assert!(!deferred.holds(3) && !deferred.waits_for("a"));
+        assert_eq!((deferred.records(), deferred.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_target_that_is_not_admitted_is_passed_by() {
+        let now = Instant::now();
+        let mut deferred = Deferred::default();
+        deferred.add(&target("sick"), 1, vec![0..1]);
+        deferred.add(&target("well"), 1, vec![1..2]);
+        let admits = |of: &Arc<str>| (&**of == "well").then_some(now);
+        assert_eq!(deferred.next_target(now, admits), Ok(target("well")));
+        deferred.take("well", ALL, now);
+        assert_eq!(deferred.next_target(now, admits), Err(None));
+        let later = now + Duration::from_secs(5);
+        assert_eq!(deferred.next_target(now, |_| Some(later)), Err(Some(later)));
+        assert!(deferred.holds(1));
+    }
+
+    #[test]
+    fn a_probe_takes_the_first_events_alone() {
+        let now = Instant::now();
+        let mut deferred = Deferred::default();
+        deferred.add(&target("a"), 1, vec![0..2, 5..9]);
+        let load = deferred.take("a", 3, now).unwrap();
+        assert_eq!(load.events, [0..2, 5..6]);
+        assert_eq!(deferred.take("a", ALL, now).unwrap().events, [6..9]);
+    }
+
+    #[test]
+    fn a_chunk_that_cannot_be_read_lets_those_behind_it_go_first() {
+        let now = Instant::now();
+        let mut deferred = Deferred::default();
+        deferred.add(&target("a"), 1, vec![0..2]);
+        deferred.add(&target("a"), 2, vec![0..2]);
+        let first = deferred.take("a", ALL, now).unwrap();
+        deferred.put_back_unreadable(first);
+        assert_eq!(deferred.take("a", ALL, now).unwrap().chunk, 2);
+        assert_eq!(deferred.take("a", ALL, now), None, "once a pass");
+        let due = deferred.next_target(now, |_| Some(now));
+        assert_eq!(due, Err(Some(now + UNREADABLE_WAIT)));
+        assert_eq!(deferred.take("a", ALL, now).unwrap().chunk, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn every_event_comes_out_once_and_what_is_counted_is_there(
+            adds in proptest::collection::vec((0usize..3, 0u64..4, 0u32..40, 0u32..9), 1..40),
+            most in 1u64..20,
+        ) {
+            let now = Instant::now();
+            let mut deferred = Deferred::default();
+            let mut expected = BTreeSet::new();
+            for (name, chunk, start, len) in adds {
+                let name = ["a", "b", "c"][name];
+                deferred.add(&target(name), chunk, vec![start..start + len]);
+                expected.extend((start..start + len).map(|event| (name, chunk, event)));
+            }
+            prop_assert_eq!(deferred.records(), expected.len() as u64);
+            let mut found = BTreeSet::new();
+            for name in ["a", "b", "c"] {
+                while let Some(load) = deferred.take(name, most, now) {
+                    prop_assert!(count(&load.events) <= most);
+                    for event in load.events.into_iter().flatten() {
+                        prop_assert!(found.insert((name, load.chunk, event)), "twice");
+                    }
+                }
+            }
+            prop_assert_eq!(found, expected);
+            prop_assert_eq!((deferred.records(), deferred.bytes(), deferred.targets()), (0, 0, 0));
+        }
+    }
+}

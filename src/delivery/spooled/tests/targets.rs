@@ -1,0 +1,414 @@
+//! One target's trouble is its own.
+
+use std::collections::BTreeMap;
+
+use rand::seq::IndexedRandom as _;
+use tokio::sync::watch;
+
+use super::*;
+use crate::sink::outcome::Class;
+
+/// What is the matter with a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sick {
+    /// Each request is refused, certainly.
+    Refuses(Class),
+    /// It takes each request, and its answer is lost.
+    Loses,
+    /// It answers nothing until it is well.
+    Hangs,
+}
+
+/// A destination of several targets: streams, or the first folders of objects' names.
+struct Ward {
+    shape: Shape,
+    sick: watch::Sender<BTreeMap<String, Sick>>,
+    /// Each object by its name, and each record of a stream by a name of ours: the lines.
+    there: Mutex<BTreeMap<String, String>>,
+    /// The target of each request.
+    asked: Mutex<Vec<String>>,
+}
+
+impl Ward {
+    fn new(shape: Shape) -> Arc<Ward> {
+        Arc::new(Ward {
+            shape,
+            sick: watch::Sender::default(),
+            there: Mutex::default(),
+            asked: Mutex::default(),
+        })
+    }
+
+    fn is(&self, target: &str, sick: Option<Sick>) {
+        self.sick.send_modify(|all| {
+            match sick {
+                Some(sick) => all.insert(target.to_owned(), sick),
+                None => all.remove(target),
+            };
+        });
+    }
+
+    fn asked_for(&self, target: &str) -> usize {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().filter(|asked| *asked == target).count()
+    }
+
+    /// The values of `k` that are there, with how often.
+    fn events(&self) -> BTreeMap<String, usize> {
+        let mut events = BTreeMap::new();
+        for line in self
+            .there
+            .lock()
+            .unwrap()
+            .values()
+            .flat_map(|it| it.lines())
+        {
+            let line: serde_json::Value = serde_json::from_str(line).expect("a line");
+            let event = line["k"].as_str().expect("a value").to_owned();
+            *events.entry(event).or_default() += 1;
+        }
+        events
+    }
+
+    fn take(&self, batch: &Batch) {
+        let mut there = self.there.lock().unwrap();
+        for record in &batch.records {
+            let name = match batch.token {
+                Some(_) => batch.target.to_string(),
+                None => format!("{}#{}", batch.target, there.len()),
+            };
+            let lines = String::from_utf8(record.to_bytes().to_vec()).expect("text");
+            if let Some(before) = there.get(&name) {
+                // Their order may differ: what was deferred came later.
+                let sorted = |text: &str| {
+                    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+                    lines.sort_unstable();
+                    lines
+                };
+                assert!(
+                    sorted(before) == sorted(&lines),
+                    "{name} was put again with other lines"
+                );
+            }
+            there.insert(name, lines);
+        }
+    }
+}
+
+impl Sink for Ward {
+    fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
+        Box::pin(std::future::ready(self.shape))
+    }
+
+    fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
+        Box::pin(async move {
+            let target = batch
+                .target
+                .split('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            self.asked.lock().unwrap().push(target.clone());
+            let all = |outcome: Outcome| vec![outcome; batch.records.len()];
+            let fault = |class| {
+                Arc::new(Fault {
+                    class,
+                    code: "Code".to_owned(),
+                    message: "message".to_owned(),
+                    request_id: None,
+                })
+            };
+            let sick = self.sick.borrow().get(&target).copied();
+            match sick {
+                None => {
+                    self.take(&batch);
+                    all(Outcome::Delivered)
+                }
+                Some(Sick::Refuses(class)) => all(Outcome::Retry(fault(class))),
+                Some(Sick::Loses) => {
+                    self.take(&batch);
+                    all(Outcome::Ambiguous(fault(Class::Transient)))
+                }
+                Some(Sick::Hangs) => {
+                    let mut sick = self.sick.subscribe();
+                    let well = sick.wait_for(|all| all.get(&target) != Some(&Sick::Hangs));
+                    drop(well.await);
+                    all(Outcome::Retry(fault(Class::Transient)))
+                }
+            }
+        })
+    }
+}
+
+const SICK: [Sick; 4] = [
+    Sick::Refuses(Class::Configuration),
+    Sick::Refuses(Class::Throttle),
+    Sick::Refuses(Class::Transient),
+    Sick::Hangs,
+];
+
+/// The name of the stream is a record's.
+const BY_RECORD: [(&str, &str); 2] = [("delivery_stream", "{record.to}"), ("memory_limit", "16M")];
+
+const WIDE: Shape = Shape {
+    limits: Limits {
+        record_bytes: 100_000,
+        record_lines: u32::MAX,
+        joins: true,
+        batch_records: 10,
+        batch_bytes: 400_000,
+    },
+    piece_bytes: 20_000,
+    compression: false,
+};
+
+/// Events `{"to": …, "k": …}`, padded.
+fn events(of: &[(&str, &str)], padding: usize) -> Bytes {
+    let mut bytes = Vec::new();
+    for (to, event) in of {
+        bytes.extend_from_slice(b"\x92\x92\xd7\x00\x68\x15\x9a\x2f\0\0\0\0\x80\x83");
+        for (key, value) in [("to", *to), ("k", *event), ("p", &"x".repeat(padding))] {
+            rmp::encode::write_str(&mut bytes, key).unwrap();
+            rmp::encode::write_str(&mut bytes, value).unwrap();
+        }
+    }
+    bytes.into()
+}
+
+async fn keep(bench: &Bench, events: Bytes) {
+    let verdict = bench.pipeline.flush(b"app", events).await;
+    assert_eq!(verdict, Verdict::Ok);
+}
+
+/// Ends as the library does, and lets the time pass that it takes.
+async fn stop_in_time(bench: Bench) {
+    let stop = tokio::spawn(bench.stop());
+    in_time("the stop", || stop.is_finished()).await;
+    stop.await.expect("no panic");
+}
+
+/// Lets time pass until something is so.
+async fn in_time(what: &str, is_so: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        // For the threads beside the clock.
+        std::thread::sleep(Duration::from_millis(1));
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sick_stream_holds_no_memory_that_others_need() {
+    for sick in SICK {
+        let dir = tempfile::tempdir().unwrap();
+        let ward = Ward::new(WIDE);
+        ward.is("bad", Some(sick));
+        let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+        // Twice what memory holds.
+        for n in 0..40 {
+            let bad: Vec<_> = (0..1_000).map(|m| format!("bad-{n}-{m}")).collect();
+            let bad: Vec<_> = bad.iter().map(|event| ("bad", event.as_str())).collect();
+            keep(&bench, events(&bad, 700)).await;
+            keep(&bench, events(&[("good", &format!("good-{n}"))], 0)).await;
+        }
+        // The clock stands still: nothing has to time out for that.
+        let good = || {
+            ward.events()
+                .keys()
+                .filter(|it| it.starts_with("good"))
+                .count()
+        };
+        until(&format!("the good stream's records ({sick:?})"), || {
+            good() == 40
+        })
+        .await;
+        assert_eq!(ward.events().len(), 40, "{sick:?}");
+        bench.feed.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_stray_line_in_each_chunk_holds_up_no_other() {
+    for sick in SICK {
+        let dir = tempfile::tempdir().unwrap();
+        let ward = Ward::new(WIDE);
+        ward.is("bad", Some(sick));
+        let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+        for n in 0..40 {
+            let good: Vec<_> = (0..1_000).map(|m| format!("good-{n}-{m}")).collect();
+            let mut all: Vec<_> = good.iter().map(|event| ("good", event.as_str())).collect();
+            let bad = format!("bad-{n}");
+            all.insert(150, ("bad", &bad));
+            keep(&bench, events(&all, 700)).await;
+        }
+        until(&format!("the good lines ({sick:?})"), || {
+            ward.events().len() == 40 * 1_000
+        })
+        .await;
+        // What is healthy again gets its own, and nobody anything twice.
+        ward.is("bad", None);
+        in_time("the stray lines", || ward.events().len() == 40 * 1_001).await;
+        assert!(ward.events().values().all(|times| *times == 1), "{sick:?}");
+        in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+        stop_in_time(bench).await;
+    }
+}
+
+/// Objects in a folder for each `to`.
+const FOLDERS: [(&str, &str); 4] = [
+    ("path", "{record.to}"),
+    ("blob_max_age", "10s"),
+    ("memory_limit", "16M"),
+    ("concurrency", "1"),
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_is_refused_holds_up_no_other_and_is_there_once_when_it_is_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(OBJECT);
+    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
+    for n in 0..30 {
+        let bad: Vec<_> = (0..700).map(|m| format!("bad-{n}-{m}")).collect();
+        let bad: Vec<_> = bad.iter().map(|event| ("bad", event.as_str())).collect();
+        keep(&bench, events(&bad, 700)).await;
+        keep(&bench, events(&[("good", &format!("good-{n}"))], 0)).await;
+    }
+    let good = || {
+        ward.events()
+            .keys()
+            .filter(|it| it.starts_with("good"))
+            .count()
+    };
+    in_time("the good folder's objects", || good() == 30).await;
+    assert!(ward.events().len() == 30);
+    assert!(bench.said("folder 'bad' is unavailable"));
+    // In a minute and a half it is asked now and then, and not by every object.
+    let asked = ward.asked_for("bad");
+    assert!((1..40).contains(&asked), "{asked}");
+    ward.is("bad", None);
+    in_time("the bad folder's objects", || {
+        ward.events().len() == 30 * 701
+    })
+    .await;
+    assert!(ward.events().values().all(|times| *times == 1));
+    in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+    stop_in_time(bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_whose_answer_was_lost_goes_under_its_name_again_when_its_folder_is_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(OBJECT);
+    ward.is("bad", Some(Sick::Loses));
+    let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
+    keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
+    in_time("both", || ward.events().len() == 2).await;
+    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
+    ward.is("bad", None);
+    in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+    assert_eq!(ward.events().values().sum::<usize>(), 2);
+    stop_in_time(bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_no_sick_target_and_says_what_stays() {
+    let cases: [(&[_], &[_], _); 2] = [(FIREHOSE, &BY_RECORD, WIDE), (BLOB, &FOLDERS, OBJECT)];
+    for (kind, keys, shape) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let ward = Ward::new(shape);
+        ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+        let bench = start(dir.path(), &ward, &[kind, keys].concat());
+        keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
+        in_time("the refusal", || bench.said("is unavailable")).await;
+        keep(&bench, events(&[("bad", "c"), ("good", "d")], 0)).await;
+        let lines = bench.lines.clone();
+        stop_in_time(bench).await;
+        assert_eq!(ward.events().len(), 2);
+        let lines = lines.0.lock().unwrap().clone();
+        let stays = |(_, line): &(_, String)| line.contains("stay in the spool");
+        assert!(lines.iter().any(stays), "{lines:?}");
+        // The next run finds it.
+        ward.is("bad", None);
+        let bench = start(dir.path(), &ward, &[kind, keys].concat());
+        in_time("the rest", || bench.spool.usage().unfinished == 0).await;
+        assert_eq!(ward.events().values().sum::<usize>(), 4);
+        stop_in_time(bench).await;
+    }
+}
+
+/// Targets fall ill and get well, processes are killed and stop: all is there in the end, and what a store can tell apart
+/// once.
+#[tokio::test(start_paused = true)]
+async fn whatever_becomes_of_targets_everything_arrives() {
+    for seed in 0..12 {
+        let mut dice = StdRng::seed_from_u64(seed);
+        let stream = seed % 2 == 0;
+        let dir = tempfile::tempdir().unwrap();
+        let mut image = dir;
+        let ward = Ward::new(if stream { WIDE } else { OBJECT });
+        let keys: Vec<_> = match stream {
+            true => [FIREHOSE, &BY_RECORD].concat(),
+            false => [BLOB, &FOLDERS].concat(),
+        };
+        let targets = ["a", "b", "c", "d"];
+        let mut sent = 0;
+        let mut killed = false;
+        for _ in 0..3 {
+            let bench = start(image.path(), &ward, &keys);
+            for _ in 0..dice.random_range(5..25) {
+                let target = targets.choose(&mut dice).unwrap();
+                let sick = [
+                    None,
+                    None,
+                    Some(Sick::Loses),
+                    Some(Sick::Hangs),
+                    Some(Sick::Refuses(Class::Configuration)),
+                    Some(Sick::Refuses(Class::Throttle)),
+                ];
+                ward.is(target, *sick.choose(&mut dice).unwrap());
+                let names: Vec<_> = (0..dice.random_range(1..60))
+                    .map(|_| {
+                        sent += 1;
+                        (*targets.choose(&mut dice).unwrap(), sent.to_string())
+                    })
+                    .collect();
+                let of: Vec<_> = names.iter().map(|(to, k)| (*to, k.as_str())).collect();
+                keep(&bench, events(&of, 500)).await;
+                for _ in 0..dice.random_range(0..40) {
+                    tokio::task::yield_now().await;
+                }
+                let passes = Duration::from_millis(dice.random_range(0..5_000));
+                tokio::time::advance(passes).await;
+            }
+            if dice.random() {
+                killed = true;
+                let left = bench.crash_image();
+                bench.feed.abort();
+                // It was no chunk's fault, however often.
+                let _ = std::fs::remove_file(left.path().join("spool/suspects"));
+                image = left;
+            } else {
+                // Or the hanging would hold it up.
+                targets.iter().for_each(|target| ward.is(target, None));
+                stop_in_time(bench).await;
+            }
+        }
+        targets.iter().for_each(|target| ward.is(target, None));
+        let bench = start(image.path(), &ward, &keys);
+        let what = format!("all of it, seed {seed}");
+        in_time(&what, || bench.spool.usage().unfinished == 0).await;
+        let there = ward.events();
+        assert_eq!(there.len(), sent, "seed {seed}, killed: {killed}");
+        if !stream {
+            let twice: Vec<_> = there.iter().filter(|(_, times)| **times > 1).collect();
+            assert!(twice.is_empty(), "seed {seed}, killed: {killed}: {twice:?}");
+        }
+        stop_in_time(bench).await;
+    }
+}
