@@ -79,6 +79,11 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         findings.extend(quarantine.keep_end(segment));
     }
     for (name, bytes) in &survey.returned {
+        // The process ended when it had made the file, and before it wrote to it.
+        let is_empty = disk.open(name).and_then(|file| file.len());
+        if is_empty.is_ok_and(|bytes| bytes == 0) && disk.remove(name).is_ok() {
+            continue;
+        }
         findings.push(quarantine.put_aside(name, *bytes));
     }
     findings.extend(absences(&survey));

@@ -526,9 +526,10 @@ pub fn survey_while(
         let oldest = firsts.filter(|first| !manifest.is_finished(*first)).min();
         let is_returned = |segment: &mut Segment| {
             let mut chunks = segment.chunks.iter();
-            // What was only not removed yet is older than all others, and known to be finished.
+            // What was only not removed yet is older than all others, and known to be finished. A chunk that is in several
+            // objects is settled in parts, and no note says how many events it has.
             let is_left = oldest.is_some_and(|oldest| segment.first < oldest)
-                && chunks.all(|(chunk, _)| survey.ledger.settled(*chunk) == Some(&Events::All));
+                && chunks.all(|(chunk, _)| survey.ledger.settled(*chunk).is_some());
             manifest.is_finished(segment.first) && !is_left
         };
         let returned = survey.segments.extract_if(.., is_returned);

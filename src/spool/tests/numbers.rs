@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::model::End;
 use super::*;
-use crate::spool::sim::Faults;
+use crate::spool::sim::{Call, Faults};
 
 /// Segments of two chunks each.
 fn with_chunks(bytes: Range<u8>) -> Bench {
@@ -52,6 +52,50 @@ fn named(recovered: &Recovered) -> Vec<&str> {
     named
         .map(|finding| finding.split(' ').next().unwrap())
         .collect()
+}
+
+#[test]
+fn a_segment_whose_chunks_were_settled_in_parts_is_no_returned_one_when_its_removal_failed() {
+    let mut bench = with_chunks(0..5);
+    bench.sim.fault(Faults {
+        broken: Vec::from([Call::Rename, Call::Remove]),
+        ..Faults::default()
+    });
+    // Two chunks fill a segment.
+    for (chunk, _) in &bench.visible()[..2] {
+        for run in [0..3, 3..9] {
+            let contents = Vec::from([runs(*chunk, &[(run.start, run.end)])]);
+            bench
+                .note(Note::Done { contents }, Durability::Synced)
+                .unwrap();
+        }
+        bench.spool().finish(*chunk);
+    }
+    bench.spool().rest();
+    bench.end_as(End::Kill);
+    bench.sim.fault(Faults::default());
+    let recovered = bench.open().unwrap();
+    assert_eq!(recovered.findings, [] as [String; 0]);
+    let files = bench.sim.files();
+    assert!(!files.iter().any(|(file, _)| file.starts_with("quarantine")));
+}
+
+#[test]
+fn a_segment_that_was_made_and_not_written_to_is_removed_without_a_word() {
+    for end in ENDS {
+        let mut bench = with_chunks(0..3);
+        bench.end_as(end);
+        let name = segment_name(900);
+        bench.sim.put(&name, Vec::new());
+        let recovered = bench.open().unwrap();
+        assert_eq!(recovered.findings, [] as [String; 0], "{end:?}");
+        let files = bench.sim.files();
+        let is_left = |(file, _): &(String, u64)| *file == name || file.starts_with("quarantine");
+        assert!(!files.iter().any(is_left), "{end:?}: {files:?}");
+        bench.keep(3, 1_500);
+        assert_eq!(bench.crash().findings, [] as [String; 0], "{end:?}");
+        assert_eq!(bench.bytes(), [0, 1, 2, 3], "{end:?}");
+    }
 }
 
 #[test]
