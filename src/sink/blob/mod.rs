@@ -510,7 +510,7 @@ fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
 async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Store, Failure> {
     let failure = |words: String| Failure::new(Fate::Retry, Class::Configuration, "aws", words);
     let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
-    let loaded = aws::load(aws, ca_pem).await.map_err(failure)?;
+    let loaded = aws::load(aws, ca_pem).await.map_err(problem)?;
     let endpoint = s3_endpoint(aws, &loaded);
 
     let region = loaded.region;
