@@ -160,7 +160,7 @@ impl Reader<'_> {
             self.problem(&keys::URL, message);
             return None;
         }
-        if root.is_empty() || root.contains('@') {
+        if root.is_empty() || root.contains(['@', ':']) {
             self.problem(&keys::URL, bad_url(&url));
             return None;
         }

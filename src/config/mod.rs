@@ -26,8 +26,8 @@ pub use connection_string::{ConnectionSecret, ConnectionString};
 pub use firehose::{Aggregation, Firehose, stream_name};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
-pub(crate) use value::without_secrets;
 pub use value::{Secret, SecretSource, check_ca};
+pub(crate) use value::{holds_secrets, without_secrets};
 
 mod aws;
 mod azure;

@@ -581,7 +581,7 @@ fn endpoint_url(endpoint: &str) -> Result<Url, Problem> {
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     match url {
         // Neither is shown: both may hold a secret.
-        Some(url) if url.query().is_some() || !url.username().is_empty() => {
+        Some(_) if config::holds_secrets(endpoint) => {
             let message = "holds a query or a user: give scheme, host and port; secrets have keys of their own";
             Err(Problem::new(config::keys::ENDPOINT.name, message))
         }
