@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +12,8 @@ use ferry::config::{Config, Destination, keys};
 use ferry_harness::firehose::{FakeFirehose, Options};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::support::as_a_user;
 
 /// A configuration, a folder of letters, and a folder that is a store.
 struct Place {
@@ -690,4 +693,63 @@ fn what_is_wrong_with_a_letter_names_the_field() {
         assert!(run.stdout.contains(&line), "{line}: {}", run.stdout);
     }
     assert_eq!(run.stdout.lines().count(), 4, "{}", run.stdout);
+}
+
+#[test]
+fn letters_that_cannot_be_looked_at_are_not_said_to_be_none() {
+    let place = Place::folder("");
+    let configuration = fs::read_to_string(place.path("fluent-bit.conf")).unwrap();
+    let own = place.path("letters");
+    let of = |folder: &Path| {
+        let text = configuration.replace(own.to_str().unwrap(), folder.to_str().unwrap());
+        fs::write(place.path("fluent-bit.conf"), text).unwrap();
+    };
+    fs::write(place.path("file"), "").unwrap();
+    fs::create_dir_all(place.path("closed/spool/letters")).unwrap();
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(place.dir.path(), open.clone()).unwrap();
+    let closed = fs::Permissions::from_mode(0o000);
+    fs::set_permissions(place.path("closed"), closed).unwrap();
+    for (folder, remedy) in [
+        ("file/letters", "what stands above it is a file"),
+        (
+            "closed/spool/letters",
+            "run this as the user that Fluent Bit runs as",
+        ),
+    ] {
+        let folder = place.path(folder);
+        of(&folder);
+        let file = folder.join("dead-letters.ndjson");
+        for named in [
+            &[][..],
+            &[folder.to_str().unwrap()],
+            &[file.to_str().unwrap()],
+        ] {
+            for flags in [&[][..], &["--dry-run", "--json"]] {
+                let mut command = place.command(&[flags, named].concat());
+                let output = as_a_user(&mut command).output().expect("ferry runs");
+                let said = String::from_utf8(output.stderr).unwrap();
+                assert_eq!(output.status.code(), Some(2), "{said}");
+                assert!(output.stdout.is_empty(), "{said}");
+                assert!(
+                    said.contains(" cannot be looked at: ") && said.contains(remedy),
+                    "{said}"
+                );
+            }
+        }
+    }
+    fs::set_permissions(place.path("closed"), open).unwrap();
+    // A volume that is not mounted looks like this, and so does an output that never wrote a letter.
+    let none = place.path("none/letters");
+    of(&none);
+    let run = place.run(&[]);
+    run.ends(0);
+    let words = format!("there is no folder {}", none.display());
+    assert!(run.stderr.contains(&words), "{}", run.stderr);
+    assert!(!run.stderr.contains("no dead letters"), "{}", run.stderr);
+    of(&own);
+    let run = place.run(&[]);
+    run.ends(0);
+    let words = format!("there are no dead letters in {}", own.display());
+    assert!(run.stderr.contains(&words), "{}", run.stderr);
 }

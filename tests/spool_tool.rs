@@ -101,7 +101,12 @@ fn it_looks_and_does_not_touch() {
 
     let nowhere = tool(&["inspect"], &dir.path().join("none"));
     assert_eq!(nowhere.status.code(), Some(2), "{nowhere:?}");
-    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("none cannot be read"));
+    let words = String::from_utf8_lossy(&nowhere.stderr);
+    assert!(words.contains("none cannot be read"), "{words}");
+    assert!(
+        words.contains("remedy: correct the path, or mount"),
+        "{words}"
+    );
 }
 
 #[test]

@@ -34,7 +34,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::letters::{Found, Letter, LetterFile, Place, Sources, folder_of, lines, look};
-use super::{Done, Failure, about, print, print_json, progress};
+use super::{Done, Failure, about, print, print_json, progress, stands};
 
 /// Send dead letters again, once what they were refused for is mended
 #[derive(clap::Args)]
@@ -154,8 +154,8 @@ pub(super) fn run(args: &Args) -> Done {
         .iter()
         .map(std::path::absolute)
         .collect::<io::Result<Vec<_>>>()?;
-    let nothing = args.letters.is_empty() && !named[0].exists();
-    let sources = match nothing {
+    let is_absent = args.letters.is_empty() && stands(&named[0])?.is_none();
+    let sources = match is_absent {
         true => Sources::default(),
         false => Sources::find(&named)?,
     };
@@ -177,6 +177,10 @@ pub(super) fn run(args: &Args) -> Done {
         }
     }
     match (report.letters, args.dry_run) {
+        (0, _) if is_absent => eprintln!(
+            "there is no folder {}: no letter was ever written there, or what it is on is not mounted",
+            named[0].display()
+        ),
         (0, _) => eprintln!("there are no dead letters in {}", named[0].display()),
         (letters, true) => eprintln!(
             "{letters} letters: {} would be sent ({} lines), {} would stay",

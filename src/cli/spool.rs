@@ -19,7 +19,7 @@ use ferry::codec::time::{TimeFormat, now, write_iso8601};
 use ferry::config::{Blob, Config, Destination};
 use ferry::ids::EventSet;
 use ferry::ids::Time;
-use ferry::spool::disk::{Disk, LocalDisk};
+use ferry::spool::disk::{Disk, LocalDisk, says_remedy};
 use ferry::spool::handles::Handles;
 use ferry::spool::scan::{
     Check, Lost, Missing, Place, Segment, Survey, segment_bytes, survey_while,
@@ -27,7 +27,7 @@ use ferry::spool::scan::{
 use ferry::spool::{Content, Events, Pending, Seq, Suspect, Work};
 use serde::Serialize;
 
-use super::{Done, Failure, progress};
+use super::{Done, Failure, progress, remedy, stands, unseen};
 
 /// Look into the directory where Ferry keeps chunks (spool_dir), without changing anything there
 #[derive(clap::Args)]
@@ -136,7 +136,10 @@ fn obey(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done 
 
 /// Opens a spool's directory. One that holds none is refused: that nothing waits in it would be no answer.
 fn look(dir: &Path) -> Result<LocalDisk, Failure> {
-    let disk = LocalDisk::look(dir)?;
+    let disk = LocalDisk::look(dir).map_err(|error| match says_remedy(&error) {
+        true => Failure::from(error),
+        false => format!("{error}; remedy: {}", remedy(&error)).into(),
+    })?;
     if is_spool(&disk)? {
         return Ok(disk);
     }
@@ -208,11 +211,20 @@ fn configured(file: &Path, dir: &Path, errors: &mut dyn Write) -> Result<Configu
             spooled.push((Configured { config, folder }, place));
         }
     }
-    let there = |path: &Path| path.canonicalize().ok();
-    let asked = there(dir);
-    let at = spooled
-        .iter()
-        .position(|(_, place)| asked.is_some() && there(place) == asked);
+    let there = |path: &Path| -> Result<Option<PathBuf>, Failure> {
+        if stands(path)?.is_none() {
+            return Ok(None);
+        }
+        let whole = path.canonicalize().map_err(|error| unseen(path, &error))?;
+        Ok(Some(whole))
+    };
+    let asked = there(dir)?;
+    let mut at = None;
+    for (number, (_, place)) in spooled.iter().enumerate() {
+        if asked.is_some() && at.is_none() && there(place)? == asked {
+            at = Some(number);
+        }
+    }
     match (at, spooled.len()) {
         (Some(at), _) => Ok(spooled.swap_remove(at).0),
         (None, 1) => {
