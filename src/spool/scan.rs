@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
-use super::disk::{Disk, File, remedied, says_remedy};
+use super::disk::{Disk, File, remedied, remedy_of_reading, says_remedy};
 use super::frame::{
     ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, RESERVE, SUSPECTS, VERSION,
     crc, is_spare, quarantine_place, segment_first, segment_name,
@@ -969,12 +969,54 @@ fn unread(name: &str, offset: u64, error: &io::Error) -> io::Error {
     if says_remedy(error) {
         return remedied(error.kind(), format!("{name} cannot be opened: {error}"));
     }
+    let remedy = remedy_of_reading(
+        error,
+        "moving the file out of the spool's folder lets the rest be delivered: what was accepted in that file is then not \
+         delivered",
+    );
     remedied(
         error.kind(),
         format!(
-            "{name} cannot be read at offset {offset}: {error}; it holds what was accepted, and the spool is not \
-             started without it. Where the disk cannot be mended, moving the file out of the spool's folder lets the rest \
-             be delivered: what was accepted in that file is then not delivered"
+            "{name} cannot be read at offset {offset}: {error}; it holds what was accepted, and the spool is not started \
+             without it. {remedy}"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_disk_that_fails_is_a_reason_to_leave_what_was_accepted_behind() {
+        let said = |code| unread("1.seg", 64, &io::Error::from_raw_os_error(code)).to_string();
+        for code in [libc::EIO, libc::EBADMSG, libc::EUCLEAN, libc::EREMOTEIO] {
+            let words = said(code);
+            assert!(words.contains("moving the file out"), "{words}");
+        }
+        for code in [libc::EACCES, libc::EPERM] {
+            let words = said(code);
+            assert!(
+                words.contains("run this as the user that Fluent Bit runs as"),
+                "{words}"
+            );
+        }
+        for code in [
+            libc::EACCES,
+            libc::EPERM,
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOMEM,
+            libc::ESTALE,
+            libc::ELOOP,
+            libc::EISDIR,
+            libc::ETIMEDOUT,
+            libc::ENOTCONN,
+        ] {
+            let words = said(code);
+            assert!(words.starts_with("1.seg cannot be "), "{words}");
+            assert!(!words.contains("moving"), "{words}");
+            assert!(words.contains(": "), "{words}");
+        }
+    }
 }
