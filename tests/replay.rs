@@ -634,6 +634,104 @@ fn the_type_of_objects_is_that_of_the_output() {
     }
 }
 
+/// The commands between fences below a heading or line of a page.
+fn commands_behind(page: &str, line: &str) -> String {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
+    let (_, behind) = text.split_once(line).expect("the page has that line");
+    let (_, block) = behind.split_once("```sh\n").expect("commands behind it");
+    let (block, _) = block.split_once("```").expect("a fence ends");
+    block.to_owned()
+}
+
+#[test]
+fn the_recipe_for_mending_letters_mends_them() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: python3 is not installed");
+        return;
+    }
+    let recipe = commands_behind("docs/operating.md", "To mend letters");
+    for begins_as in ["dead-letters.ndjson", "dead-letters.ndjson.replaying"] {
+        let place = Place::folder("");
+        let long = "é".repeat(150_000);
+        let number = "12345678901234567890";
+        let of_size = |record: &str| letter("a/20251121T130000Z-0.ndjson", record);
+        let mut large = of_size(&format!(
+            "{{\"message\":\"{long}\",\"n\":{number},\"s\":\"\\u0000<é>\"}}"
+        ));
+        large["reason"] = "too_large".into();
+        let mut without = of_size("{\"log\":\"no message\"}");
+        without["reason"] = "too_large".into();
+        let mut other = of_size("{\"message\":7}");
+        other["reason"] = "too_large".into();
+        let lines = [
+            large.to_string(),
+            format!("#{}", &of_size("{\"struck\":\"out\"}").to_string()[1..]),
+            without.to_string(),
+            String::new(),
+            other.to_string(),
+            of_size("{\"as\":\"it is\"}").to_string(),
+            "[1]".to_owned(),
+            "{\"time\":\"20".to_owned(),
+        ];
+        // Bytes that are no text, as a full disk may leave them.
+        let mut bytes = lines.join("\n").into_bytes();
+        bytes.extend(b"\n\xff\xfe garbage\n");
+        fs::write(place.at(begins_as), bytes).unwrap();
+        let script = recipe
+            .replace(
+                "dead-letters.ndjson to-mend",
+                &format!("{begins_as} to-mend"),
+            )
+            .replace(
+                "/var/lib/ferry/main/dead-letters",
+                place.path("letters").to_str().unwrap(),
+            )
+            .replace(
+                "/etc/fluent-bit/fluent-bit.conf",
+                place.path("fluent-bit.conf").to_str().unwrap(),
+            );
+        let tools = Path::new(env!("CARGO_BIN_EXE_ferry")).parent().unwrap();
+        let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let cut = format!(
+            "{{\"message\":\"{}\",\"n\":{number},\"s\":\"\\u0000<é>\"}}",
+            "é".repeat(100_000)
+        );
+        let mut expected = vec![
+            format!("a: {cut}"),
+            "a: {\"as\":\"it is\"}".to_owned(),
+            "a: {\"log\":\"no message\"}".to_owned(),
+            "a: {\"message\":7}".to_owned(),
+        ];
+        expected.sort();
+        let delivered = place.delivered();
+        assert!(delivered == expected, "{said}{}", delivered.len());
+        // What is no letter stays, and the replay says so.
+        assert!(
+            said.contains("7 letters: 4 sent (4 lines), 3 stay"),
+            "{said}"
+        );
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        // All of them are still there, and no replay of the folder takes them.
+        assert!(
+            place.files().contains(&"to-mend".to_owned()),
+            "{:?}",
+            place.files()
+        );
+        let run = place.run(&["--dry-run"]);
+        assert!(
+            run.stderr.contains("3 letters: 0 would be sent"),
+            "{}",
+            run.stderr
+        );
+    }
+}
+
 #[test]
 fn a_dry_run_encodes_the_events_that_a_replay_would() {
     let place = Place::folder("");
