@@ -269,6 +269,15 @@ impl Segment {
         self.begin.is_some() || self.notes > 0 || !self.chunks.is_empty()
     }
 
+    /// All of its bytes, where no frame can be read: that is no write that was never finished.
+    pub fn unreadable(&self) -> Option<Damage> {
+        (self.torn > 0 && !self.is_readable()).then(|| Damage {
+            offset: 0,
+            bytes: self.torn,
+            missing: self.first..self.first + 1,
+        })
+    }
+
     /// Whether it has a Begin frame and nothing else.
     pub(super) fn is_bare(&self) -> bool {
         self.begin == Some(self.bytes)
@@ -304,7 +313,7 @@ pub struct Survey {
     /// The ids of the last accepted chunks, oldest first.
     pub(super) window: VecDeque<ChunkId>,
     /// Empty files: creations that were cut short. They stand for nothing.
-    pub(super) empty: Vec<String>,
+    pub empty: Vec<String>,
     /// Segments that were there when the directory was listed, and are gone since.
     pub(super) vanished: Vec<Seq>,
     /// Whether a run left its reserve there.
@@ -379,6 +388,15 @@ impl Survey {
         self.manifest
             .as_ref()
             .is_some_and(|(_, manifest)| newest.is_none_or(|newest| newest < manifest.newest()))
+    }
+
+    /// How many of the segments, from the oldest on, nothing more is written to: a write that was never finished is not
+    /// what they may end in. The last one may, unless others were begun behind it that are away.
+    pub fn closed(&self) -> usize {
+        match self.newest_is_absent() {
+            true => self.segments.len(),
+            false => self.segments.len().saturating_sub(1),
+        }
     }
 
     /// The chunk that is being worked on, by a process that lives or by one that ended at it; and those at which one
