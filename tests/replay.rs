@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64_simd::STANDARD;
-use ferry::config::{Config, Destination, keys};
+use ferry::config::{Config, Destination, Properties};
 use ferry_harness::firehose::{FakeFirehose, Options};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -617,16 +617,28 @@ fn objects_are_named_as_those_of_the_output() {
 
 #[test]
 fn the_type_of_objects_is_that_of_the_output() {
+    /// The keys of a replay of lines.
+    struct Keys {
+        as_records: bool,
+    }
+    impl Properties for Keys {
+        fn get(&self, key: &str) -> Option<String> {
+            match key {
+                "url" => Some("file:///objects".to_owned()),
+                "log_key" => Some("record".to_owned()),
+                _ => None,
+            }
+        }
+
+        fn lines_are_records(&self) -> bool {
+            self.as_records
+        }
+    }
     for (as_records, expected) in [
-        (None, "text/plain; charset=utf-8"),
-        (Some("on".to_owned()), "application/x-ndjson"),
+        (false, "text/plain; charset=utf-8"),
+        (true, "application/x-ndjson"),
     ] {
-        let config = Config::read(&|key: &str| match key {
-            "url" => Some("file:///objects".to_owned()),
-            "log_key" => Some("record".to_owned()),
-            keys::AS_RECORDS => as_records.clone(),
-            _ => None,
-        });
+        let config = Config::read(&Keys { as_records });
         let Ok(Destination::Blob { blob, .. }) = config.map(|config| config.destination) else {
             panic!("a blob store");
         };

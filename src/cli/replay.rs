@@ -347,9 +347,6 @@ impl<'a> Section<'a> {
         match way {
             Way::Lines(to) => {
                 set.push(("log_key", KEY.to_owned()));
-                if self.config.encode.log_key.is_none() {
-                    set.push((keys::AS_RECORDS, "on".to_owned()));
-                }
                 set.push(match self.is_blob() {
                     true if to.is_empty() => ("path", "/".to_owned()),
                     true => ("path", to.replace('%', "%%")),
@@ -360,8 +357,10 @@ impl<'a> Section<'a> {
             Way::Events(twin) => instance.push_str(&format!("-{twin}")),
         }
         set.push(("instance", instance));
+        let is_lines = matches!(way, Way::Lines(_));
         Keys {
             output: self.output,
+            as_records: is_lines && self.config.encode.log_key.is_none(),
             out,
             set,
         }
@@ -371,6 +370,7 @@ impl<'a> Section<'a> {
 /// An output's keys, of which some are left out or set otherwise.
 struct Keys<'a> {
     output: &'a Output,
+    as_records: bool,
     out: Vec<&'static str>,
     set: Vec<(&'static str, String)>,
 }
@@ -384,6 +384,10 @@ impl Properties for Keys<'_> {
             true => None,
             false => self.output.get(key),
         }
+    }
+
+    fn lines_are_records(&self) -> bool {
+        self.as_records
     }
 }
 

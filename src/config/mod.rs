@@ -47,6 +47,12 @@ pub trait Properties {
     fn is_set(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
+
+    /// Whether what `log_key` takes are lines that an output without it has made: objects are named and typed as that
+    /// output's. No key says so: only a replay does.
+    fn lines_are_records(&self) -> bool {
+        false
+    }
 }
 
 impl<F: Fn(&str) -> Option<String>> Properties for F {
