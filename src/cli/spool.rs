@@ -31,10 +31,20 @@ use super::{Done, Failure, progress, remedy, stands, unseen};
 
 /// Look into the directory where Ferry keeps chunks (spool_dir), without changing anything there
 #[derive(clap::Args)]
+#[command(after_help = STATUS)]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
 }
+
+const STATUS: &str = "\
+Examples:
+  ferry spool inspect /var/lib/ferry/main
+  ferry spool verify /var/lib/ferry/main
+  ferry spool export /var/lib/ferry/main >undelivered.ndjson
+
+Exit status: 0, it was read, and for verify and export nothing is wrong; 1, something is damaged, missing or no record;
+2, it could not be read at all";
 
 #[derive(Subcommand)]
 enum Command {
