@@ -1157,6 +1157,21 @@ fn of_a_key_that_is_set_twice_the_one_is_judged_that_counts() {
 }
 
 #[test]
+fn a_destination_that_is_missing_is_said_first_and_by_itself() {
+    let bench = Bench::new();
+    let spool = bench.path("spool").display().to_string();
+    let run = bench.check(&[("spool_dir", &spool), ("blob_max_age", "1m")], &[]);
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    let said = run.of("configuration");
+    assert_eq!(said.len(), 1, "{}", run.stdout);
+    let words = said[0]["message"].as_str().unwrap();
+    assert!(
+        words.contains("no destination: set delivery_stream"),
+        "{words}"
+    );
+}
+
+#[test]
 fn what_keeps_fluent_bit_from_starting_is_found() {
     let bench = Bench::new();
     let url = format!("file://{}", bench.path("objects").display());

@@ -479,8 +479,12 @@ impl Reader<'_> {
     /// which acknowledges at once.
     fn spool(&mut self, kind: Option<DestinationKind>, instance: &str) -> Option<SpoolPlace> {
         let blob = kind == Some(DestinationKind::Blob);
-        if !self.flag(&keys::SPOOL).unwrap_or(blob) {
-            self.refuse_spooled(kind);
+        let written = self.flag(&keys::SPOOL);
+        if !written.unwrap_or(blob) {
+            // Without a destination nobody knows whether there is a spool.
+            if kind.is_some() || written.is_some() {
+                self.refuse_spooled(kind);
+            }
             return None;
         }
         let dir = self.text(&keys::SPOOL_DIR);
