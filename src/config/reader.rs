@@ -80,7 +80,7 @@ impl<'p> Reader<'p> {
         Some(value.to_owned())
     }
 
-    /// A value that says something. Several names of a key may be set only to the same.
+    /// A value that says something, to be used. Several names of a key may be set only to the same.
     pub(super) fn text(&mut self, key: &'static Key) -> Option<String> {
         self.asked.borrow_mut().insert(key.name);
         self.written(key)
@@ -209,11 +209,14 @@ impl<'p> Reader<'p> {
         let allowed = seconds(range.start())..=seconds(range.end());
         let time = parse_time(value).filter(|time| allowed.contains(time));
         if time.is_none() {
+            let mut examples = vec!["500ms", "30s", "5m", "1h"];
+            examples.retain(|text| parse_time(text).is_some_and(|time| allowed.contains(&time)));
             let message = format!(
-                "{} is not a time from {} to {} seconds; write 500ms, 30s, 5m or 1h",
+                "{} is not a time from {} to {} seconds; write {}",
                 shown(value),
                 range.start(),
-                range.end()
+                range.end(),
+                one_of(&examples)
             );
             self.problem(key, message);
         }

@@ -741,6 +741,26 @@ fn the_line_at_the_start_says_where_how_and_within_which_limits() {
 }
 
 #[test]
+fn a_time_that_is_given_as_an_example_is_possible() {
+    for (key, value, destination) in [
+        ("flush_deadline", "500ms", FIREHOSE),
+        ("exit_deadline", "1h", FIREHOSE),
+        ("linger", "1d", FIREHOSE),
+        ("metrics_log_interval", "500ms", FIREHOSE),
+        ("blob_max_age", "2d", FILE),
+        ("blob_max_age", "500ms", FILE),
+    ] {
+        let (_, text) = one(&[destination, ("spool", "on"), (key, value)]);
+        let (_, examples) = text.split_once("; write ").unwrap();
+        let words = examples.split([',', ' ']);
+        for example in words.filter(|word| !["", "or"].contains(word)) {
+            let config = read(&[destination, ("spool", "on"), (key, example)]);
+            assert!(config.is_ok(), "{key} {value}: {config:?}");
+        }
+    }
+}
+
+#[test]
 fn secrets_are_in_no_message_and_no_debug_output() {
     let keys = [
         ("url", "az://logs"),
