@@ -1004,6 +1004,51 @@ fn folders_are_tried_and_left_as_they_were() {
 }
 
 #[test]
+fn a_folder_that_depends_on_where_the_host_is_started_is_warned_of() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("spool").display().to_string();
+    // Where the tool runs in this test, that is the root of the repository: nothing is made there.
+    let cases = [
+        ("url", "file://target/none/objects", "folder"),
+        ("spool_dir", "target/none/spool", "spool_dir"),
+        ("dead_letter_dir", "target/none/letters", "dead_letter_dir"),
+    ];
+    for (key, value, check) in cases {
+        let keys = [("url", url.as_str()), ("spool_dir", &spool)];
+        let mut keys = Vec::from(keys);
+        keys.retain(|(other, _)| *other != key);
+        let mut text = "[SERVICE]\n    Grace 40\n[OUTPUT]\n    Name ferry\n    Match *\n    Retry_Limit no_limits\n".to_owned();
+        text += &format!("    {key} {value}\n");
+        for (key, value) in keys {
+            text += &format!("    {key} {value}\n");
+        }
+        if key != "dead_letter_dir" {
+            text += &format!("    dead_letter_dir {}\n", bench.path("letters").display());
+        }
+        let file = bench.write("fluent-bit.conf", &text);
+        let run = tool(&[&file, "--json"], &[]);
+        assert_eq!(
+            (run.status, run.result(check).as_str()),
+            (0, "warn"),
+            "{}",
+            run.stdout
+        );
+        let words = run.words(check);
+        for expected in [
+            "depends on the folder that Fluent Bit is started in",
+            "write the whole path",
+        ] {
+            assert!(words.contains(expected), "{words}");
+        }
+        let whole = std::env::current_dir()
+            .unwrap()
+            .join(value.trim_start_matches("file://"));
+        assert!(words.contains(whole.to_str().unwrap()), "{words}");
+    }
+}
+
+#[test]
 fn every_mistake_in_the_file_is_said_with_its_line() {
     let bench = Bench::new();
     let text = "\
@@ -1108,6 +1153,21 @@ fn of_a_key_that_is_set_twice_the_one_is_judged_that_counts() {
         run.words("configuration").contains(&spool),
         "{}",
         run.stdout
+    );
+}
+
+#[test]
+fn a_destination_that_is_missing_is_said_first_and_by_itself() {
+    let bench = Bench::new();
+    let spool = bench.path("spool").display().to_string();
+    let run = bench.check(&[("spool_dir", &spool), ("blob_max_age", "1m")], &[]);
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    let said = run.of("configuration");
+    assert_eq!(said.len(), 1, "{}", run.stdout);
+    let words = said[0]["message"].as_str().unwrap();
+    assert!(
+        words.contains("no destination: set delivery_stream"),
+        "{words}"
     );
 }
 

@@ -126,7 +126,7 @@ fn dashboard_and_alerts_name_metrics_labels_and_values_that_there_are() {
     assert!(faults.is_empty(), "{faults:#?}");
     // What nobody looks at need not be counted.
     let shown: String = dashboard.concat();
-    for family in &FAMILIES {
+    for family in FAMILIES {
         let metric = family.name;
         assert!(shown.contains(metric), "{metric} is not on the dashboard");
     }

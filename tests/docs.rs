@@ -200,3 +200,43 @@ fn every_command_that_is_shown_is_there() {
     }
     assert!(shown > 40, "{shown}");
 }
+
+/// Paths of this repository that a page names between backticks, without what is behind a `:` or `#`. One with a wildcard or
+/// an ellipsis stands for several.
+fn paths_of(text: &str) -> Vec<String> {
+    let code = text.split('`').skip(1).step_by(2);
+    let words = code.flat_map(str::split_whitespace);
+    let ours = words.filter(|word| {
+        let folders = ["src/", "tests/", "docs/"];
+        folders.iter().any(|folder| word.starts_with(folder))
+            && !word.contains(['*', '<', '{', '$', '…'])
+    });
+    let path = |word: &str| {
+        let end = word.find([':', '#', ',', ';', ')']).unwrap_or(word.len());
+        word[..end].to_owned()
+    };
+    ours.map(path).collect()
+}
+
+#[test]
+fn every_path_that_is_named_is_there() {
+    let mut named = 0;
+    let mut nowhere = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(root().join(&page)).expect("text");
+        for path in paths_of(&text) {
+            named += 1;
+            if !root().join(&path).exists() {
+                nowhere.push(format!("{}: {path}", page.display()));
+            }
+        }
+    }
+    assert!(nowhere.is_empty(), "{nowhere:#?}");
+    assert!(named > 60, "{named}");
+}
+
+#[test]
+fn a_path_that_is_not_there_is_found() {
+    let text = "`src/a.rs`, src/b.rs, `cargo test tests/c.rs:7`; `src/*.rs`\n```\nls docs/d.md\n```\n`x/src/e`";
+    assert_eq!(paths_of(text), ["src/a.rs", "tests/c.rs", "docs/d.md"]);
+}

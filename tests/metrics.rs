@@ -144,7 +144,7 @@ fn every_figure_stands_on_the_page_from_the_start_under_its_name() {
     let address = address(&plugin.log()).unwrap();
     let text = http_get(&address, "/metrics").unwrap();
     let page = Page::read(&text, "firehose-app");
-    for family in &FAMILIES {
+    for family in FAMILIES {
         assert!(text.contains(&format!("# TYPE {} ", family.name)));
         let found = match (family.kind, family.label) {
             (Kind::Histogram, _) => vec![format!("{}_count", family.name)],
@@ -564,7 +564,7 @@ fn in_the_real_host_its_own_page_shows_the_figures_also_after_a_hot_reload() {
         assert_eq!(page.get(figure), value, "{figure}");
     }
     assert_eq!(page.0["ferry_credentials_expiry_seconds"], -1.0);
-    for family in &FAMILIES {
+    for family in FAMILIES {
         let shown = |key: &&String| key.starts_with(family.name);
         assert!(page.0.keys().any(|key| shown(&key)), "{}", family.name);
     }

@@ -2,15 +2,18 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64_simd::STANDARD;
-use ferry::config::{Config, Destination, keys};
+use ferry::config::{Config, Destination, Properties};
 use ferry_harness::firehose::{FakeFirehose, Options};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::support::as_a_user;
 
 /// A configuration, a folder of letters, and a folder that is a store.
 struct Place {
@@ -614,20 +617,130 @@ fn objects_are_named_as_those_of_the_output() {
 
 #[test]
 fn the_type_of_objects_is_that_of_the_output() {
+    /// The keys of a replay of lines.
+    struct Keys {
+        as_records: bool,
+    }
+    impl Properties for Keys {
+        fn get(&self, key: &str) -> Option<String> {
+            match key {
+                "url" => Some("file:///objects".to_owned()),
+                "log_key" => Some("record".to_owned()),
+                _ => None,
+            }
+        }
+
+        fn lines_are_records(&self) -> bool {
+            self.as_records
+        }
+    }
     for (as_records, expected) in [
-        (None, "text/plain; charset=utf-8"),
-        (Some("on".to_owned()), "application/x-ndjson"),
+        (false, "text/plain; charset=utf-8"),
+        (true, "application/x-ndjson"),
     ] {
-        let config = Config::read(&|key: &str| match key {
-            "url" => Some("file:///objects".to_owned()),
-            "log_key" => Some("record".to_owned()),
-            keys::AS_RECORDS => as_records.clone(),
-            _ => None,
-        });
+        let config = Config::read(&Keys { as_records });
         let Ok(Destination::Blob { blob, .. }) = config.map(|config| config.destination) else {
             panic!("a blob store");
         };
         assert_eq!(blob.content_type, expected);
+    }
+}
+
+/// The commands between fences below a heading or line of a page.
+fn commands_behind(page: &str, line: &str) -> String {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
+    let (_, behind) = text.split_once(line).expect("the page has that line");
+    let (_, block) = behind.split_once("```sh\n").expect("commands behind it");
+    let (block, _) = block.split_once("```").expect("a fence ends");
+    block.to_owned()
+}
+
+#[test]
+fn the_recipe_for_mending_letters_mends_them() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: python3 is not installed");
+        return;
+    }
+    let recipe = commands_behind("docs/operating.md", "To mend letters");
+    for begins_as in ["dead-letters.ndjson", "dead-letters.ndjson.replaying"] {
+        let place = Place::folder("");
+        let long = "é".repeat(150_000);
+        let number = "12345678901234567890";
+        let of_size = |record: &str| letter("a/20251121T130000Z-0.ndjson", record);
+        let mut large = of_size(&format!(
+            "{{\"message\":\"{long}\",\"n\":{number},\"s\":\"\\u0000<é>\"}}"
+        ));
+        large["reason"] = "too_large".into();
+        let mut without = of_size("{\"log\":\"no message\"}");
+        without["reason"] = "too_large".into();
+        let mut other = of_size("{\"message\":7}");
+        other["reason"] = "too_large".into();
+        let lines = [
+            large.to_string(),
+            format!("#{}", &of_size("{\"struck\":\"out\"}").to_string()[1..]),
+            without.to_string(),
+            String::new(),
+            other.to_string(),
+            of_size("{\"as\":\"it is\"}").to_string(),
+            "[1]".to_owned(),
+            "{\"time\":\"20".to_owned(),
+        ];
+        // Bytes that are no text, as a full disk may leave them.
+        let mut bytes = lines.join("\n").into_bytes();
+        bytes.extend(b"\n\xff\xfe garbage\n");
+        fs::write(place.at(begins_as), bytes).unwrap();
+        let script = recipe
+            .replace(
+                "dead-letters.ndjson to-mend",
+                &format!("{begins_as} to-mend"),
+            )
+            .replace(
+                "/var/lib/ferry/main/dead-letters",
+                place.path("letters").to_str().unwrap(),
+            )
+            .replace(
+                "/etc/fluent-bit/fluent-bit.conf",
+                place.path("fluent-bit.conf").to_str().unwrap(),
+            );
+        let tools = Path::new(env!("CARGO_BIN_EXE_ferry")).parent().unwrap();
+        let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let cut = format!(
+            "{{\"message\":\"{}\",\"n\":{number},\"s\":\"\\u0000<é>\"}}",
+            "é".repeat(100_000)
+        );
+        let mut expected = vec![
+            format!("a: {cut}"),
+            "a: {\"as\":\"it is\"}".to_owned(),
+            "a: {\"log\":\"no message\"}".to_owned(),
+            "a: {\"message\":7}".to_owned(),
+        ];
+        expected.sort();
+        let delivered = place.delivered();
+        assert!(delivered == expected, "{said}{}", delivered.len());
+        // What is no letter stays, and the replay says so.
+        assert!(
+            said.contains("7 letters: 4 sent (4 lines), 3 stay"),
+            "{said}"
+        );
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        // All of them are still there, and no replay of the folder takes them.
+        assert!(
+            place.files().contains(&"to-mend".to_owned()),
+            "{:?}",
+            place.files()
+        );
+        let run = place.run(&["--dry-run"]);
+        assert!(
+            run.stderr.contains("3 letters: 0 would be sent"),
+            "{}",
+            run.stderr
+        );
     }
 }
 
@@ -690,4 +803,63 @@ fn what_is_wrong_with_a_letter_names_the_field() {
         assert!(run.stdout.contains(&line), "{line}: {}", run.stdout);
     }
     assert_eq!(run.stdout.lines().count(), 4, "{}", run.stdout);
+}
+
+#[test]
+fn letters_that_cannot_be_looked_at_are_not_said_to_be_none() {
+    let place = Place::folder("");
+    let configuration = fs::read_to_string(place.path("fluent-bit.conf")).unwrap();
+    let own = place.path("letters");
+    let of = |folder: &Path| {
+        let text = configuration.replace(own.to_str().unwrap(), folder.to_str().unwrap());
+        fs::write(place.path("fluent-bit.conf"), text).unwrap();
+    };
+    fs::write(place.path("file"), "").unwrap();
+    fs::create_dir_all(place.path("closed/spool/letters")).unwrap();
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(place.dir.path(), open.clone()).unwrap();
+    let closed = fs::Permissions::from_mode(0o000);
+    fs::set_permissions(place.path("closed"), closed).unwrap();
+    for (folder, remedy) in [
+        ("file/letters", "what stands above it is a file"),
+        (
+            "closed/spool/letters",
+            "run this as the user that Fluent Bit runs as",
+        ),
+    ] {
+        let folder = place.path(folder);
+        of(&folder);
+        let file = folder.join("dead-letters.ndjson");
+        for named in [
+            &[][..],
+            &[folder.to_str().unwrap()],
+            &[file.to_str().unwrap()],
+        ] {
+            for flags in [&[][..], &["--dry-run", "--json"]] {
+                let mut command = place.command(&[flags, named].concat());
+                let output = as_a_user(&mut command).output().expect("ferry runs");
+                let said = String::from_utf8(output.stderr).unwrap();
+                assert_eq!(output.status.code(), Some(2), "{said}");
+                assert!(output.stdout.is_empty(), "{said}");
+                assert!(
+                    said.contains(" cannot be looked at: ") && said.contains(remedy),
+                    "{said}"
+                );
+            }
+        }
+    }
+    fs::set_permissions(place.path("closed"), open).unwrap();
+    // A volume that is not mounted looks like this, and so does an output that never wrote a letter.
+    let none = place.path("none/letters");
+    of(&none);
+    let run = place.run(&[]);
+    run.ends(0);
+    let words = format!("there is no folder {}", none.display());
+    assert!(run.stderr.contains(&words), "{}", run.stderr);
+    assert!(!run.stderr.contains("no dead letters"), "{}", run.stderr);
+    of(&own);
+    let run = place.run(&[]);
+    run.ends(0);
+    let words = format!("there are no dead letters in {}", own.display());
+    assert!(run.stderr.contains(&words), "{}", run.stderr);
 }

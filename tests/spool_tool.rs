@@ -1,6 +1,7 @@
 //! `ferry spool`, beside a spool that is at work.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use ferry::ids::chunk_id;
 use ferry::spool::disk::LocalDisk;
 use ferry::spool::{Chunk, Options, Spool};
 use tokio::time::Instant;
+
+use crate::support::as_a_user;
 
 /// An event `{"n": 7}`.
 const EVENT: &[u8] = b"\x92\x92\xd7\x00\0\0\0\x01\0\0\0\0\x80\x81\xa1n\x07";
@@ -101,7 +104,12 @@ fn it_looks_and_does_not_touch() {
 
     let nowhere = tool(&["inspect"], &dir.path().join("none"));
     assert_eq!(nowhere.status.code(), Some(2), "{nowhere:?}");
-    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("none cannot be read"));
+    let words = String::from_utf8_lossy(&nowhere.stderr);
+    assert!(words.contains("none cannot be read"), "{words}");
+    assert!(
+        words.contains("remedy: correct the path, or mount"),
+        "{words}"
+    );
 }
 
 #[test]
@@ -252,4 +260,46 @@ fn a_target_is_shown_with_its_time_as_it_is_written_and_with_whose_configuration
         note.contains("note: ") && note.contains("/elsewhere/spool"),
         "{note}"
     );
+}
+
+#[test]
+fn a_segment_that_only_others_may_read_is_no_reason_to_take_it_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = dir.path().join("spool");
+    small_spool(&spool);
+    let allow = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(dir.path(), 0o755);
+    allow(&spool, 0o755);
+    for entry in std::fs::read_dir(&spool).unwrap() {
+        let path = entry.unwrap().path();
+        let is_segment = path.extension().is_some_and(|end| end == "seg");
+        allow(&path, if is_segment { 0o000 } else { 0o644 });
+    }
+    for command in ["inspect", "verify", "export"] {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_ferry"));
+        run.args(["spool", command]).arg(&spool);
+        let said = as_a_user(&mut run).output().unwrap();
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        let words = String::from_utf8(said.stderr).unwrap();
+        assert!(
+            words.contains("run this as the user that Fluent Bit runs as"),
+            "{words}"
+        );
+        assert!(!words.contains("moving"), "{words}");
+    }
+    allow(&spool, 0o000);
+    for command in ["inspect", "verify", "export"] {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_ferry"));
+        run.args(["spool", command]).arg(&spool);
+        let said = as_a_user(&mut run).output().unwrap();
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        let words = String::from_utf8(said.stderr).unwrap();
+        assert!(
+            words.contains("run this as the user that Fluent Bit runs as"),
+            "{words}"
+        );
+    }
+    allow(&spool, 0o755);
 }

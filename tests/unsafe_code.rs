@@ -70,6 +70,15 @@ fn unsafe_code_stands_only_in_the_c_interfaces_and_in_simd() {
 }
 
 #[test]
+fn what_needs_no_unsafe_code_cannot_have_any() {
+    for file in ["src/bin/ferry.rs", "crates/fluent-bit-config/src/lib.rs"] {
+        let source = fs::read_to_string(root().join(file)).expect("a source can be read");
+        let forbids = source.lines().any(|line| line == "#![forbid(unsafe_code)]");
+        assert!(forbids, "{file}");
+    }
+}
+
+#[test]
 fn security_md_counts_the_unsafe_code_of_each_file() {
     let text = fs::read_to_string(root().join("SECURITY.md")).expect("SECURITY.md can be read");
     let listed: BTreeMap<String, usize> = text

@@ -9,7 +9,7 @@ use aws_sdk_firehose::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_smithy_runtime_api::box_error::BoxError;
 
 use super::{Options, Report, within};
-use crate::config;
+use crate::config::{self, keys};
 use crate::log::causes;
 use crate::sink::aws::Loaded;
 use crate::sink::firehose::{answer_of, fault};
@@ -22,19 +22,21 @@ pub(super) async fn load(
     options: &Options,
     report: &mut Report<'_>,
 ) -> Option<Loaded> {
-    let loaded = within(options, crate::sink::aws::load(aws, ca_pem))
-        .await
-        .flatten();
-    match loaded {
-        Ok(loaded) => {
+    match within(options, crate::sink::aws::load(aws, ca_pem)).await {
+        Ok(Ok(loaded)) => {
             report.ok("region", loaded.region.clone());
-            Some(loaded)
+            return Some(loaded);
         }
-        Err(error) => {
-            report.fail("region", error, "write region into the output");
-            None
+        Ok(Err(problem)) if problem.key == keys::TLS_CA_FILE.name => {
+            let remedy = "write the PEM of the service's CA into that file";
+            report.fail("tls", problem.to_string(), remedy);
         }
+        Ok(Err(problem)) => {
+            report.fail("region", problem.message, "write region into the output");
+        }
+        Err(late) => report.fail("region", late, "write region into the output"),
     }
+    None
 }
 
 /// Sees where a request would go, and stops it there.

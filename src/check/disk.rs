@@ -66,6 +66,7 @@ pub(super) async fn check(
                 "give each output a spool_dir of its own",
             );
         }
+        warn_of_relative(&spool.dir, "spool_dir", "spool_dir", report);
         let what = Use {
             dir_check: "spool_dir",
             space_check: "spool_space",
@@ -91,6 +92,11 @@ pub(super) async fn check(
             }
         }
     }
+    let spool = config.spool.as_ref();
+    if !spool.is_some_and(|spool| config.dead_letter_dir.starts_with(&spool.dir)) {
+        let key = "dead_letter_dir";
+        warn_of_relative(&config.dead_letter_dir, key, key, report);
+    }
     let what = Use {
         dir_check: "dead_letter_dir",
         space_check: "dead_letter_space",
@@ -104,6 +110,7 @@ pub(super) async fn check(
 
 /// Checks a folder of this machine that objects are written to.
 pub(super) async fn destination(dir: &Path, options: &Options, report: &mut Report<'_>) {
+    warn_of_relative(dir, "folder", "url", report);
     let what = Use {
         dir_check: "folder",
         space_check: "folder_space",
@@ -113,6 +120,26 @@ pub(super) async fn destination(dir: &Path, options: &Options, report: &mut Repo
         left_behind: "",
     };
     folder(dir, what, options, report).await;
+}
+
+/// A folder that is named from where the host is started is another one where that changes.
+fn warn_of_relative(dir: &Path, check: &'static str, key: &str, report: &mut Report<'_>) {
+    if dir.is_absolute() {
+        return;
+    }
+    let here = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    report.warn(
+        check,
+        format!(
+            "'{}' depends on the folder that Fluent Bit is started in; from here it is '{}'",
+            dir.display(),
+            here.display()
+        ),
+        match key {
+            "url" => "write the whole path, with three slashes: file:///folder".to_owned(),
+            key => format!("write the whole path in {key}"),
+        },
+    );
 }
 
 async fn folder(

@@ -133,10 +133,27 @@ impl<'o> Draft<'o> {
         self.push(key, value, value, Some(comment.into()));
     }
 
+    /// Every line is made here. A secret is printed only as the variable that it already was.
     fn push(&mut self, key: &'static str, raw: &str, value: &str, comment: Option<String>) {
+        let (raw, comment) = match keys::find(key).filter(|known| known.value.is_secret()) {
+            Some(known) if !is_variable(raw) => {
+                let mut name = format!("FERRY_{}", known.name.to_uppercase());
+                if self.number > 0 {
+                    let _ = write!(name, "_{}", self.number + 1);
+                }
+                let old = known.names().find_map(|name| self.from.entry(name));
+                let place = old.map_or(&self.from.place, |old| &old.place);
+                let comment = format!(
+                    "the secret is not repeated here: put the value of {place} into the variable {name}, or into a file and write @/path of it"
+                );
+                (format!("${{{name}}}"), Some(comment))
+            }
+            Some(_) => (raw.trim().to_owned(), comment),
+            None => (raw.to_owned(), comment),
+        };
         self.lines.push(Line {
             key,
-            raw: raw.to_owned(),
+            raw,
             value: value.to_owned(),
             comment,
         });
@@ -149,7 +166,8 @@ impl<'o> Draft<'o> {
         };
         let value = key.value.as_deref().unwrap_or("unset");
         self.add(new, &change(&key.raw), &change(value));
-        if key.value.is_none() {
+        let is_secret = keys::find(new).is_some_and(|known| known.value.is_secret());
+        if key.value.is_none() && !is_secret {
             let place = &key.place;
             self.note(format!("{place}: {old} holds a variable that is not set here: its value could not be looked at"));
         }
@@ -191,30 +209,6 @@ impl<'o> Draft<'o> {
                 self.leave(key, why);
             }
         }
-    }
-
-    /// A secret is printed only as the variable that it already was.
-    fn secret(&mut self, key: &'static str) {
-        let Some(old) = self.take(key) else {
-            return;
-        };
-        let raw = old.raw.trim();
-        let variable =
-            raw.starts_with("${") && raw.find('}') == Some(raw.len() - 1) && !raw.contains(":-");
-        let value = old.value.as_deref().unwrap_or("unset");
-        if variable {
-            self.add(key, raw, value);
-            return;
-        }
-        let mut name = format!("FERRY_{}", key.to_uppercase());
-        if self.number > 0 {
-            let _ = write!(name, "_{}", self.number + 1);
-        }
-        let comment = format!(
-            "the secret is not repeated here: put the value of {} into the variable {name}, or into a file and write @/path of it",
-            old.place
-        );
-        self.push(key, &format!("${{{name}}}"), value, Some(comment));
     }
 
     /// The host's own keys.
@@ -342,6 +336,12 @@ impl<'o> Draft<'o> {
     }
 }
 
+/// Whether a value is a variable and nothing else, not even a default.
+fn is_variable(raw: &str) -> bool {
+    let raw = raw.trim();
+    raw.starts_with("${") && raw.find('}') == Some(raw.len() - 1) && !raw.contains(":-")
+}
+
 fn yaml_scalar(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_./".contains(c);
     match text.chars().all(|c| plain(c) || c == '-') && text.starts_with(plain) {
@@ -443,9 +443,9 @@ fn azure_blob(draft: &mut Draft<'_>) {
         &keys::AUTO_CREATE_CONTAINER,
         &keys::EMULATOR_MODE,
         &keys::AUTH_TYPE,
+        &keys::SHARED_KEY,
+        &keys::SAS_TOKEN,
     ]);
-    draft.secret("shared_key");
-    draft.secret("sas_token");
 
     let endpoint = draft
         .from
@@ -596,6 +596,44 @@ mod tests {
         ];
         for (old, new) in table {
             assert_eq!(folder(old), new, "{old}");
+        }
+    }
+
+    #[test]
+    fn no_secret_is_carried_over_by_whatever_way() {
+        let place = fluent_bit_config::Place {
+            file: "fluent-bit.conf".into(),
+            line: 1,
+        };
+        let secrets = keys::ALL.iter().filter(|key| key.value.is_secret());
+        for name in secrets.flat_map(|key| key.names()) {
+            let output = Output {
+                name: "azure_blob".to_owned(),
+                label: "azure_blob.0".to_owned(),
+                keys: vec![Key {
+                    name: name.to_owned(),
+                    raw: "hunter2".to_owned(),
+                    value: Some("hunter2".to_owned()),
+                    place: place.clone(),
+                }],
+                place: place.clone(),
+                unset: Vec::new(),
+            };
+            let key = keys::find(name).expect("a row");
+            let ways: [fn(&mut Draft<'_>, &'static Known); 4] = [
+                |draft, key| draft.keep(&[key]),
+                |draft, key| draft.carry(key.name, key.name, str::to_owned),
+                |draft, key| draft.rename(key.name, str::to_owned),
+                |draft, key| draft.add(key.name, "hunter2", "hunter2"),
+            ];
+            for way in ways {
+                let mut draft = Draft::new(&output, 0);
+                way(&mut draft, key);
+                draft.leave_the_rest();
+                let mut text = String::new();
+                draft.print(Format::Classic, &mut text);
+                assert!(!text.contains("hunter2"), "{name}: {text}");
+            }
         }
     }
 

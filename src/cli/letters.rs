@@ -5,7 +5,7 @@
 //! killed at any moment is taken up where it was, and at most the letters that were on their way are sent once more.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use ferry::ids::Time;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Failure, about};
+use super::{Failure, about, stands, unseen};
 
 /// `dead-letters.ndjson`, and `dead-letters.SOMETHING.ndjson` where it was renamed.
 const BEGIN: &str = "dead-letters";
@@ -141,7 +141,8 @@ impl Sources {
     pub(super) fn find(paths: &[PathBuf]) -> Result<Sources, Failure> {
         let mut sources = Sources::default();
         for path in paths {
-            if path.is_dir() {
+            let found = stands(path)?;
+            if found.as_ref().is_some_and(Metadata::is_dir) {
                 for entry in list(path)? {
                     let name = name_of(&entry);
                     if !name.starts_with(BEGIN) {
@@ -155,7 +156,8 @@ impl Sources {
                 }
                 continue;
             }
-            if path.is_file() && !may_hold_letters(path)? {
+            let is_file = found.as_ref().is_some_and(Metadata::is_file);
+            if is_file && !may_hold_letters(path)? {
                 return Err(format!(
                     "{} holds no dead letter: no line in it is one; nothing was changed",
                     path.display()
@@ -165,21 +167,29 @@ impl Sources {
             let name = name_of(path);
             let folder = folder_of(path);
             let begin = format!("{name}.");
-            let left = match folder.is_dir() {
-                true => list(&folder)?,
-                false => Vec::new(),
-            };
+            if stands(&folder)?.is_none() {
+                let folder = folder.display();
+                let why = format!("there is no folder {folder}");
+                return Err(about(path.display(), "read", why));
+            }
+            let left = list(&folder)?;
             let left = left.into_iter().filter(|other| {
                 let other = name_of(other);
                 other.starts_with(&begin) && other.ends_with(TAKEN)
             });
             let before = sources.taken.len();
             sources.taken.extend(left);
-            match path.is_file() {
+            match is_file {
                 true if name.ends_with(TAKEN) => sources.taken.insert(path.clone()),
                 true => sources.written.insert(path.clone()),
                 false if sources.taken.len() > before => true,
-                false => return Err(about(path.display(), "read", "there is no such file")),
+                false => {
+                    let why = match found {
+                        Some(_) => "it is neither a file nor a folder",
+                        None => "there is no such file or folder",
+                    };
+                    return Err(about(path.display(), "read", why));
+                }
             };
         }
         Ok(sources)
@@ -200,14 +210,12 @@ impl Sources {
         let mut taken: Vec<PathBuf> = self.taken.into_iter().collect();
         for path in self.written {
             let name = name_of(&path);
-            let names = (0..).map(|number| match number {
-                0 => format!("{name}{TAKEN}"),
-                _ => format!("{name}.{number}{TAKEN}"),
-            });
-            let free = names
-                .map(|name| path.with_file_name(name))
-                .find(|path| !path.exists());
-            let free = free.expect("the numbers do not end");
+            let names = (1..).map(|number| format!("{name}.{number}{TAKEN}"));
+            let mut names = names.map(|name| path.with_file_name(name));
+            let mut free = path.with_file_name(format!("{name}{TAKEN}"));
+            while stands(&free)?.is_some() {
+                free = names.next().expect("the numbers do not end");
+            }
             fs::rename(&path, &free).map_err(|error| about(path.display(), "renamed", error))?;
             taken.push(free);
         }
@@ -240,7 +248,7 @@ fn may_hold_letters(path: &Path) -> Result<bool, Failure> {
 fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let listed: io::Result<Vec<PathBuf>> =
         fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
-    listed.map_err(|error| about(folder.display(), "listed", error))
+    listed.map_err(|error| unseen(folder, &error))
 }
 
 fn name_of(path: &Path) -> String {
@@ -600,6 +608,30 @@ mod tests {
                 (body, wanted) => panic!("{more}: {body:?}, not {wanted:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_what_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let words = |path: PathBuf| match Sources::find(&[path]) {
+            Err(Failure::Words(words)) => words,
+            other => panic!("{other:?}"),
+        };
+        let below = file.join("dead-letters");
+        let said = words(below.clone());
+        assert!(
+            said.starts_with(&format!("{} cannot be looked at: ", below.display()))
+                && said.contains("; remedy: "),
+            "{said}"
+        );
+        let none = words(dir.path().join("none"));
+        assert!(none.ends_with("there is no such file or folder"), "{none}");
+        // One that is named in place of a folder that is not there.
+        let lost = words(dir.path().join("none/dead-letters.ndjson"));
+        let folder = format!("there is no folder {}", dir.path().join("none").display());
+        assert!(lost.contains(&folder), "{lost}");
     }
 
     /// The numbers of lines that need something, and their ids.

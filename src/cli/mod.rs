@@ -2,7 +2,9 @@
 //! go to stderr.
 
 use std::fmt::Display;
+use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -103,6 +105,34 @@ fn print_json(report: &impl Serialize) -> Result<(), Failure> {
     print(&format!("{text}\n"))
 }
 
+/// What stands at a path; `None`: nothing does. What cannot be looked at is not taken for what is not there.
+fn stands(path: &Path) -> Result<Option<Metadata>, Failure> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unseen(path, &error)),
+    }
+}
+
+/// A path cannot be looked at, and what to do.
+fn unseen(path: &Path, error: &io::Error) -> Failure {
+    let path = path.display();
+    Failure::Words(format!(
+        "{path} cannot be looked at: {error}; remedy: {}",
+        remedy(error)
+    ))
+}
+
+/// What to do about a path that cannot be looked at.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::NotFound => "correct the path, or mount what it is on",
+        ErrorKind::PermissionDenied => "run this as the user that Fluent Bit runs as",
+        ErrorKind::NotADirectory => "correct the path: what stands above it is a file",
+        _ => "look after the disk, and whether it is mounted",
+    }
+}
+
 /// An error's words, about a file or folder.
 fn about(what: impl Display, doing: &str, error: impl Display) -> Failure {
     Failure::Words(format!("{what} cannot be {doing}: {error}"))
@@ -117,7 +147,6 @@ mod tests {
         Cli::command().debug_assert();
         let mut todo = vec![Cli::command()];
         while let Some(command) = todo.pop() {
-            let leaf = !command.has_subcommands();
             let name = command.get_name().to_owned();
             let help = command.clone().render_long_help().to_string();
             todo.extend(
@@ -126,10 +155,8 @@ mod tests {
                     .filter(|sub| sub.get_name() != "help")
                     .cloned(),
             );
-            if leaf {
-                assert!(help.contains("Example"), "{name}: {help}");
-                assert!(help.contains("Exit status: 0, "), "{name}: {help}");
-            }
+            assert!(help.contains("Example"), "{name}: {help}");
+            assert!(help.contains("Exit status: 0, "), "{name}: {help}");
         }
     }
 }

@@ -34,7 +34,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::letters::{Found, Letter, LetterFile, Place, Sources, folder_of, lines, look};
-use super::{Done, Failure, about, print, print_json, progress};
+use super::{Done, Failure, about, print, print_json, progress, stands};
 
 /// Send dead letters again, once what they were refused for is mended
 #[derive(clap::Args)]
@@ -154,8 +154,8 @@ pub(super) fn run(args: &Args) -> Done {
         .iter()
         .map(std::path::absolute)
         .collect::<io::Result<Vec<_>>>()?;
-    let nothing = args.letters.is_empty() && !named[0].exists();
-    let sources = match nothing {
+    let is_absent = args.letters.is_empty() && stands(&named[0])?.is_none();
+    let sources = match is_absent {
         true => Sources::default(),
         false => Sources::find(&named)?,
     };
@@ -177,6 +177,10 @@ pub(super) fn run(args: &Args) -> Done {
         }
     }
     match (report.letters, args.dry_run) {
+        (0, _) if is_absent => eprintln!(
+            "there is no folder {}: no letter was ever written there, or what it is on is not mounted",
+            named[0].display()
+        ),
         (0, _) => eprintln!("there are no dead letters in {}", named[0].display()),
         (letters, true) => eprintln!(
             "{letters} letters: {} would be sent ({} lines), {} would stay",
@@ -343,9 +347,6 @@ impl<'a> Section<'a> {
         match way {
             Way::Lines(to) => {
                 set.push(("log_key", KEY.to_owned()));
-                if self.config.encode.log_key.is_none() {
-                    set.push((keys::AS_RECORDS, "on".to_owned()));
-                }
                 set.push(match self.is_blob() {
                     true if to.is_empty() => ("path", "/".to_owned()),
                     true => ("path", to.replace('%', "%%")),
@@ -356,8 +357,10 @@ impl<'a> Section<'a> {
             Way::Events(twin) => instance.push_str(&format!("-{twin}")),
         }
         set.push(("instance", instance));
+        let is_lines = matches!(way, Way::Lines(_));
         Keys {
             output: self.output,
+            as_records: is_lines && self.config.encode.log_key.is_none(),
             out,
             set,
         }
@@ -367,6 +370,7 @@ impl<'a> Section<'a> {
 /// An output's keys, of which some are left out or set otherwise.
 struct Keys<'a> {
     output: &'a Output,
+    as_records: bool,
     out: Vec<&'static str>,
     set: Vec<(&'static str, String)>,
 }
@@ -380,6 +384,10 @@ impl Properties for Keys<'_> {
             true => None,
             false => self.output.get(key),
         }
+    }
+
+    fn lines_are_records(&self) -> bool {
+        self.as_records
     }
 }
 

@@ -19,7 +19,7 @@ use ferry::codec::time::{TimeFormat, now, write_iso8601};
 use ferry::config::{Blob, Config, Destination};
 use ferry::ids::EventSet;
 use ferry::ids::Time;
-use ferry::spool::disk::{Disk, LocalDisk};
+use ferry::spool::disk::{Disk, LocalDisk, says_remedy};
 use ferry::spool::handles::Handles;
 use ferry::spool::scan::{
     Check, Lost, Missing, Place, Segment, Survey, segment_bytes, survey_while,
@@ -27,14 +27,24 @@ use ferry::spool::scan::{
 use ferry::spool::{Content, Events, Pending, Seq, Suspect, Work};
 use serde::Serialize;
 
-use super::{Done, Failure, progress};
+use super::{Done, Failure, progress, remedy, stands, unseen};
 
 /// Look into the directory where Ferry keeps chunks (spool_dir), without changing anything there
 #[derive(clap::Args)]
+#[command(after_help = STATUS)]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
 }
+
+const STATUS: &str = "\
+Examples:
+  ferry spool inspect /var/lib/ferry/main
+  ferry spool verify /var/lib/ferry/main
+  ferry spool export /var/lib/ferry/main >undelivered.ndjson
+
+Exit status: 0, it was read, and for verify and export nothing is wrong; 1, something is damaged, missing or no record;
+2, it could not be read at all";
 
 #[derive(Subcommand)]
 enum Command {
@@ -136,7 +146,10 @@ fn obey(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done 
 
 /// Opens a spool's directory. One that holds none is refused: that nothing waits in it would be no answer.
 fn look(dir: &Path) -> Result<LocalDisk, Failure> {
-    let disk = LocalDisk::look(dir)?;
+    let disk = LocalDisk::look(dir).map_err(|error| match says_remedy(&error) {
+        true => Failure::from(error),
+        false => format!("{error}; remedy: {}", remedy(&error)).into(),
+    })?;
     if is_spool(&disk)? {
         return Ok(disk);
     }
@@ -208,11 +221,20 @@ fn configured(file: &Path, dir: &Path, errors: &mut dyn Write) -> Result<Configu
             spooled.push((Configured { config, folder }, place));
         }
     }
-    let there = |path: &Path| path.canonicalize().ok();
-    let asked = there(dir);
-    let at = spooled
-        .iter()
-        .position(|(_, place)| asked.is_some() && there(place) == asked);
+    let there = |path: &Path| -> Result<Option<PathBuf>, Failure> {
+        if stands(path)?.is_none() {
+            return Ok(None);
+        }
+        let whole = path.canonicalize().map_err(|error| unseen(path, &error))?;
+        Ok(Some(whole))
+    };
+    let asked = there(dir)?;
+    let mut at = None;
+    for (number, (_, place)) in spooled.iter().enumerate() {
+        if asked.is_some() && at.is_none() && there(place)? == asked {
+            at = Some(number);
+        }
+    }
     match (at, spooled.len()) {
         (Some(at), _) => Ok(spooled.swap_remove(at).0),
         (None, 1) => {
@@ -680,7 +702,7 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
         "\n{:<24} {:>12} {:>8} {:>10} {:>8}",
         "segment", "bytes", "chunks", "unfinished", "notes"
     )?;
-    for (segment, found) in segments.iter().zip(&survey.segments) {
+    for (at, (segment, found)) in segments.iter().zip(&survey.segments).enumerate() {
         writeln!(
             out,
             "{:<24} {:>12} {:>8} {:>10} {:>8}",
@@ -693,7 +715,7 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
             writeln!(out, "  {doubted}")?;
         }
         if segment.torn_bytes > 0 {
-            writeln!(out, "  {}", torn(segment.torn_bytes))?;
+            writeln!(out, "  {}", torn(survey, at))?;
         }
         if segment.room_bytes > 0 {
             let bytes = segment.room_bytes;
@@ -786,10 +808,27 @@ fn row(out: &mut dyn Write, name: &str, values: &[&dyn Display]) -> io::Result<(
 const RETURNED: &str = "was finished and removed, and put back since, or the machine stopped when it was begun: the next start puts it into \
      quarantine";
 
-fn torn(bytes: u64) -> String {
-    format!(
-        "{bytes} bytes at its end are no whole frame: a write that goes on, or that a crash ended"
-    )
+/// Whether a segment may end in bytes that are no whole frame, or has none: only a crash, or a write that goes on, leaves
+/// such bytes, and only where writing went on last.
+fn may_be_torn(survey: &Survey, at: usize) -> bool {
+    let segment = &survey.segments[at];
+    segment.torn == 0 || (at >= survey.closed() && segment.unreadable().is_none())
+}
+
+/// What the bytes at a segment's end are that are no whole frame.
+fn torn(survey: &Survey, at: usize) -> String {
+    let segment = &survey.segments[at];
+    let bytes = segment.torn;
+    match segment.unreadable() {
+        Some(damage) => format!("{damage}, unless it was begun just now"),
+        None if may_be_torn(survey, at) => format!(
+            "{bytes} bytes at its end are no whole frame: a write that goes on, or that a crash ended"
+        ),
+        None => format!(
+            "{bytes} bytes at its end are no whole frame, and nothing more is written to it: they are damaged, unless a crash \
+             ended that write"
+        ),
+    }
 }
 
 /// Runs as pairs of the first event and the one behind the last.
@@ -814,6 +853,12 @@ fn damages(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
             sound = false;
         }
     }
+    for (at, segment) in survey.segments.iter().enumerate() {
+        if !may_be_torn(survey, at) {
+            writeln!(out, "{}: {}", segment.name(), torn(survey, at))?;
+            sound = false;
+        }
+    }
     for (name, _) in &survey.returned {
         writeln!(out, "{name}: {RETURNED}")?;
     }
@@ -822,8 +867,21 @@ fn damages(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
 
 fn verify(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
     let sound = damages(survey, out)?;
-    for segment in survey.segments.iter().filter(|segment| segment.torn > 0) {
-        writeln!(out, "{}: {}", segment.name(), torn(segment.torn))?;
+    for (at, segment) in survey.segments.iter().enumerate() {
+        if segment.torn > 0 && may_be_torn(survey, at) {
+            writeln!(out, "{}: {}", segment.name(), torn(survey, at))?;
+        }
+    }
+    for segment in survey.segments.iter().filter(|segment| segment.void > 0) {
+        writeln!(
+            out,
+            "{}: {} bytes in it count for nothing: no frame is missing there",
+            segment.name(),
+            segment.void
+        )?;
+    }
+    for name in &survey.empty {
+        writeln!(out, "{name}: is empty: the next start removes it")?;
     }
     for (name, what) in &survey.foreign {
         writeln!(out, "{name}: not checked: {what}")?;
@@ -1167,6 +1225,78 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("3 chunks and 2 notes"), "{text}");
+    }
+
+    /// Harms a file's bytes.
+    type Harm = fn(&mut Vec<u8>);
+
+    #[test]
+    fn verify_says_what_a_start_would_say() {
+        let harms: [(&str, Harm); 7] = [
+            ("nothing", |_| {}),
+            ("empty", Vec::clear),
+            ("zeros", |bytes| bytes.fill(0)),
+            ("a random tail", |bytes| {
+                bytes.extend((0..400_u32).map(|n| (n * 37 % 251) as u8 | 1));
+            }),
+            ("a tail of zeros", |bytes| bytes.extend([0; 4_096])),
+            ("half of it", |bytes| bytes.truncate(bytes.len() / 2)),
+            ("all but some bytes", |bytes| {
+                bytes.truncate(bytes.len() - 9)
+            }),
+        ];
+        for remembers in [true, false] {
+            for (what, harm) in harms {
+                for at in 0..3 {
+                    let (dir, _) = spool();
+                    let names = fs::read_dir(dir.path()).unwrap();
+                    let names =
+                        names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+                    let mut segments: Vec<String> =
+                        names.filter(|name| name.ends_with(".seg")).collect();
+                    segments.sort();
+                    assert_eq!(segments.len(), 3);
+                    if !remembers {
+                        for name in ["manifest.0", "manifest.1"] {
+                            let _ = fs::remove_file(dir.path().join(name));
+                        }
+                    }
+                    let path = dir.path().join(&segments[at]);
+                    let mut bytes = fs::read(&path).unwrap();
+                    harm(&mut bytes);
+                    fs::write(&path, bytes).unwrap();
+                    let (text, sound) = verified(&dir);
+                    let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
+                    let options = spool::Options {
+                        limit: 1 << 20,
+                        segment_bytes: Some(400),
+                    };
+                    let (_, recovered) = Spool::open(disk, options).unwrap();
+                    let findings = recovered.findings;
+                    let case = format!("{what} {at} {remembers}: {text}{findings:?}");
+                    eprintln!("{case}");
+                    // A crash ends a write like that, and nothing is lost with it.
+                    let harmless =
+                        |finding: &&String| finding.contains("its last write was never finished");
+                    assert_eq!(
+                        sound,
+                        findings.iter().all(|finding| harmless(&finding)),
+                        "{case}"
+                    );
+                    for finding in &findings {
+                        let name = finding.split([' ', ':']).next().unwrap();
+                        assert!(text.contains(name), "{name}: {case}");
+                    }
+                    assert!(sound || text.contains("the rest is not"), "{case}");
+                    // Without the list nobody knows that the oldest was not finished and emptied.
+                    let is_known = remembers || at > 0 || what != "empty";
+                    if ["empty", "zeros", "half of it"].contains(&what) && at < 2 && is_known {
+                        assert!(!sound, "{case}");
+                    }
+                    assert!(what == "nothing" || text.contains(&segments[at]), "{case}");
+                }
+            }
+        }
     }
 
     #[test]

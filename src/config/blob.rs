@@ -88,7 +88,7 @@ impl Reader<'_> {
         raw: bool,
         memory_limit: usize,
     ) -> Option<Destination> {
-        let raw = raw && !self.is_set(&keys::LINES_AS_RECORDS);
+        let raw = raw && !self.lines_are_records();
         let path = self.text(&keys::PATH).unwrap_or_else(|| PATH.to_owned());
         let folder = self.template(&keys::PATH, &path);
         // Who lowers `memory_limit` alone gets smaller objects, not a refusal.
@@ -160,7 +160,7 @@ impl Reader<'_> {
             self.problem(&keys::URL, message);
             return None;
         }
-        if root.is_empty() || root.contains('@') {
+        if root.is_empty() || root.contains(['@', ':']) {
             self.problem(&keys::URL, bad_url(&url));
             return None;
         }

@@ -707,13 +707,6 @@ keys! {
         .doc("where `azure_blob` fetches settings");
 }
 
-/// The name of [`LINES_AS_RECORDS`].
-pub const AS_RECORDS: &str = "ferry replay as records";
-
-/// Says that what `log_key` takes are lines that an output without it has made: objects are named and typed as that
-/// output's. Only a replay sets it; a name with spaces cannot be written in a configuration.
-pub(super) static LINES_AS_RECORDS: Key<Flag> = key(AS_RECORDS, Section::Blob, Flag(Some(false)));
-
 /// A key that Fluent Bit takes from any output's section.
 #[derive(Debug)]
 pub struct HostKey {

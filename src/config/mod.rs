@@ -26,8 +26,8 @@ pub use connection_string::{ConnectionSecret, ConnectionString};
 pub use firehose::{Aggregation, Firehose, stream_name};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
-pub(crate) use value::without_secrets;
 pub use value::{Secret, SecretSource, check_ca};
+pub(crate) use value::{holds_secrets, without_secrets};
 
 mod aws;
 mod azure;
@@ -46,6 +46,12 @@ pub trait Properties {
     /// Whether a key is set.
     fn is_set(&self, key: &str) -> bool {
         self.get(key).is_some()
+    }
+
+    /// Whether what `log_key` takes are lines that an output without it has made: objects are named and typed as that
+    /// output's. No key says so: only a replay does.
+    fn lines_are_records(&self) -> bool {
+        false
     }
 }
 
@@ -473,8 +479,12 @@ impl Reader<'_> {
     /// which acknowledges at once.
     fn spool(&mut self, kind: Option<DestinationKind>, instance: &str) -> Option<SpoolPlace> {
         let blob = kind == Some(DestinationKind::Blob);
-        if !self.flag(&keys::SPOOL).unwrap_or(blob) {
-            self.refuse_spooled(kind);
+        let written = self.flag(&keys::SPOOL);
+        if !written.unwrap_or(blob) {
+            // Without a destination nobody knows whether there is a spool.
+            if kind.is_some() || written.is_some() {
+                self.refuse_spooled(kind);
+            }
             return None;
         }
         let dir = self.text(&keys::SPOOL_DIR);

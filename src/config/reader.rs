@@ -1,5 +1,7 @@
 //! Reads the values of keys, and gathers what is wrong with them.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -17,6 +19,8 @@ use crate::codec::template::Template;
 pub(super) struct Reader<'p> {
     properties: &'p dyn Properties,
     problems: Vec<Problem>,
+    /// The rows whose value was asked for, by the name of their key.
+    asked: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'p> Reader<'p> {
@@ -24,7 +28,14 @@ impl<'p> Reader<'p> {
         Reader {
             properties,
             problems: Vec::new(),
+            asked: RefCell::default(),
         }
+    }
+
+    /// The rows whose value was asked for: a row that no configuration makes us ask for does nothing.
+    #[cfg(test)]
+    pub(super) fn into_asked(self) -> BTreeSet<&'static str> {
+        self.asked.into_inner()
     }
 
     /// Everything that was wrong so far.
@@ -47,8 +58,14 @@ impl<'p> Reader<'p> {
         key.names().any(|name| self.properties.is_set(name))
     }
 
+    /// See [`Properties::lines_are_records`].
+    pub(super) fn lines_are_records(&self) -> bool {
+        self.properties.lines_are_records()
+    }
+
     /// A value as it is written.
     pub(super) fn raw(&self, key: &'static Key) -> Option<String> {
+        self.asked.borrow_mut().insert(key.name);
         key.names().find_map(|name| self.properties.get(name))
     }
 
@@ -63,8 +80,14 @@ impl<'p> Reader<'p> {
         Some(value.to_owned())
     }
 
-    /// A value that says something. Several names of a key may be set only to the same.
+    /// A value that says something, to be used. Several names of a key may be set only to the same.
     pub(super) fn text(&mut self, key: &'static Key) -> Option<String> {
+        self.asked.borrow_mut().insert(key.name);
+        self.written(key)
+    }
+
+    /// The same, of a key that is only looked at.
+    fn written(&mut self, key: &'static Key) -> Option<String> {
         let mut found: Option<(&'static str, String)> = None;
         for name in key.names() {
             let Some(value) = self.named(name) else {
@@ -96,6 +119,7 @@ impl<'p> Reader<'p> {
 
     /// What is written, or else the default of the table.
     pub(super) fn flag(&mut self, key: &'static Key<Flag>) -> Option<bool> {
+        self.asked.borrow_mut().insert(key.name);
         let mut found: Option<bool> = None;
         for name in key.names() {
             let Some(value) = self.named(name) else {
@@ -185,11 +209,14 @@ impl<'p> Reader<'p> {
         let allowed = seconds(range.start())..=seconds(range.end());
         let time = parse_time(value).filter(|time| allowed.contains(time));
         if time.is_none() {
+            let mut examples = vec!["500ms", "30s", "5m", "1h"];
+            examples.retain(|text| parse_time(text).is_some_and(|time| allowed.contains(&time)));
             let message = format!(
-                "{} is not a time from {} to {} seconds; write 500ms, 30s, 5m or 1h",
+                "{} is not a time from {} to {} seconds; write {}",
                 shown(value),
                 range.start(),
-                range.end()
+                range.end(),
+                one_of(&examples)
             );
             self.problem(key, message);
         }
@@ -283,7 +310,7 @@ impl<'p> Reader<'p> {
     pub(super) fn refuse_unsupported(&mut self) {
         for &key in keys::ALL {
             if let Some(instead) = key.instead
-                && self.text(key).is_some()
+                && self.written(key).is_some()
             {
                 self.problem(key, format!("does nothing in this version: {instead}"));
             }
@@ -298,7 +325,7 @@ impl<'p> Reader<'p> {
                 Some(place) => key.scope.includes(place),
                 None => key.scope != Scope::Firehose,
             };
-            if ours || self.text(key).is_none() {
+            if ours || self.written(key).is_none() {
                 continue;
             }
             let message = match place {

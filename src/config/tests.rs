@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::firehose::MAX_STREAM_NAME;
 use super::value::parse_time;
 use super::*;
@@ -443,12 +445,25 @@ fn an_address_with_characters_that_no_url_has_is_refused() {
         ("endpoint", "https://user:hunter2@ho st"),
         ("endpoint", "host?sig=hunter2"),
         ("endpoint", "user:hunter2@host"),
+        ("endpoint", "user:hunter2"),
+        ("endpoint", "https://user:hunter2?9@ho st"),
+        ("endpoint", "https://user:hunter2%40host"),
+        ("endpoint", "https://hunter2%40host name"),
+        ("metrics_listen", "user:hunter2@127.0.0.1:9464"),
     ] {
         let (_, text) = one(&[FIREHOSE, (key, address)]);
         assert!(!text.contains("hunter2"), "{text}");
     }
-    let (_, text) = one(&[("url", "ftp://user:hunter2@host/x")]);
-    assert!(!text.contains("hunter2"), "{text}");
+    for url in ["ftp://user:hunter2@host/x", "ftp://user:hunter2/9@host/x"] {
+        let (_, text) = one(&[("url", url)]);
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("'ftp://***'"), "{text}");
+    }
+    // What holds no secret is worth seeing.
+    for address in ["https:/host", "host:9000", "https://a b:9000"] {
+        let (_, text) = one(&[FIREHOSE, ("endpoint", address)]);
+        assert!(text.contains(&format!("'{address}'")), "{text}");
+    }
 }
 
 #[test]
@@ -458,6 +473,13 @@ fn an_address_that_holds_a_user_or_a_signature_is_refused_at_every_service() {
         "https://vpce.internal/?sig=hunter2",
         // To a parser the password ends the host, and the rest is a fragment.
         "https://user:hunter2#9@vpce.internal",
+        // Or a query, or a path.
+        "https://user:hunter2?9@vpce.internal",
+        "https://user:9?hunter2@vpce.internal",
+        "https://user:9/hunter2@vpce.internal",
+        "https://user:9?a/b#c@d?hunter2@vpce.internal",
+        "https://vpce.internal/#hunter2",
+        "https://vpce.internal/hunter2?9",
     ] {
         for (destination, key) in [
             (FIREHOSE, "endpoint"),
@@ -477,10 +499,35 @@ fn an_address_that_holds_a_user_or_a_signature_is_refused_at_every_service() {
         "s3://user:hunter2@bucket/app",
         "s3://bucket?sig=hunter2",
         "gs://bucket/x?token=hunter2",
+        "s3://user:hunter2?9@bucket/app",
+        "s3://user:hunter2#9@bucket/app",
+        "s3://user:hunter2/9@bucket/app",
+        "gs://user:hunter2/9@bucket/app",
+        "az://user:hunter2/9@logs/app",
     ] {
         let all = problems(&[("url", url)]);
         assert!(all.iter().any(|(key, _)| *key == "url"), "{url}: {all:?}");
         assert!(!format!("{all:?}").contains("hunter2"), "{all:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_part_of_what_stands_before_the_host_is_shown(
+        before in "[a-z?#/:@% .]{0,6}",
+        behind in "[a-z0-9?#/:@% .]{0,6}",
+        scheme in "(https|http|s3|gs|az|ftp)",
+        host in "(vpce.internal|ho st|h%ost|)(/app)?",
+        key in "(endpoint|sts_endpoint|url|role_arn|metrics_listen)",
+    ) {
+        let value = format!("{scheme}://u:{before}hunter2{behind}@{host}");
+        let store = match key.as_str() {
+            "url" => vec![("url", value.as_str()), ("region", "eu-west-1")],
+            key => vec![("url", "s3://bucket"), (key, value.as_str())],
+        };
+        let read = read(&store);
+        let said = format!("{read:?}");
+        prop_assert!(read.is_err() && !said.contains("hunter2"), "{}: {}", value, said);
     }
 }
 
@@ -690,6 +737,26 @@ fn the_line_at_the_start_says_where_how_and_within_which_limits() {
     ] {
         let said = read(keys).unwrap().summary();
         assert!(said.contains(words), "{words} in {said}");
+    }
+}
+
+#[test]
+fn a_time_that_is_given_as_an_example_is_possible() {
+    for (key, value, destination) in [
+        ("flush_deadline", "500ms", FIREHOSE),
+        ("exit_deadline", "1h", FIREHOSE),
+        ("linger", "1d", FIREHOSE),
+        ("metrics_log_interval", "500ms", FIREHOSE),
+        ("blob_max_age", "2d", FILE),
+        ("blob_max_age", "500ms", FILE),
+    ] {
+        let (_, text) = one(&[destination, ("spool", "on"), (key, value)]);
+        let (_, examples) = text.split_once("; write ").unwrap();
+        let words = examples.split([',', ' ']);
+        for example in words.filter(|word| !["", "or"].contains(word)) {
+            let config = read(&[destination, ("spool", "on"), (key, example)]);
+            assert!(config.is_ok(), "{key} {value}: {config:?}");
+        }
     }
 }
 

@@ -59,7 +59,9 @@ pub(super) const FLAGS: &[(&str, bool)] = &[
 pub(super) fn shown(value: &str) -> String {
     match looks_like_a_secret(value) {
         true => "a value that looks like a secret, and is not repeated here,".to_owned(),
-        false if value.contains("://") => format!("'{}'", without_secrets(value)),
+        false if value.contains("://") || names_a_user(value) => {
+            format!("'{}'", without_secrets(value))
+        }
         false => format!("'{value}'"),
     }
 }
@@ -84,16 +86,38 @@ fn looks_like_a_secret(value: &str) -> bool {
 
 /// Whether an address holds more than scheme, host, port and path: a user, a query, or a fragment, which a password with a
 /// `#` in it makes of what is behind.
-pub(super) fn holds_secrets(url: &str) -> bool {
-    url.contains(['@', '?', '#'])
+pub(crate) fn holds_secrets(url: &str) -> bool {
+    url.contains(['@', '?', '#']) || url.contains("%40")
 }
 
-/// An address for a message. People write passwords before the `@` and signatures behind the `?`.
+/// Whether a value begins with `user:password@`.
+fn names_a_user(value: &str) -> bool {
+    value
+        .split_once('@')
+        .is_some_and(|(user, _)| user.contains(':'))
+}
+
+/// An address for a message. People write passwords before the `@` and signatures behind the `?`. A password may hold any
+/// character, so that nobody knows where it begins and ends: then nothing is shown but the scheme.
 pub(crate) fn without_secrets(url: &str) -> String {
-    let shown = url.split('?').next().unwrap_or_default();
-    match shown.rsplit_once('@') {
-        Some((_, host)) => format!("***@{host}"),
-        None => shown.to_owned(),
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme), rest),
+        None => (None, url),
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let behind_host = authority
+        .rsplit_once(']')
+        .map_or(authority, |(_, rest)| rest);
+    // What is behind the colon is a port, or else a password.
+    let port = behind_host.split_once(':').map_or("", |(_, port)| port);
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
+    if is_port && !holds_secrets(url) {
+        return url.to_owned();
+    }
+    let is_plain = |scheme: &&str| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    match scheme.filter(is_plain) {
+        Some(scheme) => format!("{scheme}://***"),
+        None => "***".to_owned(),
     }
 }
 

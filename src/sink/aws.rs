@@ -27,7 +27,7 @@ use futures::future::{BoxFuture, FutureExt as _, Shared};
 #[cfg(feature = "s3")]
 use object_store::{CredentialProvider, aws::AwsCredential};
 
-use crate::config;
+use crate::config::{self, Problem, keys};
 use crate::log::causes;
 use crate::sink::http::{self, AtMost, Proxies};
 use crate::sink::tls;
@@ -61,9 +61,10 @@ pub struct Loaded {
 /// SSO and `credential_process`, web identity, ECS, EC2), then the role to assume. Only the region may
 /// ask the network, where nothing names it; credentials are first fetched when they are used. Fails
 /// without a region or with a CA that [`config::check_ca`] refuses.
-pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, String> {
+pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, Problem> {
     let http = SdkHttp {
-        tls: tls::client_config(ca_pem).map_err(|e| format!("tls_ca_file {e}"))?,
+        tls: tls::client_config(ca_pem)
+            .map_err(|error| Problem::new(keys::TLS_CA_FILE.name, error))?,
         clients: Mutex::default(),
     };
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -81,7 +82,10 @@ pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, St
     }
     let sdk = loader.load().await;
     let region = sdk.region().map(ToString::to_string);
-    let region = region.ok_or("no region found: set region, AWS_REGION, or one in the profile")?;
+    let region = region.ok_or_else(|| {
+        let message = "no region found: set region, AWS_REGION, or one in the profile";
+        Problem::new(keys::REGION.name, message)
+    })?;
 
     let chain = sdk
         .credentials_provider()
@@ -479,6 +483,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_certificate_that_cannot_be_used_is_a_matter_of_its_own_key() {
+        for pem in [
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----\n",
+        ] {
+            let problem = load(&aws(None, None), Some(pem.as_bytes())).await;
+            let problem = problem.expect_err("a bad certificate");
+            assert_eq!(problem.key, "tls_ca_file", "{problem}");
+            assert!(!problem.message.contains("region"), "{problem}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_web_identity_goes_to_the_sts_endpoint_too() {
         let token = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
         let environment = [
@@ -584,8 +601,12 @@ mod tests {
             "sink::aws::tests::without_a_region_the_remedy_is_named",
             &[],
         ) {
-            let message = load(&config::Aws::default(), None).await.unwrap_err();
-            assert!(message.contains("set region, AWS_REGION"), "{message}");
+            let problem = load(&config::Aws::default(), None).await.unwrap_err();
+            assert_eq!(problem.key, "region");
+            assert!(
+                problem.message.contains("set region, AWS_REGION"),
+                "{problem}"
+            );
         }
     }
 

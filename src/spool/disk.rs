@@ -105,6 +105,29 @@ pub fn says_remedy(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Remedied>())
 }
 
+/// What is to be done where a file of a spool cannot be read. Only what a disk has lost may be given up, as `given_up` says:
+/// all else is there, and is read once the cause is mended.
+pub(super) fn remedy_of_reading(error: &io::Error, given_up: &str) -> String {
+    const LOST: [Errno; 5] = [
+        Errno::IO,
+        Errno::BADMSG,
+        Errno::UCLEAN,
+        Errno::NODATA,
+        Errno::REMOTEIO,
+    ];
+    let errno = Errno::from_io_error(error);
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "Remedy: run this as the user that Fluent Bit runs as, or give the file back to that user"
+                .to_owned()
+        }
+        _ if errno.is_some_and(|errno| LOST.contains(&errno)) => {
+            format!("Where the disk cannot be mended, {given_up}")
+        }
+        _ => "Remedy: mend what the error says, and leave the file where it is".to_owned(),
+    }
+}
+
 /// An error of a system call. That there are too many open files says nothing of a file or its disk, and is over
 /// when some of them are closed.
 fn explained(error: Errno) -> io::Error {

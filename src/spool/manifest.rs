@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, IoSlice};
 
 use super::Seq;
-use super::disk::{Disk, remedied, says_remedy};
+use super::disk::{Disk, remedied, remedy_of_reading, says_remedy};
 use super::frame::{FIRSTS, Fields, crc};
 
 /// The two files that are written in turn, so that a write that is torn leaves the other.
@@ -142,13 +142,16 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<[Option<Manifest>; 2]> {
                 let words = format!("{name} cannot be opened: {error}");
                 Err(remedied(error.kind(), words))
             }
-            Err(error) => Err(remedied(
-                error.kind(),
-                format!(
-                    "{name} cannot be read: {error}; it says which files should be in the spool's folder, and the spool is not \
-                     started without it. Where the disk cannot be mended, remove it while every .seg file is there"
-                ),
-            )),
+            Err(error) => {
+                let remedy = remedy_of_reading(&error, "remove it while every .seg file is there");
+                Err(remedied(
+                    error.kind(),
+                    format!(
+                        "{name} cannot be read: {error}; it says which files should be in the spool's folder, and the spool is \
+                         not started without it. {remedy}"
+                    ),
+                ))
+            }
         }
     };
     Ok([one(NAMES[0])?, one(NAMES[1])?])

@@ -68,10 +68,7 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     }
     // The last one may end in a write that was not finished, unless others were begun behind it that are away.
     let count = survey.segments.len();
-    let closed = match survey.newest_is_absent() {
-        true => count,
-        false => count.saturating_sub(1),
-    };
+    let closed = survey.closed();
     for segment in survey.segments[..closed]
         .iter()
         .filter(|segment| segment.torn > 0)
@@ -228,12 +225,7 @@ fn settle_last(
     let name = last.name();
     let file = disk.open(&name)?;
     let mut sound = last.damage.is_empty() && last.void == 0;
-    if last.torn > 0 && !last.is_readable() {
-        let damage = Damage {
-            offset: 0,
-            bytes: last.torn,
-            missing: last.first..last.first + 1,
-        };
+    if let Some(damage) = last.unreadable() {
         findings.extend(quarantine.find(last.first, &damage));
         sound = false;
     } else if last.torn + last.room > 0 {

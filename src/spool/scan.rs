@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
-use super::disk::{Disk, File, remedied, says_remedy};
+use super::disk::{Disk, File, remedied, remedy_of_reading, says_remedy};
 use super::frame::{
     ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, RESERVE, SUSPECTS, VERSION,
     crc, is_spare, quarantine_place, segment_first, segment_name,
@@ -269,6 +269,15 @@ impl Segment {
         self.begin.is_some() || self.notes > 0 || !self.chunks.is_empty()
     }
 
+    /// All of its bytes, where no frame can be read: that is no write that was never finished.
+    pub fn unreadable(&self) -> Option<Damage> {
+        (self.torn > 0 && !self.is_readable()).then(|| Damage {
+            offset: 0,
+            bytes: self.torn,
+            missing: self.first..self.first + 1,
+        })
+    }
+
     /// Whether it has a Begin frame and nothing else.
     pub(super) fn is_bare(&self) -> bool {
         self.begin == Some(self.bytes)
@@ -304,7 +313,7 @@ pub struct Survey {
     /// The ids of the last accepted chunks, oldest first.
     pub(super) window: VecDeque<ChunkId>,
     /// Empty files: creations that were cut short. They stand for nothing.
-    pub(super) empty: Vec<String>,
+    pub empty: Vec<String>,
     /// Segments that were there when the directory was listed, and are gone since.
     pub(super) vanished: Vec<Seq>,
     /// Whether a run left its reserve there.
@@ -379,6 +388,15 @@ impl Survey {
         self.manifest
             .as_ref()
             .is_some_and(|(_, manifest)| newest.is_none_or(|newest| newest < manifest.newest()))
+    }
+
+    /// How many of the segments, from the oldest on, nothing more is written to: a write that was never finished is not
+    /// what they may end in. The last one may, unless others were begun behind it that are away.
+    pub fn closed(&self) -> usize {
+        match self.newest_is_absent() {
+            true => self.segments.len(),
+            false => self.segments.len().saturating_sub(1),
+        }
     }
 
     /// The chunk that is being worked on, by a process that lives or by one that ended at it; and those at which one
@@ -970,12 +988,54 @@ fn unread(name: &str, offset: u64, error: &io::Error) -> io::Error {
     if says_remedy(error) {
         return remedied(error.kind(), format!("{name} cannot be opened: {error}"));
     }
+    let remedy = remedy_of_reading(
+        error,
+        "moving the file out of the spool's folder lets the rest be delivered: what was accepted in that file is then not \
+         delivered",
+    );
     remedied(
         error.kind(),
         format!(
-            "{name} cannot be read at offset {offset}: {error}; it holds what was accepted, and the spool is not \
-             started without it. Where the disk cannot be mended, moving the file out of the spool's folder lets the rest \
-             be delivered: what was accepted in that file is then not delivered"
+            "{name} cannot be read at offset {offset}: {error}; it holds what was accepted, and the spool is not started \
+             without it. {remedy}"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_disk_that_fails_is_a_reason_to_leave_what_was_accepted_behind() {
+        let said = |code| unread("1.seg", 64, &io::Error::from_raw_os_error(code)).to_string();
+        for code in [libc::EIO, libc::EBADMSG, libc::EUCLEAN, libc::EREMOTEIO] {
+            let words = said(code);
+            assert!(words.contains("moving the file out"), "{words}");
+        }
+        for code in [libc::EACCES, libc::EPERM] {
+            let words = said(code);
+            assert!(
+                words.contains("run this as the user that Fluent Bit runs as"),
+                "{words}"
+            );
+        }
+        for code in [
+            libc::EACCES,
+            libc::EPERM,
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOMEM,
+            libc::ESTALE,
+            libc::ELOOP,
+            libc::EISDIR,
+            libc::ETIMEDOUT,
+            libc::ENOTCONN,
+        ] {
+            let words = said(code);
+            assert!(words.starts_with("1.seg cannot be "), "{words}");
+            assert!(!words.contains("moving"), "{words}");
+            assert!(words.contains(": "), "{words}");
+        }
+    }
 }

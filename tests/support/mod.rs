@@ -4,6 +4,7 @@ pub(crate) mod emulators;
 pub(crate) mod plugin;
 
 use std::env;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -60,6 +61,17 @@ pub(crate) fn workers(fluent_bit: &Path, workers: usize) -> String {
 /// Sets the TLS implementation that the tests' own HTTP client looks for. Calling it again does nothing.
 pub(crate) fn install_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Debian's user for no purpose, who has no file to lose.
+const NOBODY: u32 = 65_534;
+
+/// Has a command run as somebody to whom a file or folder of mode 000 is closed. To root none is.
+pub(crate) fn as_a_user(command: &mut Command) -> &mut Command {
+    match rustix::process::geteuid().is_root() {
+        true => command.uid(NOBODY).gid(NOBODY),
+        false => command,
+    }
 }
 
 fn executables() -> PathBuf {

@@ -2,6 +2,8 @@
 //! the same [`Section`]s, whose values still hold their `${VARIABLE}`s, and every one of which knows its
 //! place. What the sections mean is the reader's business.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;

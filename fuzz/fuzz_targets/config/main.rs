@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 /// What is put in the place of every secret; nothing that reads a configuration writes it by itself.
-const SECRET: &str = "~9#4~7#1~";
+const SECRET: &str = "~9~4~7~1~";
 
 /// Keys whose value may hold a secret; of others the whole value is one.
 const URLS: [&str; 2] = ["endpoint", "sts_endpoint"];
@@ -94,16 +94,29 @@ fn harmless(key: &str, value: &str) -> String {
                 None => value + SECRET,
             }
         }
-        // A user's password, or a signature.
-        _ if URLS.contains(&key) => match value.find(['@', '?']) {
-            Some(at) if value[at..].starts_with('@') => {
-                value[..at].to_owned() + SECRET + &value[at..]
-            }
-            Some(_) => value + SECRET,
-            None => value,
-        },
+        _ if URLS.contains(&key) => with_secrets(&value),
+        // A user in place of the bucket; a prefix may hold any character, and so may a folder.
+        "url" if value.contains("://:") && !value.contains("file://") => with_secrets(&value),
         _ => value,
     }
+}
+
+/// An address with a secret in front of whatever may end one: what begins a query, a fragment or a path in the middle of a
+/// user's password, the `@` behind it, and the end of a query or a fragment.
+fn with_secrets(value: &str) -> String {
+    let host = value.find("://").map_or(0, |at| at + 3);
+    let end_of_user = value.rfind('@').unwrap_or(0);
+    let mut out = String::new();
+    for (at, c) in value.char_indices() {
+        if (host..=end_of_user).contains(&at) && "?#/@".contains(c) {
+            out += SECRET;
+        }
+        out.push(c);
+    }
+    if value.contains(['?', '#']) {
+        out += SECRET;
+    }
+    out
 }
 
 fn hides_the_secret(told: &str) {

@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::*;
-use crate::config::{Config, Problem};
+use crate::config::reader::Reader;
+use crate::config::{Config, Destination, Problem};
 
 type Settings = BTreeMap<&'static str, String>;
 
@@ -389,4 +390,71 @@ fn a_row_of_the_reference_says_all_that_the_table_knows() {
             "{name}"
         );
     }
+}
+
+/// What else a destination is tried with, so that each of its keys is of use in one of them.
+const WAYS: [&[(&str, &str)]; 8] = [
+    &[("spool", "on")],
+    &[("spool", "off")],
+    &[("auth_type", "key")],
+    &[("auth_type", "sas"), ("sas_token", "s")],
+    &[("auth_type", "managed_identity"), ("shared_key", "")],
+    &[("auth_type", "workload_identity"), ("shared_key", "")],
+    &[
+        ("auth_type", "client_secret"),
+        ("client_secret", "s"),
+        ("tenant_id", "t"),
+        ("client_id", "c"),
+        ("shared_key", ""),
+    ],
+    &[
+        ("connection_string", "AccountName=a;AccountKey=a2V5"),
+        ("shared_key", ""),
+    ],
+];
+
+#[test]
+fn every_row_is_read_where_it_means_something() {
+    for (place, base) in PLACES {
+        let mut asked = BTreeSet::new();
+        for way in WAYS {
+            let of_azure =
+                |(name, _): &(&str, &str)| find(name).is_some_and(|key| key.scope == Scope::Azure);
+            if place != Place::Azure && way.iter().any(of_azure) {
+                continue;
+            }
+            let mut settings = Settings::new();
+            for (key, value) in base.iter().chain(way) {
+                match value.is_empty() {
+                    true => settings.remove(key),
+                    false => settings.insert(key, (*value).to_owned()),
+                };
+            }
+            let properties = |key: &str| settings.get(key).cloned();
+            let mut reader = Reader::new(&properties);
+            assert!(reader.config().is_some(), "{settings:?}");
+            asked.extend(reader.into_asked());
+        }
+        let idle: Vec<&str> = ALL
+            .iter()
+            .filter(|key| key.instead.is_none() && key.scope.includes(place))
+            .map(|key| key.name)
+            .filter(|key| !asked.contains(key))
+            .collect();
+        assert!(idle.is_empty(), "{place:?}: nothing reads {idle:?}");
+    }
+}
+
+#[test]
+fn no_configuration_says_that_its_lines_are_records_already() {
+    let config = Config::read(&|key: &str| match key {
+        "url" => Some("file:///objects".to_owned()),
+        "log_key" => Some("record".to_owned()),
+        _ if find(key).is_none() => Some("on".to_owned()),
+        _ => None,
+    });
+    let Ok(Destination::Blob { blob, .. }) = config.map(|it| it.destination) else {
+        panic!("a blob store");
+    };
+    assert_eq!(blob.content_type, "text/plain; charset=utf-8");
 }

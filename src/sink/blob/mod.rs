@@ -510,7 +510,7 @@ fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
 async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Store, Failure> {
     let failure = |words: String| Failure::new(Fate::Retry, Class::Configuration, "aws", words);
     let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
-    let loaded = aws::load(aws, ca_pem).await.map_err(failure)?;
+    let loaded = aws::load(aws, ca_pem).await.map_err(problem)?;
     let endpoint = s3_endpoint(aws, &loaded);
 
     let region = loaded.region;
@@ -581,7 +581,7 @@ fn endpoint_url(endpoint: &str) -> Result<Url, Problem> {
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     match url {
         // Neither is shown: both may hold a secret.
-        Some(url) if url.query().is_some() || !url.username().is_empty() => {
+        Some(_) if config::holds_secrets(endpoint) => {
             let message = "holds a query or a user: give scheme, host and port; secrets have keys of their own";
             Err(Problem::new(config::keys::ENDPOINT.name, message))
         }

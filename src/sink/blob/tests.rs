@@ -612,7 +612,17 @@ fn wrong_addresses_are_told_with_their_key() {
         (
             azure("https://me:c2VjcmV0@h:99999".into(), false, well_known()),
             "endpoint",
-            "'***@h:99999'",
+            "'https://***'",
+        ),
+        (
+            azure("https://:c2VjcmV0@h".into(), false, well_known()),
+            "endpoint",
+            "user",
+        ),
+        (
+            azure("https://h/#c2VjcmV0".into(), false, well_known()),
+            "endpoint",
+            "query",
         ),
         (
             config::Store::Gcs {
