@@ -50,9 +50,10 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 DEBUG := $(CARGO_TARGET_DIR)/debug
 # The build for packages: another linker, and other options of the C compiler.
 PORTABLE := $(CARGO_TARGET_DIR)/portable
-# What builds packages, installed here.
+# What builds packages and the book, installed here.
 TOOLS := $(CURDIR)/target/tools
 CYCLONEDX := 0.5.9
+MDBOOK := 0.5.4
 STARTED := $(shell date +%s)
 
 heading = @printf '\n=== %s\n' "$(1)"
@@ -88,6 +89,7 @@ ifeq ($(FLUENT_BIT),)
 endif
 	@command -v promtool >/dev/null || echo "Skipped: the alerts' own tests. With promtool (apt install prometheus) they run too."
 	@command -v initdb /usr/lib/postgresql/*/bin/initdb >/dev/null || echo "Skipped: loading objects into PostgreSQL. Where it is installed (apt install postgresql) that runs too."
+	@[ -x $(TOOLS)/bin/mdbook ] || echo "Skipped: the links of the built book. After \"make book\" has installed mdbook they are followed too."
 
 .PHONY: soak
 soak: tools emulators ## Kill hosts hundreds of times (KILLS=200, SEED=…), reload RELOADS=1000 times, and fuzz for FUZZ_SECONDS=600
@@ -170,8 +172,19 @@ test-c: cargo-present ## Run the C host alone, under the address and undefined-b
 	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
 
 .PHONY: docs
-docs: cargo-present ## Write docs/configuration.md anew from src/config/keys.rs
+docs: cargo-present ## Regenerate docs/configuration.md from src/config/keys.rs, then "make book"
 	FERRY_WRITE_DOCS=1 cargo test --workspace --locked --test ferry -- configuration::the_reference
+	@$(MAKE) --no-print-directory book
+
+# The features that are left out serve and watch a book.
+$(TOOLS)/bin/mdbook:
+	cargo install --locked --quiet --version $(MDBOOK) --root $(TOOLS) --no-default-features --features search mdbook
+
+.PHONY: book
+book: cargo-present $(TOOLS)/bin/mdbook ## Build the documentation as a book into target/book; the first time installs mdbook, in two minutes
+	$(call heading,Book)
+	@docs/book.sh target/book-source
+	@$(TOOLS)/bin/mdbook build --dest-dir "$(CURDIR)/target/book" target/book-source
 
 .PHONY: header
 header: cargo-present ## Write include/ferry.h anew from src/ffi
@@ -191,16 +204,23 @@ install: ## Copy what "make build" made below PREFIX=/usr/local (and DESTDIR)
 	target/ferry completions zsh >"$(DESTDIR)$(PREFIX)/$(word 2,$(COMPLETIONS))"
 	target/ferry completions fish >"$(DESTDIR)$(PREFIX)/$(word 3,$(COMPLETIONS))"
 	install -D -m 0644 include/ferry.h "$(DESTDIR)$(PREFIX)/include/ferry.h"
-	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/share/doc/ferry" README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example
-	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/share/doc/ferry/docs" docs/*.md
+	@$(MAKE) --no-print-directory install-docs
+
+.PHONY: install-docs
+install-docs:
+	@packaging/documents.sh | while read -r file; do \
+		install -D -m "$$([ -x "$$file" ] && echo 0755 || echo 0644)" "$$file" "$(DESTDIR)$(PREFIX)/share/doc/ferry/$$file"; \
+	done
+	@echo "copied the documentation to $(DESTDIR)$(PREFIX)/share/doc/ferry"
 
 .PHONY: uninstall
 uninstall: ## Remove what "make install" copied; spools and dead letters stay
 	rm -f "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so" "$(DESTDIR)$(PREFIX)/bin/ferry" \
 		"$(DESTDIR)$(PREFIX)/include/ferry.h" "$(DESTDIR)$(PREFIX)/share/man/man1/ferry.1" \
 		"$(DESTDIR)$(PREFIX)"/share/man/man1/ferry-*.1 $(foreach file,$(COMPLETIONS),"$(DESTDIR)$(PREFIX)/$(file)")
-	rm -f $(foreach file,README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example,"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)") $(foreach file,$(wildcard docs/*.md),"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)")
-	@for folder in share/doc/ferry/docs share/doc/ferry lib/fluent-bit; do rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/$$folder" 2>/dev/null || true; done
+	@packaging/documents.sh | while read -r file; do rm -f "$(DESTDIR)$(PREFIX)/share/doc/ferry/$$file"; done
+	@find "$(DESTDIR)$(PREFIX)/share/doc/ferry" -depth -type d -empty -delete 2>/dev/null || true
+	@rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/lib/fluent-bit" 2>/dev/null || true
 
 # zig links against the symbols of an old glibc; both are prebuilt, and pinned by hash.
 $(TOOLS)/zig.stamp: packaging/requirements.txt
@@ -262,7 +282,7 @@ clean: ## Remove everything that was built or installed here
 
 .PHONY: help
 help: ## List the commands
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
 	@echo
 	@echo "Variables:"
 	@echo "  FLUENT_BIT=/path/to/fluent-bit   make test: test in the real host too; make demo: the host to run"
