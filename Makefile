@@ -89,6 +89,7 @@ ifeq ($(FLUENT_BIT),)
 endif
 	@command -v promtool >/dev/null || echo "Skipped: the alerts' own tests. With promtool (apt install prometheus) they run too."
 	@command -v initdb /usr/lib/postgresql/*/bin/initdb >/dev/null || echo "Skipped: loading objects into PostgreSQL. Where it is installed (apt install postgresql) that runs too."
+	@command -v jq >/dev/null || echo "Skipped: mending dead letters as the documentation shows. With jq (apt install jq) that runs too."
 	@[ -x $(TOOLS)/bin/mdbook ] || echo "Skipped: the links of the built book. After \"make book\" has installed mdbook they are followed too."
 
 .PHONY: soak

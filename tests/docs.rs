@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+mod shown;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -250,78 +252,4 @@ fn no_link_in_the_built_book_leads_nowhere() {
 fn the_readme_is_a_page() {
     let readme = read(&root().join("README.md"));
     assert!(readme.lines().count() <= 160, "the rest belongs into docs/");
-}
-
-/// What stands between fences of a kind, on every page.
-fn fenced(kind: &str) -> Vec<(PathBuf, String)> {
-    let fence = format!("```{kind}\n");
-    let mut blocks = Vec::new();
-    for page in pages() {
-        let text = read(&root().join(&page));
-        for block in text.split(&fence).skip(1) {
-            let (block, _) = block.split_once("```").expect("a fence ends");
-            blocks.push((page.clone(), block.to_owned()));
-        }
-    }
-    blocks
-}
-
-#[test]
-fn every_configuration_that_is_shown_is_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut outputs = 0;
-    for (kind, ending) in [("ini", "conf"), ("yaml", "yaml")] {
-        for (page, block) in fenced(kind) {
-            let file = dir.path().join(format!("shown.{ending}"));
-            // The file that names the library is not there, and is another check's matter.
-            fs::write(&file, block).unwrap();
-            let is_ferry = |name: &str| name.eq_ignore_ascii_case("ferry");
-            let read = ferry::check::host::read(&file, is_ferry);
-            let read = read.unwrap_or_else(|error| panic!("{}: {error}", page.display()));
-            for output in &read.outputs {
-                outputs += 1;
-                let config = ferry::config::Config::read(output);
-                assert!(config.is_ok(), "{}: {config:?}", page.display());
-            }
-        }
-    }
-    assert!(outputs >= 3, "{outputs}");
-}
-
-#[test]
-fn every_command_that_is_shown_is_there() {
-    const COMMANDS: [&str; 6] = ["check", "migrate", "spool", "replay", "completions", "man"];
-    const OF_THE_SPOOL: [&str; 3] = ["inspect", "verify", "export"];
-    let makefile = read(&root().join("Makefile"));
-    let targets: HashSet<&str> = makefile
-        .lines()
-        .filter_map(|line| line.split_once(':').map(|(target, _)| target))
-        .collect();
-    let mut shown = 0;
-    // The changelog names what there was.
-    for page in pages()
-        .iter()
-        .filter(|page| !page.ends_with("CHANGELOG.md"))
-    {
-        let text = read(&root().join(page));
-        // Code is what stands between two backticks, and between three and three.
-        let code = text.split('`').skip(1).step_by(2).flat_map(str::lines);
-        for line in code {
-            let words: Vec<&str> = line.trim_start_matches("$ ").split(' ').collect();
-            let known = match words[..] {
-                ["make", target, ..] if !target.contains('=') => targets.contains(target),
-                ["ferry", "spool", command, ..] => {
-                    let mut each = command.split('|').map(|it| it.trim_end_matches(','));
-                    each.all(|command| OF_THE_SPOOL.contains(&command))
-                }
-                ["ferry", command, ..] if !command.starts_with('-') => command
-                    .split('|')
-                    .all(|command| COMMANDS.contains(&command)),
-                _ => continue,
-            };
-            shown += 1;
-            assert!(known, "{}: {line}", page.display());
-        }
-    }
-    assert!(shown > 40, "{shown}");
 }
