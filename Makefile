@@ -82,7 +82,7 @@ demo-build: cargo-present
 	@cp $(RELEASE)/ferry-harness target/demo-build/ferry-harness
 
 .PHONY: test
-test: tools format-check clippy header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, up to the first failure
+test: tools format-check clippy header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, stopping at the first failure
 	$(call heading,Passed in $$(($$(date +%s) - $(STARTED))) seconds)
 ifeq ($(FLUENT_BIT),)
 	@echo "Skipped: the tests in the real host. FLUENT_BIT=/path/to/fluent-bit runs them too."
@@ -110,32 +110,32 @@ fuzz: cargo-present ## Fuzz each parser for ten seconds
 	fuzz/run.sh 10
 
 .PHONY: faults-table
-faults-table: tools emulators ## Inject every fault, and print the table of what was lost and duplicated
+faults-table: tools emulators ## Inject every fault, and print a table of what was lost and duplicated
 	@mkdir -p target && rm -f target/faults.md
 	FERRY_TABLE=$(CURDIR)/target/faults.md cargo test --workspace --locked --test ferry -- --test-threads 1 faults::
-	@echo "| destination | what was injected | how often it struck | lost | twice |"
+	@echo "| destination | fault injected | times it occurred | lost | duplicated |"
 	@echo "| --- | --- | --- | --- | --- |"
 	@cat target/faults.md
 
 .PHONY: bench
-bench: tools emulators ## Measure each part beside a reference: encode, compress, batch, spool, pipeline, fake Firehose, Azurite
+bench: tools emulators ## Measure each part against a reference: encode, compress, batch, spool, pipeline, fake Firehose, Azurite
 	cargo bench --workspace --locked --bench ferry
 
 .PHONY: bench-instructions
-bench-instructions: cargo-present ## Count the instructions of encoding and compressing, beside references: needs valgrind
+bench-instructions: cargo-present ## Count the instructions of encoding and compressing, and of references; needs valgrind
 	@command -v valgrind >/dev/null || { echo "error: there is no valgrind; remedy: apt install valgrind" >&2; exit 1; }
 	cargo bench --workspace --locked --bench instructions
 
 .PHONY: bench-spool
-bench-spool: build ## Measure flushes of 500 tags a second, spooled and direct
+bench-spool: build ## Measure flushes of 500 tags per second, spooled and direct
 	@tests/bench-spool.sh
 
 .PHONY: bench-host
-bench-host: host-present build ## Measure Ferry beside the plugins people use today, in a real host: needs FLUENT_BIT
+bench-host: host-present build ## Compare the cost of Ferry with that of Fluent Bit's own plugins, in a real host; needs FLUENT_BIT
 	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --repeat $(REPEAT) --rows "$(ROWS)"
 
 .PHONY: bench-throughput
-bench-throughput: host-present build ## Measure how fast Ferry is, in a real host and with 500 tags: needs FLUENT_BIT
+bench-throughput: host-present build ## Measure the throughput of Ferry, in a real host and with 500 tags; needs FLUENT_BIT
 	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --throughput
 	@tests/bench-spool.sh
 
@@ -188,14 +188,14 @@ book: cargo-present $(TOOLS)/bin/mdbook ## Build the documentation as a book int
 	@$(TOOLS)/bin/mdbook build --dest-dir "$(CURDIR)/target/book" target/book-source
 
 .PHONY: header
-header: cargo-present ## Write include/ferry.h anew from src/ffi
+header: cargo-present ## Regenerate include/ferry.h from src/ffi
 	FERRY_WRITE_HEADER=1 cargo test --workspace --locked --test ferry -- header::
 
 # Of bash, zsh and fish, below PREFIX.
 COMPLETIONS := share/bash-completion/completions/ferry share/zsh/site-functions/_ferry share/fish/vendor_completions.d/ferry.fish
 
 .PHONY: install
-install: ## Copy what "make build" made below PREFIX=/usr/local (and DESTDIR)
+install: ## Install what "make build" made, and the documentation, below PREFIX=/usr/local (and DESTDIR)
 	@[ -f target/out_ferry.so ] || { echo "error: target/out_ferry.so is not there; remedy: make build" >&2; exit 1; }
 	install -D -m 0644 target/out_ferry.so "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so"
 	install -D -m 0755 target/ferry "$(DESTDIR)$(PREFIX)/bin/ferry"
@@ -215,7 +215,7 @@ install-docs:
 	@echo "copied the documentation to $(DESTDIR)$(PREFIX)/share/doc/ferry"
 
 .PHONY: uninstall
-uninstall: ## Remove what "make install" copied; spools and dead letters stay
+uninstall: ## Remove what "make install" copied, but no spools and dead letters
 	rm -f "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so" "$(DESTDIR)$(PREFIX)/bin/ferry" \
 		"$(DESTDIR)$(PREFIX)/include/ferry.h" "$(DESTDIR)$(PREFIX)/share/man/man1/ferry.1" \
 		"$(DESTDIR)$(PREFIX)"/share/man/man1/ferry-*.1 $(foreach file,$(COMPLETIONS),"$(DESTDIR)$(PREFIX)/$(file)")
@@ -242,7 +242,7 @@ endif
 	FERRY_GLIBC=$(PACKAGE_GLIBC) SBOM=target/ferry.cdx.json $(PACKAGE_TOOL) packaging/package.sh $(PORTABLE)/$(PACKAGE_TARGET)/release target/package
 
 .PHONY: glibc-check
-glibc-check: ## Say which glibc what lies in target/ needs, and fail where it is newer than 2.28
+glibc-check: ## Print the glibc that the build in target/ needs, and fail if it is newer than 2.28
 	FERRY_GLIBC=$(PACKAGE_GLIBC) packaging/glibc.sh target/out_ferry.so target/ferry
 
 $(TOOLS)/bin/cargo-cyclonedx:
@@ -254,7 +254,7 @@ sbom: cargo-present $(TOOLS)/bin/cargo-cyclonedx ## Write the bill of materials 
 	@packaging/sbom.sh $(TOOLS)/bin/cargo-cyclonedx $(PACKAGE_TARGET) target/ferry.cdx.json
 
 .PHONY: deny
-deny: cargo-present ## Check licences, bans and sources of the dependencies; DENY=advisories looks for known weaknesses
+deny: cargo-present ## Check licences, bans and sources of the dependencies; DENY=advisories looks for known vulnerabilities
 	$(call heading,Dependencies)
 	@command -v cargo-deny >/dev/null || { echo "error: cargo-deny is not installed; remedy: cargo install cargo-deny --locked" >&2; exit 1; }
 	cargo deny --locked check $(DENY)
@@ -266,7 +266,7 @@ MIRI_LEVEL := -Ctarget-feature=+avx2,+bmi2
 endif
 
 .PHONY: miri
-miri: cargo-present ## Run what reads and writes memory by itself under Miri; needs a nightly toolchain with it
+miri: cargo-present ## Run the code that handles raw memory under Miri; needs a nightly toolchain with it
 	$(call heading,Miri)
 	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "error: there is no Miri; remedy: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
 	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation RUSTFLAGS="$(MIRI_LEVEL)" CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/miri \
@@ -277,7 +277,7 @@ fmt: cargo-present ## Format the Rust sources
 	cargo fmt --all
 
 .PHONY: clean
-clean: ## Remove everything that was built or installed here
+clean: ## Remove everything that was built or installed in this folder
 	cargo clean
 	rm -rf target
 
