@@ -50,9 +50,10 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 DEBUG := $(CARGO_TARGET_DIR)/debug
 # The build for packages: another linker, and other options of the C compiler.
 PORTABLE := $(CARGO_TARGET_DIR)/portable
-# What builds packages, installed here.
+# What builds packages and the book, installed here.
 TOOLS := $(CURDIR)/target/tools
 CYCLONEDX := 0.5.9
+MDBOOK := 0.5.4
 STARTED := $(shell date +%s)
 
 heading = @printf '\n=== %s\n' "$(1)"
@@ -81,13 +82,15 @@ demo-build: cargo-present
 	@cp $(RELEASE)/ferry-harness target/demo-build/ferry-harness
 
 .PHONY: test
-test: tools format-check clippy header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, up to the first failure
+test: tools format-check clippy header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, stopping at the first failure
 	$(call heading,Passed in $$(($$(date +%s) - $(STARTED))) seconds)
 ifeq ($(FLUENT_BIT),)
 	@echo "Skipped: the tests in the real host. FLUENT_BIT=/path/to/fluent-bit runs them too."
 endif
 	@command -v promtool >/dev/null || echo "Skipped: the alerts' own tests. With promtool (apt install prometheus) they run too."
 	@command -v initdb /usr/lib/postgresql/*/bin/initdb >/dev/null || echo "Skipped: loading objects into PostgreSQL. Where it is installed (apt install postgresql) that runs too."
+	@command -v jq >/dev/null || echo "Skipped: mending dead letters as the documentation shows. With jq (apt install jq) that runs too."
+	@[ -x $(TOOLS)/bin/mdbook ] || echo "Skipped: the links of the built book. After \"make book\" has installed mdbook they are followed too."
 
 .PHONY: soak
 soak: tools emulators ## Kill hosts hundreds of times (KILLS=200, SEED=…), reload RELOADS=1000 times, and fuzz for FUZZ_SECONDS=600
@@ -107,32 +110,32 @@ fuzz: cargo-present ## Fuzz each parser for ten seconds
 	fuzz/run.sh 10
 
 .PHONY: faults-table
-faults-table: tools emulators ## Inject every fault, and print the table of what was lost and duplicated
+faults-table: tools emulators ## Inject every fault, and print a table of what was lost and duplicated
 	@mkdir -p target && rm -f target/faults.md
 	FERRY_TABLE=$(CURDIR)/target/faults.md cargo test --workspace --locked --test ferry -- --test-threads 1 faults::
-	@echo "| destination | what was injected | how often it struck | lost | twice |"
+	@echo "| destination | fault injected | times it occurred | lost | duplicated |"
 	@echo "| --- | --- | --- | --- | --- |"
 	@cat target/faults.md
 
 .PHONY: bench
-bench: tools emulators ## Measure each part beside a reference: encode, compress, batch, spool, pipeline, fake Firehose, Azurite
+bench: tools emulators ## Measure each part against a reference: encode, compress, batch, spool, pipeline, fake Firehose, Azurite
 	cargo bench --workspace --locked --bench ferry
 
 .PHONY: bench-instructions
-bench-instructions: cargo-present ## Count the instructions of encoding and compressing, beside references: needs valgrind
+bench-instructions: cargo-present ## Count the instructions of encoding and compressing, and of references; needs valgrind
 	@command -v valgrind >/dev/null || { echo "error: there is no valgrind; remedy: apt install valgrind" >&2; exit 1; }
 	cargo bench --workspace --locked --bench instructions
 
 .PHONY: bench-spool
-bench-spool: build ## Measure flushes of 500 tags a second, spooled and direct
+bench-spool: build ## Measure flushes of 500 tags per second, spooled and direct
 	@tests/bench-spool.sh
 
 .PHONY: bench-host
-bench-host: host-present build ## Measure Ferry beside the plugins people use today, in a real host: needs FLUENT_BIT
+bench-host: host-present build ## Compare the cost of Ferry with that of Fluent Bit's own plugins, in a real host; needs FLUENT_BIT
 	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --repeat $(REPEAT) --rows "$(ROWS)"
 
 .PHONY: bench-throughput
-bench-throughput: host-present build ## Measure how fast Ferry is, in a real host and with 500 tags: needs FLUENT_BIT
+bench-throughput: host-present build ## Measure the throughput of Ferry, in a real host and with 500 tags; needs FLUENT_BIT
 	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --throughput
 	@tests/bench-spool.sh
 
@@ -170,18 +173,29 @@ test-c: cargo-present ## Run the C host alone, under the address and undefined-b
 	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
 
 .PHONY: docs
-docs: cargo-present ## Write docs/configuration.md anew from src/config/keys.rs
+docs: cargo-present ## Regenerate docs/configuration.md from src/config/keys.rs, then "make book"
 	FERRY_WRITE_DOCS=1 cargo test --workspace --locked --test ferry -- configuration::the_reference
+	@$(MAKE) --no-print-directory book
+
+# The features that are left out serve and watch a book.
+$(TOOLS)/bin/mdbook:
+	cargo install --locked --quiet --version $(MDBOOK) --root $(TOOLS) --no-default-features --features search mdbook
+
+.PHONY: book
+book: cargo-present $(TOOLS)/bin/mdbook ## Build the documentation as a book into target/book; the first time installs mdbook, in two minutes
+	$(call heading,Book)
+	@docs/book.sh target/book-source
+	@$(TOOLS)/bin/mdbook build --dest-dir "$(CURDIR)/target/book" target/book-source
 
 .PHONY: header
-header: cargo-present ## Write include/ferry.h anew from src/ffi
+header: cargo-present ## Regenerate include/ferry.h from src/ffi
 	FERRY_WRITE_HEADER=1 cargo test --workspace --locked --test ferry -- header::
 
 # Of bash, zsh and fish, below PREFIX.
 COMPLETIONS := share/bash-completion/completions/ferry share/zsh/site-functions/_ferry share/fish/vendor_completions.d/ferry.fish
 
 .PHONY: install
-install: ## Copy what "make build" made below PREFIX=/usr/local (and DESTDIR)
+install: ## Install what "make build" made, and the documentation, below PREFIX=/usr/local (and DESTDIR)
 	@[ -f target/out_ferry.so ] || { echo "error: target/out_ferry.so is not there; remedy: make build" >&2; exit 1; }
 	install -D -m 0644 target/out_ferry.so "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so"
 	install -D -m 0755 target/ferry "$(DESTDIR)$(PREFIX)/bin/ferry"
@@ -191,16 +205,23 @@ install: ## Copy what "make build" made below PREFIX=/usr/local (and DESTDIR)
 	target/ferry completions zsh >"$(DESTDIR)$(PREFIX)/$(word 2,$(COMPLETIONS))"
 	target/ferry completions fish >"$(DESTDIR)$(PREFIX)/$(word 3,$(COMPLETIONS))"
 	install -D -m 0644 include/ferry.h "$(DESTDIR)$(PREFIX)/include/ferry.h"
-	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/share/doc/ferry" README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example
-	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/share/doc/ferry/docs" docs/*.md
+	@$(MAKE) --no-print-directory install-docs
+
+.PHONY: install-docs
+install-docs:
+	@packaging/documents.sh | while read -r file; do \
+		install -D -m "$$([ -x "$$file" ] && echo 0755 || echo 0644)" "$$file" "$(DESTDIR)$(PREFIX)/share/doc/ferry/$$file"; \
+	done
+	@echo "copied the documentation to $(DESTDIR)$(PREFIX)/share/doc/ferry"
 
 .PHONY: uninstall
-uninstall: ## Remove what "make install" copied; spools and dead letters stay
+uninstall: ## Remove what "make install" copied, but no spools and dead letters
 	rm -f "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so" "$(DESTDIR)$(PREFIX)/bin/ferry" \
 		"$(DESTDIR)$(PREFIX)/include/ferry.h" "$(DESTDIR)$(PREFIX)/share/man/man1/ferry.1" \
 		"$(DESTDIR)$(PREFIX)"/share/man/man1/ferry-*.1 $(foreach file,$(COMPLETIONS),"$(DESTDIR)$(PREFIX)/$(file)")
-	rm -f $(foreach file,README.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example,"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)") $(foreach file,$(wildcard docs/*.md),"$(DESTDIR)$(PREFIX)/share/doc/ferry/$(file)")
-	@for folder in share/doc/ferry/docs share/doc/ferry lib/fluent-bit; do rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/$$folder" 2>/dev/null || true; done
+	@packaging/documents.sh | while read -r file; do rm -f "$(DESTDIR)$(PREFIX)/share/doc/ferry/$$file"; done
+	@find "$(DESTDIR)$(PREFIX)/share/doc/ferry" -depth -type d -empty -delete 2>/dev/null || true
+	@rmdir --ignore-fail-on-non-empty "$(DESTDIR)$(PREFIX)/lib/fluent-bit" 2>/dev/null || true
 
 # zig links against the symbols of an old glibc; both are prebuilt, and pinned by hash.
 $(TOOLS)/zig.stamp: packaging/requirements.txt
@@ -221,7 +242,7 @@ endif
 	FERRY_GLIBC=$(PACKAGE_GLIBC) SBOM=target/ferry.cdx.json $(PACKAGE_TOOL) packaging/package.sh $(PORTABLE)/$(PACKAGE_TARGET)/release target/package
 
 .PHONY: glibc-check
-glibc-check: ## Say which glibc what lies in target/ needs, and fail where it is newer than 2.28
+glibc-check: ## Print the glibc that the build in target/ needs, and fail if it is newer than 2.28
 	FERRY_GLIBC=$(PACKAGE_GLIBC) packaging/glibc.sh target/out_ferry.so target/ferry
 
 $(TOOLS)/bin/cargo-cyclonedx:
@@ -233,7 +254,7 @@ sbom: cargo-present $(TOOLS)/bin/cargo-cyclonedx ## Write the bill of materials 
 	@packaging/sbom.sh $(TOOLS)/bin/cargo-cyclonedx $(PACKAGE_TARGET) target/ferry.cdx.json
 
 .PHONY: deny
-deny: cargo-present ## Check licences, bans and sources of the dependencies; DENY=advisories looks for known weaknesses
+deny: cargo-present ## Check licences, bans and sources of the dependencies; DENY=advisories looks for known vulnerabilities
 	$(call heading,Dependencies)
 	@command -v cargo-deny >/dev/null || { echo "error: cargo-deny is not installed; remedy: cargo install cargo-deny --locked" >&2; exit 1; }
 	cargo deny --locked check $(DENY)
@@ -245,7 +266,7 @@ MIRI_LEVEL := -Ctarget-feature=+avx2,+bmi2
 endif
 
 .PHONY: miri
-miri: cargo-present ## Run what reads and writes memory by itself under Miri; needs a nightly toolchain with it
+miri: cargo-present ## Run the code that handles raw memory under Miri; needs a nightly toolchain with it
 	$(call heading,Miri)
 	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "error: there is no Miri; remedy: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
 	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation RUSTFLAGS="$(MIRI_LEVEL)" CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/miri \
@@ -256,13 +277,13 @@ fmt: cargo-present ## Format the Rust sources
 	cargo fmt --all
 
 .PHONY: clean
-clean: ## Remove everything that was built or installed here
+clean: ## Remove everything that was built or installed in this folder
 	cargo clean
 	rm -rf target
 
 .PHONY: help
 help: ## List the commands
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
 	@echo
 	@echo "Variables:"
 	@echo "  FLUENT_BIT=/path/to/fluent-bit   make test: test in the real host too; make demo: the host to run"

@@ -81,9 +81,7 @@ shells() { # SHARE ZSH
     put 0644 "$work/completions/fish" "$1/fish/vendor_completions.d/ferry.fish"
 }
 
-# What is tracked, so that nothing that lies about gets in.
-documents=(README.md docs/*.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE fluent-bit.conf.example)
-mapfile -t examples < <(git ls-files examples dashboards 2>/dev/null || find examples dashboards -type f)
+mapfile -t documents < <("$here/documents.sh")
 
 say "the tarball"
 put 0755 "$work/bin/libferry.so" "$top/out_ferry.so"
@@ -91,7 +89,7 @@ put 0755 "$work/bin/ferry" "$top/bin/ferry"
 shells "$top/share" site-functions
 put 0644 include/ferry.h "$top/include/ferry.h"
 put 0644 packaging/Dockerfile "$top/Dockerfile"
-for file in "${documents[@]}" "${examples[@]}"; do
+for file in "${documents[@]}"; do
     put "$([ -x "$file" ] && echo 0755 || echo 0644)" "$file" "$top/$file"
 done
 if [ -n "${SBOM:-}" ]; then
@@ -113,8 +111,9 @@ if command -v dpkg-deb >/dev/null; then
     shells "$deb/usr/share" vendor-completions
     gzip --no-name -9 "$deb"/usr/share/man/man1/*.1
     put 0644 include/ferry.h "$deb/usr/include/ferry.h"
-    for file in README.md docs/*.md ARCHITECTURE.md SECURITY.md fluent-bit.conf.example "${examples[@]}"; do
-        put 0644 "$file" "$doc/$file"
+    # The licence is in the copyright file, and the changelog under the name that Debian gives it as well.
+    for file in "${documents[@]}"; do
+        [ "$file" = LICENSE ] || put 0644 "$file" "$doc/$file"
     done
     [ -z "${SBOM:-}" ] || put 0644 "$SBOM" "$doc/ferry.cdx.json"
     put 0644 CHANGELOG.md "$doc/changelog"

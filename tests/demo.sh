@@ -46,6 +46,7 @@ sed -e "s|Plugins_File .*|Plugins_File $PWD/$demo/plugins.conf|" -e "s|Parsers_F
 echo "generated $records lines in $demo/app/access.log"
 
 echo "running ${host[*]}"
+echo "an object is sealed at 16 MB, after five minutes, or when the host stops: expect none before the end"
 timeout --kill-after=15 "$((2 * patience))" "${host[@]}" >"$demo/host.log" 2>&1 &
 pid=$!
 trap 'kill "$pid" 2>/dev/null || true' EXIT
@@ -86,8 +87,8 @@ fi
 cat <<'NEXT'
 
 What next:
-  docs/quick-start.md          install it, and configure your own Fluent Bit
-  fluent-bit.conf.example      the configuration of this demo, and others to copy
-  make build                   the whole of it, with Firehose, S3 and Google Cloud Storage
-  target/ferry check FILE      tries your configuration before the start
+  - Read docs/quick-start.md: how to install Ferry and configure your own Fluent Bit.
+  - Copy fluent-bit.conf.example, the configuration of this demo, and change what it marks.
+  - Build every destination and the tool "ferry", and check a configuration (this one, or yours) before the start:
+        make build && target/ferry check fluent-bit.conf.example
 NEXT

@@ -1,31 +1,43 @@
-//! The documentation holds together: no link leads nowhere, and the README stays a page.
+//! The documentation holds together: no link leads nowhere, wherever it is read, and the README stays a page.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+mod shown;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every page, from the root.
-fn pages() -> Vec<PathBuf> {
-    let mut pages = Vec::new();
+/// Every file below a folder whose name has this ending, by its path from there.
+fn files(root: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
     let mut folders = vec![PathBuf::from(".")];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(root().join(&folder)).expect("a folder can be read") {
+        for entry in fs::read_dir(root.join(&folder)).expect("a folder can be read") {
             let entry = entry.expect("an entry can be read");
             let path = folder.join(entry.file_name());
             let name = entry.file_name().into_string().expect("a name in UTF-8");
             let kind = entry.file_type().expect("an entry has a type");
             if kind.is_dir() && !name.starts_with('.') && name != "target" {
                 folders.push(path);
-            } else if name.ends_with(".md") {
-                pages.push(path);
+            } else if name.ends_with(ending) {
+                files.push(path);
             }
         }
     }
-    pages
+    files
+}
+
+/// Every page, from the root.
+fn pages() -> Vec<PathBuf> {
+    files(root(), ".md")
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// What a heading is linked by, as GitHub and mdBook make it.
@@ -61,10 +73,17 @@ fn links(text: &str) -> Vec<String> {
     links
 }
 
-fn broken(page: &Path, text: &str) -> Vec<String> {
+/// Whether a link leads away, to what cannot be looked at here.
+fn is_external(link: &str) -> bool {
+    link.contains("://") || link.starts_with("mailto:") || link.starts_with("data:")
+}
+
+/// The links of a page that lead to no file below `root`, or to no heading in it. A folder is no target: in the book, and
+/// on a disk, it shows no page.
+fn broken(root: &Path, page: &Path, text: &str) -> Vec<String> {
     let mut broken = Vec::new();
     for link in links(text) {
-        if link.contains("://") || link.starts_with("mailto:") {
+        if is_external(&link) {
             continue;
         }
         let (file, fragment) = link.split_once('#').unwrap_or((&link, ""));
@@ -72,9 +91,9 @@ fn broken(page: &Path, text: &str) -> Vec<String> {
             "" => page.to_owned(),
             file => page.parent().expect("a page is in a folder").join(file),
         };
-        let there = root().join(&target);
+        let there = root.join(&target);
         let found = match fragment {
-            "" => there.exists(),
+            "" => there.is_file(),
             fragment => {
                 fs::read_to_string(&there).is_ok_and(|text| anchors(&text).contains(fragment))
             }
@@ -86,14 +105,19 @@ fn broken(page: &Path, text: &str) -> Vec<String> {
     broken
 }
 
+/// The broken links of every page below a folder, in which there are some.
+pub(crate) fn broken_links(root: &Path) -> Vec<String> {
+    let pages = files(root, ".md");
+    assert!(pages.len() > 15, "{pages:?}");
+    pages
+        .iter()
+        .flat_map(|page| broken(root, page, &read(&root.join(page))))
+        .collect()
+}
+
 #[test]
 fn no_link_leads_nowhere() {
-    let pages = pages();
-    assert!(pages.len() > 15, "{pages:?}");
-    let broken: Vec<String> = pages
-        .iter()
-        .flat_map(|page| broken(page, &fs::read_to_string(root().join(page)).expect("text")))
-        .collect();
+    let broken = broken_links(root());
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
@@ -105,100 +129,129 @@ fn a_link_that_leads_nowhere_is_found() {
         ("[a](no-such-file.md)", 1),
         ("[a](README.md#no-such-heading)", 1),
         ("[a](#no-such-heading) and [b](nowhere/)", 2),
+        ("[a](docs/)", 1),
         ("```\n[a](no-such-file.md)\n```", 0),
         ("[a](https://example.org/x)", 0),
     ] {
-        assert_eq!(broken(page, text).len(), expected, "{text}");
+        assert_eq!(broken(root(), page, text).len(), expected, "{text}");
     }
 }
 
+/// Runs a command of this project at its root.
+fn run(command: &mut Command) -> String {
+    let done = command
+        .current_dir(root())
+        // This may itself run below make.
+        .env_remove("MAKEFLAGS")
+        .env_remove("MAKELEVEL")
+        .output()
+        .expect("it is installed");
+    let said = [done.stdout, done.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(done.status.success(), "{command:?}: {said}");
+    said
+}
+
 #[test]
-fn the_readme_is_a_page_and_the_summary_names_every_chapter() {
-    let readme = fs::read_to_string(root().join("README.md")).expect("text");
-    assert!(readme.lines().count() <= 160, "the rest belongs into docs/");
-    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).expect("text");
-    let named: HashSet<String> = links(&summary).into_iter().collect();
-    for page in pages().iter().filter(|page| page.starts_with("./docs")) {
-        let name = page.file_name().expect("a file").to_string_lossy();
+fn no_link_leads_nowhere_where_the_documentation_is_installed() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = format!("DESTDIR={}", dir.path().display());
+    run(Command::new("make").args(["install-docs", "PREFIX=/usr", &to]));
+    let broken = broken_links(&dir.path().join("usr/share/doc/ferry"));
+    assert!(broken.is_empty(), "{broken:#?}");
+    run(Command::new("make").args(["uninstall", "PREFIX=/usr", &to]));
+    assert!(!dir.path().join("usr/share/doc/ferry").exists());
+}
+
+/// The book's source, laid out in a folder.
+fn source_of_the_book(folder: &Path) -> PathBuf {
+    run(Command::new(root().join("docs/book.sh")).arg(folder));
+    folder.join("src")
+}
+
+#[test]
+fn every_page_of_the_book_is_a_chapter_and_no_link_in_it_leads_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source_of_the_book(dir.path());
+    let broken = broken_links(&source);
+    assert!(broken.is_empty(), "{broken:#?}");
+    // mdbook makes a page of what the summary names, and of nothing else.
+    let chapters = links(&read(&source.join("SUMMARY.md")));
+    for page in files(&source, ".md") {
+        let page = page.strip_prefix(".").unwrap().display().to_string();
         assert!(
-            name == "SUMMARY.md" || named.contains(&*name),
-            "{name} is in no summary"
+            page == "SUMMARY.md" || chapters.contains(&page),
+            "{page} is in no summary"
         );
     }
 }
 
-/// What stands between fences of a kind, on every page.
-fn fenced(kind: &str) -> Vec<(PathBuf, String)> {
-    let fence = format!("```{kind}\n");
-    let mut blocks = Vec::new();
-    for page in pages() {
-        let text = fs::read_to_string(root().join(&page)).expect("text");
-        for block in text.split(&fence).skip(1) {
-            let (block, _) = block.split_once("```").expect("a fence ends");
-            blocks.push((page.clone(), block.to_owned()));
-        }
-    }
-    blocks
+/// The values of an attribute in HTML.
+fn attributes(html: &str, name: &str) -> Vec<String> {
+    let begin = format!(" {name}=\"");
+    html.split(&begin)
+        .skip(1)
+        .map(|rest| rest.split('"').next().unwrap_or_default())
+        .map(|value| value.replace("&amp;", "&"))
+        .collect()
 }
 
+/// With the mdbook that "make book" installs, the book is built and looked at.
 #[test]
-fn every_configuration_that_is_shown_is_one() {
+fn no_link_in_the_built_book_leads_nowhere() {
+    let mdbook = root().join("target/tools/bin/mdbook");
+    if !mdbook.exists() {
+        eprintln!("skipped: {} is not there; make book", mdbook.display());
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
-    let mut outputs = 0;
-    for (kind, ending) in [("ini", "conf"), ("yaml", "yaml")] {
-        for (page, block) in fenced(kind) {
-            let file = dir.path().join(format!("shown.{ending}"));
-            // The file that names the library is not there, and is another check's matter.
-            fs::write(&file, block).unwrap();
-            let is_ferry = |name: &str| name.eq_ignore_ascii_case("ferry");
-            let read = ferry::check::host::read(&file, is_ferry);
-            let read = read.unwrap_or_else(|error| panic!("{}: {error}", page.display()));
-            for output in &read.outputs {
-                outputs += 1;
-                let config = ferry::config::Config::read(output);
-                assert!(config.is_ok(), "{}: {config:?}", page.display());
+    let source = source_of_the_book(dir.path());
+    let book = dir.path().join("book");
+    let said = run(Command::new(mdbook)
+        .args(["build", "--dest-dir"])
+        .args([&book, dir.path()]));
+    assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
+
+    let (mut followed, mut broken) = (0, Vec::new());
+    for page in files(&book, ".html") {
+        // Its links are those of a server's root.
+        if page.ends_with("404.html") {
+            continue;
+        }
+        let html = read(&book.join(&page));
+        let links = [attributes(&html, "href"), attributes(&html, "src")].concat();
+        for link in links.iter().filter(|link| !is_external(link)) {
+            let (file, fragment) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => book.join(&page),
+                file => book.join(&page).parent().unwrap().join(file),
+            };
+            let is_found = target.is_file()
+                && (fragment.is_empty() || read(&target).contains(&format!("id=\"{fragment}\"")));
+            followed += 1;
+            if !is_found {
+                broken.push(format!("{}: {link}", page.display()));
             }
         }
     }
-    assert!(outputs >= 3, "{outputs}");
+    assert!(broken.is_empty(), "{broken:#?}");
+    assert!(followed > 500, "{followed}");
+
+    let contents = attributes(&read(&book.join("toc.html")), "href");
+    for page in files(&source, ".md") {
+        let page = page.strip_prefix(".").unwrap().with_extension("html");
+        let page = page.display().to_string();
+        assert!(
+            page == "SUMMARY.html" || contents.contains(&page),
+            "{page} is not in the book's contents: {contents:?}"
+        );
+    }
 }
 
 #[test]
-fn every_command_that_is_shown_is_there() {
-    const COMMANDS: [&str; 6] = ["check", "migrate", "spool", "replay", "completions", "man"];
-    const OF_THE_SPOOL: [&str; 3] = ["inspect", "verify", "export"];
-    let makefile = fs::read_to_string(root().join("Makefile")).expect("text");
-    let targets: HashSet<&str> = makefile
-        .lines()
-        .filter_map(|line| line.split_once(':').map(|(target, _)| target))
-        .collect();
-    let mut shown = 0;
-    // The changelog names what there was.
-    for page in pages()
-        .iter()
-        .filter(|page| !page.ends_with("CHANGELOG.md"))
-    {
-        let text = fs::read_to_string(root().join(page)).expect("text");
-        // Code is what stands between two backticks, and between three and three.
-        let code = text.split('`').skip(1).step_by(2).flat_map(str::lines);
-        for line in code {
-            let words: Vec<&str> = line.trim_start_matches("$ ").split(' ').collect();
-            let known = match words[..] {
-                ["make", target, ..] if !target.contains('=') => targets.contains(target),
-                ["ferry", "spool", command, ..] => {
-                    let mut each = command.split('|').map(|it| it.trim_end_matches(','));
-                    each.all(|command| OF_THE_SPOOL.contains(&command))
-                }
-                ["ferry", command, ..] if !command.starts_with('-') => command
-                    .split('|')
-                    .all(|command| COMMANDS.contains(&command)),
-                _ => continue,
-            };
-            shown += 1;
-            assert!(known, "{}: {line}", page.display());
-        }
-    }
-    assert!(shown > 40, "{shown}");
+fn the_readme_is_a_page() {
+    let readme = read(&root().join("README.md"));
+    assert!(readme.lines().count() <= 160, "the rest belongs into docs/");
 }
 
 /// Paths of this repository that a page names between backticks, without what is behind a `:` or `#`. One with a wildcard or

@@ -553,10 +553,8 @@ fn kubernetes_builds_objects_in_azure_with_the_sas_of_the_readme() {
     fs::write(stage.path("sas"), SAS_OF_THE_README).unwrap();
     let sas = stage.path("sas").display().to_string();
     let readme = read(&examples().join("kubernetes-azure/README.md"));
-    let lines = readme
-        .split("```\n")
-        .find(|part| part.contains("sas_token "));
-    let lines = lines.expect("the lines for a SAS");
+    let (_, lines) = readme.split_once("```ini\n").expect("the keys for a SAS");
+    let (lines, _) = lines.split_once("```").expect("their end");
     let own = "/var/run/secrets/ferry/sas";
     assert!(lines.contains(own), "{lines}");
     let config = read(&stage.path("fluent-bit.conf"));

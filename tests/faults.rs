@@ -133,22 +133,22 @@ fn proxy() -> Proxy {
 const BLOB: &[(&str, &str, &str)] = &[
     ("none", "f-none", ""),
     (
-        "503 ServerBusy to every third call",
+        "503 ServerBusy for every third call",
         "f-503",
         "every 3 status 503",
     ),
     (
-        "30% of calls cut before they reach the store",
+        "30% of calls cut off before they reach the store",
         "f-cut",
         "30% cut",
     ),
     (
-        "30% of puts done, their answers cut",
+        "30% of puts done, their responses cut off",
         "f-cut-after",
         "30% cut-after-forward method PUT",
     ),
     (
-        "every fourth answer cut in its middle",
+        "every fourth response cut off in the middle",
         "f-mid",
         "every 4 cut-mid-answer",
     ),
@@ -158,23 +158,23 @@ const BLOB: &[(&str, &str, &str)] = &[
         "30% status-after-forward 500 method PUT",
     ),
     (
-        "puts done and cut, and the look at what is there cut or 503, too",
+        "puts done and cut off, and the following HEAD requests cut off or 503 as well",
         "f-head",
         "40% cut-after-forward method PUT; 40% cut method HEAD; 20% status 503 method HEAD",
     ),
-    ("429 to half of the calls", "f-429", "50% status 429"),
+    ("429 for half of the calls", "f-429", "50% status 429"),
     (
-        "every sixth call hanging for a second, then cut",
+        "every sixth call hanging for a second, then cut off",
         "f-hang",
         "every 6 hang 1s",
     ),
     (
-        "every sixth put done, hanging for a second, then cut",
+        "every sixth put done, hanging for a second, then cut off",
         "f-hang-after",
         "every 6 hang-after-forward 1s method PUT",
     ),
     (
-        "every fifth put done 300 ms after its client was cut off",
+        "every fifth put done 300 ms after its client was disconnected",
         "f-late",
         "every 5 delay 300ms method PUT; every 5 cut-after-forward method PUT",
     ),
@@ -211,7 +211,7 @@ fn an_outage_of_the_store_holds_data_and_ends_by_itself() {
     assert!(report.is_exact(), "{report}\n{log}");
     row(
         "Azure Blob",
-        "down at the start, then back",
+        "down at the start, then available",
         "1 outage",
         &report,
     );
@@ -231,7 +231,7 @@ fn refused_credentials_hold_data_and_say_so_until_they_are_taken() {
     let struck: u64 = proxy.counts().faults.values().sum();
     row(
         "Azure Blob",
-        "403 until a person mends it",
+        "403 until a person fixes it",
         &format!("{struck} calls"),
         &report,
     );
@@ -253,7 +253,7 @@ fn a_container_that_is_gone_is_named_and_its_data_waits_for_it() {
     let struck: u64 = proxy.counts().faults.values().sum();
     row(
         "Azure Blob",
-        "the container deleted, and made again later",
+        "the container deleted, and created again later",
         &format!("{struck} calls"),
         &report,
     );
@@ -294,7 +294,7 @@ fn a_refusal_that_is_not_the_objects_fault_holds_data_until_it_is_mended() {
         let struck: u64 = proxy.counts().faults.values().sum();
         row(
             "Azure Blob",
-            &format!("{fault} until a person mends it"),
+            &format!("{fault} until a person fixes it"),
             &format!("{struck} calls"),
             &report,
         );
@@ -317,36 +317,42 @@ const FIREHOSE: &[(&str, &str)] = &[
         "a storm: all of 40 calls throttled, record by record",
         "throttle-records times 40",
     ),
-    ("every third call answered 503", "every 3 status 503"),
+    ("every third call answered with 503", "every 3 status 503"),
     (
-        "every fifth call hanging for a second, then cut",
+        "every fifth call hanging for a second, then cut off",
         "every 5 hang 1s",
     ),
-    ("30% of calls cut before the write", "30% cut"),
+    ("30% of calls cut off before the write", "30% cut"),
     ("3 calls with an expired token", "expired-token times 3"),
-    ("3 calls with a clock ten minutes wrong", "skew 10m times 3"),
+    (
+        "3 calls with a clock that is ten minutes off",
+        "skew 10m times 3",
+    ),
     ("3 calls without permission", "access-denied times 3"),
     ("3 calls without a stream", "not-found times 3"),
     (
-        "3 calls to a stream that Kinesis feeds",
+        "3 calls to a stream that is fed by Kinesis",
         "fed-by-kinesis times 3",
     ),
-    ("3 answers with empty record ids", "empty-ids times 3"),
+    ("3 responses with empty record IDs", "empty-ids times 3"),
 ];
 
 /// The same, where an answer is lost after the write: what is sent again is there twice, and counted.
 const FIREHOSE_UNSURE: &[(&str, &str)] = &[
-    ("10% of answers cut after the write", "10% cut-after-write"),
     (
-        "every seventh call written and answered 500",
+        "10% of responses cut off after the write",
+        "10% cut-after-write",
+    ),
+    (
+        "every seventh call written and answered with 500",
         "every 7 status-after-write 500",
     ),
     (
-        "every tenth answer cut in its middle",
+        "every tenth response cut off in the middle",
         "every 10 cut-mid-answer",
     ),
     (
-        "every tenth call written, hanging for a second, then cut",
+        "every tenth call written, hanging for a second, then cut off",
         "every 10 hang-after-write 1s",
     ),
 ];
@@ -409,7 +415,7 @@ fn a_chunk_that_came_back_partly_delivered_is_sent_only_in_its_rest() {
     let script = "90% records ServiceUnavailableException times 150000";
     let more = "    Workers 4\n    flush_deadline 1s";
     let (report, log) = firehose(
-        "90% of records, and flushes of a second",
+        "90% of records failing, with a `flush_deadline` of one second",
         script,
         "off",
         more,

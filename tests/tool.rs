@@ -129,5 +129,31 @@ fn a_package_has_the_tool_its_pages_and_its_completions() {
             !listed.contains("ferry-spool\n") && !listed.contains("ferry-check\n"),
             "{name}: {listed}"
         );
+        let unpacked = dir.path().join(&name).with_extension("unpacked");
+        fs::create_dir(&unpacked).unwrap();
+        let documents = if name.ends_with(".deb") {
+            list(
+                Command::new("dpkg-deb")
+                    .arg("--extract")
+                    .args([&file, &unpacked]),
+            );
+            unpacked.join("usr/share/doc/ferry")
+        } else {
+            list(
+                Command::new("tar")
+                    .arg("xzf")
+                    .arg(&file)
+                    .arg("-C")
+                    .arg(&unpacked),
+            );
+            fs::read_dir(&unpacked)
+                .unwrap()
+                .next()
+                .unwrap()
+                .unwrap()
+                .path()
+        };
+        let broken = crate::docs::broken_links(&documents);
+        assert!(broken.is_empty(), "{name}: {broken:#?}");
     }
 }

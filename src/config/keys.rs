@@ -209,7 +209,7 @@ impl ValueType for Name {
 
 impl ValueType for SecretText {
     fn words(&self) -> String {
-        "secret, or `@/path` of a file that holds it".into()
+        "secret, or `@/path` of a file that contains it".into()
     }
 
     fn is_secret(&self) -> bool {
@@ -409,35 +409,35 @@ keys! {
 
     DELIVERY_STREAM: Name = key("delivery_stream", Section::Destination, Name { with_time: false })
         .scope(Scope::Firehose)
-        .doc("the delivery stream: its name, or a template")
+        .doc("the delivery stream: a name or a template")
         .example("app-{tag[1]}");
 
     URL: Text = key("url", Section::Destination, Text(
         "`az://container/prefix`, `s3://bucket/prefix`, `gs://bucket/prefix` or `file:///folder`",
     ))
     .scope(Scope::Blob)
-    .doc("the blob store, and what every object's name begins with")
+    .doc("the blob store, and the prefix of every object's name")
     .example("s3://logs/app");
 
     PATH: Name = key("path", Section::Destination, Name { with_time: true })
         .scope(Scope::Blob)
-        .doc("each object's folder, from the **event's** time (UTC)")
+        .doc("the folder of each object; times are the **event's** (UTC)")
         .default("`{tag}/%Y/%m/%d/%H`")
         .example("{record.service}/%F");
 
     INSTANCE: Text = key("instance", Section::Destination, Text("text"))
         .not_replayed()
-        .doc("what this output is called in the log and in the default of `spool_dir`")
-        .default("the destination: `firehose-STREAM`, or the store's address, as `s3-my-logs`, with other characters as `-`")
+        .doc("the name of this output in the log and in the default of `spool_dir`")
+        .default("the destination: `firehose-STREAM`, or the store's address, such as `s3-my-logs`, with other characters as `-`")
         .example("orders");
 
     FORMAT: Choice<()> = key("format", Section::Content, Choice { words: &[("json_lines", ())], also: &[] })
-        .doc("one JSON object a line")
+        .doc("one JSON object per line")
         .default("`json_lines`");
 
     LOG_KEY: Text = key("log_key", Section::Content, Text("key of a record"))
         .not_replayed()
-        .doc("send only this key's value: text as it is, anything else as JSON. A record without it is counted and \
+        .doc("send only the value of this key: text as it is, anything else as JSON. A record without it is counted and \
               skipped")
         .example("log");
 
@@ -472,7 +472,7 @@ keys! {
 
     REPLACE_DOTS: Text = key("replace_dots", Section::Content, Text("text"))
         .not_replayed()
-        .doc("put this in the place of dots in keys, at every depth")
+        .doc("replace dots in keys with this text, at every depth")
         .example("_");
 
     COMPRESSION: Choice<Algorithm> = key("compression", Section::Content, Choice {
@@ -480,30 +480,30 @@ keys! {
         also: &[("off", Algorithm::None)],
     })
     .aliases(&["compress"])
-    .doc("how what is sent is compressed")
+    .doc("the compression of what is sent")
     .default("`none` (Firehose), `gzip` (blob stores)")
     .example("zstd");
 
     COMPRESS_BLOB: Flag = key("compress_blob", Section::Content, Flag(None))
-        .doc("`on` is `compression gzip`, where `compression` is not set")
+        .doc("`on` means `compression gzip`, unless `compression` is set")
         .default("`off`");
 
     COMPRESSION_LEVEL: Text = key("compression_level", Section::Content, Text("1 to 12 (gzip), -7 to 19 (zstd)"))
-        .doc("how hard the compression tries")
+        .doc("the level: higher is smaller and slower")
         .default("`2` (gzip), `1` (zstd)")
         .example("6");
 
     SPOOL: Flag = key("spool", Section::Behaviour, Flag(None))
         .aliases(&["buffering_enabled"])
         .not_replayed()
-        .doc("keep chunks on disk, and deliver them in our own time")
+        .doc("keep chunks on disk, acknowledge them once they are synced, and deliver them at Ferry's own pace")
         .default("`on` (blob stores), `off` (Firehose)")
         .example("on");
 
     SPOOL_DIR: Text = key("spool_dir", Section::Behaviour, Text("folder"))
         .aliases(&["buffer_dir"])
         .spooled()
-        .doc("the spool's folder on a local disk, for this output alone")
+        .doc("the spool's folder, on a local disk, used by no other output")
         .default("`/var/lib/ferry/<instance>`")
         .example("/data/ferry");
 
@@ -513,36 +513,37 @@ keys! {
     })
     .aliases(&["store_dir_limit_size"])
     .spooled()
-    .doc("bytes of its log (1 MiB more is kept as a `reserve`, so that a disk that fills up can be emptied again, and a few KiB as `manifest.0` and `manifest.1`, which say what should be there), up to a \
-          quarter of them finished ones that wait to be written again (`*.spare`, not counted by `ferry_spool_bytes`); a \
-          full spool answers RETRY")
+    .doc("the size of the spool's log. Up to a quarter of it may be finished segments kept for reuse (`*.spare`, not \
+          counted in `ferry_spool_bytes`). Another 1 MiB is kept as a `reserve`, so that a disk that fills up can be \
+          emptied again, and a few KiB as `manifest.0` and `manifest.1`, which list the segments that should exist. When \
+          the spool is full, flushes return RETRY")
     .example("8G");
 
     FLUSH_DEADLINE: Time = key("flush_deadline", Section::Behaviour, Time { default: 30, range: 1..=3_600 })
-        .doc("the longest a flush waits before it answers RETRY; with a spool the disk may take longer once it writes")
+        .doc("the longest that a flush waits before it returns RETRY; with a spool, a write that has begun may take longer")
         .example("20s");
 
     EXIT_DEADLINE: Time = key("exit_deadline", Section::Behaviour, Time { default: 10, range: 1..=600 })
-        .doc("the longest stopping takes: what is open is sealed and sent, the rest stays in the spool; without a spool \
-              flushes end within three quarters of it")
+        .doc("the longest that a shutdown takes: what is open is sealed and sent, the rest stays in the spool; without a \
+              spool, flushes end within three quarters of it")
         .example("5s");
 
     MEMORY_LIMIT: Size = key("memory_limit", Section::Behaviour, Size {
         default: MEMORY_LIMIT_BYTES,
         range: 4_000_000..=64_000_000_000,
     })
-    .doc("bytes of lines, requests and open objects in memory; more waits. Open objects have three eighths of it. Beside \
-          it the process needs some 32 MB at most: for a chunk, for what is being encoded, for buffers. One event that is \
-          larger than all of it goes alone")
+    .doc("the memory for lines, requests and open objects; anything beyond it waits. Open objects may take three eighths of \
+          it. On top of it, the process needs at most about 32 MB for a chunk, for what is being encoded, and for buffers. \
+          An event that is larger than the limit is processed alone")
     .example("32M");
 
     CONCURRENCY: Count = key("concurrency", Section::Behaviour, Count { range: 1..=64 })
-        .doc("requests in flight; `auto` adapts between 1 and 8, and halves when the destination throttles")
+        .doc("the number of requests in flight; `auto` adapts between 1 and 8, and halves when the destination throttles")
         .example("4");
 
     DEAD_LETTER_DIR: Text = key("dead_letter_dir", Section::Behaviour, Text("folder"))
         .not_replayed()
-        .doc("where dead letters are kept, as `dead-letters.ndjson`; without a spool also who sends")
+        .doc("where dead letters are kept, as `dead-letters.ndjson`; without a spool, also the file with the sender's ID")
         .default("`dead-letters` in `spool_dir`, or in `/var/lib/ferry/<instance>` without a spool")
         .example("/data/dead");
 
@@ -551,16 +552,17 @@ keys! {
         range: 1_000_000..=1_000_000_000_000,
     })
     .not_replayed()
-    .doc("their size. When it is reached, records that would become dead letters wait, and nothing else does: in the \
-          spool, or with Fluent Bit, which is told RETRY for their chunk. Its other records are delivered once while Ferry \
-          runs, and again after a restart: rather than raise the limit, move the `dead-letters*` files away, which needs \
-          none. In the spool they go into its `quarantine` folder before they keep it from being emptied")
+    .doc("the size of all dead letters. When it is reached, records that should become dead letters wait, and nothing \
+          else does: in the spool, or in Fluent Bit, which gets RETRY for their chunk. The chunk's other records are \
+          delivered once while Ferry runs, but again after a restart; so rather than raise the limit, which needs a \
+          restart, move the `dead-letters*` files away. In the spool, the waiting letters go to its `quarantine` folder \
+          before they can keep it from draining")
     .example("1G");
 
     METRICS_LISTEN: Text = key("metrics_listen", Section::Behaviour, Text("IP address and port"))
         .not_replayed()
-        .doc("serve the metrics at `http://<this>/metrics`. `:9464` or `9464` is a port of 127.0.0.1, for this machine \
-              alone; any other address must be written out, and is warned of")
+        .doc("serve the metrics at `http://<this>/metrics`. `:9464` or `9464` is a port of 127.0.0.1, reachable only from \
+              this machine; any other address must be written out, and causes a warning")
         .default("off")
         .example(":9464");
 
@@ -570,18 +572,18 @@ keys! {
         .example("1m");
 
     TLS_CA_FILE: Text = key("tls_ca_file", Section::Behaviour, Text("file"))
-        .doc("PEM of a private CA to trust as well")
+        .doc("PEM file with a private CA to trust as well")
         .default("the system's roots")
         .example("/etc/ca.pem");
 
     ENDPOINT: Url = key("endpoint", Section::Behaviour, Url)
         .scope(Scope::Remote)
-        .doc("the service, for private endpoints and emulators")
+        .doc("the address of the service, for private endpoints and emulators")
         .default("the region's or the store's")
         .example("https://vpce-0123.firehose.eu-west-1.vpce.amazonaws.com");
 
     AUTO_RETRY_REQUESTS: Flag = key("auto_retry_requests", Section::Behaviour, Flag(Some(true)))
-        .doc("what failed is always sent again: `off` is refused");
+        .doc("failed records are always retried: `off` is refused");
 
     AGGREGATION: Choice<Aggregation> = key("aggregation", Section::Firehose, Choice {
         words: &[("on", Aggregation::On), ("off", Aggregation::Off), ("auto", Aggregation::Auto)],
@@ -593,13 +595,14 @@ keys! {
         ],
     })
     .aliases(&["simple_aggregation"])
-    .doc("how many lines share a record: as many as fit, one, or what the stream's destination can read")
+    .doc("how many lines a record holds: as many as fit (`on`), one (`off`), or as many as the stream's destination can \
+          read (`auto`)")
     .default("`auto`")
     .example("on");
 
     LINGER: Time = key("linger", Section::Firehose, Time { default: 1, range: 0..=60 })
         .spooled()
-        .doc("how long a request that is not full waits for more")
+        .doc("how long a request that is not full waits for more records")
         .example("200ms");
 
     REGION: Text = key("region", Section::Aws, Text("region"))
@@ -608,12 +611,12 @@ keys! {
         .example("eu-west-1");
 
     STS_ENDPOINT: Url = key("sts_endpoint", Section::Aws, Url)
-        .doc("STS, where a role is assumed")
+        .doc("the address of STS, for assuming a role")
         .default("the region's")
         .example("https://sts.eu-west-1.amazonaws.com");
 
     PROFILE: Text = key("profile", Section::Aws, Text("name"))
-        .doc("profile of the shared configuration files")
+        .doc("a profile in the shared configuration files")
         .example("logs");
 
     ROLE_ARN: Text = key("role_arn", Section::Aws, Text("ARN"))
@@ -621,7 +624,7 @@ keys! {
         .example("arn:aws:iam::123456789012:role/logs");
 
     EXTERNAL_ID: Text = key("external_id", Section::Aws, Text("text"))
-        .doc("the external ID that the role asks for")
+        .doc("the external ID that the role requires")
         .example("ferry");
 
     BLOB_TYPE: Choice<()> = key("blob_type", Section::Blob, Choice {
@@ -633,14 +636,14 @@ keys! {
 
     BLOB_MAX_SIZE: Size = key("blob_max_size", Section::Blob, Size { default: 16_000_000, range: 10_000..=4_000_000_000 })
         .spooled()
-        .doc("an object is sealed at this size, compressed; at most three eighths of `memory_limit`")
+        .doc("an object is sealed when it reaches this size, after compression; at most three eighths of `memory_limit`")
         .default("`16M`, or three eighths of `memory_limit` if that is less")
         .example("8M");
 
     BLOB_MAX_AGE: Time = key("blob_max_age", Section::Blob, Time { default: 300, range: 1..=86_400 })
         .aliases(&["upload_timeout"])
         .spooled()
-        .doc("an object is sealed when its first line is this old, or when memory is full or the spool half full")
+        .doc("an object is sealed when its first line is this old; earlier if memory is full or the spool half full")
         .example("1m");
 
     ACCOUNT_NAME: Text = key("account_name", Section::Azure, Text("name"))
@@ -648,16 +651,16 @@ keys! {
         .example("mylogs");
 
     CONTAINER_NAME: Text = key("container_name", Section::Azure, Text("name"))
-        .doc("the container, where there is no `url`")
+        .doc("the container, if there is no `url`")
         .example("logs");
 
     AUTH_TYPE: Choice<AuthType> = key("auth_type", Section::Azure, Choice { words: &AuthType::WORDS, also: &[] })
         .doc("how requests are authenticated")
-        .default("`key`, or `connection_string` where that is set")
+        .default("`key`, or `connection_string` if that is set")
         .example("workload_identity");
 
     SHARED_KEY: SecretText = key("shared_key", Section::Azure, SecretText)
-        .doc("the account's key; a file is read again when it changes")
+        .doc("the account key; a file is read again when it changes")
         .example("@/run/secrets/key");
 
     SAS_TOKEN: SecretText = key("sas_token", Section::Azure, SecretText)
@@ -665,7 +668,7 @@ keys! {
         .example("@/run/secrets/sas");
 
     CONNECTION_STRING: SecretText = key("connection_string", Section::Azure, SecretText)
-        .doc("the account, where it is and its key or signature, as the portal shows it; `UseDevelopmentStorage=true` is \
+        .doc("the account, its address, and its key or signature, as the portal shows it; `UseDevelopmentStorage=true` is \
               Azurite")
         .example("@/run/secrets/connection");
 
@@ -674,19 +677,19 @@ keys! {
         .example("@/run/secrets/client");
 
     TENANT_ID: Text = key("tenant_id", Section::Azure, Text("ID or domain"))
-        .doc("the directory (tenant) of the identity, where `auth_type` asks for it")
+        .doc("the directory (tenant) of the identity, if `auth_type` requires it")
         .example("contoso.onmicrosoft.com");
 
     CLIENT_ID: Text = key("client_id", Section::Azure, Text("ID"))
-        .doc("the identity, where `auth_type` asks for it")
+        .doc("the identity, if `auth_type` requires it")
         .example("11111111-2222-3333-4444-555555555555");
 
     AUTO_CREATE_CONTAINER: Flag = key("auto_create_container", Section::Azure, Flag(Some(true)))
-        .doc("make the container when it is missing")
+        .doc("create the container if it does not exist")
         .example("off");
 
     EMULATOR_MODE: Flag = key("emulator_mode", Section::Azure, Flag(Some(false)))
-        .doc("talk to Azurite, with its well-known account")
+        .doc("use Azurite, with its well-known account")
         .example("on");
 
     // azure_blob counts its buffer before compression, in a file for each tag.
@@ -699,7 +702,7 @@ keys! {
         .doc("where `azure_blob` tracks files");
 
     PART_SIZE: Text = key("part_size", Section::Refused, Text("size"))
-        .instead("objects are put in one piece; remove it")
+        .instead("objects are uploaded in one piece; remove it")
         .doc("the size of a part of an upload");
 
     CONFIGURATION_ENDPOINT_URL: Text = key("configuration_endpoint_url", Section::Refused, Text("URL"))
@@ -755,19 +758,19 @@ pub static HOST: &[HostKey] = &[
     acts("Match"),
     acts("Match_Regex"),
     acts("Alias"),
-    acts("Log_Level").stops("a word that is no level"),
+    acts("Log_Level").stops("an invalid level"),
     acts("Log_Suppress_Interval"),
     acts("Retry_Limit"),
     acts("Workers"),
-    acts("storage.total_limit_size").stops("what is no size"),
+    acts("storage.total_limit_size").stops("an invalid size"),
     idle("Host", false, "use endpoint, a full URL"),
     idle("Port", false, "use endpoint, a full URL"),
     idle("ipv6", false, OWN_CONNECTIONS),
     idle("tls", false, OWN_TLS).stops("`on`"),
     idle("tls.ca_file", false, "use tls_ca_file"),
     idle("tls.", true, OWN_CONNECTIONS),
-    idle("net.", true, OWN_CONNECTIONS).stops("a name that it does not know"),
-    idle("oauth2", true, OWN_CONNECTIONS).stops("a name that it does not know"),
+    idle("net.", true, OWN_CONNECTIONS).stops("an unknown name"),
+    idle("oauth2", true, OWN_CONNECTIONS).stops("an unknown name"),
 ];
 
 /// A key of another output that nothing here corresponds to.
@@ -800,7 +803,7 @@ pub static FOREIGN: &[ForeignKey] = &[
     foreign(
         "azure_blob",
         "upload_parts_timeout",
-        "a request's time follows from its size",
+        "the timeout of a request depends on its size",
     ),
     foreign(
         "azure_blob",
@@ -830,7 +833,7 @@ pub static FOREIGN: &[ForeignKey] = &[
     foreign(
         "azure_blob",
         "buffer_file_delete_early",
-        "the spool keeps what is not acknowledged",
+        "the spool keeps everything that is not acknowledged",
     ),
     foreign("azure_blob", "blob_uri_length", "names have a fixed length"),
     foreign(
@@ -847,38 +850,46 @@ pub static FOREIGN: &[ForeignKey] = &[
     foreign(
         "azure_blob",
         "io_timeout",
-        "a request's time follows from its size",
+        "the timeout of a request depends on its size",
     ),
     foreign(
         "firehose",
         "experimental_concurrency",
-        "requests in flight adapt by themselves; see concurrency",
+        "the number of requests in flight adapts by itself; see concurrency",
     ),
     foreign(
         "firehose",
         "experimental_concurrency_retries",
         "nothing is given up",
     ),
-    foreign("firehose", "http_request_timeout", "a request has 20 s"),
+    foreign(
+        "firehose",
+        "http_request_timeout",
+        "the timeout of a request is 20 s",
+    ),
     foreign("s3", "bucket", "use url, s3://bucket/prefix"),
     foreign(
         "s3",
         "total_file_size",
         "use blob_max_size, the size of an object as it is stored",
     ),
-    foreign("s3", "upload_chunk_size", "objects are put in one piece"),
-    foreign("s3", "use_put_object", "objects are put in one piece"),
+    foreign(
+        "s3",
+        "upload_chunk_size",
+        "objects are uploaded in one piece",
+    ),
+    foreign("s3", "use_put_object", "objects are uploaded in one piece"),
     foreign(
         "s3",
         "s3_key_format",
-        "use path; a name holds its time and a token of its own",
+        "use path; a name contains its time and a token",
     ),
     foreign(
         "s3",
         "s3_key_format_tag_delimiters",
         "a tag is split at dots; write {tag[1]} in path",
     ),
-    foreign("s3", "static_file_path", "a name holds a token of its own"),
+    foreign("s3", "static_file_path", "a name contains a token"),
     foreign("s3", "json_date_key", "use time_key"),
     foreign("s3", "json_date_format", "use time_key_format"),
     foreign("s3", "store_dir", "use spool_dir"),
@@ -893,7 +904,7 @@ pub static FOREIGN: &[ForeignKey] = &[
         "storage_class",
         "let a lifecycle rule of the bucket set it",
     ),
-    foreign("s3", "content_type", "it follows from what is sent"),
+    foreign("s3", "content_type", "it depends on what is sent"),
     foreign(
         "s3",
         "send_content_md5",
@@ -1056,20 +1067,20 @@ fn misspellings(name: &str, ask: &mut dyn FnMut(&str)) {
 /// The reference of all keys, in Markdown.
 pub fn reference() -> String {
     let mut text = String::from(
-        "<!-- Written by \"make docs\" from src/config/keys.rs. -->\n\n# Configuration reference\n\n\
-         Sizes are written as Fluent Bit writes them (`500K`, `64M`, `1G`; K is 1,000), times as `500ms`, `30s`, `5m`, `1h`, \
-         `1d`. Every problem is reported at start, all of them together. Keys that mean nothing to the destination are refused; \
-         keys that nobody knows are warned of.\n\n\
-         A template may hold `{tag}`, a part of the tag split at dots (`{tag[0]}`), a record's key \
-         (`{record.kubernetes.namespace}`, with a default: `{record.app|none}`) and, where it says so, strftime. `$TAG` and \
-         `$TAG[1]` work too.\n",
+        "<!-- Generated by \"make docs\" from src/config/keys.rs. -->\n\n# Configuration reference\n\n\
+         Sizes are written as in Fluent Bit (`500K`, `64M`, `1G`; K is 1,000), times as `500ms`, `30s`, `5m`, `1h` or `1d`. \
+         All problems are reported together when Fluent Bit starts. Keys that do not apply to the destination are refused; \
+         unknown keys cause a warning.\n\n\
+         A template may contain `{tag}`, a part of the tag split at dots (`{tag[0]}`), the value of a record's key \
+         (`{record.kubernetes.namespace}`, with a default: `{record.app|none}`) and, if the table says so, strftime. `$TAG` \
+         and `$TAG[1]` work too.\n",
     );
     for (section, heading) in Section::ALL {
         let rows = ALL.iter().filter(|key| key.section == section);
         if section == Section::Refused {
             let _ = write!(
                 text,
-                "\n## {heading}\n\n| key | meaning | instead |\n| --- | --- | --- |\n"
+                "\n## {heading}\n\n| key | meaning | what to do instead |\n| --- | --- | --- |\n"
             );
             for key in rows {
                 let _ = writeln!(
@@ -1090,7 +1101,7 @@ pub fn reference() -> String {
             let _ = writeln!(text, "{}", row(key));
         }
     }
-    text += "\n## Keys of other plugins that do nothing\n\n| key | of | why, or what instead |\n| --- | --- | --- |\n";
+    text += "\n## Keys of other plugins that do nothing\n\n| key | plugin | why, or what to use instead |\n| --- | --- | --- |\n";
     for key in FOREIGN {
         let _ = writeln!(text, "| `{}` | `{}` | {} |", key.name, key.plugin, key.why);
     }
@@ -1098,7 +1109,7 @@ pub fn reference() -> String {
     for key in HOST {
         let dots = if key.group { "…" } else { "" };
         let effect = key.instead.map_or_else(
-            || "works as for every output".to_owned(),
+            || "works as in every output".to_owned(),
             |instead| format!("does nothing here: {instead}"),
         );
         let stops = match key.stops {
@@ -1118,7 +1129,7 @@ fn row(key: &Key) -> String {
     meaning += key.doc;
     if !key.aliases.is_empty() {
         let names: Vec<_> = key.aliases.iter().map(|name| format!("`{name}`")).collect();
-        let _ = write!(meaning, " ({} is the same)", names.join(", "));
+        let _ = write!(meaning, " (alias: {})", names.join(", "));
     }
     let example = match key.example {
         "" => String::new(),

@@ -372,9 +372,9 @@ fn what_is_known_raises_no_alarm() {
 fn a_row_of_the_reference_says_all_that_the_table_knows() {
     let reference = reference();
     for row in [
-        "| `memory_limit` | size, 4M to 64G | `64M` | all | bytes of lines",
+        "| `memory_limit` | size, 4M to 64G | `64M` | all | the memory for lines",
         "| `blob_max_age` | time, 1s to 1d | `5m` | blob stores | with `spool on`: an object is sealed",
-        "(`upload_timeout` is the same) | `1m` |",
+        "(alias: `upload_timeout`) | `1m` |",
         "| `path` | template with strftime | `{tag}/%Y/%m/%d/%H` | blob stores |",
         "| `auto_create_container` | `on` or `off` | `on` | `az://` |",
         "`{record.app|none}`",
