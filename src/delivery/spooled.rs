@@ -1402,7 +1402,7 @@ fn quarantine(
             let events = Events::Runs(bad.events.clone());
             for step in encoding.steps(tag, data, |event| is_in(&events, event)) {
                 let (letters, _) = letters_of(step, tag, bad.refusal.as_deref());
-                dead_letter::lines(&letters, |block| out.write_all(block))?;
+                dead_letter::lines(&letters, out)?;
             }
         }
         Ok(())
