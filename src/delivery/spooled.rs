@@ -1378,7 +1378,12 @@ fn letters_of(
             None => {
                 let mut start = 0;
                 for end in part.ends {
-                    letters.push(Letter::too_large(tag, &part.text[start..end]));
+                    let line = &part.text[start..end];
+                    let detail = format!(
+                        "a record of {} bytes, which the destination does not take",
+                        line.len()
+                    );
+                    letters.push(Letter::too_large(tag, line, detail));
                     start = end;
                 }
             }
