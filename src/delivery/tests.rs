@@ -137,7 +137,8 @@ const ONE_LINE: Shape = Shape {
     compression: false,
 };
 
-const OBJECT: Shape = Shape {
+/// One object a call, however large.
+pub(super) const OBJECT: Shape = Shape {
     limits: Limits {
         record_bytes: usize::MAX,
         record_lines: u32::MAX,

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::delivery::Pipeline;
 use crate::delivery::dead_letter::{self, DeadLetters};
 use crate::delivery::identity::Identity;
+use crate::delivery::tests::OBJECT;
 use crate::log::Log;
 use crate::log::tests::Lines;
 use crate::sink::Limits;
@@ -85,18 +86,6 @@ impl Sink for Store {
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MANY: usize = Semaphore::MAX_PERMITS / 2;
-
-const OBJECT: Shape = Shape {
-    limits: Limits {
-        record_bytes: usize::MAX,
-        record_lines: u32::MAX,
-        joins: false,
-        batch_records: 1,
-        batch_bytes: usize::MAX,
-    },
-    piece_bytes: usize::MAX,
-    compression: true,
-};
 
 /// Two lines a request.
 const STREAM: Shape = Shape {
