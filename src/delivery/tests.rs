@@ -722,7 +722,7 @@ async fn a_panic_in_a_sink_answers_retry_and_the_next_chunk_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lane_that_panicked_is_begun_anew() {
+async fn a_sender_that_panicked_is_begun_anew() {
     let bench = Bench::new(ONE_LINE, &[], vec![]);
     bench.sink.panic_when_asked.store(2, Ordering::Relaxed);
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);

@@ -608,7 +608,7 @@ impl Metrics {
     }
 }
 
-/// A breaker's part in [`Metrics::open_circuits`]: it ends with its lane, however that ends.
+/// A breaker's part in [`Metrics::open_circuits`]: it ends with its sender, however that ends.
 #[derive(Debug)]
 pub struct Circuit {
     metrics: Arc<Metrics>,
@@ -865,7 +865,7 @@ mod tests {
     }
 
     #[test]
-    fn the_circuit_is_open_while_one_lane_finds_it_so() {
+    fn the_circuit_is_open_while_one_sender_finds_it_so() {
         let metrics = Arc::new(Metrics::default());
         let open = || {
             let page = text("f", &metrics.read());
@@ -879,6 +879,6 @@ mod tests {
         one.set(false);
         assert!(open());
         drop(other);
-        assert!(!open(), "a lane that ended says nothing any more");
+        assert!(!open(), "a sender that ended says nothing any more");
     }
 }
