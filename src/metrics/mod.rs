@@ -374,7 +374,7 @@ pub struct Metrics {
     /// Seconds until the credentials expire, where they do.
     pub credentials: Gauge,
 
-    // What only a person who reads the last line of a run wants to know.
+    // What only a person who reads the last lines of a run, at level debug, wants to know.
     /// Chunks that a killed host handed over again, and that were in the spool already.
     pub replayed_chunks: Counter,
     /// Chunks that were damaged in the spool, or are set aside since the process ended at them.
