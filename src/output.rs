@@ -421,12 +421,7 @@ async fn sink(config: &Config, log: &Arc<Log>) -> Result<Arc<dyn Sink>, Problem>
         )),
         #[cfg(feature = "firehose")]
         Destination::Firehose(firehose) => {
-            let aws = aws::load(&firehose.aws, firehose.ca_pem.as_deref())
-                .await
-                .map_err(|message| Problem {
-                    key: keys::REGION.name,
-                    message,
-                })?;
+            let aws = aws::load(&firehose.aws, firehose.ca_pem.as_deref()).await?;
             Ok(Arc::new(FirehoseSink::new(
                 &aws,
                 firehose.aws.endpoint.as_deref(),

@@ -11,7 +11,7 @@ use aws_smithy_runtime_api::box_error::BoxError;
 use super::{Options, Report, within};
 use crate::config;
 use crate::log::causes;
-use crate::sink::aws::Loaded;
+use crate::sink::aws::{LoadError, Loaded};
 use crate::sink::firehose::{answer_of, fault};
 use crate::sink::{Class, Fault};
 
@@ -22,19 +22,18 @@ pub(super) async fn load(
     options: &Options,
     report: &mut Report<'_>,
 ) -> Option<Loaded> {
-    let loaded = within(options, crate::sink::aws::load(aws, ca_pem))
-        .await
-        .flatten();
-    match loaded {
-        Ok(loaded) => {
+    const REMEDY: &str = "write region into the output";
+    let (error, remedy) = match within(options, crate::sink::aws::load(aws, ca_pem)).await {
+        Ok(Ok(loaded)) => {
             report.ok("region", loaded.region.clone());
-            Some(loaded)
+            return Some(loaded);
         }
-        Err(error) => {
-            report.fail("region", error, "write region into the output");
-            None
-        }
-    }
+        Ok(Err(error @ LoadError::NoRegion)) => (error.to_string(), REMEDY),
+        Ok(Err(error @ LoadError::Ca(_))) => (error.to_string(), "mend tls_ca_file"),
+        Err(late) => (late, REMEDY),
+    };
+    report.fail("region", error, remedy);
+    None
 }
 
 /// Sees where a request would go, and stops it there.

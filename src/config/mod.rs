@@ -22,12 +22,12 @@ use value::{at, shown};
 pub use aws::Aws;
 pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NO_TENANT, is_tenant};
 pub use blob::{Blob, Store};
-pub use connection_string::{ConnectionSecret, ConnectionString};
+pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
 pub use firehose::{Aggregation, Firehose, stream_name};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
-pub(crate) use value::without_secrets;
-pub use value::{Secret, SecretSource, check_ca};
+pub use value::{CaError, Secret, SecretSource, check_ca};
+pub(crate) use value::{trust_ca, without_secrets};
 
 mod aws;
 mod azure;
