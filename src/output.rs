@@ -144,7 +144,7 @@ impl Instance {
             })?;
         let sink = runtime.block_on(sink(&config, log))?;
         log.say(Level::Info, &config.summary());
-        log.say(Level::Debug, &config.limits());
+        log.say(Level::Debug, &config.details());
         let exit_deadline = config.exit_deadline;
         let say_every = config.metrics_log_interval;
         let name = page.as_ref().and_then(|page| page.name());
@@ -297,6 +297,7 @@ impl Instance {
                 Level::Info,
                 &format!("stopped: {}", self.pipeline.summary()),
             );
+            self.log.say(Level::Debug, &self.pipeline.details());
         }
         self.log.close();
     }

@@ -413,7 +413,7 @@ fn only_lost_answers_of_firehose_make_duplicates() {
 fn a_chunk_that_came_back_partly_delivered_is_sent_only_in_its_rest() {
     // Most records fail for longer than a flush waits: the chunk goes back to the host, and comes again.
     let script = "90% records ServiceUnavailableException times 150000";
-    let more = "    Workers 4\n    flush_deadline 1s";
+    let more = "    Workers 4\n    flush_deadline 1s\n    log_level debug";
     let (report, log) = firehose(
         "90% of records failing, with a `flush_deadline` of one second",
         script,

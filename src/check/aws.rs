@@ -9,9 +9,9 @@ use aws_sdk_firehose::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_smithy_runtime_api::box_error::BoxError;
 
 use super::{Options, Report, within};
-use crate::config::{self, keys};
+use crate::config::{self, Problem};
 use crate::log::causes;
-use crate::sink::aws::Loaded;
+use crate::sink::aws::{LoadError, Loaded};
 use crate::sink::firehose::{answer_of, fault};
 use crate::sink::{Class, Fault};
 
@@ -22,20 +22,21 @@ pub(super) async fn load(
     options: &Options,
     report: &mut Report<'_>,
 ) -> Option<Loaded> {
-    match within(options, crate::sink::aws::load(aws, ca_pem)).await {
+    const REMEDY: &str = "write region into the output";
+    let (error, remedy) = match within(options, crate::sink::aws::load(aws, ca_pem)).await {
         Ok(Ok(loaded)) => {
             report.ok("region", loaded.region.clone());
             return Some(loaded);
         }
-        Ok(Err(problem)) if problem.key == keys::TLS_CA_FILE.name => {
+        Ok(Err(error @ LoadError::NoRegion)) => (error.to_string(), REMEDY),
+        Ok(Err(error @ LoadError::Ca(_))) => {
             let remedy = "write the PEM of the service's CA into that file";
-            report.fail("tls", problem.to_string(), remedy);
+            report.fail("tls", Problem::from(error).to_string(), remedy);
+            return None;
         }
-        Ok(Err(problem)) => {
-            report.fail("region", problem.message, "write region into the output");
-        }
-        Err(late) => report.fail("region", late, "write region into the output"),
-    }
+        Err(late) => (late, REMEDY),
+    };
+    report.fail("region", error, remedy);
     None
 }
 

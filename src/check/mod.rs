@@ -199,7 +199,10 @@ async fn check(
 ) {
     let config = Config::read(output);
     match &config {
-        Ok(config) => report.ok("configuration", config.summary()),
+        Ok(config) => {
+            let message = format!("{}, {}", config.summary(), config.details());
+            report.ok("configuration", message);
+        }
         Err(problems) => {
             for problem in problems {
                 let at = output

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use chrono::DateTime;
+use ferry::delivery::dead_letter::line::Line;
 use ferry::ids::Time;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{Failure, about, stands, unseen};
 
@@ -26,77 +26,56 @@ const TAKEN: &str = ".replaying";
 const DONE: u8 = b'#';
 
 /// One thing that was not delivered.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(super) struct Letter {
-    time: String,
-    /// The tag that its chunk came with.
-    pub(super) tag: String,
-    /// Why, in a word.
-    pub(super) reason: String,
-    /// What exactly was wrong.
-    #[serde(default)]
-    pub(super) error: String,
-    /// The delivery stream or the object that it was on its way to.
-    pub(super) target: Option<String>,
-    record: Option<String>,
-    record_base64: Option<String>,
+pub(super) type Letter = Line<'static>;
+
+/// Reads a line. The error says what is wrong with it.
+pub(super) fn read(line: &[u8]) -> Result<Letter, String> {
+    serde_json::from_slice(line)
+        .map_err(|error| flaw(line).unwrap_or_else(|| format!("the line is no letter: {error}")))
 }
 
-impl Letter {
-    /// Reads a line. The error says what is wrong with it.
-    pub(super) fn read(line: &[u8]) -> Result<Letter, String> {
-        serde_json::from_slice(line).map_err(|error| {
-            flaw(line).unwrap_or_else(|| format!("the line is no letter: {error}"))
-        })
+/// When a letter was written; 1970 where it does not say.
+pub(super) fn time(letter: &Letter) -> Time {
+    let time = DateTime::parse_from_rfc3339(&letter.time).unwrap_or_default();
+    Time {
+        seconds: time.timestamp(),
+        nanos: time.timestamp_subsec_nanos(),
     }
+}
 
-    /// When it was written; 1970 where it does not say.
-    pub(super) fn time(&self) -> Time {
-        let time = DateTime::parse_from_rfc3339(&self.time).unwrap_or_default();
-        Time {
-            seconds: time.timestamp(),
-            nanos: time.timestamp_subsec_nanos(),
+/// A letter's bytes, unpacked where they were compressed. The error says what is wrong.
+pub(super) fn body(letter: &Letter) -> Result<Vec<u8>, String> {
+    let packed = letter.bytes().map_err(|error| error.to_string())?;
+    let mut body = Vec::new();
+    let unpacked = match packed.as_slice() {
+        mut data @ [0x1f, 0x8b, ..] => {
+            flate2::bufread::MultiGzDecoder::new(&mut data).read_to_end(&mut body)
         }
+        data @ [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            zstd::Decoder::with_buffer(data).and_then(|mut frames| frames.read_to_end(&mut body))
+        }
+        _ => {
+            body = packed;
+            Ok(0)
+        }
+    };
+    unpacked.map_err(|error| format!("its record cannot be unpacked: {error}"))?;
+    if body.is_empty() {
+        return Err("its record is empty".to_owned());
     }
-
-    /// Its bytes, unpacked where they were compressed. The error says what is wrong.
-    pub(super) fn body(&self) -> Result<Vec<u8>, String> {
-        let packed = match (&self.record, &self.record_base64) {
-            (Some(text), None) => text.as_bytes().to_vec(),
-            (None, Some(text)) => base64_simd::STANDARD
-                .decode_to_vec(text)
-                .map_err(|error| format!("its record_base64 cannot be read: {error}"))?,
-            _ => return Err("it must have either record or record_base64".to_owned()),
-        };
-        let mut body = Vec::new();
-        let unpacked = match packed.as_slice() {
-            mut data @ [0x1f, 0x8b, ..] => {
-                flate2::bufread::MultiGzDecoder::new(&mut data).read_to_end(&mut body)
-            }
-            data @ [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::Decoder::with_buffer(data)
-                .and_then(|mut frames| frames.read_to_end(&mut body)),
-            _ => {
-                body = packed;
-                Ok(0)
-            }
-        };
-        unpacked.map_err(|error| format!("its record cannot be unpacked: {error}"))?;
-        if body.is_empty() {
-            return Err("its record is empty".to_owned());
-        }
-        if body.starts_with(b"PAR1") {
-            return Err("its record is a Parquet file, which has no lines".to_owned());
-        }
-        Ok(body)
+    if body.starts_with(b"PAR1") {
+        return Err("its record is a Parquet file, which has no lines".to_owned());
     }
+    Ok(body)
 }
 
 /// The fields of a letter, whether it must have them, and whether they may be null.
-const FIELDS: [(&str, bool, bool); 7] = [
+const FIELDS: [(&str, bool, bool); 8] = [
     ("time", true, false),
     ("tag", true, false),
     ("reason", true, false),
     ("error", false, false),
+    ("request_id", false, true),
     ("target", false, true),
     ("record", false, true),
     ("record_base64", false, true),
@@ -238,7 +217,7 @@ fn may_hold_letters(path: &Path) -> Result<bool, Failure> {
         if line[0] == DONE {
             line[0] = b'{';
         }
-        if Letter::read(&line).is_ok() {
+        if read(&line).is_ok() {
             return Ok(true);
         }
     }
@@ -341,7 +320,7 @@ impl LetterFile {
     /// Reads one letter again.
     pub(super) fn read(&self, place: Place) -> Result<Letter, String> {
         let line = self.line(place).map_err(|error| error.to_string())?;
-        Letter::read(&line)
+        read(&line)
     }
 
     /// Notes that a letter needs nothing more.
@@ -350,18 +329,20 @@ impl LetterFile {
     }
 
     /// Puts what stays of a letter in its place: `rest` are letters as the library wrote them.
-    pub(super) fn replace(&self, place: Place, rest: Vec<Map<String, Value>>) -> io::Result<()> {
-        let original: Map<String, Value> = serde_json::from_slice(&self.line(place)?)?;
+    pub(super) fn replace(&self, place: Place, rest: Vec<Letter>) -> io::Result<()> {
+        let original: Letter = serde_json::from_slice(&self.line(place)?)?;
         let mut left = self.left.lock().expect("nothing panics with this lock");
         for mut letter in rest {
-            for key in ["time", "tag", "target"] {
-                if let Some(value) = original.get(key) {
-                    letter.insert(key.to_owned(), value.clone());
-                }
+            letter.time.clone_from(&original.time);
+            letter.tag.clone_from(&original.tag);
+            if original.target.is_some() {
+                letter.target.clone_from(&original.target);
             }
             // A line of its own, even behind one that a crash cut short.
-            let line = format!("\n{}\n", Value::Object(letter));
-            if let Err(error) = self.file.write_all_at(line.as_bytes(), left.end) {
+            let mut line = b"\n".to_vec();
+            serde_json::to_writer(&mut line, &letter)?;
+            line.push(b'\n');
+            if let Err(error) = self.file.write_all_at(&line, left.end) {
                 // A full disk may have taken a part of it, which would be no letter.
                 let _ = self.file.set_len(left.end);
                 return Err(error);
@@ -493,7 +474,7 @@ fn scan(path: &Path, mut each: impl FnMut(Found)) -> Result<Left, Failure> {
             length: content.len(),
             number,
         };
-        let letter = Letter::read(content);
+        let letter = read(content);
         each(Found {
             place,
             id,
@@ -601,8 +582,8 @@ mod tests {
             (base64(b"PAR1\n\xff"), Err("its record is a Parquet file")),
         ];
         for (more, wanted) in cases {
-            let letter = Letter::read(line(more.clone()).as_bytes()).unwrap();
-            match (letter.body(), wanted) {
+            let letter = read(line(more.clone()).as_bytes()).unwrap();
+            match (body(&letter), wanted) {
                 (Ok(body), Ok(wanted)) => assert!(lines(&body).eq(wanted), "{more}"),
                 (Err(error), Err(wanted)) => assert!(error.starts_with(wanted), "{more}: {error}"),
                 (body, wanted) => panic!("{more}: {body:?}, not {wanted:?}"),
@@ -654,10 +635,11 @@ mod tests {
         let all = found(&file);
         let numbers: Vec<u64> = all.iter().map(|(place, _)| place.number).collect();
         assert_eq!(numbers, [1, 4, 5, 6], "empty lines are none");
-        let rest =
-            json!({ "time": "later", "reason": "too_large", "error": "Y", "record": "rest" });
-        let rest = vec![rest.as_object().unwrap().clone()];
-        file.replace(all[0].0, rest).unwrap();
+        let rest = json!({
+            "time": "later", "tag": "replay", "reason": "too_large", "error": "Y", "record": "rest",
+        });
+        let rest = serde_json::from_value(rest).unwrap();
+        file.replace(all[0].0, vec![rest]).unwrap();
         file.strike(all[1].0).unwrap();
         let Ok(numbers) = file.finish() else {
             panic!("it cannot be shortened");

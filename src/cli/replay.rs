@@ -31,9 +31,9 @@ use ferry::output::Instance;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::letters::{Found, Letter, LetterFile, Place, Sources, folder_of, lines, look};
+use super::letters::{self, Found, Letter, LetterFile, Place, Sources, folder_of, lines, look};
 use super::{Done, Failure, about, print, print_json, progress, stands};
 
 /// Send dead letters again, once what they were refused for is mended
@@ -260,7 +260,7 @@ impl<'a> Section<'a> {
             Err(error) => return Err(Why::new("unreadable", error)),
         };
         let why = |error: String| Why::new(&letter.reason, error);
-        let body = letter.body().map_err(why)?;
+        let body = letters::body(letter).map_err(why)?;
         let count = lines(&body).count() as u64;
         if letter.reason != "refused" {
             if is_events(&body) {
@@ -269,7 +269,7 @@ impl<'a> Section<'a> {
             // What was no event may have been mended by hand.
             let was_event = ["malformed", "too_deep"].contains(&&*letter.reason);
             if was_event && !lines(&body).all(is_object) {
-                return Err(why(letter.error.clone()));
+                return Err(why(letter.error.to_string()));
             }
         }
         let target = letter.target.as_deref();
@@ -304,7 +304,7 @@ impl<'a> Section<'a> {
 
     /// Why a letter would stay, or something of it, that goes out as events: what is no record to the output.
     fn unfit(&self, letter: &Letter) -> Option<Why> {
-        let body = letter.body().ok()?;
+        let body = letters::body(letter).ok()?;
         let encoding = Encoding::new(&self.config.encode, self.template());
         let tag = letter.tag.as_bytes().into();
         let first = encoding
@@ -321,7 +321,7 @@ impl<'a> Section<'a> {
             _ => vec![0x80],
         };
         let event = Event {
-            time: letter.time(),
+            time: letters::time(letter),
             metadata: &[],
             body: &record,
             group: None,
@@ -713,14 +713,14 @@ impl Sending<'_> {
         let read = self
             .file
             .read(job.place)
-            .and_then(|letter| Ok((letter.body()?, letter)));
+            .and_then(|letter| Ok((letters::body(&letter)?, letter)));
         let (body, letter) = match read {
             Ok(read) => read,
             Err(error) => return Ok(Some(Why::new("unreadable", error))),
         };
         let (tag, data) = match self.way {
-            Way::Lines(_) => (&job.id, chunk(&body, letter.time())),
-            Way::Events(_) => (&letter.tag, body),
+            Way::Lines(_) => (&*job.id, chunk(&body, letters::time(&letter))),
+            Way::Events(_) => (&*letter.tag, body),
         };
         if !self.flush(tag, &data.into()) {
             let last = self.last.lock().expect("nothing panics with this lock");
@@ -734,7 +734,7 @@ impl Sending<'_> {
             self.file.strike(job.place)?;
             return Ok(None);
         };
-        let why = Why::new(&text(first, "reason"), text(first, "error"));
+        let why = Why::new(&first.reason, &*first.error);
         if !self.is_all(job, &letter, &refused) {
             self.file.replace(job.place, refused)?;
         }
@@ -742,13 +742,10 @@ impl Sending<'_> {
     }
 
     /// Whether nothing of a letter was taken.
-    fn is_all(&self, job: &Job, letter: &Letter, refused: &[Map<String, Value>]) -> bool {
-        let bodies = refused.iter().map(|letter| {
-            let line = Value::Object(letter.clone()).to_string();
-            Letter::read(line.as_bytes()).and_then(|letter| letter.body())
-        });
+    fn is_all(&self, job: &Job, letter: &Letter, refused: &[Letter]) -> bool {
+        let bodies: Result<Vec<_>, _> = refused.iter().map(letters::body).collect();
         // One that cannot be read: the letter itself is kept rather than that.
-        let Ok(bodies) = bodies.collect::<Result<Vec<_>, _>>() else {
+        let Ok(bodies) = bodies else {
             return true;
         };
         match self.way {
@@ -756,7 +753,7 @@ impl Sending<'_> {
                 let count: usize = bodies.iter().map(|body| lines(body).count()).sum();
                 count as u64 >= job.lines
             }
-            Way::Events(_) => letter.body().is_ok_and(|body| body == bodies.concat()),
+            Way::Events(_) => letters::body(letter).is_ok_and(|body| body == bodies.concat()),
         }
     }
 
@@ -778,14 +775,6 @@ impl Sending<'_> {
         self.unavailable.store(true, Ordering::Relaxed);
         false
     }
-}
-
-fn text(letter: &Map<String, Value>, key: &str) -> String {
-    letter
-        .get(key)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned()
 }
 
 /// Lines as a chunk of events, whatever their bytes are.
@@ -813,7 +802,7 @@ struct Refused {
 }
 
 /// Letters by the tag of their chunk.
-type ByTag = HashMap<String, Vec<Map<String, Value>>>;
+type ByTag = HashMap<String, Vec<Letter>>;
 
 impl Refused {
     /// Forgets what an earlier replay left there: its letters are not struck out.
@@ -829,12 +818,12 @@ impl Refused {
     }
 
     /// Those of a chunk that was answered, by its tag: they were written before the answer.
-    fn take(&self, tag: &str) -> io::Result<Vec<Map<String, Value>>> {
+    fn take(&self, tag: &str) -> io::Result<Vec<Letter>> {
         self.with(|known| known.remove(tag).unwrap_or_default())
     }
 
     /// All that came since the last time.
-    fn take_all(&self) -> io::Result<Vec<Map<String, Value>>> {
+    fn take_all(&self) -> io::Result<Vec<Letter>> {
         self.with(|known| known.drain().flat_map(|(_, letters)| letters).collect())
     }
 
@@ -852,8 +841,9 @@ impl Refused {
                 let whole = &new[..whole.map_or(0, |end| end + 1)];
                 *at += whole.len() as u64;
                 for line in whole.split(|byte| *byte == b'\n') {
-                    if let Ok(letter) = serde_json::from_slice::<Map<String, Value>>(line) {
-                        known.entry(text(&letter, "tag")).or_default().push(letter);
+                    if let Ok(letter) = serde_json::from_slice::<Letter>(line) {
+                        let tag = letter.tag.clone().into_owned();
+                        known.entry(tag).or_default().push(letter);
                     }
                 }
             }

@@ -795,7 +795,7 @@ mod tests {
         assert_eq!(encoded.events, 3);
     }
 
-    /// Each step by what it is asked for, as the pipeline does.
+    /// Each step by what it is asked for, as delivery does.
     fn steps(encoding: &Encoding<'_>, tag: &Arc<[u8]>, data: &[u8]) -> Vec<Encoded> {
         let mut steps = Vec::new();
         let mut next = Some(Place::default());

@@ -23,15 +23,12 @@ pub struct Letter {
 }
 
 impl Letter {
-    /// A letter for a line that no record can hold.
-    pub fn too_large(tag: &Arc<[u8]>, line: &[u8]) -> Letter {
+    /// A letter for a line that no record can hold; `detail` says why.
+    pub fn too_large(tag: &Arc<[u8]>, line: &[u8], detail: String) -> Letter {
         Letter {
             tag: Arc::clone(tag),
             reason: Reason::TooLarge,
-            detail: format!(
-                "a record of {} bytes, which the destination does not take",
-                line.len()
-            ),
+            detail,
             target: None,
             request_id: None,
             record: line.strip_suffix(b"\n").unwrap_or(line).to_vec().into(),

@@ -1,6 +1,6 @@
 //! Event times as text.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::format::{Fixed, Item, Numeric, StrftimeItems};
@@ -131,10 +131,12 @@ fn unknown(format: &str) -> TimeFormatError {
 
 /// Writes the default format. Years outside 0 to 9999 get their sign, as ISO 8601 wants.
 pub fn write_iso8601(time: Time, out: &mut Vec<u8>) {
-    let _ = std::io::Write::write_fmt(
-        out,
-        format_args!("{}", utc(time).format("%Y-%m-%dT%H:%M:%S%.3fZ")),
-    );
+    let _ = std::io::Write::write_fmt(out, format_args!("{}", iso8601(time)));
+}
+
+/// The same to be written anywhere.
+pub fn iso8601(time: Time) -> impl Display {
+    utc(time).format("%Y-%m-%dT%H:%M:%S%.3fZ")
 }
 
 #[cfg(test)]

@@ -25,10 +25,40 @@ pub enum ConnectionSecret {
     Sas(Secret),
 }
 
+/// What is wrong with a connection string; it goes on from the name of what that is in. Shows nothing of it but names
+/// that are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectionStringError {
+    /// Something in it has no name.
+    #[error("is no connection string: write Name=value;Name=value, as the portal shows it")]
+    NotPairs,
+    /// This name is given more than once.
+    #[error("holds {0} twice: keep one of them")]
+    Twice(&'static str),
+    /// The emulator by way of a proxy.
+    #[error("holds DevelopmentStorageProxyUri, which is not known: write BlobEndpoint")]
+    Proxy,
+    /// Nothing to sign with.
+    #[error("holds neither AccountKey nor SharedAccessSignature: give it as the portal shows it")]
+    NoSecret,
+    /// Two things to sign with.
+    #[error("holds both AccountKey and SharedAccessSignature: keep one of them")]
+    TwoSecrets,
+    /// Another protocol than HTTP.
+    #[error("holds a DefaultEndpointsProtocol that is neither https nor http")]
+    Protocol,
+    /// It does not say where the service is.
+    #[error("holds neither AccountName nor BlobEndpoint")]
+    NoPlace,
+    /// A key without the account that it is of.
+    #[error("holds AccountKey without AccountName")]
+    NoAccount,
+}
+
 impl ConnectionString {
-    /// Reads `Name=value;Name=value`, names in any case. The error says what is wrong with the text, and
-    /// shows nothing of it but names that are known.
-    pub fn parse(text: &str) -> Result<ConnectionString, String> {
+    /// Reads `Name=value;Name=value`, names in any case.
+    pub fn parse(text: &str) -> Result<ConnectionString, ConnectionStringError> {
+        use ConnectionStringError as Wrong;
         const NAMES: [&str; 8] = [
             "DefaultEndpointsProtocol",
             "AccountName",
@@ -42,10 +72,7 @@ impl ConnectionString {
         let mut values: [Option<&str>; 8] = [None; 8];
         for setting in text.split(';').map(str::trim).filter(|s| !s.is_empty()) {
             let Some((name, value)) = setting.split_once('=') else {
-                return Err(
-                    "is no connection string: write Name=value;Name=value, as the portal shows it"
-                        .into(),
-                );
+                return Err(Wrong::NotPairs);
             };
             let (name, value) = (name.trim(), value.trim());
             let known = NAMES
@@ -53,7 +80,7 @@ impl ConnectionString {
                 .position(|known| known.eq_ignore_ascii_case(name));
             if let Some(at) = known {
                 if values[at].is_some() {
-                    return Err(format!("holds {} twice: keep one of them", NAMES[at]));
+                    return Err(Wrong::Twice(NAMES[at]));
                 }
                 values[at] = Some(value).filter(|value| !value.is_empty());
             }
@@ -69,9 +96,7 @@ impl ConnectionString {
             proxy,
         ] = values;
         if proxy.is_some() {
-            return Err(
-                "holds DevelopmentStorageProxyUri, which is not known: write BlobEndpoint".into(),
-            );
+            return Err(Wrong::Proxy);
         }
         if development.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(ConnectionString {
@@ -84,25 +109,13 @@ impl ConnectionString {
         let secret = match (key, sas) {
             (Some(key), None) => ConnectionSecret::Key(Secret::new(key)),
             (None, Some(sas)) => ConnectionSecret::Sas(Secret::new(sas)),
-            (None, None) => {
-                return Err(
-                    "holds neither AccountKey nor SharedAccessSignature: give it as the portal shows it".into(),
-                );
-            }
-            (Some(_), Some(_)) => {
-                return Err(
-                    "holds both AccountKey and SharedAccessSignature: keep one of them".into(),
-                );
-            }
+            (None, None) => return Err(Wrong::NoSecret),
+            (Some(_), Some(_)) => return Err(Wrong::TwoSecrets),
         };
         let protocol = match protocol.map(str::to_ascii_lowercase).as_deref() {
             None | Some("https") => "https",
             Some("http") => "http",
-            Some(_) => {
-                return Err(
-                    "holds a DefaultEndpointsProtocol that is neither https nor http".into(),
-                );
-            }
+            Some(_) => return Err(Wrong::Protocol),
         };
         let endpoint = match (endpoint, account) {
             (Some(endpoint), _) => Some(endpoint.to_owned()),
@@ -111,12 +124,10 @@ impl ConnectionString {
                 suffix.unwrap_or("core.windows.net")
             )),
             (None, Some(_)) => None,
-            (None, None) => {
-                return Err("holds neither AccountName nor BlobEndpoint".into());
-            }
+            (None, None) => return Err(Wrong::NoPlace),
         };
         if account.is_none() && matches!(secret, ConnectionSecret::Key(_)) {
-            return Err("holds AccountKey without AccountName".into());
+            return Err(Wrong::NoAccount);
         }
         Ok(ConnectionString {
             account: account.map(str::to_owned).or_else(|| {
@@ -253,7 +264,7 @@ mod tests {
             ),
         ];
         for (text, words) in table {
-            let wrong = ConnectionString::parse(text).expect_err(text);
+            let wrong = ConnectionString::parse(text).expect_err(text).to_string();
             assert!(wrong.contains(words), "{text}: {wrong}");
             assert!(!wrong.contains("hunter2"), "{wrong}");
         }

@@ -22,12 +22,12 @@ use value::{at, shown};
 pub use aws::Aws;
 pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NO_TENANT, is_tenant};
 pub use blob::{Blob, Store};
-pub use connection_string::{ConnectionSecret, ConnectionString};
+pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
 pub use firehose::{Aggregation, Firehose, stream_name};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
-pub use value::{Secret, SecretSource, check_ca};
-pub(crate) use value::{holds_secrets, without_secrets};
+pub use value::{CaError, Secret, SecretSource, check_ca};
+pub(crate) use value::{holds_secrets, trust_ca, without_secrets};
 
 mod aws;
 mod azure;
@@ -167,7 +167,7 @@ impl Config {
         }
     }
 
-    /// One line for the log at start: version, destination, mode, compression. No secrets.
+    /// One line for the log at start, which fits a screen: version, destination, mode. No secrets.
     pub fn summary(&self) -> String {
         let mut line = format!("ferry {} to ", env!("CARGO_PKG_VERSION"));
         let mut say = |words: fmt::Arguments<'_>| {
@@ -179,15 +179,7 @@ impl Config {
                     Some(stream) => say(format_args!("delivery stream {stream}")),
                     None => say(format_args!("delivery streams by template")),
                 }
-                say(format_args!(
-                    "{}, aggregation {}",
-                    firehose.aws.place(),
-                    match firehose.aggregation {
-                        Aggregation::On => "on",
-                        Aggregation::Off => "off",
-                        Aggregation::Auto => "auto",
-                    }
-                ));
+                say(format_args!("{}", firehose.aws.place()));
             }
             Destination::Blob { blob, prefix, .. } => {
                 say(format_args!("{}", blob.store));
@@ -207,41 +199,56 @@ impl Config {
                 }
             }
         }
-        match (&self.spool, &self.destination) {
-            (None, _) => say(format_args!(", direct")),
-            (Some(spool), destination) => {
-                let (dir, limit) = (spool.dir.display(), spool.limit);
-                say(format_args!(", spooled in {dir} (at most {})", size(limit)));
-                if let Destination::Blob { object, .. } = destination {
-                    let (bytes, age) = (size(object.bytes as u64), object.age.as_secs());
-                    say(format_args!(", objects of {bytes} or {age} s"));
-                }
+        match &self.spool {
+            None => say(format_args!(", direct")),
+            Some(spool) => {
+                let (dir, limit) = (spool.dir.display(), size(spool.limit));
+                say(format_args!(", spooled in {dir} (at most {limit})"));
             }
         }
-        say(format_args!(", {}", self.compression));
         line
     }
 
-    /// The limits, in a line for the log at level debug.
-    pub fn limits(&self) -> String {
+    /// How, and within which limits, in a line for the log at level debug.
+    pub fn details(&self) -> String {
         let concurrency = self
             .concurrency
             .map_or("auto".to_owned(), |n| n.to_string());
-        let linger = match (&self.spool, &self.destination) {
-            (Some(_), Destination::Firehose(firehose)) => {
-                format!("linger {} ms, ", firehose.linger.as_millis())
-            }
-            _ => String::new(),
+        let mut line = String::new();
+        let mut say = |words: fmt::Arguments<'_>| {
+            let _ = line.write_fmt(words);
         };
-        format!(
-            "{linger}flush_deadline {} s, exit_deadline {} s, memory_limit {}, concurrency {concurrency}, dead letters in {} \
+        match &self.destination {
+            Destination::Firehose(firehose) => {
+                let aggregation = match firehose.aggregation {
+                    Aggregation::On => "on",
+                    Aggregation::Off => "off",
+                    Aggregation::Auto => "auto",
+                };
+                say(format_args!("aggregation {aggregation}, "));
+                if self.spool.is_some() {
+                    let linger = firehose.linger.as_millis();
+                    say(format_args!("linger {linger} ms, "));
+                }
+            }
+            Destination::Blob { object, .. } => {
+                if self.spool.is_some() {
+                    let (bytes, age) = (size(object.bytes as u64), object.age.as_secs());
+                    say(format_args!("objects of {bytes} or {age} s, "));
+                }
+            }
+        }
+        say(format_args!(
+            "{}, flush_deadline {} s, exit_deadline {} s, memory_limit {}, concurrency {concurrency}, dead letters in {} \
              (at most {})",
+            self.compression,
             self.flush_deadline.as_secs(),
             self.exit_deadline.as_secs(),
             size(self.memory_limit as u64),
             self.dead_letter_dir.display(),
             size(self.dead_letter_limit),
-        )
+        ));
+        line
     }
 }
 

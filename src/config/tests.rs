@@ -691,52 +691,47 @@ fn figures_are_said_as_often_as_the_user_wants() {
 }
 
 #[test]
-fn the_line_at_the_start_says_where_how_and_within_which_limits() {
-    let said = read(&[
-        FIREHOSE,
-        ("region", "eu-west-1"),
-        ("endpoint", "https://vpce.internal"),
-        ("spool", "on"),
-    ])
-    .unwrap();
-    assert_eq!(
-        said.summary(),
-        format!(
-            "ferry {} to delivery stream app-logs, region eu-west-1 at https://vpce.internal, aggregation auto, \
-             spooled in /var/lib/ferry/firehose-app-logs (at most 1 GB), not compressed",
-            env!("CARGO_PKG_VERSION")
-        )
-    );
-    assert_eq!(
-        said.limits(),
-        "linger 1000 ms, flush_deadline 30 s, exit_deadline 10 s, memory_limit 64 MB, concurrency auto, dead letters in \
-         /var/lib/ferry/firehose-app-logs/dead-letters (at most 256 MB)"
-    );
-    for (keys, words) in [
-        (&[FILE][..], "to file:///logs, spooled in "),
+fn the_line_at_the_start_says_where_and_one_for_debug_says_how() {
+    let version = env!("CARGO_PKG_VERSION");
+    #[rustfmt::skip] // a table
+    let cases = [
         (
-            &[
-                ("url", "s3://bucket/a/b"),
-                ("region", "eu-west-1"),
-                ("spool", "off"),
-            ],
-            "to s3://bucket/a/b, region eu-west-1, direct, ",
+            &[FIREHOSE, ("region", "eu-west-1"), ("spool", "on")][..],
+            "delivery stream app-logs, region eu-west-1, spooled in /var/lib/ferry/firehose-app-logs (at most 1 GB)",
+            "aggregation auto, linger 1000 ms, not compressed, flush_deadline 30 s, exit_deadline 10 s, memory_limit 64 MB, \
+             concurrency auto, dead letters in /var/lib/ferry/firehose-app-logs/dead-letters (at most 256 MB)",
         ),
         (
-            &[
-                ("url", "az://logs"),
-                ("account_name", "acct"),
-                ("shared_key", "a2V5"),
-            ],
-            "to az://logs, account acct, auth_type key, spooled in ",
+            &[FIREHOSE, ("region", "eu-west-1"), ("endpoint", "https://vpce.internal")],
+            "delivery stream app-logs, region eu-west-1 at https://vpce.internal, direct",
+            "aggregation auto, not compressed, flush_deadline ",
+        ),
+        (
+            &[FILE],
+            "file:///logs, spooled in /var/lib/ferry/file-logs (at most 1 GB)",
+            "objects of 16 MB or 300 s, gzip level ",
+        ),
+        (
+            &[("url", "s3://bucket/a/b"), ("region", "eu-west-1"), ("spool", "off")],
+            "s3://bucket/a/b, region eu-west-1, direct",
+            "gzip level ",
+        ),
+        (
+            &[("url", "az://logs"), ("account_name", "acct"), ("shared_key", "a2V5")],
+            "az://logs, account acct, auth_type key, spooled in /var/lib/ferry/az-logs (at most 1 GB)",
+            "objects of ",
         ),
         (
             &[("url", "gs://bucket"), ("endpoint", "http://127.0.0.1:1")],
-            "to gs://bucket at http://127.0.0.1:1, spooled in ",
+            "gs://bucket at http://127.0.0.1:1, spooled in /var/lib/ferry/gs-bucket (at most 1 GB)",
+            "objects of ",
         ),
-    ] {
-        let said = read(keys).unwrap().summary();
-        assert!(said.contains(words), "{words} in {said}");
+    ];
+    for (keys, summary, details) in cases {
+        let said = read(keys).unwrap();
+        assert_eq!(said.summary(), format!("ferry {version} to {summary}"));
+        assert!(said.summary().len() <= 120, "{}", said.summary());
+        assert!(said.details().starts_with(details), "{}", said.details());
     }
 }
 
@@ -773,7 +768,8 @@ fn secrets_are_in_no_message_and_no_debug_output() {
     }
     let config = read(&keys[..3]).unwrap();
     assert!(!format!("{config:?}").contains("TOPSECRET"));
-    assert!(!config.summary().contains("TOPSECRET"));
+    let said = [config.summary(), config.details()];
+    assert!(!said.concat().contains("TOPSECRET"));
 }
 
 /// How an Azure output with these keys proves who it is, and what else they say of it.

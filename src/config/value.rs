@@ -4,8 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 
 /// A value that must not reach a log: `Debug` and `Display` show that it is there, not what it is.
 #[derive(Clone, PartialEq, Eq)]
@@ -129,20 +130,35 @@ pub(super) fn at(endpoint: &Option<String>) -> String {
     }
 }
 
-/// Checks PEM certificates of a private CA, and says what is wrong with them. The AWS client panics on
-/// what does not pass.
-pub fn check_ca(pem: &[u8]) -> Result<(), String> {
-    let mut roots = rustls::RootCertStore::empty();
+/// What is wrong with the certificates of a private CA; it goes on from the name of what they are in.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// They cannot be read.
+    #[error("is not PEM: {0:?}")]
+    Pem(#[from] pem::Error),
+    /// One of them is of no use.
+    #[error("holds a certificate that cannot be used: {0}")]
+    Certificate(#[from] rustls::Error),
+    /// There are none.
+    #[error("holds no certificate: give PEM, -----BEGIN CERTIFICATE-----")]
+    None,
+}
+
+/// Checks PEM certificates of a private CA.
+pub fn check_ca(pem: &[u8]) -> Result<(), CaError> {
+    trust_ca(pem, &mut RootCertStore::empty())
+}
+
+/// Adds PEM certificates of a private CA to `roots`.
+pub(crate) fn trust_ca(pem: &[u8], roots: &mut RootCertStore) -> Result<(), CaError> {
+    let before = roots.len();
     for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|error| format!("is not PEM: {error:?}"))?;
-        roots
-            .add(certificate)
-            .map_err(|error| format!("holds a certificate that cannot be used: {error}"))?;
+        roots.add(certificate?)?;
     }
-    if roots.is_empty() {
-        return Err("holds no certificate: give PEM, -----BEGIN CERTIFICATE-----".into());
+    match roots.len() > before {
+        true => Ok(()),
+        false => Err(CaError::None),
     }
-    Ok(())
 }
 
 /// `4M`, `500K`, `1GB`, `1.5M` or plain bytes, as the host reads them: K is 1,000.

@@ -13,7 +13,7 @@ use crate::codec::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
 use crate::config::stream_name;
 use crate::log::Level;
-use crate::metrics::{Reason, Record, Stage};
+use crate::metrics::{Record, Stage};
 use crate::sink::Shape;
 
 /// Text that is compressed in one go, at least: more than a chunk of the host's holds.
@@ -142,7 +142,8 @@ impl Cutter {
                     guard: tracker.guard(&events, run),
                 });
             } else if run.len() == 1 {
-                let letter = too_large(tracker.tag(), text, body.len(), limits.record_bytes);
+                let detail = beyond(limits.record_bytes, body.len());
+                let letter = Letter::too_large(tracker.tag(), text, detail);
                 encoded.letter(events[run.start], letter);
             } else {
                 let middle = run.start + run.len() / 2;
@@ -196,15 +197,9 @@ fn count(lines: usize) -> u32 {
     u32::try_from(lines).unwrap_or(u32::MAX)
 }
 
-fn too_large(tag: &Arc<[u8]>, line: &[u8], bytes: usize, limit: usize) -> Letter {
-    Letter {
-        tag: Arc::clone(tag),
-        reason: Reason::TooLarge,
-        detail: format!("a record of {bytes} bytes; the destination takes at most {limit}"),
-        target: None,
-        request_id: None,
-        record: line.strip_suffix(b"\n").unwrap_or(line).to_vec().into(),
-    }
+/// What is wrong with a line of so many bytes.
+fn beyond(limit: usize, bytes: usize) -> String {
+    format!("a record of {bytes} bytes; the destination takes at most {limit}")
 }
 
 /// Where the text of some lines begins and ends.
@@ -231,7 +226,8 @@ fn drop_long_lines(part: &mut Part, tag: &Arc<[u8]>, limit: usize, encoded: &mut
     for (span, event) in spans.zip(&part.events) {
         let line = &part.text[span];
         if line.len() > limit {
-            encoded.letter(*event, too_large(tag, line, line.len(), limit));
+            let letter = Letter::too_large(tag, line, beyond(limit, line.len()));
+            encoded.letter(*event, letter);
         } else {
             kept.text.extend_from_slice(line);
             kept.ends.push(kept.text.len());

@@ -7,22 +7,24 @@
 //! The folder is bounded: what would take it beyond its limit is refused, and its sender holds it back.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use line::Line;
 use tokio::time::Instant;
 
 use crate::buffers::Payload;
-use crate::codec::json;
 use crate::codec::rejected::Letter;
-use crate::codec::time::{now, write_iso8601};
+use crate::codec::time::now;
 use crate::ids::Time;
 use crate::metrics::Reason;
 use crate::sink::Fault;
+
+pub mod line;
 
 /// The file in the dead-letter folder.
 pub const FILE: &str = "dead-letters.ndjson";
@@ -32,11 +34,6 @@ const COUNTED: &[u8] = b"dead-letters";
 const ATTEMPTS: usize = 2;
 /// Bytes that are written at once, about.
 const BLOCK_BYTES: usize = 256 * 1024;
-/// Bytes of a record that are encoded at once: whole groups of base64.
-const PORTION_BYTES: usize = 48 * 1024;
-/// Bytes of a tag that a letter has. A tag may be larger than all else in it, and stands in each of its chunk's
-/// letters.
-const LONGEST_TAG: usize = 1_024;
 
 /// A letter for what the destination refused, on its way to `target`.
 pub fn refused(tag: &Arc<[u8]>, target: &str, fault: &Fault, record: Payload) -> Letter {
@@ -113,7 +110,7 @@ pub enum Unkept {
 /// Why letters are not written now: others wait before them.
 pub fn wait(letters: &[Letter]) -> Unkept {
     Unkept::Behind {
-        more: lines(letters, |_| Ok(())).unwrap_or(0),
+        more: length(now(), letters).unwrap_or(0),
     }
 }
 
@@ -290,7 +287,7 @@ impl DeadLetters {
             return Ok(self.usage()?);
         }
         let now = now();
-        let all = written(now, letters, |_| Ok(()))?;
+        let all = length(now, letters)?;
         let mut slot = self.file.lock().expect("nothing panics with this lock");
         for _ in 0..ATTEMPTS {
             // A file is put back only where nothing failed: else what it holds is not known.
@@ -313,7 +310,7 @@ impl DeadLetters {
             if torn {
                 file.write_all(b"\n")?;
             }
-            written(now, letters, |block| file.write_all(block))?;
+            write(now, letters, &mut file)?;
             file.sync_data()?;
             // Whoever took the file away in between may have read it before these letters were in it,
             // and may delete it now. Then they are written again: twice is better than not at all.
@@ -378,119 +375,41 @@ fn torn(file: &File) -> io::Result<bool> {
     Ok(last != *b"\n")
 }
 
-/// Hands letters on as lines, as they are written now, block by block: together they may be many times what is in memory
-/// of them.
-pub fn lines(letters: &[Letter], write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
-    written(now(), letters, write)
+/// Writes letters as lines, as they are written now.
+pub fn lines(letters: &[Letter], out: &mut dyn io::Write) -> io::Result<()> {
+    write(now(), letters, out)
 }
 
-/// The same as they are written at some time. Gives how many bytes they are.
-fn written(
-    now: Time,
-    letters: &[Letter],
-    mut write: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<u64> {
-    let mut bytes = 0;
-    let mut block = Vec::new();
-    let mut write = |block: &mut Vec<u8>, least: usize| {
-        if block.len() < least {
-            return Ok(());
-        }
-        bytes += block.len() as u64;
-        let written = write(block);
-        block.clear();
-        written
-    };
+/// The same as they are written at some time, block by block: together they may be many times what is in memory of
+/// them.
+fn write(now: Time, letters: &[Letter], out: &mut dyn io::Write) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(BLOCK_BYTES, out);
     for letter in letters {
-        line(now, letter, &mut block, |block| write(block, BLOCK_BYTES))?;
+        serde_json::to_writer(&mut out, &Line::of(letter, now))?;
+        out.write_all(b"\n")?;
     }
-    write(&mut block, 0)?;
-    Ok(bytes)
+    out.flush()
 }
 
-fn line(
-    now: Time,
-    letter: &Letter,
-    out: &mut Vec<u8>,
-    mut grown: impl FnMut(&mut Vec<u8>) -> io::Result<()>,
-) -> io::Result<()> {
-    let name = |name: &str, out: &mut Vec<u8>| {
-        out.extend_from_slice(if name == "time" { b"{" } else { b"," });
-        json::string(name.as_bytes(), out);
-        out.push(b':');
-    };
-    let field = |key: &str, value: &[u8], out: &mut Vec<u8>| {
-        name(key, out);
-        json::string(value, out);
-    };
-    let mut time = Vec::new();
-    write_iso8601(now, &mut time);
-    field("time", &time, out);
-    let tag = &letter.tag;
-    if tag.len() > LONGEST_TAG {
-        let begin = String::from_utf8_lossy(&tag[..LONGEST_TAG]);
-        let cut = format!("{begin}… ({} bytes)", tag.len());
-        field("tag", cut.as_bytes(), out);
-    } else {
-        field("tag", tag, out);
-    }
-    field("reason", letter.reason.as_str().as_bytes(), out);
-    field("error", letter.detail.as_bytes(), out);
-    if let Some(id) = &letter.request_id {
-        field("request_id", id.as_bytes(), out);
-    }
-    if let Some(target) = &letter.target {
-        field("target", target.as_bytes(), out);
-    }
-    let parts = letter.record.parts();
-    if parts.iter().all(|part| std::str::from_utf8(part).is_ok()) {
-        name("record", out);
-        out.push(b'"');
-        for part in parts {
-            let mut rest = std::str::from_utf8(part).unwrap_or_default();
-            while !rest.is_empty() {
-                let (portion, behind) = rest.split_at(rest.floor_char_boundary(PORTION_BYTES));
-                text(portion, out);
-                grown(out)?;
-                rest = behind;
-            }
-        }
-    } else {
-        name("record_base64", out);
-        out.push(b'"');
-        // What is left of a part is less than a group, and goes with the next one.
-        let mut left: Vec<u8> = Vec::new();
-        for part in parts {
-            let (mut rest, last) = (&part[..], left.len());
-            if last > 0 {
-                let more = rest.len().min(3 - last);
-                left.extend_from_slice(&rest[..more]);
-                rest = &rest[more..];
-                if left.len() < 3 {
-                    continue;
-                }
-                json::base64(&left, out);
-                left.clear();
-            }
-            let whole = rest.len() / 3 * 3;
-            for portion in rest[..whole].chunks(PORTION_BYTES) {
-                json::base64(portion, out);
-                grown(out)?;
-            }
-            left.extend_from_slice(&rest[whole..]);
-        }
-        json::base64(&left, out);
-    }
-    out.extend_from_slice(b"\"}\n");
-    grown(out)
+/// How many bytes that would be.
+fn length(now: Time, letters: &[Letter]) -> io::Result<u64> {
+    let mut count = Count(0);
+    write(now, letters, &mut count)?;
+    Ok(count.0)
 }
 
-/// Appends what stands between a JSON string's quotes.
-fn text(value: &str, out: &mut Vec<u8>) {
-    let quote = out.len();
-    json::string(value.as_bytes(), out);
-    out.remove(quote);
-    out.pop();
+/// Counts what is written.
+struct Count(u64);
+
+impl io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -499,6 +418,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
     use std::sync::atomic::AtomicBool;
+
+    use bytes::Bytes;
+    use line::PORTION_BYTES;
+    use proptest::prelude::*;
 
     const NO_LIMIT: u64 = u64::MAX;
     /// Set for a process of this test that may only write small files: the folder to write to.
@@ -532,7 +455,7 @@ mod tests {
 
     /// The bytes a letter takes in the file.
     fn size(record: &[u8]) -> u64 {
-        written(now(), &[letter(record)], |_| Ok(())).unwrap()
+        length(now(), &[letter(record)]).unwrap()
     }
 
     #[track_caller]
@@ -884,5 +807,123 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), b"").unwrap();
         assert!(DeadLetters::open(&dir.path().join("file/inside"), NO_LIMIT).is_err());
+    }
+
+    /// As a letter says it: 2025-11-21T13:00:00.250Z.
+    const AT: Time = Time {
+        seconds: 1_763_730_000,
+        nanos: 250_999_999,
+    };
+
+    #[test]
+    fn a_letter_stands_in_its_file_as_it_always_did() {
+        let whole = Letter {
+            tag: b"app.\xff\"\\\n\x1b\x7f\x00"[..].into(),
+            reason: Reason::Refused,
+            detail: "InvalidArgument: \t회 \u{2028}".into(),
+            request_id: Some("r-1".into()),
+            target: Some("orders".into()),
+            record: b"{\"a\":\"\\n\"}\n{\"b\":\"\x0c\x08/\"}"[..].into(),
+        };
+        let mut in_parts = Payload::default();
+        for part in [&b"\xff\xfe"[..], b"\x00", b"PA", b"R1"] {
+            in_parts.push(part.into());
+        }
+        let binary = Letter {
+            reason: Reason::Malformed,
+            request_id: None,
+            target: None,
+            record: in_parts,
+            ..whole.clone()
+        };
+        let of_long_tag = Letter {
+            tag: [b"a", "é".repeat(600).as_bytes()].concat().into(),
+            detail: String::new(),
+            record: Payload::default(),
+            ..binary.clone()
+        };
+        let mut found = Vec::new();
+        write(AT, &[whole, binary, of_long_tag], &mut found).unwrap();
+        let head = concat!(
+            r#"{"time":"2025-11-21T13:00:00.250Z","#,
+            "\"tag\":\"app.\u{fffd}\\\"\\\\\\n\\u001b\u{7f}\\u0000\","
+        );
+        let error = "\"error\":\"InvalidArgument: \\t회 \u{2028}\",";
+        let long_tag = format!("a{}\u{fffd}… (1201 bytes)", "é".repeat(511));
+        let expected = [
+            head,
+            r#""reason":"refused","#,
+            error,
+            r#""request_id":"r-1","target":"orders","#,
+            r#""record":"{\"a\":\"\\n\"}\n{\"b\":\"\f\b/\"}"}"#,
+            "\n",
+            head,
+            r#""reason":"malformed","#,
+            error,
+            r#""record_base64":"//4AUEFSMQ=="}"#,
+            "\n",
+            r#"{"time":"2025-11-21T13:00:00.250Z","tag":""#,
+            &long_tag,
+            r#"","reason":"malformed","error":"","record":""}"#,
+            "\n",
+        ];
+        assert_eq!(String::from_utf8(found).unwrap(), expected.concat());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_is_what_was_written(
+            tag in proptest::collection::vec(any::<u8>(), 0..40),
+            detail in any::<String>(),
+            request_id in any::<Option<String>>(),
+            target in any::<Option<String>>(),
+            text in proptest::collection::vec(any::<String>(), 0..4),
+            bytes in proptest::option::of(proptest::collection::vec(any::<u8>(), 1..40)),
+        ) {
+            let mut record = Payload::default();
+            record.extend(text.into_iter().map(Bytes::from));
+            record.extend(bytes.map(Bytes::from));
+            let letter = Letter {
+                tag: tag.into(),
+                reason: Reason::TooDeep,
+                detail,
+                request_id,
+                target,
+                record,
+            };
+            let mut line = Vec::new();
+            write(AT, std::slice::from_ref(&letter), &mut line).unwrap();
+            prop_assert_eq!(line.pop(), Some(b'\n'));
+            prop_assert!(!line.contains(&b'\n'));
+            let read: Line<'_> = serde_json::from_slice(&line).unwrap();
+            prop_assert_eq!(&read.time, "2025-11-21T13:00:00.250Z");
+            prop_assert_eq!(&read.tag, &String::from_utf8_lossy(&letter.tag));
+            prop_assert_eq!(&read.reason, "too_deep");
+            prop_assert_eq!(&read.error, &letter.detail);
+            prop_assert_eq!(read.request_id.as_deref(), letter.request_id.as_deref());
+            prop_assert_eq!(read.target.as_deref(), letter.target.as_deref());
+            prop_assert_eq!(read.bytes().unwrap(), letter.record.to_bytes());
+        }
+    }
+
+    #[test]
+    fn a_large_letter_is_written_block_by_block() {
+        /// The most bytes that came at once.
+        struct Most(usize);
+        impl io::Write for Most {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 = self.0.max(bytes.len());
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for byte in [b'\xff', b'\x01'] {
+            let mut most = Most(0);
+            write(AT, &[letter(&vec![byte; 4 * BLOCK_BYTES])], &mut most).unwrap();
+            assert!(most.0 <= BLOCK_BYTES, "{byte}: {} bytes at once", most.0);
+        }
     }
 }

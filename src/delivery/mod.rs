@@ -185,9 +185,14 @@ impl Pipeline {
         report::figures(self)
     }
 
-    /// What was done so far, in a line.
+    /// What was done so far and what stays, in a line that fits a screen.
     pub fn summary(&self) -> String {
         report::summary(self)
+    }
+
+    /// What else was done so far, in a line.
+    pub fn details(&self) -> String {
+        report::details(self)
     }
 
     /// Looks into the dead-letter folder, from which a person may have taken something.

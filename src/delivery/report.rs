@@ -1,13 +1,16 @@
-//! What is told of a pipeline: its figures, and what was done in a line.
+//! What is told of a pipeline: its figures, and what was done in two lines.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::Pipeline;
 use super::context::Context;
 use crate::codec::time::now;
 use crate::ids::Time;
+use crate::log::size;
 use crate::metrics::{Figure, Record, Sealed};
+use crate::spool::Usage;
 
 /// The figures as they stand now. Asks no disk and waits for nobody.
 pub(super) fn figures(pipeline: &Pipeline) -> Vec<Figure> {
@@ -55,8 +58,55 @@ pub(super) fn figures(pipeline: &Pipeline) -> Vec<Figure> {
     metrics.read()
 }
 
-/// What was done so far, in a line.
+/// What was done so far and what stays, in a line that fits a screen.
 pub(super) fn summary(pipeline: &Pipeline) -> String {
+    let Context {
+        config, metrics, ..
+    } = &*pipeline.context;
+    let dir = config.spool.as_ref().map(|spool| &*spool.dir);
+    let spool = pipeline.spool().map(|spool| {
+        let dir = dir.unwrap_or(Path::new("the spool"));
+        (spool.usage(), dir)
+    });
+    let records = |result| metrics.records.get(result);
+    in_short(
+        records(Record::Delivered),
+        records(Record::DeadLetter),
+        spool,
+    )
+}
+
+/// That line, of so many records that were delivered and so many that became dead letters.
+fn in_short(delivered: u64, letters: u64, spool: Option<(Usage, &Path)>) -> String {
+    let mut line = format!("{delivered} records delivered");
+    if letters > 0 {
+        let _ = write!(line, ", {letters} became dead letters");
+    }
+    let Some((usage, dir)) = spool else {
+        return line;
+    };
+    if usage.unfinished == 0 {
+        line.push_str("; no chunk stays in the spool");
+        return line;
+    }
+    let (chunks, bytes) = (usage.unfinished, size(usage.log_bytes()));
+    let _ = write!(
+        line,
+        "; {chunks} chunks stay in {} ({bytes})",
+        dir.display()
+    );
+    if usage.missing > 0 {
+        let _ = write!(
+            line,
+            ": put back the missing files of {} before the next start",
+            usage.missing
+        );
+    }
+    line
+}
+
+/// What else was done so far, in a line.
+pub(super) fn details(pipeline: &Pipeline) -> String {
     let Context {
         nature, metrics, ..
     } = &*pipeline.context;
@@ -66,11 +116,9 @@ pub(super) fn summary(pipeline: &Pipeline) -> String {
         Some(_) => "are there once",
     };
     let mut line = format!(
-        "{} records were delivered in {} requests, {} are dead letters; {} were sent again after a lost \
-         answer and {twice}; {} came again with their chunk and were not sent twice",
-        records(Record::Delivered),
+        "{} requests; {} records were sent again after a lost answer and {twice}; {} came again with their chunk and \
+         were not sent twice",
         metrics.requests.sum(),
-        records(Record::DeadLetter),
         records(Record::Ambiguous),
         records(Record::Suppressed),
     );
@@ -78,31 +126,22 @@ pub(super) fn summary(pipeline: &Pipeline) -> String {
         let usage = spool.usage();
         let _ = write!(
             line,
-            "; {} chunks stay in the spool ({} bytes), {} came again after a restart and were not taken twice",
-            usage.unfinished,
-            usage.bytes,
+            "; {} chunks came again after a restart and were not taken twice",
             metrics.replayed_chunks.get(),
         );
         if metrics.corrupt_chunks.get() > 0 {
             let _ = write!(
                 line,
-                ", {} were damaged or ended the process, and are not delivered: the bytes of {} of them lie in its \
-                 quarantine",
+                "; {} chunks were damaged or ended the process, and are not delivered: the bytes of {} of them lie in \
+                 the spool's quarantine",
                 metrics.corrupt_chunks.get(),
                 metrics.quarantined_chunks.get(),
-            );
-        }
-        if usage.missing > 0 {
-            let _ = write!(
-                line,
-                "; {} of the chunks that stay are in files that are missing: put them back before the next start",
-                usage.missing
             );
         }
         if usage.absent > 0 {
             let _ = write!(
                 line,
-                "; {} more are in files that were not there at the start: put them back before the next one",
+                "; {} chunks are in files that were not there at the start: put them back before the next one",
                 usage.absent
             );
         }
@@ -129,4 +168,46 @@ fn since(then: Time, now: Time) -> f64 {
     let seconds = now.seconds.saturating_sub(then.seconds) as f64;
     let nanos = f64::from(now.nanos) - f64::from(then.nanos);
     (seconds + nanos / 1e9).max(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_at_the_end_says_what_stays_and_where_and_fits_a_screen() {
+        let usage = |unfinished, missing| Usage {
+            bytes: 1_240_000_000,
+            quarantined: 10_000_000,
+            limit: 5_000_000_000,
+            unfinished,
+            missing,
+            absent: 0,
+            oldest: None,
+        };
+        let dir = Path::new("/var/lib/ferry/firehose-app-logs");
+        #[rustfmt::skip] // a table
+        let cases = [
+            (0, None, "60000 records delivered"),
+            (3, None, "60000 records delivered, 3 became dead letters"),
+            (0, Some(usage(0, 0)), "60000 records delivered; no chunk stays in the spool"),
+            (
+                3,
+                Some(usage(1_200, 0)),
+                "60000 records delivered, 3 became dead letters; 1200 chunks stay in /var/lib/ferry/firehose-app-logs (1.23 GB)",
+            ),
+            (
+                0,
+                Some(usage(12, 5)),
+                "60000 records delivered; 12 chunks stay in /var/lib/ferry/firehose-app-logs (1.23 GB): put back the \
+                 missing files of 5 before the next start",
+            ),
+        ];
+        for (letters, usage, expected) in cases {
+            let missing = usage.is_some_and(|usage| usage.missing > 0);
+            let line = in_short(60_000, letters, usage.map(|usage| (usage, dir)));
+            assert_eq!(line, expected);
+            assert!(line.len() <= 120 || missing, "{line}");
+        }
+    }
 }

@@ -1804,7 +1804,12 @@ fn letters_of(
             None => {
                 let mut start = 0;
                 for end in part.ends {
-                    letters.push(Letter::too_large(tag, &part.text[start..end]));
+                    let line = &part.text[start..end];
+                    let detail = format!(
+                        "a record of {} bytes, which the destination does not take",
+                        line.len()
+                    );
+                    letters.push(Letter::too_large(tag, line, detail));
                     start = end;
                 }
             }
@@ -1828,7 +1833,7 @@ fn quarantine(
             let events = Events::Runs(bad.events.clone());
             for step in encoding.steps(tag, data, |event| is_in(&events, event)) {
                 let (letters, _) = letters_of(step, tag, bad.refusal.as_deref());
-                dead_letter::lines(&letters, |block| out.write_all(block))?;
+                dead_letter::lines(&letters, out)?;
             }
         }
         Ok(())

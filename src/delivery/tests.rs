@@ -137,7 +137,8 @@ const ONE_LINE: Shape = Shape {
     compression: false,
 };
 
-const OBJECT: Shape = Shape {
+/// One object a call, however large.
+pub(super) const OBJECT: Shape = Shape {
     limits: Limits {
         record_bytes: usize::MAX,
         record_lines: u32::MAX,
@@ -294,11 +295,11 @@ async fn a_lost_answer_is_counted_because_its_records_go_twice() {
     );
     assert_eq!(bench.flush(&["a", "b"]).await, Verdict::Ok);
     assert_eq!(bench.sink.calls().len(), 2);
-    let summary = bench.pipeline.summary();
+    assert_eq!(bench.pipeline.summary(), "2 records delivered");
+    let details = bench.pipeline.details();
     assert!(
-        summary.contains("2 records were delivered")
-            && summary.contains("2 were sent again after a lost answer"),
-        "{summary}"
+        details.contains("2 requests; 2 records were sent again after a lost answer"),
+        "{details}"
     );
 }
 
@@ -721,7 +722,7 @@ async fn a_panic_in_a_sink_answers_retry_and_the_next_chunk_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lane_that_panicked_is_begun_anew() {
+async fn a_sender_that_panicked_is_begun_anew() {
     let bench = Bench::new(ONE_LINE, &[], vec![]);
     bench.sink.panic_when_asked.store(2, Ordering::Relaxed);
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
@@ -793,10 +794,10 @@ async fn what_was_on_its_way_when_the_deadline_passed_is_not_sent_twice() {
     go.notify_one();
     assert_eq!(again.await.unwrap(), Verdict::Ok);
     assert_eq!(bench.sink.calls(), [lines(&["a", "b"])]);
-    let summary = bench.pipeline.summary();
+    let details = bench.pipeline.details();
     assert!(
-        summary.contains("2 came again with their chunk and were not sent twice"),
-        "{summary}"
+        details.contains("2 came again with their chunk and were not sent twice"),
+        "{details}"
     );
 }
 

@@ -374,7 +374,7 @@ pub struct Metrics {
     /// Seconds until the credentials expire, where they do.
     pub credentials: Gauge,
 
-    // What only a person who reads the last line of a run wants to know.
+    // What only a person who reads the last lines of a run, at level debug, wants to know.
     /// Chunks that a killed host handed over again, and that were in the spool already.
     pub replayed_chunks: Counter,
     /// Chunks that were damaged in the spool, or are set aside since the process ended at them.
@@ -608,7 +608,7 @@ impl Metrics {
     }
 }
 
-/// A breaker's part in [`Metrics::open_circuits`]: it ends with its lane, however that ends.
+/// A breaker's part in [`Metrics::open_circuits`]: it ends with its sender, however that ends.
 #[derive(Debug)]
 pub struct Circuit {
     metrics: Arc<Metrics>,
@@ -865,7 +865,7 @@ mod tests {
     }
 
     #[test]
-    fn the_circuit_is_open_while_one_lane_finds_it_so() {
+    fn the_circuit_is_open_while_one_sender_finds_it_so() {
         let metrics = Arc::new(Metrics::default());
         let open = || {
             let page = text("f", &metrics.read());
@@ -879,6 +879,6 @@ mod tests {
         one.set(false);
         assert!(open());
         drop(other);
-        assert!(!open(), "a lane that ended says nothing any more");
+        assert!(!open(), "a sender that ended says nothing any more");
     }
 }

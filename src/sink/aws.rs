@@ -27,7 +27,7 @@ use futures::future::{BoxFuture, FutureExt as _, Shared};
 #[cfg(feature = "s3")]
 use object_store::{CredentialProvider, aws::AwsCredential};
 
-use crate::config::{self, Problem, keys};
+use crate::config::{self, CaError, Problem, keys};
 use crate::log::causes;
 use crate::sink::http::{self, AtMost, Proxies};
 use crate::sink::tls;
@@ -57,14 +57,33 @@ pub struct Loaded {
     pub region: String,
 }
 
+/// Why there is nothing to call a service with.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The private CA cannot be trusted.
+    #[error("tls_ca_file {0}")]
+    Ca(#[from] CaError),
+    /// Nothing names the region.
+    #[error("no region found: set region, AWS_REGION, or one in the profile")]
+    NoRegion,
+}
+
+impl From<LoadError> for Problem {
+    fn from(error: LoadError) -> Problem {
+        match error {
+            LoadError::Ca(error) => Problem::new(keys::TLS_CA_FILE.name, error.to_string()),
+            LoadError::NoRegion => Problem::new(keys::REGION.name, error.to_string()),
+        }
+    }
+}
+
 /// Finds region and credentials: what is configured, then the usual chain (environment, profile with
 /// SSO and `credential_process`, web identity, ECS, EC2), then the role to assume. Only the region may
 /// ask the network, where nothing names it; credentials are first fetched when they are used. Fails
 /// without a region or with a CA that [`config::check_ca`] refuses.
-pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, Problem> {
+pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, LoadError> {
     let http = SdkHttp {
-        tls: tls::client_config(ca_pem)
-            .map_err(|error| Problem::new(keys::TLS_CA_FILE.name, error))?,
+        tls: tls::client_config(ca_pem)?,
         clients: Mutex::default(),
     };
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -82,10 +101,7 @@ pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, Pr
     }
     let sdk = loader.load().await;
     let region = sdk.region().map(ToString::to_string);
-    let region = region.ok_or_else(|| {
-        let message = "no region found: set region, AWS_REGION, or one in the profile";
-        Problem::new(keys::REGION.name, message)
-    })?;
+    let region = region.ok_or(LoadError::NoRegion)?;
 
     let chain = sdk
         .credentials_provider()
@@ -489,7 +505,8 @@ mod tests {
             "-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----\n",
         ] {
             let problem = load(&aws(None, None), Some(pem.as_bytes())).await;
-            let problem = problem.expect_err("a bad certificate");
+            let error = problem.expect_err("a bad certificate");
+            let problem = Problem::from(error);
             assert_eq!(problem.key, "tls_ca_file", "{problem}");
             assert!(!problem.message.contains("region"), "{problem}");
         }
@@ -596,17 +613,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_region_the_remedy_is_named() {
+    async fn without_a_region_or_with_a_broken_ca_the_key_is_named() {
         if with_environment(
-            "sink::aws::tests::without_a_region_the_remedy_is_named",
+            "sink::aws::tests::without_a_region_or_with_a_broken_ca_the_key_is_named",
             &[],
         ) {
-            let problem = load(&config::Aws::default(), None).await.unwrap_err();
+            let error = load(&config::Aws::default(), None).await.unwrap_err();
+            let problem = Problem::from(error);
             assert_eq!(problem.key, "region");
             assert!(
                 problem.message.contains("set region, AWS_REGION"),
                 "{problem}"
             );
+            let error = load(&config::Aws::default(), Some(b"")).await.unwrap_err();
+            let problem = Problem::from(error);
+            assert_eq!(problem.key, "tls_ca_file");
+            assert!(problem.message.contains("no certificate"), "{problem}");
         }
     }
 

@@ -18,7 +18,7 @@
 //! 24  number     of the frame, 64 bits
 //! 32  arrival    seconds since 1970, signed, 64 bits (Begin: the number of the segment before, 0: none or not said)
 //! 40  spool      the spool's own random number, 64 bits
-//! 48  id         16 bytes: settle::chunk_id(tag, data)
+//! 48  id         16 bytes: ids::chunk_id(tag, data)
 //! 64  tag, data, zeros up to the next multiple of 8
 //! ```
 //!
@@ -266,7 +266,7 @@ pub struct Options {
 /// A chunk to be kept.
 #[derive(Clone, Debug)]
 pub struct Chunk<'a> {
-    /// `settle::chunk_id(tag, data)`. With another id the chunk would be found corrupt when it is read.
+    /// `ids::chunk_id(tag, data)`. With another id the chunk would be found corrupt when it is read.
     pub id: ChunkId,
     /// Its tag.
     pub tag: &'a [u8],

@@ -395,7 +395,8 @@ pub(super) fn wire(
     proxies: Proxies,
     connect_timeout: Duration,
 ) -> Result<HttpClient, Problem> {
-    let tls = tls::client_config(ca_pem).map_err(|e| Problem::new(keys::TLS_CA_FILE.name, e))?;
+    let tls = tls::client_config(ca_pem)
+        .map_err(|error| Problem::new(keys::TLS_CA_FILE.name, error.to_string()))?;
     let client = http::Client::new(&tls, proxies, connect_timeout);
     Ok(HttpClient::new(Wire(client)))
 }

@@ -123,7 +123,8 @@ impl BlobSink {
     pub fn new(config: &config::Blob, warn: Warn) -> Result<BlobSink, Problem> {
         let ca_pem = config.ca_pem.as_deref();
         if let Some(pem) = ca_pem {
-            config::check_ca(pem).map_err(|e| Problem::new(config::keys::TLS_CA_FILE.name, e))?;
+            config::check_ca(pem)
+                .map_err(|e| Problem::new(config::keys::TLS_CA_FILE.name, e.to_string()))?;
         }
         let store = match &config.store {
             config::Store::File(root) => Some(file(root)?),
@@ -510,7 +511,8 @@ fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
 async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Store, Failure> {
     let failure = |words: String| Failure::new(Fate::Retry, Class::Configuration, "aws", words);
     let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
-    let loaded = aws::load(aws, ca_pem).await.map_err(problem)?;
+    let loaded = aws::load(aws, ca_pem).await;
+    let loaded = loaded.map_err(|error| failure(error.to_string()))?;
     let endpoint = s3_endpoint(aws, &loaded);
 
     let region = loaded.region;

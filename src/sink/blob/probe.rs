@@ -51,10 +51,10 @@ impl BlobSink {
             },
             config::Store::S3 { bucket, aws } => {
                 let loaded = aws::load(aws, self.config.ca_pem.as_deref()).await;
-                let loaded = loaded.map_err(|problem| Fault {
+                let loaded = loaded.map_err(|error| Fault {
                     class: crate::sink::Class::Configuration,
                     code: "aws".to_owned(),
-                    message: problem.to_string(),
+                    message: error.to_string(),
                     request_id: None,
                 })?;
                 let region = &loaded.region;

@@ -3,7 +3,7 @@
 //! The SDK signs and sends; its own retries are off. The [`body`] is written here, since it is what most of a
 //! request costs: straight from the lines to the text that is sent, and hashed by `ring`, which is up to
 //! twice as fast as the SDK's own SHA-256 where the machine has no instructions for it. Whether and when
-//! something goes again is decided where its settlement is known, in the pipeline.
+//! something goes again is decided where its settlement is known, in delivery.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;

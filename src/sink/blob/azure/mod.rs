@@ -24,7 +24,10 @@ use super::answer::{Failure, Same, listening_to, wire};
 use super::codes::Vendor;
 use super::{CONNECT_TIMEOUT, Warn, endpoint_url, no_retries};
 use crate::config::keys;
-use crate::config::{self, AzureAuth, ConnectionSecret, ConnectionString, Problem, SecretSource};
+use crate::config::{
+    self, AzureAuth, ConnectionSecret, ConnectionString, ConnectionStringError, Problem,
+    SecretSource,
+};
 use crate::sink::Class;
 use crate::sink::http::Proxies;
 
@@ -197,7 +200,43 @@ fn service_url(azure: &config::Azure, account: &str) -> Result<Url, Problem> {
     Ok(url)
 }
 
-type Parse<T> = Box<dyn Fn(&str) -> Result<T, String> + Send + Sync>;
+type Parse<T> = Box<dyn Fn(&str) -> Result<T, SecretError> + Send + Sync>;
+
+/// What is wrong with a secret; it goes on from the name of what that is in, and does not show it.
+#[derive(Debug, thiserror::Error)]
+enum SecretError {
+    #[error("is empty")]
+    Empty,
+    #[error("is not a storage account's key: give it in base64, as the portal shows it")]
+    Key,
+    #[error("is not a shared access signature: give it as it was issued, 'sv=...&sig=...'")]
+    Sas,
+    #[error(transparent)]
+    ConnectionString(#[from] ConnectionStringError),
+    /// Of a connection string that is sound, its key or signature.
+    #[error("holds {0} that {1}")]
+    Part(&'static str, #[source] Box<SecretError>),
+    /// A connection string is another one's successor, and for another place.
+    #[error("names another account or endpoint than at the start: restart to use it")]
+    Elsewhere,
+}
+
+/// Why a secret cannot be had from a file.
+#[derive(Debug, thiserror::Error)]
+enum SecretFileError {
+    #[error("'{}' cannot be read: {error}", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        error: std::io::Error,
+    },
+    #[error("the content of '{}' {error}", path.display())]
+    Content {
+        path: PathBuf,
+        #[source]
+        error: SecretError,
+    },
+}
 
 fn credentials(
     azure: &config::Azure,
@@ -228,48 +267,39 @@ fn credentials(
         }
         SecretSource::File(path) => {
             let file = SecretFile::open(path.clone(), parse, Arc::clone(warn));
-            let file = Arc::new(file.map_err(|e| Problem::new(key, e))?);
+            let file = Arc::new(file.map_err(|e| Problem::new(key, e.to_string()))?);
             Ok((Arc::clone(&file) as _, Source::File(file)))
         }
     }
 }
 
 /// The secret in a connection string for `azure`, which was configured with that string or an older one.
-fn connection_string(text: &str, azure: &config::Azure) -> Result<AzureCredential, String> {
+fn connection_string(text: &str, azure: &config::Azure) -> Result<AzureCredential, SecretError> {
     let now = ConnectionString::parse(text)?;
     let other_account = now.account.is_some_and(|account| account != azure.account);
     if other_account || now.endpoint != azure.endpoint {
-        return Err(
-            "names another account or endpoint than at the start: restart to use it".into(),
-        );
+        return Err(SecretError::Elsewhere);
     }
-    match now.secret {
-        ConnectionSecret::Key(key) => {
-            shared_key(key.expose()).map_err(|e| format!("holds an AccountKey that {e}"))
-        }
-        ConnectionSecret::Sas(text) => {
-            sas(text.expose()).map_err(|e| format!("holds a SharedAccessSignature that {e}"))
-        }
-    }
+    let (name, credential) = match now.secret {
+        ConnectionSecret::Key(key) => ("an AccountKey", shared_key(key.expose())),
+        ConnectionSecret::Sas(text) => ("a SharedAccessSignature", sas(text.expose())),
+    };
+    credential.map_err(|error| SecretError::Part(name, Box::new(error)))
 }
 
-fn shared_key(text: &str) -> Result<AzureCredential, String> {
+fn shared_key(text: &str) -> Result<AzureCredential, SecretError> {
     match AzureAccessKey::try_new(text) {
         Ok(key) if !text.is_empty() => Ok(AzureCredential::AccessKey(key)),
-        _ => {
-            Err("is not a storage account's key: give it in base64, as the portal shows it".into())
-        }
+        _ => Err(SecretError::Key),
     }
 }
 
-fn sas(text: &str) -> Result<AzureCredential, String> {
+fn sas(text: &str) -> Result<AzureCredential, SecretError> {
     match split_sas(text) {
         Ok(pairs) if pairs.iter().any(|(name, _)| name == "sig") => {
             Ok(AzureCredential::SASToken(pairs))
         }
-        _ => Err(
-            "is not a shared access signature: give it as it was issued, 'sv=...&sig=...'".into(),
-        ),
+        _ => Err(SecretError::Sas),
     }
 }
 
@@ -304,7 +334,7 @@ fn stamp(file: &Metadata) -> Stamp {
 }
 
 impl<T> SecretFile<T> {
-    fn open(path: PathBuf, parse: Parse<T>, warn: Warn) -> Result<Self, String> {
+    fn open(path: PathBuf, parse: Parse<T>, warn: Warn) -> Result<Self, SecretFileError> {
         let (secret, stamp) = read(&path, &parse)?;
         let held = Mutex::new(Held {
             secret,
@@ -335,8 +365,8 @@ impl<T> SecretFile<T> {
                         trouble: None,
                     }
                 }
-                Err(trouble) => {
-                    let trouble = format!("the secret read earlier stays in use: {trouble}");
+                Err(error) => {
+                    let trouble = format!("the secret read earlier stays in use: {error}");
                     if held.trouble.as_ref() != Some(&trouble) {
                         (self.warn)(&trouble);
                         held.trouble = Some(trouble);
@@ -356,13 +386,20 @@ impl<T> SecretFile<T> {
     }
 }
 
-fn read<T>(path: &Path, parse: &Parse<T>) -> Result<(Arc<T>, Stamp), String> {
-    let name = path.display();
+fn read<T>(path: &Path, parse: &Parse<T>) -> Result<(Arc<T>, Stamp), SecretFileError> {
     // The stamp comes first: a write between the two is then seen next time.
     let stamped = std::fs::metadata(path).map(|file| stamp(&file));
     let text = stamped.and_then(|stamp| Ok((std::fs::read_to_string(path)?, stamp)));
-    let (text, stamp) = text.map_err(|e| format!("'{name}' cannot be read: {e}"))?;
-    let secret = parse(text.trim()).map_err(|e| format!("the content of '{name}' {e}"))?;
+    let path = || path.to_owned();
+    let (text, stamp) = text.map_err(|error| SecretFileError::Unreadable {
+        path: path(),
+        error,
+    })?;
+    let secret = parse(text.trim());
+    let secret = secret.map_err(|error| SecretFileError::Content {
+        path: path(),
+        error,
+    })?;
     Ok((Arc::new(secret), stamp))
 }
 

@@ -19,7 +19,7 @@ use super::super::answer::{Failure, Same, wire};
 use super::super::codes::Fate;
 use super::super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
 use super::super::{CONNECT_TIMEOUT, Warn, endpoint_url, is_here, no_retries};
-use super::SecretFile;
+use super::{SecretError, SecretFile, SecretFileError};
 use crate::config::keys;
 use crate::config::{self, AzureAuth, Problem, SecretSource};
 use crate::sink::Class;
@@ -179,12 +179,15 @@ impl Tokens {
                     SecretSource::Value(secret) => Secret::Fixed(secret.clone()),
                     SecretSource::File(path) => {
                         let parse = |text: &str| match text {
-                            "" => Err("is empty".to_owned()),
+                            "" => Err(SecretError::Empty),
                             text => Ok(config::Secret::new(text)),
                         };
                         let file =
                             SecretFile::open(path.clone(), Box::new(parse), Arc::clone(warn));
-                        Secret::File(file.map_err(|e| Problem::new(keys::CLIENT_SECRET.name, e))?)
+                        let problem = |e: SecretFileError| {
+                            Problem::new(keys::CLIENT_SECRET.name, e.to_string())
+                        };
+                        Secret::File(file.map_err(problem)?)
                     }
                 };
                 let whose = format!("the application {client_id} of the tenant {tenant_id}");
@@ -199,7 +202,7 @@ impl Tokens {
         let now = secret.current();
         let provider = provider(&builder, now.as_ref());
         let held = tokio::sync::Mutex::new(Held {
-            provider: provider.map_err(|e| Problem::new(keys::AUTH_TYPE.name, e))?,
+            provider: provider.map_err(|e| Problem::new(keys::AUTH_TYPE.name, e.to_string()))?,
             secret: now,
             token: None,
             failed: None,
@@ -380,12 +383,12 @@ fn unreadable(file: impl AsRef<std::path::Path>) -> Option<String> {
 fn provider(
     builder: &MicrosoftAzureBuilder,
     secret: Option<&config::Secret>,
-) -> Result<AzureCredentialProvider, String> {
+) -> object_store::Result<AzureCredentialProvider> {
     let mut builder = builder.clone();
     if let Some(secret) = secret {
         builder = builder.with_client_secret(secret.expose());
     }
-    let store = builder.build().map_err(|e| e.to_string())?;
+    let store = builder.build()?;
     Ok(Arc::clone(store.credentials()))
 }
 

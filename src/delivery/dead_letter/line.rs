@@ -1,0 +1,133 @@
+//! A letter as it stands in its file: a line of JSON, which the library writes and `ferry replay` reads.
+
+use std::borrow::Cow;
+use std::fmt::{self, Display, Formatter};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::codec::rejected::Letter;
+use crate::codec::time::iso8601;
+use crate::ids::Time;
+
+/// Bytes of a record that are encoded at once: whole groups of base64.
+pub(super) const PORTION_BYTES: usize = 48 * 1024;
+/// Bytes of a tag that a letter has. A tag may be larger than all else in it, and stands in each of its chunk's
+/// letters.
+const LONGEST_TAG: usize = 1_024;
+
+/// One letter. `R` is what its record is in: text where it was read, and [`Portions`] where it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line<'a, R = String> {
+    /// When it was written.
+    pub time: Cow<'a, str>,
+    /// The tag that its chunk came with.
+    pub tag: Cow<'a, str>,
+    /// Why, in a word.
+    pub reason: Cow<'a, str>,
+    /// What exactly was wrong.
+    #[serde(default)]
+    pub error: Cow<'a, str>,
+    /// The destination's request id, where it had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<Cow<'a, str>>,
+    /// The delivery stream or the object that it was on its way to, where that was known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Cow<'a, str>>,
+    /// What was to be sent, where it is text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<R>,
+    /// What was to be sent, where it is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_base64: Option<R>,
+}
+
+/// Why a letter has no record.
+#[derive(Debug, thiserror::Error)]
+pub enum NoRecord {
+    /// It has none, or two of them.
+    #[error("it must have either record or record_base64")]
+    NotOne,
+    /// What it has is no base64.
+    #[error("its record_base64 cannot be read: {0}")]
+    Base64(#[from] base64_simd::Error),
+}
+
+impl Line<'_> {
+    /// What was to be sent.
+    pub fn bytes(&self) -> Result<Vec<u8>, NoRecord> {
+        match (&self.record, &self.record_base64) {
+            (Some(text), None) => Ok(text.as_bytes().to_vec()),
+            (None, Some(text)) => Ok(base64_simd::STANDARD.decode_to_vec(text)?),
+            _ => Err(NoRecord::NotOne),
+        }
+    }
+}
+
+impl<'a> Line<'a, Portions<'a>> {
+    /// As it is written at some time.
+    pub(super) fn of(letter: &'a Letter, now: Time) -> Self {
+        let mut tag = String::from_utf8_lossy(&letter.tag);
+        if letter.tag.len() > LONGEST_TAG {
+            let begin = String::from_utf8_lossy(&letter.tag[..LONGEST_TAG]);
+            tag = format!("{begin}… ({} bytes)", letter.tag.len()).into();
+        }
+        let parts = letter.record.parts();
+        let text: Result<Vec<&str>, _> = parts.iter().map(|part| str::from_utf8(part)).collect();
+        let (record, record_base64) = match text {
+            Ok(text) => (Some(Portions::Text(text)), None),
+            Err(_) => (None, Some(Portions::Base64(parts))),
+        };
+        Line {
+            time: iso8601(now).to_string().into(),
+            tag,
+            reason: letter.reason.as_str().into(),
+            error: letter.detail.as_str().into(),
+            request_id: letter.request_id.as_deref().map(Cow::from),
+            target: letter.target.as_deref().map(Cow::from),
+            record,
+            record_base64,
+        }
+    }
+}
+
+/// A record that is written portion by portion: it may be large, and as JSON several times as large.
+pub(super) enum Portions<'a> {
+    /// As it is, in parts.
+    Text(Vec<&'a str>),
+    /// These bytes, in parts.
+    Base64(&'a [Bytes]),
+}
+
+impl Display for Portions<'_> {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let parts = match self {
+            Portions::Text(parts) => return parts.iter().try_for_each(|part| out.write_str(part)),
+            Portions::Base64(parts) => *parts,
+        };
+        let mut portion = Vec::new();
+        let mut encode = |portion: &mut Vec<u8>| {
+            let written = out.write_str(&base64_simd::STANDARD.encode_to_string(&*portion));
+            portion.clear();
+            written
+        };
+        for part in parts {
+            let mut rest = &part[..];
+            while !rest.is_empty() {
+                let (begin, behind) = rest.split_at(rest.len().min(PORTION_BYTES - portion.len()));
+                portion.extend_from_slice(begin);
+                if portion.len() == PORTION_BYTES {
+                    encode(&mut portion)?;
+                }
+                rest = behind;
+            }
+        }
+        encode(&mut portion)
+    }
+}
+
+impl Serialize for Portions<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
