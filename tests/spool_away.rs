@@ -60,7 +60,7 @@ fn whatever_is_taken_away_every_accepted_record_arrives_once() {
     let kept = more();
     assert_eq!(plugin.flush("app", &kept), Verdict::Retry);
     assert!(
-        plugin.log().contains("is not there any more"),
+        plugin.log().contains("no longer exists"),
         "{}",
         plugin.log()
     );
