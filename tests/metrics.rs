@@ -390,7 +390,7 @@ fn an_address_that_another_has_stops_the_start_and_is_named() {
         panic!("two outputs have one address");
     };
     assert!(
-        log.contains(&format!("metrics_listen: '{taken}' cannot be listened at"))
+        log.contains(&format!("metrics_listen: cannot listen on '{taken}'"))
             && log.contains("give each output an address of its own"),
         "{log}"
     );
