@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# "make demo": an application's log goes through fluent-bit.conf.example into objects on this machine,
-# and every line is accounted for. HOST and FLUENT_BIT choose the host; see "make help".
+# "make demo": delivers an application's log with fluent-bit.conf.example to local objects, and checks that
+# every line arrived once. HOST and FLUENT_BIT choose the host; see "make help".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,22 +23,22 @@ harness)
     ;;
 fluent-bit)
     fluent_bit=${FLUENT_BIT:-$(command -v fluent-bit || true)}
-    [ -n "$fluent_bit" ] || fail "there is no fluent-bit on the PATH; remedy: make demo HOST=fluent-bit FLUENT_BIT=/path/to/fluent-bit, or leave HOST out to run the bundled harness"
+    [ -n "$fluent_bit" ] || fail "fluent-bit is not on the PATH; remedy: make demo HOST=fluent-bit FLUENT_BIT=/path/to/fluent-bit, or omit HOST to run the bundled harness"
     [ -x "$fluent_bit" ] || fail "FLUENT_BIT is $fluent_bit, which cannot be executed; remedy: the full path of a fluent-bit executable"
     host=("$fluent_bit" -c "$demo/fluent-bit.conf")
     ;;
 *)
-    fail "HOST is $HOST; it may be harness or fluent-bit"
+    fail "HOST is $HOST; it must be harness or fluent-bit"
     ;;
 esac
 
-# The folder may not be there yet, and an object may be on its way in.
+# The folder may not exist yet, and an object may be incomplete.
 list() { { find "$objects" -type f -name '*.gz' 2>/dev/null || true; } | sort; }
 arrivals() { { list | xargs -r zcat 2>/dev/null || true; } | wc -l; }
 
 rm -rf "$demo"
 mkdir -p "$demo/app"
-# The configuration as it is, with the library that was built for this.
+# The unchanged configuration, with the library of this build.
 printf '[PLUGINS]\n    Path %s\n' "$library" >"$demo/plugins.conf"
 sed -e "s|Plugins_File .*|Plugins_File $PWD/$demo/plugins.conf|" -e "s|Parsers_File .*|Parsers_File $PWD/parsers.conf|" \
     "$config" >"$demo/fluent-bit.conf"
@@ -50,7 +50,7 @@ timeout --kill-after=15 "$((2 * patience))" "${host[@]}" >"$demo/host.log" 2>&1 
 pid=$!
 trap 'kill "$pid" 2>/dev/null || true' EXIT
 before=0
-# A host that follows files does not end by itself: it is stopped when everything has arrived.
+# A host that tails files does not end by itself: it is stopped once everything has arrived.
 for ((second = 0; second < patience; second++)); do
     kill -0 "$pid" 2>/dev/null || break
     arrived=$(arrivals)
@@ -88,6 +88,6 @@ cat <<'NEXT'
 What next:
   docs/quick-start.md          install it, and configure your own Fluent Bit
   fluent-bit.conf.example      the configuration of this demo, and others to copy
-  make build                   the whole of it, with Firehose, S3 and Google Cloud Storage
-  target/ferry check FILE      tries your configuration before the start
+  make build                   the full build, with Firehose, S3 and Google Cloud Storage
+  target/ferry check FILE      tests your configuration before the start
 NEXT

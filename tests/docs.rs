@@ -1,4 +1,4 @@
-//! The documentation holds together: no link leads nowhere, and the README stays a page.
+//! Consistency of the documentation: links, the length of the README, configurations and commands.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,7 +8,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every page, from the root.
+/// All pages, relative to the root.
 fn pages() -> Vec<PathBuf> {
     let mut pages = Vec::new();
     let mut folders = vec![PathBuf::from(".")];
@@ -28,7 +28,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// What a heading is linked by, as GitHub and mdBook make it.
+/// The anchor of a heading, as GitHub and mdBook generate it.
 fn anchor(heading: &str) -> String {
     let kept = |c: char| match c {
         ' ' => Some('-'),
@@ -72,11 +72,11 @@ fn broken(page: &Path, text: &str) -> Vec<String> {
             "" => page.to_owned(),
             file => page.parent().expect("a page is in a folder").join(file),
         };
-        let there = root().join(&target);
+        let path = root().join(&target);
         let found = match fragment {
-            "" => there.exists(),
+            "" => path.exists(),
             fragment => {
-                fs::read_to_string(&there).is_ok_and(|text| anchors(&text).contains(fragment))
+                fs::read_to_string(&path).is_ok_and(|text| anchors(&text).contains(fragment))
             }
         };
         if !found {
@@ -87,7 +87,7 @@ fn broken(page: &Path, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_link_leads_nowhere() {
+fn no_link_is_broken() {
     let pages = pages();
     assert!(pages.len() > 15, "{pages:?}");
     let broken: Vec<String> = pages
@@ -98,7 +98,7 @@ fn no_link_leads_nowhere() {
 }
 
 #[test]
-fn a_link_that_leads_nowhere_is_found() {
+fn a_broken_link_is_found() {
     let page = Path::new("README.md");
     for (text, expected) in [
         ("[a](README.md)", 0),
@@ -113,7 +113,7 @@ fn a_link_that_leads_nowhere_is_found() {
 }
 
 #[test]
-fn the_readme_is_a_page_and_the_summary_names_every_chapter() {
+fn the_readme_is_short_and_the_summary_names_every_chapter() {
     let readme = fs::read_to_string(root().join("README.md")).expect("text");
     assert!(readme.lines().count() <= 160, "the rest belongs into docs/");
     let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).expect("text");
@@ -122,12 +122,12 @@ fn the_readme_is_a_page_and_the_summary_names_every_chapter() {
         let name = page.file_name().expect("a file").to_string_lossy();
         assert!(
             name == "SUMMARY.md" || named.contains(&*name),
-            "{name} is in no summary"
+            "{name} is not in SUMMARY.md"
         );
     }
 }
 
-/// What stands between fences of a kind, on every page.
+/// The fenced code blocks of a kind, on all pages.
 fn fenced(kind: &str) -> Vec<(PathBuf, String)> {
     let fence = format!("```{kind}\n");
     let mut blocks = Vec::new();
@@ -142,13 +142,13 @@ fn fenced(kind: &str) -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn every_configuration_that_is_shown_is_one() {
+fn every_configuration_shown_is_valid() {
     let dir = tempfile::tempdir().unwrap();
     let mut outputs = 0;
     for (kind, ending) in [("ini", "conf"), ("yaml", "yaml")] {
         for (page, block) in fenced(kind) {
             let file = dir.path().join(format!("shown.{ending}"));
-            // The file that names the library is not there, and is another check's matter.
+            // The Plugins_File does not exist, which does not matter here.
             fs::write(&file, block).unwrap();
             let is_ferry = |name: &str| name.eq_ignore_ascii_case("ferry");
             let read = ferry::check::host::read(&file, is_ferry);
@@ -164,7 +164,7 @@ fn every_configuration_that_is_shown_is_one() {
 }
 
 #[test]
-fn every_command_that_is_shown_is_there() {
+fn every_command_shown_exists() {
     const COMMANDS: [&str; 6] = ["check", "migrate", "spool", "replay", "completions", "man"];
     const OF_THE_SPOOL: [&str; 3] = ["inspect", "verify", "export"];
     let makefile = fs::read_to_string(root().join("Makefile")).expect("text");
@@ -173,13 +173,13 @@ fn every_command_that_is_shown_is_there() {
         .filter_map(|line| line.split_once(':').map(|(target, _)| target))
         .collect();
     let mut shown = 0;
-    // The changelog names what there was.
+    // The changelog may name former commands.
     for page in pages()
         .iter()
         .filter(|page| !page.ends_with("CHANGELOG.md"))
     {
         let text = fs::read_to_string(root().join(page)).expect("text");
-        // Code is what stands between two backticks, and between three and three.
+        // Inline code and fenced blocks.
         let code = text.split('`').skip(1).step_by(2).flat_map(str::lines);
         for line in code {
             let words: Vec<&str> = line.trim_start_matches("$ ").split(' ').collect();
