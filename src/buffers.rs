@@ -1,18 +1,18 @@
-//! Large buffers, used again and again.
+//! A pool of large buffers.
 //!
-//! A chunk, its lines and the request they go in are some megabytes each, and come and go on several
-//! threads. Given back to the system's allocator, each thread's part of it would keep what was freed last,
-//! and ask the kernel for fresh pages again and again. Here a few are kept for whoever is next.
+//! Chunks, lines and request bodies are some megabytes each, and are allocated and freed on several threads. With malloc,
+//! each thread's arena would keep the memory freed last, and request fresh pages from the kernel again and again. The pool
+//! shares a few idle buffers among all threads.
 
 use std::sync::Mutex;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-/// Smaller ones are left to the allocator.
-const LEAST: usize = 128 * 1024;
-/// Bytes of idle buffers, at most: about a request's, and the lines of a chunk.
-const MOST_IDLE: usize = 9 * 1024 * 1024;
+/// The minimum capacity of a pooled buffer, in bytes; smaller ones are left to the allocator.
+const MIN_CAPACITY: usize = 128 * 1024;
+/// The maximum total capacity of idle buffers, in bytes: about a request and the lines of a chunk.
+const MAX_IDLE: usize = 9 * 1024 * 1024;
 
 static IDLE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
@@ -20,9 +20,9 @@ fn idle() -> std::sync::MutexGuard<'static, Vec<Vec<u8>>> {
     IDLE.lock().expect("nothing panics with this lock")
 }
 
-/// An empty buffer with room for `bytes`.
+/// Takes an empty buffer with a capacity of at least `bytes`.
 pub fn take(bytes: usize) -> Vec<u8> {
-    if bytes >= LEAST {
+    if bytes >= MIN_CAPACITY {
         let mut idle = idle();
         let fits = |buffer: &Vec<u8>| (bytes..=bytes * 2).contains(&buffer.capacity());
         let fitting = idle.iter().enumerate().filter(|(_, buffer)| fits(buffer));
@@ -33,34 +33,34 @@ pub fn take(bytes: usize) -> Vec<u8> {
     Vec::with_capacity(bytes)
 }
 
-/// Gives a buffer back.
+/// Returns a buffer to the pool.
 pub fn give(mut buffer: Vec<u8>) {
-    if buffer.capacity() < LEAST {
+    if buffer.capacity() < MIN_CAPACITY {
         return;
     }
     buffer.clear();
     let mut idle = idle();
     idle.push(buffer);
     let mut bytes: usize = idle.iter().map(Vec::capacity).sum();
-    // The oldest go first: they are the ones nobody asked for.
-    let mut gone = Vec::new();
-    while bytes > MOST_IDLE {
+    // The oldest go first, since no one has needed them. They are freed after the lock is released.
+    let mut evicted = Vec::new();
+    while bytes > MAX_IDLE {
         let oldest = idle.remove(0);
         bytes -= oldest.capacity();
-        gone.push(oldest);
+        evicted.push(oldest);
     }
     drop(idle);
 }
 
-/// A buffer's bytes, to be shared. It is given back when the last of its clones and slices is dropped.
+/// Converts a buffer to shared bytes. It returns to the pool when the last clone or slice is dropped.
 pub fn share(buffer: Vec<u8>) -> Bytes {
-    if buffer.capacity() < LEAST {
+    if buffer.capacity() < MIN_CAPACITY {
         return buffer.into();
     }
     share_with(buffer, ())
 }
 
-/// The same, for bytes that own something else with them: it is dropped when they are.
+/// Like [`share`]; `with` is dropped together with the bytes.
 pub fn share_with<T: Send + 'static>(buffer: Vec<u8>, with: T) -> Bytes {
     Bytes::from_owner(Shared {
         buffer,
@@ -85,7 +85,7 @@ impl<T> Drop for Shared<T> {
     }
 }
 
-/// Bytes in parts, one behind the other: joined only where somebody needs them in one piece.
+/// A sequence of byte parts, joined only when needed in one piece.
 #[derive(Clone, Debug, Default)]
 pub struct Payload {
     parts: SmallVec<[Bytes; 1]>,
@@ -93,7 +93,7 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Adds a part behind the others.
+    /// Appends a part.
     pub fn push(&mut self, part: Bytes) {
         if !part.is_empty() {
             self.len += part.len();
@@ -106,17 +106,17 @@ impl Payload {
         &self.parts
     }
 
-    /// Bytes in all.
+    /// The total length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// All of it in one piece. Costs a copy where there are several parts.
+    /// All bytes in one piece. Copies them if there are several parts.
     pub fn to_bytes(&self) -> Bytes {
         match &self.parts[..] {
             [all] => all.clone(),
@@ -141,7 +141,7 @@ impl Extend<Bytes> for Payload {
     }
 }
 
-/// By their bytes, however they are parted.
+/// Compares the bytes, however they are divided.
 impl PartialEq for Payload {
     fn eq(&self, other: &Payload) -> bool {
         let bytes = |payload: &Payload| payload.parts.clone().into_iter().flatten();
@@ -154,21 +154,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shared_comes_back_empty_when_its_last_slice_is_dropped() {
-        // Of a size that no other test asks for.
-        let room = 3_333_333;
-        let mut buffer = take(room);
+    fn a_shared_buffer_returns_empty_when_its_last_slice_is_dropped() {
+        // A size that no other test uses.
+        let capacity = 3_333_333;
+        let mut buffer = take(capacity);
         buffer.extend_from_slice(&[7; 200_000]);
         let address = buffer.as_ptr();
         let bytes = share(buffer);
         let slice = bytes.slice(100..200);
         drop(bytes);
         assert_eq!(slice, vec![7; 100]);
-        let other = take(room);
+        let other = take(capacity);
         assert_ne!(other.as_ptr(), address, "it is still in use");
         drop(slice);
-        let again = take(room);
-        assert!(again.is_empty() && again.capacity() >= room);
+        let again = take(capacity);
+        assert!(again.is_empty() && again.capacity() >= capacity);
     }
 
     #[test]
@@ -176,8 +176,12 @@ mod tests {
         for size in 1..40 {
             give(Vec::with_capacity(size * 1_000_000));
         }
-        assert!(idle().iter().map(Vec::capacity).sum::<usize>() <= MOST_IDLE);
+        assert!(idle().iter().map(Vec::capacity).sum::<usize>() <= MAX_IDLE);
         give(vec![1; 100]);
-        assert!(idle().iter().all(|buffer| buffer.capacity() >= LEAST));
+        assert!(
+            idle()
+                .iter()
+                .all(|buffer| buffer.capacity() >= MIN_CAPACITY)
+        );
     }
 }

@@ -2,17 +2,15 @@
 //!
 //! The layers, from the top down; each imports only layers below it (tests aside):
 //!
-//! - `ffi`: the host's C interface. Nothing imports it.
+//! - `ffi`: the host's C interface. No other module imports it.
 //! - [`output`]: one configured output: start, flush, stop.
-//! - [`delivery`]: from a flush to a sink, with acknowledgements, retries and dead letters; directly, or by way of the
-//!   spool.
-//! - [`sink`]: the destinations. [`spool`]: the log on disk.
-//! - [`config`]: what the user wrote becomes what all of these run with.
-//! - [`codec`]: msgpack events become JSON lines. [`compress`]: gzip and zstd.
-//! - [`metrics`], [`log`], [`ids`], [`buffers`]: what all of them share.
+//! - [`delivery`]: from a flush to a sink, directly or through the spool, with acknowledgements, retries and dead letters.
+//! - [`sink`]: the destinations. [`spool`]: the write-ahead log on disk.
+//! - [`config`]: reading and validating the configuration.
+//! - [`codec`]: encoding msgpack events as JSON lines. [`compress`]: gzip and zstd.
+//! - [`metrics`], [`log`], [`ids`], [`buffers`]: shared by all layers.
 //!
-//! [`check`] is what `ferry check` does before the start; the tool's command line is a part of its binary. The plugin uses
-//! neither.
+//! [`check`] implements `ferry check`; the tool's command line is part of its binary. The plugin uses neither.
 
 #![deny(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What we say, and how often. Lines go wherever the host's log goes.
+//! Logging through the host's log, with rate limits for repeated trouble.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -8,37 +8,37 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The same trouble is said at most so often.
+/// The minimum interval between lines about the same trouble.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
-/// A trouble is over when it did not come for so long: one that comes and goes has not ended.
+/// The time without an occurrence after which trouble counts as over, so that intermittent trouble does not end each time.
 const OVER_AFTER: Duration = Duration::from_secs(10);
 
-/// Subjects of one kind of trouble that are told apart: more would fill a screen, and memory.
-const MOST_SUBJECTS: usize = 16;
-/// Stands for all subjects beyond these.
+/// The maximum number of subjects tracked for one kind of trouble: more would fill the log, and memory.
+const MAX_SUBJECTS: usize = 16;
+/// The key for all further subjects.
 const OTHERS: &str = "\0others";
 
-/// A subject that has not been in trouble for so long leaves its place to another.
+/// The time without an occurrence after which a subject gives its place to another.
 const FORGET_AFTER: Duration = Duration::from_secs(3_600);
 
-/// How loud a line is. The numbers are the host's.
+/// The level of a line. The numbers are those of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Data is held back or lost, or we could not start.
+    /// Data is held back or lost, or the output could not start.
     Error = 1,
-    /// Something a person should look at.
+    /// Needs attention.
     Warn = 2,
-    /// What happens once: start, stop, recovery.
+    /// Rare events: start, stop, recovery.
     Info = 3,
-    /// What happens for every chunk.
+    /// Events of every chunk.
     Debug = 4,
 }
 
-/// Where lines go: the host, or a test.
+/// The destination of log lines: the host, or a test.
 pub trait Output: Send + Sync {
-    /// Whether the user wants lines of this level.
+    /// Whether lines of this level are wanted.
     fn enabled(&self, level: Level) -> bool;
-    /// Takes one line, without its newline.
+    /// Writes one line, given without its newline.
     fn write(&self, level: Level, line: &str);
 }
 
@@ -47,42 +47,44 @@ pub struct Log {
     output: Box<dyn Output>,
     name: String,
     closed: AtomicBool,
-    said: Mutex<HashMap<&'static str, BTreeMap<Box<str>, Said>>>,
+    /// By kind and subject.
+    troubles: Mutex<HashMap<&'static str, BTreeMap<Box<str>, Trouble>>>,
 }
 
 /// A trouble that lasts.
-struct Said {
-    said: Instant,
-    seen: Instant,
-    since: u64,
+struct Trouble {
+    last_logged: Instant,
+    last_seen: Instant,
+    /// The number of occurrences since the last line.
+    suppressed: u64,
 }
 
 impl Log {
-    /// Lines begin with `name`, so that several instances can be told apart.
+    /// Creates a log whose lines begin with `[name]`.
     pub fn new(output: Box<dyn Output>, name: &str) -> Log {
         Log {
             output,
             name: name.to_owned(),
             closed: AtomicBool::new(false),
-            said: Mutex::default(),
+            troubles: Mutex::default(),
         }
     }
 
-    /// Says `line`, if the user wants this level.
+    /// Logs `line`, if this level is wanted.
     pub fn say(&self, level: Level, line: &str) {
         if !self.closed.load(Ordering::Acquire) && self.output.enabled(level) {
             self.output.write(level, &format!("[{}] {line}", self.name));
         }
     }
 
-    /// Says a trouble now and then at most once a minute, with how often it came in between. `kind` is
-    /// what counts as the same trouble.
+    /// Logs trouble at once, then at most once a minute, with the number of occurrences in between. Occurrences with the
+    /// same `kind` are the same trouble.
     pub fn trouble(&self, level: Level, kind: &'static str, line: &str) {
         self.trouble_at(Instant::now(), level, kind, "", line);
     }
 
-    /// The same where `subject` is in trouble: a delivery stream, say. Each subject is told of by itself; of more than
-    /// sixteen the others count as one.
+    /// Like [`Log::trouble`], separately for each `subject`, such as a delivery stream. Beyond 16 subjects the others count
+    /// as one.
     pub fn trouble_with(&self, level: Level, kind: &'static str, subject: &str, line: &str) {
         self.trouble_at(Instant::now(), level, kind, subject, line);
     }
@@ -95,94 +97,96 @@ impl Log {
         subject: &str,
         line: &str,
     ) {
-        let again = {
-            let mut said = self.said.lock().expect("nothing panics with this lock");
-            let subjects = said.entry(kind).or_default();
-            if subjects.len() >= MOST_SUBJECTS {
-                subjects.retain(|_, said| now.duration_since(said.seen) < FORGET_AFTER);
+        let suppressed = {
+            let mut troubles = self.troubles.lock().expect("nothing panics with this lock");
+            let subjects = troubles.entry(kind).or_default();
+            if subjects.len() >= MAX_SUBJECTS {
+                subjects.retain(|_, trouble| now.duration_since(trouble.last_seen) < FORGET_AFTER);
             }
-            let own = subjects.contains_key(subject) || subjects.len() < MOST_SUBJECTS;
+            let own = subjects.contains_key(subject) || subjects.len() < MAX_SUBJECTS;
             let subject = if own { subject } else { OTHERS };
-            let fresh = Said {
-                said: now,
-                seen: now,
-                since: 0,
+            let fresh = Trouble {
+                last_logged: now,
+                last_seen: now,
+                suppressed: 0,
             };
             match subjects.get_mut(subject) {
-                Some(before) if now.duration_since(before.said) < REPEAT_AFTER => {
-                    before.seen = now;
-                    before.since += 1;
+                Some(before) if now.duration_since(before.last_logged) < REPEAT_AFTER => {
+                    before.last_seen = now;
+                    before.suppressed += 1;
                     return;
                 }
-                Some(before) => std::mem::replace(before, fresh).since,
+                Some(before) => std::mem::replace(before, fresh).suppressed,
                 None => {
                     subjects.insert(subject.into(), fresh);
                     0
                 }
             }
         };
-        if again > 0 {
+        if suppressed > 0 {
             self.say(
                 level,
-                &format!("{line} (and {again} times more since this was last said)"),
+                &format!("{line} (repeated {suppressed} times since last logged)"),
             );
         } else {
             self.say(level, line);
         }
     }
 
-    /// What a trouble stood in the way of works: says so, where the trouble had been said and does not
-    /// come any more, and how often it came that nothing was said of.
+    /// Logs that trouble is over, with the number of occurrences not logged. Does nothing if it was not logged, or occurred
+    /// within the last 10 s.
     pub fn recovered(&self, kind: &'static str, line: &str) {
         self.recovered_at(Instant::now(), kind, "", line);
     }
 
-    /// The same of one subject.
+    /// Like [`Log::recovered`], for one subject.
     pub fn recovered_with(&self, kind: &'static str, subject: &str, line: &str) {
         self.recovered_at(Instant::now(), kind, subject, line);
     }
 
     fn recovered_at(&self, now: Instant, kind: &'static str, subject: &str, line: &str) {
-        let unsaid = {
-            let mut said = self.said.lock().expect("nothing panics with this lock");
-            let Some(subjects) = said.get_mut(kind) else {
+        let suppressed = {
+            let mut troubles = self.troubles.lock().expect("nothing panics with this lock");
+            let Some(subjects) = troubles.get_mut(kind) else {
                 return;
             };
             let over = subjects
                 .get(subject)
-                .is_some_and(|said| now.duration_since(said.seen) >= OVER_AFTER);
+                .is_some_and(|trouble| now.duration_since(trouble.last_seen) >= OVER_AFTER);
             if !over {
                 return;
             }
-            let unsaid = subjects.remove(subject).map_or(0, |said| said.since);
+            let suppressed = subjects
+                .remove(subject)
+                .map_or(0, |trouble| trouble.suppressed);
             if subjects.is_empty() {
-                said.remove(kind);
+                troubles.remove(kind);
             }
-            unsaid
+            suppressed
         };
-        if unsaid > 0 {
+        if suppressed > 0 {
             self.say(
                 Level::Info,
-                &format!("{line} (before, it failed {unsaid} times more than was said)"),
+                &format!("{line} (failed {suppressed} more times than logged)"),
             );
         } else {
             self.say(Level::Info, line);
         }
     }
 
-    /// Nothing is written from here on: what the host lent us for writing is gone.
+    /// Stops writing: the host is about to free what its output uses.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 }
 
-/// Bytes for a person: three digits, and K is 1,000 as in the configuration.
+/// Formats a size with three significant digits and a decimal unit, as in the configuration.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KB", "MB", "GB", "TB"];
     let mut rest = bytes as f64;
     let mut unit = "bytes";
     for next in UNITS {
-        // Below this it would be written as 1,000.
+        // A larger value would be rounded to 1,000.
         if rest < 999.5 {
             break;
         }
@@ -202,17 +206,17 @@ pub fn size(bytes: u64) -> String {
     format!("{text} {unit}")
 }
 
-/// An error and its causes in one line; what each says once.
+/// Formats an error and its causes in one line, without repetitions.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(here) = cause {
-        let more = here.to_string();
-        if !text.contains(&more) {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let message = cause.to_string();
+        if !text.contains(&message) {
             text.push_str(": ");
-            text.push_str(&more);
+            text.push_str(&message);
         }
-        cause = here.source();
+        source = cause.source();
     }
     text
 }
@@ -222,7 +226,7 @@ pub(crate) mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// Keeps lines for a test to read.
+    /// An output that keeps its lines for a test.
     #[derive(Clone, Default)]
     pub(crate) struct Lines(pub(crate) Arc<Mutex<Vec<(Level, String)>>>);
 
@@ -237,7 +241,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_lasting_trouble_is_said_once_a_minute_with_a_count_and_its_end() {
+    fn lasting_trouble_is_logged_once_a_minute_with_a_count_and_its_end() {
         let lines = Lines::default();
         let log = Log::new(Box::new(lines.clone()), "ferry.app");
         let start = Instant::now();
@@ -247,14 +251,14 @@ pub(crate) mod tests {
             log.recovered_at(at(second), "throttle", "", "not over yet");
         }
         log.recovered_at(at(131), "throttle", "", "fast again");
-        log.recovered_at(at(132), "throttle", "", "said only once");
+        log.recovered_at(at(132), "throttle", "", "logged only once");
         for millis in 0..40 {
             let now = at(200) + Duration::from_millis(millis);
             log.trouble_at(now, Level::Warn, "throttle", "", "slow");
         }
         log.recovered_at(at(209), "throttle", "", "not over yet");
         log.recovered_at(at(211), "throttle", "", "fast again");
-        let said: Vec<String> = lines
+        let logged: Vec<String> = lines
             .0
             .lock()
             .unwrap()
@@ -262,20 +266,20 @@ pub(crate) mod tests {
             .map(|(_, line)| line.clone())
             .collect();
         assert_eq!(
-            said,
+            logged,
             [
                 "[ferry.app] slow",
-                "[ferry.app] slow (and 2 times more since this was last said)",
-                "[ferry.app] slow (and 1 times more since this was last said)",
+                "[ferry.app] slow (repeated 2 times since last logged)",
+                "[ferry.app] slow (repeated 1 times since last logged)",
                 "[ferry.app] fast again",
                 "[ferry.app] slow",
-                "[ferry.app] fast again (before, it failed 39 times more than was said)",
+                "[ferry.app] fast again (failed 39 more times than logged)",
             ]
         );
     }
 
     #[test]
-    fn each_subject_is_told_of_by_itself_up_to_a_number() {
+    fn each_subject_is_logged_separately_up_to_a_maximum() {
         let lines = Lines::default();
         let log = Log::new(Box::new(lines.clone()), "f");
         let start = Instant::now();
@@ -286,15 +290,15 @@ pub(crate) mod tests {
             }
         }
         let later = start + Duration::from_secs(20);
-        log.recovered_at(later, "denied", "well all the time", "it was never said");
+        log.recovered_at(later, "denied", "never in trouble", "it was never logged");
         log.recovered_at(later, "denied", "s3", "s3 is back");
         log.recovered_at(later, "denied", "s99", "one of the others");
         let lines = lines.0.lock().unwrap();
-        let said: Vec<&str> = lines.iter().map(|(_, line)| &line[..]).collect();
-        assert_eq!(said.len(), MOST_SUBJECTS + 2, "{said:?}");
-        assert_eq!(said[..2], ["[f] s0", "[f] s1"]);
-        assert_eq!(said[MOST_SUBJECTS], "[f] s16", "for all others");
-        assert!(said[MOST_SUBJECTS + 1].starts_with("[f] s3 is back"));
+        let lines: Vec<&str> = lines.iter().map(|(_, line)| &line[..]).collect();
+        assert_eq!(lines.len(), MAX_SUBJECTS + 2, "{lines:?}");
+        assert_eq!(lines[..2], ["[f] s0", "[f] s1"]);
+        assert_eq!(lines[MAX_SUBJECTS], "[f] s16", "for all others");
+        assert!(lines[MAX_SUBJECTS + 1].starts_with("[f] s3 is back"));
     }
 
     #[test]
@@ -315,7 +319,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_level_the_user_does_not_want_and_a_closed_log_are_silent() {
+    fn a_disabled_level_and_a_closed_log_are_silent() {
         let lines = Lines::default();
         let log = Log::new(Box::new(lines.clone()), "f");
         log.say(Level::Debug, "too much");

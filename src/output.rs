@@ -32,26 +32,26 @@ use crate::sink::firehose::FirehoseSink;
 use crate::spool::disk::{LocalDisk, says_remedy};
 use crate::spool::{self, Recovered, Spool};
 
-/// Threads of one instance. Sending waits on the network and encoding is short: more would only take
-/// cores from the application beside us.
-const MOST_THREADS: usize = 2;
+/// The maximum number of worker threads. Sending waits on the network and encoding is short: more threads would only take
+/// cores from the application.
+const MAX_THREADS: usize = 2;
 
-/// How much of `exit_deadline`, which is at least a second, is kept for ending the threads.
-const CUT_OFF: Duration = Duration::from_millis(500);
+/// The part of `exit_deadline` (at least 1 s) that is reserved for ending the threads.
+const SHUTDOWN_TIME: Duration = Duration::from_millis(500);
 
-/// How often a flush that waits looks whether the host was asked to end.
-const ASK_EVERY: Duration = Duration::from_millis(250);
+/// The interval at which a waiting flush checks whether the host was asked to end.
+const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How often the host's page of figures is brought up to date.
-const SHOW_EVERY: Duration = Duration::from_secs(1);
-/// How often the dead-letter folder is looked into, where nothing is written there.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// How often it is looked whether the spool's files are still where a restart would find them.
-const LOOK_AT_SPOOL_EVERY: Duration = Duration::from_secs(1);
-/// How often the figures are said in the log, where the host has no page for them and nothing else is set.
-const SAY_EVERY: Duration = Duration::from_secs(300);
+/// The interval between updates of the host's metrics page.
+const PAGE_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval between checks of the dead-letter folder.
+const LETTERS_INTERVAL: Duration = Duration::from_secs(30);
+/// The interval between checks of the spool's files.
+const SPOOL_INTERVAL: Duration = Duration::from_secs(1);
+/// The default interval between metrics in the log, if the host has no metrics page.
+const METRICS_LOG_INTERVAL: Duration = Duration::from_secs(300);
 
-/// When the host was first seen to be asked to end, if it was and that can be seen.
+/// Returns when the host was first seen to be asked to end, if it was and that is visible.
 pub type AskedToEnd = Arc<dyn Fn() -> Option<std::time::Instant> + Send + Sync>;
 
 /// A running output.
@@ -61,21 +61,21 @@ pub struct Instance {
     pipeline: Arc<Pipeline>,
     log: Arc<Log>,
     exit_deadline: Duration,
-    said_engine_thread: AtomicBool,
+    warned_engine_thread: AtomicBool,
 }
 
-/// What stops with an instance.
+/// The parts of an instance that end when it stops.
 struct Running {
     runtime: Runtime,
-    /// With a spool: the task that empties it.
+    /// The spool, and the task that delivers from it.
     spool: Option<(Arc<Spool>, JoinHandle<()>)>,
-    /// The host's page of figures, where it has one.
+    /// The host's metrics page, if it has one.
     page: Option<Arc<dyn MetricsPage>>,
-    /// Our lock on the origin's id. Released on drop, so that the next instance can take it.
+    /// The lock on the origin's id. Released on drop, so that the next instance can take it.
     _origin: Option<Origin>,
 }
 
-/// One flush on its way from the host's thread to ours.
+/// A flush, sent from the host's thread to the runtime.
 struct Job {
     tag: Box<[u8]>,
     data: Bytes,
@@ -84,11 +84,11 @@ struct Job {
 }
 
 impl Instance {
-    /// Reads the configuration and starts. Everything that is wrong is said in the log, all at once;
-    /// then there is no instance. `page` is the host's page of figures, if it has one.
+    /// Reads the configuration and starts an instance. Returns `None` after logging all configuration problems at once.
+    /// `page` is the host's metrics page, if it has one.
     ///
-    /// The host's exit is no help to flushes that wait, since the host waits for them first. So once `asked` says
-    /// that it is to come, they have `exit_deadline` left.
+    /// The host waits for pending flushes before it calls the output's exit, so that call comes too late to end them. Once
+    /// `asked` reports that the host was asked to end, they have `exit_deadline` left.
     pub fn start(
         properties: &dyn Properties,
         output: Box<dyn Output>,
@@ -127,12 +127,12 @@ impl Instance {
             .map_err(|error| Problem {
                 key: keys::DEAD_LETTER_DIR.name,
                 message: format!(
-                    "'{}' cannot be written: {error}; name a folder that this user may write",
+                    "'{}' cannot be written: {error}; name a folder that this user may write to",
                     config.dead_letter_dir.display()
                 ),
             })?;
         let listener = listen(&config)?;
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_THREADS));
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("ferry")
@@ -146,7 +146,7 @@ impl Instance {
         log.say(Level::Info, &config.summary());
         log.say(Level::Debug, &config.details());
         let exit_deadline = config.exit_deadline;
-        let say_every = config.metrics_log_interval;
+        let log_interval = config.metrics_log_interval;
         let name = page.as_ref().and_then(|page| page.name());
         let origin = origin(&config, name.as_deref(), log);
         let identity = match &origin {
@@ -159,7 +159,7 @@ impl Instance {
         let (jobs, accepted) = mpsc::unbounded_channel();
         let end = End {
             asked,
-            // The rest is for the host, which goes on from there by the second.
+            // The rest is for the host, which proceeds in steps of a second.
             after: exit_deadline * 3 / 4,
             pipeline: Arc::clone(&pipeline),
         };
@@ -173,31 +173,31 @@ impl Instance {
         if page.is_none() {
             log.say(
                 Level::Debug,
-                "this host shows no metrics of its outputs: the figures are in the log, and where metrics_listen says",
+                "this host has no metrics page for outputs: find the metrics in the log, or set metrics_listen",
             );
         }
-        let say_every = say_every.unwrap_or(match page {
+        let log_interval = log_interval.unwrap_or(match page {
             Some(_) => Duration::ZERO,
-            None => SAY_EVERY,
+            None => METRICS_LOG_INTERVAL,
         });
-        if !say_every.is_zero() {
+        if !log_interval.is_zero() {
             let (pipeline, log) = (Arc::clone(&pipeline), Arc::clone(log));
-            runtime.spawn(every(say_every, move || {
+            runtime.spawn(every(log_interval, move || {
                 log.say(Level::Info, &metrics::line(&pipeline.figures()));
             }));
         }
         if let Some(page) = &page {
             let (pipeline, page) = (Arc::clone(&pipeline), Arc::clone(page));
-            runtime.spawn(every(SHOW_EVERY, move || page.show(&pipeline.figures())));
+            runtime.spawn(every(PAGE_INTERVAL, move || page.show(&pipeline.figures())));
         }
         if spool.is_some() {
             let look = Arc::clone(&pipeline);
-            runtime.spawn(every(LOOK_AT_SPOOL_EVERY, move || look.look_at_spool()));
+            runtime.spawn(every(SPOOL_INTERVAL, move || look.look_at_spool()));
         }
         let look = Arc::clone(&pipeline);
-        runtime.spawn(every(LOOK_EVERY, move || look.look_at_letters()));
+        runtime.spawn(every(LETTERS_INTERVAL, move || look.look_at_letters()));
         if let Some(listener) = listener {
-            say_listener(&listener, log);
+            log_listener(&listener, log);
             let pipeline = Arc::clone(&pipeline);
             let page = move || metrics::text(&name, &pipeline.figures());
             runtime.spawn(endpoint::serve(listener, Arc::new(page)));
@@ -213,27 +213,27 @@ impl Instance {
             pipeline,
             log: Arc::clone(log),
             exit_deadline,
-            said_engine_thread: AtomicBool::new(false),
+            warned_engine_thread: AtomicBool::new(false),
         })
     }
 
-    /// Takes one chunk and waits for its verdict. Runs on the host's coroutine stack: it hands over and
-    /// waits, nothing more. `on_engine_thread` says that the whole host waits with us.
+    /// Flushes one chunk and waits for its verdict. Runs on the host's small coroutine stack, so it only sends the job to the
+    /// runtime and waits. `on_engine_thread`: the whole host waits meanwhile.
     pub fn flush(&self, tag: &[u8], data: Bytes, on_engine_thread: bool) -> Verdict {
-        let say = on_engine_thread
+        let warn = on_engine_thread
             && self.pipeline.is_direct()
-            && !self.said_engine_thread.swap(true, Ordering::Relaxed);
+            && !self.warned_engine_thread.swap(true, Ordering::Relaxed);
         let (reply, verdict) = std::sync::mpsc::sync_channel(1);
         let job = Job {
             tag: tag.into(),
             data,
             reply,
-            on_engine_thread: say,
+            on_engine_thread: warn,
         };
         if self.jobs.send(job).is_err() {
             return Verdict::Retry;
         }
-        // A job that is dropped on its way, for whatever reason, answers by its absence.
+        // If the job is dropped, for whatever reason, its sender is too, and the answer is RETRY.
         let verdict = verdict.recv().unwrap_or(Verdict::Retry);
         let answer = match verdict {
             Verdict::Ok => metrics::Flush::Ok,
@@ -243,16 +243,16 @@ impl Instance {
         verdict
     }
 
-    /// Says that something panicked: a bug, after which the flushes concerned answer RETRY.
-    pub fn say_panic(&self, what: &str) {
+    /// Logs a panic, which is a bug. The affected flushes answer RETRY.
+    pub fn log_panic(&self, panic: &str) {
         self.log.say(
             Level::Error,
-            &format!("a bug in Ferry, please report it: {what}"),
+            &format!("a bug in Ferry, please report it: {panic}"),
         );
     }
 
-    /// Stops within `exit_deadline` and joins every thread. What a flush still waits for is answered
-    /// RETRY; what is in the spool is sealed and sent as far as time allows, and the rest stays there.
+    /// Stops within `exit_deadline` and joins all threads. Pending flushes answer RETRY; open objects of the spool are sealed
+    /// and sent as far as time allows, and the rest stays in the spool.
     pub fn stop(&self) {
         let running = self
             .running
@@ -269,8 +269,8 @@ impl Instance {
             let deadline = Instant::now() + self.exit_deadline;
             if let Some((spool, mut feed)) = spool {
                 self.pipeline.drain();
-                let drained =
-                    runtime.block_on(async { timeout_at(deadline - CUT_OFF, &mut feed).await });
+                let drained = runtime
+                    .block_on(async { timeout_at(deadline - SHUTDOWN_TIME, &mut feed).await });
                 if drained.is_err() {
                     self.log.say(
                         Level::Warn,
@@ -281,8 +281,8 @@ impl Instance {
                         ),
                     );
                 }
-                // What is still on its way is cut off; the spool knows that it had begun.
-                runtime.shutdown_timeout(CUT_OFF);
+                // Requests in flight are aborted; the spool has recorded their beginning.
+                runtime.shutdown_timeout(SHUTDOWN_TIME);
                 spool.close();
                 self.pipeline.look_at_spool();
             } else {
@@ -303,9 +303,9 @@ impl Instance {
     }
 }
 
-/// Calls `act` every so often, until the runtime ends.
-async fn every(time: Duration, act: impl Fn()) {
-    let mut ticks = interval_at(Instant::now() + time, time);
+/// Calls `act` at an interval, until the runtime ends.
+async fn every(period: Duration, act: impl Fn()) {
+    let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -313,7 +313,7 @@ async fn every(time: Duration, act: impl Fn()) {
     }
 }
 
-/// Takes the address that the figures are served at.
+/// Binds the address at which metrics are served, if one is configured.
 fn listen(config: &Config) -> Result<Option<TcpListener>, Problem> {
     let Some(address) = config.metrics_listen else {
         return Ok(None);
@@ -322,14 +322,14 @@ fn listen(config: &Config) -> Result<Option<TcpListener>, Problem> {
         Problem::new(
             keys::METRICS_LISTEN.name,
             format!(
-                "'{address}' cannot be listened at: {error}; give each output an address of its own that no other \
-                 program has, or remove it"
+                "cannot listen on '{address}': {error}; give each output an address of its own that no other program \
+                 uses, or remove the key"
             ),
         )
     })
 }
 
-fn say_listener(listener: &TcpListener, log: &Log) {
+fn log_listener(listener: &TcpListener, log: &Log) {
     let Ok(address) = listener.local_addr() else {
         return;
     };
@@ -341,16 +341,15 @@ fn say_listener(listener: &TcpListener, log: &Log) {
         log.say(
             Level::Warn,
             &format!(
-                "metrics_listen {address} can be reached from other machines: whoever reaches it reads the \
-                 figures; 127.0.0.1:{} is for this machine alone",
+                "metrics_listen {address} can be reached from other machines, which can then read the metrics; \
+                 127.0.0.1:{} restricts it to this machine",
                 address.port()
             ),
         );
     }
 }
 
-/// Opens the spool and looks at what it holds. Only a folder that cannot be used is a problem, never what
-/// it holds.
+/// Opens and recovers the spool, if one is configured. Only an unusable folder is a problem, never its contents.
 fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Problem> {
     let Some(place) = &config.spool else {
         return Ok(None);
@@ -366,8 +365,8 @@ fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Proble
             format!("'{dir}' cannot be used: {error}")
         } else {
             format!(
-                "'{dir}' cannot be used: {error}; it is to be a folder on a local disk that this user may write. Where it \
-                 holds a spool already, naming another folder leaves what was accepted there undelivered"
+                "'{dir}' cannot be used: {error}; it must be a folder on a local disk that this user may write to. If it \
+                 already holds a spool, chunks accepted there are not delivered from another folder"
             )
         };
         Problem::new(keys::SPOOL_DIR.name, message)
@@ -382,8 +381,8 @@ fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Proble
         .map_err(problem)
 }
 
-/// Who we are to a blob store that we send to without a spool; `output` is the host's name for us. Other objects
-/// are not named after their origin.
+/// The origin of objects sent to a blob store without a spool; in other modes object names do not depend on it. `output` is
+/// the host's name for this output.
 fn origin(config: &Config, output: Option<&str>, log: &Log) -> Option<Origin> {
     let (Destination::Blob { .. }, None) = (&config.destination, &config.spool) else {
         return None;
@@ -454,22 +453,22 @@ async fn accept(mut jobs: mpsc::UnboundedReceiver<Job>, end: Arc<End>) {
                 never = end.watch() => match never {},
                 verdict = pipeline.flush(&job.tag, job.data) => verdict,
             };
-            // The host may have gone; then nobody waits for the verdict.
+            // Fails if the caller has gone, and the verdict is not needed.
             let _ = job.reply.send(verdict);
         });
     }
 }
 
-/// Sees to it that no flush outlasts a stop that is to come.
+/// Bounds the time that flushes take once the host was asked to end.
 struct End {
     asked: AskedToEnd,
-    /// What flushes have then.
+    /// The time left for flushes then.
     after: Duration,
     pipeline: Arc<Pipeline>,
 }
 
 impl End {
-    /// Watches for it as long as a flush waits, and at its start.
+    /// Polls at the start of a flush and while it waits.
     async fn watch(&self) -> Infallible {
         if !self.pipeline.is_direct() {
             return pending().await;
@@ -480,7 +479,7 @@ impl End {
                     .end_flushes(Instant::from_std(asked) + self.after);
                 return pending().await;
             }
-            sleep(ASK_EVERY).await;
+            sleep(EXIT_POLL_INTERVAL).await;
         }
     }
 }

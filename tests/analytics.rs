@@ -1,5 +1,5 @@
-//! `examples/analytics`: logs go through Ferry into Azurite, are fetched and loaded twice, and every question
-//! is answered with the figures that are computed here from what was logged.
+//! `examples/analytics`: logs go through Ferry to Azurite, are fetched and loaded twice, and the answers to all questions are
+//! compared with values computed from the original lines.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -17,9 +17,9 @@ use tempfile::TempDir;
 use crate::support;
 use crate::support::emulators::{Azurite, azurite, installed};
 
-/// Lines of each log.
+/// The number of lines of each log.
 const LINES: usize = 1_500;
-/// Service, host, what its lines look like, and how Ferry compresses them.
+/// Service, host, shape of the lines, and compression.
 const LOGS: [(&str, &str, Shape, &str); 5] = [
     ("api", "web-1", Shape::Nestjs, "gzip"),
     ("api", "web-2", Shape::Nestjs, "gzip"),
@@ -31,7 +31,7 @@ const CONTAINER: &str = "analytics";
 /// 2025-07-02T20:44:31Z
 const START: u64 = 1_751_489_071;
 
-/// One line, as a person reads it.
+/// A logged line.
 struct Logged {
     service: &'static str,
     host: &'static str,
@@ -55,7 +55,7 @@ impl Logged {
         took.or(self.line["latency"].as_f64()).unwrap()
     }
 
-    /// Without its query, and with a name in the place of numbers.
+    /// The path without its query, with `:id` instead of numbers.
     fn route(&self) -> String {
         let url = self.line["url"].as_str();
         let url = url.or(self.line["request"]["path"].as_str()).unwrap();
@@ -67,14 +67,14 @@ impl Logged {
         parts.collect::<Vec<_>>().join("/")
     }
 
-    /// The beginning of its minute.
+    /// The start of its minute.
     fn minute(&self) -> String {
         let since = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
         iso(SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs() / 60 * 60))
     }
 }
 
-/// As Ferry writes a time: to the millisecond.
+/// Formats a time like Ferry, in milliseconds.
 fn iso(time: SystemTime) -> String {
     chrono::DateTime::<chrono::Utc>::from(time).to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
@@ -91,7 +91,7 @@ fn logged() -> Vec<Logged> {
             line,
         }));
     }
-    // What is no number where one is expected must not keep the rest from being counted.
+    // A value that is not a number where one is expected must not affect the rest.
     let time = all[0].time;
     let line = json!({
         "timestamp": iso(time), "seq": LINES, "statusCode": "unknown", "responseTimeMs": "long",
@@ -116,7 +116,7 @@ fn deliver(folder: &Path, logged: &[Logged]) {
     );
     let plugins = format!("[PLUGINS]\n    Path {}\n", library.display());
     fs::write(folder.join("plugins.conf"), plugins).unwrap();
-    // The time of an event is the line's own, which stays as it is beside what Ferry adds.
+    // The event's time is taken from the line, which keeps it.
     let parser = |name: &str, key: &str| {
         format!(
             "[PARSER]\n    Name {name}\n    Format json\n    Time_Key {key}\n    \
@@ -153,11 +153,11 @@ fn deliver(folder: &Path, logged: &[Logged]) {
         .arg(folder.join("fluent-bit.conf"))
         .output()
         .expect("the harness starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
 }
 
-/// Runs ferry_logs.py, which must succeed, and gives what it printed.
+/// Runs ferry_logs.py, which must succeed. Returns its output.
 fn ferry_logs(arguments: &[&str]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/analytics/ferry_logs.py");
     let connection = format!(
@@ -172,8 +172,8 @@ fn ferry_logs(arguments: &[&str]) -> String {
         .env("AZURE_STORAGE_CONNECTION_STRING", connection)
         .output()
         .expect("Python starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -182,14 +182,14 @@ fn ask(place: &[&str], question: &[&str]) -> Vec<Value> {
     serde_json::from_str(&ferry_logs(&arguments)).expect("JSON")
 }
 
-/// The value below which a share of sorted values lies, between two of them where it must be.
+/// A percentile of sorted values, interpolated linearly.
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     below + (above - below) * at.fract()
 }
 
-/// Asks every question, and holds the answers against what was logged.
+/// Asks every question, and compares the answers with the logged lines.
 fn assert_answers(place: &[&str], logged: &[Logged]) {
     // Errors by service, host and route, minute by minute.
     let mut expected: BTreeMap<[String; 5], [u64; 3]> = BTreeMap::new();
@@ -220,7 +220,7 @@ fn assert_answers(place: &[&str], logged: &[Logged]) {
             )
         })
         .collect();
-    assert_eq!(got.len(), answer.len(), "each place is told of once");
+    assert_eq!(got.len(), answer.len(), "each group occurs once");
     assert_eq!(got, expected);
     assert!(expected.values().any(|counts| counts[1] > 0));
 
@@ -250,7 +250,7 @@ fn assert_answers(place: &[&str], logged: &[Logged]) {
         last = p95;
     }
 
-    // A time in the middle bounds what is counted.
+    // A time in the middle limits the result.
     let from = iso(SystemTime::UNIX_EPOCH + Duration::from_secs(START + 60));
     let answer = ask(place, &["slowest", "--limit", "1000", "--from", &from]);
     let counted: u64 = answer
@@ -262,19 +262,19 @@ fn assert_answers(place: &[&str], logged: &[Logged]) {
         .filter(|one| one.status().is_some() && iso(one.time) >= from);
     assert_eq!(counted, expected.count() as u64);
 
-    // The story of one failed request.
+    // The trace of one failed request.
     let failed = logged
         .iter()
         .find(|one| one.status() == Some(500))
         .expect("one failed");
     let trace = failed.line["traceId"].as_str().unwrap();
-    let story: Vec<_> = logged
+    let steps: Vec<_> = logged
         .iter()
         .filter(|one| one.line["traceId"] == trace)
         .collect();
     let answer = ask(place, &["trace", "--trace", trace]);
-    assert_eq!((answer.len(), story.len()), (2, 2));
-    for (row, one) in answer.iter().zip(story) {
+    assert_eq!((answer.len(), steps.len()), (2, 2));
+    for (row, one) in answer.iter().zip(steps) {
         assert_eq!(row["logged_at"], iso(one.time));
         assert_eq!(
             (&row["service"], &row["host"]),
@@ -285,7 +285,7 @@ fn assert_answers(place: &[&str], logged: &[Logged]) {
     }
 }
 
-/// A cluster in a folder of its own, reached by a socket in it.
+/// A PostgreSQL server in a folder of its own, with its socket there.
 struct Postgres {
     server: Child,
     folder: TempDir,
@@ -299,12 +299,12 @@ impl Drop for Postgres {
 }
 
 impl Postgres {
-    /// Starts one, or says what is missing.
+    /// Starts a server. The error says what is missing.
     fn start() -> Result<Postgres, &'static str> {
         let initdb =
             program("initdb").ok_or("PostgreSQL is not installed (apt install postgresql)")?;
         let folder = tempfile::tempdir().unwrap();
-        // PostgreSQL does not run as root. Debian's user for no purpose has no file to lose.
+        // PostgreSQL does not run as root, so it runs as nobody.
         // SAFETY: geteuid reads a number of this process and cannot fail.
         let root = unsafe { libc::geteuid() } == 0;
         if root {
@@ -330,8 +330,8 @@ impl Postgres {
             .args(["--locale", "C", "--no-sync", "-D", "data"])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&made.stderr);
-        assert!(made.status.success(), "initdb: {said}");
+        let stderr = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "initdb: {stderr}");
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let server = command(&initdb.with_file_name("postgres"))
             .args([
@@ -381,8 +381,8 @@ impl Postgres {
             .args(["-c", code, &self.dsn(), query])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{query}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{query}: {stderr}");
         let rows = String::from_utf8(output.stdout).unwrap();
         rows.lines().map(str::to_owned).collect()
     }
@@ -390,7 +390,7 @@ impl Postgres {
 
 const NOBODY: u32 = 65_534;
 
-/// One of PostgreSQL's programs: on the PATH, or where Debian keeps them.
+/// The path of a PostgreSQL program: on the PATH, or in Debian's folder.
 fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -404,7 +404,7 @@ fn program(name: &str) -> Option<PathBuf> {
         .into_iter()
         .map(|place| place.join(name))
         .find(|path| path.is_file())?;
-    // A link leads to where the other programs are.
+    // Resolve a link to the folder with the other programs.
     fs::canonicalize(found).ok()
 }
 
@@ -452,7 +452,7 @@ fn delivered_objects_answer_questions_and_are_loaded_once() {
     assert_the_dashboard_shows_something(&postgres, &logged);
 }
 
-/// Runs the queries of the Grafana dashboard, with what Grafana would put in.
+/// Runs the queries of the Grafana dashboard, with Grafana's variables replaced.
 fn assert_the_dashboard_shows_something(postgres: &Postgres, logged: &[Logged]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/analytics/grafana.json");
     let dashboard: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();

@@ -1,5 +1,5 @@
-"""Sends the examples' policies, task definition and delivery stream to moto, by way of AWS's own client,
-which knows the shape of each call. Arguments: moto's URL, the folder of the examples."""
+"""Sends the examples' policies, task definition and delivery stream to moto with AWS's own client,
+which validates the shape of each call. Arguments: moto's URL, the folder of the examples."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-//! What a host should never hand over, handed over: nothing crashes, and nothing else is lost.
+//! Invalid input from the host: nothing crashes, and nothing else is lost.
 
 use std::time::SystemTime;
 
@@ -10,21 +10,21 @@ use tempfile::TempDir;
 
 use crate::support::plugin::{Plugin, chunk, push_event};
 
-/// An output into a folder, directly: what a flush says is what became of its chunk.
+/// An output to a folder without a spool, so that a flush answers only after delivery.
 fn plugin() -> (Plugin, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("file://{}", dir.path().display());
     (Plugin::start(&[("url", &url), ("spool", "off")]), dir)
 }
 
-/// Lines that arrived in a folder.
+/// The number of lines in a folder's objects.
 fn arrived(dir: &TempDir) -> u64 {
     let report = verify_objects(dir.path(), "seq").unwrap().report(None);
     assert_eq!(report.totals.invalid_lines, 0, "{report}");
     report.totals.lines
 }
 
-/// A dead letter's bytes.
+/// The bytes of a dead letter.
 fn bytes(letter: &serde_json::Value) -> Vec<u8> {
     STANDARD
         .decode_to_vec(letter["record_base64"].as_str().unwrap())
@@ -61,13 +61,13 @@ fn a_broken_event_goes_to_the_dead_letters_and_its_neighbours_arrive() {
         assert_eq!(
             bytes(&letters[0]),
             broken,
-            "{what}: the bytes are kept as they came"
+            "{what}: the bytes are kept unchanged"
         );
     }
 }
 
 #[test]
-fn a_truncated_chunk_ships_what_is_whole_and_keeps_the_rest() {
+fn a_truncated_chunk_delivers_its_whole_events_and_keeps_the_rest() {
     let (plugin, dir) = plugin();
     let whole = chunk(0..10);
     let cut = [whole.clone(), chunk(10..11)].concat();
@@ -78,7 +78,7 @@ fn a_truncated_chunk_ships_what_is_whole_and_keeps_the_rest() {
 }
 
 #[test]
-fn a_zero_length_chunk_is_done_at_once() {
+fn an_empty_chunk_is_acknowledged_at_once() {
     let (plugin, dir) = plugin();
     assert_eq!(plugin.flush("app", b""), Verdict::Ok);
     assert_eq!(arrived(&dir), 0);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# "make bench-spool": what a flush costs when 500 tags make a small chunk each every second, with one worker.
-# Spooled and direct, side by side on the same machine, into the bundled fake Firehose. SECONDS_EACH sets how long.
+# "make bench-spool": the cost of a flush with 500 tags, a small chunk per tag and second, and one worker.
+# Spooled and direct, on the same machine, to the bundled fake Firehose. SECONDS_EACH sets the duration.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ trap 'kill "${fake:-}" 2>/dev/null || true; rm -rf "$dir"' EXIT
 run() {
     local name=$1 records=$2 faults=$3
     shift 3
-    # The address of the fake before must not be taken for this one's.
+    # Do not read the address of the previous fake.
     rm -f "$dir/fake"
     "$harness" firehose --faults "$faults" --expect "$records" --ledger "$dir/ledger.json" >"$dir/fake" 2>&1 &
     fake=$!
@@ -45,5 +45,5 @@ echo "500 tags, a chunk each a second, one worker, $each s each; every record co
 run "spooled" "$all" "" "spool on" "spool_dir $dir/spool"
 run "spooled, the service answers after 20 ms" "$all" "delay 20ms" "spool on" "spool_dir $dir/spool"
 run "direct" "$all" "" "spool off"
-# It takes some 45 a second: a tenth of the records, or it would run ten times as long.
+# This delivers about 45 records a second, so a tenth of the records.
 run "direct, the service answers after 20 ms" $((all / 10)) "delay 20ms" "spool off"

@@ -18,13 +18,13 @@ use crate::support;
 use crate::support::emulators::{Azurite, azurite, azurite_tls, moto};
 
 const BODY: &[u8] = b"\x1f\x8b stands for a compressed body";
-/// Accepted by every Azurite: signed with the well-known key, for everything, until 2099.
+/// A SAS accepted by every Azurite: signed with the well-known key, with all permissions, valid until 2099.
 const SAS: &str = "sv=2021-12-02&ss=b&srt=sco&sp=rwdlac&se=2099-01-01T00%3A00%3A00Z&spr=https,http&\
                    sig=jlSI%2B5DohmjtlB2oCr2Vhd9u7l%2F%2FvB9E8D7vhfmKGX4%3D";
-/// The same, for reading only.
+/// The same, read-only.
 const SAS_READ: &str = "sv=2021-12-02&ss=b&srt=sco&sp=r&se=2099-01-01T00%3A00%3A00Z&spr=https,http&\
                         sig=Z22ARgKlx1Xu5AXgowNuaIWr8SkcM2TbzpleLaVK024%3D";
-/// The same, out of date since 2020.
+/// The same, expired in 2020.
 const SAS_EXPIRED: &str = "sv=2021-12-02&ss=b&srt=sco&sp=rwdlac&se=2020-01-01T00%3A00%3A00Z&spr=https,http&\
                            sig=co3goPa1b4z5UhprfvnaLAJDbxHIpvhP8TP5As4kSs0%3D";
 
@@ -56,14 +56,14 @@ fn blob(store: Store) -> Blob {
     }
 }
 
-/// A sink, and what it warns of.
+/// A sink, and its warnings.
 fn sink(blob: &Blob) -> (BlobSink, Arc<Mutex<Vec<String>>>) {
-    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
-    let ear = Arc::clone(&heard);
-    let warn = Arc::new(move |text: &str| ear.lock().unwrap().push(text.to_owned()));
+    let warnings: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&warnings);
+    let warn = Arc::new(move |text: &str| log.lock().unwrap().push(text.to_owned()));
     (
         BlobSink::new(blob, warn).expect("the configuration is right"),
-        heard,
+        warnings,
     )
 }
 
@@ -76,18 +76,18 @@ async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
     sink.send(batch).await.remove(0)
 }
 
-/// What a person would see of one object, or of a list: status and headers, and the body if it is GET.
-async fn seen(method: Method, url: &str) -> Response {
+/// Requests an object or a list like a plain HTTP client.
+async fn request(method: Method, url: &str) -> Response {
     support::install_tls();
     let client = Client::builder()
         .no_proxy()
         .build()
-        .expect("a client can be made");
+        .expect("a client can be built");
     client
         .request(method, url)
         .send()
         .await
-        .expect("the emulator answers")
+        .expect("the emulator responds")
 }
 
 fn header<'a>(response: &'a Response, name: &str) -> &'a str {
@@ -102,7 +102,11 @@ async fn names(server: &Azurite, container: &str) -> Vec<String> {
         "{}/{container}?restype=container&comp=list&{SAS}",
         server.blob_url()
     );
-    let list = seen(Method::GET, &list).await.text().await.expect("a list");
+    let list = request(Method::GET, &list)
+        .await
+        .text()
+        .await
+        .expect("a list");
     let names = list
         .split("<Name>")
         .skip(1)
@@ -114,9 +118,9 @@ async fn names(server: &Azurite, container: &str) -> Vec<String> {
 async fn an_object_reaches_azure_once_with_its_type_encoding_and_name() {
     let server = azurite();
     for (container, auth) in [("by-key", key(Azurite::KEY)), ("by-sas", sas(SAS))] {
-        let (sink, heard) = sink(&azure(server, container, auth, true));
-        sink.prepare().await.expect("the container is made");
-        sink.prepare().await.expect("it may be there already");
+        let (sink, warnings) = sink(&azure(server, container, auth, true));
+        sink.prepare().await.expect("the container is created");
+        sink.prepare().await.expect("it may already exist");
         for _ in 0..2 {
             assert_eq!(
                 put(&sink, "logs/2025/11/a b+c é.json.gz", BODY).await,
@@ -131,7 +135,7 @@ async fn an_object_reaches_azure_once_with_its_type_encoding_and_name() {
             "{}/{container}/logs/2025/11/a%20b+c%20%C3%A9.json.gz?{SAS}",
             server.blob_url()
         );
-        let object = seen(Method::GET, &url).await;
+        let object = request(Method::GET, &url).await;
         assert_eq!(header(&object, "content-type"), "application/x-ndjson");
         assert_eq!(header(&object, "content-encoding"), "gzip");
         assert_eq!(header(&object, "x-ms-blob-type"), "BlockBlob");
@@ -140,12 +144,12 @@ async fn an_object_reaches_azure_once_with_its_type_encoding_and_name() {
             "a b+c %C3%A9.json.gz"
         );
         assert_eq!(object.bytes().await.unwrap(), BODY);
-        assert!(heard.lock().unwrap().is_empty());
+        assert!(warnings.lock().unwrap().is_empty());
     }
 }
 
 #[tokio::test]
-async fn a_connection_string_leads_to_azure_and_is_read_again_when_its_file_changes() {
+async fn a_connection_string_reaches_azure_and_is_read_again_when_its_file_changes() {
     let server = azurite();
     let url = server.blob_url();
     let with_key = |key: &str| {
@@ -178,11 +182,11 @@ async fn a_connection_string_leads_to_azure_and_is_read_again_when_its_file_chan
         let Destination::Blob { blob, .. } = config.destination else {
             panic!("{:?}", config.destination)
         };
-        let (sink, heard) = sink(&blob);
+        let (sink, warnings) = sink(&blob);
         assert_eq!(put(&sink, "one", BODY).await, Outcome::Delivered);
         assert_eq!(names(server, container).await, ["one"]);
         if text.starts_with('@') {
-            // A rotation: first to a key that is not the account's, then to another account's.
+            // Rotations: to a wrong key, then to another account, then back.
             std::fs::write(file.path(), with_key("c29tZW9uZSBlbHNlJ3M=")).unwrap();
             let refused = put(&sink, "two", BODY).await;
             assert!(matches!(refused, Outcome::Retry(_)), "{refused:?}");
@@ -192,18 +196,21 @@ async fn a_connection_string_leads_to_azure_and_is_read_again_when_its_file_chan
             assert!(matches!(refused, Outcome::Retry(_)), "{refused:?}");
             std::fs::write(file.path(), with_key(Azurite::KEY)).unwrap();
             assert_eq!(put(&sink, "two", BODY).await, Outcome::Delivered);
-            let heard = heard.lock().unwrap();
-            assert!(heard[0].contains("names another account"), "{heard:?}");
+            let warnings = warnings.lock().unwrap();
+            assert!(
+                warnings[0].contains("names another account"),
+                "{warnings:?}"
+            );
         } else {
-            assert!(heard.lock().unwrap().is_empty());
+            assert!(warnings.lock().unwrap().is_empty());
         }
     }
 }
 
 #[tokio::test]
-async fn odd_names_stay_apart_in_azure() {
+async fn odd_names_stay_distinct_in_azure() {
     let server = azurite();
-    let (sink, heard) = sink(&azure(server, "odd-names", key(Azurite::KEY), true));
+    let (sink, warnings) = sink(&azure(server, "odd-names", key(Azurite::KEY), true));
     let odd = [
         "a/b",
         "a//b",
@@ -221,41 +228,46 @@ async fn odd_names_stay_apart_in_azure() {
     }
     let stored = names(server, "odd-names").await;
     assert_eq!(stored.len(), odd.len(), "{stored:?}");
-    assert!(heard.lock().unwrap().is_empty());
+    assert!(warnings.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_container_that_goes_missing_is_made_again() {
+async fn a_deleted_container_is_recreated() {
     let server = azurite();
     let (sink, _) = sink(&azure(server, "goes-missing", sas(SAS), true));
     assert_eq!(put(&sink, "one", BODY).await, Outcome::Delivered);
     let container = format!("{}/goes-missing?restype=container&{SAS}", server.blob_url());
-    assert!(seen(Method::DELETE, &container).await.status().is_success());
+    assert!(
+        request(Method::DELETE, &container)
+            .await
+            .status()
+            .is_success()
+    );
     assert_eq!(put(&sink, "two", BODY).await, Outcome::Delivered);
     assert_eq!(names(server, "goes-missing").await, ["two"]);
 }
 
 #[tokio::test]
-async fn another_object_under_the_name_stays_as_it_is_in_azure() {
+async fn another_object_with_the_same_name_is_not_changed_in_azure() {
     let server = azurite();
-    let (sink, heard) = sink(&azure(server, "collision", key(Azurite::KEY), true));
+    let (sink, warnings) = sink(&azure(server, "collision", key(Azurite::KEY), true));
     sink.prepare().await.unwrap();
     assert_eq!(put(&sink, "x.json", b"another's").await, Outcome::Delivered);
     assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
     assert_eq!(names(server, "collision").await, ["x-c1.json", "x.json"]);
     let url = format!("{}/collision/x.json?{SAS}", server.blob_url());
     assert_eq!(
-        seen(Method::GET, &url).await.text().await.unwrap(),
+        request(Method::GET, &url).await.text().await.unwrap(),
         "another's"
     );
-    assert_eq!(heard.lock().unwrap().len(), 1);
+    assert_eq!(warnings.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn azure_says_in_its_own_words_what_is_wrong() {
+async fn azures_own_error_messages_are_reported() {
     let server = azurite();
-    // Where Azure says AuthenticationFailed, Azurite says AuthorizationFailure, which Azure keeps for its
-    // firewall. So these faults are of another class here than there.
+    // Instead of Azure's AuthenticationFailed, Azurite answers AuthorizationFailure, which Azure uses for its firewall. So
+    // the class of these faults differs from Azure's.
     let table = [
         (
             key(Azurite::KEY),
@@ -326,13 +338,11 @@ async fn an_object_reaches_s3_once_with_credentials_of_an_assumed_role() {
         external_id: Some("ours".into()),
         profile: None,
     };
-    let (sink, heard) = sink(&blob(Store::S3 {
+    let (sink, warnings) = sink(&blob(Store::S3 {
         bucket: "ferry-logs".into(),
         aws,
     }));
-    sink.prepare()
-        .await
-        .expect("region and credentials are found");
+    sink.prepare().await.expect("region and credentials exist");
     let Outcome::Retry(fault) = put(&sink, "x", BODY).await else {
         panic!("no bucket, no refusal")
     };
@@ -342,7 +352,7 @@ async fn an_object_reaches_s3_once_with_credentials_of_an_assumed_role() {
     );
 
     assert!(
-        seen(Method::PUT, &format!("{url}/ferry-logs"))
+        request(Method::PUT, &format!("{url}/ferry-logs"))
             .await
             .status()
             .is_success()
@@ -360,7 +370,7 @@ async fn an_object_reaches_s3_once_with_credentials_of_an_assumed_role() {
         .with_access_key_id("a")
         .with_secret_access_key("b")
         .build()
-        .expect("a client can be made");
+        .expect("a client can be built");
     let object = reader
         .get(&Path::parse("logs/a b é/%/x.json.gz").unwrap())
         .await
@@ -383,9 +393,9 @@ async fn an_object_reaches_s3_once_with_credentials_of_an_assumed_role() {
         Outcome::Delivered
     );
     assert_eq!(
-        heard.lock().unwrap().len(),
+        warnings.lock().unwrap().len(),
         1,
-        "the second is kept beside the first"
+        "the second is kept next to the first"
     );
     let stored: Vec<_> = reader.list(None).try_collect().await.expect("a list");
     assert_eq!(stored.len(), 2, "{stored:?}");

@@ -1,4 +1,4 @@
-//! Chunks as a real host handed them over, byte for byte, become valid JSON, line for line.
+//! Chunks captured from a real host are encoded as valid JSON lines.
 
 use std::fs;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ fn parsed(text: &str) -> Vec<Value> {
         .collect()
 }
 
-/// The host's own output for the same records, where it is valid JSON.
+/// The host's own output for the same records, `None` for invalid JSON.
 fn hosts(name: &str) -> Vec<Option<Value>> {
     fs::read_to_string(folder().join(format!("{name}.fluent-bit.ndjson")))
         .expect("the host's own lines")
@@ -74,7 +74,7 @@ fn every_chunk_is_valid_json_line_for_line() {
 }
 
 #[test]
-fn ordinary_records_say_what_the_hosts_own_output_says() {
+fn ordinary_records_match_the_hosts_own_output() {
     for name in ["app.types", "fwd.msg"] {
         for (ours, theirs) in parsed(&text(name, &Options::default()))
             .iter()
@@ -86,7 +86,7 @@ fn ordinary_records_say_what_the_hosts_own_output_says() {
 }
 
 #[test]
-fn text_stands_as_itself_and_is_shorter_for_it() {
+fn text_is_not_escaped_and_so_is_shorter() {
     let text = text("app.types", &Options::default());
     assert!(text.contains("회원가입에 성공했습니다."));
     assert!(text.contains("😀👨‍👩‍👧‍👦"));
@@ -97,7 +97,7 @@ fn text_stands_as_itself_and_is_shorter_for_it() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_replaced_and_the_rest_is_kept() {
+fn invalid_utf8_is_replaced_and_the_rest_is_kept() {
     let lines = parsed(&text("app.raw", &Options::default()));
     let logs: Vec<&str> = lines
         .iter()
@@ -129,7 +129,7 @@ fn odd_keys_and_values_of_forwarded_records_are_valid() {
     );
 }
 
-/// The lines of each object's folder, in the order of their first events.
+/// The lines of each folder, in the order of their first events.
 fn by_name(name: &str, template: &str, options: &Options) -> Vec<(String, Vec<Value>)> {
     let data = fs::read(folder().join(format!("{name}.msgpack"))).expect("a captured chunk");
     let names = Template::parse(template, true).unwrap();
@@ -141,10 +141,9 @@ fn by_name(name: &str, template: &str, options: &Options) -> Vec<(String, Vec<Va
         .collect()
 }
 
-/// Fluentd tags text as binary, keys too. All but the last three records of these chunks are text, or binary that
-/// is UTF-8.
+/// Fluentd tags text as binary, keys too. All but the last three records of these chunks are text, or binary that is UTF-8.
 #[test]
-fn text_that_fluentd_forwards_as_binary_is_what_the_hosts_own_output_says() {
+fn text_that_fluentd_forwards_as_binary_matches_the_hosts_own_output() {
     for name in ["fluentd.array", "fluentd.packed"] {
         let ours = parsed(&text(name, &Options::default()));
         let theirs = hosts(name);
@@ -152,7 +151,7 @@ fn text_that_fluentd_forwards_as_binary_is_what_the_hosts_own_output_says() {
         for (ours, theirs) in text.iter().zip(&theirs) {
             assert_eq!(Some(ours), theirs.as_ref(), "{name}");
         }
-        // Bytes that are no text. The host makes other letters of them.
+        // Bytes that are not UTF-8. The host writes other characters.
         let expected = json!({
             "log": "Y2Fm6SBlbmQ=",
             "cut": "7ZqM7Js=",
@@ -234,7 +233,7 @@ fn otlp_records_keep_their_metadata_resource_and_scope() {
         ..Options::default()
     };
     let lines = parsed(&text("otel", &options));
-    assert_eq!(lines.len(), 2, "group marks are no records");
+    assert_eq!(lines.len(), 2, "group marks are not records");
     assert_eq!(lines[0]["log"], "boom");
     let meta = &lines[0]["meta"];
     assert_eq!(meta["otlp"]["severity_text"], "ERROR");
@@ -257,7 +256,7 @@ fn a_captured_chunk_cut_or_corrupted_anywhere_loses_only_what_is_broken() {
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
         (lines, encoded.letters.len())
     };
-    // Where each event ends, as another reader of msgpack sees it.
+    // The end of each event, according to another msgpack reader.
     let mut rest = &data[..];
     let mut ends = Vec::new();
     while !rest.is_empty() {
@@ -277,8 +276,8 @@ fn a_captured_chunk_cut_or_corrupted_anywhere_loses_only_what_is_broken() {
         for flip in [0x01, 0x80, 0xff] {
             let mut corrupt = data.clone();
             corrupt[at] ^= flip;
-            // A flipped bit may make an event another valid one, or one that swallows its neighbours. Those
-            // before it are what they were, and whatever is no line is a letter.
+            // A flipped bit may turn an event into another valid one, or into one that swallows its neighbours. Earlier
+            // events are unchanged, and every other event is a letter.
             let (lines, letters) = read(&corrupt);
             let before = ends.partition_point(|end| *end <= at);
             assert!(
@@ -286,7 +285,7 @@ fn a_captured_chunk_cut_or_corrupted_anywhere_loses_only_what_is_broken() {
                 "byte {at} ^ {flip:02x}: {lines:?}"
             );
             assert!(lines.len() + letters > before, "byte {at} ^ {flip:02x}");
-            // Its length is what may swallow others: where the event ends where it did, they are all there.
+            // If the event still ends at the same offset, it swallows none, and all others are lines.
             let end = ends[before];
             let start = if before == 0 { 0 } else { ends[before - 1] };
             let mut rest = &corrupt[start..];

@@ -1,4 +1,4 @@
-//! `ferry check`, against services that are right and services that are not.
+//! `ferry check` against working and broken services.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -19,10 +19,10 @@ use tempfile::TempDir;
 
 use crate::support::emulators::{Azurite, azurite, azurite_tls, moto};
 
-/// A secret that must never be seen; a well-formed key of Azure's.
+/// A secret that must never be shown; a well-formed Azure key.
 const SECRET: &str = "c2VjcmV0LXRoYXQtbXVzdC1uZXZlci1iZS1zZWVu";
 
-/// What a run of the tool gave.
+/// The result of a run of the tool.
 struct Run {
     status: i32,
     stdout: String,
@@ -30,7 +30,7 @@ struct Run {
 }
 
 impl Run {
-    /// What was said about a check: the worst where it was several times.
+    /// The worst result of a check.
     fn result(&self, check: &str) -> String {
         let rank = |result: &str| {
             ["skip", "ok", "warn", "FAIL"]
@@ -48,7 +48,7 @@ impl Run {
         )
     }
 
-    /// Everything that was said about a check, remedies too.
+    /// All messages and remedies of a check.
     fn words(&self, check: &str) -> String {
         let findings = self.of(check).into_iter();
         findings
@@ -100,7 +100,7 @@ fn tool(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     run
 }
 
-/// A folder with what a check reads and writes.
+/// A folder for the files that a check reads and writes.
 struct Bench {
     dir: TempDir,
 }
@@ -122,7 +122,7 @@ impl Bench {
         self.path(name).display().to_string()
     }
 
-    /// A classic configuration with one output, which keeps its files here.
+    /// Writes a classic configuration with one output.
     fn classic(&self, keys: &[(&str, &str)]) -> String {
         let mut text = "[SERVICE]\n    Grace 40\n[OUTPUT]\n    Name ferry\n    Match *\n    Retry_Limit no_limits\n".to_owned();
         let letters = self.path("letters").display().to_string();
@@ -147,7 +147,7 @@ fn fake(options: Options) -> FakeFirehose {
     FakeFirehose::start(options).expect("a fake Firehose")
 }
 
-/// Keys of a Firehose output in good order.
+/// The keys of a valid Firehose output.
 fn firehose<'a>(fake: &'a FakeFirehose, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let mut keys = vec![
         ("delivery_stream", "app"),
@@ -159,7 +159,7 @@ fn firehose<'a>(fake: &'a FakeFirehose, more: &[(&'a str, &'a str)]) -> Vec<(&'a
     keys
 }
 
-/// A service that answers everything alike, with a clock of its own.
+/// A service with a skewed clock that gives every request the same response.
 struct Skewed {
     address: SocketAddr,
     over: Arc<AtomicBool>,
@@ -183,7 +183,7 @@ impl Skewed {
                 while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
                     head.push(byte[0]);
                 }
-                // A request's body is read as well, lest its end be taken for a reset.
+                // Read the request's body as well: closing with unread data would reset the connection.
                 let text = String::from_utf8_lossy(&head).to_lowercase();
                 let length = text
                     .lines()
@@ -221,7 +221,7 @@ impl Drop for Skewed {
 }
 
 #[test]
-fn a_stream_in_good_order_passes_and_is_not_written_to() {
+fn a_healthy_stream_passes_and_is_not_written_to() {
     let bench = Bench::new();
     let fake = fake(Options::default());
     let sts = moto().url();
@@ -255,7 +255,7 @@ fn a_stream_in_good_order_passes_and_is_not_written_to() {
             .filter(|r| r.operation == "PutRecordBatch")
             .count()
     };
-    assert_eq!(puts(), 0, "nothing is written unless it is asked for");
+    assert_eq!(puts(), 0, "nothing is written without --put");
     assert!(!bench.path("letters").exists(), "nothing is left behind");
 
     let run = bench.check(&keys, &["--put"]);
@@ -269,7 +269,7 @@ fn a_stream_in_good_order_passes_and_is_not_written_to() {
 }
 
 #[test]
-fn what_a_stream_delivers_to_decides_what_suits_it() {
+fn a_streams_destination_determines_the_suitable_keys() {
     const C_DEFAULT: (&str, &str) = ("time_key_format", "%Y-%m-%dT%H:%M:%S");
     const TIME: (&str, &str) = ("time_key", "time");
     const PACKED: (&str, &str) = ("compression", "gzip");
@@ -332,7 +332,7 @@ fn what_a_stream_delivers_to_decides_what_suits_it() {
 }
 
 #[test]
-fn a_stream_that_is_missing_or_hidden_is_told_apart() {
+fn a_missing_stream_and_a_hidden_one_are_distinguished() {
     let bench = Bench::new();
     let other = fake(Options {
         streams: vec![("other".to_owned(), StreamKind::S3)],
@@ -388,7 +388,7 @@ fn a_stream_that_is_missing_or_hidden_is_told_apart() {
 }
 
 #[test]
-fn a_name_made_from_records_wants_an_example() {
+fn a_name_made_from_records_needs_an_example() {
     let bench = Bench::new();
     let fake = fake(Options {
         streams: vec![("app-web".to_owned(), StreamKind::S3)],
@@ -417,7 +417,7 @@ fn a_name_made_from_records_wants_an_example() {
 }
 
 #[test]
-fn a_name_made_from_tags_is_tried_with_those_that_are_known() {
+fn a_name_made_from_tags_is_tried_with_the_known_ones() {
     let bench = Bench::new();
     let fake = fake(Options {
         streams: vec![
@@ -440,7 +440,7 @@ fn a_name_made_from_tags_is_tried_with_those_that_are_known() {
             .map(|finding| format!("{}: {}", finding["result"], finding["message"]))
             .collect()
     };
-    // With nothing to go by it is said, and not only among the findings.
+    // Without any known tag there is a note on stderr too.
     let run = bench.check(&keys, &[]);
     assert_eq!((run.status, run.result("stream").as_str()), (0, "skip"));
     assert!(
@@ -449,7 +449,7 @@ fn a_name_made_from_tags_is_tried_with_those_that_are_known() {
         run.stderr
     );
 
-    // What the spool holds.
+    // Tags in the spool.
     let disk = std::sync::Arc::new(
         ferry::spool::disk::LocalDisk::open(bench.path("spool").as_path()).unwrap(),
     );
@@ -485,7 +485,7 @@ fn a_name_made_from_tags_is_tried_with_those_that_are_known() {
         "{said:?}"
     );
 
-    // What is given counts, each of them.
+    // Tags on the command line, all of them.
     let run = bench.check(
         &keys,
         &["--tag", "app.a", "--tag", "db.b", "--tag", "app.c"],
@@ -493,7 +493,7 @@ fn a_name_made_from_tags_is_tried_with_those_that_are_known() {
     assert_eq!(run.status, 0, "{}", run.stdout);
     assert_eq!(streams(&run).len(), 2, "{}", run.stdout);
 
-    // What Match names.
+    // The tag in Match.
     let file = bench.classic(&keys);
     let text = std::fs::read_to_string(&file)
         .unwrap()
@@ -504,7 +504,7 @@ fn a_name_made_from_tags_is_tried_with_those_that_are_known() {
 }
 
 #[test]
-fn credentials_that_are_missing_are_said_in_one_line() {
+fn missing_credentials_are_reported_in_one_line() {
     let bench = Bench::new();
     let fake = fake(Options::default());
     let file = bench.classic(&firehose(&fake, &[]));
@@ -524,7 +524,7 @@ fn credentials_that_are_missing_are_said_in_one_line() {
 }
 
 #[test]
-fn tls_says_whose_certificate_is_trusted_by_whom() {
+fn the_tls_check_names_the_trust_anchor() {
     let bench = Bench::new();
     let fake = fake(Options {
         tls: true,
@@ -566,7 +566,7 @@ fn tls_says_whose_certificate_is_trusted_by_whom() {
         );
         assert_eq!(run.result("stream"), "skip", "{}", run.stdout);
     }
-    // TLS is asked of a server that speaks none.
+    // A server without TLS.
     let plain = FakeFirehose::start(Options::default()).unwrap();
     let url = plain.url().replace("http://", "https://");
     let run = bench.check(
@@ -586,7 +586,7 @@ fn tls_says_whose_certificate_is_trusted_by_whom() {
 }
 
 #[test]
-fn a_server_that_is_away_is_told_from_a_name_that_is_wrong() {
+fn an_unreachable_server_is_distinguished_from_a_wrong_name() {
     let bench = Bench::new();
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -617,7 +617,7 @@ fn a_server_that_is_away_is_told_from_a_name_that_is_wrong() {
         assert_eq!(run.result("stream"), "skip", "{}", run.stdout);
     }
 
-    // A listener that never answers: the time limit ends it.
+    // A listener that never answers, ended by the time limit.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let keys = [
@@ -641,7 +641,7 @@ fn a_server_that_is_away_is_told_from_a_name_that_is_wrong() {
 }
 
 #[test]
-fn a_clock_that_is_wrong_is_found_before_signatures_are_refused() {
+fn a_wrong_clock_is_found_before_signatures_are_refused() {
     let bench = Bench::new();
     let table = [
         ("firehose", 0, "ok"),
@@ -689,7 +689,7 @@ fn a_clock_that_is_wrong_is_found_before_signatures_are_refused() {
 }
 
 #[test]
-fn credentials_that_are_missing_or_refused_are_told_apart() {
+fn missing_and_refused_credentials_are_distinguished() {
     let bench = Bench::new();
     let fake = fake(Options::default());
     let refused = "<ErrorResponse><Error><Type>Sender</Type><Code>InvalidClientTokenId</Code>\
@@ -732,7 +732,7 @@ fn credentials_that_are_missing_or_refused_are_told_apart() {
     );
 }
 
-/// Keys of an Azure output in good order.
+/// The keys of a valid Azure output.
 fn azure<'a>(container: &'a str, endpoint: &'a str, spool: &'a str) -> Vec<(&'a str, &'a str)> {
     vec![
         ("emulator_mode", "on"),
@@ -743,7 +743,7 @@ fn azure<'a>(container: &'a str, endpoint: &'a str, spool: &'a str) -> Vec<(&'a 
 }
 
 #[test]
-fn a_container_is_looked_for_and_written_to_only_when_asked() {
+fn a_container_is_checked_and_written_to_only_on_request() {
     let bench = Bench::new();
     let spool = bench.path("spool").display().to_string();
     let server = azurite();
@@ -838,7 +838,7 @@ fn azures_secrets_are_judged_and_never_shown() {
 }
 
 #[test]
-fn an_identity_without_a_token_is_told_before_the_store_is_asked() {
+fn an_identity_without_a_token_is_reported_before_the_store_is_tried() {
     let bench = Bench::new();
     let spool = bench.path("spool").display().to_string();
     let url = azurite().blob_url();
@@ -956,7 +956,7 @@ fn a_bucket_and_a_folder() {
 }
 
 #[test]
-fn folders_are_tried_and_left_as_they_were() {
+fn folders_are_tested_and_left_unchanged() {
     let bench = Bench::new();
     bench.write("file", "");
     let file = bench.path("file").join("spool").display().to_string();
@@ -981,7 +981,7 @@ fn folders_are_tried_and_left_as_they_were() {
             run.stdout
         );
         assert!(run.words("spool_dir").contains(words), "{}", run.stdout);
-        // How long an fsync takes is the disk's matter, not this test's.
+        // The duration of an fsync depends on the disk.
         let measured = ["ok", "warn"].contains(&run.result("spool_fsync").as_str());
         assert_eq!(measured, status == 0, "{}", run.stdout);
     }
@@ -1049,7 +1049,7 @@ fn a_folder_that_depends_on_where_the_host_is_started_is_warned_of() {
 }
 
 #[test]
-fn every_mistake_in_the_file_is_said_with_its_line() {
+fn every_mistake_in_the_file_is_reported_with_its_line() {
     let bench = Bench::new();
     let text = "\
 [SERVICE]
@@ -1098,7 +1098,7 @@ fn every_mistake_in_the_file_is_said_with_its_line() {
 }
 
 #[test]
-fn of_a_key_that_is_set_twice_the_one_is_judged_that_counts() {
+fn of_a_key_that_is_set_twice_the_effective_one_is_checked() {
     let bench = Bench::new();
     let url = format!("file://{}", bench.path("objects").display());
     let (spool, other) = (bench.path("spool"), bench.path("other"));
@@ -1110,9 +1110,9 @@ fn of_a_key_that_is_set_twice_the_one_is_judged_that_counts() {
         bench.check(&[keys, more].concat(), &[])
     };
     const NOT_SET: &str = "${FERRY_NOT_SET}";
-    /// More keys, what is said of them, and what is not.
+    /// Additional keys, the expected message, and an unexpected one.
     type Case<'c> = (&'c [(&'c str, &'c str)], &'c str, &'c str);
-    // Fluent Bit takes the last one of its own keys; there are Match * and Retry_Limit no_limits before these.
+    // Fluent Bit uses the last of its own keys; Match * and Retry_Limit no_limits precede these.
     #[rustfmt::skip] // a table
     let cases: [Case; 7] = [
         (&[("Retry_Limit", "1")], "Retry_Limit is 1", ""),
@@ -1172,7 +1172,7 @@ fn a_destination_that_is_missing_is_said_first_and_by_itself() {
 }
 
 #[test]
-fn what_keeps_fluent_bit_from_starting_is_found() {
+fn keys_that_prevent_fluent_bit_from_starting_are_found() {
     let bench = Bench::new();
     let url = format!("file://{}", bench.path("objects").display());
     let spool = bench.path("spool").display().to_string();
@@ -1204,7 +1204,7 @@ fn what_keeps_fluent_bit_from_starting_is_found() {
         );
         assert!(run.words("keys").contains(words), "{}", run.stdout);
     }
-    // One that does not count is read all the same.
+    // An overridden value is still parsed by Fluent Bit.
     let twice = bench.check(&[&keys[..], &[("tls", "on"), ("tls", "off")]].concat(), &[]);
     assert_eq!(twice.status, 1, "{}", twice.stdout);
 
@@ -1220,7 +1220,7 @@ fn what_keeps_fluent_bit_from_starting_is_found() {
 }
 
 #[test]
-fn a_folder_is_shown_with_its_time_as_it_is_written() {
+fn a_folder_is_shown_with_its_time_format() {
     let bench = Bench::new();
     let url = format!("file://{}", bench.path("objects").display());
     let spool = bench.path("spool").display().to_string();
@@ -1237,7 +1237,7 @@ fn a_folder_is_shown_with_its_time_as_it_is_written() {
 }
 
 #[test]
-fn the_library_is_looked_for_where_fluent_bit_looks() {
+fn the_library_is_searched_where_fluent_bit_searches() {
     let bench = Bench::new();
     let library = bench.write("out_ferry.so", "");
     let root = bench.dir.path().display();
@@ -1252,7 +1252,7 @@ fn the_library_is_looked_for_where_fluent_bit_looks() {
         assert_eq!(run.status, i32::from(failed), "{}", run.stdout);
         (run.result("library"), run.words("library"))
     };
-    // Beside the main file, as Fluent Bit does.
+    // Relative to the main file, like Fluent Bit.
     let named = "Plugins_File libraries.conf";
     let ours = format!("[PLUGINS]\n    Path {library}\n");
     let cases = [
@@ -1270,7 +1270,7 @@ fn the_library_is_looked_for_where_fluent_bit_looks() {
             "FAIL",
             "libraries.conf:2: '/nonexistent",
         ),
-        // The loader looks for a plain name in folders of its own.
+        // The loader searches a plain name in its own folders.
         (
             named,
             "[PLUGINS]\n    Path out_ferry_nowhere.so\n",
@@ -1316,7 +1316,7 @@ fn two_outputs_do_not_share_a_spool() {
 }
 
 #[test]
-fn yaml_with_includes_and_variables_is_read_as_well() {
+fn yaml_with_includes_and_variables_is_supported() {
     let bench = Bench::new();
     let fake = fake(Options::default());
     let letters = bench.path("letters").display().to_string();
@@ -1350,7 +1350,7 @@ fn yaml_with_includes_and_variables_is_read_as_well() {
 }
 
 #[test]
-fn what_cannot_be_read_is_status_2() {
+fn an_unreadable_input_exits_with_status_2() {
     let bench = Bench::new();
     let broken = bench.write("broken.conf", "[OUTPUT]\nName ferry\n");
     let yaml = bench.write("broken.yaml", "pipeline: [\n");
@@ -1375,7 +1375,7 @@ fn what_cannot_be_read_is_status_2() {
     }
 }
 
-/// An old output, and what the new one has and has not.
+/// An old output, and the lines that the new one has and does not have.
 struct Move {
     old: &'static str,
     has: &'static [&'static str],
@@ -1492,7 +1492,7 @@ const MOVES: &[Move] = &[
     },
 ];
 
-/// The variables of the old configurations, and those that the new ones ask for.
+/// The variables of the old configurations, and those that the new ones use.
 const VARIABLES: [(&str, &str); 3] = [
     ("STREAM", "app-logs"),
     ("SAS", "sig=x"),
@@ -1516,7 +1516,7 @@ fn outputs_of_other_plugins_move_over() {
             assert_eq!(run.status, 0, "{text}\n{}{}", run.stdout, run.stderr);
             let is_yaml = name.ends_with("yaml");
             for words in *has {
-                // A pair is written otherwise in YAML; comments are not.
+                // Pairs differ in YAML; comments do not.
                 let found = match words.trim_end().split_once(' ') {
                     Some((key, value))
                         if is_yaml
@@ -1540,7 +1540,7 @@ fn outputs_of_other_plugins_move_over() {
                 );
             }
 
-            // What is printed is what the plugin takes.
+            // The plugin accepts the printed configuration.
             let sets = VARIABLES.map(|(name, value)| match is_yaml {
                 true => format!("  {name}: '{value}'\n"),
                 false => format!("@SET {name}={value}\n"),
@@ -1561,7 +1561,7 @@ fn outputs_of_other_plugins_move_over() {
 }
 
 #[test]
-fn what_cannot_move_over_is_said_and_status_1() {
+fn keys_that_cannot_be_migrated_are_reported_with_status_1() {
     let bench = Bench::new();
     let old = "[OUTPUT]\n    Name kinesis_firehose\n    Match *\n    region us-east-1\n    compression gzip\n\
                [OUTPUT]\n    Name stdout\n[OUTPUT]\n    Name azure_blob\n    container_name x\n";

@@ -1,4 +1,4 @@
-//! The key table beside what else names keys: the reference, the harness's replay, and every configuration here.
+//! The key table compared with the reference and with every configuration in this repository.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -14,22 +14,22 @@ fn root() -> &'static Path {
 }
 
 #[test]
-fn the_reference_is_what_the_key_table_says() {
+fn the_reference_matches_the_key_table() {
     let path = root().join("docs/configuration.md");
     let generated = keys::reference();
     if std::env::var_os("FERRY_WRITE_DOCS").is_some() {
-        fs::create_dir_all(root().join("docs")).expect("docs/ can be made");
+        fs::create_dir_all(root().join("docs")).expect("docs/ can be created");
         fs::write(&path, generated).expect("docs/configuration.md can be written");
         return;
     }
     let committed = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == generated,
-        "docs/configuration.md is not what src/config/keys.rs says. Remedy: make docs"
+        "docs/configuration.md differs from src/config/keys.rs. Remedy: make docs"
     );
 }
 
-/// Names that are set, with no values.
+/// A set of keys without values.
 struct Names(HashSet<String>);
 
 impl Properties for Names {
@@ -42,7 +42,7 @@ impl Properties for Names {
     }
 }
 
-/// Text files below a folder.
+/// Collects the text files below a folder.
 fn files(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder can be read") {
         let path = entry.expect("an entry can be read").path();
@@ -64,7 +64,7 @@ fn files(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// A key as Fluent Bit looks it up: in YAML it may be written `retryLimit`.
+/// Converts a key to the form in which Fluent Bit looks it up: YAML may have `retryLimit`.
 fn snake_case(key: &str) -> String {
     let mut snake = String::new();
     let mut after_small = false;
@@ -78,7 +78,7 @@ fn snake_case(key: &str) -> String {
     snake
 }
 
-/// The keys of each section that is an output of ours, be it a file's or a string's in a test.
+/// The keys of each ferry output section in a text, which may be a file or a test's source with strings.
 fn outputs(text: &str) -> Vec<HashSet<String>> {
     let text = text.replace("\\n", "\n");
     let mut lines = text.lines().peekable();
@@ -117,8 +117,8 @@ fn outputs(text: &str) -> Vec<HashSet<String>> {
 }
 
 #[test]
-fn no_configuration_of_this_repository_raises_an_alarm() {
-    // Written wrong on purpose, to see what is said of it.
+fn no_configuration_in_this_repository_has_an_idle_key() {
+    // Misspelt on purpose, in a test.
     const ON_PURPOSE: [&str; 1] = ["agregation"];
     let mut paths = Vec::new();
     files(root(), &mut paths);

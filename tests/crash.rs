@@ -1,17 +1,14 @@
-//! The built library in a host that is killed, again and again, at any moment.
+//! The built library in a host that is killed repeatedly, at random moments.
 //!
-//! The host is the bundled harness with `storage.type filesystem`'s rules: a chunk's file is deleted only
-//! after its OK, so a host that was killed in between hands the same bytes over again. Each round adds
-//! chunks to the host's backlog, starts it, and kills it with SIGKILL at a random moment of a seeded
-//! sequence; the last round lets it finish. Then everything is counted.
+//! The host is the bundled harness with the rules of `storage.type filesystem`: a chunk's file is deleted only after its OK,
+//! so a host killed before that hands the same bytes over again. Each round adds chunks to the host's backlog, starts it, and
+//! kills it with SIGKILL at a random moment of a seeded sequence; the last round lets it finish. Then all lines are counted.
 //!
-//! With `FLUENT_BIT` set the same is done to the real host, whose `storage.type filesystem` is what the
-//! harness imitates.
+//! With `FLUENT_BIT` set, the tests also run in the real host.
 //!
-//! Each test says how many of its kills left chunks in the spool, and fails where none did.
+//! Each test prints how many of its kills left chunks in the spool, and fails if none did.
 //!
-//! `FERRY_KILLS` says how often (a dozen or a score otherwise), `FERRY_SEED` which moments; `FERRY_KEEP` keeps the
-//! folders for a look.
+//! `FERRY_KILLS` sets the number of kills (default 12 or 20), `FERRY_SEED` the moments; `FERRY_KEEP` keeps the folders.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt as _;
@@ -32,12 +29,13 @@ use tempfile::TempDir;
 use crate::support;
 use crate::support::emulators::{Azurite, azurite};
 
-/// Lines in a chunk of the backlog, and chunks that are added before each start.
+/// The number of lines per chunk of the backlog.
 const LINES: usize = 100;
+/// The number of chunks added before each start.
 const CHUNKS: usize = 12;
-/// The longest a host lives before it is killed. Starting takes some tens of milliseconds.
+/// The maximum time before a host is killed. A start takes some tens of milliseconds.
 const LONGEST_LIFE: Duration = Duration::from_millis(400);
-/// How long a host may take to deliver what is left and to end.
+/// The time limit for a host to deliver the rest and end.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -49,11 +47,11 @@ fn setting(name: &str, default: u64) -> u64 {
     }
 }
 
-/// A host's machine: what outlives the host.
+/// The state that outlives a host.
 struct Machine {
     dir: TempDir,
     random: StdRng,
-    /// What the application logs, line by line.
+    /// The lines of the application.
     application: Box<dyn Iterator<Item = (SystemTime, Value)>>,
     lines: usize,
     chunks: u64,
@@ -93,7 +91,7 @@ impl Machine {
         self.dir.path().join(name)
     }
 
-    /// More chunks for the host to find.
+    /// Adds chunks to the host's backlog.
     fn add_chunks(&mut self) {
         for _ in 0..CHUNKS {
             let mut chunk = Vec::new();
@@ -110,11 +108,11 @@ impl Machine {
         self.start_as(Command::new(support::harness()))
     }
 
-    /// A host that may have so many KiB of address space: where more are asked for, it aborts.
+    /// Starts a host with a limited address space, beyond which it aborts.
     fn start_with_little_memory(&mut self, kib: u64) -> Child {
         let mut host = Command::new("sh");
         host.args(["-c", &format!("ulimit -v {kib}; exec \"$@\""), "sh"]);
-        // Each arena of glibc's takes 64 MiB of addresses, whether it uses them or not.
+        // Each arena of glibc reserves 64 MiB of address space.
         host.arg(support::harness()).env("MALLOC_ARENA_MAX", "1");
         self.start_as(host)
     }
@@ -133,15 +131,14 @@ impl Machine {
             .expect("the harness starts")
     }
 
-    /// Starts the host and kills it, so often, and then lets it finish. A host that ended by itself before it was
-    /// to be killed does not count, and the next ones live shorter: so the moments lie within what the work
-    /// takes, on a fast machine and on a slow one.
-    fn kill_again_and_again(&mut self, kills: u64) {
-        let (mut struck, mut longest) = (0, LONGEST_LIFE);
-        while struck < kills {
+    /// Starts and kills the host `kills` times, and then lets it finish. A host that finished before its kill does not
+    /// count, and the next ones are killed sooner, so that kills hit the work on fast and slow machines.
+    fn kill_repeatedly(&mut self, kills: u64) {
+        let (mut killed, mut longest) = (0, LONGEST_LIFE);
+        while killed < kills {
             assert!(
                 (self.starts as u64) < 10 * kills,
-                "of {} hosts only {struck} were not done when they were to be killed",
+                "of {} hosts only {killed} were still working when they were to be killed",
                 self.starts
             );
             self.add_chunks();
@@ -155,26 +152,26 @@ impl Machine {
             }
             host.kill().expect("SIGKILL");
             host.wait().unwrap();
-            struck += 1;
+            killed += 1;
             longest = (longest * 9 / 8).min(LONGEST_LIFE);
         }
         self.finish();
         let found = runs_that_found_chunks(&self.logs());
         let at_work = self.logs().matches("of the spool was encoded").count();
         println!(
-            "{struck} kills, {found} of them with chunks in the spool, {at_work} suspects at the starts behind them"
+            "{killed} kills, {found} of them with chunks in the spool, {at_work} suspects at the next starts"
         );
-        assert!(found > 0, "no kill struck a chunk: {}", self.logs());
-        // Whoever kills a host means none of its chunks.
+        assert!(found > 0, "no kill hit a chunk: {}", self.logs());
+        // A random kill must not condemn a chunk.
         assert!(self.set_aside().is_empty(), "{}", self.logs());
     }
 
     fn finish(&mut self) {
         let host = self.start();
-        self.see_it_finish(host);
+        self.wait_for_the_end(host);
     }
 
-    fn see_it_finish(&mut self, mut host: Child) {
+    fn wait_for_the_end(&mut self, mut host: Child) {
         let began = Instant::now();
         let status = loop {
             if let Some(status) = host.try_wait().unwrap() {
@@ -194,7 +191,7 @@ impl Machine {
             "{}",
             self.logs()
         );
-        // A spool from which everything is gone is one short file.
+        // An empty spool is one short file.
         let left: u64 = segments(&self.path("spool"))
             .iter()
             .map(|(_, len)| len)
@@ -206,7 +203,7 @@ impl Machine {
         );
     }
 
-    /// Chunks that the spool keeps apart since hosts ended at them.
+    /// The chunks that the spool has set aside.
     fn set_aside(&self) -> Vec<PathBuf> {
         let quarantine = self.path("spool/quarantine");
         match quarantine.is_dir() {
@@ -226,14 +223,14 @@ impl Machine {
     }
 }
 
-/// The sum of all numbers that stand before `words` in a text.
+/// The sum of all numbers directly before `words` in a text.
 fn number_before(words: &str, text: &str) -> u64 {
     let before = text.split(words).map(|text| text.rsplit(' ').next());
     let numbers = before.take(text.matches(words).count());
     numbers.filter_map(|word| word?.parse::<u64>().ok()).sum()
 }
 
-/// How many runs took up what a killed one had left in the spool.
+/// The number of runs that found chunks of a killed one in the spool.
 fn runs_that_found_chunks(logs: &str) -> usize {
     logs.matches("chunks of an earlier run are in the spool")
         .count()
@@ -250,18 +247,18 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 fn segments(spool: &Path) -> Vec<(String, u64)> {
     let entries = fs::read_dir(spool).unwrap().map(Result::unwrap);
     let files = entries.filter(|entry| entry.path().extension().is_some_and(|e| e == "seg"));
-    let told = files.map(|file| {
+    let segments = files.map(|file| {
         let length = file.metadata().unwrap().len();
         (file.file_name().to_string_lossy().into_owned(), length)
     });
-    told.collect()
+    segments.collect()
 }
 
 #[test]
 fn killed_at_any_moment_a_file_store_has_each_line_once() {
     let mut machine =
         Machine::new("    url file://@HERE@/objects\n    blob_max_size 10K\n    blob_max_age 1s");
-    machine.kill_again_and_again(setting("FERRY_KILLS", 20));
+    machine.kill_repeatedly(setting("FERRY_KILLS", 20));
     let report = verify_objects(&machine.path("objects"), "seq")
         .unwrap()
         .report(Some(machine.lines as u64));
@@ -269,7 +266,7 @@ fn killed_at_any_moment_a_file_store_has_each_line_once() {
 }
 
 const SIGABRT: i32 = 6;
-/// Address space in which a host is well, and cannot encode the hostile chunk.
+/// An address space in which a host works, but cannot encode the hostile chunk.
 const LITTLE_MEMORY_KIB: u64 = 400 << 10;
 
 #[test]
@@ -277,7 +274,7 @@ fn a_chunk_at_which_each_host_ends_is_set_aside_and_the_others_are_delivered() {
     let mut machine =
         Machine::new("    url file://@HERE@/objects\n    blob_max_size 10K\n    blob_max_age 1s");
     machine.add_chunks();
-    // Each of its bytes becomes six.
+    // Each byte is encoded as six.
     let text = "\u{1}".repeat(32 << 20);
     let mut hostile = Vec::new();
     let body = serde_json::json!({ "text": text });
@@ -286,7 +283,7 @@ fn a_chunk_at_which_each_host_ends_is_set_aside_and_the_others_are_delivered() {
     storage::put(&machine.path("storage"), machine.chunks, tag, &hostile).unwrap();
     machine.chunks += 1;
     machine.add_chunks();
-    // A host that does not end by itself.
+    // Add an input without an end, so that the host does not exit.
     let config = machine.path("fluent-bit.conf");
     let ends = fs::read_to_string(&config).unwrap();
     fs::write(
@@ -296,7 +293,7 @@ fn a_chunk_at_which_each_host_ends_is_set_aside_and_the_others_are_delivered() {
     .unwrap();
     for start in 1..=2 {
         if start == 2 {
-            // What is accepted behind it reaches the store before it is tried again.
+            // Younger chunks reach the store before it is tried again.
             machine.add_chunks();
         }
         let mut host = machine.start_with_little_memory(LITTLE_MEMORY_KIB);
@@ -311,25 +308,25 @@ fn a_chunk_at_which_each_host_ends_is_set_aside_and_the_others_are_delivered() {
     machine.assert_each_once(&delivered());
     fs::write(&config, ends).unwrap();
     let host = machine.start_with_little_memory(LITTLE_MEMORY_KIB);
-    machine.see_it_finish(host);
+    machine.wait_for_the_end(host);
     let report = verify_objects(&machine.path("objects"), "seq")
         .unwrap()
         .report(Some(machine.lines as u64));
     machine.assert_each_once(&report);
 
     let logs = machine.logs();
-    let said = logs.lines().find(|line| line.contains("set aside and not"));
-    let said = said.unwrap_or_else(|| panic!("{logs}"));
-    assert!(said.contains("[error]"), "{said}");
-    assert!(said.contains("tag 'app.hostile'"), "{said}");
+    let line = logs.lines().find(|line| line.contains("set aside and not"));
+    let line = line.unwrap_or_else(|| panic!("{logs}"));
+    assert!(line.contains("[error]"), "{line}");
+    assert!(line.contains("tag 'app.hostile'"), "{line}");
     let [kept] = &machine.set_aside()[..] else {
         panic!("{:?}: {logs}", machine.set_aside());
     };
     let bytes = fs::read(kept).unwrap();
     assert!(bytes.ends_with(&[tag.as_bytes(), &hostile].concat()));
 
-    // What the log says can be done with it, where there is more memory.
-    let name = said.split("Copied as ").nth(1).unwrap();
+    // Follow the remedy in the log, with more memory.
+    let name = line.split("copy that file as ").nth(1).unwrap();
     let own = machine.path("own");
     fs::create_dir(&own).unwrap();
     fs::copy(kept, own.join(name.split(' ').next().unwrap())).unwrap();
@@ -339,8 +336,8 @@ fn a_chunk_at_which_each_host_ends_is_set_aside_and_the_others_are_delivered() {
         .output()
         .unwrap();
     assert!(exported.status.success(), "{:?}", exported.status);
-    let line: Value = serde_json::from_slice(&exported.stdout).unwrap();
-    assert!(line["text"] == text.as_str());
+    let record: Value = serde_json::from_slice(&exported.stdout).unwrap();
+    assert!(record["text"] == text.as_str());
 }
 
 #[test]
@@ -353,13 +350,13 @@ fn killed_at_any_moment_an_azure_container_has_each_line_once() {
         Azurite::KEY,
         azurite.blob_url(),
     ));
-    machine.kill_again_and_again(setting("FERRY_KILLS", 12));
+    machine.kill_repeatedly(setting("FERRY_KILLS", 12));
     let report = azurite.report("killed", machine.lines as u64);
     machine.assert_each_once(&report);
 }
 
 #[test]
-fn killed_at_any_moment_firehose_has_twice_no_more_than_was_on_its_way() {
+fn killed_at_any_moment_firehose_has_no_more_duplicates_than_were_in_flight() {
     let fake = FakeFirehose::start(Options {
         faults: "2% records ServiceUnavailableException".to_owned(),
         ..Options::default()
@@ -370,32 +367,32 @@ fn killed_at_any_moment_firehose_has_twice_no_more_than_was_on_its_way() {
          linger 50ms",
         fake.url()
     ));
-    machine.kill_again_and_again(setting("FERRY_KILLS", 12));
+    machine.kill_repeatedly(setting("FERRY_KILLS", 12));
     let report = fake.report(Some(machine.lines as u64));
     assert_eq!(report.missing, 0, "{report}\n{}", machine.logs());
     assert_eq!(report.limit_violations, 0, "{report}");
-    let said = number_before(" records in ", &machine.logs());
+    let in_flight = number_before(" records in ", &machine.logs());
     assert!(
-        report.duplicates <= said,
-        "{} duplicates, but only {said} records were said to be on their way: {report}\n{}",
+        report.duplicates <= in_flight,
+        "{} duplicates, but only {in_flight} records were logged as in flight: {report}\n{}",
         report.duplicates,
         machine.logs()
     );
 }
 
-/// A real host's machine, with lines in its own chunks on disk.
+/// The state that outlives a real host, with a backlog of its own chunk files.
 struct RealMachine {
     dir: TempDir,
     fluent_bit: PathBuf,
     runs: usize,
-    /// The host's own chunk files, which it gets back a few at each start.
+    /// The host's chunk files, of which some are restored before each start.
     backlog: Vec<PathBuf>,
 }
 
 const REAL_LINES: u64 = 60_000;
 
 impl RealMachine {
-    /// Has the host read a log while its output reaches nobody, so that the chunks stay in its storage.
+    /// Has the host read a log while its output cannot connect, so that the chunks stay in its storage.
     fn with_a_backlog(fluent_bit: PathBuf, output: &str) -> RealMachine {
         let dir = tempfile::tempdir().unwrap();
         let here = dir.path().display().to_string();
@@ -463,7 +460,7 @@ impl RealMachine {
         machine
     }
 
-    /// Gives the host chunks of its own back, an even share for each of `rounds` that are left.
+    /// Restores some of the host's chunk files, an even share for each of the remaining `rounds`.
     fn add_chunks(&mut self, rounds: usize) {
         let share = self.backlog.len().div_ceil(rounds);
         for file in self.backlog.drain(..share) {
@@ -485,8 +482,8 @@ impl RealMachine {
             .expect("the host starts")
     }
 
-    /// Starts the host and kills it, again and again, and then lets it deliver all and stops it.
-    fn kill_again_and_again(&mut self, all_is_there: impl Fn() -> bool) {
+    /// Starts and kills the host repeatedly, and then stops it once `all_delivered`.
+    fn kill_repeatedly(&mut self, all_delivered: impl Fn() -> bool) {
         let mut random = StdRng::seed_from_u64(setting("FERRY_SEED", 20_261_121));
         let kills = setting("FERRY_KILLS", 12);
         for left in (1..=kills).rev() {
@@ -500,12 +497,12 @@ impl RealMachine {
         }
         let mut host = self.start("run.conf");
         let began = Instant::now();
-        // Everything may be there already; a host that has not started yet does not take SIGTERM for a stop.
+        // All may already be delivered, but a host that is still starting does not stop cleanly on SIGTERM.
         let started = |machine: &Self| machine.log(machine.runs).contains("spooled in");
-        while !started(self) || !all_is_there() {
+        while !started(self) || !all_delivered() {
             assert!(
                 began.elapsed() < PATIENCE,
-                "not all arrives: {}",
+                "not all lines arrive: {}",
                 self.logs()
             );
             std::thread::sleep(Duration::from_millis(100));
@@ -516,7 +513,7 @@ impl RealMachine {
         assert!(status.success(), "{status}: {}", self.logs());
         let found = runs_that_found_chunks(&self.logs());
         println!("{kills} kills, {found} of them with chunks in the spool");
-        assert!(found > 0, "no kill struck a chunk: {}", self.logs());
+        assert!(found > 0, "no kill hit a chunk: {}", self.logs());
     }
 
     fn logs(&self) -> String {
@@ -539,7 +536,7 @@ fn in_the_real_host_killed_at_any_moment_objects_have_each_line_once() {
         "    url file://@HERE@/objects\n    blob_max_size 100K\n    blob_max_age 1s",
     );
     let objects = machine.dir.path().join("objects");
-    // While the host works, a file that was listed may be gone: objects are written beside their name.
+    // While the host runs, a listed staging file may be renamed before it is read.
     let report = || {
         Some(
             verify_objects(&objects, "seq")
@@ -547,7 +544,7 @@ fn in_the_real_host_killed_at_any_moment_objects_have_each_line_once() {
                 .report(Some(REAL_LINES)),
         )
     };
-    machine.kill_again_and_again(|| report().is_some_and(|report| report.missing == 0));
+    machine.kill_repeatedly(|| report().is_some_and(|report| report.missing == 0));
     let report = report().expect("objects");
     assert!(report.is_exact(), "{report}\n{}", machine.logs());
 }
@@ -577,14 +574,14 @@ fn in_the_real_host_killed_with_faults_before_the_store_objects_have_each_line_o
     );
     let mut machine = RealMachine::with_a_backlog(fluent_bit, &output);
     let report = || azurite().report("real", REAL_LINES);
-    // The container is made by the first put.
-    let is_there = || {
+    // The first put creates the container.
+    let exists = || {
         proxy
             .requests()
             .iter()
             .any(|request| request.status == Some(201))
     };
-    machine.kill_again_and_again(|| is_there() && report().missing == 0);
+    machine.kill_repeatedly(|| exists() && report().missing == 0);
     let (report, counts) = (report(), proxy.counts());
     assert!(
         report.is_exact(),
@@ -595,7 +592,7 @@ fn in_the_real_host_killed_with_faults_before_the_store_objects_have_each_line_o
 }
 
 #[test]
-fn in_the_real_host_killed_at_any_moment_firehose_has_twice_no_more_than_was_on_its_way() {
+fn in_the_real_host_killed_at_any_moment_firehose_has_no_more_duplicates_than_were_in_flight() {
     let Some(fluent_bit) = support::fluent_bit() else {
         println!("skipped: FLUENT_BIT is not set");
         return;
@@ -612,12 +609,12 @@ fn in_the_real_host_killed_at_any_moment_firehose_has_twice_no_more_than_was_on_
             fake.url()
         ),
     );
-    machine.kill_again_and_again(|| fake.report(Some(REAL_LINES)).missing == 0);
+    machine.kill_repeatedly(|| fake.report(Some(REAL_LINES)).missing == 0);
     let report = fake.report(Some(REAL_LINES));
-    let said = number_before(" records in ", &machine.logs());
+    let in_flight = number_before(" records in ", &machine.logs());
     assert!(
-        report.missing == 0 && report.duplicates <= said,
-        "{said} records were said to be on their way: {report}\n{}",
+        report.missing == 0 && report.duplicates <= in_flight,
+        "{in_flight} records were logged as in flight: {report}\n{}",
         machine.logs()
     );
 }

@@ -1,4 +1,4 @@
-//! The dashboard and the alerts speak of metrics that there are.
+//! The dashboard and the alerts use existing metrics, labels and values.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,14 +8,14 @@ use std::process::Command;
 use ferry::metrics::{FAMILIES, Kind};
 use serde_json::Value;
 
-/// The host's own, of each output.
+/// A metric of the host itself.
 const OF_THE_HOST: &str = "fluentbit_output_dropped_records_total";
 
 fn dashboards() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards")
 }
 
-/// The expressions of the dashboard, its variables' queries among them.
+/// The expressions of the dashboard, including its variables' queries.
 fn dashboard() -> Vec<String> {
     let text = fs::read_to_string(dashboards().join("ferry.json")).unwrap();
     let json: Value = serde_json::from_str(&text).unwrap();
@@ -32,7 +32,7 @@ fn dashboard() -> Vec<String> {
     expressions
 }
 
-/// The expressions of the alerts: everything below `expr:` up to the next key.
+/// The expressions of the alerts: the text from `expr:` to the next key.
 fn alerts() -> Vec<String> {
     let text = fs::read_to_string(dashboards().join("alerts.yml")).unwrap();
     let rules = text.split("- alert: ").skip(1);
@@ -45,7 +45,7 @@ fn alerts() -> Vec<String> {
     rules.map(expression).collect()
 }
 
-/// The metrics of an expression, each with what stands between its braces.
+/// The metrics in an expression, with the text between their braces.
 fn selectors(expression: &str) -> Vec<(String, String)> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
@@ -66,7 +66,7 @@ fn selectors(expression: &str) -> Vec<(String, String)> {
     found
 }
 
-/// What is wrong with an expression.
+/// The mistakes in an expression.
 fn faults(expression: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let found = selectors(expression);
@@ -79,13 +79,13 @@ fn faults(expression: &str) -> Vec<String> {
         let (own, values): (&str, &[&str]) = match FAMILIES.iter().find(|one| one.name == base) {
             Some(family) => {
                 if (base != metric.as_str()) != (family.kind == Kind::Histogram) {
-                    faults.push(format!("{metric} is not what it is"));
+                    faults.push(format!("{metric} is used as another type"));
                 }
                 family.label.unwrap_or_default()
             }
             None if metric == OF_THE_HOST => ("", &[]),
             None => {
-                faults.push(format!("there is no metric {metric}"));
+                faults.push(format!("{metric} does not exist"));
                 continue;
             }
         };
@@ -115,7 +115,7 @@ fn faults(expression: &str) -> Vec<String> {
 }
 
 #[test]
-fn dashboard_and_alerts_name_metrics_labels_and_values_that_there_are() {
+fn the_dashboard_and_the_alerts_use_existing_metrics_labels_and_values() {
     let (dashboard, alerts) = (dashboard(), alerts());
     assert!(dashboard.len() >= 30 && alerts.len() >= 13);
     let faults: Vec<_> = dashboard
@@ -124,7 +124,7 @@ fn dashboard_and_alerts_name_metrics_labels_and_values_that_there_are() {
         .flat_map(|one| faults(one))
         .collect();
     assert!(faults.is_empty(), "{faults:#?}");
-    // What nobody looks at need not be counted.
+    // Every metric must be on the dashboard.
     let shown: String = dashboard.concat();
     for family in FAMILIES {
         let metric = family.name;
@@ -148,7 +148,7 @@ fn an_expression_with_a_mistake_is_found() {
 }
 
 #[test]
-fn promtool_takes_the_rules_and_each_alert_fires_where_it_must() {
+fn promtool_accepts_the_rules_and_each_alert_fires() {
     let promtool = |folder: &Path, arguments: &[&str]| {
         Command::new("promtool")
             .args(arguments)
@@ -159,7 +159,7 @@ fn promtool_takes_the_rules_and_each_alert_fires_where_it_must() {
         println!("skipped: promtool is not on the PATH (apt install prometheus)");
         return;
     }
-    // Grafana's variables stand for durations; the dashboard's expressions pass as rules of their own.
+    // Replace Grafana's variables by durations, and check the dashboard's expressions as recording rules.
     let dir = tempfile::tempdir().unwrap();
     let mut rules = "groups:\n  - name: dashboard\n    rules:\n".to_owned();
     let queries = dashboard()
@@ -179,9 +179,9 @@ fn promtool_takes_the_rules_and_each_alert_fires_where_it_must() {
         (&dashboards(), ["test", "rules", "alerts_test.yml"]),
     ] {
         let output = promtool(folder, &arguments).unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        assert!(output.status.success(), "{arguments:?}: {said}");
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(output.status.success(), "{arguments:?}: {text}");
     }
     let tests = fs::read_to_string(dashboards().join("alerts_test.yml")).unwrap();
     let alerts = fs::read_to_string(dashboards().join("alerts.yml")).unwrap();

@@ -1,7 +1,6 @@
-//! The built library in a host: the bundled harness always, and a real Fluent Bit where there is one.
+//! The built library in a host: always in the bundled harness, and in a real Fluent Bit if one is given.
 //!
-//! What the real host has no place for (its own retry schedule made short, reloads at a chunk's end) is
-//! the harness's part.
+//! Only the harness supports shortened retry schedules, and reloads at the end of a chunk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,13 +17,13 @@ use tempfile::TempDir;
 use crate::support;
 use crate::support::emulators::{azurite, moto};
 
-/// A folder with a configuration, and what a run in it left behind.
+/// A folder with a configuration, and the results of a run.
 pub(crate) struct Scene {
     dir: TempDir,
 }
 
 impl Scene {
-    /// `input` and `output` are the bodies of their sections; `@HERE@` in them is the scene's folder.
+    /// `input` and `output` are the bodies of their sections; `@HERE@` stands for the scene's folder.
     fn new(input: &str, output: &str) -> Scene {
         Scene::with_service(
             "Flush 0.2\n    scheduler.base 1\n    scheduler.cap 2",
@@ -38,7 +37,7 @@ impl Scene {
         let here = dir.path().display().to_string();
         let plugins = format!("[PLUGINS]\n    Path {}\n", support::library().display());
         fs::write(dir.path().join("plugins.conf"), plugins).unwrap();
-        // A blob store is spooled unless the scene says otherwise.
+        // A blob store is spooled by default.
         let spooled = !output.contains("delivery_stream") && !output.contains("spool off");
         let spool = if spooled {
             "    spool_dir @HERE@/spool\n"
@@ -62,7 +61,7 @@ impl Scene {
         self.dir.path().join(name)
     }
 
-    /// Runs the harness to its end and gives its report.
+    /// Runs the harness to its end. Returns its report.
     fn run(&self, extra: &[&str]) -> Value {
         let report = self.path("report.json");
         let output = Command::new(support::harness())
@@ -95,7 +94,7 @@ impl Scene {
     }
 }
 
-/// Nothing dropped, every thread joined, and no more of the stack used than the oldest host gives.
+/// Asserts that no record was dropped, every thread joined, and no more stack used than the oldest host has.
 fn assert_clean(report: &Value, records: u64) {
     assert_eq!(report["records_in"], records, "{report:#}");
     assert_eq!(report["records_acknowledged"], records, "{report:#}");
@@ -109,7 +108,7 @@ fn assert_clean(report: &Value, records: u64) {
     );
 }
 
-/// Every sequence number arrived, once, in lines that are valid and within every limit.
+/// Asserts that every sequence number arrived once, in valid lines and within every limit.
 fn assert_each_once(ledger: &Report) {
     assert!(ledger.is_exact(), "{ledger}");
     assert_eq!(ledger.limit_violations, 0, "{ledger}");
@@ -162,7 +161,7 @@ fn hot_reloads_under_faults_lose_nothing_and_leave_no_thread() {
     assert_eq!(report["records_dropped"], 0, "{report:#}\n{}", scene.log());
     assert_eq!(report["threads_left_behind"], 0);
     let ledger = fake.report(None);
-    // A reload begins the sample input anew, with the first sequence number.
+    // A reload restarts the sample input, with the first sequence number.
     assert_eq!(
         ledger.totals.lines,
         report["records_acknowledged"].as_u64().unwrap(),
@@ -171,7 +170,7 @@ fn hot_reloads_under_faults_lose_nothing_and_leave_no_thread() {
 }
 
 #[test]
-fn without_workers_everything_arrives_and_the_user_is_told_what_it_costs() {
+fn without_workers_everything_arrives_and_the_cost_is_logged() {
     let fake = fake("");
     let scene = Scene::new(
         "    Name nestjs_sample\n    Tag app\n    Samples 5000",
@@ -191,7 +190,7 @@ fn without_workers_everything_arrives_and_the_user_is_told_what_it_costs() {
 }
 
 #[test]
-fn captured_chunks_become_objects_that_a_replay_does_not_double() {
+fn captured_chunks_become_objects_that_a_replay_does_not_duplicate() {
     let chunks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chunks");
     let scene = Scene::new(
         &format!("    Name chunks\n    Path {}", chunks.display()),
@@ -245,7 +244,7 @@ fn a_daemon_delivers_after_the_fork() {
         "    Name http_sample\n    Tag app\n    Samples 5000",
         &firehose_output(&fake, "    Workers 2"),
     );
-    // The parent ends as soon as the daemon is on its way; the report is the daemon's last word.
+    // The parent exits once the daemon has started; the daemon writes the report at its end.
     let report = scene.path("report.json");
     let parent = Command::new(support::harness())
         .args(["run", "--quiet", "-c"])
@@ -261,7 +260,7 @@ fn a_daemon_delivers_after_the_fork() {
         if let Ok(report) = serde_json::from_slice(&read) {
             break report;
         }
-        assert!(Instant::now() < limit, "the daemon leaves no report");
+        assert!(Instant::now() < limit, "the daemon writes no report");
         std::thread::park_timeout(Duration::from_millis(20));
     };
     assert_clean(&report, 5_000);
@@ -321,13 +320,13 @@ fn logs_arrive_in_azurite_once() {
     };
     let first = replay.run(&[]);
     assert_eq!(lines(), first["records_acknowledged"].as_u64().unwrap());
-    // The same chunks again, as after a crash between our OK and the host's own deletion of them.
+    // The same chunks again, as after a crash between the OK and the host's deletion of its files.
     let again = replay.run(&[]);
     assert_eq!(again["records_acknowledged"], first["records_acknowledged"]);
     assert_eq!(lines(), first["records_acknowledged"].as_u64().unwrap());
 }
 
-/// What lies in a store, by way of a folder.
+/// The ledger of a store's objects, which are downloaded to a folder.
 fn ledger_of(store: &dyn ObjectStore) -> Ledger {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -377,7 +376,7 @@ fn logs_arrive_through_motos_firehose() {
 
 // In the real host.
 
-/// A process that is ended with its scene, whatever happens.
+/// A host process, killed on drop.
 pub(crate) struct Host(Child);
 
 impl Drop for Host {
@@ -409,7 +408,7 @@ impl Host {
         assert!(status.success());
     }
 
-    /// Waits for what must come, and looks often.
+    /// Polls until `done`, for 120 s at most.
     pub(crate) fn until(&mut self, scene: &Scene, what: &str, mut done: impl FnMut() -> bool) {
         let limit = Instant::now() + Duration::from_secs(120);
         while !done() {
@@ -430,7 +429,7 @@ impl Host {
         }
     }
 
-    /// Stops the host as a service manager does.
+    /// Stops the host like a service manager.
     pub(crate) fn stop(mut self, scene: &Scene) {
         self.signal("TERM");
         let limit = Instant::now() + Duration::from_secs(60);
@@ -446,7 +445,7 @@ impl Host {
     }
 }
 
-/// A log of `records` lines for tail.
+/// Writes a log of `records` lines for tail.
 pub(crate) fn write_log(scene: &Scene, records: usize) {
     let status = Command::new(support::harness())
         .args([
@@ -478,8 +477,8 @@ fn in_the_real_host_nothing_is_lost_under_faults_and_hot_reloads() {
         println!("skipped: FLUENT_BIT is not set");
         return;
     };
-    // Fluent Bit 5.1.1 itself crashes in a reload when a proxy output has workers, so they are left out
-    // there, as docs/quick-start.md tells everybody who reloads.
+    // Fluent Bit 5.1.1 itself crashes in a reload if a proxy output has workers, so that case has none, as
+    // docs/quick-start.md recommends.
     for (reloads, how) in [
         (0, "    Workers 4"),
         (
@@ -524,7 +523,7 @@ fn in_the_real_host_objects_appear_once() {
     write_log(&scene, 50_000);
     let mut host = Host::start(&fluent_bit, &scene);
     let objects = || verify_objects(&scene.path("objects"), "seq");
-    // While the host works, a file that was listed may be gone: objects are written beside their name.
+    // While the host runs, a listed staging file may be renamed before it is read.
     host.until(&scene, "all arrives", || {
         objects().is_ok_and(|ledger| ledger.report(Some(50_000)).missing == 0)
     });

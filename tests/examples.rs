@@ -1,5 +1,5 @@
-//! The files of `examples/`: each configuration in the harness and, where there is one, in a real Fluent
-//! Bit, with what its deployment would set in the environment; and the shape of everything around it.
+//! The files of `examples/`: each configuration runs in the harness, and in a real Fluent Bit if one is given, with the
+//! environment of its deployment; manifests and policies are checked for consistency.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,16 +22,16 @@ use tempfile::TempDir;
 use crate::support;
 use crate::support::emulators::{Azurite, azurite, azurite_tls, installed, moto};
 
-/// Records that each example delivers.
+/// The number of records that each example delivers.
 const RECORDS: usize = 2_000;
-/// To make the container that the example's own SAS may not make; signed with Azurite's public key.
+/// A SAS that may create the container, which the example's own may not; signed with Azurite's public key.
 const SAS_OF_AN_OWNER: &str = "sv=2021-12-02&ss=b&srt=sco&sp=rwdlac&se=2099-01-01T00%3A00%3A00Z&spr=https,http&\
                                sig=jlSI%2B5DohmjtlB2oCr2Vhd9u7l%2F%2FvB9E8D7vhfmKGX4%3D";
-/// What docs/authentication.md asks for: objects may be read, created and written, and nothing else.
+/// A SAS as docs/authentication.md describes: it may read, create and write objects, and nothing else.
 const SAS_OF_THE_README: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwc&spr=https%2Chttp&sv=2026-10-06&ss=b&srt=o&\
                                  sig=VsigGaw7HryuByw%2BRaZGNxZndvQtr3wAdqXFNBN9WOQ%3D";
 
-/// What Kubernetes writes for the pod to prove its ServiceAccount by.
+/// The service account token that Kubernetes projects into the pod.
 const KUBERNETES_TOKEN: &str = "the.service.account";
 
 fn examples() -> PathBuf {
@@ -61,7 +61,7 @@ fn yaml_file(path: &str) -> Vec<Value> {
 
 type Environment = BTreeMap<String, String>;
 
-/// `[{"name": …, "value": …}]`, as task definitions and pods have it.
+/// Converts `[{"name": …, "value": …}]`, as in task definitions and pods.
 fn pairs(list: &Value) -> Environment {
     let pair = |entry: &Value| {
         let text = |key: &str| entry[key].as_str().expect("a text").to_owned();
@@ -70,12 +70,12 @@ fn pairs(list: &Value) -> Environment {
     list.as_array().expect("a list").iter().map(pair).collect()
 }
 
-/// One example, and what its deployment sets in Fluent Bit's environment.
+/// An example, with the environment that its deployment sets for Fluent Bit.
 struct Example {
     /// The folder of its `fluent-bit.conf`.
     folder: &'static str,
     environment: Environment,
-    /// The tag its input gives.
+    /// The tag of its input.
     tag: &'static str,
     shape: Shape,
 }
@@ -136,20 +136,20 @@ fn systemd() -> Example {
     }
 }
 
-/// An example, in a folder where it can be run.
+/// An example in a folder where it can run.
 struct Stage {
     dir: TempDir,
     environment: Environment,
     http_port: u16,
     tag: &'static str,
     shape: Shape,
-    /// What the application logs.
+    /// The lines of the application.
     lines: Vec<(SystemTime, Value)>,
 }
 
 impl Stage {
-    /// Copies the configuration. What is put in its place is named here, and nowhere else: the library,
-    /// the folders of logs and state, ports of this machine, and (`replaced`) where the services are.
+    /// Copies the configuration. Replaced are only the library, the folders of logs and state, local ports, and (`replaced`)
+    /// the addresses of the services.
     fn new(example: Example, replaced: &[(&str, &str)]) -> Stage {
         let dir = tempfile::tempdir().unwrap();
         let here = dir.path();
@@ -165,7 +165,7 @@ impl Stage {
         let plugins = format!("[PLUGINS]\n    Path {}\n", support::library().display());
         fs::write(here.join("plugins.conf"), plugins).unwrap();
         if here.join("journal.conf").exists() {
-            // There is no journal to read in a test.
+            // A test has no journal to read.
             fs::write(here.join("journal.conf"), "").unwrap();
         }
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
@@ -220,8 +220,8 @@ impl Stage {
         command
     }
 
-    /// Runs the harness to its end. It has neither filters nor the inputs of these examples, so in the
-    /// place of both stands an input that yields what they would.
+    /// Runs the harness to its end. It supports neither filters nor the inputs of these examples, so a sample input replaces
+    /// both.
     fn run_in_the_harness(&self) {
         let config = read(&self.path("fluent-bit.conf"));
         let shape = match self.shape {
@@ -257,8 +257,8 @@ impl Stage {
         assert_eq!(report["records_dropped"], 0, "{log}");
     }
 
-    /// Runs Fluent Bit with the configuration as it is until all records are through, and stops it as a
-    /// service manager does. `feed` is called once it is up.
+    /// Runs Fluent Bit with the unchanged configuration until all records are delivered, and stops it like a service manager.
+    /// `feed` is called once it is up.
     fn run_in_fluent_bit(&self, fluent_bit: &Path, feed: impl FnOnce(&Stage)) {
         let log = fs::File::create(self.path("log")).unwrap();
         let child = self
@@ -273,17 +273,17 @@ impl Stage {
         let mut host = Host(child);
         host.until(self, "it is up", || self.get("/api/v1/uptime").is_some());
         feed(self);
-        host.until(self, "all records are through", || {
-            let through = |metrics: Value| {
+        host.until(self, "all records are delivered", || {
+            let delivered = |metrics: Value| {
                 let outputs = metrics["output"].as_object().expect("outputs");
                 outputs.values().any(|one| one["proc_records"] == RECORDS)
             };
-            self.get("/api/v1/metrics").is_some_and(through)
+            self.get("/api/v1/metrics").is_some_and(delivered)
         });
         host.stop(self);
     }
 
-    /// What the host's own HTTP server answers.
+    /// Requests JSON from the host's HTTP server.
     fn get(&self, path: &str) -> Option<Value> {
         let mut connection = TcpStream::connect(("127.0.0.1", self.http_port)).ok()?;
         write!(
@@ -302,7 +302,7 @@ impl Stage {
     }
 }
 
-/// A process that is ended with its test, whatever happens.
+/// A host process, killed on drop.
 struct Host(Child);
 
 impl Drop for Host {
@@ -313,7 +313,7 @@ impl Drop for Host {
 }
 
 impl Host {
-    /// Waits for what must come, and looks often.
+    /// Polls until `done`, for 90 s at most.
     fn until(&mut self, stage: &Stage, what: &str, mut done: impl FnMut() -> bool) {
         let limit = Instant::now() + Duration::from_secs(90);
         while !done() {
@@ -330,10 +330,10 @@ impl Host {
     }
 
     fn stop(mut self, stage: &Stage) {
-        let told = Command::new("kill")
+        let sent = Command::new("kill")
             .args(["-s", "TERM", &self.0.id().to_string()])
             .status();
-        assert!(told.unwrap().success());
+        assert!(sent.unwrap().success());
         let limit = Instant::now() + Duration::from_secs(60);
         while self.0.try_wait().unwrap().is_none() {
             assert!(Instant::now() < limit, "it does not stop: {}", stage.log());
@@ -343,7 +343,7 @@ impl Host {
     }
 }
 
-/// Everything in a store: each line, with the name of its object.
+/// All lines in a store, with the names of their objects.
 fn arrived(store: &dyn ObjectStore) -> Vec<(String, Value)> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let objects: Vec<(String, Vec<u8>)> = runtime.block_on(async {
@@ -372,7 +372,7 @@ fn arrived(store: &dyn ObjectStore) -> Vec<(String, Value)> {
     lines
 }
 
-/// Every number once, and a time that queries and format conversion read.
+/// Asserts that every number arrived once, with a time that queries and format conversion can parse.
 fn assert_each_once_with_a_time(lines: &[(String, Value)], time_key: &str) {
     let mut numbers: Vec<u64> = lines
         .iter()
@@ -395,7 +395,7 @@ fn assert_each_once_with_a_time(lines: &[(String, Value)], time_key: &str) {
     }
 }
 
-/// What the application wrote came as it was, but for the time, whose key may differ.
+/// Asserts that the application's lines arrived unchanged, except that the key of the time may differ.
 fn assert_the_same(stage: &Stage, lines: &[(String, Value)], own_time: &str, time_key: &str) {
     let by_number: BTreeMap<u64, &Value> = lines
         .iter()
@@ -429,7 +429,7 @@ fn ecs_fargate_delivers_to_firehose_what_format_conversion_reads() {
             for key in line.as_object().unwrap().keys() {
                 assert!(
                     columns.contains(key.to_lowercase().as_str()),
-                    "{key} is no column of {columns:?}"
+                    "{key} is not a column of {columns:?}"
                 );
             }
         }
@@ -454,7 +454,7 @@ fn ecs_fargate_delivers_to_firehose_what_format_conversion_reads() {
     stage.run_in_fluent_bit(&fluent_bit, |stage| {
         let mut log_driver = UnixStream::connect(stage.path("fluent.sock")).unwrap();
         for (_, line) in &stage.lines {
-            // As Docker's fluentd driver sends it: tag, seconds, record.
+            // Like Docker's fluentd driver: tag, seconds, record.
             let record = json!({
                 "container_id": "3f2b8a7c", "container_name": "/ecs-shop-api-1-api-a1b2",
                 "source": "stdout", "log": line.to_string(),
@@ -469,8 +469,8 @@ fn ecs_fargate_delivers_to_firehose_what_format_conversion_reads() {
     assert!(lines.iter().all(|(_, line)| line["source"] == "stdout"));
 }
 
-/// Stands in for Entra ID: gives the identity of the example's ServiceAccount, and nobody else, a token for
-/// storage in exchange for that of Kubernetes. Its address, and how many it gave.
+/// A fake Entra ID that exchanges the Kubernetes token of the example's ServiceAccount, and no other, for a storage token.
+/// Returns its address, and the number of tokens issued.
 fn entra(client_id: String) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -492,7 +492,7 @@ fn entra(client_id: String) -> (String, Arc<AtomicUsize>) {
             let mut connection = connection.unwrap();
             let mut request = Vec::new();
             let mut piece = [0; 4_096];
-            // The grant is the last of the form.
+            // The grant is the last field of the form.
             while !request.ends_with(b"grant_type=client_credentials") {
                 match connection.read(&mut piece) {
                     Ok(length @ 1..) => request.extend_from_slice(&piece[..length]),
@@ -523,7 +523,7 @@ fn entra(client_id: String) -> (String, Arc<AtomicUsize>) {
 /// The tenant of the example's identity.
 const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 
-/// Makes a container, as an owner of the account.
+/// Creates a container, as an owner of the account.
 fn make_container(server: &Azurite, container: &str) {
     support::install_tls();
     let url = format!(
@@ -582,7 +582,7 @@ fn kubernetes_builds_objects_in_azure_by_its_workload_identity() {
                 ("STORAGE_ACCOUNT", Azurite::ACCOUNT),
                 ("STORAGE_CONTAINER", container),
                 ("STORAGE_ENDPOINT", &server.blob_url()),
-                // What Azure's webhook sets, from the ServiceAccount's annotation and the cluster's own.
+                // Set by Azure's webhook, from the ServiceAccount's annotation and the cluster.
                 ("AZURE_CLIENT_ID", client_id),
                 ("AZURE_TENANT_ID", TENANT),
                 ("AZURE_AUTHORITY_HOST", &authority),
@@ -757,7 +757,7 @@ fn every_variable_of_a_configuration_has_a_default_or_is_set_by_its_deployment()
     }
 }
 
-/// What Ferry asks of AWS, and where it does.
+/// Ferry's calls to AWS, and their place in the source.
 const CALLS: [(&str, &str, &str); 4] = [
     (
         "firehose:PutRecordBatch",
@@ -774,7 +774,7 @@ const CALLS: [(&str, &str, &str); 4] = [
 ];
 
 #[test]
-fn the_policies_allow_what_ferry_calls_and_nothing_else() {
+fn the_policies_allow_ferrys_calls_and_nothing_else() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for (action, file, call) in CALLS {
         assert!(
@@ -816,9 +816,9 @@ fn the_policies_allow_what_ferry_calls_and_nothing_else() {
     }
 }
 
-/// moto and AWS's own client know the shapes of what one sends them.
+/// moto and AWS's own client validate the shapes.
 #[test]
-fn aws_takes_the_policies_the_task_and_the_stream() {
+fn aws_accepts_the_policies_the_task_and_the_stream() {
     let output = Command::new(installed("moto/bin/python"))
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/aws_shapes.py"))
         .arg(moto().url())

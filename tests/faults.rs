@@ -1,8 +1,8 @@
-//! What goes wrong on the way, injected on purpose, and what is lost and duplicated by it.
+//! Injected faults on the way to a destination, and the records they lose or duplicate.
 //!
-//! Each row is one fault: into blob storage through a proxy in front of Azurite, into Firehose by the fake's
-//! script. The library runs in the bundled harness, into Firehose both spooled and directly; everything that arrived is counted. With
-//! `FERRY_TABLE=<file>` the rows are appended to a file as Markdown: the table in docs/testing.md is made so.
+//! Each row is one fault: for blob storage injected by a proxy in front of Azurite, for Firehose by the fake's script. The
+//! library runs in the bundled harness, for Firehose both spooled and directly; all arrivals are counted. With
+//! `FERRY_TABLE=<file>` the rows are appended to a file as Markdown, for the table in docs/testing.md.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,7 +19,7 @@ use crate::support;
 use crate::support::emulators::{Azurite, azurite};
 
 const RECORDS: u64 = 10_000;
-/// The longest that a row may take.
+/// The time limit of a row.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A host with numbered records to deliver.
@@ -31,7 +31,7 @@ struct Run {
 impl Run {
     fn start(output: &str) -> Run {
         let dir = tempfile::tempdir().unwrap();
-        // The destination gets the records over half a second, so that a fault meets them on their way.
+        // The records are spread over half a second, so that faults hit some of them.
         let config = format!(
             "[SERVICE]\n    Flush 0.1\n    Grace 60\n    Log_Level info\n    scheduler.base 1\n    \
              scheduler.cap 2\n\n\
@@ -58,7 +58,7 @@ impl Run {
         Run { dir, host }
     }
 
-    /// Waits for the host's own end: it drains its spool before.
+    /// Waits until the host has drained its spool and ends by itself.
     fn finish(mut self) -> String {
         let began = Instant::now();
         let status = loop {
@@ -82,12 +82,12 @@ impl Run {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    fn until_said(&self, words: &str) {
+    fn until_logged(&self, words: &str) {
         let began = Instant::now();
         while !self.log().contains(words) {
             assert!(
                 began.elapsed() < PATIENCE,
-                "never said '{words}': {}",
+                "never logged '{words}': {}",
                 self.log()
             );
             std::thread::sleep(Duration::from_millis(20));
@@ -95,8 +95,8 @@ impl Run {
     }
 }
 
-/// Adds a row to the table, where one is asked for.
-fn row(destination: &str, fault: &str, struck: &str, report: &Report) {
+/// Adds a row to the table, if one is requested.
+fn row(destination: &str, fault: &str, hits: &str, report: &Report) {
     let Some(path) = std::env::var_os("FERRY_TABLE").map(PathBuf::from) else {
         return;
     };
@@ -107,7 +107,7 @@ fn row(destination: &str, fault: &str, struck: &str, report: &Report) {
         .unwrap();
     writeln!(
         file,
-        "| {destination} | {fault} | {struck} | {} | {} |",
+        "| {destination} | {fault} | {hits} | {} | {} |",
         report.missing, report.duplicates
     )
     .unwrap();
@@ -129,7 +129,7 @@ fn proxy() -> Proxy {
     Proxy::start(upstream, proxy::Options::default()).expect("a proxy")
 }
 
-/// Name of the row and of its container, and the proxy's script.
+/// The name of each row, its container, and the proxy's script.
 const BLOB: &[(&str, &str, &str)] = &[
     ("none", "f-none", ""),
     (
@@ -186,16 +186,16 @@ fn faults_on_the_way_to_a_blob_store_lose_nothing_and_duplicate_nothing() {
         let proxy = proxy();
         proxy.push_fault(script).unwrap();
         let log = Run::start(&azure_output(proxy.url(), container)).finish();
-        let struck: u64 = proxy.counts().faults.values().sum();
+        let hits: u64 = proxy.counts().faults.values().sum();
         assert_eq!(
             script.is_empty(),
-            struck == 0,
+            hits == 0,
             "{fault}: {:?}",
             proxy.counts()
         );
         let report = azurite().report(container, RECORDS);
         assert!(report.is_exact(), "{fault}: {report}\n{log}");
-        row("Azure Blob", fault, &format!("{struck} calls"), &report);
+        row("Azure Blob", fault, &format!("{hits} calls"), &report);
     }
 }
 
@@ -204,7 +204,7 @@ fn an_outage_of_the_store_holds_data_and_ends_by_itself() {
     let proxy = proxy();
     proxy.set_down(true).unwrap();
     let run = Run::start(&azure_output(proxy.url(), "f-outage"));
-    run.until_said("one request at a time is tried");
+    run.until_logged("one request at a time is tried");
     proxy.set_down(false).unwrap();
     let log = run.finish();
     let report = azurite().report("f-outage", RECORDS);
@@ -218,49 +218,49 @@ fn an_outage_of_the_store_holds_data_and_ends_by_itself() {
 }
 
 #[test]
-fn refused_credentials_hold_data_and_say_so_until_they_are_taken() {
+fn refused_credentials_hold_data_and_are_logged_until_they_are_accepted() {
     let proxy = proxy();
     proxy.push_fault("status 403 while locked").unwrap();
     proxy.set_switch("locked", true);
     let run = Run::start(&azure_output(proxy.url(), "f-locked"));
-    run.until_said("check the credentials");
+    run.until_logged("check the credentials");
     proxy.set_switch("locked", false);
     let log = run.finish();
     let report = azurite().report("f-locked", RECORDS);
     assert!(report.is_exact(), "{report}\n{log}");
-    let struck: u64 = proxy.counts().faults.values().sum();
+    let hits: u64 = proxy.counts().faults.values().sum();
     row(
         "Azure Blob",
         "403 until a person fixes it",
-        &format!("{struck} calls"),
+        &format!("{hits} calls"),
         &report,
     );
 }
 
 #[test]
-fn a_container_that_is_gone_is_named_and_its_data_waits_for_it() {
+fn a_deleted_container_is_logged_and_its_data_waits_for_it() {
     let proxy = proxy();
     proxy
         .push_fault("status 404 ContainerNotFound method PUT while gone")
         .unwrap();
     proxy.set_switch("gone", true);
     let run = Run::start(&azure_output(proxy.url(), "f-gone"));
-    run.until_said("ContainerNotFound");
+    run.until_logged("ContainerNotFound");
     proxy.set_switch("gone", false);
     let log = run.finish();
     let report = azurite().report("f-gone", RECORDS);
     assert!(report.is_exact(), "{report}\n{log}");
-    let struck: u64 = proxy.counts().faults.values().sum();
+    let hits: u64 = proxy.counts().faults.values().sum();
     row(
         "Azure Blob",
         "the container deleted, and created again later",
-        &format!("{struck} calls"),
+        &format!("{hits} calls"),
         &report,
     );
 }
 
 #[test]
-fn a_refusal_that_is_not_the_objects_fault_holds_data_until_it_is_mended() {
+fn a_refusal_that_is_not_the_objects_fault_holds_data_until_it_is_fixed() {
     for (fault, words, container) in [
         (
             "status 400 AccountRequiresHttps",
@@ -284,24 +284,24 @@ fn a_refusal_that_is_not_the_objects_fault_holds_data_until_it_is_mended() {
             .unwrap();
         proxy.set_switch("refused", true);
         let run = Run::start(&azure_output(proxy.url(), container));
-        run.until_said(words);
+        run.until_logged(words);
         proxy.set_switch("refused", false);
         let letters = run.dir.path().join("letters/dead-letters.ndjson");
         let log = run.finish();
         let report = azurite().report(container, RECORDS);
         assert!(report.is_exact(), "{fault}: {report}\n{log}");
         assert!(!letters.exists(), "{fault}: {log}");
-        let struck: u64 = proxy.counts().faults.values().sum();
+        let hits: u64 = proxy.counts().faults.values().sum();
         row(
             "Azure Blob",
             &format!("{fault} until a person fixes it"),
-            &format!("{struck} calls"),
+            &format!("{hits} calls"),
             &report,
         );
     }
 }
 
-/// Name of the row, and the fake's script.
+/// The name of each row, and the fake's script.
 const FIREHOSE: &[(&str, &str)] = &[
     (
         "0.2% of single records failing",
@@ -337,7 +337,7 @@ const FIREHOSE: &[(&str, &str)] = &[
     ("3 responses with empty record IDs", "empty-ids times 3"),
 ];
 
-/// The same, where an answer is lost after the write: what is sent again is there twice, and counted.
+/// The same, for responses lost after the write: the records are sent again, and so duplicated.
 const FIREHOSE_UNSURE: &[(&str, &str)] = &[
     (
         "10% of responses cut off after the write",
@@ -403,15 +403,18 @@ fn only_lost_answers_of_firehose_make_duplicates() {
     for (spool, more) in [("on", SPOOLED), ("off", DIRECT)] {
         for (fault, script) in FIREHOSE_UNSURE {
             let (report, log) = firehose(fault, script, spool, more);
-            assert!(report.duplicates > 0, "{fault} is not met: {report}\n{log}");
+            assert!(
+                report.duplicates > 0,
+                "{fault} hit no record: {report}\n{log}"
+            );
             assert_eq!(report.unexplained_duplicates, 0, "{fault}: {report}\n{log}");
         }
     }
 }
 
 #[test]
-fn a_chunk_that_came_back_partly_delivered_is_sent_only_in_its_rest() {
-    // Most records fail for longer than a flush waits: the chunk goes back to the host, and comes again.
+fn only_the_rest_of_a_partly_delivered_chunk_is_sent_again() {
+    // Most records fail for longer than a flush waits, so the chunk is handed over again.
     let script = "90% records ServiceUnavailableException times 150000";
     let more = "    Workers 4\n    flush_deadline 1s\n    log_level debug";
     let (report, log) = firehose(
@@ -421,9 +424,12 @@ fn a_chunk_that_came_back_partly_delivered_is_sent_only_in_its_rest() {
         more,
     );
     assert!(report.is_exact(), "{report}\n{log}");
-    let spared = log
+    let suppressed = log
         .split(" came again with their chunk")
         .next()
         .and_then(|text| text.rsplit(' ').next()?.parse::<u64>().ok());
-    assert!(spared > Some(0), "no chunk came back: {log}");
+    assert!(
+        suppressed > Some(0),
+        "no chunk was handed over again: {log}"
+    );
 }

@@ -1,4 +1,4 @@
-//! The whole plugin against a fake Firehose that enforces every limit and fails as it is told.
+//! The whole plugin against a fake Firehose that enforces every limit and injects scripted faults.
 
 use ferry::ids::Verdict;
 use ferry_harness::firehose::{FakeFirehose, Options, StreamKind};
@@ -28,19 +28,19 @@ fn plugin(fake: &FakeFirehose, keys: &[(&str, &str)]) -> Plugin {
     Plugin::start(&all)
 }
 
-/// Asks again and again, for a minute at most.
-fn until(what: &str, is_there: impl Fn() -> bool) {
+/// Polls for a minute at most.
+fn until(what: &str, done: impl Fn() -> bool) {
     let began = std::time::Instant::now();
-    while !is_there() {
+    while !done() {
         assert!(
             began.elapsed() < Duration::from_secs(60),
-            "waited in vain for {what}"
+            "timed out waiting for {what}"
         );
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Calls of PutRecordBatch that the fake saw.
+/// The number of PutRecordBatch calls that the fake received.
 fn calls(fake: &FakeFirehose) -> usize {
     fake.requests()
         .iter()
@@ -49,7 +49,7 @@ fn calls(fake: &FakeFirehose) -> usize {
 }
 
 #[test]
-fn every_record_arrives_once_in_full_records_that_waste_nothing() {
+fn every_line_arrives_once_in_records_that_waste_nothing() {
     let fake = faults("");
     let plugin = plugin(&fake, &[]);
     for n in 0..4 {
@@ -112,7 +112,7 @@ fn no_fault_loses_a_record_and_only_lost_answers_duplicate() {
 }
 
 #[test]
-fn a_stream_gets_its_lines_as_its_destination_can_read_them() {
+fn a_stream_gets_lines_in_the_shape_its_destination_can_read() {
     let fake = fake(Options {
         streams: vec![
             ("plain".into(), StreamKind::S3),
@@ -154,7 +154,7 @@ fn plugin_for(fake: &FakeFirehose, stream: &str) -> Plugin {
 }
 
 #[test]
-fn a_sender_that_may_not_ask_sends_line_by_line_and_says_what_that_costs() {
+fn a_sender_without_describe_permission_sends_line_by_line_and_logs_the_cost() {
     let fake = fake(Options {
         deny_describe: true,
         ..Options::default()
@@ -172,8 +172,8 @@ fn a_sender_that_may_not_ask_sends_line_by_line_and_says_what_that_costs() {
 }
 
 #[test]
-fn records_that_are_to_be_compressed_wait_until_the_stream_can_be_described() {
-    // A port that nobody listens on yet.
+fn records_to_be_compressed_wait_until_the_stream_can_be_described() {
+    // A closed port.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = port.local_addr().unwrap();
     drop(port);
@@ -188,17 +188,17 @@ fn records_that_are_to_be_compressed_wait_until_the_stream_can_be_described() {
         ("spool_dir", &spool),
     ]);
     assert_eq!(plugin.flush("app", &chunk(0..4_000)), Verdict::Ok);
-    until("a word of the stream", || {
+    until("a log line about the stream", || {
         plugin.log().contains("could not be described")
     });
     let fake = fake(Options {
         listen: address,
         ..Options::default()
     });
-    until("all of it", || fake.report(Some(4_000)).missing == 0);
+    until("all records", || fake.report(Some(4_000)).missing == 0);
     let report = fake.report(Some(4_000));
     assert_eq!(report.duplicates, 0, "{report:?}");
-    // Not one went plain, a line a record, before the answer.
+    // None was sent uncompressed, one line per record, before that.
     assert!(report.totals.records < 10, "{report:?}");
     assert!(
         report.totals.record_bytes < report.totals.raw_bytes / 3,
@@ -279,7 +279,7 @@ fn a_stream_can_be_chosen_by_tag_and_by_record() {
 }
 
 #[test]
-fn a_missing_stream_holds_data_and_says_what_to_mend() {
+fn a_missing_stream_holds_data_and_logs_the_remedy() {
     let fake = faults("calls 1- not-found");
     let plugin = plugin(&fake, &[("flush_deadline", "1s")]);
     assert_eq!(plugin.flush("app", &chunk(0..10)), Verdict::Retry);
@@ -294,9 +294,9 @@ fn a_missing_stream_holds_data_and_says_what_to_mend() {
     assert_eq!((report.missing, report.duplicates), (0, 0), "{report:?}");
 }
 
-/// A single record each, which nothing can be taken apart from: whatever is wrong, it is not the record.
+/// Each request has a single record, so splitting cannot help: the fault is not in the record.
 #[test]
-fn an_answer_about_the_stream_or_the_way_there_holds_a_single_record_until_that_is_mended() {
+fn a_fault_of_the_stream_or_a_proxy_holds_a_single_record_until_it_is_fixed() {
     for (fault, words) in [
         ("fed-by-kinesis", "KinesisStreamAsSource"),
         ("too-large", "raise those of the proxy on the way"),
@@ -319,12 +319,12 @@ fn an_answer_about_the_stream_or_the_way_there_holds_a_single_record_until_that_
 }
 
 #[test]
-fn a_service_that_does_not_answer_costs_a_flush_its_deadline_and_no_more() {
+fn an_unresponsive_service_delays_a_flush_until_its_deadline_and_no_longer() {
     let fake = faults("calls 1- hang 60s");
     let plugin = plugin(&fake, &[("flush_deadline", "1s"), ("exit_deadline", "1s")]);
     let start = std::time::Instant::now();
     assert_eq!(plugin.flush("app", &chunk(0..10)), Verdict::Retry);
-    // Not a measure of speed: ten times what was asked for would be another behaviour.
+    // Not a performance test: ten times the deadline would be different behaviour.
     assert!(start.elapsed() < Duration::from_secs(10));
     drop(plugin);
     assert!(
@@ -333,9 +333,9 @@ fn a_service_that_does_not_answer_costs_a_flush_its_deadline_and_no_more() {
     );
 }
 
-/// The bounds are no measure of speed: a flush would wait for a minute and more.
+/// Not a performance test: without the bound a flush would wait for more than a minute.
 #[test]
-fn a_host_that_ends_is_waited_for_by_no_flush() {
+fn no_flush_delays_a_host_that_ends() {
     let keys = [("flush_deadline", "120s"), ("exit_deadline", "1s")];
     let patience = Duration::from_secs(30);
     for asked in [true, false] {
@@ -348,7 +348,7 @@ fn a_host_that_ends_is_waited_for_by_no_flush() {
                 std::thread::yield_now();
             }
             match asked {
-                // A host waits for its workers before it calls the exit.
+                // A host waits for its workers before it calls exit.
                 true => plugin.ask_to_end(),
                 false => plugin.stop(),
             }
@@ -413,7 +413,7 @@ fn tls_is_verified_against_the_ca_that_was_given() {
     assert_eq!(
         calls(&fake),
         before,
-        "nothing is sent to whom is not trusted"
+        "nothing is sent to an untrusted server"
     );
     assert!(strict.log().contains("certificate"), "{}", strict.log());
 }

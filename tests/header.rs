@@ -1,25 +1,25 @@
-//! The committed C header says what the exports are.
+//! The committed C header matches the exports.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// The header's sources: the exports, and the host's structures in their signatures.
+/// The header's sources: the exports, and the host's structs in their signatures.
 const SOURCES: [&str; 2] = ["src/ffi/mod.rs", "src/ffi/abi.rs"];
 
 #[test]
-fn header_is_what_cbindgen_makes_of_the_exports() {
+fn the_header_is_generated_from_the_exports() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = root.join("include/ferry.h");
     let generated = generate(root);
     if std::env::var_os("FERRY_WRITE_HEADER").is_some() {
-        std::fs::create_dir_all(root.join("include")).expect("include/ can be made");
+        std::fs::create_dir_all(root.join("include")).expect("include/ can be created");
         std::fs::write(&path, generated).expect("include/ferry.h can be written");
         return;
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == generated,
-        "include/ferry.h is not what src/ffi exports. Remedy: make header\n{}",
+        "include/ferry.h does not match src/ffi. Remedy: make header\n{}",
         difference(&committed, &generated)
     );
 }
@@ -39,7 +39,7 @@ fn generate(root: &Path) -> String {
     String::from_utf8(header).expect("a header is text")
 }
 
-/// The lines in which two texts differ, without the beginning and the end they have in common.
+/// The lines in which two texts differ, without their common beginning and end.
 fn difference(committed: &str, generated: &str) -> String {
     let (old, new): (Vec<_>, Vec<_>) = (committed.lines().collect(), generated.lines().collect());
     let same = |pair: &(&&str, &&str)| pair.0 == pair.1;
@@ -57,7 +57,7 @@ fn difference(committed: &str, generated: &str) -> String {
         ('+', &new[..new.len() - tail]),
     ] {
         for line in lines {
-            writeln!(text, "{sign}{line}").expect("a String takes every line");
+            writeln!(text, "{sign}{line}").expect("writing to a String does not fail");
         }
     }
     text

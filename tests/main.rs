@@ -1,4 +1,4 @@
-//! One integration binary; each module is a story.
+//! All integration tests, in one binary.
 
 mod support;
 

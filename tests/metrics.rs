@@ -1,5 +1,4 @@
-//! The figures an output shows of itself, held against what really happened: what the far end counted, what
-//! lies on the disk.
+//! The metrics of an output, compared with the destination's counts and the files on disk.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,22 +18,22 @@ use crate::end_to_end::{Host, REAL_SERVICE, Scene, TAIL, write_log};
 use crate::support;
 use crate::support::plugin::{Plugin, chunk, push_event};
 
-/// The longest that something may take that must come.
+/// The time limit for an expected event.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a page of figures says: each figure with its labels, but for `name`.
+/// A parsed metrics page: each value by family and label, without `name`.
 #[derive(Debug, PartialEq)]
 struct Page(BTreeMap<String, f64>);
 
 impl Page {
-    /// Reads the figures of the output `name` in Prometheus's text format.
+    /// Parses the metrics of the output `name` from Prometheus's text format.
     fn read(text: &str, name: &str) -> Page {
         let named = format!("name=\"{name}\"");
         let mut figures = BTreeMap::new();
         for line in text.lines().filter(|line| line.starts_with("ferry_")) {
-            let (figure, value) = line.split_once("} ").expect("a figure has labels");
+            let (figure, value) = line.split_once("} ").expect("a metric has labels");
             let value = value.split(' ').next().expect("a value");
-            let (family, labels) = figure.split_once('{').expect("a figure has labels");
+            let (family, labels) = figure.split_once('{').expect("a metric has labels");
             let (mine, labels): (Vec<&str>, Vec<&str>) =
                 labels.split(',').partition(|label| **label == named);
             assert_eq!(mine.len(), 1, "not of {name}: {line}");
@@ -59,7 +58,7 @@ impl Page {
         value as u64
     }
 
-    /// The figures of one family that are not 0, by their label.
+    /// The nonzero values of a family, by label.
     fn of(&self, family: &str) -> BTreeMap<&str, u64> {
         let prefix = format!("ferry_{family}.");
         let figures = self.0.iter();
@@ -75,7 +74,7 @@ fn http_get(address: &str, path: &str) -> std::io::Result<String> {
     connection.set_read_timeout(Some(Duration::from_secs(5)))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes())?;
-    // The host keeps the connection open, whatever it is told.
+    // The host ignores Connection: close.
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);
     loop {
         let text = String::from_utf8_lossy(&answer);
@@ -85,7 +84,7 @@ fn http_get(address: &str, path: &str) -> std::io::Result<String> {
                 let is_length = key.eq_ignore_ascii_case("content-length");
                 is_length.then(|| value.parse::<usize>().expect("a length"))
             });
-            if body.len() >= length.expect("it says how long it is") {
+            if body.len() >= length.expect("a Content-Length") {
                 return Ok(text.into_owned());
             }
         }
@@ -97,24 +96,24 @@ fn http_get(address: &str, path: &str) -> std::io::Result<String> {
     }
 }
 
-/// Where the log says that the figures are.
+/// The address of the metrics endpoint, from the log.
 fn address(log: &str) -> Option<String> {
     let rest = log.split("metrics are at http://").nth(1)?;
     Some(rest.split_once("/metrics")?.0.to_owned())
 }
 
 fn page(plugin: &Plugin, name: &str) -> Page {
-    let address = address(&plugin.log()).expect("it says where");
-    let text = http_get(&address, "/metrics").expect("it answers");
+    let address = address(&plugin.log()).expect("the address is logged");
+    let text = http_get(&address, "/metrics").expect("a response");
     assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
     Page::read(&text, name)
 }
 
-/// Looks until `done`.
+/// Polls until `done`.
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
-        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        assert!(began.elapsed() < PATIENCE, "timed out: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
@@ -139,7 +138,7 @@ fn firehose(faults: &str, keys: &[(&str, &str)]) -> (FakeFirehose, Plugin) {
 }
 
 #[test]
-fn every_figure_stands_on_the_page_from_the_start_under_its_name() {
+fn every_metric_is_on_the_page_from_the_start() {
     let (_fake, plugin) = firehose("", &[]);
     let address = address(&plugin.log()).unwrap();
     let text = http_get(&address, "/metrics").unwrap();
@@ -152,7 +151,7 @@ fn every_figure_stands_on_the_page_from_the_start_under_its_name() {
                 .iter()
                 .map(|value| format!("{}.{value}", family.name))
                 .collect(),
-            // These of the environment do not expire.
+            // Credentials from the environment do not expire.
             _ if family.name == "ferry_credentials_expiry_seconds" => vec![],
             (_, None) => vec![family.name.to_owned()],
         };
@@ -167,7 +166,7 @@ fn every_figure_stands_on_the_page_from_the_start_under_its_name() {
             .find_map(|end| name.strip_suffix(end))
             .unwrap_or(name);
         let known = FAMILIES.iter().any(|family| family.name == name);
-        assert!(known, "{name} is in no list");
+        assert!(known, "{name} is not in FAMILIES");
     }
     assert_eq!(page.get("memory_limit_bytes"), 64_000_000);
     assert_eq!(page.get("dead_letter_limit_bytes"), 256_000_000);
@@ -175,8 +174,8 @@ fn every_figure_stands_on_the_page_from_the_start_under_its_name() {
 }
 
 #[test]
-fn requests_are_counted_by_what_became_of_them() {
-    // Ten lines, ten records; after the fault they are taken.
+fn requests_are_counted_by_outcome() {
+    // Ten lines, ten records; they are accepted after the fault.
     for (fault, result, throttled, ambiguous) in [
         ("call 1 throttle-records", "throttled", 10, 0),
         ("call 1 throttle", "throttled", 10, 0),
@@ -212,7 +211,7 @@ fn requests_are_counted_by_what_became_of_them() {
 }
 
 #[test]
-fn under_faults_the_figures_of_an_output_are_those_of_the_far_end() {
+fn under_faults_an_outputs_metrics_match_the_destinations_counts() {
     let script = "5% records ServiceUnavailableException; 5% records InternalFailure; 20% throttle";
     for keys in [
         &[("aggregation", "off")][..],
@@ -243,22 +242,22 @@ fn under_faults_the_figures_of_an_output_are_those_of_the_far_end() {
         let all: u64 = report.calls.values().sum();
         assert_eq!(requests.values().sum::<u64>(), all, "{report}");
         assert_eq!(page.of("flushes_total"), BTreeMap::from([("ok", 4)]));
-        for nothing in [
+        for idle in [
             "requests_in_flight",
             "bytes_in_flight",
             "spool_bytes",
             "circuit_open",
         ] {
-            assert_eq!(page.get(nothing), 0, "{nothing}");
+            assert_eq!(page.get(idle), 0, "{idle}");
         }
         assert_eq!(page.0["ferry_oldest_unsent_seconds"], 0.0);
     }
 }
 
 #[test]
-fn dead_letters_are_counted_by_reason_and_weigh_what_lies_on_the_disk() {
+fn dead_letters_are_counted_by_reason_and_by_their_size_on_disk() {
     let (fake, plugin) = firehose("record-too-large times 1", &[]);
-    // A request of one record that is refused: there is nothing to take apart.
+    // A refused request of one record cannot be split.
     assert_eq!(plugin.flush("app", &chunk(0..1)), Verdict::Ok);
     let mut data = chunk(1..4);
     let huge = json!({"seq": 9, "text": "x".repeat(1_100_000)});
@@ -290,7 +289,7 @@ fn dead_letters_are_counted_by_reason_and_weigh_what_lies_on_the_disk() {
 }
 
 #[test]
-fn objects_are_counted_by_why_they_were_sealed_and_the_spool_by_what_is_in_it() {
+fn objects_are_counted_by_reason_for_sealing_and_the_spool_by_its_size() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let url = format!("file://{}", path("objects"));
@@ -337,7 +336,7 @@ fn objects_are_counted_by_why_they_were_sealed_and_the_spool_by_what_is_in_it() 
 }
 
 #[test]
-fn what_waits_in_the_spool_grows_old_while_the_far_end_is_down() {
+fn spooled_records_age_while_the_destination_is_down() {
     let dir = tempfile::tempdir().unwrap();
     let spool = dir.path().join("spool").display().to_string();
     let keys = [("spool", "on"), ("spool_dir", &*spool), ("linger", "0")];
@@ -362,7 +361,7 @@ fn what_waits_in_the_spool_grows_old_while_the_far_end_is_down() {
 }
 
 #[test]
-fn credentials_that_expire_say_when() {
+fn the_expiry_of_credentials_is_exported() {
     let fake = FakeFirehose::start(Options::default()).expect("a fake Firehose");
     let plugin = Plugin::start(&[
         LISTEN,
@@ -374,23 +373,23 @@ fn credentials_that_expire_say_when() {
     ]);
     let expiry = "ferry_credentials_expiry_seconds";
     let before = page(&plugin, "firehose-app").0.get(expiry).copied();
-    assert_eq!(before, None, "none were needed yet");
+    assert_eq!(before, None, "none are needed yet");
     plugin.deliver("app", &chunk(0..10));
     let left = page(&plugin, "firehose-app").0[expiry];
-    // As long as the service lends them, at most.
+    // At most their lifetime.
     assert!((60.0..=3_600.0).contains(&left), "{left}");
 }
 
 #[test]
-fn an_address_that_another_has_stops_the_start_and_is_named() {
+fn an_address_in_use_stops_the_start_and_is_named() {
     let (_fake, plugin) = firehose("", &[]);
     let taken = address(&plugin.log()).unwrap();
     let keys = [("delivery_stream", "app"), ("metrics_listen", &*taken)];
     let Err(log) = Plugin::try_start(&keys) else {
-        panic!("two outputs have one address");
+        panic!("two outputs listen on one address");
     };
     assert!(
-        log.contains(&format!("metrics_listen: '{taken}' cannot be listened at"))
+        log.contains(&format!("metrics_listen: cannot listen on '{taken}'"))
             && log.contains("give each output an address of its own"),
         "{log}"
     );
@@ -406,10 +405,10 @@ fn an_address_for_other_machines_is_warned_of() {
 }
 
 #[test]
-fn the_log_says_the_same_figures_as_often_as_it_is_told_to() {
+fn the_log_has_the_same_metrics_at_the_configured_interval() {
     let (_fake, plugin) = firehose("", &[("metrics_log_interval", "1s")]);
     plugin.deliver("app", &chunk(0..10));
-    until("the figures are said", || {
+    until("the metrics are logged", || {
         plugin.log().contains(" records_total.delivered=10 ")
     });
     let log = plugin.log();
@@ -424,15 +423,15 @@ fn the_log_says_the_same_figures_as_often_as_it_is_told_to() {
         ("requests_total", "ok"),
         ("flushes_total", "ok"),
     ] {
-        let said = format!(
+        let expected = format!(
             " {family}.{label}={} ",
             page.get(&format!("{family}.{label}"))
         );
-        assert!(line.contains(&said), "{said} in {line}");
+        assert!(line.contains(&expected), "{expected} in {line}");
     }
 }
 
-/// A process that is ended with its test, whatever happens.
+/// A process that is killed on drop.
 struct Ended(Child);
 
 impl Drop for Ended {
@@ -443,13 +442,13 @@ impl Drop for Ended {
 }
 
 #[test]
-fn in_the_harness_the_figures_are_those_of_the_ledger() {
+fn in_the_harness_the_metrics_match_the_ledger() {
     let fake = FakeFirehose::start(Options {
         faults: "2% records ServiceUnavailableException; 5% throttle".to_owned(),
         ..Options::default()
     })
     .expect("a fake Firehose");
-    // The second input keeps the host up, and nothing of it goes to this output.
+    // The second input keeps the host running, and is not routed to this output.
     let scene = Scene::with_service(
         "Flush 0.2\n    scheduler.base 1\n    scheduler.cap 2",
         "    Name http_sample\n    Tag app.http\n    Samples 50000\n\n\
@@ -472,10 +471,10 @@ fn in_the_harness_the_figures_are_those_of_the_ledger() {
         .spawn()
         .expect("the harness starts");
     let _host = Ended(host);
-    until("it says where", || address(&scene.log()).is_some());
+    until("the address is logged", || address(&scene.log()).is_some());
     let address = address(&scene.log()).unwrap();
     let read = || {
-        let text = http_get(&address, "/metrics").expect("it answers");
+        let text = http_get(&address, "/metrics").expect("a response");
         Page::read(&text, "firehose-app")
     };
     until("all is answered", || {
@@ -494,7 +493,7 @@ fn in_the_harness_the_figures_are_those_of_the_ledger() {
     );
 }
 
-/// A port that is free now.
+/// A port that is currently free.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -512,7 +511,7 @@ fn append(scene: &Scene, from: usize, to: usize) {
 }
 
 #[test]
-fn in_the_real_host_its_own_page_shows_the_figures_also_after_a_hot_reload() {
+fn in_the_real_host_its_page_shows_the_metrics_also_after_a_hot_reload() {
     let Some(fluent_bit) = support::fluent_bit() else {
         println!("skipped: FLUENT_BIT is not set");
         return;
@@ -570,11 +569,11 @@ fn in_the_real_host_its_own_page_shows_the_figures_also_after_a_hot_reload() {
     }
 
     host.signal("HUP");
-    host.until(&scene, "the new output begins at 0", || {
+    host.until(&scene, "the new output starts at 0", || {
         is(&read(), "records_total.delivered", 0)
     });
     append(&scene, 20_000, 20_500);
-    host.until(&scene, "the host shows what came since", || {
+    host.until(&scene, "the host shows the records since then", || {
         is(&read(), "records_total.delivered", 500)
     });
     host.stop(&scene);

@@ -1,4 +1,4 @@
-//! The encoder against a slow and simple one: `rmpv` reads, `serde_json` writes.
+//! The encoder compared with a slow and simple one: `rmpv` reads, `serde_json` writes.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use rmpv::Value as Packed;
 use serde_json::{Map, Value};
 
-/// A 32-bit float by the shortest digits that read back as it. Where two texts of that length lie equally near
-/// (1.0976562 and 1.0976563 for 1.09765625), serde_json's is taken, and not the standard library's.
+/// A 32-bit float in its shortest round-trip notation. If two texts of that length are equally near (1.0976562 and 1.0976563
+/// for 1.09765625), it is serde_json's, not the standard library's.
 fn shortest(n: f32) -> Value {
     if !n.is_finite() {
         return Value::Null;
@@ -24,7 +24,7 @@ fn shortest(n: f32) -> Value {
     text.parse::<f64>().unwrap().into()
 }
 
-/// What a record is in JSON, by the rules of docs/output-format.md, through trees of values.
+/// A record in JSON by the rules of docs/output-format.md.
 fn reference(value: &Packed) -> Value {
     match value {
         Packed::Nil => Value::Null,
@@ -65,7 +65,7 @@ fn reference_key(key: &Packed) -> String {
     }
 }
 
-/// The value's msgpack. (`rmpv` would write a string that is no UTF-8 as binary.)
+/// Encodes a value as msgpack. (`rmpv` would write a string of invalid UTF-8 as binary.)
 fn packed(value: &Packed) -> Vec<u8> {
     const IN_MEMORY: &str = "writing into memory does not fail";
     let len = |n: usize| u32::try_from(n).expect("small");
@@ -92,13 +92,13 @@ fn packed(value: &Packed) -> Vec<u8> {
     bytes
 }
 
-/// A string with any bytes, and often with text.
+/// Strings of arbitrary bytes, often text.
 fn strings() -> impl Strategy<Value = Packed> {
     prop_oneof![
         any::<String>().prop_map(Packed::from),
         "[ -~가-힣]{0,40}".prop_map(Packed::from),
         proptest::collection::vec(any::<u8>(), 0..24).prop_map(|bytes| {
-            // rmpv builds a string of any bytes only by reading one.
+            // rmpv creates a string of arbitrary bytes only by reading one.
             let mut wire = Vec::new();
             rmp::encode::write_str_len(&mut wire, u32::try_from(bytes.len()).unwrap()).unwrap();
             wire.extend_from_slice(&bytes);
@@ -110,7 +110,7 @@ fn strings() -> impl Strategy<Value = Packed> {
 fn bytes_of(text: &Packed) -> &[u8] {
     match text {
         Packed::String(text) => text.as_bytes(),
-        other => panic!("{other} is no string"),
+        other => panic!("{other} is not a string"),
     }
 }
 
@@ -135,7 +135,7 @@ fn values() -> BoxedStrategy<Packed> {
     .boxed()
 }
 
-/// A map whose keys differ as JSON keys: which of two equal ones counts is the reader's choice.
+/// Maps whose keys differ as JSON keys, since readers differ in which of two equal ones they use.
 fn maps(values: impl Strategy<Value = Packed> + Clone) -> impl Strategy<Value = Packed> {
     let keys = prop_oneof![8 => strings(), 3 => values.clone()];
     proptest::collection::vec((keys, values), 0..6).prop_map(|pairs| {
@@ -147,8 +147,8 @@ fn maps(values: impl Strategy<Value = Packed> + Clone) -> impl Strategy<Value = 
     })
 }
 
-/// The same value, where text is binary as often as `toss` says so. Containers that are keys are written as the
-/// bytes they came as, and are left alone.
+/// The same value with text turned into binary wherever `toss` returns true. Containers as keys are encoded as their bytes,
+/// and so left alone.
 fn as_binary(value: &Packed, toss: &mut impl FnMut() -> bool) -> Packed {
     match value {
         Packed::String(text) if text.is_str() && toss() => Packed::Binary(text.as_bytes().to_vec()),
@@ -167,14 +167,14 @@ fn as_binary(value: &Packed, toss: &mut impl FnMut() -> bool) -> Packed {
     }
 }
 
-/// Names that options and records have in common.
+/// Names shared by options and records.
 const NAMES: [&str; 8] = ["log", "k", "a.b", "a_b", "time", "tag", "meta", "회원"];
 
 fn name() -> impl Strategy<Value = String> {
     proptest::sample::select(&NAMES[..]).prop_map(str::to_owned)
 }
 
-/// A map whose keys may be what options name, and may come twice.
+/// Maps whose keys may be in the options, and may occur twice.
 fn record() -> impl Strategy<Value = Packed> {
     let key = prop_oneof![4 => name().prop_map(Packed::from), 1 => strings(), 1 => values()];
     let inner = proptest::collection::vec((key.clone(), values()), 0..4).prop_map(Packed::Map);
@@ -182,7 +182,7 @@ fn record() -> impl Strategy<Value = Packed> {
     proptest::collection::vec((key, value), 0..8).prop_map(Packed::Map)
 }
 
-/// A chunk: the start of a group, and events of either form, of which one is too deep.
+/// A chunk: a group's start, and events of both forms, some of them too deep.
 fn events() -> impl Strategy<Value = Vec<Packed>> {
     let time = |seconds: u32| {
         let bytes = [seconds.to_be_bytes(), [0; 4]].concat();
@@ -238,7 +238,7 @@ fn options() -> impl Strategy<Value = Options> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Fluentd forwards text as binary. Whether it did, no line shows.
+    /// Fluentd forwards text as binary, which must not show in any line.
     #[test]
     fn text_that_came_as_binary_changes_no_line(
         events in events(),
@@ -248,13 +248,13 @@ proptest! {
     ) {
         let names = Template::parse(template, true).unwrap();
         let mut tosses = tosses.iter().cycle();
-        let mut toss = || *tosses.next().expect("without end");
+        let mut toss = || *tosses.next().expect("an endless iterator");
         let text: Vec<u8> = events.iter().flat_map(packed).collect();
         let binary: Vec<u8> = events
             .iter()
             .flat_map(|event| packed(&as_binary(event, &mut toss)))
             .collect();
-        let told = |chunk: &[u8]| {
+        let result = |chunk: &[u8]| {
             let encoded = encode(&options, &names, b"app.http", chunk, |_| true);
             let lines: Vec<_> = encoded
                 .parts
@@ -264,11 +264,11 @@ proptest! {
             let letters: Vec<_> = encoded.letters.into_iter().map(|letter| letter.reason).collect();
             (lines, letters, encoded.lettered, encoded.skipped, encoded.events)
         };
-        prop_assert_eq!(told(&binary), told(&text));
+        prop_assert_eq!(result(&binary), result(&text));
     }
 
     #[test]
-    fn any_record_reads_back_as_the_reference_says(body in maps(values())) {
+    fn any_record_is_encoded_like_the_reference(body in maps(values())) {
         let body_bytes = packed(&body);
         let event = Event { time: Time::default(), metadata: &[], body: &body_bytes, group: None, raw: &[] };
         let mut line = Vec::new();
@@ -276,15 +276,14 @@ proptest! {
         let text = String::from_utf8(line).expect("UTF-8");
         prop_assert_eq!(text.matches('\n').count(), 1);
         let read: Value = serde_json::from_str(&text).expect("valid JSON");
-        // Through text as well: serde_json reads floats to within their last digit.
+        // Parsed from text as well, since serde_json may round a float's last digit.
         let expected: Value = serde_json::from_str(&reference(&body).to_string()).expect("valid JSON");
         prop_assert_eq!(read, expected);
     }
 
-    /// A real chunk with some bytes overwritten, put in or taken out: what comes of it is lines that are
-    /// valid and letters for the rest, never a crash and never nothing.
+    /// A captured chunk with some bytes overwritten, inserted or removed is encoded as valid lines, and letters for the rest.
     #[test]
-    fn a_chunk_that_was_tampered_with_is_lines_and_letters(
+    fn a_corrupted_chunk_becomes_lines_and_letters(
         name in prop_oneof![Just("fwd.array"), Just("fwd.packed"), Just("otel"), Just("app.types")],
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..3), 1..12),
     ) {

@@ -1,4 +1,4 @@
-//! `ferry replay`: dead letters, sent again.
+//! `ferry replay`: sending dead letters again.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::support::as_a_user;
 
-/// A configuration, a folder of letters, and a folder that is a store.
+/// A folder with a configuration, letters, and a file store.
 struct Place {
     dir: TempDir,
 }
@@ -26,7 +26,7 @@ struct Run {
     stderr: String,
 }
 
-/// A letter that was refused on its way to a target.
+/// A letter refused by a target.
 fn letter(target: &str, record: &str) -> Value {
     json!({
         "time": "2025-11-21T13:00:00.250Z", "tag": "app", "reason": "refused", "error": "X: no",
@@ -42,7 +42,7 @@ fn of(reason: &str, record: &str) -> Value {
     letter
 }
 
-/// The same with bytes in place of text.
+/// The same with bytes instead of text.
 fn bytes(mut letter: Value, record: &[u8]) -> Value {
     let fields = letter.as_object_mut().unwrap();
     fields.remove("record");
@@ -62,7 +62,7 @@ impl Place {
         place
     }
 
-    /// With a store that is a folder.
+    /// With a file store.
     fn folder(output: &str) -> Place {
         let place = Place::new("");
         let url = format!("    url file://{}\n", place.path("objects").display());
@@ -123,7 +123,7 @@ impl Place {
         }
     }
 
-    /// The records of the letters that are left in a file.
+    /// The records of the remaining letters in a file.
     fn left(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.at(name)).unwrap();
         text.lines()
@@ -142,7 +142,7 @@ impl Place {
         names(&self.path("letters"))
     }
 
-    /// The lines of all objects, sorted, each behind its folder.
+    /// The lines of all objects, sorted, each prefixed with its folder.
     fn delivered(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let mut folders = vec![self.path("objects")];
@@ -199,7 +199,7 @@ impl Run {
 }
 
 #[test]
-fn letters_go_to_firehose_line_by_line_where_they_were_on_their_way_to() {
+fn letters_go_to_firehose_line_by_line_to_their_original_streams() {
     let fake = FakeFirehose::start(Options::default()).unwrap();
     let place = Place::firehose(&fake, "");
     let records: Vec<String> = (0..300).map(|n| format!("{{\"seq\":{n}}}")).collect();
@@ -219,7 +219,7 @@ fn letters_go_to_firehose_line_by_line_where_they_were_on_their_way_to() {
     let run = place.run(&[]);
     run.ends(0);
     assert_eq!(run.stdout, "", "no letter stays");
-    // In a pipe there is no progress, only the sum.
+    // No progress bar in a pipe, only the summary.
     assert_eq!(run.stderr, "202 letters: 202 sent (300 lines), 0 stay\n");
     assert_eq!(place.files(), [""; 0], "nothing is left");
     let report = fake.report(Some(300));
@@ -228,7 +228,7 @@ fn letters_go_to_firehose_line_by_line_where_they_were_on_their_way_to() {
 }
 
 #[test]
-fn letters_are_judged_by_what_the_destination_takes_now() {
+fn letters_are_sent_if_the_destination_accepts_them_now() {
     let place = Place::folder("");
     let large = "x".repeat(1_100_000);
     let text = |text: &str| {
@@ -240,10 +240,10 @@ fn letters_are_judged_by_what_the_destination_takes_now() {
     place.write(&[
         letter("a/b/20251121T130000Z-0.ndjson", "refused"),
         of("too_large", &large),
-        // It stays: it is no event, and nobody mended it.
+        // It stays: it is not an event, and was not repaired.
         bytes(of("malformed", ""), b"\xc1\xc1"),
         of("malformed", "{\"mended\":1}"),
-        // An event whose line was too large is sent as the output sends events.
+        // An event whose line was too large is encoded like the output does.
         bytes(of("too_large", ""), &event(&text("event"))),
         of("too_deep", "no record"),
         letter("orders", "a stream's"),
@@ -301,7 +301,7 @@ fn letters_are_judged_by_what_the_destination_takes_now() {
     );
     assert_eq!(report["files"], json!([place.at(name)]));
 
-    // The next replay goes on with what stays and what is new, and changes nothing about what stays.
+    // The next replay continues with the remaining and the new letters, and does not change the remaining ones.
     place.write(&[letter("a/b/20251121T130000Z-1.ndjson", "later")]);
     let again = place.run(&[]);
     again.ends(1);
@@ -319,7 +319,7 @@ fn letters_are_judged_by_what_the_destination_takes_now() {
 }
 
 #[test]
-fn what_is_refused_again_stays_and_can_be_shortened() {
+fn a_letter_refused_again_stays_and_can_be_shortened() {
     let fake = FakeFirehose::start(Options::default()).unwrap();
     let place = Place::firehose(&fake, "    aggregation off\n");
     let large = format!("{{\"seq\":1,\"text\":\"{}\"}}", "x".repeat(1_100_000));
@@ -336,7 +336,7 @@ fn what_is_refused_again_stays_and_can_be_shortened() {
     run.ends(1);
     let name = "dead-letters.ndjson.replaying";
     let left = place.left(name);
-    // Of the second letter only the line stays that was not taken.
+    // Of the second letter only the refused line stays.
     assert_eq!(left.len(), 2);
     assert!(left[0] == large && left[1] == large.replace("seq\":1", "seq\":4"));
     assert!(
@@ -356,7 +356,7 @@ fn what_is_refused_again_stays_and_can_be_shortened() {
 }
 
 #[test]
-fn what_a_destination_does_not_take_in_time_stays() {
+fn letters_not_accepted_in_time_stay() {
     let fake = FakeFirehose::start(Options::default()).unwrap();
     fake.push_fault("not-found").unwrap();
     let place = Place::firehose(&fake, "    flush_deadline 1s\n");
@@ -383,7 +383,7 @@ fn what_a_destination_does_not_take_in_time_stays() {
 }
 
 #[test]
-fn a_replay_that_is_killed_is_taken_up_where_it_was() {
+fn a_killed_replay_is_resumed() {
     let fake = FakeFirehose::start(Options::default()).unwrap();
     let place = Place::firehose(&fake, "");
     let letters: Vec<Value> = (0..500)
@@ -404,7 +404,7 @@ fn a_replay_that_is_killed_is_taken_up_where_it_was() {
         text.lines().filter(|line| line.starts_with('#')).count()
     };
     let written = || fake.report(None).totals.lines as usize;
-    // It is at rest: what was written is struck out, and all else hangs.
+    // Wait until all written letters are struck out, and the rest hangs.
     while struck() == 0 || struck() < written() {
         assert!(begun.elapsed() < Duration::from_secs(60), "nothing is sent");
         std::thread::yield_now();
@@ -424,7 +424,7 @@ fn a_replay_that_is_killed_is_taken_up_where_it_was() {
 }
 
 #[test]
-fn a_store_has_each_letter_once_however_often_it_is_sent_and_twins_are_two() {
+fn a_store_has_each_letter_once_however_often_it_is_sent_and_identical_letters_twice() {
     let place = Place::folder("");
     let same = letter("a/20251121T130000Z-0.ndjson", "same");
     place.write(&[
@@ -436,7 +436,7 @@ fn a_store_has_each_letter_once_however_often_it_is_sent_and_twins_are_two() {
     place.run(&[]).ends(1);
     let expected = ["a: other", "a: same", "a: same"];
     assert_eq!(place.delivered(), expected);
-    // A kill between the delivery and the striking out.
+    // A kill between delivery and striking out.
     let name = "dead-letters.ndjson.replaying";
     let stays = fs::read_to_string(place.at(name)).unwrap();
     place.write(&[same.clone(), same]);
@@ -448,7 +448,7 @@ fn a_store_has_each_letter_once_however_often_it_is_sent_and_twins_are_two() {
 }
 
 #[test]
-fn a_dry_run_says_what_would_be_done_and_does_nothing() {
+fn a_dry_run_reports_and_changes_nothing() {
     let place = Place::folder("");
     place.write(&[
         letter("a/20251121T130000Z-0.ndjson", "1\n2"),
@@ -474,7 +474,7 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
 }
 
 #[test]
-fn what_is_wrong_is_said_before_anything_is_taken() {
+fn mistakes_are_reported_before_any_letter_is_taken() {
     let place = Place::folder("    alias first\n");
     let one = fs::read_to_string(place.path("fluent-bit.conf")).unwrap();
     let two = one.clone() + &one.replace("alias first", "alias second");
@@ -530,7 +530,7 @@ fn what_is_wrong_is_said_before_anything_is_taken() {
 }
 
 #[test]
-fn a_file_in_which_no_line_is_a_letter_is_left_alone() {
+fn a_file_without_any_letter_is_left_alone() {
     let place = Place::folder("");
     place.write(&[letter("a/20251121T130000Z-0.ndjson", "x")]);
     let configuration = fs::read(place.path("fluent-bit.conf")).unwrap();
@@ -556,7 +556,7 @@ fn a_file_in_which_no_line_is_a_letter_is_left_alone() {
             assert_eq!(place.files(), ["dead-letters.ndjson"], "{name}");
         }
     }
-    // One letter among what is none is enough, also where it is struck out.
+    // A single letter is enough, even if it is struck out.
     let line = letter("a/20251121T130000Z-0.ndjson", "x").to_string();
     for (name, text, status) in [
         ("some", format!("no letter\n{line}\n"), 1),
@@ -585,7 +585,7 @@ fn a_file_keeps_its_mode() {
 }
 
 #[test]
-fn objects_are_named_as_those_of_the_output() {
+fn objects_are_named_like_those_of_the_output() {
     let events = event(b"\x81\xa7message\xa1x");
     for (keys, end) in [
         ("compression none", ".ndjson"),
@@ -616,7 +616,7 @@ fn objects_are_named_as_those_of_the_output() {
 }
 
 #[test]
-fn the_type_of_objects_is_that_of_the_output() {
+fn objects_have_the_outputs_content_type() {
     /// The keys of a replay of lines.
     struct Keys {
         as_records: bool,
@@ -773,7 +773,7 @@ fn a_dry_run_encodes_the_events_that_a_replay_would() {
 }
 
 #[test]
-fn what_is_wrong_with_a_letter_names_the_field() {
+fn an_unreadable_letter_is_reported_with_the_field() {
     let place = Place::folder("");
     let good = letter("a/20251121T130000Z-0.ndjson", "x");
     let with = |key: &str, value: Value| {

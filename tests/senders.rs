@@ -1,4 +1,4 @@
-//! Whose object is it? Outputs that send into one prefix without a spool, and what tells them apart.
+//! The identity of outputs that send to one prefix without a spool.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::support::plugin::{Plugin, chunk};
 
-/// A store, and folders for those who send there.
+/// A store, and home folders of its senders.
 struct Place {
     dir: TempDir,
 }
@@ -24,7 +24,7 @@ impl Place {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// An output that keeps its dead letters, and who it is, in the folder `home`.
+    /// An output with its dead letters and its identity in the folder `home`.
     fn sender(&self, home: &str, keys: &[(&str, &str)]) -> Plugin {
         let (url, home) = (format!("file://{}", self.path("objects")), self.path(home));
         let mut all = vec![
@@ -67,8 +67,8 @@ fn the_same_chunk_of_two_senders_makes_two_objects() {
 }
 
 #[test]
-fn outputs_of_one_process_are_senders_of_their_own() {
-    // In one folder, too, under one name, and side by side.
+fn outputs_of_one_process_are_separate_senders() {
+    // Even in one folder, under one name, at the same time.
     for names in [["a", "b"], ["a", "a"]] {
         let place = Place::new();
         let chunk = chunk(0..100);
@@ -95,14 +95,14 @@ fn a_sender_that_starts_again_finds_its_own_object() {
 }
 
 #[test]
-fn what_a_kill_left_beside_an_object_goes_when_its_chunk_comes_again() {
+fn a_killed_hosts_staged_file_is_removed_when_its_chunk_comes_again() {
     let place = Place::new();
     let chunk = chunk(0..100);
     let sender = place.sender("home", &[]);
     assert_eq!(sender.flush("app", &chunk), Verdict::Ok);
     drop(sender);
     let whole = place.objects();
-    // As a host does that is killed between the object's name and the removal of the name it was written under.
+    // Like a host killed after linking the object's name and before unlinking the staging name.
     let mut staged = whole[0].clone().into_os_string();
     staged.push("#1");
     fs::hard_link(&whole[0], staged).unwrap();
@@ -112,7 +112,7 @@ fn what_a_kill_left_beside_an_object_goes_when_its_chunk_comes_again() {
 }
 
 #[test]
-fn a_chunk_that_comes_again_finds_its_object_however_it_is_compressed_now() {
+fn a_chunk_that_comes_again_finds_its_object_despite_another_compression() {
     let place = Place::new();
     let chunk = chunk(0..100);
     for level in ["1", "9"] {

@@ -1,4 +1,4 @@
-//! A spool whose files somebody takes away while the plugin is at work.
+//! Removing a spool's files and folder while the plugin is running.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +9,14 @@ use ferry_harness::ledger::verify_objects;
 
 use crate::support::plugin::{Plugin, chunk};
 
-/// How long anything may take before a test gives up.
+/// The time limit for an expected event.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Looks until `done`.
+/// Polls until `done`.
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();
     while !done() {
-        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        assert!(began.elapsed() < PATIENCE, "timed out: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
@@ -31,7 +31,7 @@ fn remove_segments(spool: &Path) {
 }
 
 #[test]
-fn whatever_is_taken_away_every_accepted_record_arrives_once() {
+fn whatever_is_removed_every_accepted_record_arrives_once() {
     let place = tempfile::tempdir().unwrap();
     let (spool, aside) = (place.path().join("spool"), place.path().join("aside"));
     let objects = place.path().join("objects");
@@ -45,11 +45,11 @@ fn whatever_is_taken_away_every_accepted_record_arrives_once() {
     };
     plugin.deliver("app", &more());
 
-    // Nobody flushes, and the plugin looks by itself.
+    // Without any flush the plugin detects this by itself.
     fs::remove_file(spool.join("lock")).unwrap();
-    until("a lock again", || spool.join("lock").exists());
+    until("the lock is recreated", || spool.join("lock").exists());
     remove_segments(&spool);
-    until("the segment again", || {
+    until("the segment is restored", || {
         plugin.log().contains("was written again under its name")
     });
 
@@ -60,7 +60,7 @@ fn whatever_is_taken_away_every_accepted_record_arrives_once() {
     let kept = more();
     assert_eq!(plugin.flush("app", &kept), Verdict::Retry);
     assert!(
-        plugin.log().contains("is not there any more"),
+        plugin.log().contains("no longer exists"),
         "{}",
         plugin.log()
     );

@@ -1,4 +1,4 @@
-//! `ferry spool`, beside a spool that is at work.
+//! `ferry spool` on a running spool.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,7 +27,7 @@ fn tool(arguments: &[&str], dir: &Path) -> Output {
         .expect("ferry runs")
 }
 
-/// The files of a folder: their bytes, and when they were changed last.
+/// The contents and modification times of a folder's files.
 fn state(dir: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
     let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
     entries
@@ -40,7 +40,7 @@ fn state(dir: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
 }
 
 #[test]
-fn it_looks_and_does_not_touch() {
+fn the_tool_reads_a_running_spool_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options {
         limit: 1 << 20,
@@ -67,8 +67,8 @@ fn it_looks_and_does_not_touch() {
 
     let inspect = tool(&["inspect", "--json"], dir.path());
     assert_eq!(inspect.status.code(), Some(0), "{inspect:?}");
-    let told: serde_json::Value = serde_json::from_slice(&inspect.stdout).unwrap();
-    assert_eq!(told["unfinished"], 59);
+    let report: serde_json::Value = serde_json::from_slice(&inspect.stdout).unwrap();
+    assert_eq!(report["unfinished"], 59);
     let verify = tool(&["verify"], dir.path());
     assert_eq!(verify.status.code(), Some(0), "{verify:?}");
     let export = tool(&["export"], dir.path());
@@ -77,7 +77,7 @@ fn it_looks_and_does_not_touch() {
     assert_eq!(export.stdout, b"{\"n\":7}\n".repeat(59 * 60 / 2));
     assert!(state(dir.path()) == before, "nothing is changed");
 
-    // The lock is still the spool's, and a copy without it is as good.
+    // A copy without the lock can be read too.
     let copy = tempfile::tempdir().unwrap();
     for (name, (bytes, _)) in before.iter().filter(|(name, _)| *name != "lock") {
         std::fs::write(copy.path().join(name), bytes).unwrap();
@@ -93,14 +93,14 @@ fn it_looks_and_does_not_touch() {
     for arguments in [["verify"], ["export"]] {
         let damaged = tool(&arguments, copy.path());
         assert_eq!(damaged.status.code(), Some(1), "{damaged:?}");
-        let said = [damaged.stdout, damaged.stderr].concat();
+        let output = [damaged.stdout, damaged.stderr].concat();
         assert!(
-            String::from_utf8_lossy(&said).contains("damaged"),
+            String::from_utf8_lossy(&output).contains("damaged"),
             "{arguments:?}"
         );
     }
     let copied = before.keys().filter(|name| *name != "lock");
-    assert!(state(copy.path()).keys().eq(copied), "nothing is made");
+    assert!(state(copy.path()).keys().eq(copied), "nothing is created");
 
     let nowhere = tool(&["inspect"], &dir.path().join("none"));
     assert_eq!(nowhere.status.code(), Some(2), "{nowhere:?}");
@@ -113,7 +113,7 @@ fn it_looks_and_does_not_touch() {
 }
 
 #[test]
-fn it_looks_into_more_segments_than_it_may_open_files() {
+fn the_tool_reads_more_segments_than_it_may_open_files() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options {
         limit: 64 << 20,
@@ -141,7 +141,7 @@ fn it_looks_into_more_segments_than_it_may_open_files() {
         (&["verify"], "300 chunks"),
         (&["export"], "{\"n\":7}"),
     ] {
-        let told = Command::new("sh")
+        let output = Command::new("sh")
             .args(["-c", "ulimit -n 32; exec \"$@\"", "sh"])
             .arg(env!("CARGO_BIN_EXE_ferry"))
             .arg("spool")
@@ -149,9 +149,9 @@ fn it_looks_into_more_segments_than_it_may_open_files() {
             .arg(dir.path())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&told.stdout);
-        assert_eq!(told.status.code(), Some(0), "{told:?}");
-        assert!(said.contains(expected), "{arguments:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(text.contains(expected), "{arguments:?}");
     }
 }
 
@@ -178,48 +178,48 @@ fn small_spool(dir: &Path) {
 }
 
 #[test]
-fn a_folder_that_holds_no_spool_is_refused() {
+fn a_folder_without_a_spool_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     small_spool(&dir.path().join("s3"));
     small_spool(&dir.path().join("az"));
     std::fs::create_dir(dir.path().join("other")).unwrap();
     std::fs::write(dir.path().join("fluent-bit.conf"), "[SERVICE]\n").unwrap();
-    // Whose lock and whose files these are nobody knows.
+    // A folder of another program, with a lock of its own.
     std::fs::create_dir(dir.path().join("dpkg")).unwrap();
     for name in ["lock", "status"] {
         std::fs::write(dir.path().join("dpkg").join(name), "").unwrap();
     }
     let empty = dir.path().join("other");
     for command in ["inspect", "verify", "export"] {
-        let said = tool(&[command], dir.path());
-        assert_eq!(said.status.code(), Some(2), "{said:?}");
-        assert!(said.stdout.is_empty(), "{said:?}");
-        let words = String::from_utf8(said.stderr).unwrap();
+        let output = tool(&[command], dir.path());
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let words = String::from_utf8(output.stderr).unwrap();
         for expected in [
             format!("error: {} holds no spool", dir.path().display()),
             "remedy: name spool_dir; below it are: az/, s3/".to_owned(),
         ] {
             assert!(words.contains(&expected), "{expected}: {words}");
         }
-        let said = tool(&[command], &empty);
-        assert_eq!(said.status.code(), Some(2), "{said:?}");
-        let words = String::from_utf8(said.stderr).unwrap();
+        let output = tool(&[command], &empty);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let words = String::from_utf8(output.stderr).unwrap();
         assert!(
             words.contains("holds no spool") && words.trim_end().ends_with("name spool_dir"),
             "{words}"
         );
-        let said = tool(&[command], &dir.path().join("s3"));
-        assert_eq!(said.status.code(), Some(0), "{said:?}");
+        let output = tool(&[command], &dir.path().join("s3"));
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
-    // One in which nothing was ever written is one.
+    // A spool to which nothing was ever written is accepted.
     let fresh = dir.path().join("fresh");
     drop(LocalDisk::open(&fresh).unwrap());
-    let said = tool(&["inspect"], &fresh);
-    assert_eq!(said.status.code(), Some(0), "{said:?}");
+    let output = tool(&["inspect"], &fresh);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 #[test]
-fn a_target_is_shown_with_its_time_as_it_is_written_and_with_whose_configuration_it_is() {
+fn targets_are_shown_with_their_time_format_and_a_note_for_another_spool_dir() {
     let dir = tempfile::tempdir().unwrap();
     let spool = dir.path().join("spool");
     small_spool(&spool);
@@ -231,14 +231,14 @@ fn a_target_is_shown_with_its_time_as_it_is_written_and_with_whose_configuration
             of.display()
         );
         std::fs::write(&file, text).unwrap();
-        let said = tool(
+        let output = tool(
             &["inspect", "--json", "--config", file.to_str().unwrap()],
             &spool,
         );
-        assert_eq!(said.status.code(), Some(0), "{said:?}");
-        let told: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
-        let target = told["tags"][0]["target"].as_str().unwrap().to_owned();
-        (target, String::from_utf8(said.stderr).unwrap())
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let target = report["tags"][0]["target"].as_str().unwrap().to_owned();
+        (target, String::from_utf8(output.stderr).unwrap())
     };
     for (url, path, target) in [
         ("s3://logs", REGION, "s3://logs/app/%Y/%m/%d/%H"),

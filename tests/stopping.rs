@@ -1,4 +1,4 @@
-//! How an output ends, and what it leaves behind: for the next start, or for a person.
+//! Stopping an output, and what it leaves for the next start or an operator.
 
 use std::fs;
 use std::net::TcpListener;
@@ -22,7 +22,7 @@ struct Place {
 }
 
 impl Place {
-    /// `@HERE@` is the folder. Without an input the host delivers what is left and ends.
+    /// `@HERE@` stands for the folder. Without an input the host delivers the rest and ends.
     fn new(input: &str, output: &str) -> Place {
         let place = Place {
             dir: tempfile::tempdir().unwrap(),
@@ -50,7 +50,7 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// Runs the harness to its end: its report and its log.
+    /// Runs the harness to its end. Returns its report and its log.
     fn run(&self, extra: &[&str]) -> (Value, String) {
         let output = Command::new(support::harness())
             .args(["run", "--quiet", "-c"])
@@ -73,8 +73,8 @@ const ENDLESS: &str =
     "[INPUT]\n    Name http_sample\n    Tag app.http\n    Rate 20000\n    storage.type filesystem";
 
 #[test]
-fn a_stop_seals_and_ships_what_is_open() {
-    // Nothing would be sealed for five minutes.
+fn a_stop_seals_and_sends_open_objects() {
+    // Otherwise nothing would be sealed for five minutes.
     let place = Place::new(ENDLESS, "    url file://@HERE@/objects");
     let (report, log) = place.run(&["--stop-after", "2s"]);
     assert_eq!(report["threads_left_behind"], 0, "{report:#}");
@@ -108,7 +108,7 @@ fn hot_reloads_hand_the_spool_from_one_instance_to_the_next() {
 }
 
 #[test]
-fn what_cannot_be_shipped_in_time_stays_in_the_spool_for_the_next_start() {
+fn records_not_delivered_in_time_stay_in_the_spool_for_the_next_start() {
     let fake = FakeFirehose::start(Options {
         faults: "hang 30s".to_owned(),
         ..Options::default()
@@ -141,7 +141,7 @@ fn what_cannot_be_shipped_in_time_stays_in_the_spool_for_the_next_start() {
 }
 
 #[test]
-fn dead_letters_are_sent_again_after_their_cause_is_mended() {
+fn dead_letters_are_sent_again_after_their_cause_is_fixed() {
     let url = azurite().blob_url();
     let upstream = url.strip_suffix(&format!("/{}", Azurite::ACCOUNT)).unwrap();
     let proxy = Proxy::start(upstream, proxy::Options::default()).unwrap();
@@ -187,23 +187,23 @@ fn dead_letters_are_sent_again_after_their_cause_is_mended() {
             .expect("ferry starts")
     };
     let replayed = replay();
-    let said = format!(
+    let output = format!(
         "{}{}",
         String::from_utf8_lossy(&replayed.stdout),
         String::from_utf8_lossy(&replayed.stderr)
     );
-    assert!(replayed.status.success(), "{said}");
+    assert!(replayed.status.success(), "{output}");
     let after = azurite().report("letters", 20_000);
-    assert!(after.is_exact(), "{after}\n{said}");
-    assert!(!letters.exists(), "{said}");
+    assert!(after.is_exact(), "{after}\n{output}");
+    assert!(!letters.exists(), "{output}");
     assert!(replay().status.success(), "there is nothing left to do");
 }
 
-/// Seconds of the host's and of ours at a stop.
+/// The host's `Grace` and the output's `exit_deadline`, in seconds.
 const GRACE: u64 = 2;
 const EXIT_DEADLINE: u64 = 6;
 
-/// A folder with ten inputs, each with a tag of its own and so with chunks of its own, before an output in direct mode.
+/// A configuration with ten inputs, whose tags and therefore chunks differ, and an output in direct mode.
 fn direct(input: &str, output: &str) -> Place {
     let place = Place {
         dir: tempfile::tempdir().unwrap(),
@@ -228,13 +228,13 @@ fn direct(input: &str, output: &str) -> Place {
 
 const SAMPLES: &str = "    Name http_sample\n    Rate 500\n";
 
-/// Far ends that are away, and what keeps them.
+/// Destinations that do not work.
 struct Away {
     closed: String,
     silent: String,
     slow: FakeFirehose,
     throttled: FakeFirehose,
-    /// Connections to `silent` come about, since nobody need accept them for that, and are never answered.
+    /// Keeps `silent` listening: connections are established without an accept, and never answered.
     _listener: TcpListener,
 }
 
@@ -261,9 +261,9 @@ fn fake(faults: &str) -> FakeFirehose {
     FakeFirehose::start(options).expect("a fake Firehose")
 }
 
-/// The host waits for each flush that its workers were given, and has no limit of its own for that.
+/// The host waits for each flush given to its workers, without a limit of its own.
 #[test]
-fn in_an_outage_a_stop_takes_grace_and_exit_deadline_at_most_whatever_is_pending() {
+fn in_an_outage_a_stop_takes_at_most_grace_and_exit_deadline_whatever_is_pending() {
     let away = Away::new();
     let (slow, throttled) = (away.slow.url(), away.throttled.url());
     for (far_end, url, workers, hidden, more) in [
@@ -310,9 +310,9 @@ fn in_an_outage_a_stop_takes_grace_and_exit_deadline_at_most_whatever_is_pending
     }
 }
 
-/// Two workers and a stream that is missing beside one that is well.
+/// Two workers, a missing stream and a healthy one.
 #[test]
-fn a_missing_stream_holds_nothing_of_a_healthy_one_and_gets_all_of_its_own_when_it_is_there() {
+fn a_missing_stream_does_not_delay_a_healthy_one_and_gets_its_records_once_it_exists() {
     const RECORDS: u64 = 15_000;
     let fake = fake("not-found stream app-bad");
     let place = direct("", "    Workers 2");
@@ -380,7 +380,7 @@ fn in_the_real_host_a_stop_takes_no_longer_than_in_the_harness() {
             .spawn()
             .expect("the host starts");
         let log = || fs::read_to_string(place.path("log")).unwrap();
-        // Until then it has made chunks five times a second, from each of ten inputs.
+        // Ten inputs make chunks five times a second each.
         let is_busy = || match far_end {
             "slow" => away.slow.requests().len() >= 2,
             _ => log().matches("failed to flush chunk").count() >= 20,

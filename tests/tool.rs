@@ -1,4 +1,4 @@
-//! The command `ferry` itself: what shells and man(1) get of it, and that packages bring it.
+//! The command `ferry`: completions, manual pages and packages.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What every command has a page for.
+/// The manual pages.
 const PAGES: [&str; 10] = [
     "ferry-check.1",
     "ferry-completions.1",
@@ -32,24 +32,24 @@ const PAGES: [&str; 10] = [
 #[test]
 fn completions_are_printed_for_each_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let said = tool(&["completions", shell]);
-        assert_eq!(said.status.code(), Some(0), "{shell}");
-        let said = text(&said.stdout);
+        let output = tool(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        let output = text(&output.stdout);
         for word in ["replay", "inspect", "dry-run"] {
-            assert!(said.contains(word), "{shell}: {word}");
+            assert!(output.contains(word), "{shell}: {word}");
         }
     }
-    let said = tool(&["completions", "abacus"]);
-    assert_eq!(said.status.code(), Some(2));
-    assert!(said.stdout.is_empty() && !said.stderr.is_empty());
+    let output = tool(&["completions", "abacus"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty() && !output.stderr.is_empty());
 }
 
 #[test]
 fn every_command_has_a_page_that_explains_its_exit_status() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("man1");
-    let said = tool(&["man", folder.to_str().unwrap()]);
-    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    let output = tool(&["man", folder.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let mut names: Vec<String> = fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -62,8 +62,8 @@ fn every_command_has_a_page_that_explains_its_exit_status() {
         let leaf = name != "ferry-spool.1";
         assert!(!leaf || page.contains("Exit status: 0"), "{name}: {page}");
     }
-    let said = tool(&["man", "/dev/null/man1"]);
-    assert_eq!(said.status.code(), Some(2));
+    let output = tool(&["man", "/dev/null/man1"]);
+    assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
@@ -71,18 +71,18 @@ fn a_package_has_the_tool_its_pages_and_its_completions() {
     let dir = tempfile::tempdir().unwrap();
     let (built, out) = (dir.path().join("built"), dir.path().join("out"));
     fs::create_dir(&built).unwrap();
-    // Stripped and looked at as the real ones are.
+    // Stripped and checked like a release build.
     fs::copy(crate::support::library(), built.join("libferry.so")).unwrap();
     fs::copy(env!("CARGO_BIN_EXE_ferry"), built.join("ferry")).unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let made = Command::new(root.join("packaging/package.sh"))
         .args([&built, &out])
-        // What this machine has, since nothing was built for an older one here.
+        // Accept any glibc, since these were built for this machine only.
         .env("FERRY_GLIBC", "9.99")
         .output()
-        .expect("bash is there");
-    let said = format!("{}{}", text(&made.stdout), text(&made.stderr));
-    assert!(made.status.success(), "{said}");
+        .expect("bash is installed");
+    let output = format!("{}{}", text(&made.stdout), text(&made.stderr));
+    assert!(made.status.success(), "{output}");
     let list = |command: &mut Command| text(&command.output().expect("it is installed").stdout);
     let files = fs::read_dir(&out)
         .unwrap()

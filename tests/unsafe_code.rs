@@ -1,13 +1,13 @@
-//! Unsafe code stands where the crate allows it and nowhere else, and `SECURITY.md` counts it as it is.
+//! Unsafe code is only in the allowed modules, and `SECURITY.md` has the right counts.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules that may have unsafe code: see `src/lib.rs`.
+/// The modules that may have unsafe code, see `src/lib.rs`.
 const ALLOWED: [&str; 3] = ["src/ffi/", "src/codec/json/simd.rs", "src/compress/zlib.rs"];
 
-/// What is shipped: the library with its tools, and the crate they read configurations with.
+/// The shipped sources: the library with its tools, and the configuration parser.
 const SHIPPED: [&str; 2] = ["src", "crates/fluent-bit-config/src"];
 
 fn root() -> &'static Path {
@@ -25,14 +25,13 @@ fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// How often the keyword stands in the code of a file: not in its comments or strings, and not as a part
-/// of another word, such as `unsafe_code`.
+/// Counts the keyword in the code of a file: not in comments or strings, and not in other words such as `unsafe_code`.
 fn count(source: &str) -> usize {
     source
         .lines()
         .map(|line| line.split_once("//").map_or(line, |(code, _)| code))
         .map(|code| {
-            // What is within quotes, once the quotes that end no string are gone.
+            // Drop escaped and character-literal quotes, then everything within quotes.
             let code = code.replace("'\"'", "").replace("\\\"", "");
             let strings_gone: String = code.split('"').step_by(2).collect();
             strings_gone
@@ -43,7 +42,7 @@ fn count(source: &str) -> usize {
         .sum()
 }
 
-/// The files with unsafe code, and how often they say so.
+/// The files with unsafe code, and their counts.
 fn found() -> BTreeMap<String, usize> {
     let mut files = Vec::new();
     for folder in SHIPPED {
@@ -53,7 +52,7 @@ fn found() -> BTreeMap<String, usize> {
         .into_iter()
         .filter_map(|path| {
             let source = fs::read_to_string(&path).expect("a source can be read");
-            let name = path.strip_prefix(root()).expect("it lies below the root");
+            let name = path.strip_prefix(root()).expect("it is below the root");
             let count = count(&source);
             (count > 0).then(|| (name.display().to_string(), count))
         })
@@ -61,7 +60,7 @@ fn found() -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn unsafe_code_stands_only_in_the_c_interfaces_and_in_simd() {
+fn unsafe_code_is_only_in_the_c_interfaces_and_in_simd() {
     let elsewhere: Vec<String> = found()
         .into_keys()
         .filter(|file| !ALLOWED.iter().any(|allowed| file.starts_with(allowed)))
@@ -92,7 +91,7 @@ fn security_md_counts_the_unsafe_code_of_each_file() {
     assert_eq!(
         listed,
         found(),
-        "the table in SECURITY.md (left) is not what the sources have (right)"
+        "the table in SECURITY.md (left) differs from the sources (right)"
     );
 }
 

@@ -1321,7 +1321,7 @@ mod tests {
             .iter()
             .zip(["2 chunks in it", "1 chunks in it, perhaps more"])
         {
-            let said = format!("{name} is not there: {count} were not delivered");
+            let said = format!("{name} is missing: {count} were not delivered");
             assert!(text.contains(&said), "{text}");
             assert!(inspected(&dir, false).contains(&said));
         }

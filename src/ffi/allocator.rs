@@ -1,39 +1,37 @@
-//! Memory as Rust counts on it, from a malloc that aligns less.
+//! A global allocator that guarantees alignment on a malloc that aligns less than Rust expects.
 //!
-//! The library's malloc is the process's. Fluent Bit's images and packages have jemalloc in the executable, made
-//! with `--with-lg-quantum=3`: what it hands out for 17 to 24, 33 to 40 and 49 to 56 bytes is aligned to 8. But
-//! [`System`] takes every malloc to align to 16 and asks for no more than that; a hash table of four numbers then
-//! lies wrong, and reading it faults.
+//! The library uses the malloc of the process. Fluent Bit's images and packages have jemalloc in the executable, built with
+//! `--with-lg-quantum=3`: it aligns allocations of 17 to 24, 33 to 40 and 49 to 56 bytes to 8. But [`System`] assumes that
+//! every malloc aligns to 16; a hash table of four numbers is then misaligned, and reading it faults.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// What [`System`] takes malloc to align to, at most: what needs more it asks for by `posix_memalign`.
-const TAKEN_FOR_GRANTED: usize = 16;
-/// What every malloc aligns to, where there is room for it.
-const GIVEN: usize = 8;
+/// The alignment that [`System`] assumes of malloc; it uses `posix_memalign` for more.
+const ASSUMED: usize = 16;
+/// The alignment that every malloc guarantees, for sizes of at least that.
+const GUARANTEED: usize = 8;
 
 struct Aligned;
 
 #[global_allocator]
 static ALLOCATOR: Aligned = Aligned;
 
-/// The layout to ask [`System`] for, so that it takes nothing for granted that a malloc may not give. The same for the
-/// same layout.
-fn demanded(layout: Layout) -> Layout {
-    if layout.align() <= GIVEN || layout.align() > TAKEN_FOR_GRANTED {
+/// The layout to request from [`System`], so that it makes no assumption that a malloc may not meet. Deterministic.
+fn stricter(layout: Layout) -> Layout {
+    if layout.align() <= GUARANTEED || layout.align() > ASSUMED {
         return layout;
     }
-    layout.align_to(2 * TAKEN_FOR_GRANTED).unwrap_or(layout)
+    layout.align_to(2 * ASSUMED).unwrap_or(layout)
 }
 
-/// Notes that memory was taken, and given back.
+/// Counts allocated and freed bytes, in tests.
 #[inline(always)]
-fn note(_taken: usize, _given_back: usize) {
+fn count(_allocated: usize, _freed: usize) {
     #[cfg(test)]
-    counted::note(_taken, _given_back);
+    counted::count(_allocated, _freed);
 }
 
-/// Counts what all tests of the process hold.
+/// The memory that all tests of the process hold.
 #[cfg(test)]
 pub(crate) mod counted {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,56 +39,56 @@ pub(crate) mod counted {
     static HELD: AtomicUsize = AtomicUsize::new(0);
     static MOST: AtomicUsize = AtomicUsize::new(0);
 
-    pub(super) fn note(taken: usize, given_back: usize) {
-        let before = HELD.fetch_add(taken, Ordering::Relaxed);
-        MOST.fetch_max(before + taken, Ordering::Relaxed);
-        HELD.fetch_sub(given_back, Ordering::Relaxed);
+    pub(super) fn count(allocated: usize, freed: usize) {
+        let before = HELD.fetch_add(allocated, Ordering::Relaxed);
+        MOST.fetch_max(before + allocated, Ordering::Relaxed);
+        HELD.fetch_sub(freed, Ordering::Relaxed);
     }
 
-    /// Bytes that are held.
+    /// The number of bytes held.
     pub(crate) fn held() -> usize {
         HELD.load(Ordering::Relaxed)
     }
 
-    /// Bytes that were held at once, at most, since this was asked last.
+    /// The maximum number of bytes held since the last call.
     pub(crate) fn most() -> usize {
         MOST.swap(held(), Ordering::Relaxed)
     }
 }
 
-// SAFETY: all is System's; a layout with a stricter alignment and the same size serves for the given one, and memory
-// goes back by the layout that it was asked for with.
+// SAFETY: all memory is System's; a layout with a stricter alignment and the same size serves for the given one, and
+// memory is freed with the layout that it was requested with.
 unsafe impl GlobalAlloc for Aligned {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note(layout.size(), 0);
+        count(layout.size(), 0);
         // SAFETY: the size is not zero, by this function's contract.
-        unsafe { System.alloc(demanded(layout)) }
+        unsafe { System.alloc(stricter(layout)) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        note(layout.size(), 0);
+        count(layout.size(), 0);
         // SAFETY: the size is not zero, by this function's contract.
-        unsafe { System.alloc_zeroed(demanded(layout)) }
+        unsafe { System.alloc_zeroed(stricter(layout)) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        note(0, layout.size());
+        count(0, layout.size());
         // SAFETY: allocated here with this layout, by this function's contract, and so by System with that one.
-        unsafe { System.dealloc(memory, demanded(layout)) }
+        unsafe { System.dealloc(memory, stricter(layout)) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let demanded = demanded(layout);
-        if Layout::from_size_align(size, demanded.align()).is_err() {
+        let layout_used = stricter(layout);
+        if Layout::from_size_align(size, layout_used.align()).is_err() {
             return std::ptr::null_mut();
         }
         // Large blocks grow in place, or are moved without a copy.
-        note(
+        count(
             size.saturating_sub(layout.size()),
             layout.size().saturating_sub(size),
         );
         // SAFETY: as above, and the new size was checked against the alignment.
-        unsafe { System.realloc(memory, demanded, size) }
+        unsafe { System.realloc(memory, layout_used, size) }
     }
 }
 
@@ -99,8 +97,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_malloc_may_not_align_is_asked_for_explicitly() {
-        for (size, align, asked) in [
+    fn alignment_that_malloc_may_not_guarantee_is_requested_explicitly() {
+        for (size, align, expected) in [
             (1, 1, 1),
             (56, 8, 8),
             (52, 16, 32),
@@ -109,13 +107,13 @@ mod tests {
             (64, 4_096, 4_096),
         ] {
             let layout = Layout::from_size_align(size, align).unwrap();
-            let demanded = demanded(layout);
-            assert_eq!((demanded.size(), demanded.align()), (size, asked));
+            let requested = stricter(layout);
+            assert_eq!((requested.size(), requested.align()), (size, expected));
         }
     }
 
     #[test]
-    fn memory_keeps_what_is_in_it_when_it_grows_and_shrinks() {
+    fn memory_keeps_its_contents_when_it_grows_and_shrinks() {
         let layout = |size| Layout::from_size_align(size, 16).unwrap();
         // SAFETY: the size is not zero.
         let memory = unsafe { ALLOCATOR.alloc_zeroed(layout(52)) };

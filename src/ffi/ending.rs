@@ -1,10 +1,10 @@
-//! Whether the host was asked to end.
+//! Detects that the host was asked to end.
 //!
-//! A host that ends waits for its outputs' workers before it calls their exits, and tells them nothing before, so
-//! that an output which waits for its destination holds it up. What can be seen is the signal: Fluent Bit's handler
-//! for SIGTERM, SIGINT and SIGQUIT writes its number into `exit_signal`, a global in `src/fluent-bit.c` which the
-//! executable exports (read at 1.9.10, 2.0.14, 2.2.3, 3.2.10, 4.2.8 and 5.1.1). A hot reload leaves it alone. In a
-//! program that has Fluent Bit within it there is no such thing, and nothing is seen.
+//! An ending host waits for its outputs' workers before it calls their exits, without notifying them, so an output that waits
+//! for its destination delays it. Only the signal is visible: Fluent Bit's handler for SIGTERM, SIGINT and SIGQUIT writes its
+//! number into `exit_signal`, a global in `src/fluent-bit.c` that the executable exports (checked in 1.9.10, 2.0.14, 2.2.3,
+//! 3.2.10, 4.2.8 and 5.1.1). A hot reload does not change it. A program that embeds Fluent Bit has no such global, and
+//! nothing is detected.
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use super::symbols::symbol;
 
-/// When it was first seen, by whichever output, that the host was asked to end.
+/// When any output first saw that the host was asked to end.
 pub(super) fn asked_at() -> Option<Instant> {
     static SEEN: OnceLock<Instant> = OnceLock::new();
     static SIGNAL: OnceLock<Option<&AtomicI32>> = OnceLock::new();
@@ -24,8 +24,8 @@ pub(super) fn asked_at() -> Option<Instant> {
     asked.then(|| *SEEN.get_or_init(Instant::now))
 }
 
-/// Fluent Bit's `exit_signal`. What another library may have under that name is not taken for it: it has to lie in
-/// the same object as Fluent Bit's own functions.
+/// Fluent Bit's `exit_signal`. It must be in the same object as Fluent Bit's own functions, since another library may have a
+/// symbol with that name.
 fn exit_signal() -> Option<&'static AtomicI32> {
     let signal = NonNull::new(symbol(c"exit_signal"))?.cast::<AtomicI32>();
     let function = NonNull::new(symbol(c"flb_stop"))?;
@@ -33,16 +33,16 @@ fn exit_signal() -> Option<&'static AtomicI32> {
         return None;
     }
     // SAFETY: a `volatile sig_atomic_t`, an int, of Fluent Bit's executable, which is never unmapped. The handler
-    // writes it in one instruction, and nobody else does.
+    // writes it in one instruction, and nothing else does.
     Some(unsafe { signal.as_ref() })
 }
 
-/// Where the executable or library begins that has something at this address.
+/// The base address of the executable or library that contains an address.
 fn object(address: NonNull<c_void>) -> Option<*mut c_void> {
     let mut found = MaybeUninit::<libc::Dl_info>::uninit();
-    // SAFETY: asks about an address, whatever it is; `found` points to room for the answer.
+    // SAFETY: looks up an arbitrary address; `found` points to space for the answer.
     let known = unsafe { libc::dladdr(address.as_ptr(), found.as_mut_ptr()) } != 0;
-    // SAFETY: dladdr fills it in where it does not give 0.
+    // SAFETY: dladdr fills it in unless it returns 0.
     known.then(|| unsafe { found.assume_init() }.dli_fbase)
 }
 
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_one_object_is_told_from_what_lies_in_another() {
+    fn addresses_in_different_objects_are_distinguished() {
         let own = NonNull::from(&asked_at).cast();
         let other = NonNull::new(symbol(c"dlsym")).expect("libc has it");
         assert_eq!(object(own), object(own));

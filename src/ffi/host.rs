@@ -12,19 +12,19 @@ use crate::log::{Level, Output};
 /// `flb_log_print`: level, file, line, format.
 type LogPrint = unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, ...);
 
-/// What is said at the start in a host older than 2.0. All of it was seen in 1.9.10, and is so for every library.
-pub(super) const OLD: &str = "this Fluent Bit is older than 2.0: leave Workers out of [OUTPUT], since with them it crashes \
-     when it is stopped while a flush waits, and have one ferry output, since with several it crashes when it ends; the \
-     figures are in the log, and where metrics_listen says";
+/// The warning at the start in a host older than 2.0. Both crashes were observed in 1.9.10, and occur with any plugin.
+pub(super) const OLD: &str = "this Fluent Bit is older than 2.0: remove Workers from [OUTPUT], since with them it crashes \
+     when stopped while a flush waits, and use one ferry output, since with several it crashes at its end; find the \
+     metrics in the log, or set metrics_listen";
 
-/// Whether this process's host is older than 2.0, where `flb_api` is one function long. It cannot be seen in the
-/// struct, but by what the executable exports: that function in every version, `flb_output_log_check` since 2.0.0. A
-/// process that exports neither has the host within it, and is taken for one of today.
+/// Whether the host is older than 2.0, where `flb_api` has only one function. The struct does not show it, but the
+/// executable's exports do: every version exports that function, and `flb_output_log_check` since 2.0.0. A process that
+/// exports neither embeds the host, which is assumed to be current.
 pub(super) fn is_old() -> bool {
     !symbol(c"flb_output_get_property").is_null() && symbol(c"flb_output_log_check").is_null()
 }
 
-/// One output as the host sees it. Used from its Init until its Exit.
+/// The host's functions for one output. Used from its Init until its Exit.
 #[derive(Clone, Copy)]
 pub(super) struct Host {
     get_property: unsafe extern "C" fn(*const c_char, *mut c_void) -> *const c_char,
@@ -37,14 +37,14 @@ pub(super) struct Host {
 // SAFETY: the host's log_print and output_log_check may be called from any thread, and `output` is only
 // passed back to them; properties are read from Init, on the host's own thread.
 unsafe impl Send for Host {}
-// SAFETY: as above; there is nothing in it that changes.
+// SAFETY: as above; it is immutable.
 unsafe impl Sync for Host {}
 
 impl Host {
-    /// `None` where the host lacks a function that every host has.
+    /// Returns `None` if the host lacks a function that every host has.
     ///
     /// # Safety
-    /// `api` is null or valid for reads, as far as this process's host has it; its functions and `output` are valid as
+    /// `api` is null or valid for reads up to its length in this process's host; its functions and `output` are valid as
     /// long as this is used.
     pub(super) unsafe fn new(api: *const flb_api, output: *mut c_void) -> Option<Host> {
         if api.is_null() {
@@ -62,7 +62,7 @@ impl Host {
                 output,
             });
         }
-        // SAFETY: not null, and the host has all of it, which is valid for reads by this function's contract.
+        // SAFETY: not null, and of full length in this host, valid for reads by this function's contract.
         let api = unsafe { api.as_ref() }?;
         Some(Host {
             get_property: api.output_get_property?,
@@ -73,19 +73,19 @@ impl Host {
         })
     }
 
-    /// What the host has for the page of this output's figures; not valid in a host without metrics.
+    /// The host's function for this output's metrics page; not valid in a host without metrics.
     pub(super) fn get_page(&self) -> Option<GetPage> {
         self.get_page
     }
 }
 
 impl Host {
-    /// The host's own C string, or null where the key is not set.
+    /// The host's C string for a key, or null if it is not set.
     fn property(&self, key: &str) -> *const c_char {
         let Ok(key) = CString::new(key) else {
             return ptr::null();
         };
-        // SAFETY: a C string and the host's own pointer, as the function wants them.
+        // SAFETY: a C string and the host's own pointer, as the function requires.
         unsafe { (self.get_property)(key.as_ptr(), self.output) }
     }
 }
@@ -116,7 +116,7 @@ impl Output for Host {
     }
 
     fn write(&self, level: Level, line: &str) {
-        // What others wrote (tags, answers) stands in lines, too: it must not begin one of its own.
+        // Lines quote external text (tags, responses), which must not start a line of its own.
         let line: Vec<u8> = line
             .bytes()
             .map(|byte| if byte.is_ascii_control() { b' ' } else { byte })

@@ -1,4 +1,4 @@
-//! A chunk that the host lends us for the time of a flush, shared with our threads without a copy.
+//! Shares a chunk that the host lends for the time of a flush with the runtime's threads, without a copy.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -8,33 +8,33 @@ use bytes::Bytes;
 struct Loan {
     data: *const u8,
     len: usize,
-    /// Never used to send: that it is gone says that the lend is.
+    /// Never used to send: dropping it signals the end of the loan.
     _returned: Sender<()>,
 }
 
-// SAFETY: the bytes are only read, and valid wherever they are read from: `lend` keeps its caller's borrow
-// alive until the lend is gone.
+// SAFETY: the bytes are only read, and valid on every thread: `lend` keeps its caller's borrow alive until the loan is
+// dropped.
 unsafe impl Send for Loan {}
 
 impl AsRef<[u8]> for Loan {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: `data` and `len` are of a slice that `lend` borrows until this lend is dropped.
+        // SAFETY: `data` and `len` are of a slice that `lend` borrows until this loan is dropped.
         unsafe { std::slice::from_raw_parts(self.data, self.len) }
     }
 }
 
-/// Waits for the end of the lend, whichever way it is left.
+/// Waits for the end of the loan on drop, so also during a panic.
 struct UntilReturned(Receiver<()>);
 
 impl Drop for UntilReturned {
     fn drop(&mut self) {
-        // The only answer there is: the sender is gone, and with it the lend.
+        // Nothing is ever sent: this returns when the sender is dropped with the loan.
         let _ = self.0.recv();
     }
 }
 
-/// Calls `use_it` with `data` as shareable bytes, and returns when it has returned *and* every clone of
-/// those bytes is gone, on whichever thread; also when it panics.
+/// Calls `use_it` with `data` as shareable bytes. Returns, or unwinds, only after every clone of those bytes is dropped, on
+/// any thread.
 pub(super) fn lend<T>(data: &[u8], use_it: impl FnOnce(Bytes) -> T) -> T {
     let (returned, wait) = channel();
     let _until_returned = UntilReturned(wait);
@@ -63,7 +63,7 @@ mod tests {
         thread.join().unwrap();
     }
 
-    /// Holds a clone on another thread, and says so when it is about to be gone.
+    /// Holds a clone on another thread, and sets `gone` just before dropping it.
     fn keep_a_while(bytes: &Bytes, gone: &Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
         let (clone, gone) = (bytes.clone(), Arc::clone(gone));
         let returned = Arc::new(Barrier::new(2));
@@ -91,7 +91,7 @@ mod tests {
         assert!(panicked.is_err());
         assert!(
             gone.load(Ordering::SeqCst),
-            "the panic went on while a clone was in use"
+            "the panic continued while a clone was in use"
         );
     }
 }

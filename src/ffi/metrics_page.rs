@@ -1,9 +1,8 @@
-//! The host's own page of figures: cmetrics, which it shows under `/api/v2/metrics`.
+//! The host's metrics page: cmetrics, shown under `/api/v2/metrics`.
 //!
-//! The host's executable exports cmetrics, so its functions are found by name; a host without them, or of a
-//! build without metrics, has no page, and that is all. Its structs are never looked into. Adding to a page
-//! is not locked in every version, so everything is put up in Init, while the host does nothing else; from
-//! then on only values are set, which are atomics there.
+//! The host's executable exports cmetrics, so its functions are looked up by name; a host without them, or built without
+//! metrics, has no page. Its structs are never accessed. Not every version locks a page while metrics are added, so all are
+//! created in Init, when the host does nothing else; afterwards only values are set, which are atomics there.
 
 use std::ffi::{CStr, CString, c_char, c_double, c_int, c_void};
 
@@ -13,10 +12,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::symbols::{function, symbol};
 use crate::metrics::{BUCKETS, Figure, Kind, MetricsPage, NAME_LABEL, Values};
 
-/// Stands where there is nothing to tell: a value that was put up cannot be taken down.
-const NOTHING: f64 = -1.0;
+/// The value of an unset gauge: a metric cannot be removed once it is created.
+const UNSET: f64 = -1.0;
 
-/// The host's way to an output's page: `flb_output_get_cmt_instance`.
+/// `flb_output_get_cmt_instance`: returns an output's page.
 pub(super) type GetPage = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
 
 type GetName = unsafe extern "C" fn(*mut c_void) -> *const c_char;
@@ -34,7 +33,7 @@ type Create = unsafe extern "C" fn(
 type Set = unsafe extern "C" fn(*mut c_void, u64, c_double, c_int, *const *const c_char) -> c_int;
 /// `cmt_histogram_buckets_create_size`: copies the bounds.
 type CreateBuckets = unsafe extern "C" fn(*const c_double, usize) -> *mut c_void;
-/// `cmt_histogram_create`: as [`Create`], with buckets, which it owns then.
+/// `cmt_histogram_create`: as [`Create`], with buckets, of which it takes ownership.
 type CreateHistogram = unsafe extern "C" fn(
     *mut c_void,
     *const c_char,
@@ -45,7 +44,7 @@ type CreateHistogram = unsafe extern "C" fn(
     c_int,
     *const *const c_char,
 ) -> *mut c_void;
-/// `cmt_histogram_set_default`: as [`Set`], with the count up to each bound and of all, the sum, the count.
+/// `cmt_histogram_set_default`: as [`Set`], with the cumulative counts, the sum, the total count.
 type SetHistogram = unsafe extern "C" fn(
     *mut c_void,
     u64,
@@ -56,7 +55,7 @@ type SetHistogram = unsafe extern "C" fn(
     *const *const c_char,
 ) -> c_int;
 
-/// cmetrics, as far as it is needed. Its parameters are not `const`, but it writes through none of them.
+/// The functions of cmetrics. Its parameters are not `const`, but it writes through none of them.
 #[derive(Clone, Copy)]
 struct Functions {
     create_counter: Create,
@@ -69,7 +68,7 @@ struct Functions {
 }
 
 impl Functions {
-    fn of_the_host() -> Option<Functions> {
+    fn look_up() -> Option<Functions> {
         Some(Functions {
             // SAFETY: cmetrics declares it so (cmt_counter.h of its version 2.2); these are the functions that
             // the host's own plugins call, and keep their parameters.
@@ -90,27 +89,27 @@ impl Functions {
     }
 }
 
-/// A metric that was put up.
+/// A metric on the page.
 struct Metric {
-    /// The host's; freed with its page.
+    /// Owned by the host, which frees it with the page.
     handle: *mut c_void,
-    /// For each value: its labels' values.
+    /// The label values of each time series.
     labels: Vec<Vec<CString>>,
 }
 
 /// The page of one output.
 pub(super) struct HostMetricsPage {
     name: Option<String>,
-    /// Where there is one.
+    /// `None`: the host has no page.
     page: Option<(Functions, *mut c_void)>,
-    /// What was put up; nothing before, and once the page is gone.
-    up: Mutex<Option<Vec<Option<Metric>>>>,
+    /// The created metrics; `None` before that and after the page is closed.
+    metrics: Mutex<Option<Vec<Option<Metric>>>>,
 }
 
 // SAFETY: `page` and the handles are only passed to cmetrics' functions: in Init on the host's own thread, and
 // then only to set values, which it allows from any thread; not any more after `close`.
 unsafe impl Send for HostMetricsPage {}
-// SAFETY: as above; what changes is behind a lock.
+// SAFETY: as above; mutable state is behind a lock.
 unsafe impl Sync for HostMetricsPage {}
 
 impl HostMetricsPage {
@@ -138,24 +137,24 @@ impl HostMetricsPage {
         let page = get_page.and_then(|get_page| {
             // SAFETY: it is the host's own function, found by its name as well, with the host's pointer.
             let page = unsafe { get_page(output) };
-            let functions = Functions::of_the_host()?;
+            let functions = Functions::look_up()?;
             (!page.is_null()).then_some((functions, page))
         });
         HostMetricsPage {
             name,
             page,
-            up: Mutex::new(None),
+            metrics: Mutex::new(None),
         }
     }
 
-    fn up(&self) -> MutexGuard<'_, Option<Vec<Option<Metric>>>> {
-        // A page that a panic left half shown is shown in full a second later.
-        self.up
+    fn metrics(&self) -> MutexGuard<'_, Option<Vec<Option<Metric>>>> {
+        // A panic may leave the page partly updated; it is updated again a second later.
+        self.metrics
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Puts one figure up. `None`: the host would not have it.
+    /// Creates a metric. Returns `None` if the host refuses it.
     fn create(
         functions: &Functions,
         page: *mut c_void,
@@ -187,18 +186,18 @@ impl HostMetricsPage {
                     _ => functions.create_gauge,
                 };
                 // SAFETY: the page is the output's, in its Init; C strings that live through the call,
-                // which copies them, and as many keys as it is told.
+                // which copies them, and `count` keys.
                 unsafe { create(page, space, none, title, help, count, keys.as_ptr()) }
             }
             Kind::Histogram => {
-                // SAFETY: as many bounds as it is told; it copies them.
+                // SAFETY: `BUCKETS.len()` bounds; it copies them.
                 let buckets =
                     unsafe { (functions.create_buckets)(BUCKETS.as_ptr(), BUCKETS.len()) };
                 if buckets.is_null() {
                     return None;
                 }
                 let create = functions.create_histogram;
-                // SAFETY: as above; the buckets are new, and given away here.
+                // SAFETY: as above; the buckets are new, and ownership passes to the histogram.
                 unsafe {
                     create(
                         page,
@@ -225,9 +224,9 @@ impl HostMetricsPage {
                 };
                 for (value, labels) in each.iter().zip(&metric.labels) {
                     let labels = pointers(labels);
-                    let (value, count) = (value.unwrap_or(NOTHING), length(&labels));
-                    // SAFETY: the handle is of this kind, and its page is there until `close`; as many
-                    // labels as it was made with, C strings that live through the call.
+                    let (value, count) = (value.unwrap_or(UNSET), length(&labels));
+                    // SAFETY: the handle is of this kind, and its page exists until `close`; as many
+                    // labels as it was created with, C strings that live through the call.
                     unsafe { set(metric.handle, now, value, count, labels.as_ptr()) };
                 }
             }
@@ -239,8 +238,8 @@ impl HostMetricsPage {
                     return;
                 }
                 let (set, up_to) = (functions.set_histogram, up_to.as_ptr());
-                // SAFETY: as above; `up_to` has an element for each bucket the histogram was made with, and
-                // the one that cmetrics adds, as it reads them.
+                // SAFETY: as above; `up_to` has an element for each bucket that the histogram was created with,
+                // and for the one that cmetrics adds, as it reads them.
                 unsafe {
                     set(
                         metric.handle,
@@ -257,12 +256,12 @@ impl HostMetricsPage {
     }
 }
 
-fn pointers(words: &[CString]) -> Vec<*const c_char> {
-    words.iter().map(|word| word.as_ptr()).collect()
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).collect()
 }
 
-fn length(words: &[*const c_char]) -> c_int {
-    c_int::try_from(words.len()).expect("two at most")
+fn length(strings: &[*const c_char]) -> c_int {
+    c_int::try_from(strings.len()).expect("two at most")
 }
 
 fn nanoseconds() -> u64 {
@@ -280,18 +279,18 @@ impl MetricsPage for HostMetricsPage {
             return false;
         };
         let create = |figure| HostMetricsPage::create(functions, *page, &name, figure);
-        *self.up() = Some(figures.iter().map(create).collect());
+        *self.metrics() = Some(figures.iter().map(create).collect());
         self.show(figures);
         true
     }
 
     fn show(&self, figures: &[Figure]) {
-        let up = self.up();
-        let (Some((functions, _)), Some(up)) = (&self.page, &*up) else {
+        let metrics = self.metrics();
+        let (Some((functions, _)), Some(metrics)) = (&self.page, &*metrics) else {
             return;
         };
         let now = nanoseconds();
-        for (metric, figure) in up.iter().zip(figures) {
+        for (metric, figure) in metrics.iter().zip(figures) {
             if let Some(metric) = metric {
                 HostMetricsPage::set(functions, metric, figure, now);
             }
@@ -299,6 +298,6 @@ impl MetricsPage for HostMetricsPage {
     }
 
     fn close(&self) {
-        *self.up() = None;
+        *self.metrics() = None;
     }
 }

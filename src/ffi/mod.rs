@@ -1,8 +1,8 @@
-//! The library's face to Fluent Bit: the exports of its Go-proxy interface.
+//! The C interface to Fluent Bit: the exports of its Go-proxy interface.
 //!
-//! Every export reads alike: guard against panics, check what the host gave, call safe code, map the
-//! answer. Beside each stands what it falls back to. This module and those below it are the only ones
-//! with unsafe code, but for `simd`; so the allocator, which is no part of that face, is here as well.
+//! Every export has the same structure: guard against panics with a fallback answer, check the host's arguments, call safe
+//! code, map the result. Except for `codec/json/simd.rs` and `compress/zlib.rs`, all unsafe code is below this module, so
+//! the allocator is here as well.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -27,8 +27,8 @@ use crate::output::Instance;
 use host::Host;
 use metrics_page::HostMetricsPage;
 
-/// The running outputs. A context that the host hands us is looked up here and never dereferenced, so
-/// that a wrong one is an answer and not a crash.
+/// The running outputs. A context passed by the host is looked up here and never dereferenced, so that a wrong one leads to
+/// an error and not a crash.
 static RUNNING: Mutex<Vec<Arc<Running>>> = Mutex::new(Vec::new());
 
 struct Running {
@@ -42,19 +42,19 @@ impl Running {
     }
 }
 
-/// Runs `body`; a panic becomes `fallback`.
+/// Runs `body`, and returns `fallback` if it panics.
 fn guard<T>(fallback: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(fallback)
 }
 
 thread_local! {
-    /// The host of the output that this thread starts: it is not among the running ones yet.
+    /// The host of the output that this thread is starting, which is not in `RUNNING` yet.
     static STARTING: Cell<Option<Host>> = const { Cell::new(None) };
 }
 
-/// Panics are said in the host's log instead of on file descriptor 2: a host that runs as a daemon has
-/// closed that one and may have given its number to a pipe of its own.
-fn say_panics() {
+/// Logs panics to the host's log instead of file descriptor 2: a host that runs as a daemon has closed that one and may use
+/// its number for a pipe of its own.
+fn log_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|panic| {
@@ -62,10 +62,10 @@ fn say_panics() {
                 let line = format!("[ferry] a bug in Ferry, please report it: {panic}");
                 host.write(Level::Error, &line);
             }
-            // Not to be waited for: the thread that panics may hold it.
+            // No blocking: the panicking thread may hold the lock.
             if let Ok(all) = RUNNING.try_lock() {
                 for running in all.iter() {
-                    running.instance.say_panic(&panic.to_string());
+                    running.instance.log_panic(&panic.to_string());
                 }
             }
         }));
@@ -78,14 +78,13 @@ fn running() -> std::sync::MutexGuard<'static, Vec<Arc<Running>>> {
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Called before everything else, once a load and once a hot reload. Nothing is to be done: what was
-/// loaded before goes on. Returns 0.
+/// Called first, once for each load and hot reload. Does nothing: running outputs continue. Returns 0.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginPreRegister(_hot_reload: c_int) -> c_int {
     0
 }
 
-/// Tells the host who we are. Returns 0, or -1 where `def` is null.
+/// Describes the plugin to the host. Returns 0, or -1 if `def` is null.
 ///
 /// # Safety
 /// `def` is null or points to at least the 32 bytes that every host's plugin def begins with.
@@ -94,17 +93,17 @@ pub unsafe extern "C" fn FLBPluginRegister(def: *mut flb_plugin_proxy_def) -> c_
     if def.is_null() {
         return -1;
     }
-    // SAFETY: the host allocated at least this prefix, and nobody else uses it yet. Older hosts have not cleared it:
-    // all of it is written. What newer ones have behind it, they have: zero there means "logs", which is right.
+    // SAFETY: the host allocated at least this prefix, and nothing else uses it yet. Older hosts have not cleared it:
+    // all of it is written. Newer ones have further fields after it, cleared to zero, which means "logs" and is right.
     unsafe { def.write(abi::definition()) };
     0
 }
 
-/// Called when the host is done with the library. Nothing is owned by `def`.
+/// Called when the host unloads the library. `def` owns nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginUnregister(_def: *mut flb_plugin_proxy_def) {}
 
-/// Starts one output. Returns 1, or 0 when it can't run as configured; the host then does not start.
+/// Starts one output. Returns 1, or 0 if it cannot run as configured; the host then does not start.
 ///
 /// # Safety
 /// `plugin` is null or what the host passes: it and what it points to are valid for the call, its API and
@@ -126,7 +125,7 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *mut flbgo_output_plugin) -> c_in
         // SAFETY: the instance is valid until the output's exit, by this function's contract, and stopping
         // closes the metrics_page; a failed start drops it.
         let metrics_page = unsafe { HostMetricsPage::new(host.get_page(), plugin.o_ins) };
-        say_panics();
+        log_panics();
         STARTING.set(Some(host));
         let started = catch_unwind(AssertUnwindSafe(|| {
             threads::without_signals(|| {
@@ -145,15 +144,15 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *mut flbgo_output_plugin) -> c_in
             instance,
             engine: threads::current(),
         });
-        // SAFETY: the context is the host's own for this instance, not null, and used by nobody else now.
+        // SAFETY: the context is the host's own for this instance, not null, and used by nothing else now.
         unsafe { (*plugin.context).remote_context = instance.context() };
         running().push(instance);
         FLB_OK
     })
 }
 
-/// Takes one chunk for the output of `ctx`. Returns 1 when every record is safe, and 2 when the host
-/// shall hand the chunk over again; never 0, which drops the chunk.
+/// Flushes one chunk to the output of `ctx`. Returns 1 if every record is safe, and 2 if the host must hand the chunk over
+/// again; never 0, which drops the chunk.
 ///
 /// # Safety
 /// `data` is null or valid for reads of `len` bytes until this returns; `tag` is null or a C string.
@@ -174,8 +173,8 @@ pub unsafe extern "C" fn FLBPluginFlushCtx(
     })
 }
 
-/// Takes one chunk for the only output. Hosts that know contexts use `FLBPluginFlushCtx`. Returns as it
-/// does; 2 where there is not exactly one output.
+/// Flushes one chunk to the only output. Hosts with contexts use `FLBPluginFlushCtx`. Returns the same values, and 2 if there
+/// is not exactly one output.
 ///
 /// # Safety
 /// As for `FLBPluginFlushCtx`.
@@ -230,36 +229,35 @@ unsafe fn flush(
     }
 }
 
-/// Called once before the outputs exit. Their own exits do what is to be done.
+/// Called once before the outputs exit. Does nothing: their own exits do the work.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginOutputPreExit(_by_hot_reload: c_int) {}
 
-/// Stops the output of `ctx` and joins its threads. Returns 1, or 0 where there is none.
+/// Stops the output of `ctx` and joins its threads. Returns 1, or 0 if there is no such output.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginExitCtx(ctx: *mut c_void) -> c_int {
     guard(FLB_ERROR, || {
-        let mut gone: Vec<Arc<Running>> = running().clone();
-        if !gone.iter().any(|running| running.context() == ctx) {
+        let mut stopping: Vec<Arc<Running>> = running().clone();
+        if !stopping.iter().any(|running| running.context() == ctx) {
             return FLB_ERROR;
         }
-        // A host older than 2.0 only ever names the output that it started last, and never comes for the others: it
-        // ends, and all of them with it.
+        // A host older than 2.0 passes only the output that it started last, and never exits the others: all stop here.
         if !host::is_old() {
-            gone.retain(|running| running.context() == ctx);
+            stopping.retain(|running| running.context() == ctx);
         }
-        // They are gone afterwards whatever happens, but not before: a panic is said by the outputs there are.
+        // Removed in any case, but only afterwards: a panic is logged by the outputs in the list.
         let mut answer = FLB_OK;
-        for one in &gone {
+        for one in &stopping {
             if catch_unwind(AssertUnwindSafe(|| one.instance.stop())).is_err() {
                 answer = FLB_ERROR;
             }
         }
-        running().retain(|running| !gone.iter().any(|one| Arc::ptr_eq(one, running)));
+        running().retain(|running| !stopping.iter().any(|one| Arc::ptr_eq(one, running)));
         answer
     })
 }
 
-/// Stops every output. Hosts that know contexts use `FLBPluginExitCtx`. Returns 1.
+/// Stops all outputs. Hosts with contexts use `FLBPluginExitCtx`. Returns 1.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginExit() -> c_int {
     guard(FLB_ERROR, || {

@@ -1,14 +1,14 @@
-//! What the process exports: functions of the host's that are found by their names.
+//! Looks up the host's exports by name.
 
 use std::ffi::{CStr, c_void};
 
-/// Where the process has something of this name; null where it has not.
+/// The address of the process's symbol of this name, or null.
 pub(super) fn symbol(name: &CStr) -> *mut c_void {
-    // SAFETY: a C string, and the handle for what the executable and its libraries export.
+    // SAFETY: a C string, and the handle for the exports of the executable and its libraries.
     unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
 }
 
-/// What the process has under this name, as a function of type `F`.
+/// The process's function of this name, as type `F`.
 ///
 /// # Safety
 /// `F` is a function pointer type, and the function of that name is of that type.

@@ -1,24 +1,24 @@
-//! Threads as the operating system sees them.
+//! Thread identity and signal masks.
 
 use std::mem::MaybeUninit;
 
-/// Identifies a thread that runs.
+/// The identity of a running thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ThreadId(libc::pthread_t);
 
-/// The calling thread. Uses no thread-local of ours: it runs on the host's threads, which may outlive us.
+/// The calling thread. Uses no thread-local of this library, since the host's threads may outlive it.
 pub(super) fn current() -> ThreadId {
     // SAFETY: always succeeds and touches nothing.
     ThreadId(unsafe { libc::pthread_self() })
 }
 
-/// Runs `start` with all signals blocked in this thread, so that threads it makes never run the host's
-/// signal handlers (SIGTERM, SIGHUP): those are the host's threads' to run.
+/// Runs `start` with all signals blocked in this thread, so that the threads it creates never run the host's signal handlers
+/// (SIGTERM, SIGHUP).
 pub(super) fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     struct Restore(libc::sigset_t);
     impl Drop for Restore {
         fn drop(&mut self) {
-            // SAFETY: a mask that pthread_sigmask gave us; the old one is not asked for.
+            // SAFETY: a mask that pthread_sigmask returned; the old one is not requested.
             unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
         }
     }
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_made_within_block_signals_and_this_one_is_as_before() {
+    fn threads_created_inside_block_signals_and_this_thread_is_restored() {
         let before = blocked(libc::SIGTERM);
         let inside = without_signals(|| {
             std::thread::spawn(|| blocked(libc::SIGTERM))

@@ -1,4 +1,4 @@
-//! The page `/metrics`, in Prometheus's text format, for whoever scrapes Ferry itself.
+//! The HTTP endpoint `/metrics`, in Prometheus's text format.
 
 use std::convert::Infallible;
 use std::io;
@@ -17,24 +17,24 @@ use tokio::time::{sleep, timeout};
 
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-/// Who asks for a page of a few kilobytes has it in milliseconds, or is gone.
+/// The time limit of a connection. The page has a few kilobytes, so a client that is still there has it in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// More scrapers than these wait for each other.
+/// The maximum number of concurrent connections; further clients wait.
 const CONNECTIONS: usize = 8;
-/// Between two attempts to take a connection, where the process has no file descriptor left.
+/// The pause after a failed accept, as when the process has no descriptors left.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Makes the page at the time it is asked for.
+/// Renders the page for a request.
 pub type Page = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Takes the address. Fails where another has it.
+/// Binds the address. Fails if it is in use.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
-/// Answers until it is dropped.
+/// Serves the page until the future is dropped.
 pub async fn serve(listener: TcpListener, page: Page) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -53,7 +53,7 @@ pub async fn serve(listener: TcpListener, page: Page) -> io::Result<()> {
             let connection = http1::Builder::new()
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(connection), answer);
-            // Whoever goes away, or is too slow, gets nothing: there is nobody to tell.
+            // An error or timeout concerns only this client.
             let _ = timeout(PATIENCE, connection).await;
         });
     }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_page_is_there_and_nothing_else_is() {
+    async fn only_the_page_is_served() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let taken = bind(address).expect_err("it is taken");
@@ -112,12 +112,12 @@ mod tests {
             ),
             ("no http\r\n\r\n", "400"),
         ] {
-            let said = ask(address, request).await;
+            let answer = ask(address, request).await;
             assert!(
-                said.starts_with(&format!("HTTP/1.1 {status} ")),
-                "{request}: {said}"
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{request}: {answer}"
             );
-            assert!(!said.contains("figures"), "{request}: {said}");
+            assert!(!answer.contains("figures"), "{request}: {answer}");
         }
     }
 

@@ -1,8 +1,8 @@
-//! What an instance did and how it stands, in figures: the one place where that is counted.
+//! The metrics of an instance.
 //!
-//! Whoever does something counts it here, once for a request, a letter or a flush, never for an event. Who
-//! shows the figures (the host's own page, [`endpoint`], a line in the log) reads [`Metrics::read`], which
-//! gives every family with every label value from the start: [`FAMILIES`] is the one list of them.
+//! Counters are updated once for each request, letter or flush, never for each event. The exporters (the host's page,
+//! [`endpoint`], a log line) call [`Metrics::read`], which returns every family of [`FAMILIES`] with every label value from
+//! the start.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,11 +15,11 @@ use tokio::time::Instant;
 
 pub mod endpoint;
 
-/// The values of a label: a counter for each.
+/// A label with a fixed set of values.
 pub trait Label: Copy {
-    /// As they are shown.
+    /// The exported names of the values.
     const VALUES: &'static [&'static str];
-    /// Which of them this is.
+    /// The index of this value in [`Label::VALUES`].
     fn index(self) -> usize;
 }
 
@@ -40,100 +40,100 @@ macro_rules! label {
 }
 
 label! {
-    /// What became of log events.
+    /// The outcome of log events.
     Record {
         /// Acknowledged by the destination.
         Delivered = "delivered",
         /// Kept as dead letters.
         DeadLetter = "dead_letter",
-        /// Passed over, because they have no `log_key`.
+        /// Skipped, because they have no `log_key`.
         Skipped = "skipped",
-        /// The answer to their request was lost, so they are sent again. Firehose may have them twice.
+        /// Sent again because the response to their request was lost. Firehose may have them twice.
         Ambiguous = "ambiguous",
-        /// Came again with their chunk after they were settled, and were not sent again.
+        /// Not sent again when their chunk was handed over again, because they were settled.
         Suppressed = "suppressed",
     }
 }
 
 label! {
-    /// Where bytes are counted.
+    /// The stage at which bytes are counted.
     Stage {
-        /// Msgpack that was taken from the host, once it is answered OK.
+        /// Msgpack accepted from the host, once its flush is answered OK.
         Raw = "raw",
-        /// Lines made from it; lines that are made again count again.
+        /// JSON lines encoded from it; lines that are encoded again count again.
         Encoded = "encoded",
-        /// Payload that the destination acknowledged, compressed where it is.
+        /// Payload acknowledged by the destination, after compression.
         Sent = "sent",
-        /// What Firehose bills for that.
+        /// The bytes that Firehose bills for that.
         Billed = "billed",
     }
 }
 
 label! {
-    /// What became of a request.
+    /// The outcome of a request.
     Request {
-        /// All of it was taken.
+        /// All records were accepted.
         Ok = "ok",
-        /// Some of its records were taken.
+        /// Some records were accepted.
         Partial = "partial",
-        /// The destination asks for less.
+        /// The destination throttles.
         Throttled = "throttled",
-        /// A fault that passes by itself.
+        /// A transient fault.
         Transient = "transient",
-        /// Its answer was lost: perhaps it was taken.
+        /// The response was lost: the request may have been accepted.
         Ambiguous = "ambiguous",
-        /// The credentials were not taken.
+        /// The credentials were refused.
         Credentials = "credentials",
-        /// A person has to mend something.
+        /// A fault that an operator has to fix.
         Configuration = "configuration",
-        /// What is in it is not taken as it is.
+        /// The contents were refused for good.
         Rejected = "rejected",
     }
 }
 
 label! {
-    /// Why something became a dead letter.
+    /// The reason for a dead letter.
     Reason {
         /// Not a whole event.
         Malformed = "malformed",
-        /// Nested too deep to be written.
+        /// Nested too deeply to be encoded.
         TooDeep = "too_deep",
-        /// Larger than the destination takes.
+        /// Larger than the destination accepts.
         TooLarge = "too_large",
-        /// The destination refused it for what is in it.
+        /// Refused by the destination because of its contents.
         Refused = "refused",
     }
 }
 
 impl Reason {
-    /// As it stands in a letter.
+    /// The reason's name in a dead letter.
     pub fn as_str(self) -> &'static str {
         Self::VALUES[self.index()]
     }
 }
 
 label! {
-    /// Why an object was sealed.
+    /// The reason why an object was sealed.
     Sealed {
         /// `blob_max_size` was reached.
         Size = "size",
         /// `blob_max_age` was reached.
         Age = "age",
-        /// Memory, the number of open objects, or the spool was at its bound.
+        /// The limit of memory, open objects, or the spool was reached.
         Memory = "memory",
-        /// We stopped, or an earlier run did before the object was written.
+        /// The output stopped, or an earlier run ended before the object was written.
         Stop = "stop",
-        /// In direct mode each flush makes its own.
+        /// Direct mode: each flush seals its own objects.
         Flush = "flush",
     }
 }
 
 label! {
-    /// What the host was answered.
+    /// The answer to a flush.
     Flush {
         /// The chunk is safe.
         Ok = "ok",
-        /// The host keeps it.
+        /// The host keeps the chunk.
         Retry = "retry",
     }
 }
@@ -155,17 +155,17 @@ impl<L: Label> Default for Counters<L> {
 }
 
 impl<L: Label> Counters<L> {
-    /// Counts `more`.
+    /// Adds `more` to the counter of `label`.
     pub fn add(&self, label: L, more: u64) {
         self.each[label.index()].fetch_add(more, Relaxed);
     }
 
-    /// What was counted.
+    /// The count of `label`.
     pub fn get(&self, label: L) -> u64 {
         self.each[label.index()].load(Relaxed)
     }
 
-    /// All of it together.
+    /// The sum over all values of the label.
     pub fn sum(&self) -> u64 {
         self.each.iter().map(|count| count.load(Relaxed)).sum()
     }
@@ -176,17 +176,17 @@ impl<L: Label> Counters<L> {
     }
 }
 
-/// A count without a label.
+/// A counter without a label.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Counts `more`.
+    /// Adds `more`.
     pub fn add(&self, more: u64) {
         self.0.fetch_add(more, Relaxed);
     }
 
-    /// What was counted.
+    /// The count.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -196,7 +196,7 @@ impl Counter {
     }
 }
 
-/// How something stands; there may be nothing to tell.
+/// A current value, which may be unset.
 #[derive(Debug)]
 pub struct Gauge(AtomicU64);
 
@@ -207,17 +207,17 @@ impl Default for Gauge {
 }
 
 impl Gauge {
-    /// It stands so now.
+    /// Sets the value.
     pub fn set(&self, value: f64) {
         self.0.store(value.to_bits(), Relaxed);
     }
 
-    /// There is nothing to tell now.
+    /// Unsets the value.
     pub fn unset(&self) {
         self.set(f64::NAN);
     }
 
-    /// How it stands.
+    /// The value, if it is set.
     pub fn get(&self) -> Option<f64> {
         let value = f64::from_bits(self.0.load(Relaxed));
         (!value.is_nan()).then_some(value)
@@ -228,16 +228,16 @@ impl Gauge {
     }
 }
 
-/// How many of something there are at a time.
+/// A gauge of operations in progress.
 #[derive(Debug, Default)]
 pub struct InFlight(AtomicU64);
 
-/// One of a [`InFlight`], until it is dropped.
+/// Counts as one operation in progress until it is dropped.
 #[derive(Debug)]
 pub struct InFlightGuard<'c>(&'c InFlight);
 
 impl InFlight {
-    /// There is one more.
+    /// Adds an operation.
     pub fn enter(&self) -> InFlightGuard<'_> {
         self.0.fetch_add(1, Relaxed);
         InFlightGuard(self)
@@ -254,11 +254,11 @@ impl Drop for InFlightGuard<'_> {
     }
 }
 
-/// Those who wait, and since when the one does that waits longest.
+/// The start times of waiting operations.
 #[derive(Debug, Default)]
 pub struct Queue(Mutex<(u64, BTreeMap<u64, Instant>)>);
 
-/// One who waits, until it is dropped.
+/// A waiting operation, until it is dropped.
 #[derive(Debug)]
 pub struct Waiter<'q> {
     queue: &'q Queue,
@@ -266,7 +266,7 @@ pub struct Waiter<'q> {
 }
 
 impl Queue {
-    /// Somebody waits from now on.
+    /// Adds an operation that waits from now on.
     pub fn enter(&self) -> Waiter<'_> {
         let mut queue = self.0.lock().expect("nothing panics with this lock");
         let number = queue.0;
@@ -278,7 +278,7 @@ impl Queue {
         }
     }
 
-    /// Since when the first waits.
+    /// The start time of the operation that has waited longest.
     pub fn oldest(&self) -> Option<Instant> {
         let queue = self.0.lock().expect("nothing panics with this lock");
         queue.1.values().next().copied()
@@ -292,21 +292,21 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// The upper bounds of the buckets of [`Histogram`], in seconds.
+/// The upper bounds of the [`Histogram`] buckets, in seconds.
 pub const BUCKETS: [f64; 13] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 
-/// How long things took.
+/// A histogram of durations.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    /// How many ended in each bucket; the last is for what took longer than all bounds.
+    /// The count in each bucket; the last bucket has no upper bound.
     buckets: [AtomicU64; BUCKETS.len() + 1],
     nanos: AtomicU64,
 }
 
 impl Histogram {
-    /// Something took so long.
+    /// Records a duration.
     pub fn observe(&self, time: Duration) {
         let seconds = time.as_secs_f64();
         let bucket = BUCKETS.partition_point(|bound| *bound < seconds);
@@ -328,148 +328,148 @@ impl Histogram {
     }
 }
 
-/// All figures of one instance.
+/// All metrics of one instance.
 #[derive(Debug, Default)]
 pub struct Metrics {
     /// Log events.
     pub records: Counters<Record>,
-    /// Bytes on their way.
+    /// Bytes processed.
     pub bytes: Counters<Stage>,
-    /// Requests that ended.
+    /// Completed requests.
     pub requests: Counters<Request>,
-    /// How long each took.
+    /// The duration of requests.
     pub request_times: Histogram,
-    /// Records, or objects, that the destination turned away to slow us down.
+    /// Records or objects that the destination throttled.
     pub throttled: Counter,
-    /// Letters that were written.
+    /// Dead letters written.
     pub letters: Counters<Reason>,
-    /// Objects that were written.
+    /// Objects written.
     pub objects: Counters<Sealed>,
-    /// Flushes that were answered.
+    /// Flushes answered.
     pub flushes: Counters<Flush>,
-    /// Requests under way.
+    /// Requests in flight.
     pub in_flight: InFlight,
-    /// Requests there may be under way.
+    /// The current limit on requests in flight.
     pub in_flight_limit: Gauge,
     /// Bytes held in memory.
     pub memory: Gauge,
-    /// Bytes there may be.
+    /// The limit on `memory`.
     pub memory_limit: Gauge,
-    /// Bytes of the spool.
+    /// The size of the spool in bytes.
     pub spool: Gauge,
-    /// Bytes there may be.
+    /// The limit on `spool`.
     pub spool_limit: Gauge,
-    /// Chunks of the spool whose file is not there.
+    /// Chunks in the spool whose file is missing.
     pub missing_chunks: Gauge,
-    /// Seconds since the oldest record came that is not delivered.
+    /// The age of the oldest undelivered record, in seconds.
     pub oldest: Gauge,
-    /// Log events of the spool that wait to become dead letters.
+    /// Log events in the spool that wait to become dead letters.
     pub waiting_letters: Gauge,
-    /// Bytes of dead letters.
+    /// The size of the dead letters in bytes.
     pub letter_bytes: Gauge,
-    /// Bytes there may be.
+    /// The limit on `letter_bytes`.
     pub letter_limit: Gauge,
-    /// Breakers that are open.
+    /// Open circuit breakers.
     pub open_circuits: InFlight,
-    /// Seconds until the credentials expire, where they do.
+    /// Seconds until the credentials expire, unset if they do not.
     pub credentials: Gauge,
 
-    // What only a person who reads the last lines of a run, at level debug, wants to know.
-    /// Chunks that a killed host handed over again, and that were in the spool already.
+    // Only in the summary at the end of a run, at level debug.
+    /// Chunks handed over again by a killed host that were already in the spool.
     pub replayed_chunks: Counter,
-    /// Chunks that were damaged in the spool, or are set aside since the process ended at them.
+    /// Chunks that were damaged in the spool, or set aside because the process ended at them.
     pub corrupt_chunks: Counter,
-    /// Those of them whose bytes lie in its quarantine.
+    /// The number of those whose bytes are in the quarantine.
     pub quarantined_chunks: Counter,
 
-    // What other figures are made from.
+    // Inputs of other metrics.
     /// Flushes that wait for the destination.
     pub waiting: Queue,
-    /// Bytes of what was read from the spool and of open objects.
+    /// Bytes of chunks read from the spool and of open objects.
     pub spooled: Gauge,
 }
 
-/// How a family's figures behave.
+/// The type of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows while an instance runs, and begins at 0 with it.
+    /// Starts at 0 with the instance, and never decreases.
     Counter,
-    /// Stands at something.
+    /// A current value.
     Gauge,
     /// [`Values::Times`].
     Histogram,
 }
 
-/// Figures that go by one name.
+/// A metric family.
 pub struct Family {
-    /// Its name.
+    /// The name of the family.
     pub name: &'static str,
-    /// How it behaves.
+    /// The type.
     pub kind: Kind,
-    /// The label that tells its figures apart, and the label's values.
+    /// The label and its values, if it has one.
     pub label: Option<(&'static str, &'static [&'static str])>,
-    /// What it says.
+    /// The help text.
     pub help: &'static str,
     read: fn(&Metrics) -> Values,
 }
 
-/// A family's figures.
+/// The values of a family.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values {
-    /// One for each value of its label, or a single one. `None`: there is nothing to tell.
+    /// One for each value of the label, or a single one. `None`: unset.
     Each(Vec<Option<f64>>),
-    /// A histogram's.
+    /// The values of a histogram.
     Times {
-        /// How many took at most each of [`BUCKETS`], and how many there are.
+        /// The cumulative count for each of [`BUCKETS`], and the total.
         up_to: Vec<u64>,
-        /// What all took together.
+        /// The sum of all durations.
         seconds: f64,
     },
 }
 
-/// A family as it stands.
+/// A family with its current values.
 pub struct Figure {
-    /// Which.
+    /// The family.
     pub family: &'static Family,
-    /// How it stands.
+    /// The current values.
     pub values: Values,
 }
 
-/// Every family there is.
+/// All families.
 pub static FAMILIES: &[Family] = &[
     Family {
         name: "ferry_records_total",
         kind: Kind::Counter,
         label: Some(("result", Record::VALUES)),
-        help: "Log events, by what became of them",
+        help: "Log events, by outcome",
         read: |metrics| metrics.records.read(),
     },
     Family {
         name: "ferry_bytes_total",
         kind: Kind::Counter,
         label: Some(("stage", Stage::VALUES)),
-        help: "Bytes: msgpack taken, lines encoded, payload acknowledged, and billed by Firehose",
+        help: "Bytes: msgpack accepted, lines encoded, payload acknowledged, and billed by Firehose",
         read: |metrics| metrics.bytes.read(),
     },
     Family {
         name: "ferry_requests_total",
         kind: Kind::Counter,
         label: Some(("result", Request::VALUES)),
-        help: "Requests that carry records, by what became of them",
+        help: "Requests with records, by outcome",
         read: |metrics| metrics.requests.read(),
     },
     Family {
         name: "ferry_request_duration_seconds",
         kind: Kind::Histogram,
         label: None,
-        help: "Time from the beginning of a request to its answer",
+        help: "Time from the start of a request to its response",
         read: |metrics| metrics.request_times.read(),
     },
     Family {
         name: "ferry_throttled_records_total",
         kind: Kind::Counter,
         label: None,
-        help: "Records or objects that the destination turned away to slow the sender down",
+        help: "Records or objects that the destination throttled",
         read: |metrics| metrics.throttled.read(),
     },
     Family {
@@ -483,35 +483,35 @@ pub static FAMILIES: &[Family] = &[
         name: "ferry_objects_total",
         kind: Kind::Counter,
         label: Some(("sealed", Sealed::VALUES)),
-        help: "Objects written, by why each was sealed",
+        help: "Objects written, by reason for sealing",
         read: |metrics| metrics.objects.read(),
     },
     Family {
         name: "ferry_flushes_total",
         kind: Kind::Counter,
         label: Some(("result", Flush::VALUES)),
-        help: "Chunks handed over by Fluent Bit, by the answer given",
+        help: "Chunks handed over by Fluent Bit, by answer",
         read: |metrics| metrics.flushes.read(),
     },
     Family {
         name: "ferry_requests_in_flight",
         kind: Kind::Gauge,
         label: None,
-        help: "Requests under way",
+        help: "Requests in flight",
         read: |metrics| metrics.in_flight.read(),
     },
     Family {
         name: "ferry_requests_limit",
         kind: Kind::Gauge,
         label: None,
-        help: "Requests that may be under way: concurrency, or what it has adapted to",
+        help: "Limit on requests in flight: the key concurrency, or its current adaptive value",
         read: |metrics| metrics.in_flight_limit.read(),
     },
     Family {
         name: "ferry_bytes_in_flight",
         kind: Kind::Gauge,
         label: None,
-        help: "Bytes held in memory, as they are counted against memory_limit",
+        help: "Bytes held in memory, as counted against memory_limit",
         read: |metrics| metrics.memory.read(),
     },
     Family {
@@ -539,21 +539,21 @@ pub static FAMILIES: &[Family] = &[
         name: "ferry_spool_missing_chunks",
         kind: Kind::Gauge,
         label: None,
-        help: "Chunks that were accepted and whose file somebody took out of the spool's folder",
+        help: "Accepted chunks whose file was removed from the spool's folder",
         read: |metrics| metrics.missing_chunks.read(),
     },
     Family {
         name: "ferry_oldest_unsent_seconds",
         kind: Kind::Gauge,
         label: None,
-        help: "How long the oldest record that is taken and not delivered has waited; 0 when none waits",
+        help: "Age of the oldest record accepted and not delivered; 0 if there is none",
         read: |metrics| metrics.oldest.read(),
     },
     Family {
         name: "ferry_dead_letters_waiting",
         kind: Kind::Gauge,
         label: None,
-        help: "Log events in the spool that cannot become dead letters, since the folder is full or cannot be written",
+        help: "Log events in the spool that cannot become dead letters while the folder is full or not writable",
         read: |metrics| metrics.waiting_letters.read(),
     },
     Family {
@@ -574,7 +574,7 @@ pub static FAMILIES: &[Family] = &[
         name: "ferry_circuit_open",
         kind: Kind::Gauge,
         label: None,
-        help: "1 while a destination takes nothing and is only probed",
+        help: "1 while a destination accepts nothing and is only probed",
         read: |metrics| {
             let open = u8::from(metrics.circuit_is_open());
             Values::Each(vec![Some(open.into())])
@@ -584,21 +584,21 @@ pub static FAMILIES: &[Family] = &[
         name: "ferry_credentials_expiry_seconds",
         kind: Kind::Gauge,
         label: None,
-        help: "Seconds until the credentials expire; 0 when they have; below 0 or absent where they do not",
+        help: "Seconds until the credentials expire; 0 once expired; negative or absent if they do not expire",
         read: |metrics| metrics.credentials.read(),
     },
 ];
 
-/// The label that every figure has beside its own: the output's name.
+/// The label with the output's name, which every metric has in addition to its own.
 pub const NAME_LABEL: &str = "name";
 
 impl Metrics {
-    /// Whether a destination takes nothing.
+    /// Whether a circuit breaker is open.
     pub fn circuit_is_open(&self) -> bool {
         self.open_circuits.0.load(Relaxed) > 0
     }
 
-    /// Every family as it stands.
+    /// Reads all families.
     pub fn read(&self) -> Vec<Figure> {
         let read = |family: &'static Family| Figure {
             family,
@@ -608,7 +608,7 @@ impl Metrics {
     }
 }
 
-/// A breaker's part in [`Metrics::open_circuits`]: it ends with its sender, however that ends.
+/// A breaker's contribution to [`Metrics::open_circuits`], removed when it is dropped.
 #[derive(Debug)]
 pub struct Circuit {
     metrics: Arc<Metrics>,
@@ -616,7 +616,7 @@ pub struct Circuit {
 }
 
 impl Circuit {
-    /// One that is closed.
+    /// Creates a closed one.
     pub fn new(metrics: &Arc<Metrics>) -> Circuit {
         Circuit {
             metrics: Arc::clone(metrics),
@@ -624,7 +624,7 @@ impl Circuit {
         }
     }
 
-    /// It stands so now.
+    /// Records whether the breaker is open.
     pub fn set(&mut self, open: bool) {
         let circuits = &self.metrics.open_circuits.0;
         match (self.open, open) {
@@ -642,23 +642,23 @@ impl Drop for Circuit {
     }
 }
 
-/// The page that the host shows figures on.
+/// The host's metrics page.
 pub trait MetricsPage: Send + Sync {
-    /// What the host calls this output there.
+    /// The host's name for this output.
     fn name(&self) -> Option<String>;
 
-    /// Puts every figure up, with every label it will ever have. Called once, in the host's own time for
-    /// that. False: there is no such page.
+    /// Registers all metrics with all their label values. Called once, during the output's init. Returns `false` if the host
+    /// has no such page.
     fn register(&self, name: &str, figures: &[Figure]) -> bool;
 
-    /// Shows how the figures stand now.
+    /// Updates the values on the page.
     fn show(&self, figures: &[Figure]);
 
-    /// Nothing is shown from here on: the page is gone.
+    /// Stops using the page, which the host is about to free.
     fn close(&self);
 }
 
-/// Figures in Prometheus's text format, all with the label `name`.
+/// Formats metrics in Prometheus's text format, all with the label `name`.
 pub fn text(name: &str, figures: &[Figure]) -> String {
     let mut text = String::with_capacity(8 * 1024);
     let mut named = String::from(NAME_LABEL);
@@ -687,8 +687,8 @@ pub fn text(name: &str, figures: &[Figure]) -> String {
                 for (at, value) in each.iter().enumerate() {
                     let Some(value) = value else { continue };
                     let _ = match label {
-                        Some((key, words)) => {
-                            writeln!(text, "{name}{{{named},{key}=\"{}\"}} {value}", words[at])
+                        Some((key, labels)) => {
+                            writeln!(text, "{name}{{{named},{key}=\"{}\"}} {value}", labels[at])
                         }
                         None => writeln!(text, "{name}{{{named}}} {value}"),
                     };
@@ -708,7 +708,7 @@ pub fn text(name: &str, figures: &[Figure]) -> String {
     text
 }
 
-/// Figures in one line of a log: `records_total.delivered=12 … requests_in_flight=1`.
+/// Formats metrics as one log line: `metrics: records_total.delivered=12 … requests_in_flight=1`.
 pub fn line(figures: &[Figure]) -> String {
     let mut line = String::from("metrics:");
     for Figure { family, values } in figures {
@@ -718,7 +718,7 @@ pub fn line(figures: &[Figure]) -> String {
                 for (at, value) in each.iter().enumerate() {
                     let Some(value) = value else { continue };
                     let _ = match family.label {
-                        Some((_, words)) => write!(line, " {name}.{}={value}", words[at]),
+                        Some((_, labels)) => write!(line, " {name}.{}={value}", labels[at]),
                         None => write!(line, " {name}={value}"),
                     };
                 }
@@ -741,7 +741,7 @@ mod tests {
     }
 
     #[test]
-    fn every_family_has_a_name_of_its_own_that_tells_what_it_counts() {
+    fn every_family_has_a_unique_and_conventional_name() {
         let mut names: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
         names.sort_unstable();
         names.dedup();
@@ -755,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn every_label_value_is_shown_before_anything_happened() {
+    fn every_label_value_is_exported_from_the_start() {
         for figure in Metrics::default().read() {
             let labels = figure.family.label.map_or(1, |(_, values)| values.len());
             match figure.values {
@@ -768,7 +768,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_counted_is_what_is_shown() {
+    fn counted_values_are_exported() {
         let metrics = Metrics::default();
         metrics.records.add(Record::Delivered, 40);
         metrics.records.add(Record::Delivered, 2);
@@ -789,20 +789,20 @@ mod tests {
             assert!(sample(&page, expected), "{expected} in {page}");
         }
         drop(request);
-        let said = line(&metrics.read());
+        let line = line(&metrics.read());
         for expected in [
             "metrics: records_total.delivered=42 ",
             " dead_letters_total.too_deep=1 ",
             " requests_in_flight=0 ",
             " request_duration_seconds.count=0 request_duration_seconds.sum=0 ",
         ] {
-            assert!(said.contains(expected), "{expected} in {said}");
+            assert!(line.contains(expected), "{expected} in {line}");
         }
-        assert!(!said.contains('\n'));
+        assert!(!line.contains('\n'));
     }
 
     #[test]
-    fn what_there_is_nothing_to_tell_of_is_left_out() {
+    fn an_unset_gauge_is_left_out() {
         let metrics = Metrics::default();
         metrics.credentials.unset();
         let page = text("f", &metrics.read());
@@ -851,7 +851,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_waits_longest_is_known_whatever_order_they_leave_in() {
+    fn the_oldest_waiter_is_known_in_any_order_of_leaving() {
         let queue = Queue::default();
         assert_eq!(queue.oldest(), None);
         let first = queue.enter();
@@ -865,7 +865,7 @@ mod tests {
     }
 
     #[test]
-    fn the_circuit_is_open_while_one_sender_finds_it_so() {
+    fn the_circuit_is_open_while_one_breaker_is() {
         let metrics = Arc::new(Metrics::default());
         let open = || {
             let page = text("f", &metrics.read());
@@ -879,6 +879,6 @@ mod tests {
         one.set(false);
         assert!(open());
         drop(other);
-        assert!(!open(), "a sender that ended says nothing any more");
+        assert!(!open(), "a dropped breaker does not count");
     }
 }

@@ -1,4 +1,4 @@
-//! The one directory a spool lives in, behind a trait so that tests can make it fail and crash.
+//! The directory of a spool, behind a trait so that tests can simulate failures and crashes.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,94 +19,96 @@ use rustix::process::{Resource, getrlimit};
 
 use super::frame::{is_spare, removed_name, segment_first};
 
-/// One directory.
+/// A directory.
 pub trait Disk: Send + Sync + 'static {
-    /// The names of all files (those one folder down as `quarantine/x`) and their lengths in bytes.
+    /// Lists all files (those in the quarantine as `quarantine/x`) with their lengths in bytes.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
-    /// Makes a file that is not there yet (0600), and `quarantine/` (0700) where the name asks for it.
+    /// Creates a new file (0600), and `quarantine/` (0700) if the name is in it.
     fn create(&self, name: &str) -> io::Result<Box<dyn File>>;
-    /// Opens a file that is there.
+    /// Opens an existing file.
     fn open(&self, name: &str) -> io::Result<Box<dyn File>>;
-    /// Unlinks a file. Its blocks may be freed somewhat later.
+    /// Unlinks a file. Its blocks may be freed later.
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Gives a file another name, which no file has yet.
+    /// Renames a file to an unused name.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
-    /// Makes all earlier creations, removals and new names durable.
+    /// Makes all earlier creations, removals and renames durable.
     fn sync_dir(&self) -> io::Result<()>;
-    /// Which file has a name now. [`ErrorKind::NotFound`]: none has.
+    /// The id of the file that currently has a name. Fails with [`ErrorKind::NotFound`] if there is none.
     fn id(&self, name: &str) -> io::Result<FileId>;
-    /// Whether the directory's path leads to it. Where it does not, whoever starts next does not find what is in it; the
-    /// error says what is the matter.
+    /// Checks that the configured path still refers to the directory. Otherwise the next start would not find it; the error
+    /// names the cause and the remedy.
     fn check(&self) -> io::Result<()>;
-    /// Sees to it that the directory is there and locked by this process: makes the lock's file anew where it was
-    /// removed, and the directory itself where it was deleted. [`ErrorKind::WouldBlock`]: another process has locked it.
-    fn hold(&self) -> io::Result<Held>;
+    /// Ensures that the directory exists and is locked by this process. Recreates a removed lock file, and a deleted
+    /// directory. Fails with [`ErrorKind::WouldBlock`] if another process holds the lock.
+    fn ensure_locked(&self) -> io::Result<LockState>;
 }
 
-/// What [`Disk::hold`] had to do.
+/// The result of [`Disk::ensure_locked`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// Nothing.
-    Still,
-    /// It made the lock's file anew.
-    Again,
-    /// It made the directory anew: nothing is in it.
-    Anew,
+pub enum LockState {
+    /// The lock was still held.
+    Held,
+    /// The lock file was recreated.
+    FileRecreated,
+    /// The directory was recreated, and is empty.
+    DirRecreated,
 }
 
-/// Which of all files one is, whatever it is called. No other file has its id while it is open.
+/// The identity of a file, independent of its name. Unique while the file is open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileId {
-    /// The number of its file system.
+    /// The device number.
     pub device: u64,
-    /// Its number there.
+    /// The inode number.
     pub inode: u64,
 }
 
-/// One file.
+/// An open file.
 #[expect(
     clippy::len_without_is_empty,
     reason = "a length on disk, which can fail to be read"
 )]
 pub trait File: Send + Sync {
-    /// Which file it is.
+    /// The file's identity.
     fn id(&self) -> FileId;
-    /// Its length in bytes.
+    /// The length in bytes.
     fn len(&self) -> io::Result<u64>;
-    /// Writes all of `parts` at `offset`, or fails with an unknown part of it written. Not for two at a time.
+    /// Writes all of `parts` at `offset`, or fails with an unknown part written. Not to be called concurrently.
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
-    /// Appends `len` bytes from `offset` on to `into`, or as many as the file has.
+    /// Appends `len` bytes from `offset` on to `into`, fewer at the end of the file.
     fn read_at(&self, into: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()>;
-    /// Cuts it to `len` bytes.
+    /// Truncates the file to `len` bytes.
     fn truncate(&self, len: u64) -> io::Result<()>;
     /// Makes data and length durable.
     fn sync(&self) -> io::Result<()>;
 }
 
-/// An error whose words say what is to be done about it.
+/// An error message that includes the remedy.
 #[derive(Debug)]
-struct Remedied(String);
+struct WithRemedy(String);
 
-impl fmt::Display for Remedied {
+impl fmt::Display for WithRemedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl std::error::Error for Remedied {}
+impl std::error::Error for WithRemedy {}
 
-/// An error that says what is to be done about it.
-pub(super) fn remedied(kind: ErrorKind, words: String) -> io::Error {
-    io::Error::new(kind, Remedied(words))
+/// Creates an error whose message includes the remedy.
+pub(super) fn with_remedy(kind: ErrorKind, words: String) -> io::Error {
+    io::Error::new(kind, WithRemedy(words))
 }
 
-/// Whether an error's words say what is to be done about it.
+/// Whether an error's message already includes the remedy.
 pub fn says_remedy(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Remedied>())
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<WithRemedy>())
 }
 
-/// What is to be done where a file of a spool cannot be read. Only what a disk has lost may be given up, as `given_up` says:
-/// all else is there, and is read once the cause is mended.
+/// The remedy for a file of a spool that cannot be read. Only a file that its disk has lost may be given up, in the words of
+/// `given_up`: any other is intact, and is read once the cause is fixed.
 pub(super) fn remedy_of_reading(error: &io::Error, given_up: &str) -> String {
     const LOST: [Errno; 5] = [
         Errno::IO,
@@ -128,59 +130,59 @@ pub(super) fn remedy_of_reading(error: &io::Error, given_up: &str) -> String {
     }
 }
 
-/// An error of a system call. That there are too many open files says nothing of a file or its disk, and is over
-/// when some of them are closed.
-fn explained(error: Errno) -> io::Error {
+/// Converts a system call's error. Running out of descriptors is no fault of the file or its disk, and is temporary, so
+/// those errors name their own remedy.
+fn io_error(error: Errno) -> io::Error {
     let words = match error {
         Errno::MFILE => {
             let limit = getrlimit(Resource::Nofile).current;
             let limit = limit.map_or("unlimited".to_owned(), |limit| limit.to_string());
             format!(
-                "this process has as many files open as it may ({limit}, RLIMIT_NOFILE): raise LimitNOFILE= of its service, or \
-                 ulimit -n where it is started"
+                "this process has reached its limit of open files ({limit}, RLIMIT_NOFILE): raise LimitNOFILE= of its \
+                 service, or ulimit -n where it is started"
             )
         }
         Errno::NFILE => {
-            "this machine has as many files open as it may: raise the sysctl fs.file-max, or stop what \
-             keeps so many open"
+            "this machine has reached its limit of open files: raise the sysctl fs.file-max, or stop the program that \
+             keeps many open"
                 .to_owned()
         }
         other => return other.into(),
     };
-    remedied(ErrorKind::Other, words)
+    with_remedy(ErrorKind::Other, words)
 }
 
-/// How long a predecessor that is just exiting may hold the lock.
+/// How long to wait for a predecessor that is exiting to release the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// How often the lock is asked for in that time.
+/// The interval between attempts to take the lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 const LOCK: &str = "lock";
 const QUARANTINE: &str = "quarantine";
 
-/// A directory of this machine. Everything in it is reached through the directory as it was opened, wherever
-/// its path leads meanwhile. Holds few files open, however many there are.
+/// A local directory. Files are accessed through the open directory, even if its path changes. Few files are open at a
+/// time, regardless of their number.
 #[derive(Debug)]
 pub struct LocalDisk {
     path: PathBuf,
-    /// Another one when it was deleted and made anew.
+    /// Replaced when a deleted directory is recreated.
     folder: RwLock<Arc<Folder>>,
-    /// `None`: it is only looked at.
+    /// `None`: read-only.
     freeing: Option<Freeing>,
-    /// How many removed files had names of their own.
+    /// The number of removed files that were renamed until their blocks are freed.
     removed: AtomicU64,
 }
 
-/// A directory that is open, and locked unless it is only looked at.
+/// An open directory, locked unless it is read-only.
 ///
-/// The lock is on the directory itself: it stays whatever is removed from it, and systemd-tmpfiles leaves a
-/// directory alone that is locked. Earlier versions know the file `lock` only, and file systems on networks lock no
-/// directories: so that file is locked as well.
+/// The lock is on the directory itself, where the removal of files does not affect it; systemd-tmpfiles skips locked
+/// directories. The file `lock` is locked as well: it is the only lock that earlier versions know, and network file systems
+/// cannot lock directories.
 #[derive(Debug)]
 struct Folder {
     dir: OwnedFd,
     id: FileId,
-    /// Whether a file has the same id whichever way it is asked for. Few file systems forget it.
-    has_ids: bool,
+    /// Whether stat by name and by descriptor return the same id. A few file systems do not guarantee that.
+    stable_ids: bool,
     /// The file `lock`.
     lock: Mutex<Option<(fs::File, FileId)>>,
 }
@@ -196,35 +198,36 @@ impl FileId {
 
 fn in_use(path: &Path) -> io::Error {
     let words = format!(
-        "{} is in use: another instance holds its lock; each needs a directory of its own",
+        "{} is in use: another instance holds its lock; give each instance its own directory",
         path.display()
     );
-    remedied(ErrorKind::WouldBlock, words)
+    with_remedy(ErrorKind::WouldBlock, words)
 }
 
 impl Folder {
-    /// Opens a directory to look at it.
-    fn look(path: &Path) -> io::Result<Folder> {
-        let dir = open_dir(path).map_err(|error| named(path, "cannot be read", &error))?;
+    /// Opens an existing directory without locking it.
+    fn open_unlocked(path: &Path) -> io::Result<Folder> {
+        let dir = open_dir(path).map_err(|error| with_path(path, "cannot be read", &error))?;
         Ok(Folder {
             id: FileId::of(&rustix::fs::fstat(&dir)?),
             dir,
-            has_ids: true,
+            stable_ids: true,
             lock: Mutex::new(None),
         })
     }
 
-    /// Makes a directory that is not there yet, and locks it. [`ErrorKind::WouldBlock`]: another one has.
-    fn take(path: &Path) -> io::Result<Folder> {
-        make_dir(path).map_err(|error| named(path, "cannot be made", &error))?;
-        let mut folder = Folder::look(path)?;
-        // Where directories cannot be locked, the file is what there is.
+    /// Opens and locks a directory, creating it if necessary. Fails with [`ErrorKind::WouldBlock`] if another process holds
+    /// the lock.
+    fn create_and_lock(path: &Path) -> io::Result<Folder> {
+        make_dir(path).map_err(|error| with_path(path, "cannot be created", &error))?;
+        let mut folder = Folder::open_unlocked(path)?;
+        // Where directories cannot be locked, the lock file has to do.
         let locked = rustix::fs::flock(&folder.dir, FlockOperation::NonBlockingLockExclusive);
         if locked == Err(Errno::WOULDBLOCK) {
             return Err(in_use(path));
         }
         let lock = take_lock(&folder.dir, path)?;
-        folder.has_ids = folder.find(LOCK).is_ok_and(|found| found == lock.1)
+        folder.stable_ids = folder.find(LOCK).is_ok_and(|found| found == lock.1)
             && rustix::fs::stat(path).is_ok_and(|found| FileId::of(&found) == folder.id);
         folder.lock = Mutex::new(Some(lock));
         Ok(folder)
@@ -232,7 +235,7 @@ impl Folder {
 
     fn find(&self, name: &str) -> io::Result<FileId> {
         let found = rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(match self.has_ids {
+        Ok(match self.stable_ids {
             true => FileId::of(&found),
             false => FileId::default(),
         })
@@ -240,7 +243,7 @@ impl Folder {
 
     fn open(&self, name: &str, flags: OFlags) -> io::Result<Box<dyn File>> {
         let file = open_at(&self.dir, name, flags)?;
-        let id = match self.has_ids {
+        let id = match self.stable_ids {
             true => FileId::of(&rustix::fs::fstat(&file)?),
             false => FileId::default(),
         };
@@ -251,50 +254,50 @@ impl Folder {
         }))
     }
 
-    /// Sees to it that the file `lock` is there and locked. [`ErrorKind::NotFound`]: the directory was deleted, and
-    /// nothing can be made in it.
-    fn relock(&self, path: &Path) -> io::Result<Held> {
+    /// Ensures that the file `lock` exists and is locked. Fails with [`ErrorKind::NotFound`] if the directory was deleted, so
+    /// that no file can be created in it.
+    fn relock(&self, path: &Path) -> io::Result<LockState> {
         let mut lock = self.lock.lock().expect("nothing panics with this lock");
-        let ours = lock.as_ref().map(|(_, id)| match self.has_ids {
+        let ours = lock.as_ref().map(|(_, id)| match self.stable_ids {
             true => *id,
             false => FileId::default(),
         });
         match self.find(LOCK) {
-            Ok(found) if Some(found) == ours => return Ok(Held::Still),
+            Ok(found) if Some(found) == ours => return Ok(LockState::Held),
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         *lock = Some(take_lock(&self.dir, path)?);
-        Ok(Held::Again)
+        Ok(LockState::FileRecreated)
     }
 
-    /// Lets others have it.
-    fn give_up(&self) {
+    /// Releases both locks.
+    fn unlock(&self) {
         let _ = rustix::fs::flock(&self.dir, FlockOperation::Unlock);
         *self.lock.lock().expect("nothing panics with this lock") = None;
     }
 }
 
-/// Makes the file `lock` in a directory, and locks it.
+/// Creates and locks the file `lock` in a directory.
 fn take_lock(dir: &OwnedFd, path: &Path) -> io::Result<(fs::File, FileId)> {
     let file = open_at(dir, LOCK, OFlags::WRONLY | OFlags::CREATE)
-        .map_err(|error| named(path, "cannot be written to", &error))?;
+        .map_err(|error| with_path(path, "cannot be written to", &error))?;
     match file.try_lock() {
         Ok(()) => {
             let id = FileId::of(&rustix::fs::fstat(&file)?);
             Ok((file, id))
         }
         Err(TryLockError::WouldBlock) => Err(in_use(path)),
-        Err(TryLockError::Error(error)) => Err(named(path, "cannot be locked", &error)),
+        Err(TryLockError::Error(error)) => Err(with_path(path, "cannot be locked", &error)),
     }
 }
 
-/// A thread that frees the blocks of removed files, a few at a time. Whoever frees a whole segment at once keeps
-/// the file system's journal busy for tens of milliseconds, and nobody's fsync is done before that. Until
-/// then such a file has another name, and is not open: there may be thousands of them.
+/// A thread that frees the blocks of removed files, a few at a time. Freeing a whole segment at once keeps the file system's
+/// journal busy for tens of milliseconds, which delays every fsync. Until then a removed file has another name, and is
+/// closed: there may be thousands of them.
 #[derive(Debug)]
 struct Freeing {
-    /// `None`: told to end.
+    /// `None`: the thread is to end.
     names: Option<Sender<Removed>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -305,7 +308,7 @@ struct Removed {
     name: String,
 }
 
-/// Bytes that are freed at a time (few in tests, so that small files have more).
+/// The number of bytes freed at a time (few in tests, so that small files exceed it).
 const FREED_AT_ONCE: u64 = if cfg!(test) { 2 << 10 } else { 2 << 20 };
 
 impl Freeing {
@@ -322,7 +325,7 @@ impl Freeing {
 
     fn take(&self, removed: Removed) {
         if let Some(names) = &self.names {
-            // Where the thread is gone, the next start removes the file.
+            // If the thread is gone, the next start removes the file.
             let _ = names.send(removed);
         }
     }
@@ -338,8 +341,8 @@ impl Drop for Freeing {
     }
 }
 
-/// Frees what comes until nothing more can come; what is left then is freed at once. After each step the disk
-/// is left to others for as long as the step has taken.
+/// Frees files until the channel is closed; the remaining ones are then freed at once. After each step it pauses for as long
+/// as the step took, to leave the disk to others.
 fn free(removed: &Receiver<Removed>) {
     let mut waiting = VecDeque::new();
     let mut pause = Duration::MAX;
@@ -350,7 +353,7 @@ fn free(removed: &Receiver<Removed>) {
             Err(RecvTimeoutError::Disconnected) => break,
         }
         let since = Instant::now();
-        if let Some(file) = waiting.pop_front_if(|file| !file.free_some()) {
+        if let Some(file) = waiting.pop_front_if(|file| !file.free_tail()) {
             file.unlink();
         }
         pause = match waiting.is_empty() {
@@ -362,20 +365,20 @@ fn free(removed: &Receiver<Removed>) {
 }
 
 impl Removed {
-    /// What cannot be unlinked is removed by the next start.
+    /// Unlinks the file. If that fails, the next start removes it.
     fn unlink(&self) {
         let _ = rustix::fs::unlinkat(&self.folder.dir, &self.name, AtFlags::empty());
     }
 
-    /// Frees the end of a file. `false`: unlinking it frees the rest.
-    fn free_some(&mut self) -> bool {
+    /// Truncates part of the file. Returns `false` if the rest is freed by unlinking it.
+    fn free_tail(&mut self) -> bool {
         let Ok(file) = open_at(&self.folder.dir, &self.name, OFlags::WRONLY) else {
             return false;
         };
         let Ok(metadata) = file.metadata() else {
             return false;
         };
-        // A file with another name is somebody's copy.
+        // A hard link is somebody's copy, and must keep its contents.
         let left = metadata.len().saturating_sub(FREED_AT_ONCE);
         metadata.nlink() == 1 && left > 0 && file.set_len(left).is_ok()
     }
@@ -384,25 +387,26 @@ impl Removed {
 fn open_at(dir: impl AsFd, name: &str, flags: OFlags) -> io::Result<fs::File> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR);
-    file.map(fs::File::from).map_err(explained)
+    file.map(fs::File::from).map_err(io_error)
 }
 
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(explained)
+    rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(io_error)
 }
 
 impl LocalDisk {
-    /// Makes the directory (0700, its parents too) and takes an exclusive lock on it and on the file `lock` in it,
-    /// for as long as the value lives. [`ErrorKind::WouldBlock`]: another one holds it still after 2 s.
+    /// Opens a directory, creating it and its parents if necessary (0700), and locks it and the file `lock` in it
+    /// exclusively until the value is dropped. Fails with [`ErrorKind::WouldBlock`] if the lock is still held elsewhere after
+    /// 2 s.
     pub fn open(path: &Path) -> io::Result<LocalDisk> {
         let path = std::path::absolute(path)?;
         let since = Instant::now();
         let folder = loop {
-            let taken = Folder::take(&path);
+            let taken = Folder::create_and_lock(&path);
             let again = match &taken {
-                // Perhaps somebody replaced it just now.
-                Ok(folder) => !folder.has_ids,
+                // The directory may have been replaced just now.
+                Ok(folder) => !folder.stable_ids,
                 Err(error) => error.kind() == ErrorKind::WouldBlock,
             };
             if !again || since.elapsed() >= LOCK_PATIENCE {
@@ -419,10 +423,9 @@ impl LocalDisk {
         })
     }
 
-    /// A directory that is only looked at, with or without a spool at work in it: takes no lock, makes
-    /// nothing, refuses to create and to remove, and opens files for reading only.
+    /// Opens a directory read-only, whether or not a spool is running in it. Takes no lock; writing fails.
     pub fn look(path: &Path) -> io::Result<LocalDisk> {
-        let folder = Folder::look(path)?;
+        let folder = Folder::open_unlocked(path)?;
         Ok(LocalDisk {
             path: path.to_owned(),
             folder: RwLock::new(Arc::new(folder)),
@@ -436,17 +439,17 @@ impl LocalDisk {
         Arc::clone(&folder)
     }
 
-    fn writable(&self) -> io::Result<Arc<Folder>> {
+    fn writable_folder(&self) -> io::Result<Arc<Folder>> {
         match self.freeing {
             Some(_) => Ok(self.folder()),
             None => Err(io::Error::new(
                 ErrorKind::PermissionDenied,
-                "this directory is only looked at",
+                "this directory is open read-only",
             )),
         }
     }
 
-    /// Gives a large file of a segment to the thread that frees. Whether it did.
+    /// Hands a segment's large file to the freeing thread. Returns whether it did.
     fn free_later(&self, folder: &Arc<Folder>, name: &str) -> io::Result<bool> {
         let Some(freeing) = &self.freeing else {
             return Ok(false);
@@ -457,7 +460,7 @@ impl LocalDisk {
             return Ok(false);
         }
         let waiting = removed_name(self.removed.fetch_add(1, Ordering::Relaxed));
-        // Where a file has that name, or the file system cannot look for one, it is freed at once.
+        // If the name is taken, or the file system does not support NOREPLACE, the file is freed at once.
         let (dir, flags) = (&folder.dir, RenameFlags::NOREPLACE);
         let renamed = rustix::fs::renameat_with(dir, name, dir, &waiting, flags).is_ok();
         if renamed {
@@ -472,14 +475,14 @@ impl LocalDisk {
 
 impl Drop for LocalDisk {
     fn drop(&mut self) {
-        // A successor is not to wait for what is still to be freed.
+        // A successor must not wait until all blocks are freed.
         if self.freeing.is_some() {
-            self.folder().give_up();
+            self.folder().unlock();
         }
     }
 }
 
-/// Makes `quarantine/` where a name asks for it.
+/// Creates `quarantine/` if a name is in it.
 fn make_quarantine(folder: &Folder, name: &str) -> io::Result<()> {
     if !name.contains('/') {
         return Ok(());
@@ -490,16 +493,16 @@ fn make_quarantine(folder: &Folder, name: &str) -> io::Result<()> {
     }
 }
 
-fn named(path: &Path, what: &str, error: &io::Error) -> io::Error {
+fn with_path(path: &Path, what: &str, error: &io::Error) -> io::Error {
     let words = format!("{} {what}: {error}", path.display());
     match says_remedy(error) {
-        true => remedied(error.kind(), words),
+        true => with_remedy(error.kind(), words),
         false => io::Error::new(error.kind(), words),
     }
 }
 
-/// Makes a directory and its parents, and makes them durable: without their entries all that is synced
-/// within would be lost in a power cut.
+/// Creates a directory and its parents, and syncs their entries: otherwise a power cut could lose the directory with all
+/// that was synced in it.
 fn make_dir(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
@@ -514,14 +517,14 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 fn list_into(dir: impl AsFd, prefix: &str, files: &mut Vec<(String, u64)>) -> io::Result<()> {
-    for entry in Dir::read_from(&dir).map_err(explained)? {
+    for entry in Dir::read_from(&dir).map_err(io_error)? {
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else {
             continue;
         };
         let found = match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) => found,
-            // Removed since, by an instance that is at work here.
+            // Removed meanwhile, by a running instance.
             Err(Errno::NOENT) => continue,
             Err(error) => return Err(error.into()),
         };
@@ -533,13 +536,13 @@ fn list_into(dir: impl AsFd, prefix: &str, files: &mut Vec<(String, u64)>) -> io
     Ok(())
 }
 
-/// `None`: nothing was put there yet.
+/// Opens `quarantine/`. `None`: it does not exist.
 fn open_quarantine(folder: &Folder) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::openat(&folder.dir, QUARANTINE, flags, Mode::empty()) {
         Ok(quarantine) => Ok(Some(quarantine)),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(error) => Err(explained(error)),
+        Err(error) => Err(io_error(error)),
     }
 }
 
@@ -555,7 +558,7 @@ impl Disk for LocalDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
-        let folder = self.writable()?;
+        let folder = self.writable_folder()?;
         make_quarantine(&folder, name)?;
         folder.open(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
     }
@@ -569,7 +572,7 @@ impl Disk for LocalDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        let folder = self.writable()?;
+        let folder = self.writable_folder()?;
         if !self.free_later(&folder, name)? {
             rustix::fs::unlinkat(&folder.dir, name, AtFlags::empty())?;
         }
@@ -577,7 +580,7 @@ impl Disk for LocalDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let folder = self.writable()?;
+        let folder = self.writable_folder()?;
         make_quarantine(&folder, to)?;
         Ok(rustix::fs::renameat(&folder.dir, from, &folder.dir, to)?)
     }
@@ -597,50 +600,48 @@ impl Disk for LocalDisk {
     fn check(&self) -> io::Result<()> {
         let (path, folder) = (self.path.display(), self.folder());
         let words = match rustix::fs::stat(&self.path) {
-            Ok(found) if !folder.has_ids || FileId::of(&found) == folder.id => return Ok(()),
+            Ok(found) if !folder.stable_ids || FileId::of(&found) == folder.id => return Ok(()),
             Ok(_) => format!(
                 "{path} is another folder than the one that the spool is in: that was moved, or something is mounted over \
-                 it. What was accepted is delivered from where it is; put it back under its path, so that a restart \
-                 finds it and more is accepted"
+                 it. Accepted chunks are still delivered, and new ones refused; restore the spool's folder at its path"
             ),
             Err(Errno::NOENT | Errno::NOTDIR) => format!(
-                "{path} is not there any more: the spool's folder was moved. What was accepted is delivered from where it \
-                 is; put it back under its path, so that a restart finds it and more is accepted"
+                "{path} no longer exists: the spool's folder was moved. Accepted chunks are still delivered, and new \
+                 ones refused; restore the spool's folder at its path"
             ),
-            Err(error) => return Err(named(&self.path, "cannot be found", &error.into())),
+            Err(error) => return Err(with_path(&self.path, "cannot be found", &error.into())),
         };
-        Err(remedied(ErrorKind::Other, words))
+        Err(with_remedy(ErrorKind::Other, words))
     }
 
-    fn hold(&self) -> io::Result<Held> {
-        match self.writable()?.relock(&self.path) {
+    fn ensure_locked(&self) -> io::Result<LockState> {
+        match self.writable_folder()?.relock(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             held => return held,
         }
         let path = self.path.display();
-        let folder = Folder::take(&self.path).map_err(|error| {
-            let words =
-                format!("the spool's folder was deleted, and it cannot be made anew: {error}");
-            remedied(ErrorKind::Other, words)
+        let folder = Folder::create_and_lock(&self.path).map_err(|error| {
+            let words = format!("the spool's folder was deleted and cannot be recreated: {error}");
+            with_remedy(ErrorKind::Other, words)
         })?;
         let mut files = Vec::new();
         list_into(&folder.dir, "", &mut files)?;
         if files.iter().any(|(name, _)| segment_first(name).is_some()) {
             let words = format!(
-                "the spool's folder was deleted, and {path} holds another spool: restart Fluent Bit to go on with that one. \
-                 What was accepted here and is not delivered by then is lost"
+                "the spool's folder was deleted, and {path} holds another spool: restart Fluent Bit to continue with that \
+                 one. Chunks accepted here and not delivered by then are lost"
             );
-            return Err(remedied(ErrorKind::Other, words));
+            return Err(with_remedy(ErrorKind::Other, words));
         }
         *self.folder.write().expect("nothing panics with this lock") = Arc::new(folder);
-        Ok(Held::Anew)
+        Ok(LockState::DirRecreated)
     }
 }
 
 struct LocalFile {
     file: fs::File,
     id: FileId,
-    /// Where the file is read at is its own, and not for two at a time. Writing does not move it.
+    /// Serialises reads, which share the file's position. Writes do not use it.
     reading: Mutex<()>,
 }
 
@@ -656,7 +657,7 @@ impl File for LocalFile {
     fn write_at(&self, parts: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
         let mut parts = parts.to_vec();
         let mut left = &mut parts[..];
-        // Passes over empty parts, which would read as a write of nothing.
+        // Skips empty parts, which would look like a write of zero bytes.
         IoSlice::advance_slices(&mut left, 0);
         while !left.is_empty() {
             match rustix::io::pwritev(&self.file, left, offset) {
@@ -673,11 +674,10 @@ impl File for LocalFile {
     }
 
     fn read_at(&self, into: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()> {
-        let _one = self.reading.lock().expect("nothing panics with this lock");
+        let _position = self.reading.lock().expect("nothing panics with this lock");
         (&self.file).seek(SeekFrom::Start(offset))?;
         into.reserve(len);
-        // Unlike reading into a slice, this does not ask for zeros where the bytes will be: they would cost more
-        // than the rest.
+        // Unlike reading into a slice, this does not need the buffer zeroed first, which would cost more than the rest.
         (&self.file).take(len as u64).read_to_end(into).map(drop)
     }
 

@@ -1,4 +1,4 @@
-//! One frame of the log, as bytes.
+//! The byte format of frames, and the file names.
 
 use libdeflater::Crc;
 
@@ -6,37 +6,36 @@ use super::Seq;
 use crate::ids::Time;
 use crate::ids::{ChunkId, chunk_id};
 
-/// Bytes before a frame's payload.
+/// The length of a frame's header, in bytes.
 pub(super) const HEADER: u64 = 64;
-/// The version of the format that a segment's Begin frame names.
+/// The format version in a segment's Begin frame.
 pub(super) const VERSION: u32 = 1;
-/// Frames begin at multiples of this.
+/// The alignment of frames, in bytes.
 pub(super) const ALIGN: u64 = 8;
-/// No number comes near this one; what has a greater one was not written by a spool.
-const NUMBERS: Seq = 1 << 63;
-/// Nor does a segment begin near this one: behind it there are numbers enough.
-pub(super) const FIRSTS: Seq = 1 << 62;
+/// The exclusive upper bound of frame numbers, never reached in practice: a spool writes none at or above it.
+const NUMBER_LIMIT: Seq = 1 << 63;
+/// The exclusive upper bound of a segment's first number, which leaves enough numbers for its frames.
+pub(super) const FIRST_LIMIT: Seq = 1 << 62;
 
-/// What stands behind a segment's last frame where its file goes on, with what it held before. No frame begins
-/// like that.
+/// The marker after the last frame of a segment whose file continues with former contents. No frame starts with it.
 pub(super) const END: [u8; ALIGN as usize] = [0; ALIGN as usize];
 
-/// What a frame begins with. Not text, so that logs about logs seldom look like it.
+/// The first bytes of a frame. Not text, so that they rarely occur in logs.
 const MAGIC: [u8; 4] = [0xf5, b'S', b'p', 0x0a];
-/// In a Begin frame's nanoseconds: the numbers before it are not all used.
-const APART: u32 = 1 << 31;
-/// Bytes of a Begin frame's payload before its window.
+/// The bit in a Begin frame's nanoseconds for unused numbers before it.
+const GAP: u32 = 1 << 31;
+/// The length of a Begin frame's payload before its window, in bytes.
 const BEGIN: usize = 16;
 const ID: usize = size_of::<ChunkId>();
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A segment's first.
+    /// The first frame of a segment.
     Begin,
-    /// A chunk: its tag and its bytes.
+    /// A chunk's tag and data.
     Chunk,
-    /// What became of chunks.
+    /// A note on the fate of chunks.
     Note,
 }
 
@@ -45,13 +44,12 @@ pub(super) enum Kind {
 pub(super) struct Head {
     pub(super) kind: Kind,
     pub(super) number: Seq,
-    /// The spool it was written for: what other files left in a recycled block, or what somebody logs to
-    /// look like a frame, has another one.
+    /// The id of the spool. Distinguishes frames from the contents of recycled disk blocks and from crafted log data.
     pub(super) spool: u64,
     pub(super) tag_len: u32,
     pub(super) data_len: u32,
-    /// When a chunk came. In a Begin frame its seconds are the number of the segment before, its nanoseconds the end of the
-    /// generation of the manifest that lists it first, and whether numbers before it are unused.
+    /// A chunk's time of arrival. In a Begin frame the seconds are the number of the previous segment; the nanoseconds are
+    /// the low 31 bits of the generation of the first manifest that lists it, and the [`GAP`] bit.
     pub(super) arrived: Time,
     /// `chunk_id` of tag and data: identity and checksum in one.
     pub(super) id: ChunkId,
@@ -85,7 +83,7 @@ impl Head {
         bytes
     }
 
-    /// The header at the start of `bytes`, if there is one and its checksum is right.
+    /// The header at the start of `bytes`, if there is a valid one.
     pub(super) fn decode(bytes: &[u8]) -> Option<Head> {
         let bytes = bytes.get(..HEADER as usize)?;
         if bytes[..4] != MAGIC {
@@ -113,62 +111,62 @@ impl Head {
             arrived: Time { seconds, nanos },
             id: fields.take()?,
         };
-        (number < NUMBERS).then_some(head)
+        (number < NUMBER_LIMIT).then_some(head)
     }
 
-    /// Of a Begin frame: the segment that was the newest one before.
+    /// Of a Begin frame: the previous segment, if there was one.
     pub(super) fn previous(&self) -> Option<Seq> {
         let previous = u64::try_from(self.arrived.seconds);
         previous.ok().filter(|previous| *previous > 0)
     }
 
-    /// What a Begin frame says beside its data: the newest segment before (0: there is none), the generation of the
-    /// manifest that lists it first, and whether it is right `behind` that segment, whose numbers are all used.
-    pub(super) fn beginning(previous: Seq, generation: u64, behind: bool) -> Time {
-        let apart = if behind { 0 } else { APART };
+    /// Encodes a Begin frame's header fields: the previous segment (0: none), the generation of the first manifest that
+    /// lists the new one, and whether its numbers are `contiguous` with those of the previous segment.
+    pub(super) fn begin_fields(previous: Seq, generation: u64, contiguous: bool) -> Time {
+        let gap = if contiguous { 0 } else { GAP };
         Time {
             seconds: previous.cast_signed(),
-            nanos: (generation as u32 & !APART) | apart,
+            nanos: (generation as u32 & !GAP) | gap,
         }
     }
 
-    /// Of a Begin frame: whether the numbers before it are not all used.
-    pub(super) fn is_apart(&self) -> bool {
-        self.arrived.nanos & APART != 0
+    /// Of a Begin frame: whether some numbers before it are unused.
+    pub(super) fn follows_gap(&self) -> bool {
+        self.arrived.nanos & GAP != 0
     }
 
-    /// Of a Begin frame: the generation of the manifest that lists it first, if there is one (31 bits).
+    /// Of a Begin frame: the generation of the first manifest that lists it (low 31 bits), if known.
     pub(super) fn generation(&self) -> Option<u64> {
-        let generation = self.arrived.nanos & !APART;
+        let generation = self.arrived.nanos & !GAP;
         (generation > 0).then_some(generation.into())
     }
 
-    /// Bytes of tag and data.
+    /// The length of tag and data, in bytes.
     pub(super) fn payload(&self) -> u64 {
         u64::from(self.tag_len) + u64::from(self.data_len)
     }
 
-    /// Bytes of the whole frame, with what aligns the next one.
+    /// The length of the whole frame with its padding, in bytes.
     pub(super) fn length(&self) -> u64 {
         (HEADER + self.payload()).next_multiple_of(ALIGN)
     }
 
-    /// Whether `payload` (tag, data) is what the frame was written with.
-    pub(super) fn vouches_for(&self, payload: &[u8]) -> bool {
+    /// Whether `payload` (tag and data) has the length and id in this header.
+    pub(super) fn matches(&self, payload: &[u8]) -> bool {
         let tag = (self.tag_len as usize).min(payload.len());
         let (tag, data) = payload.split_at(tag);
         data.len() == self.data_len as usize && chunk_id(tag, data) == self.id
     }
 }
 
-/// Zeros that stand behind a payload.
+/// The zeros after a payload of this length.
 pub(super) fn padding(payload: u64) -> &'static [u8] {
     const ZEROS: [u8; ALIGN as usize] = [0; ALIGN as usize];
     let end = HEADER + payload;
     &ZEROS[..(end.next_multiple_of(ALIGN) - end) as usize]
 }
 
-/// The CRC-32 of some bytes that stand one behind the other.
+/// The CRC-32 of the concatenated parts.
 pub(super) fn crc(parts: &[&[u8]]) -> u32 {
     let mut crc = Crc::new();
     for part in parts {
@@ -177,23 +175,23 @@ pub(super) fn crc(parts: &[&[u8]]) -> u32 {
     crc.sum()
 }
 
-/// What a segment begins with.
+/// The payload of a Begin frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Begin {
-    /// Its file was another segment's before: what stands behind the last frame may be left of that.
+    /// The file was another segment's before: bytes after the last frame may be left from that.
     pub(super) reused: bool,
-    /// Greater than every batch number before it.
+    /// Greater than every earlier batch number.
     pub(super) next_batch: u64,
-    /// The last chunks accepted before it, oldest first.
+    /// The ids of the chunks accepted last, oldest first.
     pub(super) window: Vec<ChunkId>,
 }
 
-/// Why a Begin frame's payload is not usable, though it is undamaged.
+/// The error for an undamaged Begin frame of another format version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OtherVersion(pub(super) u32);
 
 impl Begin {
-    /// Bytes of the whole frame with `ids` in its window.
+    /// The length of the whole frame with `ids` ids in its window, in bytes.
     pub(super) fn length(ids: usize) -> u64 {
         HEADER + (BEGIN + ids * ID) as u64
     }
@@ -213,7 +211,7 @@ impl Begin {
         bytes
     }
 
-    /// The format's version, from the beginning of a payload.
+    /// The format version at the start of a payload.
     pub(super) fn version(payload: &[u8]) -> u32 {
         Fields(payload).u32().unwrap_or(0)
     }
@@ -232,7 +230,7 @@ impl Begin {
     }
 }
 
-/// Reads fixed-size fields, one after the other.
+/// A reader of consecutive fixed-size fields.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
@@ -251,7 +249,7 @@ impl Fields<'_> {
     }
 }
 
-/// A segment's file name.
+/// The name of a segment's file.
 pub(super) fn segment_name(first: Seq) -> String {
     format!("{first:020}.seg")
 }
@@ -262,59 +260,59 @@ pub(super) fn segment_first(name: &str) -> Option<Seq> {
     if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    digits.parse().ok().filter(|first| *first < FIRSTS)
+    digits.parse().ok().filter(|first| *first < FIRST_LIMIT)
 }
 
-/// The name of a segment's file that waits to be written again.
+/// The name of a spare.
 pub(super) fn spare_name(first: Seq) -> String {
     format!("{first:020}.spare")
 }
 
-/// The name of a removed file until its blocks are freed, the n-th of a run: a spare's that no segment ever was. Every
-/// version removes spares when it starts.
+/// The name of a run's n-th removed file until its blocks are freed: that of a spare of an impossible segment, since every
+/// version removes spares at open.
 pub(super) fn removed_name(n: u64) -> String {
-    spare_name((FIRSTS - 1).saturating_sub(n))
+    spare_name((FIRST_LIMIT - 1).saturating_sub(n))
 }
 
-/// The name of what is to become a segment's file in place of one that was taken away.
+/// The name of a copy that is to replace a segment's missing file.
 pub(super) fn copy_name(first: Seq) -> String {
     format!("{first:020}.copy")
 }
 
-/// The segment that a file was to become, if it was to.
+/// The segment in a copy's file name, if it is one.
 pub(super) fn copy_first(name: &str) -> Option<Seq> {
     let stem = name.strip_suffix(".copy")?;
     segment_first(&format!("{stem}.seg"))
 }
 
-/// Whether a file waits to be written again.
+/// Whether this is the name of a spare.
 pub(super) fn is_spare(name: &str) -> bool {
     let stem = name.strip_suffix(".spare");
     stem.is_some_and(|stem| segment_first(&format!("{stem}.seg")).is_some())
 }
 
-/// The file that keeps room on the disk for notes.
+/// The file that reserves disk space for notes.
 pub(super) const RESERVE: &str = "reserve";
 
-/// The file that says which chunk is being worked on (`suspects.rs`).
+/// The file that records which chunk is being worked on (`suspects.rs`).
 pub(super) const SUSPECTS: &str = "suspects";
 
 /// The folder that damaged bytes are copied to.
 pub(super) const QUARANTINE: &str = "quarantine/";
 
-/// Where the damaged bytes at `offset` of a segment are copied to.
+/// The name of the copy of damaged bytes at `offset` of a segment.
 pub(super) fn quarantine_name(first: Seq, offset: u64) -> String {
     format!("{QUARANTINE}{first:020}-{offset}.bin")
 }
 
-/// Where a chunk's frame is copied to that is set aside. Not a segment's name, though under one it is a segment: among the
-/// spool's own it would void what an older one has behind it.
-pub(super) fn aside_name(chunk: Seq) -> String {
+/// The name of the copy of a frame that is set aside. Not a segment's name, although the frame alone is a valid segment: in
+/// the spool's folder it would void frames of older segments.
+pub(super) fn set_aside_name(chunk: Seq) -> String {
     format!("{QUARANTINE}chunk-{chunk:020}.bin")
 }
 
-/// The chunk in the name of a file that one was set aside in, if it is one.
-pub(super) fn aside_chunk(name: &str) -> Option<Seq> {
+/// The chunk in the name of such a copy, if it is one.
+pub(super) fn set_aside_chunk(name: &str) -> Option<Seq> {
     let stem = name
         .strip_prefix(QUARANTINE)?
         .strip_prefix("chunk-")?
@@ -322,12 +320,12 @@ pub(super) fn aside_chunk(name: &str) -> Option<Seq> {
     segment_first(&format!("{stem}.seg"))
 }
 
-/// Where a file goes that somebody put into a segment's place, the n-th of them.
+/// The name of the n-th file moved away from a segment's name.
 pub(super) fn displaced_name(first: Seq, n: u32) -> String {
     format!("{QUARANTINE}{first:020}.{n}.seg")
 }
 
-/// The segment and the offset in the name of a file of damaged bytes, if it is one.
+/// The segment and the offset in the name of a copy of damaged bytes, if it is one.
 pub(super) fn quarantine_place(name: &str) -> Option<(Seq, u64)> {
     let place = name.strip_prefix(QUARANTINE)?.strip_suffix(".bin")?;
     let (first, offset) = place.split_once('-')?;
@@ -355,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_says_what_was_written_and_no_flipped_bit_passes() {
+    fn a_header_survives_a_round_trip_and_a_flipped_bit_is_detected() {
         let head = head();
         let bytes = head.encode();
         assert_eq!(Head::decode(&bytes), Some(head));
@@ -370,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_fills_up_to_the_next_one() {
+    fn a_frame_is_padded_up_to_the_next_one() {
         for data_len in 0..20 {
             let head = Head { data_len, ..head() };
             let padded = HEADER + head.payload() + padding(head.payload()).len() as u64;
@@ -380,16 +378,16 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_is_vouched_for_only_as_it_was() {
+    fn a_header_matches_only_its_own_payload() {
         let head = head();
-        assert!(head.vouches_for(b"tagbytes"));
+        assert!(head.matches(b"tagbytes"));
         for other in [&b"tagbytez"[..], b"tagbyte", b"tagbytess", b"ta", b""] {
-            assert!(!head.vouches_for(other), "{other:?}");
+            assert!(!head.matches(other), "{other:?}");
         }
     }
 
     #[test]
-    fn a_begin_frame_keeps_its_window_and_tells_another_version() {
+    fn a_begin_frame_keeps_its_window_and_rejects_another_version() {
         let window = [[1; 16], [2; 16], [1; 16]];
         for reused in [false, true] {
             let payload = Begin::encode(reused, 9, window.iter());
@@ -429,9 +427,9 @@ mod tests {
         assert_eq!(copy_first(&segment_name(42)), None);
         assert_eq!(segment_first(&copy_name(42)), None);
         assert_eq!(quarantine_place(&displaced_name(42, 1)), None);
-        assert_eq!(quarantine_place(&aside_name(42)), None);
-        assert_eq!(aside_chunk(&aside_name(42)), Some(42));
-        assert_eq!(aside_chunk(&quarantine_name(42, 640)), None);
+        assert_eq!(quarantine_place(&set_aside_name(42)), None);
+        assert_eq!(set_aside_chunk(&set_aside_name(42)), Some(42));
+        assert_eq!(set_aside_chunk(&quarantine_name(42, 640)), None);
         assert_eq!(quarantine_place(&quarantine_name(42, 640)), Some((42, 640)));
         for name in [
             "quarantine/42-640.bin",

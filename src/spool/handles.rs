@@ -1,4 +1,4 @@
-//! Segments' files that stay open, so that what was accepted can be read though somebody takes a file's name away.
+//! The open files of segments: they remain readable even if they are removed or renamed.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -8,30 +8,30 @@ use super::Seq;
 use super::disk::{Disk, File};
 use super::frame::segment_name;
 
-/// Files that are kept open, beside the one that is written to.
-const MOST: usize = 16;
+/// The maximum number of files kept open, besides the active one.
+const MAX_OPEN: usize = 16;
 
-/// The files of some segments: of the one that is written to, and of those that were written to or read last.
+/// The open files: that of the active segment, and the most recently used others.
 pub struct Handles {
     disk: Arc<dyn Disk>,
-    held: Mutex<Held>,
+    files: Mutex<OpenFiles>,
 }
 
 #[derive(Default)]
-struct Held {
+struct OpenFiles {
     writing: Option<(Seq, Arc<dyn File>)>,
-    /// The one that was used last comes first.
+    /// Most recently used first.
     others: VecDeque<Other>,
 }
 
 struct Other {
     segment: Seq,
     file: Arc<dyn File>,
-    /// It has no name: this is all that is left of it.
-    stranded: bool,
+    /// The file has lost its name: this handle is all that is left of it.
+    unlinked: bool,
 }
 
-impl Held {
+impl OpenFiles {
     fn find(&mut self, segment: Seq) -> Option<Arc<dyn File>> {
         if let Some((_, file)) = self.writing.as_ref().filter(|(first, _)| *first == segment) {
             return Some(Arc::clone(file));
@@ -53,10 +53,10 @@ impl Held {
         self.others.push_front(Other {
             segment,
             file,
-            stranded: false,
+            unlinked: false,
         });
-        if self.others.len() > MOST
-            && let Some(at) = self.others.iter().rposition(|other| !other.stranded)
+        if self.others.len() > MAX_OPEN
+            && let Some(at) = self.others.iter().rposition(|other| !other.unlinked)
         {
             self.others.remove(at);
         }
@@ -64,35 +64,35 @@ impl Held {
 }
 
 impl Handles {
-    /// Opens files of a directory when they are asked for.
+    /// Creates an empty set, which opens files on demand.
     pub fn new(disk: Arc<dyn Disk>) -> Handles {
         Handles {
             disk,
-            held: Mutex::default(),
+            files: Mutex::default(),
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().expect("nothing panics with this lock")
+    fn files(&self) -> MutexGuard<'_, OpenFiles> {
+        self.files.lock().expect("nothing panics with this lock")
     }
 
-    /// A segment's file. [`ErrorKind::NotFound`]: there is none of its name, and it was not open.
+    /// A segment's file. Fails with [`ErrorKind::NotFound`] if it is neither open nor on disk.
     pub fn get(&self, segment: Seq) -> io::Result<Arc<dyn File>> {
-        let held = self.held().find(segment);
-        if let Some(file) = held {
+        let open = self.files().find(segment);
+        if let Some(file) = open {
             return Ok(file);
         }
         let opened: Arc<dyn File> = self.disk.open(&segment_name(segment))?.into();
-        let mut held = self.held();
-        // Another one may have put it there meanwhile.
-        if let Some(file) = held.find(segment) {
+        let mut files = self.files();
+        // Another thread may have added it meanwhile.
+        if let Some(file) = files.find(segment) {
             return Ok(file);
         }
-        held.add(segment, Arc::clone(&opened));
+        files.add(segment, Arc::clone(&opened));
         Ok(opened)
     }
 
-    /// Whether a segment's file still has its name. One that was finished meanwhile has not.
+    /// Whether a segment's file still has its name. One finished meanwhile does not.
     pub fn is_named(&self, segment: Seq, file: &dyn File) -> io::Result<bool> {
         match self.disk.id(&segment_name(segment)) {
             Ok(found) => Ok(found == file.id()),
@@ -101,50 +101,55 @@ impl Handles {
         }
     }
 
-    /// This is the file that is written to from now on.
-    pub(super) fn write_to(&self, segment: Seq, file: &Arc<dyn File>) {
-        let mut held = self.held();
-        let before = held.writing.replace((segment, Arc::clone(file)));
+    /// Sets the active segment's file.
+    pub(super) fn set_active(&self, segment: Seq, file: &Arc<dyn File>) {
+        let mut files = self.files();
+        let before = files.writing.replace((segment, Arc::clone(file)));
         if let Some((segment, file)) = before {
-            held.add(segment, file);
+            files.add(segment, file);
         }
     }
 
-    /// This is a segment's file from now on.
+    /// Replaces a segment's file, if it is open.
     pub(super) fn replace(&self, segment: Seq, file: &Arc<dyn File>) {
-        let mut held = self.held();
-        if let Some((_, writing)) = held.writing.as_mut().filter(|(first, _)| *first == segment) {
+        let mut files = self.files();
+        if let Some((_, writing)) = files
+            .writing
+            .as_mut()
+            .filter(|(first, _)| *first == segment)
+        {
             *writing = Arc::clone(file);
-        } else if let Some(at) = held.position(segment) {
-            held.others[at].file = Arc::clone(file);
-            held.others[at].stranded = false;
+        } else if let Some(at) = files.position(segment) {
+            files.others[at].file = Arc::clone(file);
+            files.others[at].unlinked = false;
         }
     }
 
-    /// Whether a segment's file has no name: then it is kept open in any case.
-    pub(super) fn strand(&self, segment: Seq, stranded: bool) {
-        let mut held = self.held();
-        if let Some(at) = held.position(segment) {
-            held.others[at].stranded = stranded;
+    /// Records whether a segment's file has lost its name; if so, it stays open regardless of the limit.
+    pub(super) fn set_unlinked(&self, segment: Seq, unlinked: bool) {
+        let mut files = self.files();
+        if let Some(at) = files.position(segment) {
+            files.others[at].unlinked = unlinked;
         }
     }
 
-    /// A segment's file is not needed any more, or is not what it was. `false`: it is written to, and stays.
+    /// Closes a segment's file. Returns `false` for the active one, which stays open.
     pub(super) fn forget(&self, segment: Seq) -> bool {
-        let mut held = self.held();
-        if let Some(at) = held.position(segment) {
-            held.others.remove(at);
+        let mut files = self.files();
+        if let Some(at) = files.position(segment) {
+            files.others.remove(at);
         }
-        held.writing
+        files
+            .writing
             .as_ref()
             .is_none_or(|(first, _)| *first != segment)
     }
 
-    /// All that are open.
+    /// All open files.
     pub(super) fn all(&self) -> Vec<(Seq, Arc<dyn File>)> {
-        let held = self.held();
-        let writing = held.writing.clone().into_iter();
-        let others = held.others.iter();
+        let files = self.files();
+        let writing = files.writing.clone().into_iter();
+        let others = files.others.iter();
         writing
             .chain(others.map(|other| (other.segment, Arc::clone(&other.file))))
             .collect()

@@ -1,60 +1,60 @@
-//! The list of a spool's segments, in a file of its own: what should be in the directory, whatever is.
+//! The manifest: the list of the segments that should exist.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, IoSlice};
 
 use super::Seq;
-use super::disk::{Disk, remedied, remedy_of_reading, says_remedy};
-use super::frame::{FIRSTS, Fields, crc};
+use super::disk::{Disk, remedy_of_reading, says_remedy, with_remedy};
+use super::frame::{FIRST_LIMIT, Fields, crc};
 
-/// The two files that are written in turn, so that a write that is torn leaves the other.
+/// The two files, written alternately, so that a torn write leaves the other one.
 pub(super) const NAMES: [&str; 2] = ["manifest.0", "manifest.1"];
 
-/// Numbers that are set aside for a segment. More than one that is not larger than it should be can hold frames; one
-/// that needs more sets more aside.
-const SET_ASIDE: Seq = 1 << 20;
-/// A manifest is not read beyond this; it would be one of a million segments.
-const MOST_BYTES: usize = 16 << 20;
-/// Files are a multiple of this long, and do not become shorter: one that is written on a full disk needs no more of it.
+/// The number of frame numbers reserved at a time. More than the frames of a segment of regular size; a larger one
+/// reserves again.
+const RESERVED_NUMBERS: Seq = 1 << 20;
+/// The maximum number of bytes read of a manifest: enough for a million segments.
+const MAX_BYTES: usize = 16 << 20;
+/// File sizes are multiples of this and do not shrink, so that rewriting a manifest needs no space on a full disk.
 const BLOCK: usize = 4_096;
 
 const MAGIC: [u8; 4] = [0xf5, b'S', b'm', 1];
-/// Bytes before the segments.
+/// The length of the header, in bytes.
 const HEADER: usize = 56;
-/// Bytes of a segment.
+/// The length of an entry, in bytes.
 const ENTRY: usize = 16;
-/// In an entry's number of chunks: it may hold more.
+/// The bit in an entry's number of chunks that marks the segment as open.
 const OPEN: u64 = 1 << 63;
 
-/// A segment that was begun, and not found finished since.
+/// A segment that was begun and is not finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// Chunks that were not finished when this was written.
+    /// The number of unfinished chunks when the manifest was written.
     pub(super) unfinished: u64,
-    /// It was written to then: there may be more.
+    /// The segment was still being written then: there may be more.
     pub(super) open: bool,
 }
 
 impl Entry {
-    /// Whether anything is lost with it.
+    /// Whether losing the segment may lose chunks.
     pub(super) fn may_hold_chunks(self) -> bool {
         self.open || self.unfinished > 0
     }
 }
 
-/// What is in one of the two files.
+/// The contents of one of the two files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Manifest {
-    /// One more with each that is synced.
+    /// Incremented with each synced write.
     pub(super) generation: u64,
-    /// One more with each that is written behind the synced one of the same generation, and is not synced.
+    /// Incremented with each unsynced write of the same generation.
     pub(super) revision: u64,
     pub(super) spool: u64,
-    /// Of segments before this one nothing is known but what is listed: an earlier version began them.
+    /// The first segment that is fully covered: older ones were begun by an earlier version, and may be unlisted.
     pub(super) since: Seq,
-    /// Greater than every number that was ever given to a frame.
+    /// Greater than every frame number ever used.
     pub(super) numbers: Seq,
-    /// Never empty. The last one is the newest that was ever begun.
+    /// Never empty. The last one is the newest ever begun.
     pub(super) segments: BTreeMap<Seq, Entry>,
 }
 
@@ -123,32 +123,34 @@ impl Manifest {
             };
             manifest.segments.insert(first, entry);
         }
-        let sound = count > 0 && manifest.newest() < manifest.numbers && manifest.numbers < FIRSTS;
+        let sound =
+            count > 0 && manifest.newest() < manifest.numbers && manifest.numbers < FIRST_LIMIT;
         sound.then_some(manifest)
     }
 }
 
-/// What is in the two files. What is no manifest is none; what the disk does not give might be one.
+/// Reads the two files. Contents that are no valid manifest are ignored; a read error is returned, since the file may be
+/// valid.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<[Option<Manifest>; 2]> {
     let one = |name| {
         let mut bytes = Vec::new();
         let read = disk
             .open(name)
-            .and_then(|file| file.read_at(&mut bytes, MOST_BYTES, 0));
+            .and_then(|file| file.read_at(&mut bytes, MAX_BYTES, 0));
         match read {
             Ok(()) => Ok(Manifest::decode(&bytes)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) if says_remedy(&error) => {
                 let words = format!("{name} cannot be opened: {error}");
-                Err(remedied(error.kind(), words))
+                Err(with_remedy(error.kind(), words))
             }
             Err(error) => {
                 let remedy = remedy_of_reading(&error, "remove it while every .seg file is there");
-                Err(remedied(
+                Err(with_remedy(
                     error.kind(),
                     format!(
-                        "{name} cannot be read: {error}; it says which files should be in the spool's folder, and the spool is \
-                         not started without it. {remedy}"
+                        "{name} cannot be read: {error}; it lists the files that should be in the spool's folder, so the spool \
+                         does not start without it. {remedy}"
                     ),
                 ))
             }
@@ -157,119 +159,125 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<[Option<Manifest>; 2]> {
     Ok([one(NAMES[0])?, one(NAMES[1])?])
 }
 
-/// The newest one of a spool (of any: `None`), and which file it is in.
+/// The newest manifest of a spool (`None`: of any), with the index of its file.
 pub(super) fn newest(
     found: &[Option<Manifest>; 2],
     spool: Option<u64>,
 ) -> Option<(usize, &Manifest)> {
-    let there = found.iter().enumerate();
-    there
+    let files = found.iter().enumerate();
+    files
         .filter_map(|(slot, manifest)| Some((slot, manifest.as_ref()?)))
         .filter(|(_, manifest)| spool.is_none_or(|spool| manifest.spool == spool))
         .max_by_key(|(_, manifest)| (manifest.generation, manifest.revision))
 }
 
-/// Writes manifests.
+/// The writer of the manifest.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct ManifestWriter {
     /// [`Manifest::since`].
     since: Seq,
     /// The generation before this run's first.
-    before: u64,
-    /// What is durable, and which file it is in.
+    base_generation: u64,
+    /// The last synced manifest, with the index of its file.
     durable: Option<(usize, Manifest)>,
-    /// This run wrote it. A segment that no manifest lists, and that this run did not find, is known by its generation then.
-    is_own: bool,
-    /// What was written last, synced or not.
+    /// This run wrote the durable manifest, so the generation identifies a segment that is neither listed nor found by it.
+    written_by_this_run: bool,
+    /// The manifest written last, synced or not.
     written: Option<Manifest>,
     /// Whether the files' names are durable.
-    named: [bool; 2],
+    name_synced: [bool; 2],
 }
 
-impl Keeper {
-    /// Begins where there was none that counts. `next` is the number of the next frame, `generation` is none before that of
-    /// anything that is there.
-    pub(super) fn new(next: Seq, generation: u64) -> Keeper {
-        Keeper {
+impl ManifestWriter {
+    /// Starts without a manifest. `next` is the number of the next frame; `generation` is at least that of every existing
+    /// segment and manifest.
+    pub(super) fn new(next: Seq, generation: u64) -> ManifestWriter {
+        ManifestWriter {
             since: next,
-            before: generation,
+            base_generation: generation,
             durable: None,
-            is_own: false,
+            written_by_this_run: false,
             written: None,
-            named: [false; 2],
+            name_synced: [false; 2],
         }
     }
 
-    /// Goes on behind a manifest of an earlier run, which is made durable. The directory is still to be synced.
+    /// Continues from a manifest of an earlier run, after syncing it. The caller must sync the directory.
     pub(super) fn resume(
         disk: &dyn Disk,
         (slot, manifest): (usize, Manifest),
-    ) -> io::Result<Keeper> {
+    ) -> io::Result<ManifestWriter> {
         disk.open(NAMES[slot])?.sync()?;
-        Ok(Keeper {
+        Ok(ManifestWriter {
             since: manifest.since,
-            before: manifest.generation,
+            base_generation: manifest.generation,
             written: Some(manifest.clone()),
             durable: Some((slot, manifest)),
-            is_own: false,
-            named: [true; 2],
+            written_by_this_run: false,
+            name_synced: [true; 2],
         })
     }
 
-    fn sure(&self) -> Option<&Manifest> {
+    fn durable_manifest(&self) -> Option<&Manifest> {
         self.durable.as_ref().map(|(_, manifest)| manifest)
     }
 
-    /// The generation that is durable next.
+    /// The generation of the next synced manifest.
     pub(super) fn next_generation(&self) -> u64 {
-        self.sure().map_or(self.before, |sure| sure.generation) + 1
+        self.durable_manifest()
+            .map_or(self.base_generation, |durable| durable.generation)
+            + 1
     }
 
-    /// Whether it is on the medium that a segment is written to, with numbers before `end`.
+    /// Whether a durable manifest of this run lists a segment as open, and reserves all numbers before `end`.
     pub(super) fn covers(&self, segment: Seq, end: Seq) -> bool {
-        self.sure().is_some_and(|sure| {
-            let is_open = sure.segments.get(&segment).is_some_and(|entry| entry.open);
-            self.is_own && is_open && end <= sure.numbers
+        self.durable_manifest().is_some_and(|durable| {
+            let is_open = durable
+                .segments
+                .get(&segment)
+                .is_some_and(|entry| entry.open);
+            self.written_by_this_run && is_open && end <= durable.numbers
         })
     }
 
-    /// Whether it is on the medium that a segment is there.
+    /// Whether the durable manifest lists a segment.
     pub(super) fn lists(&self, segment: Seq) -> bool {
-        self.sure()
-            .is_some_and(|sure| sure.segments.contains_key(&segment))
+        self.durable_manifest()
+            .is_some_and(|durable| durable.segments.contains_key(&segment))
     }
 
-    /// Whether it is on the medium that a segment is not needed.
-    pub(super) fn is_without(&self, segment: Seq) -> bool {
-        self.sure()
-            .is_some_and(|sure| segment < sure.newest() && !sure.segments.contains_key(&segment))
+    /// Whether the durable manifest covers a segment and does not list it.
+    pub(super) fn omits(&self, segment: Seq) -> bool {
+        self.durable_manifest().is_some_and(|durable| {
+            segment < durable.newest() && !durable.segments.contains_key(&segment)
+        })
     }
 
-    /// Whether segments are written already as they are.
-    pub(super) fn says(&self, segments: &BTreeMap<Seq, Entry>) -> bool {
+    /// Whether the manifest written last lists exactly these segments.
+    pub(super) fn is_current(&self, segments: &BTreeMap<Seq, Entry>) -> bool {
         let written = self.written.as_ref();
         written.is_some_and(|written| written.segments == *segments)
     }
 
-    /// Whether the file of the durable one was taken away.
-    pub(super) fn is_gone(&self, disk: &dyn Disk) -> bool {
+    /// Whether the durable manifest's file was removed.
+    pub(super) fn is_removed(&self, disk: &dyn Disk) -> bool {
         self.durable.as_ref().is_some_and(|(slot, _)| {
             let found = disk.id(NAMES[*slot]);
             found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
         })
     }
 
-    /// The files are gone. Numbers and generations go on.
+    /// Records that the files were removed. Numbers and generations continue.
     pub(super) fn forget(&mut self) {
         self.written = None;
-        self.named = [false; 2];
-        if let Some((_, sure)) = &mut self.durable {
-            sure.segments.clear();
+        self.name_synced = [false; 2];
+        if let Some((_, durable)) = &mut self.durable {
+            durable.segments.clear();
         }
     }
 
-    /// Writes one that lists these segments, where `next` is behind the last frame's number, into the file that does
-    /// not have the durable one. Not synced, it is a help to whoever reads it, and replaces nothing.
+    /// Writes a manifest that lists these segments into the file that does not hold the durable one. `next` is the next
+    /// frame number. Without a sync it is best effort, and does not replace the durable one.
     pub(super) fn write(
         &mut self,
         disk: &dyn Disk,
@@ -278,14 +286,14 @@ impl Keeper {
         next: Seq,
         synced: bool,
     ) -> io::Result<()> {
-        let (generation, revision) = match (synced, self.sure()) {
+        let (generation, revision) = match (synced, self.durable_manifest()) {
             (true, _) => (self.next_generation(), 0),
-            (false, Some(sure)) => {
+            (false, Some(durable)) => {
                 let last = self
                     .written
                     .as_ref()
-                    .map_or(sure.revision, |last| last.revision);
-                (sure.generation, last + 1)
+                    .map_or(durable.revision, |last| last.revision);
+                (durable.generation, last + 1)
             }
             (false, None) => return Ok(()),
         };
@@ -294,51 +302,58 @@ impl Keeper {
             revision,
             spool,
             since: self.since,
-            numbers: (next + SET_ASIDE).max(self.sure().map_or(0, |sure| sure.numbers)),
+            numbers: (next + RESERVED_NUMBERS)
+                .max(self.durable_manifest().map_or(0, |durable| durable.numbers)),
             segments,
         };
         let slot = self.durable.as_ref().map_or(0, |(slot, _)| 1 - slot);
         self.written = None;
-        let put = self.put(disk, slot, &manifest.encode(), synced);
-        put.map_err(|error| unwritten(NAMES[slot], error))?;
+        let result = self.write_file(disk, slot, &manifest.encode(), synced);
+        result.map_err(|error| write_error(NAMES[slot], error))?;
         self.written = Some(manifest.clone());
         if synced {
             self.durable = Some((slot, manifest));
-            self.is_own = true;
+            self.written_by_this_run = true;
         }
         Ok(())
     }
 
-    fn put(&mut self, disk: &dyn Disk, slot: usize, bytes: &[u8], synced: bool) -> io::Result<()> {
+    fn write_file(
+        &mut self,
+        disk: &dyn Disk,
+        slot: usize,
+        bytes: &[u8],
+        synced: bool,
+    ) -> io::Result<()> {
         let name = NAMES[slot];
         let file = match disk.open(name) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.named[slot] = false;
+                self.name_synced[slot] = false;
                 disk.create(name)?
             }
             opened => opened?,
         };
         file.write_at(&[IoSlice::new(bytes)], 0)?;
-        // The other's turn may come when the disk is full.
-        if !self.named[slot]
+        // Create the other file too: the disk may be full when it is needed.
+        if !self.name_synced[slot]
             && let Ok(other) = disk.create(NAMES[1 - slot])
         {
-            self.named[1 - slot] = false;
+            self.name_synced[1 - slot] = false;
             let _ = other.write_at(&[IoSlice::new(&[0; BLOCK])], 0);
         }
         if !synced {
             return Ok(());
         }
         file.sync()?;
-        if !self.named[slot] {
+        if !self.name_synced[slot] {
             disk.sync_dir()?;
-            self.named = [true; 2];
+            self.name_synced = [true; 2];
         }
         Ok(())
     }
 }
 
-fn unwritten(name: &str, error: io::Error) -> io::Error {
+fn write_error(name: &str, error: io::Error) -> io::Error {
     match says_remedy(&error) {
         true => error,
         false => io::Error::new(error.kind(), format!("{name} cannot be written: {error}")),
@@ -350,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_manifest_says_what_was_written_and_no_flipped_bit_passes() {
+    fn a_manifest_survives_a_round_trip_and_a_flipped_bit_is_detected() {
         let entry = |unfinished, open| Entry { unfinished, open };
         let manifest = Manifest {
             generation: 7,
@@ -384,8 +399,8 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_no_spool_gives_are_not_believed() {
-        for (newest, numbers) in [(5, 5), (FIRSTS, FIRSTS + 1), (5, FIRSTS)] {
+    fn impossible_numbers_are_rejected() {
+        for (newest, numbers) in [(5, 5), (FIRST_LIMIT, FIRST_LIMIT + 1), (5, FIRST_LIMIT)] {
             let manifest = Manifest {
                 generation: 1,
                 revision: 0,

@@ -1,152 +1,145 @@
-//! The spool: an append-only, segmented, checksummed log in one directory.
+//! The spool: an append-only, segmented, checksummed write-ahead log in one directory.
 //!
-//! A chunk that is [`Appended::Kept`] is on disk and survives kill -9 and a power cut, until it is finished.
-//! The same log holds [notes](Note) on what became of chunks, so that one stream of fsyncs serves both.
+//! Once [`Appended::Kept`] is returned for a chunk, it survives kill -9 and a power cut until it is finished. The same log
+//! holds [notes](Note) on what became of chunks, so one stream of fsyncs serves both.
 //!
 //! # Format
 //!
-//! Segments are files `<number of the first frame, 20 digits>.seg`. A segment is a sequence of frames that
-//! begin at multiples of 8 bytes:
+//! A segment is a file named `<number of its first frame, 20 digits>.seg`: a sequence of frames, each starting at a
+//! multiple of 8 bytes.
 //!
 //! ```text
 //!  0  magic      f5 'S' 'p' 0a
 //!  4  checksum   CRC-32 of bytes 8 to 63
 //!  8  kind       0 Begin, 1 chunk, 2 note
-//! 12  tag        its length
-//! 16  data       its length
-//! 20  arrival    nanoseconds (chunks; else 0)
+//! 12  tag        length
+//! 16  data       length
+//! 20  arrival    nanoseconds (note: 0; Begin: see below)
 //! 24  number     of the frame, 64 bits
-//! 32  arrival    seconds since 1970, signed, 64 bits (Begin: the number of the segment before, 0: none or not said)
-//! 40  spool      the spool's own random number, 64 bits
+//! 32  arrival    seconds since 1970, signed, 64 bits (Begin: number of the previous segment, 0: none or unknown)
+//! 40  spool      random id of the spool, 64 bits
 //! 48  id         16 bytes: ids::chunk_id(tag, data)
-//! 64  tag, data, zeros up to the next multiple of 8
+//! 64  tag, data, zeros up to a multiple of 8
 //! ```
 //!
-//! All numbers are little-endian; where nothing is said they have 32 bits. The id is a chunk's identity and
-//! the payload's checksum in one; what a run wrote itself it checks by a CRC-32 that it has in memory, which costs
-//! a fraction of that. Notes and Begin frames have no tag. A note's data is msgpack (`note.rs`).
-//! A Begin frame is a segment's first; its data is the format's version (32 bits), 1 where the file was another
-//! segment's before, else 0 (32 bits), a number greater than every batch's before it (64 bits), and the
-//! *window*: the ids of the chunks accepted last.
+//! Numbers are little-endian and have 32 bits unless stated otherwise. The id is both a chunk's identity and its payload's
+//! checksum; what a run wrote itself it verifies with a CRC-32 kept in memory, at a fraction of the cost. Notes and Begin
+//! frames have no tag. A note's data is msgpack (`note.rs`). A Begin frame is the first of its segment. Its data is the
+//! format version (32 bits), 1 if the file was reused from another segment, else 0 (32 bits), a number greater than every
+//! earlier batch number (64 bits), and the *window*: the ids of the most recently accepted chunks.
 //!
-//! Frames are numbered one up across segments, and a number that was acknowledged is never used again.
-//! Numbers are missing only where frames are damaged, and behind segments that were away when the next one was begun.
-//! A Begin frame's nanoseconds are the generation of the manifest that lists its segment first (31 bits; 0: an earlier
-//! version), and 1 in the highest bit where the numbers before it are not all used.
+//! Frames are numbered consecutively across segments, and a number that was acknowledged is never reused. Gaps occur only
+//! where frames are damaged, and after segments that were missing when the next one began. A Begin frame's nanoseconds hold
+//! the generation of the first manifest that lists its segment (31 bits; 0: written by an earlier version); the top bit is
+//! set if some numbers before it are unused.
 //!
-//! **Void frames.** When a write or an fsync fails, what was not synced in that segment is void: its numbers
-//! are used again by the next segment. So a frame counts only if its number is smaller than the first one of
-//! the next segment. Notes among the void frames that were answered already ([`Durability::Written`]) are
-//! held in memory until an fsync, and the next segment begins with them.
+//! **Void frames.** When a write or an fsync fails, the unsynced frames of that segment become void: the next segment
+//! reuses their numbers. A frame is therefore valid only if its number is below the first one of the next segment. Notes
+//! among the void frames that were already acknowledged ([`Durability::Written`]) are held in memory until an fsync, and
+//! the next segment starts with them.
 //!
-//! **Spares.** A file system that frees a segment's blocks, or discards them on the device, holds up everybody's
-//! fsync meanwhile; and one that writes over blocks it has needs no journal for that. So a segment that is finished
-//! becomes `<its number>.spare`, and a later one is written over what it holds. A frame of the former
-//! has a number below the segment's own, and so is none of its frames. Behind the last frame stand 8 zero bytes
-//! where the file goes on. Only what this run began, and wrote without a failure, is written again:
-//! what failed may have left frames with numbers yet to come. All spares together have at most a quarter of the
-//! limit, give way to chunks and where a write fails (the disk may be full), and are removed at close and at open.
+//! **Spares.** When a file system frees a segment's blocks, or discards them on the device, every fsync stalls meanwhile;
+//! overwriting allocated blocks needs no journal. A finished segment is therefore renamed to `<its number>.spare`, and a
+//! later segment overwrites it. Frames left from the former segment have numbers below the new segment's own, so they do
+//! not count. If the file continues after the last frame, 8 zero bytes follow that frame. Only segments that this run began
+//! and wrote without a failure are reused: a failed write may have left frames with numbers that are still to come. Spares
+//! take at most a quarter of the limit, give way to chunks and to failing writes (the disk may be full), and are removed at
+//! close and at open.
 //!
-//! **The reserve** is a file of zeros beside the segments, `reserve`: some room that the disk has for notes when it is
-//! full otherwise. Nothing is sent before a note about it is written, so without it a disk that fills up while the
-//! destination is away would stay full for ever. When notes alone find no room, the reserve is removed; no chunk is
-//! taken until it can be made again.
+//! **The reserve**, the file `reserve`, holds zeros: space for notes on a disk that is otherwise full. Nothing is sent
+//! before a note about it is written, so without the reserve a disk that fills up while the destination is unreachable
+//! could never drain. When notes find no space, the reserve is removed; no chunk is accepted until it can be recreated.
 //!
-//! **The manifest** says which segments should be there, whatever is: those that were begun and are not finished, how many
-//! chunks of each were not finished when it was written, and a number greater than all that frames were ever given. It is
-//! in two files, `manifest.0` and `manifest.1`, which are written in turn, so that a torn one leaves the other; each has a
-//! generation, the spool's number and a checksum. It is synced when a segment begins, which is there for certain by then,
-//! and before anything in it is answered: the segments of a run are listed, but for the last one perhaps, whose Begin frame
-//! tells. So it is before a finished segment is removed, and at close. In between it is brought up to date about once a second
-//! without an fsync, for the figures' sake.
+//! **The manifest** records which segments should exist: those begun and not finished, with the number of unfinished chunks
+//! in each at the time of writing, and an upper bound for all frame numbers. It is written alternately to `manifest.0` and
+//! `manifest.1`, so a torn write leaves the other copy; each has a generation, the spool's id and a checksum. It is synced
+//! when a segment begins, after the segment is durable and before anything in it is acknowledged, so at most the newest
+//! segment is unlisted, which its Begin frame shows. It is also synced before a finished segment is removed, and at close. In
+//! between it is updated about once a second without an fsync, to keep the chunk counts current.
 //!
-//! - A run that does not find the newest segment listed begins another one behind all numbers that it may have used.
-//!   Were they used again, the frames would be void when the file comes back. Such a segment's last frame is not followed
-//!   by the next one's first.
-//! - What is listed and not there is said at every start until it is there again, or somebody removes both files. What is
-//!   there and not listed was finished and removed before: its file goes to `quarantine/`, as `<number>.<n>.seg`, unless
-//!   it is older than all others and notes say that all in it is finished. So does one that was begun and not listed when
-//!   the machine stopped, and was away when the next manifest was written. Neither voids a frame of those that are listed.
-//!   But of segments from before the first manifest nothing is known.
-//! - Whole chunks among void frames that are nowhere else are copied into `quarantine/`: that they were refused is not known.
-//! - One that is torn, another spool's or older than a segment of an earlier version counts for nothing. Earlier
-//!   versions do not know it.
+//! - A run that does not find the newest listed segment begins another one after all numbers that it may have used. If they
+//!   were reused, the frames would be void when the file comes back. Such a segment's last frame is not followed by the next
+//!   one's first.
+//! - A listed segment that is missing is reported at every start until it is back, or both manifest files are deleted. An
+//!   existing segment that is not listed was finished and removed: it is moved to `quarantine/` as `<number>.<n>.seg`,
+//!   unless it is older than all others and notes finish everything in it. The same goes for a segment that was begun, not
+//!   yet listed when the machine stopped, and missing when the next manifest was written. Neither voids frames of listed
+//!   segments. About segments older than the first manifest nothing is known.
+//! - Whole chunks that exist only as void frames are copied to `quarantine/`, since they may have been accepted.
+//! - A manifest is ignored if it is torn, belongs to another spool, or is older than a segment written by an earlier version
+//!   of Ferry, which does not know manifests.
 //!
-//! **Suspects.** The file `suspects` says which chunk is being worked on, so that one at which the process ends twice is set
-//! aside (`suspects.rs`): its frame goes to `quarantine/chunk-<its number>.bin`.
+//! **Suspects.** The file `suspects` records which chunk is being worked on, so that a chunk at which the process ends twice
+//! is set aside (`suspects.rs`): its frame goes to `quarantine/chunk-<its number>.bin`.
 //!
-//! **The spool's number in each header** tells a frame from what a recycled disk block held before, and from
-//! what somebody writes into a log to look like a frame.
+//! **The spool's id in each header** distinguishes a frame from the former contents of a recycled disk block, and from log
+//! data crafted to look like a frame.
 //!
 //! # The medium
 //!
-//! It may tear and lose what was not synced, in any order of pages, lengths and directory entries. A write
-//! that was synced stays. An fsync that failed says nothing: the file is never relied on again beyond what
-//! was synced before, since the kernel may call pages clean that it could not write. One gap is left: where
-//! an fsync fails, cutting the file back fails too, and then the process (not the machine) dies, the next
-//! process finds frames in the page cache, and has only a new fsync's word that they are on the disk.
+//! Anything unsynced may be torn or lost: pages, lengths and directory entries, in any order. A synced write stays. A failed
+//! fsync proves nothing: nothing in the file beyond the last successful sync is relied on again, since the kernel may mark
+//! pages clean that it could not write. One gap remains: if an fsync fails, truncating the file fails too, and then the
+//! process (not the machine) dies, the next process finds frames in the page cache, and must trust a new fsync that they
+//! are on disk.
 //!
 //! # Names
 //!
-//! A restart finds what has its name in the directory that the path leads to, and nothing else. People and cleaners
-//! move, remove and restore files while a spool is at work:
+//! A restart finds only files that have their names in the directory at the configured path. People and cleanup jobs move,
+//! remove and restore files while a spool is running:
 //!
-//! - Everything is reached through the directory as it was opened, so it may be moved or mounted over. The file that is
-//!   written to stays open, and 16 of the others, the last ones used: they are read whatever becomes of their names.
-//! - A chunk is answered only if, after its fsync, the segment's name leads to the file that was written to, and the
-//!   path to the directory; device and inode are compared. What becomes of chunks can be noted wherever the directory is,
-//!   since they are in it as well.
-//! - An open file whose name is gone, or another file's, is written again: into `<number>.copy`, which is synced and then
-//!   renamed to the segment's name. Numbers and places stay what they were. What had the name goes to
-//!   `quarantine/`, as `<number>.<n>.seg`. Until that is done nobody is answered. About once a second
-//!   ([`Spool::look`]) all open files are looked at, so that what is idle is written again as well.
-//! - A directory that was deleted is made anew, with what is open. It is not if another spool has its path.
-//! - A closed segment that is not there, or shorter than it was, is waited for ([`Unreadable::Missing`]): nothing in it is
-//!   finished. Each Begin frame names the segment before it, so that recovery says which ones are missing between others
-//!   where the manifest does not.
-//! - The lock is one on the directory itself, and one on the file `lock` for earlier versions and for file systems that lock
-//!   no directories. Where the file was removed it is made again. Should an earlier version have been there in
-//!   between, this one touches nothing any more: it has its own idea of what is finished.
+//! - Everything is reached through the open directory, so it may be moved or mounted over. The active segment's file stays
+//!   open, and so do the 16 most recently used others: they remain readable whatever happens to their names.
+//! - A chunk is acknowledged only if, after its fsync, the segment's name still refers to the file that was written, and the
+//!   path to the directory; device and inode are compared. Notes can be written wherever the directory is, since the chunks
+//!   that they are about are in it as well.
+//! - An open file whose name is gone, or refers to another file, is copied to `<number>.copy`, which is synced and then
+//!   renamed to the segment's name. Numbers and offsets do not change. The file found under the name goes to `quarantine/`
+//!   as `<number>.<n>.seg`. Nothing is acknowledged before that is done. All open files are checked about once a second
+//!   ([`Spool::look`]), so idle segments are restored as well.
+//! - A deleted directory is recreated with the files that are open, unless another spool is at its path.
+//! - A closed segment that is missing, or shorter than before, is waited for ([`Unreadable::Missing`]): nothing in it is
+//!   finished. Each Begin frame names the segment before it, so recovery can report gaps that the manifest does not cover.
+//! - The lock is on the directory itself, and on the file `lock` for earlier versions and for file systems that cannot lock
+//!   directories. If the file is removed, it is recreated. If an earlier version used the directory in between, this run
+//!   stops reading and writing: the other one has its own record of what is finished.
 //!
 //! # What each fsync buys
 //!
-//! - *A group's* (the segment's file): its chunks may be answered, and become visible to readers.
-//! - *A new segment's* (its file with the Begin frame and the group that asked for it, then the directory),
-//!   before anything in it counts: that it voids what the one before it failed to write, and that a power
-//!   cut does not take it away whole.
-//! - *The manifest's, when a segment began:* its chunks may be answered; no later run gives their numbers to others, and every
-//!   later run misses it.
-//! - *Before a segment is removed* (the active segment's): the notes that finished its chunks. Otherwise
-//!   chunks of the next one might come back without what was settled of them. Then the manifest's, unless one before did
-//!   for several: a start would miss it otherwise.
-//! - *After a segment is removed* (the directory), before the next one is, and at the end: an unlink that
-//!   was not durable may come back, but then all newer segments with the notes about it are still there.
-//! - *Before a spare is written to* (the directory): a segment that came back would otherwise hold what is
-//!   not its own.
-//! - *Before a spare has a segment's name* (its file with the Begin frame), and after it (the directory); so for a copy
-//!   that takes the place of a file that was taken away.
-//! - *At open* (the last segment, the directory): what the last process wrote and did not live to sync is
-//!   relied on from there on.
+//! - *A group's* (the segment's file): its chunks may be acknowledged, and become visible to readers.
+//! - *A new segment's* (its file with the Begin frame and the first group, then the directory), before anything in it counts:
+//!   it voids what its predecessor failed to write, and a power cut cannot remove it as a whole.
+//! - *The manifest's, when a segment began:* its chunks may be acknowledged; no later run reuses their numbers, and every
+//!   later run reports the segment if it is missing.
+//! - *Before a segment is removed* (the active segment's): the notes that finished its chunks. Otherwise chunks of the next
+//!   segment might come back without their settled events. Then the manifest's, unless an earlier one covers several
+//!   segments: otherwise the next start would report it missing.
+//! - *After a segment is removed* (the directory), before the next one is, and at the end: an unlink that was not durable may
+//!   be undone, but then all newer segments with the notes about it still exist.
+//! - *Before a spare is written to* (the directory): otherwise a segment that comes back would hold foreign frames.
+//! - *Before a spare gets a segment's name* (its file with the Begin frame), and after (the directory); the same for a copy
+//!   that replaces a removed file.
+//! - *At open* (the last segment, the directory): from then on, unsynced writes of the last process are relied on.
 //!
-//! # Who does what
+//! # Modules
 //!
-//! `frame.rs`, `note.rs` and `manifest.rs` are the format. `scan.rs` reads it, for recovery and for the tool alike;
-//! `recovery.rs` makes what was found fit to go on with. `writer.rs` is the one thread that writes, in
-//! groups: it takes all that waits, writes it in one go, syncs once, answers all, and looks after the names.
-//! `handles.rs` keeps files open for readers, which are not in its way. `suspects.rs` remembers at which chunk a process
-//! ended. `disk.rs` is the directory.
+//! `frame.rs`, `note.rs` and `manifest.rs` define the format. `scan.rs` reads it, for recovery and for the tool alike;
+//! `recovery.rs` repairs what it found and resumes from there. `writer.rs` is the only thread that writes, with group
+//! commit: it takes everything queued, writes it at once, syncs once, answers all, and checks the names. `handles.rs` keeps
+//! files open for readers, which do not block the writer. `suspects.rs` records at which chunk a process ended. `disk.rs` is
+//! the directory.
 //!
 //! # Limits
 //!
-//! At most 32 files are open at a time, however many there are: segments are read one after the other, through one buffer,
-//! and a removed file waits under another name, closed, until its blocks are freed. Finished segments are removed one by
-//! one, between groups: who waits for an fsync never waits for thousands of removals.
+//! At most 32 files are open at a time, regardless of the number of segments: segments are read one after the other, through
+//! one buffer, and a removed file waits under another name, closed, until its blocks are freed. Finished segments are removed
+//! one by one, between groups, so no fsync waits for thousands of removals.
 //!
-//! Chunks are refused when all files together, the spares left out, would grow over [`Options::limit`]. The reserve,
-//! 1 MiB at most, and the two manifests, 16 bytes for each segment, come on top of that.
-//! Notes and the Begin frames of the segments they need are written in any case, since they are what lets chunks be finished;
-//! so are copies of damaged bytes in `quarantine/`, since they were acknowledged. Whoever has looked at
-//! those may delete them; they are counted again at the next open. A file that is missing counts for nothing.
+//! Chunks are refused when all files together, excluding spares, would exceed [`Options::limit`]. The reserve, at most 1 MiB,
+//! and the two manifests, 16 bytes for each segment, are not counted. Notes, and the Begin frames of the segments that they
+//! need, are written regardless of the limit, since they are what finishes chunks; so are copies of damaged bytes in
+//! `quarantine/`, since those were acknowledged. The copies may be deleted after inspection; they are counted again at the
+//! next open. Missing files are not counted.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -180,8 +173,8 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-use disk::{Disk, File, remedied, says_remedy};
-use frame::{Head, Kind, aside_name, crc, segment_name};
+use disk::{Disk, File, says_remedy, with_remedy};
+use frame::{Head, Kind, crc, segment_name, set_aside_name};
 use handles::Handles;
 use manifest::Entry;
 use recovery::{Quarantine, describe};
@@ -191,60 +184,60 @@ use writer::{Job, Slot, Waiting, Writer};
 
 pub use suspects::{Suspect, Work};
 
-/// A frame's number in the log.
+/// The number of a frame in the log.
 pub type Seq = u64;
-/// Bytes of a tag that are put into a line of the log.
-const TOLD_TAG: usize = 200;
+/// The maximum length of a tag in a log line, in bytes.
+const LOGGED_TAG_BYTES: usize = 200;
 
-/// Some events of a chunk, by their numbers.
+/// A selection of a chunk's events, by number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Events {
-    /// All of them.
+    /// Every event.
     All,
-    /// These: sorted, not touching, not empty.
+    /// Sorted, non-adjacent, non-empty ranges.
     Runs(Vec<Range<u32>>),
 }
 
-/// Some events of one chunk.
+/// A selection of one chunk's events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
     /// The chunk.
     pub chunk: Seq,
-    /// Its events.
+    /// The selected events.
     pub events: Events,
 }
 
-/// What became of events.
+/// A record of the fate of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A batch (an object, a request) is about to be sent for the first time. Written before its first byte.
+    /// A batch (an object, a request) is about to be sent for the first time. Written before its first byte is sent.
     Begun {
-        /// Its number.
+        /// The batch number.
         batch: u64,
-        /// The object's name, or the stream's.
+        /// The name of the object or stream.
         name: String,
-        /// What it is recognised by at the destination.
+        /// The token that identifies the batch at the destination.
         token: String,
-        /// Lines in it.
+        /// The number of lines.
         lines: u64,
-        /// What it is made of.
+        /// The events in the batch.
         contents: Vec<Content>,
     },
     /// The batch has its final answer.
     Ended {
-        /// Its number.
+        /// The batch number.
         batch: u64,
-        /// What needs nothing more; the rest goes into another batch. `None`: all of it.
+        /// The settled events, `None` for all; the rest goes into another batch.
         delivered: Option<Vec<Content>>,
     },
-    /// These events need nothing more (dead letters, skipped).
+    /// These events are settled without a batch (dead letters, skipped).
     Done {
         /// The events.
         contents: Vec<Content>,
     },
 }
 
-/// When a note is answered.
+/// When a note is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// After write(2): survives the end of the process.
@@ -253,50 +246,50 @@ pub enum Durability {
     Synced,
 }
 
-/// How a spool is run.
+/// Size limits of a spool, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes that all files together may have before chunks are refused.
+    /// The total size of all files above which chunks are refused.
     pub limit: u64,
-    /// Bytes of a segment; `None`: a 16th of the limit, between 1 MiB and 32 MiB. A frame that is larger
-    /// gets a segment of its own.
+    /// The size of a segment; `None`: a 16th of the limit, between 1 MiB and 32 MiB. A larger frame gets a segment of
+    /// its own.
     pub segment_bytes: Option<u64>,
 }
 
-/// A chunk to be kept.
+/// A chunk to append.
 #[derive(Clone, Debug)]
 pub struct Chunk<'a> {
-    /// `ids::chunk_id(tag, data)`. With another id the chunk would be found corrupt when it is read.
+    /// `ids::chunk_id(tag, data)`. With any other id the chunk would be corrupt when it is read.
     pub id: ChunkId,
-    /// Its tag.
+    /// The tag.
     pub tag: &'a [u8],
-    /// Its msgpack. No clone of it is held when the answer is given.
+    /// The msgpack events. No clone is held once the append has been answered.
     pub data: Bytes,
-    /// When it came.
+    /// The time of arrival.
     pub arrived: Time,
 }
 
-/// A chunk that the host may forget.
+/// The result for a chunk that the host may forget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
-    /// It is on disk.
+    /// The chunk is on disk.
     Kept,
-    /// It was on disk already, from before the restart: nothing was written.
+    /// The chunk was already on disk, from before the restart: nothing was written.
     Replayed,
 }
 
-/// Why a chunk was not kept. It will not be seen in this run. Should the process or the machine die before
-/// the disk works again, then the next run may find it nevertheless, and recognises it when it comes again.
+/// Why a chunk was refused. It does not become visible in this run. If the process or the machine dies before the disk
+/// recovers, the next run may find it nevertheless, and recognises it when it is handed over again.
 #[derive(Debug)]
 pub enum Refusal {
-    /// It does not fit.
+    /// The chunk does not fit.
     Full {
-        /// Bytes of all files.
+        /// The total size of all files, in bytes.
         bytes: u64,
-        /// What they may be.
+        /// The limit on that size.
         limit: u64,
     },
-    /// Its deadline passed while it waited.
+    /// The deadline passed while the chunk was queued.
     TooLate,
     /// The disk failed.
     Disk(io::Error),
@@ -306,118 +299,118 @@ pub enum Refusal {
 
 const CLOSED: &str = "the spool is closed";
 
-/// What was found at open.
+/// The state that was recovered at open.
 #[derive(Debug)]
 pub struct Recovered {
-    /// Chunks that are not finished.
+    /// The number of unfinished chunks.
     pub unfinished: u64,
-    /// Batches begun and not ended, by their numbers. Those of finished chunks only are left out.
+    /// Batches begun and not ended, by number, except those of which all chunks are finished.
     pub pending: Vec<Pending>,
-    /// Settled events of unfinished chunks, without what is in `pending`.
+    /// Settled events of unfinished chunks, excluding those in `pending`.
     pub settled: HashMap<Seq, Vec<Range<u32>>>,
-    /// Greater than every batch number ever seen in the log.
+    /// Greater than every batch number in the log.
     pub next_batch: u64,
-    /// Chunks at which an earlier process ended, and which are not finished.
+    /// Unfinished chunks at which an earlier process ended.
     pub suspects: Vec<Suspect>,
-    /// What a person should read in the log: truncated, quarantined, with file, offset, bytes.
+    /// Lines for the log: truncations, quarantined bytes, missing files.
     pub findings: Vec<String>,
 }
 
 /// A batch that was begun and not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// Its number.
+    /// The batch number.
     pub batch: u64,
-    /// The object's name, or the stream's.
+    /// The name of the object or stream.
     pub name: String,
-    /// What it is recognised by at the destination.
+    /// The token that identifies the batch at the destination.
     pub token: String,
-    /// Lines in it.
+    /// The number of lines.
     pub lines: u64,
-    /// What it is made of.
+    /// The events in the batch.
     pub contents: Vec<Content>,
 }
 
-/// A chunk as it was kept.
+/// A chunk read from the spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Its tag.
+    /// The tag.
     pub tag: Vec<u8>,
-    /// Its msgpack.
+    /// The msgpack events.
     pub data: Bytes,
-    /// When it came.
+    /// The time of arrival.
     pub arrived: Time,
 }
 
 /// Why a chunk cannot be read.
 #[derive(Debug)]
 pub enum Unreadable {
-    /// It needs nothing any more, or never was in the log.
+    /// The chunk is finished, or was never in the log.
     Finished,
-    /// Its bytes are not what was written, and never will be; or it ended the process twice. It is finished.
+    /// The bytes are permanently damaged, or the chunk ended the process twice. It is finished.
     Corrupt {
-        /// For the log: what, where, kept where.
+        /// For the log: the damage, its place, and where the bytes are kept.
         words: String,
-        /// Its bytes lie in the quarantine.
+        /// Whether the bytes are in the quarantine.
         kept: bool,
     },
-    /// The file of this segment is not there, or not whole. It may come back: [`Spool::is_missing`].
+    /// The file of this segment is missing or too short. It may come back: [`Spool::is_missing`].
     Missing(Seq),
-    /// The disk failed; may be tried again.
+    /// The disk failed; reading may be retried.
     Disk(io::Error),
 }
 
-/// What a person should know of a spool at work.
+/// The problems of a running spool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// What happened since this was asked for last, each with what counts as the same ([`crate::log::Log::trouble`]).
+    /// Events since the last call, each with its kind for [`crate::log::Log::trouble`].
     pub notices: Vec<(&'static str, String)>,
-    /// What is the matter as long as it lasts: a restart would not find all that was accepted.
+    /// Why a restart would not find everything that was accepted, as long as that lasts.
     pub trouble: Option<String>,
-    /// Files that are not there or not whole, and how many unfinished chunks are in each.
+    /// Files that are missing or too short, with the number of unfinished chunks in each.
     pub missing: Vec<(String, u64)>,
 }
 
-/// How full the spool is.
+/// The usage of the spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all files, without those that only wait to be written again.
+    /// The total size of all files except spares, in bytes.
     pub bytes: u64,
-    /// Those among them in `quarantine/`, which wait for a person.
+    /// The part of it in `quarantine/`, which only an operator removes.
     pub quarantined: u64,
-    /// What they may be.
+    /// The limit on `bytes`.
     pub limit: u64,
-    /// Chunks that are not finished.
+    /// The number of unfinished chunks.
     pub unfinished: u64,
-    /// Those of them whose file is not there, or not whole.
+    /// The number of those whose file is missing or too short.
     pub missing: u64,
-    /// Chunks beside them that are in files which were not there at the start, as far as it is known.
+    /// The known number of further chunks, in files that were already missing at the start.
     pub absent: u64,
-    /// When the oldest of them came.
+    /// The arrival time of the oldest unfinished chunk.
     pub oldest: Option<Time>,
 }
 
 impl Usage {
-    /// Bytes of the log itself, which delivery makes fewer.
+    /// The size of the log itself, which shrinks as chunks are delivered.
     pub fn log_bytes(&self) -> u64 {
         self.bytes - self.quarantined
     }
 }
 
-/// Chunks that are remembered across restarts, so that they are recognised when a killed host hands them
-/// over again. In the window they cost 16 bytes each, in every segment.
+/// The number of chunks remembered across restarts, so that they are recognised when a killed host hands them over
+/// again. In the window they cost 16 bytes each, in every segment.
 const REMEMBERED: u64 = 16_384;
-/// The part of the limit that files may take which wait to be written again.
+/// Spares may take one part in this many of the limit.
 const SPARE_SHARE: u64 = 4;
-/// The part of a segment that its window may take.
+/// The window may take one part in this many of a segment.
 const WINDOW_SHARE: u64 = 16;
 
-/// What a spool holds to.
+/// The limits of a spool, resolved from its [`Options`].
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     limit: u64,
     segment_bytes: u64,
-    /// Ids in the window.
+    /// The maximum number of ids in the window.
     window: usize,
 }
 
@@ -434,72 +427,72 @@ impl Limits {
         }
     }
 
-    /// Bytes of the reserve: enough for thousands of notes, and a Begin frame with the window before them.
+    /// The size of the reserve: enough for thousands of notes, and a Begin frame with the window before them.
     fn reserve_bytes(&self) -> usize {
         self.segment_bytes.min(1 << 20) as usize
     }
 }
 
-/// A segment, as far as it is known from memory.
+/// The state of a segment.
 #[derive(Clone, Copy, Debug)]
-struct Holding {
+struct SegmentInfo {
     bytes: u64,
-    /// Chunks.
+    /// The number of unfinished chunks.
     unfinished: u64,
-    /// Its Begin frame can be read.
-    begun: bool,
-    /// It holds its Begin frame and nothing else.
+    /// The Begin frame is readable.
+    has_begin: bool,
+    /// The Begin frame is the only frame.
     bare: bool,
-    /// This run began it, and no write to it has failed: nothing in its file has a number that is not used up.
+    /// This run began it, and no write to it has failed: its file has no frame with a number that is still to come.
     reusable: bool,
 }
 
-/// The segment that is written to.
+/// The segment that is being written.
 struct Active {
     file: Arc<dyn File>,
     first: Seq,
-    /// Bytes of what was answered for. What stands behind them is being written, or is void.
+    /// The length of the acknowledged part, in bytes. Anything after it is being written, or is void.
     len: u64,
-    /// Bytes that its file has.
+    /// The length of the file, in bytes.
     capacity: u64,
-    /// It holds its Begin frame and nothing else.
+    /// The Begin frame is the only frame.
     bare: bool,
 }
 
-/// What the thread and the callers share.
+/// The state shared by the writer thread and callers. Sizes are in bytes.
 #[derive(Debug, Default)]
 struct State {
     closed: bool,
-    /// Of all files but the spares.
+    /// The size of all files except spares.
     bytes: u64,
-    /// Those among them in `quarantine/`.
+    /// The part of `bytes` in `quarantine/`.
     quarantined: u64,
-    /// Those among them that the newest segment's file has behind its last frame, to be written over.
-    room: u64,
-    /// Of files that wait to be written again.
+    /// The part of `bytes` after the last frame of the newest segment, in a file that is being reused.
+    slack: u64,
+    /// The size of all spares.
     spares: u64,
-    /// Of frames that wait in the queue.
+    /// The size of all queued frames.
     reserved: u64,
-    /// Unfinished and visible.
+    /// The unfinished chunks that are visible.
     chunks: BTreeMap<Seq, Place>,
-    segments: BTreeMap<Seq, Holding>,
-    /// How many chunks of an id an earlier run kept, that were not handed over again in this run.
+    segments: BTreeMap<Seq, SegmentInfo>,
+    /// For each id, the number of chunks kept by earlier runs and not yet handed over again in this one.
     replayable: HashMap<ChunkId, u32>,
-    /// The ids of the chunks kept last, oldest first.
+    /// The ids of the most recently kept chunks, oldest first.
     window: VecDeque<ChunkId>,
     next_batch: u64,
-    /// A chunk was refused for want of room since the last one was kept.
+    /// A chunk was refused for lack of space since the last one was kept.
     needs_space: bool,
-    /// The thread was asked to tidy, and has not begun yet.
-    tidying: bool,
-    /// The thread was asked to look, and has not begun yet.
-    looking: bool,
-    /// Segments whose file is not there or not whole, and the bytes that it had: they count for nothing meanwhile.
+    /// A cleanup is queued, and has not begun.
+    cleanup_queued: bool,
+    /// A look is queued, and has not begun.
+    look_queued: bool,
+    /// Segments whose file is missing or too short, with its former size, which is not counted meanwhile.
     missing: BTreeMap<Seq, u64>,
-    /// Segments that were not there at the start, and should have been.
+    /// Listed segments that were missing at the start.
     absent: BTreeMap<Seq, Entry>,
-    /// Another process has the directory's lock, or had it and changed something: nothing is read or written.
-    ousted: bool,
+    /// Another process holds the directory's lock, or held it and changed something: nothing is read or written.
+    lock_lost: bool,
     notices: Vec<(&'static str, String)>,
     trouble: Option<String>,
 }
@@ -511,8 +504,8 @@ impl State {
         while self.window.len() > window {
             self.window.pop_front();
         }
-        if let Some(holding) = self.segments.get_mut(&place.segment) {
-            holding.unfinished += 1;
+        if let Some(info) = self.segments.get_mut(&place.segment) {
+            info.unfinished += 1;
         }
         self.chunks.insert(chunk, place);
     }
@@ -521,12 +514,12 @@ impl State {
         let Some(place) = self.chunks.remove(&chunk) else {
             return;
         };
-        if let Some(holding) = self.segments.get_mut(&place.segment) {
-            holding.unfinished -= 1;
+        if let Some(info) = self.segments.get_mut(&place.segment) {
+            info.unfinished -= 1;
         }
     }
 
-    /// Whether a chunk with this id was kept by an earlier run, and is handed over again only now.
+    /// Whether an earlier run kept a chunk with this id that is handed over again only now.
     fn take_replayable(&mut self, id: &ChunkId) -> bool {
         match self.replayable.get_mut(id) {
             None => false,
@@ -538,7 +531,7 @@ impl State {
         }
     }
 
-    /// A chunk is lost: should it be handed over again, then it is welcome.
+    /// Forgets a lost chunk, so that it is accepted when it is handed over again.
     fn forget_id(&mut self, id: &ChunkId) {
         self.take_replayable(id);
         if let Some(at) = self.window.iter().position(|known| known == id) {
@@ -546,66 +539,66 @@ impl State {
         }
     }
 
-    /// Files in `quarantine/` take so many bytes more.
+    /// Adds to the size of the files in `quarantine/`.
     fn add_quarantined(&mut self, bytes: u64) {
         self.bytes += bytes;
         self.quarantined += bytes;
     }
 
-    /// Files in `quarantine/` take so many bytes.
+    /// Sets the size of the files in `quarantine/`.
     fn set_quarantined(&mut self, bytes: u64) {
         self.bytes = self.bytes - self.quarantined + bytes;
         self.quarantined = bytes;
     }
 
-    /// Bytes that are in use.
+    /// The size of all files except spares and slack.
     fn used(&self) -> u64 {
-        self.bytes - self.room
+        self.bytes - self.slack
     }
 
-    /// A segment's file has this length now.
+    /// Sets the size of a segment's file.
     fn resize(&mut self, segment: Seq, bytes: u64) {
-        if let Some(holding) = self.segments.get_mut(&segment) {
-            self.bytes = self.bytes - holding.bytes + bytes;
-            holding.bytes = bytes;
+        if let Some(info) = self.segments.get_mut(&segment) {
+            self.bytes = self.bytes - info.bytes + bytes;
+            info.bytes = bytes;
         }
     }
 
-    /// Nothing stays as it was in a segment.
-    fn touch(&mut self, segment: Seq) {
-        if let Some(holding) = self.segments.get_mut(&segment) {
-            holding.bare = false;
+    /// Records that a segment has more than its Begin frame.
+    fn mark_written(&mut self, segment: Seq) {
+        if let Some(info) = self.segments.get_mut(&segment) {
+            info.bare = false;
         }
     }
 
-    /// A write to a segment failed.
-    fn mistrust(&mut self, segment: Seq) {
-        if let Some(holding) = self.segments.get_mut(&segment) {
-            holding.reusable = false;
+    /// Records that a write to a segment failed.
+    fn mark_unreusable(&mut self, segment: Seq) {
+        if let Some(info) = self.segments.get_mut(&segment) {
+            info.reusable = false;
         }
     }
 
-    /// A segment's file is not there, or not whole.
-    fn miss(&mut self, segment: Seq) {
-        // One without unfinished chunks is just being removed.
-        if let Some(holding) = self.segments.get(&segment)
-            && holding.unfinished > 0
+    /// Records that a segment's file is missing or too short.
+    fn mark_missing(&mut self, segment: Seq) {
+        // A segment without unfinished chunks is just being removed.
+        if let Some(info) = self.segments.get(&segment)
+            && info.unfinished > 0
             && !self.missing.contains_key(&segment)
         {
-            self.missing.insert(segment, holding.bytes);
+            self.missing.insert(segment, info.bytes);
             self.resize(segment, 0);
         }
     }
 
-    /// A segment's file is there again.
-    fn regain(&mut self, segment: Seq) {
+    /// Records that a segment's file is back.
+    fn mark_present(&mut self, segment: Seq) {
         if let Some(bytes) = self.missing.remove(&segment) {
             self.resize(segment, bytes);
         }
     }
 
-    /// Segments that are missing, and how many chunks are waited for in each.
-    fn waited_for(&self) -> impl Iterator<Item = (Seq, u64)> {
+    /// The missing segments that have unfinished chunks, with the number of these.
+    fn missing_segments(&self) -> impl Iterator<Item = (Seq, u64)> {
         let missing = self.missing.keys();
         let unfinished = |segment: &Seq| Some((*segment, self.segments.get(segment)?.unfinished));
         missing
@@ -613,53 +606,54 @@ impl State {
             .filter(|(_, unfinished)| *unfinished > 0)
     }
 
-    /// A segment is gone. Gives the bytes of its file.
-    fn forget(&mut self, segment: Seq) -> u64 {
+    /// Removes a segment, and returns the size of its file.
+    fn remove_segment(&mut self, segment: Seq) -> u64 {
         self.missing.remove(&segment);
-        let bytes = self.segments.remove(&segment).map(|holding| holding.bytes);
+        let bytes = self.segments.remove(&segment).map(|info| info.bytes);
         self.bytes -= bytes.unwrap_or(0);
         bytes.unwrap_or(0)
     }
 
-    /// The oldest segment, if nothing in it is needed and it is not the newest.
+    /// The oldest segment, if it is finished and not the newest.
     fn removable(&self) -> Option<Seq> {
-        let (first, holding) = self.segments.first_key_value()?;
-        (self.segments.len() > 1 && holding.unfinished == 0).then_some(*first)
+        let (first, info) = self.segments.first_key_value()?;
+        (self.segments.len() > 1 && info.unfinished == 0).then_some(*first)
     }
 
-    /// What a manifest lists. `active` is written to. Without those that are finished and older than all others, unless
-    /// what finished them is not `noted` for certain.
-    fn listed(&self, active: Option<Seq>, noted: bool) -> BTreeMap<Seq, Entry> {
+    /// The segments that a manifest lists, `active` as the open one. Finished segments older than all others are left out
+    /// if the notes that finished them are durable (`noted`).
+    fn manifest_entries(&self, active: Option<Seq>, noted: bool) -> BTreeMap<Seq, Entry> {
         let newest = self.segments.last_key_value().map(|(first, _)| *first);
-        let there = self.segments.iter().skip_while(|(first, holding)| {
-            noted && holding.unfinished == 0 && Some(**first) != newest
-        });
-        let there = there.map(|(first, holding)| {
+        let needed = self
+            .segments
+            .iter()
+            .skip_while(|(first, info)| noted && info.unfinished == 0 && Some(**first) != newest);
+        let needed = needed.map(|(first, info)| {
             let entry = Entry {
-                unfinished: holding.unfinished,
+                unfinished: info.unfinished,
                 open: active == Some(*first),
             };
             (*first, entry)
         });
-        there
+        needed
             .chain(self.absent.iter().map(|(first, entry)| (*first, *entry)))
             .collect()
     }
 
-    /// Whether the newest segment has the window, and all that a Begin frame says.
-    fn is_begun(&self) -> bool {
+    /// Whether the newest segment has a readable Begin frame, and so the window.
+    fn newest_has_begin(&self) -> bool {
         let newest = self.segments.last_key_value();
-        newest.is_some_and(|(_, holding)| holding.begun)
+        newest.is_some_and(|(_, info)| info.has_begin)
     }
 
-    /// Whether nothing but finished chunks in the newest segment is in the way of one that did not fit.
-    fn wants_room(&self) -> bool {
-        self.needs_space && self.segments.len() == 1 && self.can_be_shorter()
+    /// Whether a chunk did not fit, and only finished chunks in the newest segment take its space.
+    fn needs_rotation(&self) -> bool {
+        self.needs_space && self.segments.len() == 1 && self.can_shrink()
     }
 
-    /// Whether all chunks are finished, and more is left of them than one small file.
-    fn can_be_shorter(&self) -> bool {
-        let bare = |holding: &Holding| holding.bare;
+    /// Whether all chunks are finished, and more than one bare segment is left of them.
+    fn can_shrink(&self) -> bool {
+        let bare = |info: &SegmentInfo| info.bare;
         self.chunks.is_empty() && (self.segments.len() > 1 || !self.segments.values().all(bare))
     }
 }
@@ -680,7 +674,7 @@ impl Shared {
     }
 }
 
-/// A spool that is at work. It holds the directory's lock for as long as it lives.
+/// A running spool. Holds the directory's lock until it is dropped.
 pub struct Spool {
     shared: Arc<Shared>,
     jobs: Sender<Job>,
@@ -696,8 +690,8 @@ impl fmt::Debug for Spool {
 }
 
 impl Spool {
-    /// Recovers what is in the directory and starts the thread `ferry`, which writes. Fails only where the
-    /// disk or the system does, never for what the files contain.
+    /// Recovers the directory and starts the writer thread, named `ferry`. Fails only if the disk or the system does,
+    /// never because of the files' contents.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> io::Result<(Arc<Spool>, Recovered)> {
         let limits = Limits::new(options);
         let mut resumed = recovery::recover(&*disk, &limits)?;
@@ -710,7 +704,7 @@ impl Spool {
         resumed.recovered.findings.extend(words);
         resumed.recovered.suspects = suspects.all();
         if let Some(active) = &resumed.active {
-            handles.write_to(active.first, &active.file);
+            handles.set_active(active.first, &active.file);
         }
         let shared = Arc::new(Shared {
             disk,
@@ -727,12 +721,12 @@ impl Spool {
             queue,
             resumed.active,
             resumed.next,
-            resumed.keeper,
-            resumed.apart,
+            resumed.manifest,
+            resumed.after_gap,
         );
-        writer.tidy();
-        // Where it cannot be written, it is before anything is answered.
-        let _ = writer.list_newest();
+        writer.clean_up();
+        // If this fails, it is retried before anything is acknowledged.
+        let _ = writer.ensure_newest_listed();
         let thread = thread::Builder::new()
             .name("ferry".into())
             .spawn(move || writer.run())?;
@@ -744,15 +738,15 @@ impl Spool {
         Ok((spool, resumed.recovered))
     }
 
-    /// The spool's own random number. The same in every run, once anything was written.
+    /// The random id of the spool. The same in every run, once anything was written.
     pub fn id(&self) -> u64 {
         self.shared.spool
     }
 
-    /// Keeps a chunk. The answer comes when it is on disk, or at the deadline if it still waits for its
-    /// turn then; when its turn has come, the disk decides how long it takes.
+    /// Appends a chunk. Completes when it is on disk, or at the deadline if it is still queued then; once it is being
+    /// written, the disk determines how long it takes.
     ///
-    /// When the future is dropped, the chunk is kept or not.
+    /// If the future is dropped, the chunk may or may not be kept.
     pub async fn append(&self, chunk: Chunk<'_>, deadline: Instant) -> Result<Appended, Refusal> {
         debug_assert_eq!(chunk.id, chunk_id(chunk.tag, &chunk.data));
         let too_long = || {
@@ -769,10 +763,10 @@ impl Spool {
             id: chunk.id,
         };
         let length = head.length();
-        if let Some(answer) = self.answer_at_once(&chunk.id, length, deadline) {
+        if let Some(answer) = self.answer_or_reserve(&chunk.id, length, deadline) {
             return answer;
         }
-        let mut waits = Waits {
+        let mut queued = Queued {
             shared: &self.shared,
             length,
             slot: Arc::new(Slot::new(Waiting {
@@ -784,7 +778,7 @@ impl Spool {
         };
         let (answer, mut answered) = oneshot::channel();
         let job = Job::Chunk {
-            slot: Arc::clone(&waits.slot),
+            slot: Arc::clone(&queued.slot),
             length,
             answer,
         };
@@ -793,14 +787,14 @@ impl Spool {
         }
         let answer = match timeout_at(deadline, &mut answered).await {
             Ok(answer) => answer,
-            Err(_) if waits.cancel() => return Err(Refusal::TooLate),
+            Err(_) if queued.cancel() => return Err(Refusal::TooLate),
             Err(_) => answered.await,
         };
         answer.unwrap_or(Err(Refusal::Closed))
     }
 
-    /// The answer to a chunk that need not wait. `None`: its frame's bytes are reserved.
-    fn answer_at_once(
+    /// The answer to a chunk that is not queued, or `None` after reserving space for its frame.
+    fn answer_or_reserve(
         &self,
         id: &ChunkId,
         length: u64,
@@ -820,15 +814,15 @@ impl Spool {
         if state.used() + state.reserved + length > limit {
             state.needs_space |= length <= limit;
             let bytes = state.bytes;
-            self.ask_to_tidy(state);
+            self.request_cleanup(state);
             return Some(Err(Refusal::Full { bytes, limit }));
         }
         state.reserved += length;
         None
     }
 
-    /// Writes a note, whatever the limit. When the future is dropped after it was polled once, the note is
-    /// still written or failed as a whole.
+    /// Writes a note, regardless of the limit. If the future is dropped after its first poll, the note is still either
+    /// written or not, as a whole.
     pub async fn note(&self, note: Note, durability: Durability) -> io::Result<()> {
         let (answer, answered) = oneshot::channel();
         self.queue_note(&note, durability, answer)?;
@@ -862,35 +856,35 @@ impl Spool {
         self.jobs.send(job).map_err(|_| closed())
     }
 
-    /// The chunk needs nothing any more. That is forgotten at the end of the process, if no note says so.
+    /// Marks a chunk as finished, in memory: only a note makes that survive the process.
     pub fn finish(&self, chunk: Seq) {
         let mut state = self.shared.state();
         state.finish(chunk);
-        if state.removable().is_some() || state.wants_room() {
-            self.ask_to_tidy(state);
+        if state.removable().is_some() || state.needs_rotation() {
+            self.request_cleanup(state);
         }
     }
 
-    fn ask_to_tidy(&self, mut state: MutexGuard<'_, State>) {
-        if !state.tidying {
-            state.tidying = true;
+    fn request_cleanup(&self, mut state: MutexGuard<'_, State>) {
+        if !state.cleanup_queued {
+            state.cleanup_queued = true;
             drop(state);
-            // Fails where the spool is closed and there is nobody to tidy.
-            let _ = self.jobs.send(Job::Tidy);
+            // Fails if the spool is closed, and nothing is to be cleaned up.
+            let _ = self.jobs.send(Job::CleanUp);
         }
     }
 
-    /// Whether the log has this chunk, and it is not finished.
+    /// Whether the log has this chunk, unfinished.
     pub fn holds(&self, chunk: Seq) -> bool {
         self.shared.state().chunks.contains_key(&chunk)
     }
 
-    /// One chunk, checked. Blocks on the disk.
+    /// Reads and verifies a chunk. Blocks on the disk.
     pub fn read(&self, chunk: Seq) -> Result<Stored, Unreadable> {
         let place = {
             let state = self.shared.state();
-            if state.ousted {
-                return Err(Unreadable::Disk(ousted()));
+            if state.lock_lost {
+                return Err(Unreadable::Disk(lock_lost()));
             }
             state.chunks.get(&chunk).copied()
         };
@@ -901,14 +895,14 @@ impl Spool {
         };
         read.map_err(|unreadable| match unreadable {
             corrupt @ Unreadable::Corrupt { .. } => corrupt,
-            // What is finished meanwhile may be gone, emptied or written over.
+            // A segment finished meanwhile may have been removed, truncated or overwritten.
             _ if !self.holds(chunk) => Unreadable::Finished,
             other => other,
         })
     }
 
-    /// The next unfinished chunk behind `after` (the oldest: `None`), and the bytes of its data, without reading
-    /// it. `None`: there is none yet.
+    /// The next unfinished chunk after `after` (`None`: the oldest), with the length of its data, without reading it.
+    /// `None`: there is none yet.
     pub fn peek(&self, after: Option<Seq>) -> Option<(Seq, usize)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.shared.state();
@@ -920,91 +914,94 @@ impl Spool {
         let file = self.file_of(place)?;
         match place.read(&*file).map_err(Unreadable::Disk)? {
             Ok(stored) => Ok(stored),
-            Err(Flaw::Short) => Err(self.miss(place)),
-            Err(Flaw::Damaged) => Err(self.condemn(chunk, place, &*file)),
+            Err(Flaw::Short) => Err(self.report_missing(place)),
+            Err(Flaw::Damaged) => Err(self.quarantine_damaged(chunk, place, &*file)),
         }
     }
 
     fn file_of(&self, place: Place) -> Result<Arc<dyn File>, Unreadable> {
         match self.shared.handles.get(place.segment) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.shared.state().miss(place.segment);
+                self.shared.state().mark_missing(place.segment);
                 Err(Unreadable::Missing(place.segment))
             }
             file => file.map_err(Unreadable::Disk),
         }
     }
 
-    /// A chunk's file is shorter than it was when it was written or recovered. Perhaps somebody is copying it back just now.
-    fn miss(&self, place: Place) -> Unreadable {
+    /// Handles a file shorter than it was when written or recovered: it may be in the middle of being copied back.
+    fn report_missing(&self, place: Place) -> Unreadable {
         if self.shared.handles.forget(place.segment) {
-            self.shared.state().miss(place.segment);
+            self.shared.state().mark_missing(place.segment);
         }
         Unreadable::Missing(place.segment)
     }
 
-    /// Work on a chunk's bytes begins, and all other work on chunks is over. Should the process end before the next call of
-    /// this or of [`Spool::end_work`], the next run knows at which chunk. `alone`: this is done for [`Recovered::suspects`],
-    /// and nothing else meanwhile. One write of 512 bytes into the page cache, which may block.
+    /// Records that work on a chunk's bytes begins, and that all other work on chunks has ended. If the process ends before
+    /// the next call of this or [`Spool::end_work`], the next run knows at which chunk. `alone`: it is one of
+    /// [`Recovered::suspects`], and nothing else is being done. Writes 512 bytes into the page cache, which may block.
     pub fn begin_work(&self, chunk: Seq, work: Work, alone: bool) {
         let id = {
             let state = self.shared.state();
-            let place = state.chunks.get(&chunk).filter(|_| !state.ousted);
+            let place = state.chunks.get(&chunk).filter(|_| !state.lock_lost);
             place.map(|place| place.id)
         };
         if let Some(id) = id {
-            self.warn(self.shared.suspects.begin(chunk, id, work, alone));
+            self.add_notice(self.shared.suspects.begin(chunk, id, work, alone));
         }
     }
 
-    /// No chunk is being worked on. Costs what [`Spool::begin_work`] does, or nothing where none was.
+    /// Records that no chunk is being worked on. Costs the same as [`Spool::begin_work`], or nothing if none was.
     pub fn end_work(&self) {
-        if !self.shared.state().ousted {
-            self.warn(self.shared.suspects.end());
+        if !self.shared.state().lock_lost {
+            self.add_notice(self.shared.suspects.end());
         }
     }
 
-    /// This work was done on the whole chunk, and the process lives: a suspect is none any more.
+    /// Records that the process survived this work on the whole chunk, which is then no longer a suspect.
     pub fn acquit(&self, chunk: Seq, work: Work) {
-        if !self.shared.state().ousted {
-            self.warn(self.shared.suspects.acquit(chunk, work));
+        if !self.shared.state().lock_lost {
+            self.add_notice(self.shared.suspects.acquit(chunk, work));
         }
     }
 
-    fn warn(&self, words: Option<String>) {
+    fn add_notice(&self, words: Option<String>) {
         let notices = words.map(|words| ("spool_suspects", words));
         if notices.is_some() {
             self.shared.state().notices.extend(notices);
         }
     }
 
-    /// Finishes a chunk that ended the process twice, once its frame is kept apart. What cannot be kept stays.
+    /// Finishes a chunk that ended the process twice, after copying its frame to the quarantine. If the copy fails, the
+    /// chunk stays.
     fn set_aside(&self, chunk: Seq, place: Place) -> Unreadable {
         let file = match self.file_of(place) {
             Ok(file) => file,
             Err(unreadable) => return unreadable,
         };
         let mut tag = Vec::new();
-        let told = TOLD_TAG.min(place.tag_len as usize);
-        if let Err(error) = file.read_at(&mut tag, told, place.offset) {
+        let shown = LOGGED_TAG_BYTES.min(place.tag_len as usize);
+        if let Err(error) = file.read_at(&mut tag, shown, place.offset) {
             return Unreadable::Disk(error);
         }
         let disk = &*self.shared.disk;
-        let (name, bytes) = (aside_name(chunk), place.frame_bytes());
+        let (name, bytes) = (set_aside_name(chunk), place.frame_bytes());
         let mut quarantine = Quarantine::new(disk);
         let copied = quarantine.copy(&name, &*file, place.frame(), bytes);
         let kept = copied.and_then(|()| disk.sync_dir());
         self.shared.state().add_quarantined(quarantine.bytes);
         match kept {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return self.miss(place),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return self.report_missing(place);
+            }
             Err(error) => return Unreadable::Disk(error),
         }
         let contents = vec![Content {
             chunk,
             events: Events::All,
         }];
-        // Nobody waits: were the note lost, the next run would set the chunk aside again.
+        // Not waited for: if the note is lost, the next run sets the chunk aside again.
         let (answer, _) = oneshot::channel();
         if let Err(error) = self.queue_note(&Note::Done { contents }, Durability::Synced, answer) {
             return Unreadable::Disk(error);
@@ -1014,19 +1011,18 @@ impl Spool {
         let segment = segment_name(chunk);
         Unreadable::Corrupt {
             words: format!(
-                "chunk {chunk} (tag '{tag}', {} bytes) is set aside and not delivered, but for what was delivered of it \
-                 before: the process ended twice while this chunk was read and encoded, for want of memory or by a fault. \
-                 It is kept in the spool's {name} ({bytes} bytes). Copied as {segment} into an empty folder of its own it \
-                 is a spool: 'ferry spool export' shows its records, and an output with that folder as spool_dir sends \
-                 them; give it more memory",
+                "chunk {chunk} (tag '{tag}', {} bytes) is set aside and not delivered, except for events delivered before: \
+                 the process ended twice while reading and encoding it, out of memory or because of a bug. It is kept in \
+                 the spool's {name} ({bytes} bytes). To deliver it, copy that file as {segment} into an empty folder and \
+                 give more memory to an output with that folder as spool_dir; 'ferry spool export' shows its records",
                 place.data_len
             ),
             kept: true,
         }
     }
 
-    /// Finishes a chunk whose bytes are not what was written, for good, and keeps apart what there is of it.
-    fn condemn(&self, chunk: Seq, place: Place, file: &dyn File) -> Unreadable {
+    /// Finishes a permanently damaged chunk, and copies its bytes to the quarantine.
+    fn quarantine_damaged(&self, chunk: Seq, place: Place, file: &dyn File) -> Unreadable {
         if !self.holds(chunk) {
             return Unreadable::Finished;
         }
@@ -1041,7 +1037,7 @@ impl Spool {
         let mut state = self.shared.state();
         state.add_quarantined(quarantine.bytes);
         match kept {
-            // It is kept when descriptors are free again, or the folder is back.
+            // Retried when descriptors are free again, or the folder is back.
             Err(error) if says_remedy(&error) || error.kind() == ErrorKind::NotFound => {
                 return Unreadable::Disk(error);
             }
@@ -1055,8 +1051,8 @@ impl Spool {
         }
     }
 
-    /// Writes a file of this name into `quarantine/`, or one of a similar name where there is one, and syncs it. It
-    /// counts towards the limit. Gives its name. Blocks on the disk.
+    /// Writes a file into `quarantine/` and syncs it, with a suffix if the name is taken. Returns its name. The file counts
+    /// towards the limit. Blocks on the disk.
     pub fn quarantine(
         &self,
         name: &str,
@@ -1071,39 +1067,38 @@ impl Spool {
         Ok(name)
     }
 
-    /// Whether the file of a segment was found to be missing, and is not back yet.
+    /// Whether a segment's file was found missing and is not back.
     pub fn is_missing(&self, segment: Seq) -> bool {
         self.shared.state().missing.contains_key(&segment)
     }
 
-    /// Asks for a look at whether a restart would find what was accepted, and says what was found so far. To be called
-    /// about once a second. Waits for nothing.
+    /// Requests a check whether a restart would find everything accepted, and returns the findings so far. To be called
+    /// about once a second. Does not block.
     pub fn look(&self) -> Health {
         let mut state = self.shared.state();
-        let waited_for = state.waited_for();
+        let missing_segments = state.missing_segments();
         let health = Health {
-            missing: waited_for
+            missing: missing_segments
                 .map(|(segment, chunks)| (segment_name(segment), chunks))
                 .collect(),
             trouble: state.trouble.clone(),
             notices: std::mem::take(&mut state.notices),
         };
-        if !state.looking {
-            state.looking = true;
+        if !state.look_queued {
+            state.look_queued = true;
             drop(state);
-            // Fails where the spool is closed, and there is nobody to look.
+            // Fails if the spool is closed, and nothing is to be checked.
             let _ = self.jobs.send(Job::Look);
         }
         health
     }
 
-    /// Waits for a chunk that becomes visible after this call; nothing is missed between the call and the
-    /// first poll.
+    /// Waits for a chunk that becomes visible after this call, including between the call and the first poll.
     pub fn more(&self) -> impl Future<Output = ()> + Send + '_ {
         self.shared.more.notified()
     }
 
-    /// How full it is.
+    /// The current usage.
     pub fn usage(&self) -> Usage {
         let state = self.shared.state();
         Usage {
@@ -1111,39 +1106,39 @@ impl Spool {
             quarantined: state.quarantined,
             limit: self.shared.limits.limit,
             unfinished: state.chunks.len() as u64,
-            missing: state.waited_for().map(|(_, chunks)| chunks).sum(),
+            missing: state.missing_segments().map(|(_, chunks)| chunks).sum(),
             absent: state.absent.values().map(|entry| entry.unfinished).sum(),
             oldest: state.chunks.values().next().map(|place| place.arrived),
         }
     }
 
-    /// Writes what waits, syncs, leaves one small file where every chunk is finished, and ends the thread.
-    /// Later calls are refused [`Refusal::Closed`]; reading goes on. Blocks on the disk. Once is enough.
+    /// Writes everything queued, syncs, removes all but one bare segment if every chunk is finished, and ends the writer
+    /// thread. Later appends return [`Refusal::Closed`]; reading goes on. Blocks on the disk. Idempotent.
     pub fn close(&self) {
         self.shared.state().closed = true;
-        if !self.shared.state().ousted {
+        if !self.shared.state().lock_lost {
             self.shared.suspects.close();
         }
         self.stop(true);
     }
 
-    /// Waits until the thread has done all it was asked to.
+    /// Waits until the writer thread has nothing left to do.
     #[cfg(test)]
-    fn rest(&self) {
-        let (done, rested) = channel();
-        let _ = self.jobs.send(Job::Rest(done));
-        let _ = rested.recv();
+    fn wait_until_idle(&self) {
+        let (done, idle) = channel();
+        let _ = self.jobs.send(Job::WaitIdle(done));
+        let _ = idle.recv();
     }
 
-    fn stop(&self, shorten: bool) {
+    fn stop(&self, shrink: bool) {
         let thread = self
             .thread
             .lock()
             .expect("nothing panics with this lock")
             .take();
         if let Some(thread) = thread {
-            let _ = self.jobs.send(Job::Stop { shorten });
-            // A thread that panicked has answered everybody by its end.
+            let _ = self.jobs.send(Job::Stop { shrink });
+            // A thread that panicked has answered all callers by dropping their channels.
             let _ = thread.join();
         }
     }
@@ -1155,35 +1150,35 @@ impl Drop for Spool {
     }
 }
 
-fn ousted() -> io::Error {
-    let words = "another instance uses the spool's folder, though this one has it: its lock was removed. This one reads and \
-                 writes nothing there any more; stop the other one, and restart this one to deliver what is left";
-    remedied(ErrorKind::WouldBlock, words.to_owned())
+fn lock_lost() -> io::Error {
+    let words = "another instance uses this spool's folder, since its lock file was removed. This one has stopped reading \
+                 and writing there; stop the other one and restart this one to deliver what is left";
+    with_remedy(ErrorKind::WouldBlock, words.to_owned())
 }
 
 fn closed() -> io::Error {
     io::Error::other(CLOSED)
 }
 
-/// A chunk in the queue. When its caller goes away, it is taken out again if it still waits.
-struct Waits<'s> {
+/// A queued chunk. When its caller drops this, it is taken out of the queue unless it is already being written.
+struct Queued<'s> {
     shared: &'s Shared,
     length: u64,
     slot: Arc<Slot>,
 }
 
-impl Waits<'_> {
-    /// Whether the chunk still waited. Its bytes are let go then.
+impl Queued<'_> {
+    /// Takes the chunk out of the queue and drops its bytes. Returns whether it was still queued.
     fn cancel(&mut self) -> bool {
-        let waited = self.slot.take().is_some();
-        if waited {
+        let was_queued = self.slot.take().is_some();
+        if was_queued {
             self.shared.state().reserved -= self.length;
         }
-        waited
+        was_queued
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for Queued<'_> {
     fn drop(&mut self) {
         self.cancel();
     }

@@ -1,4 +1,4 @@
-//! Notes as bytes, and what all notes of a log amount to.
+//! The byte format of notes, and the ledger that results from all notes of a log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -15,14 +15,14 @@ const DONE: u8 = 3;
 // A note is a msgpack array of its kind and its fields.
 /// Kind, batch, name, token, lines, contents.
 type Begun<S> = (u8, u64, S, S, u64, Parts);
-/// Kind, batch, what was delivered: nil for all of it.
+/// Kind, batch, delivered events (nil: all).
 type Ended = (u8, u64, Option<Parts>);
 /// Kind, contents.
 type Done = (u8, Parts);
-/// Chunks, and of each its events: nil for all of them, else where each run begins and ends, one run behind the other.
+/// For each chunk its events: nil for all, otherwise the start and end of each run, flattened.
 type Parts = Vec<(Seq, Option<Vec<u32>>)>;
 
-/// A note's payload.
+/// Encodes a note as a payload.
 pub(super) fn encode(note: &Note) -> Vec<u8> {
     match note {
         Note::Begun {
@@ -46,9 +46,9 @@ pub(super) fn encode(note: &Note) -> Vec<u8> {
     }
 }
 
-/// The note in a payload, if it is one that this version writes.
+/// Decodes a payload. Returns `None` if this version does not write such notes.
 pub(super) fn decode(payload: &[u8]) -> Option<Note> {
-    // An array of so many, and its first, the kind.
+    // The array's length, and its first element, the kind.
     let note = match payload {
         [0x96, BEGUN, ..] => {
             let (_, batch, name, token, lines, parts): Begun<String> = read(payload)?;
@@ -80,10 +80,10 @@ pub(super) fn decode(payload: &[u8]) -> Option<Note> {
 }
 
 fn write(note: &impl Serialize) -> Vec<u8> {
-    rmp_serde::to_vec(note).expect("a vector takes all bytes")
+    rmp_serde::to_vec(note).expect("writing to a vector does not fail")
 }
 
-/// All of `payload`, and nothing behind it.
+/// Reads a value that must take up all of `payload`.
 fn read<T: DeserializeOwned>(payload: &[u8]) -> Option<T> {
     let mut rest = payload;
     let note = rmp_serde::from_read(&mut rest).ok()?;
@@ -114,8 +114,8 @@ fn contents(parts: Parts) -> Option<Vec<Content>> {
     parts.into_iter().map(content).collect()
 }
 
-/// Adds `more` to runs that are sorted, not touching and not empty, and keeps them so.
-fn unite(runs: &mut Vec<Range<u32>>, more: &[Range<u32>]) {
+/// Merges `more` into runs, which stay sorted, non-adjacent and non-empty.
+fn merge(runs: &mut Vec<Range<u32>>, more: &[Range<u32>]) {
     runs.extend(more.iter().filter(|run| !run.is_empty()).cloned());
     runs.sort_unstable_by_key(|run| run.start);
     runs.dedup_by(|next, run| {
@@ -127,7 +127,7 @@ fn unite(runs: &mut Vec<Range<u32>>, more: &[Range<u32>]) {
     });
 }
 
-/// What the notes of a log say, taken in their order.
+/// The state that results from a log's notes, applied in order.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pending: BTreeMap<u64, Pending>,
@@ -136,12 +136,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// A segment begins that says so of the batches before it.
-    pub(super) fn batches_before(&mut self, next_batch: u64) {
+    /// Raises the next batch number, as stated by a segment's Begin frame.
+    pub(super) fn raise_next_batch(&mut self, next_batch: u64) {
         self.next_batch = self.next_batch.max(next_batch);
     }
 
-    pub(super) fn take(&mut self, note: Note) {
+    pub(super) fn apply(&mut self, note: Note) {
         match note {
             Note::Begun {
                 batch,
@@ -150,7 +150,7 @@ impl Ledger {
                 lines,
                 contents,
             } => {
-                self.batches_before(batch.saturating_add(1));
+                self.raise_next_batch(batch.saturating_add(1));
                 let pending = Pending {
                     batch,
                     name,
@@ -161,7 +161,7 @@ impl Ledger {
                 self.pending.insert(batch, pending);
             }
             Note::Ended { batch, delivered } => {
-                self.batches_before(batch.saturating_add(1));
+                self.raise_next_batch(batch.saturating_add(1));
                 let begun = self.pending.remove(&batch);
                 let all = begun.map(|pending| pending.contents).unwrap_or_default();
                 self.settle(delivered.unwrap_or(all));
@@ -176,28 +176,29 @@ impl Ledger {
             let settled = settled.or_insert_with(|| Events::Runs(Vec::new()));
             match (settled, &events) {
                 (Events::All, _) => {}
-                (Events::Runs(runs), Events::Runs(more)) => unite(runs, more),
+                (Events::Runs(runs), Events::Runs(more)) => merge(runs, more),
                 (settled, Events::All) => *settled = Events::All,
             }
         }
     }
 
-    /// What is settled of a chunk.
+    /// The settled events of a chunk.
     pub(super) fn settled(&self, chunk: Seq) -> Option<&Events> {
         self.settled.get(&chunk)
     }
 
-    /// Greater than every batch number seen.
+    /// Greater than every batch number so far.
     pub(super) fn next_batch(&self) -> u64 {
         self.next_batch
     }
 
-    /// Batches begun and not ended that have something of a chunk for which `matters` is true. A batch
-    /// of finished chunks only has nothing left to lose.
-    pub(super) fn pending(&self, matters: impl Fn(Seq) -> bool) -> Vec<Pending> {
-        let mattering =
-            |pending: &&Pending| pending.contents.iter().any(|part| matters(part.chunk));
-        self.pending.values().filter(mattering).cloned().collect()
+    /// Batches begun and not ended that contain an unfinished chunk. The others have nothing left to deliver.
+    pub(super) fn pending(&self, is_unfinished: impl Fn(Seq) -> bool) -> Vec<Pending> {
+        let needed = |pending: &&Pending| {
+            let mut chunks = pending.contents.iter().map(|part| part.chunk);
+            chunks.any(&is_unfinished)
+        };
+        self.pending.values().filter(needed).cloned().collect()
     }
 }
 
@@ -212,7 +213,7 @@ mod tests {
             proptest::collection::btree_set(0u32..40, 0..20).prop_map(|set| {
                 let mut runs = Vec::new();
                 for event in set {
-                    unite(&mut runs, std::slice::from_ref(&(event..event + 1)));
+                    merge(&mut runs, std::slice::from_ref(&(event..event + 1)));
                 }
                 Events::Runs(runs)
             })
@@ -246,7 +247,7 @@ mod tests {
         #![proptest_config(crate::spool::tests::cases(256))]
 
         #[test]
-        fn a_note_is_read_as_it_was_written_and_no_part_of_it_is_one(note in notes()) {
+        fn a_note_is_read_as_it_was_written_and_a_part_of_it_is_rejected(note in notes()) {
             let bytes = encode(&note);
             for cut in 0..bytes.len() {
                 prop_assert_eq!(decode(&bytes[..cut]), None);
@@ -255,14 +256,14 @@ mod tests {
         }
 
         #[test]
-        fn bytes_that_are_no_note_are_none(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn arbitrary_bytes_are_rejected_or_decode_to_a_note(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Some(note) = decode(&bytes) {
                 prop_assert_eq!(decode(&encode(&note)), Some(note));
             }
         }
 
         #[test]
-        fn runs_unite_to_the_same_events_sorted_and_apart(
+        fn merged_runs_hold_the_same_events_sorted_and_non_adjacent(
             a in proptest::collection::vec((0u32..60, 0u32..9), 0..9),
             b in proptest::collection::vec((0u32..60, 0u32..9), 0..9),
         ) {
@@ -271,8 +272,8 @@ mod tests {
             };
             let (a, b) = (runs(&a), runs(&b));
             let mut united = Vec::new();
-            unite(&mut united, &a);
-            unite(&mut united, &b);
+            merge(&mut united, &a);
+            merge(&mut united, &b);
             prop_assert!(united.iter().all(|run| !run.is_empty()));
             prop_assert!(united.windows(2).all(|pair| pair[0].end < pair[1].start));
             for event in 0..80 {
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_the_bytes_that_the_first_version_wrote() {
+    fn notes_are_encoded_as_in_the_first_version() {
         for (note, bytes) in [
             (
                 begun(5, &[all(1)]),
@@ -339,9 +340,9 @@ mod tests {
     #[test]
     fn a_batch_is_pending_until_it_ends_and_then_its_events_are_settled() {
         let mut ledger = Ledger::default();
-        ledger.take(begun(4, &[runs(1, &[(0, 2)]), all(2)]));
-        ledger.take(begun(5, &[runs(1, &[(2, 3)])]));
-        ledger.take(Note::Ended {
+        ledger.apply(begun(4, &[runs(1, &[(0, 2)]), all(2)]));
+        ledger.apply(begun(5, &[runs(1, &[(2, 3)])]));
+        ledger.apply(Note::Ended {
             batch: 4,
             delivered: None,
         });
@@ -355,8 +356,8 @@ mod tests {
         } = runs(1, &[(0, 2)]);
         assert_eq!(ledger.settled(1), Some(&settled));
         assert_eq!(ledger.settled(2), Some(&Events::All));
-        // Of the other, a part was delivered; the rest is nobody's.
-        ledger.take(Note::Ended {
+        // The other batch ended with nothing delivered: its events belong to no batch any more.
+        ledger.apply(Note::Ended {
             batch: 5,
             delivered: Some(Vec::new()),
         });
@@ -368,7 +369,7 @@ mod tests {
     #[test]
     fn a_batch_of_finished_chunks_only_is_not_pending() {
         let mut ledger = Ledger::default();
-        ledger.take(begun(1, &[all(1), all(2)]));
+        ledger.apply(begun(1, &[all(1), all(2)]));
         assert_eq!(ledger.pending(|chunk| chunk == 2).len(), 1);
         assert_eq!(ledger.pending(|chunk| chunk == 3).len(), 0);
     }

@@ -1,46 +1,46 @@
-//! Makes what a run left behind fit to be gone on with.
+//! Recovery: repairs the spool that an earlier run left, and resumes from there.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice, Write};
 
 use super::disk::{Disk, File};
 use super::frame::{
-    ALIGN, HEADER, QUARANTINE, SUSPECTS, aside_chunk, copy_first, displaced_name, quarantine_name,
-    quarantine_place, segment_first, segment_name,
+    ALIGN, HEADER, QUARANTINE, SUSPECTS, copy_first, displaced_name, quarantine_name,
+    quarantine_place, segment_first, segment_name, set_aside_chunk,
 };
-use super::manifest::{Entry, Keeper};
+use super::manifest::{Entry, ManifestWriter};
 use super::scan::{self, Check, Damage, Doubted, Place, Segment, Survey};
 use super::suspects::Record;
-use super::{Active, Holding, Limits, Recovered, Seq, State};
+use super::{Active, Limits, Recovered, SegmentInfo, Seq, State};
 use crate::ids::ChunkId;
 
-/// Bytes that are copied into the quarantine at once.
+/// The copy buffer's size, in bytes.
 const BLOCK: usize = 256 * 1024;
 
-/// Missing segments that are named one by one.
-const MOST_NAMED: usize = 5;
+/// The maximum number of missing segments that are named one by one.
+const MAX_NAMED: usize = 5;
 
-/// What a run begins with.
+/// The recovered state that a run starts with.
 pub(super) struct Resumed {
     pub(super) spool: Option<u64>,
     pub(super) state: State,
     /// The number of the next frame.
     pub(super) next: Seq,
-    /// The segment that is gone on with, where the last one is fit for it.
+    /// The last segment, if it is fit to be continued.
     pub(super) active: Option<Active>,
-    pub(super) keeper: Keeper,
-    /// The numbers before `next` are not all used.
-    pub(super) apart: bool,
+    pub(super) manifest: ManifestWriter,
+    /// Not all numbers before `next` are known to be used.
+    pub(super) after_gap: bool,
     pub(super) recovered: Recovered,
-    /// Which chunks were being worked on when processes ended.
+    /// The chunks at which earlier processes ended.
     pub(super) suspects: Record,
 }
 
-/// Reads the directory, keeps damaged bytes apart, cuts a torn tail off, and makes durable what is there.
+/// Reads the directory, quarantines damaged bytes, truncates a torn tail, and makes the result durable.
 ///
-/// Fails only where the disk does, whatever the files hold.
+/// Fails only if the disk does, never because of the files' contents.
 pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
-    take_copies(disk)?;
+    adopt_copies(disk)?;
     let mut survey = scan::survey(disk, Check::LastSegment)?;
     let mut findings: Vec<String> = survey
         .foreign
@@ -50,7 +50,7 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     let mut quarantine = Quarantine {
         disk,
         bytes: survey.quarantine.iter().map(|(_, bytes)| bytes).sum(),
-        there: survey
+        existing: survey
             .quarantine
             .iter()
             .map(|(name, _)| name.clone())
@@ -58,64 +58,65 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     };
     for segment in &survey.segments {
         for damage in &segment.damage {
-            findings.extend(quarantine.find(segment.first, damage));
+            findings.extend(quarantine.report_damage(segment.first, damage));
         }
     }
     for segment in &survey.segments {
         if let Some(doubted) = &segment.doubted {
-            findings.extend(quarantine.doubt(segment.first, doubted));
+            findings.extend(quarantine.report_doubted(segment.first, doubted));
         }
     }
-    // The last one may end in a write that was not finished, unless others were begun behind it that are away.
+    // The last one may end in an unfinished write, unless missing segments were begun after it.
     let count = survey.segments.len();
     let closed = survey.closed();
     for segment in survey.segments[..closed]
         .iter()
         .filter(|segment| segment.torn > 0)
     {
-        findings.extend(quarantine.keep_end(segment));
+        findings.extend(quarantine.report_torn_end(segment));
     }
     for (name, bytes) in &survey.returned {
-        // The process ended when it had made the file, and before it wrote to it.
+        // The process ended after creating the file and before writing to it.
         let is_empty = disk.open(name).and_then(|file| file.len());
         if is_empty.is_ok_and(|bytes| bytes == 0) && disk.remove(name).is_ok() {
             continue;
         }
-        findings.push(quarantine.put_aside(name, *bytes));
+        findings.push(quarantine.move_aside(name, *bytes));
     }
-    findings.extend(absences(&survey));
+    findings.extend(missing_findings(&survey));
     let suspects = survey.suspects().unwrap_or_else(|why| {
         findings.push(format!(
-            "{SUSPECTS} is not read, and begun anew: {why}. A chunk that ended the last run is found out if it ends two more"
+            "{SUSPECTS} is ignored and replaced: {why}. A chunk that ended the last run is set aside only after ending two \
+             more"
         ));
         Record::default()
     });
     let next = next_number(&survey);
     let active = match survey.segments.last_mut() {
         Some(last) if closed < count => {
-            settle_last(disk, last, limits, &mut quarantine, &mut findings)?
+            repair_last(disk, last, limits, &mut quarantine, &mut findings)?
         }
-        // What is written behind a segment that others were begun behind would be void when those come back.
+        // Frames appended here would be void once the missing segments come back.
         _ => None,
     };
-    let keeper = match survey.manifest.clone() {
-        Some(found) => Keeper::resume(disk, found)?,
-        None => Keeper::new(next, survey.generation),
+    let manifest = match survey.manifest.clone() {
+        Some(found) => ManifestWriter::resume(disk, found)?,
+        None => ManifestWriter::new(next, survey.generation),
     };
     for name in &survey.empty {
-        // Nothing is lost with it, and nothing hangs on it: its name alone could be in the way.
+        // It contains nothing, but a later segment may need its name.
         let _ = disk.remove(name);
     }
     for (name, bytes) in &survey.spares {
         match disk.remove(name) {
-            // A predecessor's last thread was faster.
+            // NotFound: the predecessor's background thread was faster.
             Err(error) if error.kind() != ErrorKind::NotFound => findings.push(format!(
-                "{name} ({bytes} bytes, of no more use) cannot be removed: {error}"
+                "{name} ({bytes} bytes, no longer used) cannot be removed: {error}"
             )),
             _ => {}
         }
     }
-    // What a crash interrupted may be in the page cache only; from here on it is relied on.
+    // Names may exist in the page cache only; from here on they are relied on.
     disk.sync_dir()?;
 
     let state = state(&survey, limits, quarantine.bytes);
@@ -124,17 +125,17 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         spool: survey.spool,
         next,
         active,
-        keeper,
-        apart: survey.newest_is_absent(),
+        manifest,
+        after_gap: survey.newest_is_absent(),
         recovered,
         state,
         suspects,
     })
 }
 
-/// What was to take the place of a segment that was taken away does so now, unless the segment is there: nothing else is
-/// left of it, if this is not all of it either.
-fn take_copies(disk: &dyn Disk) -> io::Result<()> {
+/// Renames copies to their segments' names where these are missing: a copy may be partial, but nothing else is left of the
+/// segment.
+fn adopt_copies(disk: &dyn Disk) -> io::Result<()> {
     let files = disk.list()?;
     for (copy, _) in &files {
         let Some(first) = copy_first(copy) else {
@@ -142,7 +143,7 @@ fn take_copies(disk: &dyn Disk) -> io::Result<()> {
         };
         let name = segment_name(first);
         match files.iter().any(|(file, _)| *file == name) {
-            // Where it cannot be removed it is in nobody's way.
+            // A copy that cannot be removed does no harm.
             true => drop(disk.remove(copy)),
             false => disk.rename(copy, &name)?,
         }
@@ -150,44 +151,42 @@ fn take_copies(disk: &dyn Disk) -> io::Result<()> {
     Ok(())
 }
 
-/// What is not there and should be.
-fn absences(survey: &Survey) -> Vec<String> {
-    let mut absences: Vec<String> = Vec::new();
-    let put_back = "what was accepted in it and not delivered is not delivered unless it is put back while Fluent Bit \
-                    is stopped";
+/// Reports segments that should exist and do not.
+fn missing_findings(survey: &Survey) -> Vec<String> {
+    let mut findings: Vec<String> = Vec::new();
+    let put_back = "put it back while Fluent Bit is stopped: until then its undelivered chunks are not delivered";
     let missing = survey.missing();
-    let (named, more) = missing.split_at(missing.len().min(MOST_NAMED));
+    let (named, more) = missing.split_at(missing.len().min(MAX_NAMED));
     for missing in named {
-        absences.push(format!("{missing}; {put_back}"));
+        findings.push(format!("{missing}; {put_back}"));
     }
     if !more.is_empty() {
         let more = more.len();
-        absences.push(format!(
-            "{more} more segments are not there: ferry spool verify names them"
+        findings.push(format!(
+            "{more} more segments are missing: ferry spool verify names them"
         ));
     }
     for first in &survey.vanished {
         let name = segment_name(*first);
-        absences.push(format!("{name} was taken away just now; {put_back}"));
+        findings.push(format!("{name} was just taken away; {put_back}"));
     }
-    if survey.others_manifest {
-        absences.push(
-            "the list of segments in the spool's folder is another spool's: what is missing of that one is not known"
+    if survey.foreign_manifest {
+        findings.push(
+            "the manifest in the spool's folder belongs to another spool: missing segments of that one cannot be reported"
                 .to_owned(),
         );
     }
-    if survey.segments.is_empty() && survey.reserve && survey.manifest.is_none() {
-        absences.push(
-            "no segment is there, though an earlier run left its reserve: unless it ended before it accepted anything, \
-             its segments were taken away, and what was not delivered of them is not delivered unless they are put back \
-             while Fluent Bit is stopped"
+    if survey.segments.is_empty() && survey.has_reserve && survey.manifest.is_none() {
+        findings.push(
+            "no segment is there, though an earlier run left its reserve file: unless that run accepted nothing, its \
+             segments were taken away; put them back while Fluent Bit is stopped to have them delivered"
                 .to_owned(),
         );
     }
-    absences
+    findings
 }
 
-/// A number that no frame ever had, the unreadable ones included.
+/// A number that was never given to a frame, including unreadable ones.
 fn next_number(survey: &Survey) -> Seq {
     let own = survey.segments.last().map(|last| {
         let unread = last.torn + last.damage.iter().map(|damage| damage.bytes).sum::<u64>();
@@ -195,12 +194,13 @@ fn next_number(survey: &Survey) -> Seq {
     });
     let foreign = survey.foreign.iter();
     let foreign = foreign.filter_map(|(name, _)| Some(segment_first(name)? + 1));
-    // What is quarantined bears a segment's name, or a chunk's: another one must not get it.
+    // Quarantined files are named after a segment or chunk: its number must not be reused.
     let names = survey.quarantine.iter();
     let place = |name: &str| quarantine_place(name).map(|(first, _)| first);
-    let quarantined = names.filter_map(|(name, _)| Some(place(name).or(aside_chunk(name))? + 1));
+    let quarantined =
+        names.filter_map(|(name, _)| Some(place(name).or(set_aside_chunk(name))? + 1));
     let vanished = survey.vanished.iter().map(|first| first + 1);
-    // Nobody knows how many of them the newest segment used, if it is not there: it may come back.
+    // A missing newest segment may have used any of its reserved numbers, and may come back.
     let absent = survey
         .manifest
         .as_ref()
@@ -214,8 +214,8 @@ fn next_number(survey: &Survey) -> Seq {
     numbers.max().unwrap_or(1)
 }
 
-/// Cuts the torn tail off and makes the segment durable. Gives it back where it can be gone on with.
-fn settle_last(
+/// Truncates a torn tail and makes the last segment durable. Returns it if it is fit to be continued.
+fn repair_last(
     disk: &dyn Disk,
     last: &mut Segment,
     limits: &Limits,
@@ -226,7 +226,7 @@ fn settle_last(
     let file = disk.open(&name)?;
     let mut sound = last.damage.is_empty() && last.void == 0;
     if let Some(damage) = last.unreadable() {
-        findings.extend(quarantine.find(last.first, &damage));
+        findings.extend(quarantine.report_damage(last.first, &damage));
         sound = false;
     } else if last.torn + last.room > 0 {
         let whole = last.bytes - last.torn - last.room;
@@ -274,14 +274,14 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
                 chunks.insert(*chunk, *place);
             }
         }
-        let holding = Holding {
+        let info = SegmentInfo {
             bytes: segment.bytes,
             unfinished,
-            begun: segment.begin.is_some(),
+            has_begin: segment.begin.is_some(),
             bare: segment.is_bare(),
             reusable: false,
         };
-        segments.insert(segment.first, holding);
+        segments.insert(segment.first, info);
     }
     let excess = survey.window.len().saturating_sub(limits.window);
     let window: VecDeque<ChunkId> = survey.window.iter().skip(excess).copied().collect();
@@ -289,7 +289,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
     for id in &window {
         *replayable.entry(*id).or_insert(0) += 1;
     }
-    // The newest is never forgotten: what numbers it used is not known from elsewhere.
+    // The newest is always kept: the numbers that it used are not known otherwise.
     let newest = survey
         .manifest
         .as_ref()
@@ -300,7 +300,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
     State {
         bytes: segments
             .values()
-            .map(|segment: &Holding| segment.bytes)
+            .map(|segment: &SegmentInfo| segment.bytes)
             .sum::<u64>()
             + quarantined,
         quarantined,
@@ -322,19 +322,19 @@ fn recovered(survey: &Survey, state: &State, findings: Vec<String>) -> Recovered
         pending: survey.pending(),
         settled: settled.filter(|(_, runs)| !runs.is_empty()).collect(),
         next_batch: state.next_batch,
-        // They are known when the spool's file about them is open.
+        // Filled in by `Spool::open`, which opens the file.
         suspects: Vec::new(),
         findings,
     }
 }
 
-/// Copies damaged bytes to where a person finds them.
+/// The folder that damaged bytes are copied to, for inspection.
 pub(super) struct Quarantine<'d> {
     disk: &'d dyn Disk,
-    /// Bytes of all files in it, as far as they are known of.
+    /// The size of the known files in it.
     pub(super) bytes: u64,
-    /// Names of the files that are in it already.
-    there: Vec<String>,
+    /// The names of the known files in it.
+    existing: Vec<String>,
 }
 
 impl<'d> Quarantine<'d> {
@@ -342,24 +342,24 @@ impl<'d> Quarantine<'d> {
         Quarantine {
             disk,
             bytes: 0,
-            there: Vec::new(),
+            existing: Vec::new(),
         }
     }
 
-    /// Keeps damaged bytes of a segment, and says so; says nothing where an earlier run did both.
-    fn find(&mut self, segment: Seq, damage: &Damage) -> Option<String> {
+    /// Keeps a segment's damaged bytes. Returns a finding, or `None` if an earlier run already did.
+    fn report_damage(&mut self, segment: Seq, damage: &Damage) -> Option<String> {
         let name = quarantine_name(segment, damage.offset);
-        if self.there.contains(&name) {
+        if self.existing.contains(&name) {
             return None;
         }
         let from = self.disk.open(&segment_name(segment));
         let kept = from.and_then(|from| self.keep(segment, damage, &*from));
         let what = describe(segment, damage, kept.as_ref().map(|_| ()));
-        Some(format!("{what}. Reading goes on behind them"))
+        Some(format!("{what}. Reading continues after them"))
     }
 
-    /// Keeps chunks that are in doubt, and says so; says nothing where an earlier run did both.
-    fn doubt(&mut self, segment: Seq, doubted: &Doubted) -> Option<String> {
+    /// Keeps doubted chunks. Returns a finding, or `None` if an earlier run already did.
+    fn report_doubted(&mut self, segment: Seq, doubted: &Doubted) -> Option<String> {
         let kept = self.keep_part(segment, doubted.offset, doubted.bytes)?;
         let segment = segment_name(segment);
         Some(format!(
@@ -367,20 +367,20 @@ impl<'d> Quarantine<'d> {
         ))
     }
 
-    /// Keeps the end of a segment that nothing more is written to, and says so; says nothing where an earlier run did both.
-    fn keep_end(&mut self, segment: &Segment) -> Option<String> {
+    /// Keeps the torn end of a closed segment. Returns a finding, or `None` if an earlier run already did.
+    fn report_torn_end(&mut self, segment: &Segment) -> Option<String> {
         let (name, bytes) = (segment.name(), segment.torn);
         let kept = self.keep_part(segment.first, segment.bytes - bytes, bytes)?;
         Some(format!(
-            "{name} ends in {bytes} bytes that are no whole frame: of a write that was never finished, unless they are \
-             damaged; {kept}"
+            "{name} ends in {bytes} bytes that are not a whole frame: they are damaged, or of a write that was never \
+             finished; {kept}"
         ))
     }
 
-    /// Keeps a part of a segment. Gives words about that, unless an earlier run did it.
+    /// Keeps a part of a segment. Returns the result in words, or `None` if an earlier run already did.
     fn keep_part(&mut self, segment: Seq, offset: u64, bytes: u64) -> Option<String> {
         let name = quarantine_name(segment, offset);
-        if self.there.contains(&name) {
+        if self.existing.contains(&name) {
             return None;
         }
         let part = Damage {
@@ -396,25 +396,25 @@ impl<'d> Quarantine<'d> {
         })
     }
 
-    /// Moves the file of a segment here that was done with, and says so.
-    fn put_aside(&mut self, name: &str, bytes: u64) -> String {
+    /// Moves a returned segment's file to the quarantine. Returns a finding.
+    fn move_aside(&mut self, name: &str, bytes: u64) -> String {
         let first = segment_first(name).unwrap_or(0);
         let mut asides = (1..u32::MAX).map(|n| displaced_name(first, n));
-        let aside = asides.find(|aside| !self.there.contains(aside));
-        let aside = aside.expect("not all of them are there");
+        let aside = asides.find(|aside| !self.existing.contains(aside));
+        let aside = aside.expect("fewer files than numbers");
         let what = format!(
-            "{name} was finished and removed by an earlier run and put back since, or the machine stopped when it was begun: \
-             nothing in it is to be delivered"
+            "{name} was finished and removed by an earlier run and put back since, or the machine stopped when it began: \
+             nothing in it needs to be delivered"
         );
         match self.disk.rename(name, &aside) {
             Ok(()) => {
                 self.bytes += bytes;
-                let what = format!("{what}, and it lies in {aside} now");
-                self.there.push(aside);
+                let what = format!("{what}, and it was moved to {aside}");
+                self.existing.push(aside);
                 what
             }
             Err(error) => {
-                format!("{what}. It stays where it is, as it cannot be moved to {aside}: {error}")
+                format!("{what}. It cannot be moved to {aside}: {error}")
             }
         }
     }
@@ -432,12 +432,11 @@ impl<'d> Quarantine<'d> {
             created => created?,
         };
         self.fill(&name, &*to, from, damage.offset, damage.bytes)?;
-        self.there.push(name);
+        self.existing.push(name);
         Ok(())
     }
 
-    /// Copies so many bytes of a segment's file, all of them, into a file of this name. What is left there of an earlier
-    /// try may be less.
+    /// Copies exactly `bytes` bytes of a segment's file into a file of this name, replacing what an earlier attempt left.
     pub(super) fn copy(
         &mut self,
         name: &str,
@@ -458,7 +457,7 @@ impl<'d> Quarantine<'d> {
         }
     }
 
-    /// Copies bytes into a file that was just made, or removes it. Gives how many there were.
+    /// Copies bytes into a new file, which is removed on failure. Returns the number of bytes copied.
     fn fill(
         &mut self,
         name: &str,
@@ -485,7 +484,7 @@ impl<'d> Quarantine<'d> {
 }
 
 impl Quarantine<'_> {
-    /// Writes a file, as `content` hands it over. Gives its name.
+    /// Writes a file with `content`. Returns its name.
     pub(super) fn write(
         &mut self,
         name: &str,
@@ -495,13 +494,13 @@ impl Quarantine<'_> {
         let others = (2..u32::MAX).map(|n| format!("{QUARANTINE}{stem}-{n}.{extension}"));
         let mut names = std::iter::once(format!("{QUARANTINE}{name}")).chain(others);
         let (name, to) = loop {
-            let name = names.next().expect("not all of them are there");
+            let name = names.next().expect("fewer files than numbers");
             match self.disk.create(&name) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 created => break (name, created?),
             }
         };
-        let mut appended = Appended {
+        let mut appended = Appender {
             file: &*to,
             bytes: 0,
         };
@@ -515,13 +514,13 @@ impl Quarantine<'_> {
     }
 }
 
-/// A file that is written from its beginning.
-struct Appended<'f> {
+/// A writer that fills a file from its beginning.
+struct Appender<'f> {
     file: &'f dyn File,
     bytes: u64,
 }
 
-impl Write for Appended<'_> {
+impl Write for Appender<'_> {
     fn write(&mut self, block: &[u8]) -> io::Result<usize> {
         self.file.write_at(&[IoSlice::new(block)], self.bytes)?;
         self.bytes += block.len() as u64;
@@ -533,7 +532,7 @@ impl Write for Appended<'_> {
     }
 }
 
-/// Says what is damaged, and where it is kept.
+/// Describes damage and where the bytes are kept.
 pub(super) fn describe(segment: Seq, damage: &Damage, kept: Result<(), &io::Error>) -> String {
     let what = format!("{}: {damage}", segment_name(segment));
     let name = quarantine_name(segment, damage.offset);
@@ -543,7 +542,7 @@ pub(super) fn describe(segment: Seq, damage: &Damage, kept: Result<(), &io::Erro
     }
 }
 
-/// Copies bytes to the beginning of a file. Gives how many there were.
+/// Copies up to `left` bytes to the beginning of a file. Returns the number of bytes copied.
 pub(super) fn copy_bytes(
     from: &dyn File,
     mut offset: u64,

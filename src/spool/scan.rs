@@ -1,12 +1,12 @@
-//! Reads what is in a spool's directory. The one reader of the format: recovery acts on what it finds, the
-//! tool prints it. Changes nothing, and works beside a spool that is at work.
+//! Reads a spool's directory. The only reader of the format: recovery acts on the survey, the tool prints it. Changes
+//! nothing, and works while a spool is running.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
-use super::disk::{Disk, File, remedied, remedy_of_reading, says_remedy};
+use super::disk::{Disk, File, remedy_of_reading, says_remedy, with_remedy};
 use super::frame::{
     ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, RESERVE, SUSPECTS, VERSION,
     crc, is_spare, quarantine_place, segment_first, segment_name,
@@ -19,34 +19,34 @@ use crate::buffers;
 use crate::ids::Time;
 use crate::ids::{ChunkId, chunk_id};
 
-/// Bytes that are read at once where frames are small.
+/// The minimum number of bytes read at once.
 const BLOCK: usize = 64 * 1024;
 
-/// Whose chunks' bytes are checked. Notes always are.
+/// Which chunks' payloads are verified. Notes always are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// Those in the last segment, and in one that was the last when it went away: the only ones that a crash can have torn.
+    /// Those in the last segment, and in segments that were last when they went missing: only these can be torn by a crash.
     LastSegment,
-    /// All.
+    /// Those in all segments.
     All,
 }
 
-/// Where a chunk is.
+/// The location of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The number in its segment's name.
     pub segment: Seq,
-    /// Of its tag in the file; its data stands behind.
+    /// The offset of the tag in the file; the data follows it.
     pub offset: u64,
-    /// Bytes.
+    /// The length of the tag, in bytes.
     pub tag_len: u32,
-    /// Bytes.
+    /// The length of the data, in bytes.
     pub data_len: u32,
-    /// When it came.
+    /// The time of arrival.
     pub arrived: Time,
-    /// What it is known by.
+    /// The chunk's id.
     pub id: ChunkId,
-    /// Of its tag and its data, where this run wrote them. Else their id tells whether they are whole.
+    /// The CRC-32 of tag and data, if this run wrote them. Otherwise the id verifies them.
     pub(super) crc: Option<u32>,
 }
 
@@ -63,24 +63,24 @@ impl Place {
         }
     }
 
-    /// Where its frame begins.
+    /// The offset of its frame.
     pub(super) fn frame(&self) -> u64 {
         self.offset - HEADER
     }
 
-    /// Bytes of its header, tag and data.
+    /// The length of header, tag and data, in bytes.
     pub(super) fn frame_bytes(&self) -> u64 {
         HEADER + u64::from(self.tag_len) + u64::from(self.data_len)
     }
 
-    /// Its tag, unchecked, as far as its segment's file goes.
+    /// Reads the tag without verifying it. It is cut short where the segment's file ends.
     pub fn tag(&self, file: &dyn File) -> io::Result<Vec<u8>> {
         let mut tag = Vec::new();
         file.read_at(&mut tag, self.tag_len as usize, self.offset)?;
         Ok(tag)
     }
 
-    /// The chunk, from its segment's file.
+    /// Reads and verifies the chunk from its segment's file.
     pub fn read(&self, file: &dyn File) -> io::Result<Result<Stored, Flaw>> {
         let tag_len = self.tag_len as usize;
         let len = tag_len + self.data_len as usize;
@@ -90,7 +90,7 @@ impl Place {
         if data.len() < len {
             return Ok(Err(Flaw::Short));
         }
-        if !self.vouches_for(&data) {
+        if !self.matches(&data) {
             return Ok(Err(Flaw::Damaged));
         }
         let tag = data.split_to(tag_len).to_vec();
@@ -101,8 +101,8 @@ impl Place {
         }))
     }
 
-    /// Whether `payload` (tag, data; all of it) is what was written.
-    fn vouches_for(&self, payload: &[u8]) -> bool {
+    /// Whether `payload` (the whole tag and data) is what was written.
+    fn matches(&self, payload: &[u8]) -> bool {
         match self.crc {
             Some(written) => crc(&[payload]) == written,
             None => {
@@ -116,20 +116,20 @@ impl Place {
 /// Why a chunk's bytes are not what was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// The file ends before their end.
+    /// The file ends before the chunk does.
     Short,
-    /// They are others.
+    /// The bytes differ.
     Damaged,
 }
 
-/// Bytes that should be frames and are none.
+/// A range of bytes in which no frame can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// Where they begin in the file.
+    /// The offset in the file.
     pub offset: u64,
-    /// How many.
+    /// The length, in bytes.
     pub bytes: u64,
-    /// The numbers of the frames that are missing there.
+    /// The numbers of the frames that are lost there.
     pub missing: Range<Seq>,
 }
 
@@ -148,16 +148,15 @@ impl fmt::Display for Damage {
     }
 }
 
-/// Whole chunks that are numbered like frames of newer segments. A chunk is refused when it cannot be written for certain,
-/// and may be there all the same; but what was accepted looks like that too where its file was away while its numbers were
-/// used again.
+/// Whole chunks with numbers that frames of newer segments have too. A chunk that was refused after an uncertain write may
+/// exist all the same; but an accepted chunk looks the same if its file was missing while its number was reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doubted {
-    /// Where the first one begins in the file.
+    /// The offset of the first one in the file.
     pub offset: u64,
-    /// Bytes down to the end of the last one.
+    /// The length up to the end of the last one, in bytes.
     pub bytes: u64,
-    /// How many.
+    /// The number of chunks.
     pub chunks: u64,
 }
 
@@ -171,45 +170,43 @@ impl fmt::Display for Doubted {
         write!(
             f,
             "{chunks} whole chunks in the {bytes} bytes at offset {offset} have numbers that a newer segment has too: they \
-             were refused when they were written, or their file was put back too late"
+             were refused when written, or their file was put back too late"
         )
     }
 }
 
-/// A segment that is not there and should be.
+/// A segment that should exist and does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// The number in its name.
     pub first: Seq,
-    /// What is known of it.
+    /// The known part of its contents.
     pub lost: Lost,
 }
 
-/// What a segment holds that is not there.
+/// The known contents of a missing segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// By the manifest.
+    /// Known from the manifest.
     Chunks {
-        /// How many were not finished when it was written.
+        /// The number of chunks that were unfinished when the manifest was written.
         unfinished: u64,
-        /// The segment was written to after that.
+        /// The segment was still being written then.
         perhaps_more: bool,
     },
-    /// The numbers of frames: its own, and those of others between the two that are there. By the segment behind it.
+    /// Known from the next segment: frame numbers, including those of other missing segments between the same two.
     Frames(Range<Seq>),
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not there: ", segment_name(self.first))?;
+        write!(f, "{} is missing: ", segment_name(self.first))?;
         match &self.lost {
             Lost::Frames(frames) => {
                 let (from, to) = (frames.start, frames.end - 1);
-                write!(f, "frames {from} to {to} are missing")
+                write!(f, "frames {from} to {to} are lost")
             }
-            Lost::Chunks { unfinished: 0, .. } => {
-                f.write_str("whether chunks in it are not delivered is not known")
-            }
+            Lost::Chunks { unfinished: 0, .. } => f.write_str("it may have undelivered chunks"),
             Lost::Chunks {
                 unfinished,
                 perhaps_more,
@@ -217,59 +214,59 @@ impl fmt::Display for Missing {
                 let more = if *perhaps_more { ", perhaps more" } else { "" };
                 write!(
                     f,
-                    "{unfinished} chunks in it{more} were not delivered when that was noted last"
+                    "{unfinished} chunks in it{more} were not delivered at the last count"
                 )
             }
         }
     }
 }
 
-/// One segment.
+/// A segment that was read. Sizes are in bytes.
 #[derive(Debug)]
 pub struct Segment {
     /// The number in its name.
     pub first: Seq,
-    /// The segment that was the newest when this one was begun, where its Begin frame says so.
+    /// The newest segment when this one began, if its Begin frame names it.
     previous: Option<Seq>,
-    /// The file's length.
+    /// The size of the file.
     pub bytes: u64,
-    /// Bytes of its Begin frame, if that can be read.
+    /// The length of the Begin frame, if that is readable.
     pub begin: Option<u64>,
-    /// Its chunks, by their numbers.
+    /// The chunks, by number.
     pub chunks: Vec<(Seq, Place)>,
-    /// How many notes it has.
+    /// The number of notes.
     pub notes: u64,
-    /// What cannot be read.
+    /// The unreadable ranges.
     pub damage: Vec<Damage>,
-    /// Bytes of frames that were never acknowledged, whose numbers a newer segment uses again.
+    /// The size of void frames: never acknowledged, with numbers that a newer segment reuses.
     pub void: u64,
-    /// Chunks among them that are nowhere else.
+    /// The chunks among the void frames that exist nowhere else.
     pub doubted: Option<Doubted>,
-    /// Whole chunks among them: their ids and where they are.
+    /// The whole chunks among the void frames: ids and byte ranges.
     renumbered: Vec<(ChunkId, Range<u64>)>,
-    /// Bytes behind the last whole frame, of a write that goes on or never ended. Only in the last segment, and in one that
-    /// was away when the next one was begun.
+    /// The number of bytes after the last whole frame, of a write in progress or cut short. Only in the last segment, and
+    /// in one that was missing when the next one began.
     pub torn: u64,
-    /// Bytes behind its last frame that are there to be written over: the file was another segment's before.
+    /// The number of bytes after the last frame that are left from another segment, to be overwritten.
     pub room: u64,
-    /// Its Begin frame says that the file was another segment's before.
+    /// The Begin frame marks the file as reused from another segment.
     reused: bool,
-    /// Greater than every number in it.
+    /// Greater than every frame number in the segment.
     pub next: Seq,
 }
 
 impl Segment {
-    /// Its file's name.
+    /// The name of its file.
     pub fn name(&self) -> String {
         segment_name(self.first)
     }
 
-    /// Whether any frame can be read.
+    /// Whether any frame is readable.
     pub(super) fn is_readable(&self) -> bool {
         self.begin.is_some() || self.notes > 0 || !self.chunks.is_empty()
     }
 
-    /// All of its bytes, where no frame can be read: that is no write that was never finished.
+    /// All bytes of the segment, if no frame is readable: then it is not just an unfinished write.
     pub fn unreadable(&self) -> Option<Damage> {
         (self.torn > 0 && !self.is_readable()).then(|| Damage {
             offset: 0,
@@ -278,65 +275,63 @@ impl Segment {
         })
     }
 
-    /// Whether it has a Begin frame and nothing else.
+    /// Whether the Begin frame is the only frame.
     pub(super) fn is_bare(&self) -> bool {
         self.begin == Some(self.bytes)
     }
 }
 
-/// A frame whose header is good.
+/// A frame with a valid header.
 #[derive(Clone, Copy)]
 struct Frame {
     offset: u64,
     head: Head,
 }
 
-/// What is in a spool's directory.
+/// The contents of a spool's directory. Files are listed with their sizes in bytes.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// The spool's own number, where any frame can be read.
+    /// The spool's id, if any frame or manifest is readable.
     pub spool: Option<u64>,
-    /// Oldest first.
+    /// The segments, oldest first.
     pub segments: Vec<Segment>,
-    /// Segments that are another spool's or another version's: their names, and what they are. They are
-    /// left alone.
+    /// Segments of another spool or version, with the reason. They are left alone.
     pub foreign: Vec<(String, String)>,
-    /// Segments of which nothing is to be delivered, and their lengths: they were finished and removed, and somebody put them
-    /// back; or the machine stopped when they were begun.
+    /// Segments that need no delivery: finished, removed and put back since, or begun when the machine stopped.
     pub returned: Vec<(String, u64)>,
-    /// Files of damaged bytes that were kept apart, and their lengths.
+    /// The files in the quarantine.
     pub quarantine: Vec<(String, u64)>,
-    /// Files of removed segments that wait to be written again, and their lengths.
+    /// The spares.
     pub spares: Vec<(String, u64)>,
-    /// What the notes amount to.
+    /// The result of all notes.
     pub(super) ledger: Ledger,
-    /// The ids of the last accepted chunks, oldest first.
+    /// The ids of the most recently accepted chunks, oldest first.
     pub(super) window: VecDeque<ChunkId>,
-    /// Empty files: creations that were cut short. They stand for nothing.
+    /// Empty segment files, left by interrupted creations.
     pub empty: Vec<String>,
-    /// Segments that were there when the directory was listed, and are gone since.
+    /// Segments that disappeared after the directory was listed.
     pub(super) vanished: Vec<Seq>,
-    /// Whether a run left its reserve there.
-    pub(super) reserve: bool,
-    /// What a run left in the file `suspects`, or why that cannot be read.
+    /// Whether a reserve exists.
+    pub(super) has_reserve: bool,
+    /// The contents of the file `suspects`, or why it cannot be read.
     suspects: Option<Result<Record, String>>,
-    /// What the manifest says, and which file it is in.
+    /// The current manifest, and the index of its file.
     pub(super) manifest: Option<(usize, Manifest)>,
-    /// The manifest is another spool's.
-    pub(super) others_manifest: bool,
-    /// No manifest or segment that is there has a later generation.
+    /// The only manifest belongs to another spool.
+    pub(super) foreign_manifest: bool,
+    /// The latest generation among the manifests and segments.
     pub(super) generation: u64,
-    /// Segments that the manifest lists and that are not there.
+    /// Segments that the manifest lists and that are missing.
     pub(super) absent: BTreeMap<Seq, Entry>,
 }
 
 impl Survey {
-    /// Whether a chunk needs nothing any more, by the notes.
+    /// Whether a chunk is finished, according to the notes.
     pub fn is_finished(&self, chunk: Seq) -> bool {
         self.ledger.settled(chunk) == Some(&Events::All)
     }
 
-    /// Which events of an unfinished chunk need nothing any more.
+    /// The settled events of an unfinished chunk.
     pub fn settled(&self, chunk: Seq) -> &[Range<u32>] {
         match self.ledger.settled(chunk) {
             Some(Events::Runs(runs)) => runs,
@@ -344,10 +339,10 @@ impl Survey {
         }
     }
 
-    /// Segments that somebody took away: by the manifest. Of those that it does not know, the ones between two that are
-    /// there; segments go oldest first, so there is none missing behind one that is there.
+    /// The missing segments: those that the manifest lists, and those older than the manifest that left a gap between two
+    /// existing ones. Segments are removed oldest first, so a gap is never legitimate.
     pub fn missing(&self) -> Vec<Missing> {
-        let is_said = |first: &Seq| {
+        let is_reported = |first: &Seq| {
             let name = segment_name(*first);
             self.vanished.contains(first)
                 || self.foreign.iter().any(|(foreign, _)| *foreign == name)
@@ -377,12 +372,12 @@ impl Survey {
         };
         let mut missing: Vec<Missing> = self.segments.windows(2).filter_map(between).collect();
         missing.extend(by_manifest);
-        missing.retain(|missing| !is_said(&missing.first));
+        missing.retain(|missing| !is_reported(&missing.first));
         missing.sort_unstable_by_key(|missing| missing.first);
         missing
     }
 
-    /// Whether the newest segment that was ever begun is not there: of the numbers that it used nothing is known.
+    /// Whether the newest segment ever begun is missing: the numbers that it used are then unknown.
     pub(super) fn newest_is_absent(&self) -> bool {
         let newest = self.segments.last().map(|segment| segment.first);
         self.manifest
@@ -390,8 +385,8 @@ impl Survey {
             .is_some_and(|(_, manifest)| newest.is_none_or(|newest| newest < manifest.newest()))
     }
 
-    /// How many of the segments, from the oldest on, nothing more is written to: a write that was never finished is not
-    /// what they may end in. The last one may, unless others were begun behind it that are away.
+    /// The number of segments, from the oldest on, that are complete. Only the last one may end in an unfinished write,
+    /// unless missing segments were begun after it.
     pub fn closed(&self) -> usize {
         match self.newest_is_absent() {
             true => self.segments.len(),
@@ -399,8 +394,7 @@ impl Survey {
         }
     }
 
-    /// The chunk that is being worked on, by a process that lives or by one that ended at it; and those at which one
-    /// ended before.
+    /// The chunk being worked on by the running or last process, and the chunks at which earlier processes ended.
     pub fn suspected(&self) -> (Option<Suspect>, &[Suspect]) {
         match &self.suspects {
             Some(Ok(record)) => (record.under_way(), record.suspects()),
@@ -416,13 +410,13 @@ impl Survey {
         }
     }
 
-    /// All chunks with their numbers, in order.
+    /// All chunks in order, with their numbers.
     pub fn chunks(&self) -> impl Iterator<Item = (Seq, Place)> + '_ {
         let segments = self.segments.iter();
         segments.flat_map(|segment| segment.chunks.iter().copied())
     }
 
-    /// Batches begun and not ended, of chunks that are not finished all.
+    /// Batches begun and not ended that contain an unfinished chunk.
     pub fn pending(&self) -> Vec<Pending> {
         let unfinished = self.chunks().map(|(chunk, _)| chunk);
         let unfinished: HashSet<Seq> = unfinished
@@ -432,21 +426,21 @@ impl Survey {
     }
 }
 
-/// Reads a directory. Segments that are removed meanwhile are passed over: they were done.
+/// Reads a directory. Segments that are removed meanwhile are skipped: they were finished.
 ///
-/// Fails only where the disk does.
+/// Fails only if the disk does.
 pub fn survey(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     survey_while(disk, check, &mut |_| {})
 }
 
-/// The same; `read` is told the bytes of each segment when it was read. See [`segment_bytes`].
+/// Like [`survey`]; calls `read` with the size of each segment that was read. See [`segment_bytes`].
 pub fn survey_while(
     disk: &dyn Disk,
     check: Check,
     read: &mut dyn FnMut(u64),
 ) -> io::Result<Survey> {
     let mut survey = Survey::default();
-    // Before the files are listed: what is begun meanwhile is not missed then.
+    // Before the files are listed, so that a segment begun meanwhile is not reported missing.
     let manifests = manifest::read(disk);
     let mut names = Vec::new();
     let mut has_suspects = false;
@@ -458,7 +452,7 @@ pub fn survey_while(
         } else if is_spare(&name) {
             survey.spares.push((name, bytes));
         } else if name == RESERVE {
-            survey.reserve = true;
+            survey.has_reserve = true;
         } else if name == SUSPECTS {
             has_suspects = true;
         }
@@ -468,7 +462,7 @@ pub fn survey_while(
     survey.empty = empty.map(|(first, _)| segment_name(first)).collect();
 
     let lengths: BTreeMap<Seq, u64> = names.iter().copied().collect();
-    // One file is open at a time, and read through one buffer: there may be more of them than a process may open.
+    // One file is open at a time: there may be more segments than descriptors.
     let mut buffer = Vec::new();
     let mut labels = Vec::new();
     for (first, _) in names {
@@ -478,16 +472,16 @@ pub fn survey_while(
         }
     }
     let manifests = manifests?;
-    survey.spool = match whose(disk, &labels, &mut buffer)? {
+    survey.spool = match find_spool_id(disk, &labels, &mut buffer)? {
         None => manifest::newest(&manifests, None).map(|(_, manifest)| manifest.spool),
         spool => spool,
     };
-    // Without a chunk nobody is suspected of anything.
+    // Without a readable segment or manifest there is no chunk to suspect.
     let spool = survey.spool.filter(|_| has_suspects);
     survey.suspects = spool.map(|spool| suspects::read(disk, spool));
     let mut own = Vec::new();
     for (first, label) in labels {
-        match stranger(disk, first, label, survey.spool, &mut buffer)? {
+        match foreign_reason(disk, first, label, survey.spool, &mut buffer)? {
             Some(what) => survey.foreign.push((segment_name(first), what)),
             None => own.push((first, label)),
         }
@@ -501,8 +495,8 @@ pub fn survey_while(
         .flatten()
         .map(|manifest| manifest.generation);
     survey.generation = begun_with.chain(written).max().unwrap_or(0);
-    survey.others_manifest = listed.is_none() && manifests.iter().any(Option::is_some);
-    let mut given_up = Vec::new();
+    survey.foreign_manifest = listed.is_none() && manifests.iter().any(Option::is_some);
+    let mut uncommitted = Vec::new();
     let listed = listed.filter(|(_, manifest)| {
         // A segment's Begin frame is on the medium before the segment is listed, and before anything in it is answered.
         let is_given_up = |(first, label): &mut (Seq, Label)| {
@@ -512,7 +506,7 @@ pub fn survey_while(
                     generation.is_some_and(|generation| generation <= manifest.generation)
                 })
         };
-        given_up = own
+        uncommitted = own
             .extract_if(.., is_given_up)
             .map(|(first, _)| first)
             .collect();
@@ -523,7 +517,7 @@ pub fn survey_while(
 
     for (first, _) in &own {
         let bound = bounds.of(*first);
-        // One that was away when the next was begun was the last one, and nobody has looked for what tore since.
+        // A segment that was missing when the next one began was the last one then, and was not repaired since.
         let may_be_torn = bound.is_none_or(|bound| !bound.is_next);
         let check_chunks = may_be_torn || check == Check::All;
         let Some(source) = Source::open(disk, *first, &mut buffer)? else {
@@ -533,19 +527,19 @@ pub fn survey_while(
         let segment = read_segment(source, bound, check_chunks, &mut survey)?;
         read(segment.bytes);
         let whole = segment.damage.is_empty() && segment.torn == 0 && segment.void == 0;
-        match whole || is_there(disk, *first)? {
+        match whole || exists(disk, *first)? {
             true => survey.segments.push(segment),
             false => survey.vanished.push(*first),
         }
     }
-    doubt(&mut survey);
+    find_doubted(&mut survey);
     if let Some((_, manifest)) = survey.manifest.clone() {
         let firsts = survey.segments.iter().map(|segment| segment.first);
         let oldest = firsts.filter(|first| !manifest.is_finished(*first)).min();
         let is_returned = |segment: &mut Segment| {
             let mut chunks = segment.chunks.iter();
-            // What was only not removed yet is older than all others, and known to be finished. A chunk that is in several
-            // objects is settled in parts, and no note says how many events it has.
+            // A finished segment that was only not removed yet is older than all others, and its notes exist. A chunk in
+            // several objects is settled in parts, and no note tells how many events it has.
             let is_left = oldest.is_some_and(|oldest| segment.first < oldest)
                 && chunks.all(|(chunk, _)| survey.ledger.settled(*chunk).is_some());
             manifest.is_finished(segment.first) && !is_left
@@ -559,27 +553,27 @@ pub fn survey_while(
         if !absent.is_empty()
             && let Some((_, now)) = manifest::newest(&manifest::read(disk)?, survey.spool)
         {
-            // What was finished meanwhile is not missing.
+            // A segment finished meanwhile is not missing.
             absent.retain(|first, _| now.segments.contains_key(first));
         }
         survey.absent = absent;
     }
-    for first in given_up {
+    for first in uncommitted {
         let bytes = lengths.get(&first).copied().unwrap_or(0);
         survey.returned.push((segment_name(first), bytes));
     }
     Ok(survey)
 }
 
-/// Bytes of all segments in a directory.
+/// The total size of all segments in a directory, in bytes.
 pub fn segment_bytes(disk: &dyn Disk) -> io::Result<u64> {
     let files = disk.list()?.into_iter();
     let segments = files.filter(|(name, _)| segment_first(name).is_some());
     Ok(segments.map(|(_, bytes)| bytes).sum())
 }
 
-/// Whether no segment was begun without a manifest, as by an earlier version, but for one at most: a segment is there before
-/// the manifest that lists it.
+/// Whether no segment was begun without a manifest, as earlier versions do. One may be newer than the manifest, since a
+/// segment is durable before the manifest that lists it.
 fn is_up_to_date(manifest: &Manifest, labels: &[(Seq, Label)]) -> bool {
     let newer = labels
         .iter()
@@ -591,8 +585,8 @@ fn is_up_to_date(manifest: &Manifest, labels: &[(Seq, Label)]) -> bool {
     label.is_some_and(|(begin, _)| begin.generation() == Some(manifest.generation + 1))
 }
 
-/// Finds the chunks that are nowhere but among void frames. A refused one is not in doubt where it was accepted later.
-fn doubt(survey: &mut Survey) {
+/// Finds the chunks that exist only among void frames. A refused chunk that was accepted later is not doubted.
+fn find_doubted(survey: &mut Survey) {
     if survey
         .segments
         .iter()
@@ -614,8 +608,8 @@ fn doubt(survey: &mut Survey) {
     }
 }
 
-/// Whether nobody has removed it: what is removed is emptied or written again while it is read.
-fn is_there(disk: &dyn Disk, segment: Seq) -> io::Result<bool> {
+/// Whether a segment still exists: a removed one is truncated or overwritten while it is read.
+fn exists(disk: &dyn Disk, segment: Seq) -> io::Result<bool> {
     match disk.id(&segment_name(segment)) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
@@ -623,11 +617,11 @@ fn is_there(disk: &dyn Disk, segment: Seq) -> io::Result<bool> {
     }
 }
 
-/// What a segment's first bytes say: the header of its Begin frame, and the format's version behind it.
+/// The start of a segment: the header of its Begin frame, and the format version.
 type Label = Option<(Head, u32)>;
 
-/// The number of the spool that the segments belong to: the newest one's word counts.
-fn whose(
+/// The id of the spool that the segments belong to, taken from the newest readable one.
+fn find_spool_id(
     disk: &dyn Disk,
     labels: &[(Seq, Label)],
     buffer: &mut Vec<u8>,
@@ -646,8 +640,8 @@ fn whose(
     Ok(None)
 }
 
-/// Why a segment is none of ours, if it is certainly none.
-fn stranger(
+/// Why a segment is foreign, if it certainly is.
+fn foreign_reason(
     disk: &dyn Disk,
     first: Seq,
     label: Label,
@@ -663,12 +657,12 @@ fn stranger(
     if version == VERSION {
         return Ok(None);
     }
-    // Unless it is damaged.
+    // The version counts only if the frame is undamaged.
     let Some(mut source) = Source::open(disk, first, buffer)? else {
         return Ok(None);
     };
     let payload = source.bytes(HEADER, head.payload())?;
-    Ok(match head.vouches_for(payload) {
+    Ok(match head.matches(payload) {
         true => Begin::decode(payload).err().map(|OtherVersion(version)| {
             format!("its format is version {version}, this program reads version {VERSION}")
         }),
@@ -676,41 +670,41 @@ fn stranger(
     })
 }
 
-/// Where the numbers of a segment end.
+/// The upper bound of a segment's frame numbers.
 #[derive(Clone, Copy)]
 struct Bound {
     /// The first number of the next segment.
     first: Seq,
-    /// That was begun right behind this one, for certain: all numbers in between were used.
+    /// The next segment certainly began right after this one: all numbers in between were used.
     is_next: bool,
 }
 
-/// Where the numbers of segments end. What voids frames is that the next segment was begun, wherever that is now; but one
-/// that somebody put back, and that is not listed, voids nothing of those that are: perhaps they were gone on with without it.
+/// The upper bounds of all segments' frame numbers. The next segment voids frames by having begun, even if it is missing
+/// now. But a returned segment that is not listed voids nothing in listed ones, which may have been continued without it.
 struct Bounds {
-    /// Those that are there, and what each says of the one before.
-    there: BTreeMap<Seq, Option<Head>>,
-    /// Those that are or should be there.
+    /// The existing segments, with the headers of their Begin frames.
+    present: BTreeMap<Seq, Option<Head>>,
+    /// The segments that exist or should exist.
     all: BTreeSet<Seq>,
-    /// The ones of them that the manifest lists or knows nothing of.
+    /// Those that the manifest lists or does not cover.
     counted: BTreeSet<Seq>,
 }
 
 impl Bounds {
     fn new(own: &[(Seq, Label)], manifest: Option<&Manifest>) -> Bounds {
-        let there = own
+        let present = own
             .iter()
             .map(|(first, label)| (*first, label.map(|(head, _)| head)));
-        let there: BTreeMap<_, _> = there.collect();
+        let present: BTreeMap<_, _> = present.collect();
         let listed = manifest
             .iter()
             .flat_map(|manifest| manifest.segments.keys());
-        let all: BTreeSet<Seq> = there.keys().chain(listed).copied().collect();
+        let all: BTreeSet<Seq> = present.keys().chain(listed).copied().collect();
         let is_counted =
             |first: &&Seq| manifest.is_none_or(|manifest| !manifest.is_finished(**first));
         Bounds {
             counted: all.iter().filter(is_counted).copied().collect(),
-            there,
+            present,
             all,
         }
     }
@@ -721,12 +715,12 @@ impl Bounds {
             false => &self.all,
         };
         let first = among.range(segment + 1..).next().copied()?;
-        let is_next = self.there.get(&first).is_some_and(|begin| {
-            let is_behind = |begin: &Head| {
+        let is_next = self.present.get(&first).is_some_and(|begin| {
+            let follows_directly = |begin: &Head| {
                 let previous = begin.previous();
-                !begin.is_apart() && previous.is_none_or(|previous| previous == segment)
+                !begin.follows_gap() && previous.is_none_or(|previous| previous == segment)
             };
-            begin.as_ref().is_none_or(is_behind)
+            begin.as_ref().is_none_or(follows_directly)
         });
         Some(Bound { first, is_next })
     }
@@ -763,13 +757,13 @@ fn read_segment(
         .map(|((_, offset), bytes)| offset..offset + bytes)
         .collect();
     let mut at = 0;
-    // Where the bytes begin that are no frame, if the last ones were none.
+    // The start of the unreadable range that ends at `at`, if there is one.
     let mut broken: Option<u64> = None;
     while at < source.len {
         let next = segment.next;
         let fits = |head: &Head| Some(head.spool) == spool && head.number >= next;
         let head = source.head(at)?.filter(|head| fits(head));
-        // What aligns the next frame may be missing behind the last one.
+        // The last frame's padding may be missing.
         let whole = head.filter(|head| at + HEADER + head.payload() <= source.len);
         let Some(head) = whole else {
             broken.get_or_insert(at);
@@ -778,44 +772,44 @@ fn read_segment(
             continue;
         };
         if let Some(bound) = bound.filter(|bound| head.number >= bound.first) {
-            // Nothing behind a void frame was acknowledged, unless its file was away meanwhile.
+            // Nothing after a void frame was acknowledged, unless the file was missing meanwhile.
             segment.renumbered = source.whole_chunks(at, fits)?;
             let end = broken.take().unwrap_or(at);
-            lay_to_rest(&mut segment, end..source.len, Some(bound.first));
+            record_unread(&mut segment, end..source.len, Some(bound.first));
             return Ok(segment);
         }
         let frame = Frame { offset: at, head };
         at = (at + head.length()).min(source.len);
-        // What an earlier run found damaged is not found anew when it is read.
+        // Verify what an earlier run quarantined, so that it is not found damaged again when it is read.
         let check = check_chunks || suspect.iter().any(|bytes| bytes.contains(&frame.offset));
-        if !take_frame(&mut source, frame, check, &mut segment, survey)? {
+        if !add_frame(&mut source, frame, check, &mut segment, survey)? {
             broken.get_or_insert(frame.offset);
             continue;
         }
         if let Some(start) = broken.take() {
-            lay_to_rest(&mut segment, start..frame.offset, Some(head.number));
+            record_unread(&mut segment, start..frame.offset, Some(head.number));
         }
         segment.next = head.number + 1;
     }
     if let Some(start) = broken {
-        // Older frames are passed over by their numbers.
+        // Older frames were skipped by their numbers.
         let bound = bound.filter(|bound| bound.is_next).map(|bound| bound.first);
         let all_read = bound.is_none_or(|bound| bound <= segment.next);
         if segment.reused && all_read && source.bytes(start, ALIGN)? == END {
             segment.room = source.len - start;
         } else {
-            lay_to_rest(&mut segment, start..source.len, bound);
+            record_unread(&mut segment, start..source.len, bound);
         }
     }
     Ok(segment)
 }
 
-/// Says what bytes are that no frame was read from. `until` is the number that comes behind them.
-fn lay_to_rest(segment: &mut Segment, range: Range<u64>, until: Option<Seq>) {
+/// Classifies a range of unread bytes as torn, void or damaged. `until` is the frame number that follows it.
+fn record_unread(segment: &mut Segment, range: Range<u64>, until: Option<Seq>) {
     let bytes = range.end - range.start;
     match until {
         None => segment.torn = bytes,
-        // No number is missing, and so no frame: they were given up in the run that wrote them.
+        // No number is missing, and so no frame: the run that wrote them abandoned them.
         Some(until) if until <= segment.next => segment.void += bytes,
         Some(until) => segment.damage.push(Damage {
             offset: range.start,
@@ -825,8 +819,8 @@ fn lay_to_rest(segment: &mut Segment, range: Range<u64>, until: Option<Seq>) {
     }
 }
 
-/// Takes note of a frame whose header is good. `false`: its payload is not.
-fn take_frame(
+/// Adds a frame with a valid header. Returns `false` if the payload is invalid.
+fn add_frame(
     source: &mut Source<'_>,
     frame: Frame,
     check: bool,
@@ -842,7 +836,7 @@ fn take_frame(
         return Ok(true);
     }
     let payload = source.bytes(offset + HEADER, head.payload())?;
-    if !head.vouches_for(payload) {
+    if !head.matches(payload) {
         return Ok(false);
     }
     match head.kind {
@@ -855,7 +849,7 @@ fn take_frame(
         Kind::Note => match note::decode(payload) {
             Some(note) => {
                 segment.notes += 1;
-                survey.ledger.take(note);
+                survey.ledger.apply(note);
             }
             None => return Ok(false),
         },
@@ -863,7 +857,7 @@ fn take_frame(
             Ok(begin) if offset == 0 => {
                 segment.begin = Some(head.length());
                 segment.previous = head.previous();
-                survey.ledger.batches_before(begin.next_batch);
+                survey.ledger.raise_next_batch(begin.next_batch);
                 survey.window = begin.window.into();
                 segment.reused = begin.reused;
             }
@@ -873,7 +867,7 @@ fn take_frame(
     Ok(true)
 }
 
-/// A segment's file, read through a buffer that others are read through as well.
+/// A segment's file, read through a shared buffer.
 struct Source<'b> {
     first: Seq,
     name: String,
@@ -884,7 +878,7 @@ struct Source<'b> {
 }
 
 impl<'b> Source<'b> {
-    /// `None`: it is gone, and so it was done.
+    /// Opens a segment's file. `None`: it was removed, so it was finished.
     fn open(
         disk: &dyn Disk,
         first: Seq,
@@ -894,9 +888,9 @@ impl<'b> Source<'b> {
         let file = match disk.open(&name) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(unread(&name, 0, &error)),
+            Err(error) => return Err(read_error(&name, 0, &error)),
         };
-        let len = file.len().map_err(|error| unread(&name, 0, &error))?;
+        let len = file.len().map_err(|error| read_error(&name, 0, &error))?;
         buffer.clear();
         Ok(Some(Source {
             first,
@@ -908,35 +902,35 @@ impl<'b> Source<'b> {
         }))
     }
 
-    /// So many bytes at `offset`, or what there is of them.
+    /// Up to `wanted` bytes at `offset`, fewer at the end of the file.
     fn bytes(&mut self, offset: u64, wanted: u64) -> io::Result<&[u8]> {
-        let there = self.len.saturating_sub(offset).min(wanted) as usize;
-        let held =
-            offset >= self.start && offset + there as u64 <= self.start + self.buffer.len() as u64;
-        if !held {
+        let available = self.len.saturating_sub(offset).min(wanted) as usize;
+        let buffered = offset >= self.start
+            && offset + available as u64 <= self.start + self.buffer.len() as u64;
+        if !buffered {
             let ahead = self.len.saturating_sub(offset).min(BLOCK as u64) as usize;
-            let wanted = there.max(ahead);
+            let wanted = available.max(ahead);
             self.buffer.clear();
             self.start = offset;
             self.read_at(offset, wanted)?;
             if self.buffer.len() < wanted {
-                // It is shorter by now.
+                // The file has shrunk meanwhile.
                 self.len = offset + self.buffer.len() as u64;
             }
         }
         let from = (offset - self.start) as usize;
-        let to = (from + there).min(self.buffer.len());
+        let to = (from + available).min(self.buffer.len());
         Ok(&self.buffer[from.min(to)..to])
     }
 
-    /// Fills the buffer, which is empty.
+    /// Fills the empty buffer.
     fn read_at(&mut self, offset: u64, wanted: usize) -> io::Result<()> {
         let read = self.file.read_at(self.buffer, wanted, offset);
         let read = read.inspect_err(|_| self.buffer.clear());
-        read.map_err(|error| unread(&self.name, offset, &error))
+        read.map_err(|error| read_error(&self.name, offset, &error))
     }
 
-    /// Reads no more than it needs: there may be thousands of segments.
+    /// Reads the label only: there may be thousands of segments.
     fn label(&mut self) -> io::Result<Label> {
         let version = HEADER as usize + size_of::<u32>();
         self.read_at(0, version)?;
@@ -949,7 +943,7 @@ impl<'b> Source<'b> {
         Ok(Head::decode(self.bytes(offset, HEADER)?))
     }
 
-    /// Ids and places of the chunks from `offset` on that are whole, and whose header is `wanted`.
+    /// The ids and byte ranges of whole chunks from `offset` on with a `wanted` header.
     fn whole_chunks(
         &mut self,
         offset: u64,
@@ -958,7 +952,7 @@ impl<'b> Source<'b> {
         let mut chunks = Vec::new();
         let mut next = offset;
         while let Some((at, head)) = self.search(next, &wanted)? {
-            let is_whole = head.vouches_for(self.bytes(at + HEADER, head.payload())?);
+            let is_whole = head.matches(self.bytes(at + HEADER, head.payload())?);
             if is_whole && head.kind == Kind::Chunk {
                 chunks.push((head.id, at..at + HEADER + head.payload()));
             }
@@ -967,7 +961,7 @@ impl<'b> Source<'b> {
         Ok(chunks)
     }
 
-    /// The next place from `offset` on where a header stands that is `wanted`.
+    /// The next `wanted` header from `offset` on, with its offset.
     fn search(
         &mut self,
         offset: u64,
@@ -984,19 +978,19 @@ impl<'b> Source<'b> {
     }
 }
 
-fn unread(name: &str, offset: u64, error: &io::Error) -> io::Error {
+fn read_error(name: &str, offset: u64, error: &io::Error) -> io::Error {
     if says_remedy(error) {
-        return remedied(error.kind(), format!("{name} cannot be opened: {error}"));
+        return with_remedy(error.kind(), format!("{name} cannot be opened: {error}"));
     }
     let remedy = remedy_of_reading(
         error,
         "moving the file out of the spool's folder lets the rest be delivered: what was accepted in that file is then not \
          delivered",
     );
-    remedied(
+    with_remedy(
         error.kind(),
         format!(
-            "{name} cannot be read at offset {offset}: {error}; it holds what was accepted, and the spool is not started \
+            "{name} cannot be read at offset {offset}: {error}; it holds accepted chunks, so the spool does not start \
              without it. {remedy}"
         ),
     )
@@ -1008,7 +1002,7 @@ mod tests {
 
     #[test]
     fn only_a_disk_that_fails_is_a_reason_to_leave_what_was_accepted_behind() {
-        let said = |code| unread("1.seg", 64, &io::Error::from_raw_os_error(code)).to_string();
+        let said = |code| read_error("1.seg", 64, &io::Error::from_raw_os_error(code)).to_string();
         for code in [libc::EIO, libc::EBADMSG, libc::EUCLEAN, libc::EREMOTEIO] {
             let words = said(code);
             assert!(words.contains("moving the file out"), "{words}");

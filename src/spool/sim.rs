@@ -1,9 +1,8 @@
-//! A disk that fails, tears and forgets, for the tests.
+//! A simulated disk that fails, tears and loses data, for tests.
 //!
-//! Each file has what programs see and what is on the medium; each page of a file that was not synced
-//! survives a crash or not, each on its own, and so do lengths and directory entries. After an fsync that
-//! failed, some of the dirty pages count as clean though the medium never got them: no later fsync saves
-//! them.
+//! Each file has cached contents, which programs see, and contents on the medium. In a crash every unsynced page, length and
+//! directory entry survives or is lost independently. After a failed fsync some dirty pages count as clean although they
+//! never reached the medium: no later fsync writes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, IoSlice};
@@ -13,17 +12,17 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::disk::{Disk, File, FileId, Held};
+use super::disk::{Disk, File, FileId, LockState};
 use super::frame::{RESERVE, segment_first};
 use super::manifest;
 
-/// Small, so that small tests have many.
+/// The page size in bytes. Small, so that small files have several pages.
 const PAGE: usize = 64;
 
-/// How long a test waits for what must happen.
+/// How long a test waits for an event that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a call is, for faults and for the log.
+/// The kind of a call, for faults and the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     List,
@@ -39,50 +38,50 @@ pub(super) enum Call {
     Sync,
     Id,
     Check,
-    Hold,
+    EnsureLocked,
 }
 
-/// What is wrong with the disk just now.
+/// The current faults of the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Faults {
-    /// Appends fail with ENOSPC when all files would be larger than this; what fits is written.
+    /// Writes fail with ENOSPC if all files together would exceed this size; the part that fits is written.
     pub(super) capacity: Option<u64>,
-    /// Calls that always fail. An append that fails has written a part.
+    /// Calls that always fail. A failed write has written a part.
     pub(super) broken: Vec<Call>,
-    /// Every so-manieth call fails, at random, whatever it is. 0: none.
+    /// On average one call in this many fails, of any kind. 0: none.
     pub(super) one_in: u32,
-    /// At this call (counted from the boot) or behind it the machine goes down.
+    /// The machine goes down at the first call that has at least this number, counted from the boot.
     pub(super) down_at: Option<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Inode {
-    seen: Vec<u8>,
+    cached: Vec<u8>,
     medium: Vec<u8>,
-    /// Pages that no fsync writes any more.
+    /// Dirty pages that count as clean: no fsync writes them.
     lost: BTreeSet<usize>,
 }
 
 impl Inode {
     fn pages(&self) -> usize {
-        self.seen.len().max(self.medium.len()).div_ceil(PAGE)
+        self.cached.len().max(self.medium.len()).div_ceil(PAGE)
     }
 
-    fn touch(&mut self, from: usize, to: usize) {
+    fn mark_dirty(&mut self, from: usize, to: usize) {
         self.lost
             .retain(|page| (page + 1) * PAGE <= from || page * PAGE >= to);
     }
 
-    /// Puts pages that are `chosen` onto the medium, and gives it a length.
+    /// Writes the `chosen` pages to the medium, and sets its length.
     fn write_back(&mut self, len: usize, mut chosen: impl FnMut(usize) -> bool) {
         let pages = self.pages();
         let mut medium = std::mem::take(&mut self.medium);
         medium.resize(medium.len().max(len), 0);
         for page in (0..pages).filter(|page| chosen(*page)) {
-            let to = ((page + 1) * PAGE).min(self.seen.len());
+            let to = ((page + 1) * PAGE).min(self.cached.len());
             for at in (page * PAGE).min(to)..to {
                 if at < medium.len() {
-                    medium[at] = self.seen[at];
+                    medium[at] = self.cached[at];
                 }
             }
         }
@@ -113,33 +112,34 @@ struct State {
     inodes: Vec<Inode>,
     names: BTreeMap<String, usize>,
     medium: BTreeMap<String, usize>,
-    /// Since the directory was synced.
+    /// The directory changes since its last sync.
     entries: Vec<Entry>,
     faults: Faults,
     faulted: bool,
-    spared: bool,
+    faults_suspended: bool,
     calls: u64,
     log: Vec<(Call, String)>,
-    dice: StdRng,
+    rng: StdRng,
     held: bool,
     waiting: usize,
-    /// The directory's path leads elsewhere.
+    /// The directory's path refers elsewhere.
     away: bool,
-    /// The directory was deleted: nothing can be made in it.
+    /// The directory was deleted: nothing can be created in it.
     deleted: bool,
     lock: Lock,
 }
 
-/// Whose the directory's lock is.
+/// The state of the directory's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lock {
     Ours,
-    /// Nobody's: its file was removed.
+    /// The lock file was removed.
     Removed,
+    /// Another process holds it.
     Another,
 }
 
-/// The disk. Clones are the same disk.
+/// The disk. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Sim(Arc<(Mutex<State>, Condvar)>);
 
@@ -154,10 +154,10 @@ impl Sim {
             entries: Vec::new(),
             faults: Faults::default(),
             faulted: false,
-            spared: false,
+            faults_suspended: false,
             calls: 0,
             log: Vec::new(),
-            dice: StdRng::seed_from_u64(seed),
+            rng: StdRng::seed_from_u64(seed),
             held: false,
             waiting: 0,
             away: false,
@@ -171,7 +171,7 @@ impl Sim {
         self.0.0.lock().unwrap()
     }
 
-    /// The disk as one process sees it: of no use any more after a crash.
+    /// The disk as seen by one process. Unusable after a crash.
     pub(super) fn mount(&self) -> Arc<dyn Disk> {
         let boot = self.state().boot;
         Arc::new(Mount {
@@ -180,79 +180,78 @@ impl Sim {
         })
     }
 
-    /// From now on this is wrong.
+    /// Sets the current faults.
     pub(super) fn fault(&self, faults: Faults) {
         self.state().faults = faults;
     }
 
-    /// What is wrong.
+    /// The current faults.
     pub(super) fn faults(&self) -> Faults {
         self.state().faults.clone()
     }
 
-    /// Whether a call failed since the boot, by a fault.
+    /// Whether a fault made a call fail since the boot.
     pub(super) fn has_faulted(&self) -> bool {
         let state = self.state();
         state.faulted || state.down
     }
 
-    /// Does something that no fault befalls, and that counts for none.
-    pub(super) fn spared<T>(&self, something: impl FnOnce() -> T) -> T {
-        self.state().spared = true;
-        let done = something();
-        self.state().spared = false;
-        done
+    /// Runs `action` without faults; its calls are not counted.
+    pub(super) fn without_faults<T>(&self, action: impl FnOnce() -> T) -> T {
+        self.state().faults_suspended = true;
+        let result = action();
+        self.state().faults_suspended = false;
+        result
     }
 
     pub(super) fn is_down(&self) -> bool {
         self.state().down
     }
 
-    /// The calls since this was asked last, with the files' names.
+    /// The calls since the last time, with file names.
     pub(super) fn take_log(&self) -> Vec<(Call, String)> {
         std::mem::take(&mut self.state().log)
     }
 
-    /// Lets no fsync end (`true`), or all.
+    /// Blocks all fsyncs (`true`) or releases them.
     pub(super) fn hold_syncs(&self, held: bool) {
         self.state().held = held;
         self.0.1.notify_all();
     }
 
-    /// Waits until an fsync is held.
+    /// Waits until an fsync is blocked.
     pub(super) fn wait_for_a_held_sync(&self) {
         let state = self.state();
-        let nobody = |state: &mut State| state.waiting == 0;
-        let waited = self.0.1.wait_timeout_while(state, PATIENCE, nobody);
+        let none = |state: &mut State| state.waiting == 0;
+        let waited = self.0.1.wait_timeout_while(state, PATIENCE, none);
         let (_state, waited) = waited.unwrap();
-        assert!(!waited.timed_out(), "nobody syncs");
+        assert!(!waited.timed_out(), "no sync began");
     }
 
-    /// The power goes: of what was not synced, anything may be lost. The machine comes up again without
-    /// faults.
+    /// Cuts the power: any unsynced data may be lost. The machine restarts without faults.
     pub(super) fn crash(&self) {
         let mut state = self.state();
         let state = &mut *state;
         let mut names = state.medium.clone();
         for entry in std::mem::take(&mut state.entries) {
-            if state.dice.random() {
+            if state.rng.random() {
                 entry.apply(&mut names);
             }
         }
         for inode in &mut state.inodes {
-            let (a, b) = (inode.medium.len(), inode.seen.len());
-            let len = match state.dice.random_range(0..3) {
+            let (a, b) = (inode.medium.len(), inode.cached.len());
+            let len = match state.rng.random_range(0..3) {
                 0 => a,
                 1 => b,
-                _ => state.dice.random_range(a.min(b)..=a.max(b)),
+                _ => state.rng.random_range(a.min(b)..=a.max(b)),
             };
-            let odds = state.dice.random_range(0..=4);
+            let odds = state.rng.random_range(0..=4);
             let lost = inode.lost.clone();
-            let dice = &mut state.dice;
+            let rng = &mut state.rng;
             inode.write_back(len, |page| {
-                !lost.contains(&page) && dice.random_range(0..4) < odds
+                !lost.contains(&page) && rng.random_range(0..4) < odds
             });
-            inode.seen = inode.medium.clone();
+            inode.cached = inode.medium.clone();
             inode.lost.clear();
         }
         state.medium = names.clone();
@@ -260,25 +259,24 @@ impl Sim {
         state.reboot();
     }
 
-    /// The process dies and the machine lives: all that was written is there. Pages that an fsync failed
-    /// for are gone from memory.
+    /// Kills the process, not the machine: everything written survives, except pages for which an fsync failed.
     pub(super) fn kill(&self) {
         let mut state = self.state();
         for inode in &mut state.inodes {
             for page in std::mem::take(&mut inode.lost) {
-                let to = ((page + 1) * PAGE).min(inode.seen.len());
+                let to = ((page + 1) * PAGE).min(inode.cached.len());
                 for at in (page * PAGE).min(to)..to {
-                    inode.seen[at] = inode.medium.get(at).copied().unwrap_or(0);
+                    inode.cached[at] = inode.medium.get(at).copied().unwrap_or(0);
                 }
             }
         }
         state.reboot();
     }
 
-    /// The spool's files and their lengths.
+    /// All files except the reserve and the manifests, with their lengths.
     pub(super) fn files(&self) -> Vec<(String, u64)> {
         let state = self.state();
-        let len = |inode: &usize| state.inodes[*inode].seen.len() as u64;
+        let len = |inode: &usize| state.inodes[*inode].cached.len() as u64;
         let names = state.names.iter();
         names
             .filter(|(name, _)| *name != RESERVE && !manifest::NAMES.contains(&&name[..]))
@@ -286,18 +284,18 @@ impl Sim {
             .collect()
     }
 
-    /// The files that are not among those, and their lengths.
-    pub(super) fn others(&self) -> Vec<(String, u64)> {
+    /// The reserve and the manifests, with their lengths.
+    pub(super) fn side_files(&self) -> Vec<(String, u64)> {
         let state = self.state();
         let others = manifest::NAMES.into_iter().chain([RESERVE]);
         let found = others.filter_map(|name| Some((name, *state.names.get(name)?)));
-        let len = |inode: usize| state.inodes[inode].seen.len() as u64;
+        let len = |inode: usize| state.inodes[inode].cached.len() as u64;
         found
             .map(|(name, inode)| (name.to_owned(), len(inode)))
             .collect()
     }
 
-    /// Bytes of all segments and quarantined files.
+    /// The total size of all segments and quarantined files.
     pub(super) fn bytes(&self) -> u64 {
         let files = self.files().into_iter();
         files
@@ -306,18 +304,18 @@ impl Sim {
             .sum()
     }
 
-    /// A file's bytes.
+    /// The contents of a file.
     pub(super) fn contents(&self, name: &str) -> Vec<u8> {
         let state = self.state();
-        state.inodes[state.names[name]].seen.clone()
+        state.inodes[state.names[name]].cached.clone()
     }
 
-    /// Puts a file there, durably.
+    /// Creates or replaces a file, durably.
     pub(super) fn put(&self, name: &str, bytes: Vec<u8>) {
         let mut state = self.state();
         let inode = state.inodes.len();
         state.inodes.push(Inode {
-            seen: bytes.clone(),
+            cached: bytes.clone(),
             medium: bytes,
             lost: BTreeSet::new(),
         });
@@ -325,14 +323,14 @@ impl Sim {
         state.medium.insert(name.to_owned(), inode);
     }
 
-    /// Takes a file away, durably.
+    /// Removes a file, durably.
     pub(super) fn take(&self, name: &str) {
         let mut state = self.state();
         state.names.remove(name);
         state.medium.remove(name);
     }
 
-    /// Takes a file's name away, durably; who has it open still has it. Gives the file, to be put back.
+    /// Removes a file's name, durably; open handles stay valid. Returns the file, for [`Sim::put_back`].
     pub(super) fn hide(&self, name: &str) -> Option<usize> {
         let mut state = self.state();
         state.medium.remove(name);
@@ -342,30 +340,30 @@ impl Sim {
         state.names.remove(name)
     }
 
-    /// Whether a file has this name, durably.
+    /// Whether a file durably has this name.
     pub(super) fn has(&self, name: &str) -> bool {
         let state = self.state();
         let named = state.names.get(name);
         named.is_some() && named == state.medium.get(name)
     }
 
-    /// Turns a bit over in a file.
-    pub(super) fn rot(&self, name: &str, at: usize) {
+    /// Flips a bit in a file.
+    pub(super) fn flip_bit(&self, name: &str, at: usize) {
         let mut state = self.state();
         let inode = state.names[name];
         let inode = &mut state.inodes[inode];
-        inode.seen[at] ^= 1;
+        inode.cached[at] ^= 1;
         if let Some(byte) = inode.medium.get_mut(at) {
             *byte ^= 1;
         }
     }
 
-    /// How many calls there were since the boot.
+    /// The number of calls since the boot.
     pub(super) fn calls(&self) -> u64 {
         self.state().calls
     }
 
-    /// Gives a file a name, durably, whichever file has it.
+    /// Gives a file a name, durably, replacing any other file.
     pub(super) fn put_back(&self, name: &str, file: usize) {
         let mut state = self.state();
         state.forget_entries(name);
@@ -373,12 +371,12 @@ impl Sim {
         state.medium.insert(name.to_owned(), file);
     }
 
-    /// The directory is not where its path leads (`true`), or is there again.
+    /// Moves the directory away from its path (`true`), or back.
     pub(super) fn move_away(&self, away: bool) {
         self.state().away = away;
     }
 
-    /// Deletes the directory and all in it, durably.
+    /// Deletes the directory with its contents, durably.
     pub(super) fn delete(&self) {
         let mut state = self.state();
         state.names.clear();
@@ -387,14 +385,14 @@ impl Sim {
         state.deleted = true;
     }
 
-    /// Gives the directory's lock to somebody.
+    /// Sets the state of the directory's lock.
     pub(super) fn lock(&self, lock: Lock) {
         self.state().lock = lock;
     }
 }
 
 impl State {
-    /// What becomes of a name is durable now.
+    /// Drops the pending directory changes of a name.
     fn forget_entries(&mut self, name: &str) {
         let of = |entry: &Entry| match entry {
             Entry::Made(of, _) | Entry::Removed(of) => of == name,
@@ -414,12 +412,12 @@ impl State {
         self.lock = Lock::Ours;
     }
 
-    /// Whether a call of this boot fails, and how.
+    /// Counts and logs a call, and fails it if a fault applies.
     fn enter(&mut self, boot: u64, call: Call, name: &str) -> io::Result<()> {
         if boot != self.boot || self.down {
             return Err(io::Error::other("the machine is down"));
         }
-        if self.spared {
+        if self.faults_suspended {
             return Ok(());
         }
         self.log.push((call, name.to_owned()));
@@ -428,7 +426,7 @@ impl State {
             return Err(io::Error::other("the machine goes down"));
         }
         self.calls += 1;
-        let unlucky = self.faults.one_in > 0 && self.dice.random_ratio(1, self.faults.one_in);
+        let unlucky = self.faults.one_in > 0 && self.rng.random_ratio(1, self.faults.one_in);
         if unlucky || self.faults.broken.contains(&call) {
             self.faulted = true;
             return Err(match call {
@@ -439,7 +437,7 @@ impl State {
         Ok(())
     }
 
-    /// Some of a file's dirty pages count as clean from now on.
+    /// Marks some of a file's dirty pages as clean.
     fn lose_dirty_pages(&mut self, inode: usize) {
         let inode = &mut self.inodes[inode];
         for page in 0..inode.pages() {
@@ -447,7 +445,7 @@ impl State {
                 let to = ((page + 1) * PAGE).min(bytes.len());
                 bytes[(page * PAGE).min(to)..to].to_vec()
             };
-            if of(&inode.seen) != of(&inode.medium) && self.dice.random() {
+            if of(&inode.cached) != of(&inode.medium) && self.rng.random() {
                 inode.lost.insert(page);
             }
         }
@@ -456,7 +454,7 @@ impl State {
     fn used(&self) -> u64 {
         let inodes = self.names.values();
         inodes
-            .map(|inode| self.inodes[*inode].seen.len() as u64)
+            .map(|inode| self.inodes[*inode].cached.len() as u64)
             .sum()
     }
 }
@@ -517,7 +515,7 @@ impl Disk for Mount {
         Ok(())
     }
 
-    /// After a crash it has both names, either or none: worse than file systems with a journal.
+    /// After a crash the file has both names, either or none, which is worse than on a journaling file system.
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.enter(Call::Rename, from)?;
         let inode = state.names.remove(from).ok_or(ErrorKind::NotFound)?;
@@ -551,15 +549,15 @@ impl Disk for Mount {
         }
     }
 
-    fn hold(&self) -> io::Result<Held> {
-        let mut state = self.enter(Call::Hold, "")?;
+    fn ensure_locked(&self) -> io::Result<LockState> {
+        let mut state = self.enter(Call::EnsureLocked, "")?;
         let lock = std::mem::replace(&mut state.lock, Lock::Ours);
         if std::mem::take(&mut state.deleted) {
-            return Ok(Held::Anew);
+            return Ok(LockState::DirRecreated);
         }
         match lock {
-            Lock::Ours => Ok(Held::Still),
-            Lock::Removed => Ok(Held::Again),
+            Lock::Ours => Ok(LockState::Held),
+            Lock::Removed => Ok(LockState::FileRecreated),
             Lock::Another => {
                 state.lock = Lock::Another;
                 Err(ErrorKind::WouldBlock.into())
@@ -582,10 +580,10 @@ struct Handle {
     inode: usize,
 }
 
-/// A call that was begun.
+/// A call in progress.
 struct Begun<'s> {
     state: MutexGuard<'s, State>,
-    /// Whether it changes anything at all: it does not when the machine is down, or the process gone.
+    /// Whether the call may have any effect: not if the machine is down or the process has ended.
     alive: bool,
     outcome: io::Result<()>,
 }
@@ -615,7 +613,7 @@ impl File for Handle {
 
     fn len(&self) -> io::Result<u64> {
         let state = self.enter(Call::Len)?;
-        Ok(state.inodes[self.inode].seen.len() as u64)
+        Ok(state.inodes[self.inode].cached.len() as u64)
     }
 
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
@@ -630,10 +628,10 @@ impl File for Handle {
         }
         let mut written = bytes.len();
         if outcome.is_err() {
-            written = state.dice.random_range(0..=bytes.len());
+            written = state.rng.random_range(0..=bytes.len());
         } else if let Some(capacity) = state.faults.capacity {
             let over = state.inodes[self.inode]
-                .seen
+                .cached
                 .len()
                 .saturating_sub(offset as usize);
             let left = over + capacity.saturating_sub(state.used()) as usize;
@@ -645,27 +643,27 @@ impl File for Handle {
         }
         let inode = &mut state.inodes[self.inode];
         let (from, to) = (offset as usize, offset as usize + written);
-        inode.seen.resize(inode.seen.len().max(to), 0);
-        inode.seen[from..to].copy_from_slice(&bytes[..written]);
-        inode.touch(from, to);
+        inode.cached.resize(inode.cached.len().max(to), 0);
+        inode.cached[from..to].copy_from_slice(&bytes[..written]);
+        inode.mark_dirty(from, to);
         outcome
     }
 
     fn read_at(&self, into: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()> {
         let state = self.enter(Call::Read)?;
-        let seen = &state.inodes[self.inode].seen;
-        let from = (offset as usize).min(seen.len());
-        let read = len.min(seen.len() - from);
-        into.extend_from_slice(&seen[from..from + read]);
+        let cached = &state.inodes[self.inode].cached;
+        let from = (offset as usize).min(cached.len());
+        let read = len.min(cached.len() - from);
+        into.extend_from_slice(&cached[from..from + read]);
         Ok(())
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         let mut state = self.enter(Call::Truncate)?;
         let inode = &mut state.inodes[self.inode];
-        let (from, to) = (inode.seen.len().min(len as usize), inode.seen.len());
-        inode.seen.resize(len as usize, 0);
-        inode.touch(from, to);
+        let (from, to) = (inode.cached.len().min(len as usize), inode.cached.len());
+        inode.cached.resize(len as usize, 0);
+        inode.mark_dirty(from, to);
         Ok(())
     }
 
@@ -689,7 +687,7 @@ impl File for Handle {
         }
         let inode = &mut state.inodes[self.inode];
         let lost = inode.lost.clone();
-        inode.write_back(inode.seen.len(), |page| !lost.contains(&page));
+        inode.write_back(inode.cached.len(), |page| !lost.contains(&page));
         Ok(())
     }
 }

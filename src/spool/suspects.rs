@@ -1,36 +1,36 @@
-//! Which chunk is being worked on, in a file that outlives the process.
+//! The record of the chunk being worked on, in a file that outlives the process.
 //!
-//! A chunk whose encoding ends the process, for want of memory or by an abort, would end every start, and hold back all
-//! chunks behind it for ever. So whoever is about to work on a chunk's bytes has its number written into the file
-//! `suspects` before, and taken out behind. The next run reads there what the last one died of, if it died of a chunk:
+//! A chunk whose encoding ends the process, out of memory or by an abort, would end every later run too, and hold back all
+//! younger chunks for ever. So a chunk's number is written into the file `suspects` before its bytes are worked on, and
+//! removed afterwards. If the process ends in between, the next run knows at which chunk:
 //!
-//! - A chunk at which a process ended is a *suspect*. The others go first; when the process has lived for some seconds, it
-//!   is worked on alone. What a chance kill leaves behind is acquitted by that, when the same work is done.
-//! - A suspect at which the process ends once more, while it was alone, is *condemned*: it is not read again but set aside.
+//! - A chunk at which a process ended is a *suspect*. Other chunks go first; once the process has run for some seconds, the
+//!   suspect is worked on alone. If the same work succeeds, it is acquitted: the first end was a coincidence.
+//! - A suspect at which the process ends again, while it was alone, is *condemned*: it is not read again but set aside.
 //!
-//! The file is not synced. It is about the end of a process, which the page cache outlives; what a power cut makes of it is
-//! harmless. Nothing depends on it: where it cannot be read, a chunk needs two more ends of a process to be found
-//! out; where it cannot be written, none is. Versions that do not know the file leave it alone.
+//! The file is not synced: it is about the end of a process, which the page cache survives, and damage by a power cut is
+//! harmless. Nothing depends on it: if it cannot be read, a bad chunk has to end the process twice more to be found; if it
+//! cannot be written, none is found. Versions that do not know the file leave it alone.
 //!
 //! # Format
 //!
-//! 512 bytes, which one write puts there:
+//! 512 bytes, written at once:
 //!
 //! ```text
 //!  0  magic     f5 'S' 'u' 0a
 //!  4  checksum  CRC-32 of bytes 8 to 511
 //!  8  version   1
 //! 12  zero
-//! 16  spool     the spool's own random number, 64 bits
+//! 16  spool     random id of the spool, 64 bits
 //! 24  zero
-//! 32  15 entries of 32 bytes: the chunk that is being worked on, then suspects
-//!       0  chunk  its number, 64 bits
+//! 32  15 entries of 32 bytes: the chunk being worked on, then suspects
+//!       0  chunk  number, 64 bits
 //!       8  work   0 no entry, 1 deliver, 2 rebuild, 3 letters
-//!      12  ends   of processes at this work: of a suspect, how many there were; else what it counted as when it began
-//!      16  id     the chunk's, 16 bytes
+//!      12  ends   of processes at this work; for the chunk being worked on: the count when the work began
+//!      16  id     of the chunk, 16 bytes
 //! ```
 //!
-//! All numbers are little-endian; where nothing is said they have 32 bits.
+//! Numbers are little-endian and have 32 bits unless stated otherwise.
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -40,56 +40,56 @@ use super::disk::{Disk, File};
 use super::frame::{Fields, SUSPECTS, crc};
 use crate::ids::ChunkId;
 
-/// Bytes of the file.
+/// The size of the file, in bytes.
 const BYTES: usize = 512;
 const MAGIC: [u8; 4] = [0xf5, b'S', b'u', 0x0a];
 const VERSION: u32 = 1;
-/// Bytes before the entries.
+/// The length of the header, in bytes.
 const HEADER: usize = 32;
-/// Bytes of an entry.
+/// The length of an entry, in bytes.
 const ENTRY: usize = 32;
-/// Suspects that are remembered: what there is room for. Each end of a process makes one at most.
-const MOST: usize = (BYTES - HEADER) / ENTRY - 1;
-/// So many ends of a process condemn a chunk.
+/// The maximum number of suspects, given by the size of the file. Each end of a process adds at most one.
+const MAX_SUSPECTS: usize = (BYTES - HEADER) / ENTRY - 1;
+/// The number of ends of a process that condemn a chunk.
 const FATAL: u32 = 2;
 
-/// What is done with a chunk's bytes. What ends the process at one kind of work may pass another, so that acquits of
-/// its own kind only.
+/// A kind of work on a chunk's bytes. One kind may end the process where another does not, so success acquits a chunk only
+/// of its own kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Read and encode it, to be sent.
+    /// Reading and encoding, to be sent.
     Deliver,
-    /// Encode it again for an object that had begun before a restart.
+    /// Encoding again, for an object begun before a restart.
     Rebuild,
-    /// Encode it again for dead letters that had to wait.
+    /// Encoding again, for dead letters that had to wait.
     Letters,
 }
 
 /// A chunk at which a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspect {
-    /// Its number.
+    /// The chunk's number.
     pub chunk: Seq,
-    /// What was done with it.
+    /// The work during which the process ended.
     pub work: Work,
-    /// How often a process ended meanwhile: each time but the first, it was alone.
+    /// The number of times a process ended at it. Except for the first time it was alone.
     pub ends: u32,
     pub(super) id: ChunkId,
 }
 
 impl Suspect {
-    /// Whether it is to be set aside, and not read again.
+    /// Whether the chunk must be set aside, and not read again.
     pub fn is_condemned(&self) -> bool {
         self.ends >= FATAL
     }
 }
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
-    /// The chunk that is being worked on. Its ends: those that it has already, where this is done alone; else 0.
+    /// The chunk being worked on. Its `ends` are its previous ones if it is alone, otherwise 0.
     under_way: Option<Suspect>,
-    /// At most [`MOST`], each of another chunk.
+    /// At most [`MAX_SUSPECTS`], each of a different chunk.
     suspects: Vec<Suspect>,
 }
 
@@ -118,7 +118,7 @@ impl Record {
         bytes
     }
 
-    /// What some bytes say of a spool. `None`: they are no such file, or another version's or spool's.
+    /// Decodes the file of a spool. Returns `None` if it is invalid, or of another version or spool.
     pub(super) fn decode(bytes: &[u8], spool: u64) -> Option<Record> {
         let bytes = bytes.get(..BYTES)?;
         let mut fields = Fields(bytes.strip_prefix(&MAGIC)?);
@@ -165,11 +165,11 @@ impl Record {
         self.find(chunk).is_some_and(Suspect::is_condemned)
     }
 
-    /// Work on a chunk begins, and with that, all other work is over.
+    /// Records that work on a chunk begins, and that all other work has ended.
     fn begin(&mut self, chunk: Seq, id: ChunkId, work: Work, alone: bool) {
         let known = self.find(chunk).filter(|known| known.work == work && alone);
         let ends = known.map_or(0, |known| known.ends);
-        // It is not read any more, and nothing that happens now is its fault.
+        // A condemned chunk is not read any more, so it cannot end the process.
         let under_way = (!self.condemns(chunk)).then_some(Suspect {
             chunk,
             work,
@@ -183,7 +183,7 @@ impl Record {
         self.under_way = None;
     }
 
-    /// This work on a chunk was done, and the process lives.
+    /// Records that the process survived this work on a chunk.
     fn acquit(&mut self, chunk: Seq, work: Work) {
         self.suspects
             .retain(|suspect| suspect.chunk != chunk || suspect.work != work);
@@ -194,7 +194,7 @@ impl Record {
         }
     }
 
-    /// A new run begins. What was being worked on is what the last one ended at; what the spool does not hold any more is
+    /// Starts a new run: the chunk being worked on becomes a suspect, and chunks that the spool no longer holds are
     /// forgotten.
     fn resume(&mut self, holds: impl Fn(&Suspect) -> bool) {
         if let Some(found) = self.under_way.take() {
@@ -205,11 +205,11 @@ impl Record {
             });
         }
         self.suspects.retain(holds);
-        let excess = self.suspects.len().saturating_sub(MOST);
+        let excess = self.suspects.len().saturating_sub(MAX_SUSPECTS);
         self.suspects.drain(..excess);
     }
 
-    /// The chunk that is being worked on, or was when the process ended.
+    /// The chunk being worked on, or that was when the process ended.
     pub(super) fn under_way(&self) -> Option<Suspect> {
         self.under_way
     }
@@ -219,39 +219,39 @@ impl Record {
     }
 }
 
-/// What is in the file of a directory. An error says why nothing of it can be known.
+/// Reads the file of a directory. The error says why it is unusable.
 pub(super) fn read(disk: &dyn Disk, spool: u64) -> Result<Record, String> {
     let mut bytes = Vec::new();
     let file = disk.open(SUSPECTS);
     match file.and_then(|file| file.read_at(&mut bytes, BYTES, 0)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Record::default()),
         Err(error) => return Err(error.to_string()),
-        // It was made, and the process or the machine stopped.
+        // Created just before the process or the machine stopped.
         Ok(()) if bytes.is_empty() => return Ok(Record::default()),
         Ok(()) => {}
     }
-    let words = "it is torn, or another version's or another spool's";
+    let words = "it is damaged, or belongs to another version or another spool";
     Record::decode(&bytes, spool).ok_or_else(|| words.to_owned())
 }
 
-/// The record of a spool at work, and its file.
+/// The record of a running spool, and its file.
 pub(super) struct Suspects {
     disk: Arc<dyn Disk>,
     spool: u64,
-    kept: Mutex<Kept>,
+    state: Mutex<State>,
 }
 
-struct Kept {
+struct State {
     record: Record,
-    /// Open since it was first written to.
+    /// Open since the first write.
     file: Option<Box<dyn File>>,
-    /// It was said that it cannot be written.
-    said: bool,
+    /// The warning that it cannot be written was given.
+    warned: bool,
     closed: bool,
 }
 
 impl Suspects {
-    /// Goes on with what an earlier run left. The words, if there are any, are a warning.
+    /// Continues from the record of an earlier run. The string, if any, is a warning.
     pub(super) fn resume(
         disk: &Arc<dyn Disk>,
         spool: u64,
@@ -261,10 +261,10 @@ impl Suspects {
         let suspects = Suspects {
             disk: Arc::clone(disk),
             spool,
-            kept: Mutex::new(Kept {
+            state: Mutex::new(State {
                 record: left,
                 file: None,
-                said: false,
+                warned: false,
                 closed: false,
             }),
         };
@@ -272,34 +272,34 @@ impl Suspects {
         (suspects, words)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().expect("nothing panics with this lock")
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics with this lock")
     }
 
-    /// Changes the record, and the file where that changed anything. Gives what is to be said: that this cannot be done,
-    /// once. Blocks on the disk.
+    /// Changes the record, and writes the file if the record differs. Returns a warning the first time that fails. Blocks on
+    /// the disk.
     fn change(&self, change: impl FnOnce(&mut Record)) -> Option<String> {
-        let mut kept = self.kept();
-        if kept.closed {
+        let mut state = self.state();
+        if state.closed {
             return None;
         }
-        let before = kept.record.clone();
-        change(&mut kept.record);
-        if kept.record == before {
+        let before = state.record.clone();
+        change(&mut state.record);
+        if state.record == before {
             return None;
         }
-        let error = self.write(&mut kept).err()?;
-        let said = std::mem::replace(&mut kept.said, true);
-        (!said).then(|| {
+        let error = self.write(&mut state).err()?;
+        let warned = std::mem::replace(&mut state.warned, true);
+        (!warned).then(|| {
             format!(
-                "{SUSPECTS} cannot be written: {error}. Should a chunk end the process again and again, it is not found out and \
+                "{SUSPECTS} cannot be written: {error}. Until it can, a chunk that ends the process again and again is not \
                  set aside"
             )
         })
     }
 
-    fn write(&self, kept: &mut Kept) -> io::Result<()> {
-        let file = match kept.file.take() {
+    fn write(&self, state: &mut State) -> io::Result<()> {
+        let file = match state.file.take() {
             Some(file) => file,
             None => match self.disk.create(SUSPECTS) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -308,9 +308,9 @@ impl Suspects {
                 created => created?,
             },
         };
-        let bytes = kept.record.encode(self.spool);
+        let bytes = state.record.encode(self.spool);
         file.write_at(&[IoSlice::new(&bytes)], 0)?;
-        kept.file = Some(file);
+        state.file = Some(file);
         Ok(())
     }
 
@@ -327,26 +327,26 @@ impl Suspects {
     }
 
     pub(super) fn condemns(&self, chunk: Seq) -> bool {
-        self.kept().record.condemns(chunk)
+        self.state().record.condemns(chunk)
     }
 
     pub(super) fn all(&self) -> Vec<Suspect> {
-        self.kept().record.suspects.clone()
+        self.state().record.suspects.clone()
     }
 
-    /// The file is made again where somebody took it away.
+    /// Has the file recreated if it was removed.
     pub(super) fn look(&self) {
-        let mut kept = self.kept();
+        let mut state = self.state();
         let is_there = |file: &dyn File| self.disk.id(SUSPECTS).is_ok_and(|id| id == file.id());
-        if !kept.file.as_deref().is_some_and(is_there) {
-            kept.file = None;
+        if !state.file.as_deref().is_some_and(is_there) {
+            state.file = None;
         }
     }
 
-    /// The run ends: from now on nothing is worked on.
+    /// Ends the run: later changes are ignored.
     pub(super) fn close(&self) {
         let _ = self.end();
-        self.kept().closed = true;
+        self.state().closed = true;
     }
 }
 
@@ -384,7 +384,7 @@ mod tests {
             .collect()
     }
 
-    /// A process ends, and another begins; what it knows is what the file says.
+    /// A process ends, and another begins that knows only the file.
     fn end(record: &mut Record) {
         *record = Record::decode(&record.encode(SPOOL), SPOOL).expect("what was written");
         record.resume(|_| true);
@@ -396,18 +396,18 @@ mod tests {
         begin(&mut record, 3, false);
         end(&mut record);
         assert_eq!(ends(&record), [(3, 1)]);
-        // Others are at work with it: that is no proof.
+        // Not alone: that proves nothing.
         begin(&mut record, 3, false);
         end(&mut record);
         assert_eq!(ends(&record), [(3, 1)]);
-        // It was not even begun.
+        // No work was begun.
         end(&mut record);
         assert_eq!(ends(&record), [(3, 1)]);
         begin(&mut record, 3, true);
         assert!(!record.condemns(3));
         end(&mut record);
         assert!(record.condemns(3));
-        // Who sets it aside may be killed at that, as often as it likes.
+        // Setting it aside may be interrupted any number of times.
         begin(&mut record, 3, true);
         end(&mut record);
         begin(&mut record, 3, false);
@@ -425,7 +425,7 @@ mod tests {
         record.begin(3, id(3), Work::Deliver, true);
         record.acquit(3, Work::Deliver);
         assert_eq!(ends(&record), [(3, 1)]);
-        // An end at other work begins the count anew.
+        // An end at other work restarts the count.
         let mut other = record.clone();
         other.begin(3, id(3), Work::Deliver, true);
         end(&mut other);
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_is_nobodys_fault_and_what_comes_next_takes_the_place_of_what_was() {
+    fn an_end_while_idle_blames_no_chunk_and_the_next_chunk_replaces_the_last() {
         let mut record = Record::default();
         begin(&mut record, 3, false);
         begin(&mut record, 4, false);
@@ -456,15 +456,15 @@ mod tests {
             begin(&mut record, chunk, false);
             end(&mut record);
         }
-        let kept = 20 - MOST as Seq + 1..=20;
+        let state = 20 - MAX_SUSPECTS as Seq + 1..=20;
         assert_eq!(
             ends(&record),
-            kept.map(|chunk| (chunk, 1)).collect::<Vec<_>>()
+            state.map(|chunk| (chunk, 1)).collect::<Vec<_>>()
         );
     }
 
     #[test]
-    fn no_flipped_bit_and_no_cut_passes_nor_does_another_spool() {
+    fn a_flipped_bit_a_cut_and_another_spool_are_detected() {
         let mut record = Record::default();
         begin(&mut record, 3, false);
         end(&mut record);
@@ -485,8 +485,8 @@ mod tests {
     proptest! {
         #![proptest_config(cases(256))]
 
-        /// Whatever stands there, also with a right checksum, no chunk is condemned by more than it says, and what
-        /// comes of it can be written and read again.
+        /// Arbitrary bytes, even with a valid checksum, decode to a record within its limits that can be written and read
+        /// again.
         #[test]
         fn any_bytes_are_harmless(
             mut bytes in prop::collection::vec(any::<u8>(), 0..BYTES + 100),
@@ -507,23 +507,23 @@ mod tests {
             let read = Record::decode(&bytes, SPOOL);
             prop_assert_eq!(read.is_some(), sealed);
             let Some(mut record) = read else { return Ok(()) };
-            prop_assert!(record.suspects.len() <= MOST);
+            prop_assert!(record.suspects.len() <= MAX_SUSPECTS);
             prop_assert_eq!(Record::decode(&record.encode(SPOOL), SPOOL), Some(record.clone()));
             record.resume(|_| true);
-            prop_assert!(record.suspects.len() <= MOST);
+            prop_assert!(record.suspects.len() <= MAX_SUSPECTS);
             prop_assert!(record.suspects.iter().all(|it| (1..=FATAL).contains(&it.ends)));
             record.resume(|_| false);
             prop_assert_eq!(record, Record::default());
         }
 
-        /// In whatever order things happen: a chunk is condemned only if a process ended at it alone, when one had ended
-        /// at the same work already and it was not acquitted since.
+        /// In any order of steps, a chunk is condemned only if a process ended at it alone, after one had ended at the same
+        /// work and it was not acquitted since.
         #[test]
         fn only_two_ends_at_the_same_work_condemn(
             steps in prop::collection::vec((0..6u8, 1..5u64, work(), any::<bool>()), 0..200),
         ) {
             let mut record = Record::default();
-            // The story, told another way: ends by chunk and work, and what is under way.
+            // A reference model: ends by chunk and work, and the work under way.
             let mut blamed: std::collections::BTreeMap<Seq, (Work, u32)> = Default::default();
             let mut under_way = None;
             for (step, chunk, work, alone) in steps {
@@ -538,7 +538,7 @@ mod tests {
                         under_way = None;
                     }
                     4 => {
-                        // Only what could be done is done.
+                        // Work on a condemned chunk cannot succeed.
                         if !record.condemns(chunk) {
                             record.acquit(chunk, work);
                             blamed.retain(|of, (at, _)| *of != chunk || *at != work);
@@ -555,9 +555,9 @@ mod tests {
                         }
                     }
                 }
-                let mut told: Vec<_> = record.suspects.iter().map(|it| (it.chunk, (it.work, it.ends))).collect();
-                told.sort_by_key(|(chunk, _)| *chunk);
-                prop_assert_eq!(told, blamed.clone().into_iter().collect::<Vec<_>>());
+                let mut actual: Vec<_> = record.suspects.iter().map(|it| (it.chunk, (it.work, it.ends))).collect();
+                actual.sort_by_key(|(chunk, _)| *chunk);
+                prop_assert_eq!(actual, blamed.clone().into_iter().collect::<Vec<_>>());
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a spool promises, told on a disk that fails and forgets.
+//! Tests of the spool, mostly on a simulated disk that fails and loses data.
 
 mod away;
 mod crashes;
@@ -21,29 +21,29 @@ use tokio::time::Instant;
 use super::sim::Sim;
 use super::*;
 
-/// Small segments, so that few chunks fill many.
+/// Small segments, so that a few chunks fill several.
 const SMALL: Options = Options {
     limit: 64 * 1024,
     segment_bytes: Some(4_096),
 };
 
-/// The same cases in each run, and so many, unless the environment asks for others (`PROPTEST_CASES`,
+/// A configuration with the same `count` cases in each run, unless the environment overrides it (`PROPTEST_CASES`,
 /// `PROPTEST_RNG_SEED`).
-pub(super) fn cases(few: u32) -> ProptestConfig {
-    let asked = ProptestConfig::default();
-    let many = std::env::var_os("PROPTEST_CASES").is_some();
+pub(super) fn cases(count: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let overridden = std::env::var_os("PROPTEST_CASES").is_some();
     ProptestConfig {
-        cases: if many { asked.cases } else { few },
-        rng_seed: match asked.rng_seed {
-            RngSeed::Random => RngSeed::Fixed(few.into()),
+        cases: if overridden { default.cases } else { count },
+        rng_seed: match default.rng_seed {
+            RngSeed::Random => RngSeed::Fixed(count.into()),
             seed => seed,
         },
         failure_persistence: None,
-        ..asked
+        ..default
     }
 }
 
-/// A spool and what drives it, one call after the other.
+/// A spool on a simulated disk, driven synchronously.
 struct Bench {
     sim: Sim,
     options: Options,
@@ -57,7 +57,7 @@ impl Bench {
         Bench::on(Sim::new(1), options).0
     }
 
-    /// Opens what is on a disk.
+    /// Opens the spool on a disk.
     fn on(sim: Sim, options: Options) -> (Bench, Recovered) {
         let mut bench = Bench {
             sim,
@@ -85,7 +85,7 @@ impl Bench {
         self.runtime.block_on(append)
     }
 
-    /// Keeps a chunk of one byte, so many times.
+    /// Keeps a chunk of `len` equal bytes.
     fn keep(&self, byte: u8, len: usize) {
         let answer = self.append(b"app.log", &vec![byte; len]);
         assert!(matches!(answer, Ok(Appended::Kept)), "{answer:?}");
@@ -95,7 +95,7 @@ impl Bench {
         self.runtime.block_on(self.spool().note(note, durability))
     }
 
-    /// All chunks that are visible, in order, as far as they can be read.
+    /// Reads all visible chunks, in order.
     fn peeked(&self) -> Vec<(Seq, Result<Stored, Unreadable>)> {
         let mut after = None;
         let read = || {
@@ -106,7 +106,7 @@ impl Bench {
         std::iter::from_fn(read).collect()
     }
 
-    /// All chunks that are visible, in order.
+    /// All visible chunks, in order, none of them unreadable.
     fn visible(&self) -> Vec<(Seq, Stored)> {
         let read = self.peeked().into_iter();
         read.map(|(seq, stored)| (seq, stored.unwrap())).collect()
@@ -123,10 +123,10 @@ impl Bench {
             self.note(done(chunk), Durability::Written).unwrap();
             self.spool().finish(chunk);
         }
-        self.spool().rest();
+        self.spool().wait_until_idle();
     }
 
-    /// The run ends: the power goes, or the process dies.
+    /// Ends the run by a power cut or by killing the process.
     fn end(&mut self, power_goes: bool) {
         if power_goes {
             self.sim.fault(sim::Faults {
@@ -142,13 +142,13 @@ impl Bench {
         }
     }
 
-    /// The power goes, and comes again.
+    /// Cuts the power and reopens the spool.
     fn crash(&mut self) -> Recovered {
         self.end(true);
         self.open().unwrap()
     }
 
-    /// The process ends as it should, and another begins.
+    /// Closes the spool and reopens it.
     fn restart(&mut self) -> Recovered {
         self.spool().close();
         self.end(false);
@@ -186,7 +186,7 @@ fn runs(chunk: Seq, runs: &[(u32, u32)]) -> Content {
     Content { chunk, events }
 }
 
-/// Runs from the first to before the last.
+/// Half-open ranges.
 fn ranges(runs: &[(u32, u32)]) -> Vec<Range<u32>> {
     runs.iter().map(|(start, end)| *start..*end).collect()
 }
@@ -207,7 +207,7 @@ fn begun(batch: u64, contents: &[Content]) -> Note {
     }
 }
 
-/// The next chunk behind another, read.
+/// Reads the next chunk after another.
 fn next(spool: &Spool, after: Option<Seq>) -> Option<(Seq, Result<Stored, Unreadable>)> {
     let (chunk, _) = spool.peek(after)?;
     Some((chunk, spool.read(chunk)))

@@ -1,4 +1,4 @@
-//! The thread that writes: it alone appends to segments, begins them and removes them.
+//! The writer thread: the only one that appends to segments, begins them and removes them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
@@ -10,39 +10,39 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::disk::{File, Held, remedied, says_remedy};
+use super::disk::{File, LockState, says_remedy, with_remedy};
 use super::frame::{
     Begin, END, HEADER, Head, Kind, QUARANTINE, RESERVE, copy_name, displaced_name, padding,
     segment_first, segment_name, spare_name,
 };
-use super::manifest::{Entry as Listed, Keeper};
+use super::manifest::{Entry as ManifestEntry, ManifestWriter};
 use super::recovery::copy_bytes;
 use super::scan::Place;
 use super::{
-    Active, Appended, Durability, Holding, Refusal, SPARE_SHARE, Seq, Shared, State, ousted,
+    Active, Appended, Durability, Refusal, SPARE_SHARE, SegmentInfo, Seq, Shared, State, lock_lost,
 };
 use crate::ids::Time;
 use crate::ids::chunk_id;
 
-/// Bytes that are written and synced at once. More would make the first in the group wait for the last.
+/// The maximum size of a group, in bytes. In a larger one the first append would wait too long for the last.
 const GROUP_BYTES: u64 = 8 << 20;
-/// Segments that were taken away and finished all the same which are removed when they are put back, at most.
-const MOST_GHOSTS: usize = 64;
-/// Files that took a segment's place which are kept, for each segment.
-const MOST_DISPLACED: u32 = 8;
-/// Segments that are not open and are looked for at once: all of them within seconds, and none of them costs a flush.
-const LOOKED_FOR_AT_ONCE: usize = 64;
-/// How long removing what is finished may take at the end.
-const TIDIED_AT_CLOSE: Duration = Duration::from_secs(1);
-/// Bytes of notes that may be written without being synced: they are held in memory as long.
-const CARRIED_BYTES: u64 = 1 << 20;
+/// The maximum number of segments remembered that were finished while missing, to be removed if they come back.
+const MAX_FINISHED_MISSING: usize = 64;
+/// The maximum number of files kept for each segment that were found in its place.
+const MAX_DISPLACED: u32 = 8;
+/// The number of closed segments checked at once: all are checked within seconds, without delaying a flush.
+const CHECKED_AT_ONCE: usize = 64;
+/// The time limit for removing finished segments at close.
+const CLOSE_CLEANUP_LIMIT: Duration = Duration::from_secs(1);
+/// The maximum size of notes that are written and not synced, in bytes: they are held in memory until then.
+const MAX_UNSYNCED_NOTES: u64 = 1 << 20;
 
-/// What the thread is asked to do.
+/// A request to the writer thread.
 pub(super) enum Job {
-    /// Keep a chunk.
+    /// Append a chunk.
     Chunk {
         slot: Arc<Slot>,
-        /// Bytes of its frame: reserved since it waits.
+        /// The length of its frame, which is reserved.
         length: u64,
         answer: oneshot::Sender<Result<Appended, Refusal>>,
     },
@@ -50,30 +50,30 @@ pub(super) enum Job {
     Note {
         payload: Bytes,
         durability: Durability,
-        /// Greater than the number of the batch it is about.
+        /// Greater than the number of the note's batch.
         next_batch: u64,
         answer: oneshot::Sender<io::Result<()>>,
     },
-    /// Remove what is finished.
-    Tidy,
-    /// See whether a restart would find what was accepted.
+    /// Remove finished segments.
+    CleanUp,
+    /// Check whether a restart would find everything accepted.
     Look,
-    /// Say when everything before it is done.
+    /// Send a message once all work is done.
     #[cfg(test)]
-    Rest(std::sync::mpsc::Sender<()>),
-    /// End; `shorten`: leave as little as possible behind.
-    Stop { shorten: bool },
+    WaitIdle(std::sync::mpsc::Sender<()>),
+    /// End; `shrink`: leave as little as possible on disk.
+    Stop { shrink: bool },
 }
 
-/// A chunk that waits in the queue. Whoever takes it out first decides: the thread writes it, or the caller
-/// gives up, and then its bytes are let go at once.
+/// A queued chunk. It is taken out once: by the thread, which writes it, or by a caller that gives up, which drops its
+/// bytes at once.
 pub(super) struct Slot(Mutex<Option<Waiting>>);
 
-/// A chunk that waits.
+/// The contents of a [`Slot`].
 pub(super) struct Waiting {
-    /// Its header, the number and the spool still missing.
+    /// The header, still without number and spool.
     pub(super) head: Head,
-    /// Of its tag and its data.
+    /// The CRC-32 of tag and data.
     pub(super) crc: u32,
     pub(super) tag: Box<[u8]>,
     pub(super) data: Bytes,
@@ -89,7 +89,7 @@ impl Slot {
     }
 }
 
-/// The header of a note. Its number and the spool are filled in when it is written.
+/// The header of a note, without number and spool, which are filled in when it is written.
 fn note_head(payload: &[u8]) -> Head {
     Head {
         kind: Kind::Note,
@@ -103,14 +103,14 @@ fn note_head(payload: &[u8]) -> Head {
 }
 
 /// One frame of a group.
-struct Entry {
+struct GroupEntry {
     head: Head,
     tag: Box<[u8]>,
     data: Bytes,
-    then: Then,
+    waiter: Waiter,
 }
 
-/// Numbers frames one up.
+/// Assigns consecutive numbers to frames.
 fn number<'h>(heads: impl Iterator<Item = &'h mut Head>, first: Seq, spool: u64) {
     for (head, number) in heads.zip(first..) {
         head.number = number;
@@ -118,8 +118,8 @@ fn number<'h>(heads: impl Iterator<Item = &'h mut Head>, first: Seq, spool: u64)
     }
 }
 
-/// Who waits for it.
-enum Then {
+/// The caller that waits for a frame.
+enum Waiter {
     Chunk {
         crc: u32,
         answer: oneshot::Sender<Result<Appended, Refusal>>,
@@ -131,89 +131,88 @@ enum Then {
     },
 }
 
-impl Entry {
+impl GroupEntry {
     fn frame(&self) -> (&Head, &[u8], &[u8]) {
         (&self.head, &self.tag, &self.data)
     }
 
     fn is_chunk(&self) -> bool {
-        matches!(self.then, Then::Chunk { .. })
+        matches!(self.waiter, Waiter::Chunk { .. })
     }
 
     fn wants_sync(&self) -> bool {
-        match self.then {
-            Then::Chunk { .. } => true,
-            Then::Note { durability, .. } => durability == Durability::Synced,
+        match self.waiter {
+            Waiter::Chunk { .. } => true,
+            Waiter::Note { durability, .. } => durability == Durability::Synced,
         }
     }
 }
 
-/// A file that was begun, was not finished, and could not be removed.
+/// A segment that failed to begin, and whose file could not be removed.
 struct Debris {
-    /// Those that it may have.
+    /// The possible names of the file.
     names: Vec<String>,
     bytes: u64,
 }
 
-/// A finished segment's file, to be written again.
+/// A finished segment's file that a later segment may overwrite.
 struct Spare {
     name: String,
     bytes: u64,
 }
 
-/// Where the next group goes.
+/// The place of the next group.
 struct Plan {
-    /// Bytes in its segment before it.
+    /// The number of bytes in its segment before it.
     base: u64,
-    /// How many of them are still to be written.
+    /// The number of those that are still to be written.
     begin: u64,
 }
 
-/// The thread's own.
+/// The state of the writer thread.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
-    /// Taken from the queue, and no part of the group that was gathered.
-    held: Option<Job>,
+    /// A job taken from the queue that did not fit the group.
+    deferred: Option<Job>,
     /// `None`: the next group begins a segment.
     active: Option<Active>,
     /// The number of the next frame.
     next: Seq,
-    /// Notes that were written and answered, and not synced. When their segment is given up, the next one
-    /// begins with them.
-    carried: Vec<(Head, Bytes)>,
-    /// Segments that were given up and could not be cut to their good length, and that length.
+    /// Notes that are acknowledged and not synced. If their segment is abandoned, the next one begins with them.
+    unsynced_notes: Vec<(Head, Bytes)>,
+    /// Abandoned segments that could not be truncated, with their valid length.
     untrimmed: Vec<(Seq, u64)>,
     debris: Option<Debris>,
-    /// A removal is not durable yet. The next segment's beginning makes it so, or the next removal.
+    /// A removal is not durable yet. The next new segment or removal makes it so.
     removed: bool,
     /// Spares whose names are durable.
     spares: VecDeque<Spare>,
-    /// Spares whose names are not: after a crash they may be segments again, and must be what they were.
-    settling: Vec<Spare>,
+    /// Spares whose names are not durable: a crash may turn them into segments again, so they must not be overwritten.
+    unsynced_spares: Vec<Spare>,
     /// Finished segments become spares.
     keeps_spares: bool,
-    /// The reserve is there.
-    reserve: bool,
-    /// Somebody asked for a look while a group was gathered.
-    to_look: bool,
-    /// Something failed: before more chunks are written, it is looked at.
-    astray: bool,
-    /// A segment's file has its name, and that is not durable yet.
-    unsettled: bool,
-    /// The lock was lost for a while, and nobody has looked yet whether another process changed something then.
+    /// The reserve exists.
+    has_reserve: bool,
+    /// A look was requested while a group was gathered.
+    look_requested: bool,
+    /// Something failed: check before more chunks are written.
+    needs_look: bool,
+    /// A restored segment's name is not durable yet.
+    name_unsynced: bool,
+    /// The lock was lost for a while, and it is not verified yet that no other process changed anything.
     unverified: bool,
-    /// It did: this one leaves the directory alone.
-    changed: bool,
-    /// The segment that is looked for next.
-    looked_for: Seq,
-    /// Segments that were to be copied, and of which half a copy may be there.
-    half_made: BTreeSet<Seq>,
-    /// Finished segments that were not there when they were to be removed.
-    ghosts: VecDeque<Seq>,
-    keeper: Keeper,
-    /// The numbers before `next` are not all used: segments that are away may have some of them.
-    apart: bool,
+    /// Another process changed the directory: this one leaves it alone.
+    changed_by_other: bool,
+    /// The closed segment to check next.
+    next_checked: Seq,
+    /// Segments of which a partial copy may exist.
+    partial_copies: BTreeSet<Seq>,
+    /// Finished segments that were missing when they were to be removed.
+    finished_missing: VecDeque<Seq>,
+    manifest: ManifestWriter,
+    /// Not all numbers before `next` are known to be used: missing segments may have some of them.
+    after_gap: bool,
 }
 
 impl Writer {
@@ -222,50 +221,50 @@ impl Writer {
         jobs: Receiver<Job>,
         active: Option<Active>,
         next: Seq,
-        keeper: Keeper,
-        apart: bool,
+        manifest: ManifestWriter,
+        after_gap: bool,
     ) -> Writer {
         Writer {
             shared,
             jobs,
-            held: None,
+            deferred: None,
             active,
             next,
-            carried: Vec::new(),
+            unsynced_notes: Vec::new(),
             untrimmed: Vec::new(),
             debris: None,
             removed: false,
             spares: VecDeque::new(),
-            settling: Vec::new(),
+            unsynced_spares: Vec::new(),
             keeps_spares: true,
-            reserve: false,
-            to_look: false,
-            astray: false,
-            unsettled: false,
+            has_reserve: false,
+            look_requested: false,
+            needs_look: false,
+            name_unsynced: false,
             unverified: false,
-            changed: false,
-            looked_for: 0,
-            half_made: BTreeSet::new(),
-            ghosts: VecDeque::new(),
-            keeper,
-            apart,
+            changed_by_other: false,
+            next_checked: 0,
+            partial_copies: BTreeSet::new(),
+            finished_missing: VecDeque::new(),
+            manifest,
+            after_gap,
         }
     }
 
-    /// Works until it is told to stop.
+    /// Runs until it is told to stop.
     pub(super) fn run(mut self) {
         while let Some(job) = self.next_job() {
             match job {
-                Job::Tidy => drop(self.tidy()),
+                Job::CleanUp => drop(self.clean_up()),
                 Job::Look => drop(self.look()),
                 #[cfg(test)]
-                Job::Rest(done) => {
-                    while self.is_untidy() && self.tidy() {}
+                Job::WaitIdle(done) => {
+                    while self.needs_cleanup() && self.clean_up() {}
                     let _ = done.send(());
                 }
-                Job::Stop { shorten } => {
-                    if shorten {
-                        self.shorten();
+                Job::Stop { shrink } => {
+                    if shrink {
+                        self.shrink();
                     }
                     return;
                 }
@@ -274,27 +273,27 @@ impl Writer {
                     if !group.is_empty() {
                         self.commit(group);
                     }
-                    if std::mem::take(&mut self.to_look) {
+                    if std::mem::take(&mut self.look_requested) {
                         let _ = self.look();
                     }
-                    // Who asked meanwhile was heard here; who asks from now on is heard by a job of its own.
-                    self.state().tidying = false;
-                    if self.is_untidy() {
-                        self.tidy();
+                    // Covers all requests so far; a later request queues its own job.
+                    self.state().cleanup_queued = false;
+                    if self.needs_cleanup() {
+                        self.clean_up();
                     }
                 }
             }
         }
     }
 
-    /// What is to be done next. While nobody waits, it is tidied up bit by bit. `None`: nobody is left to ask.
+    /// The next job. Cleans up step by step while the queue is empty. `None`: all senders are gone.
     fn next_job(&mut self) -> Option<Job> {
         loop {
-            let waits = self.held.take().or_else(|| self.jobs.try_recv().ok());
-            if waits.is_some() {
-                return waits;
+            let queued = self.deferred.take().or_else(|| self.jobs.try_recv().ok());
+            if queued.is_some() {
+                return queued;
             }
-            if !(self.is_untidy() && self.tidy()) {
+            if !(self.needs_cleanup() && self.clean_up()) {
                 return self.jobs.recv().ok();
             }
         }
@@ -304,9 +303,9 @@ impl Writer {
         self.shared.state()
     }
 
-    /// The first of a group, and what else waits and fits.
-    fn gather(&mut self, first: Job) -> Vec<Entry> {
-        let mut group: Vec<Entry> = Vec::new();
+    /// Builds a group from `first` and the queued jobs that fit.
+    fn gather(&mut self, first: Job) -> Vec<GroupEntry> {
+        let mut group: Vec<GroupEntry> = Vec::new();
         let mut bytes = 0;
         let mut plan = Plan { base: 0, begin: 0 };
         let mut next = Some(first);
@@ -314,14 +313,14 @@ impl Writer {
             let length = match &job {
                 Job::Chunk { length, .. } => *length,
                 Job::Note { payload, .. } => note_length(payload),
-                // These are seen to behind the group.
-                Job::Tidy => continue,
+                // Done after the group.
+                Job::CleanUp => continue,
                 Job::Look => {
-                    self.to_look = true;
+                    self.look_requested = true;
                     continue;
                 }
                 _ => {
-                    self.held = Some(job);
+                    self.deferred = Some(job);
                     break;
                 }
             };
@@ -330,21 +329,21 @@ impl Writer {
             } else if bytes + length > GROUP_BYTES
                 || plan.base + bytes + length > self.shared.limits.segment_bytes
             {
-                self.held = Some(job);
+                self.deferred = Some(job);
                 break;
             }
             let entry = match job {
-                Job::Chunk { slot, answer, .. } => self.take_chunk(&slot, answer, &plan, bytes),
+                Job::Chunk { slot, answer, .. } => self.dequeue_chunk(&slot, answer, &plan, bytes),
                 Job::Note {
                     payload,
                     durability,
                     next_batch,
                     answer,
-                } => Some(Entry {
+                } => Some(GroupEntry {
                     head: note_head(&payload),
                     tag: Box::default(),
                     data: payload,
-                    then: Then::Note {
+                    waiter: Waiter::Note {
                         durability,
                         next_batch,
                         answer,
@@ -362,31 +361,35 @@ impl Writer {
 
     fn plan(&self, length: u64) -> Plan {
         match &self.active {
-            Some(active) if self.takes(active, length) => Plan {
+            Some(active) if self.fits(active, length) => Plan {
                 base: active.len,
                 begin: 0,
             },
             _ => {
-                let carried: u64 = self.carried.iter().map(|(head, _)| head.length()).sum();
-                let begin = Begin::length(self.state().window.len()) + carried;
+                let unsynced_notes: u64 = self
+                    .unsynced_notes
+                    .iter()
+                    .map(|(head, _)| head.length())
+                    .sum();
+                let begin = Begin::length(self.state().window.len()) + unsynced_notes;
                 Plan { base: begin, begin }
             }
         }
     }
 
-    /// Whether so many bytes go into the active segment. A frame larger than a segment gets one of its own.
-    fn takes(&self, active: &Active, bytes: u64) -> bool {
+    /// Whether `bytes` fit into the active segment. A frame larger than a segment gets one of its own.
+    fn fits(&self, active: &Active, bytes: u64) -> bool {
         active.bare || active.len + bytes <= self.shared.limits.segment_bytes
     }
 
-    /// A chunk's entry, unless its caller has given it up or it does not fit behind `before` bytes.
-    fn take_chunk(
+    /// Dequeues a chunk, unless its caller has given up or it does not fit after `before` bytes.
+    fn dequeue_chunk(
         &mut self,
         slot: &Slot,
         answer: oneshot::Sender<Result<Appended, Refusal>>,
         plan: &Plan,
         before: u64,
-    ) -> Option<Entry> {
+    ) -> Option<GroupEntry> {
         let Waiting {
             head,
             crc,
@@ -397,7 +400,7 @@ impl Writer {
         let needed = plan.begin + before + head.length();
         let in_new_segment = plan.begin > 0;
         let mut fits = self.make_room(in_new_segment, needed);
-        while !fits && self.tidy() {
+        while !fits && self.clean_up() {
             fits = self.make_room(in_new_segment, needed);
         }
         if !fits {
@@ -410,15 +413,15 @@ impl Writer {
             let _ = answer.send(Err(Refusal::Full { bytes, limit }));
             return None;
         }
-        Some(Entry {
+        Some(GroupEntry {
             head,
             tag,
             data,
-            then: Then::Chunk { crc, answer },
+            waiter: Waiter::Chunk { crc, answer },
         })
     }
 
-    /// Whether so many bytes fit below the limit. Spares give way to them.
+    /// Whether `needed` bytes fit below the limit. Removes spares for them.
     fn make_room(&mut self, in_new_segment: bool, needed: u64) -> bool {
         loop {
             let state = self.state();
@@ -437,20 +440,24 @@ impl Writer {
         }
     }
 
-    /// Removes a spare. Whether there was one that could be removed.
+    /// Removes a spare. Returns whether one was removed.
     fn drop_spare(&mut self) -> bool {
-        let Some(spare) = self.settling.pop().or_else(|| self.spares.pop_back()) else {
+        let Some(spare) = self
+            .unsynced_spares
+            .pop()
+            .or_else(|| self.spares.pop_back())
+        else {
             return false;
         };
         if self.remove(&spare.name).is_err() {
-            self.settling.push(spare);
+            self.unsynced_spares.push(spare);
             return false;
         }
         self.state().spares -= spare.bytes;
         true
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file if it exists.
     fn remove(&self, name: &str) -> io::Result<()> {
         match self.shared.disk.remove(name) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -458,11 +465,11 @@ impl Writer {
         }
     }
 
-    /// Writes a group, and answers all in it.
-    fn commit(&mut self, mut group: Vec<Entry>) {
-        if let Err(error) = self.admit(&group) {
-            // What is to be said of chunks that are here already can be written wherever the directory is.
-            let all = self.state().ousted;
+    /// Writes a group, and answers all callers in it.
+    fn commit(&mut self, mut group: Vec<GroupEntry>) {
+        if let Err(error) = self.prepare_for_chunks(&group) {
+            // Notes can be written wherever the directory is, since their chunks are in it as well.
+            let all = self.state().lock_lost;
             let refused = group.extract_if(.., |entry| all || entry.is_chunk());
             let refused = refused.collect();
             self.refuse(refused, &error);
@@ -472,18 +479,20 @@ impl Writer {
         }
         let mut written = self.write(&mut group);
         if matches!(&written, Err(error) if error.kind() == ErrorKind::NotFound) {
-            // The directory was deleted, or a spare: there may be another one.
+            // The directory was deleted, or a spare: retry with another.
             written = self.look().and_then(|()| self.write(&mut group));
         }
         match written {
             Ok(start) => self.publish(group, start),
             Err(error) => {
-                self.astray = true;
+                self.needs_look = true;
                 // The disk may be full below the limit.
                 while self.drop_spare() {}
                 match is_full(&error) {
-                    // What is finished in the newest segment may be what fills it.
-                    true if group.iter().any(Entry::is_chunk) => self.state().needs_space = true,
+                    // Finished chunks in the newest segment may be what fills the disk.
+                    true if group.iter().any(GroupEntry::is_chunk) => {
+                        self.state().needs_space = true
+                    }
                     true => self.release_reserve(),
                     false => {}
                 }
@@ -492,87 +501,93 @@ impl Writer {
         }
     }
 
-    /// Whether chunks may be written.
-    fn admit(&mut self, group: &[Entry]) -> io::Result<()> {
-        if self.astray {
+    /// Checks what must hold before chunks are written.
+    fn prepare_for_chunks(&mut self, group: &[GroupEntry]) -> io::Result<()> {
+        if self.needs_look {
             self.look()?;
         }
-        self.keep_reserve(group)
+        self.ensure_reserve(group)
     }
 
-    /// Sees to it that a reserve is there before chunks are written. Fails where there is no room for it: other
-    /// programs may fill the disk as well. Where it cannot be made for another reason, all goes on without.
-    fn keep_reserve(&mut self, group: &[Entry]) -> io::Result<()> {
-        if self.reserve || !group.iter().any(Entry::is_chunk) {
+    /// Creates the reserve before chunks are written. Fails if the disk has no space for it, since other programs may fill
+    /// the disk as well. After any other error the spool goes on without one.
+    fn ensure_reserve(&mut self, group: &[GroupEntry]) -> io::Result<()> {
+        if self.has_reserve || !group.iter().any(GroupEntry::is_chunk) {
             return Ok(());
         }
-        if self.state().wants_room() {
-            // A new segment comes first: the one that is there can go then.
+        if self.state().needs_rotation() {
+            // Rotate first, so that the current segment can be removed.
             return Err(ErrorKind::StorageFull.into());
         }
         let disk = &self.shared.disk;
         let file = match disk.create(RESERVE) {
-            // An earlier run's.
+            // Left by an earlier run.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => disk.open(RESERVE),
             created => created,
         };
         let zeros = vec![0; self.shared.limits.reserve_bytes()];
         match file.and_then(|file| file.write_at(&[IoSlice::new(&zeros)], 0)) {
             Err(error) if is_full(&error) => {
-                // Half of it would only be in the way. The next chunk may find the room of spares.
+                // A partial reserve only takes space. The next chunk may use the space of the spares.
                 let _ = self.remove(RESERVE);
                 while self.drop_spare() {}
                 Err(error)
             }
             made => {
-                self.reserve = made.is_ok();
+                self.has_reserve = made.is_ok();
                 Ok(())
             }
         }
     }
 
-    /// Gives the reserve's room to notes. Whoever waits for one tries again.
+    /// Gives the space of the reserve to notes. Callers retry their notes.
     fn release_reserve(&mut self) {
-        // Where it cannot be removed now, it is when the next note fails.
-        self.reserve = self.remove(RESERVE).is_err() && self.reserve;
+        // If this fails, it is retried when the next note fails.
+        self.has_reserve = self.remove(RESERVE).is_err() && self.has_reserve;
     }
 
-    /// Writes a group, and syncs it if anybody in it asks for that. Gives the segment, and where in it the
-    /// group begins.
-    fn write(&mut self, group: &mut [Entry]) -> io::Result<(Seq, u64)> {
+    /// Writes a group, and syncs it if any entry needs that. Returns the segment and the group's offset.
+    fn write(&mut self, group: &mut [GroupEntry]) -> io::Result<(Seq, u64)> {
         let bytes: u64 = group.iter().map(|entry| entry.head.length()).sum();
-        let fits = |active: &Active| self.takes(active, bytes);
+        let fits = |active: &Active| self.fits(active, bytes);
         if !self.active.as_ref().is_some_and(fits) {
             return self.rotate(group);
         }
         let heads = group.iter_mut().map(|entry| &mut entry.head);
         number(heads, self.next, self.shared.spool);
-        self.see_to_manifest(group.len() as u64)?;
+        self.reserve_numbers(group.len() as u64)?;
         let active = self.active.as_mut().expect("it was looked at");
         let start = (active.first, active.len);
         let place = active.len..active.len + bytes;
-        let frames = group.iter().map(Entry::frame);
+        let frames = group.iter().map(GroupEntry::frame);
         if let Err(error) = write_frames(&*active.file, place, active.capacity, frames) {
-            self.unwrite();
+            self.undo_write();
             return Err(error);
         }
         active.capacity = active.capacity.max(start.1 + bytes);
-        let unsynced: u64 = self.carried.iter().map(|(head, _)| head.length()).sum();
-        let synced = group.iter().any(Entry::wants_sync) || unsynced + bytes > CARRIED_BYTES;
+        let unsynced: u64 = self
+            .unsynced_notes
+            .iter()
+            .map(|(head, _)| head.length())
+            .sum();
+        let synced =
+            group.iter().any(GroupEntry::wants_sync) || unsynced + bytes > MAX_UNSYNCED_NOTES;
         if synced && let Err(error) = active.file.sync() {
-            self.give_up();
+            self.abandon_segment();
             return Err(error);
         }
-        if let Err(error) = self.confirm(start.1 + bytes, group.iter().any(Entry::is_chunk)) {
-            self.unwrite();
+        if let Err(error) =
+            self.verify_reachable(start.1 + bytes, group.iter().any(GroupEntry::is_chunk))
+        {
+            self.undo_write();
             return Err(error);
         }
         if synced {
-            self.carried.clear();
+            self.unsynced_notes.clear();
         } else {
-            let notes = |entry: &&Entry| matches!(entry.then, Then::Note { .. });
+            let notes = |entry: &&GroupEntry| matches!(entry.waiter, Waiter::Note { .. });
             let fresh = group.iter().filter(notes).map(|e| (e.head, e.data.clone()));
-            self.carried.extend(fresh);
+            self.unsynced_notes.extend(fresh);
         }
         let active = self.active.as_mut().expect("it was written to");
         active.len += bytes;
@@ -581,86 +596,87 @@ impl Writer {
         Ok(start)
     }
 
-    /// Sees to it that a run which does not find the active segment gives its numbers to no other frame: those of so many
-    /// more frames neither.
-    fn see_to_manifest(&mut self, frames: u64) -> io::Result<()> {
+    /// Makes the manifest cover the active segment's numbers and those of `frames` more, so that a run that does not find
+    /// the segment never reuses them.
+    fn reserve_numbers(&mut self, frames: u64) -> io::Result<()> {
         let Some(active) = &self.active else {
             return Ok(());
         };
         let end = self.next + frames;
-        if self.keeper.covers(active.first, end) {
+        if self.manifest.covers(active.first, end) {
             return Ok(());
         }
-        let segments = self.listed();
+        let segments = self.manifest_entries();
         self.write_manifest(segments, end, true)
     }
 
-    fn listed(&self) -> BTreeMap<Seq, Listed> {
+    fn manifest_entries(&self) -> BTreeMap<Seq, ManifestEntry> {
         let active = self.active.as_ref().map(|active| active.first);
-        self.state().listed(active, self.carried.is_empty())
+        self.state()
+            .manifest_entries(active, self.unsynced_notes.is_empty())
     }
 
     fn write_manifest(
         &mut self,
-        segments: BTreeMap<Seq, Listed>,
+        segments: BTreeMap<Seq, ManifestEntry>,
         next: Seq,
         synced: bool,
     ) -> io::Result<()> {
         let shared = &self.shared;
-        self.keeper
+        self.manifest
             .write(&*shared.disk, shared.spool, segments, next, synced)
     }
 
-    /// Sees to it that the newest segment is listed, whoever began it.
-    pub(super) fn list_newest(&mut self) -> io::Result<()> {
+    /// Makes the manifest list the newest segment, whichever run began it.
+    pub(super) fn ensure_newest_listed(&mut self) -> io::Result<()> {
         let newest = self
             .state()
             .segments
             .last_key_value()
             .map(|(newest, _)| *newest);
         match newest {
-            Some(newest) if !self.keeper.lists(newest) => {
-                let segments = self.listed();
+            Some(newest) if !self.manifest.lists(newest) => {
+                let segments = self.manifest_entries();
                 self.write_manifest(segments, self.next, true)
             }
             _ => Ok(()),
         }
     }
 
-    /// Brings the manifest up to date, for whoever misses a segment after this process died.
+    /// Brings the manifest up to date, for a run that misses a segment after this process died.
     fn update_manifest(&mut self) -> io::Result<()> {
         if self.state().segments.is_empty() {
             return Ok(());
         }
-        if self.keeper.is_gone(&*self.shared.disk) {
-            self.keeper.forget();
+        if self.manifest.is_removed(&*self.shared.disk) {
+            self.manifest.forget();
         }
-        self.list_newest()?;
-        self.see_to_manifest(0)?;
-        let segments = self.listed();
-        if self.keeper.says(&segments) {
+        self.ensure_newest_listed()?;
+        self.reserve_numbers(0)?;
+        let segments = self.manifest_entries();
+        if self.manifest.is_current(&segments) {
             return Ok(());
         }
         self.write_manifest(segments, self.next, false)
     }
 
-    /// Sees to it that a run which finds this segment again takes it for finished.
-    fn strike_off(&mut self, segment: Seq) -> io::Result<()> {
-        if self.keeper.is_without(segment) {
+    /// Makes the manifest omit a segment, so that a run that finds it again treats it as finished.
+    fn unlist(&mut self, segment: Seq) -> io::Result<()> {
+        if self.manifest.omits(segment) {
             return Ok(());
         }
-        let segments = self.listed();
+        let segments = self.manifest_entries();
         self.write_manifest(segments, self.next, true)
     }
 
-    /// Sees to it that a restart finds what was written, down to `end` in the active segment: that the file still has its name
-    /// and, where chunks are to be answered, the directory its path.
-    fn confirm(&mut self, end: u64, chunks: bool) -> io::Result<()> {
+    /// Ensures that a restart finds the first `end` bytes of the active segment: that its file still has its name and, if
+    /// chunks are to be acknowledged, the directory its path.
+    fn verify_reachable(&mut self, end: u64, chunks: bool) -> io::Result<()> {
         if let Some(active) = &self.active {
             let (first, file) = (active.first, Arc::clone(&active.file));
-            self.keep_name(first, &file, end)?;
+            self.ensure_name(first, &file, end)?;
         }
-        if self.unsettled {
+        if self.name_unsynced {
             self.sync_dir()?;
         }
         match chunks {
@@ -669,18 +685,18 @@ impl Writer {
         }
     }
 
-    /// Makes what was written visible, and answers.
-    fn publish(&mut self, group: Vec<Entry>, (segment, mut offset): (Seq, u64)) {
+    /// Makes a written group visible, and answers its callers.
+    fn publish(&mut self, group: Vec<GroupEntry>, (segment, mut offset): (Seq, u64)) {
         let mut kept = false;
         let capacity = self.active.as_ref().map_or(0, |active| active.capacity);
         {
             let mut state = self.shared.state();
-            for Entry { head, then, .. } in &group {
-                match then {
-                    Then::Note { next_batch, .. } => {
+            for GroupEntry { head, waiter, .. } in &group {
+                match waiter {
+                    Waiter::Note { next_batch, .. } => {
                         state.next_batch = state.next_batch.max(*next_batch);
                     }
-                    Then::Chunk { crc, .. } => {
+                    Waiter::Chunk { crc, .. } => {
                         kept = true;
                         state.reserved -= head.length();
                         state.keep(
@@ -693,44 +709,44 @@ impl Writer {
                 offset += head.length();
             }
             state.resize(segment, capacity);
-            state.touch(segment);
-            state.room = capacity - offset;
+            state.mark_written(segment);
+            state.slack = capacity - offset;
         }
         if kept {
             self.shared.more.notify_waiters();
         }
-        for Entry { data, then, .. } in group {
-            // The host waits until nobody holds its bytes any more.
+        for GroupEntry { data, waiter, .. } in group {
+            // The host waits until no clone of its bytes is left.
             drop(data);
-            match then {
-                Then::Chunk { answer, .. } => drop(answer.send(Ok(Appended::Kept))),
-                Then::Note { answer, .. } => drop(answer.send(Ok(()))),
+            match waiter {
+                Waiter::Chunk { answer, .. } => drop(answer.send(Ok(Appended::Kept))),
+                Waiter::Note { answer, .. } => drop(answer.send(Ok(()))),
             }
         }
     }
 
-    /// Answers that nothing of the group was kept.
-    fn refuse(&mut self, group: Vec<Entry>, error: &io::Error) {
-        for Entry {
-            head, data, then, ..
+    /// Answers all callers of a group with an error.
+    fn refuse(&mut self, group: Vec<GroupEntry>, error: &io::Error) {
+        for GroupEntry {
+            head, data, waiter, ..
         } in group
         {
             drop(data);
-            match then {
-                Then::Chunk { answer, .. } => {
+            match waiter {
+                Waiter::Chunk { answer, .. } => {
                     self.state().reserved -= head.length();
-                    let _ = answer.send(Err(Refusal::Disk(same(error))));
+                    let _ = answer.send(Err(Refusal::Disk(clone_error(error))));
                 }
-                Then::Note { answer, .. } => drop(answer.send(Err(same(error)))),
+                Waiter::Note { answer, .. } => drop(answer.send(Err(clone_error(error)))),
             }
         }
     }
 
-    /// Takes back what a failed write may have left. Only where that certainly succeeds the segment is
-    /// gone on with: on a disk that is full, a new one for each attempt would make matters worse.
-    fn unwrite(&mut self) {
+    /// Truncates what a failed write may have left. If that verifiably succeeds, the segment stays active: on a full disk, a
+    /// new segment for each attempt would make matters worse.
+    fn undo_write(&mut self) {
         let Some(active) = &self.active else { return };
-        self.state().mistrust(active.first);
+        self.state().mark_unreusable(active.first);
         let undone = active
             .file
             .truncate(active.len)
@@ -738,26 +754,25 @@ impl Writer {
             .is_ok_and(|len| len == active.len)
             && active.file.sync().is_ok();
         if undone {
-            self.forget_room();
-            self.carried.clear();
+            self.clear_slack();
+            self.unsynced_notes.clear();
         } else {
-            self.give_up();
+            self.abandon_segment();
         }
     }
 
-    /// Nothing is written to this segment any more. All of it that was not synced is void; the notes among
-    /// that are written again.
-    fn give_up(&mut self) {
-        let Some(active) = self.leave() else {
+    /// Stops writing to the active segment. Its unsynced frames are void; the notes among them are written again.
+    fn abandon_segment(&mut self) {
+        let Some(active) = self.close_segment() else {
             return;
         };
-        self.state().mistrust(active.first);
-        self.next -= self.carried.len() as u64;
+        self.state().mark_unreusable(active.first);
+        self.next -= self.unsynced_notes.len() as u64;
         self.untrimmed.push((active.first, active.len));
         self.trim(&*active.file, active.first, active.len);
     }
 
-    /// Cuts a given-up segment to its good length, and takes note of the length it has.
+    /// Truncates an abandoned segment to its valid length, and records its resulting size.
     fn trim(&mut self, file: &dyn File, first: Seq, good: u64) {
         let len = match file.truncate(good) {
             Ok(()) => {
@@ -769,44 +784,44 @@ impl Writer {
         if let Ok(len) = len {
             let mut state = self.state();
             state.resize(first, len);
-            state.touch(first);
+            state.mark_written(first);
         }
     }
 
-    /// The segment is not written to any more.
-    fn leave(&mut self) -> Option<Active> {
-        self.state().room = 0;
+    /// Stops writing to the active segment.
+    fn close_segment(&mut self) -> Option<Active> {
+        self.state().slack = 0;
         self.active.take()
     }
 
-    /// Goes on in a new segment, with a group in it. Should it fail, the old one is not gone on with all the
-    /// same: the new one may be there after a crash, and what is in the old one and numbered like it would
-    /// then be void. Gives the segment, and where in it the group begins.
-    fn rotate(&mut self, group: &mut [Entry]) -> io::Result<(Seq, u64)> {
+    /// Continues in a new segment that contains a group. Returns the segment and the group's offset. Even on failure the old
+    /// segment stays closed: the new one may exist after a crash, which would void frames of the old one with the same
+    /// numbers.
+    fn rotate(&mut self, group: &mut [GroupEntry]) -> io::Result<(Seq, u64)> {
         if self.sync_notes().is_err() {
-            self.give_up();
+            self.abandon_segment();
         }
-        self.leave();
+        self.close_segment();
         self.begin_segment(group)
     }
 
-    /// Makes the notes durable that were only written.
+    /// Syncs the notes that were only written.
     fn sync_notes(&mut self) -> io::Result<()> {
-        if let (false, Some(active)) = (self.carried.is_empty(), &self.active) {
+        if let (false, Some(active)) = (self.unsynced_notes.is_empty(), &self.active) {
             active.file.sync()?;
-            self.carried.clear();
+            self.unsynced_notes.clear();
         }
         Ok(())
     }
 
-    /// Begins a segment with the window, the carried notes and a group, and makes it durable before anything
-    /// in it counts: what it says of earlier segments (which frames are void) must not be lost then. The group
-    /// is in the same write and the same sync, as it is the one that waits for the segment.
-    fn begin_segment(&mut self, group: &mut [Entry]) -> io::Result<(Seq, u64)> {
+    /// Begins a segment with the window, the unsynced notes and a group, and makes it durable before anything in it counts:
+    /// which earlier frames it voids must not be lost afterwards. The group shares the write and the sync, since it is what
+    /// waits for the segment.
+    fn begin_segment(&mut self, group: &mut [GroupEntry]) -> io::Result<(Seq, u64)> {
         self.clear_debris()?;
         let first = self.next;
         let name = segment_name(first);
-        let (file, spare) = self.obtain(&name)?;
+        let (file, spare) = self.obtain_file(&name)?;
         let file: Arc<dyn File> = file.into();
         let capacity = spare.as_ref().map_or(0, |spare| spare.bytes);
         let (window, previous) = {
@@ -818,18 +833,18 @@ impl Writer {
         };
         let begin = Head {
             kind: Kind::Begin,
-            arrived: Head::beginning(previous, self.keeper.next_generation(), !self.apart),
+            arrived: Head::begin_fields(previous, self.manifest.next_generation(), !self.after_gap),
             ..note_head(&window)
         };
         let mut frames = Vec::from([(begin, Bytes::from(window))]);
-        frames.append(&mut self.carried.clone());
+        frames.append(&mut self.unsynced_notes.clone());
         let heads = frames.iter_mut().map(|(head, _)| head);
         let heads = heads.chain(group.iter_mut().map(|entry| &mut entry.head));
         number(heads, first, self.shared.spool);
         let before: u64 = frames.iter().map(|(head, _)| head.length()).sum();
         let len = before + group.iter().map(|entry| entry.head.length()).sum::<u64>();
         let own = frames.iter().map(|(head, data)| (head, &[][..], &data[..]));
-        let all = own.chain(group.iter().map(Entry::frame));
+        let all = own.chain(group.iter().map(GroupEntry::frame));
         let begun = write_frames(&*file, 0..len, capacity, all)
             .and_then(|()| file.sync())
             .and_then(|()| match &spare {
@@ -838,18 +853,18 @@ impl Writer {
             })
             .and_then(|()| self.sync_dir())
             .and_then(|()| match self.shared.disk.id(&name)? == file.id() {
-                true if group.iter().any(Entry::is_chunk) => self.shared.disk.check(),
+                true if group.iter().any(GroupEntry::is_chunk) => self.shared.disk.check(),
                 true => Ok(()),
                 false => Err(io::Error::other(format!(
-                    "{name} was replaced while it was made"
+                    "{name} was replaced while it was created"
                 ))),
             });
-        // Before anything in it is answered, and when it is there for certain: otherwise it would be missed.
+        // Before anything in it is acknowledged, and after it is durable: otherwise it would be reported missing.
         let end = first + (frames.len() + group.len()) as u64;
         let begun = begun.and_then(|()| {
             let chunks = group.iter().filter(|entry| entry.is_chunk()).count();
-            let mut segments = self.state().listed(None, true);
-            let entry = Listed {
+            let mut segments = self.state().manifest_entries(None, true);
+            let entry = ManifestEntry {
                 unfinished: chunks as u64,
                 open: true,
             };
@@ -868,10 +883,10 @@ impl Writer {
             return Err(error);
         }
         self.next = end;
-        self.apart = false;
-        self.carried.clear();
+        self.after_gap = false;
+        self.unsynced_notes.clear();
         let bare = end == first + 1;
-        self.shared.handles.write_to(first, &file);
+        self.shared.handles.set_active(first, &file);
         self.active = Some(Active {
             file,
             first,
@@ -881,13 +896,13 @@ impl Writer {
         });
         let mut state = self.state();
         state.bytes += capacity;
-        state.room = capacity - len;
+        state.slack = capacity - len;
         state.segments.insert(
             first,
-            Holding {
+            SegmentInfo {
                 bytes: capacity,
                 unfinished: 0,
-                begun: true,
+                has_begin: true,
                 bare,
                 reusable: true,
             },
@@ -895,8 +910,8 @@ impl Writer {
         Ok((first, before))
     }
 
-    /// A file for a segment: a spare, which is still to be given its name, or a new one.
-    fn obtain(&mut self, name: &str) -> io::Result<(Box<dyn File>, Option<Spare>)> {
+    /// A file for a segment: a spare, which is still to be renamed, or a new file.
+    fn obtain_file(&mut self, name: &str) -> io::Result<(Box<dyn File>, Option<Spare>)> {
         while let Some(spare) = self.spares.pop_front() {
             match self.shared.disk.open(&spare.name) {
                 Ok(file) => return Ok((file, Some(spare))),
@@ -904,9 +919,9 @@ impl Writer {
                     self.spares.push_front(spare);
                     return Err(error);
                 }
-                // It can be removed, perhaps.
+                // Perhaps it can be removed.
                 Err(_) => {
-                    self.settling.push(spare);
+                    self.unsynced_spares.push(spare);
                     if !self.drop_spare() {
                         break;
                     }
@@ -920,7 +935,7 @@ impl Writer {
         let disk = &self.shared.disk;
         match disk.create(name) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                // An earlier attempt failed, and made it all the same.
+                // An earlier attempt failed after creating it.
                 if disk.open(name)?.len()? > 0 {
                     return Err(error);
                 }
@@ -944,21 +959,21 @@ impl Writer {
         Ok(())
     }
 
-    /// Sees to it that whoever starts next finds what was accepted: that the directory is there, locked and where its path
-    /// leads, and that the files that are open have their names. Takes note of others that are missing.
+    /// Ensures that the next start finds everything accepted: that the directory exists, is locked and at its path, and that
+    /// the open files have their names. Records closed segments that are missing.
     fn look(&mut self) -> io::Result<()> {
-        let looked = self.look_around();
-        self.astray = looked.is_err();
+        let checked = self.check_directory();
+        self.needs_look = checked.is_err();
         let mut state = self.state();
-        state.looking = false;
-        state.trouble = looked.as_ref().err().map(ToString::to_string);
+        state.look_queued = false;
+        state.trouble = checked.as_ref().err().map(ToString::to_string);
         drop(state);
-        looked
+        checked
     }
 
-    fn look_around(&mut self) -> io::Result<()> {
-        self.hold()?;
-        self.reserve = self.reserve && !self.is_gone(RESERVE);
+    fn check_directory(&mut self) -> io::Result<()> {
+        self.ensure_locked()?;
+        self.has_reserve = self.has_reserve && !self.is_gone(RESERVE);
         self.shared.suspects.look();
         self.count_quarantined();
         let mut named = Ok(());
@@ -972,30 +987,30 @@ impl Writer {
                 Some(active) => Ok(active.len),
                 None => file.len(),
             };
-            let kept = len.and_then(|len| self.keep_name(*segment, file, len));
-            self.shared.handles.strand(*segment, kept.is_err());
+            let kept = len.and_then(|len| self.ensure_name(*segment, file, len));
+            self.shared.handles.set_unlinked(*segment, kept.is_err());
             named = named.and(kept);
         }
-        self.look_for_others(&handles);
-        for segment in std::mem::take(&mut self.ghosts) {
+        self.check_closed_segments(&handles);
+        for segment in std::mem::take(&mut self.finished_missing) {
             let name = segment_name(segment);
             if self.is_gone(&name) || self.shared.disk.remove(&name).is_err() {
-                self.ghosts.push_back(segment);
+                self.finished_missing.push_back(segment);
             } else {
                 self.removed = true;
             }
         }
-        // Also where another one's could not be given back: what has its name again is not to lose it.
-        if self.unsettled {
+        // Even if another file's name could not be restored: the restored ones must be durable.
+        if self.name_unsynced {
             self.sync_dir()?;
         }
         named?;
-        // Where it cannot be written, it is before anything more is answered.
+        // If this fails, it is retried before anything more is acknowledged.
         let _ = self.update_manifest();
         self.shared.disk.check()
     }
 
-    /// A person takes files out of `quarantine/`, and that makes room.
+    /// Updates the size of `quarantine/`, from which an operator may have removed files.
     fn count_quarantined(&self) {
         if self.state().quarantined == 0 {
             return;
@@ -1018,54 +1033,54 @@ impl Writer {
         self.state().notices.push((kind, words));
     }
 
-    /// Sees to it that the directory is there, and that nobody else writes into it.
-    fn hold(&mut self) -> io::Result<()> {
-        match self.shared.disk.hold() {
-            Ok(Held::Still) => {}
-            Ok(Held::Again) => {
+    /// Ensures that the directory exists, and that no other process writes into it.
+    fn ensure_locked(&mut self) -> io::Result<()> {
+        match self.shared.disk.ensure_locked() {
+            Ok(LockState::Held) => {}
+            Ok(LockState::FileRecreated) => {
                 self.unverified = true;
                 self.notice(
                     "spool_lock",
-                    "the file lock was removed from the spool's folder, and was made again: nothing may be removed there while \
+                    "the file lock was removed from the spool's folder and is recreated: remove nothing there while \
                      Fluent Bit runs"
                         .to_owned(),
                 );
             }
-            Ok(Held::Anew) => {
+            Ok(LockState::DirRecreated) => {
                 self.removed = false;
-                self.reserve = false;
+                self.has_reserve = false;
                 self.spares.clear();
-                self.settling.clear();
-                self.keeper.forget();
+                self.unsynced_spares.clear();
+                self.manifest.forget();
                 self.state().spares = 0;
                 self.notice(
                     "spool_deleted",
-                    "the spool's folder was deleted, and was made anew: what was accepted and still open is written there again"
+                    "the spool's folder was deleted and is recreated: the segments that were open are written there again"
                         .to_owned(),
                 );
             }
             Err(error) => {
                 if error.kind() == ErrorKind::WouldBlock {
-                    self.state().ousted = true;
+                    self.state().lock_lost = true;
                     self.unverified = true;
                 }
                 return Err(error);
             }
         }
-        if self.unverified && !self.changed {
-            // Another process has its own idea of what is finished, and of how long the last segment is.
-            self.changed = !self.is_untouched()?;
-            self.unverified = self.changed;
-            self.state().ousted = self.changed;
+        if self.unverified && !self.changed_by_other {
+            // Another process has its own record of what is finished, and of the last segment's length.
+            self.changed_by_other = !self.is_unchanged()?;
+            self.unverified = self.changed_by_other;
+            self.state().lock_lost = self.changed_by_other;
         }
-        match self.changed {
-            true => Err(ousted()),
+        match self.changed_by_other {
+            true => Err(lock_lost()),
             false => Ok(()),
         }
     }
 
-    /// Whether nobody else began a segment or wrote to the active one.
-    fn is_untouched(&self) -> io::Result<bool> {
+    /// Whether no other process began a segment or wrote to the active one.
+    fn is_unchanged(&self) -> io::Result<bool> {
         let files = self.shared.disk.list()?;
         let debris = self.debris.iter().flat_map(|debris| &debris.names);
         let is_debris = |name: &String| debris.clone().any(|debris| debris == name);
@@ -1080,8 +1095,8 @@ impl Writer {
         }
     }
 
-    /// Sees to it that the first `len` bytes of a file that is open stand under their segment's name.
-    fn keep_name(&mut self, segment: Seq, file: &Arc<dyn File>, len: u64) -> io::Result<()> {
+    /// Ensures that the first `len` bytes of an open file are under their segment's name.
+    fn ensure_name(&mut self, segment: Seq, file: &Arc<dyn File>, len: u64) -> io::Result<()> {
         let name = segment_name(segment);
         let found = match self.shared.disk.id(&name) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -1094,13 +1109,9 @@ impl Writer {
             .active
             .as_ref()
             .is_some_and(|active| active.first == segment);
-        let known = self
-            .state()
-            .segments
-            .get(&segment)
-            .map(|holding| holding.bytes);
+        let known = self.state().segments.get(&segment).map(|info| info.bytes);
         if known.is_none() || !is_active && known.is_some_and(|known| len < known) {
-            // It is finished, or the file is not whole itself.
+            // The segment is finished, or the open file is itself too short.
             self.shared.handles.forget(segment);
             return Ok(());
         }
@@ -1108,12 +1119,12 @@ impl Writer {
             let words = format!(
                 "{name} was taken away while it was in use, and cannot be written again: {error}"
             );
-            remedied(error.kind(), words)
+            with_remedy(error.kind(), words)
         };
-        self.hold()?;
+        self.ensure_locked()?;
         let copy = match self.copy(segment, &**file, len, found.is_some()) {
             Err(error) if is_full(&error) => {
-                // Their room may be there with the next attempt.
+                // The next attempt may use the space of the spares.
                 while self.drop_spare() {}
                 return Err(lost(error));
             }
@@ -1122,10 +1133,10 @@ impl Writer {
         self.shared.handles.replace(segment, &copy);
         {
             let mut state = self.shared.state();
-            state.regain(segment);
+            state.mark_present(segment);
             state.resize(segment, len);
             if is_active {
-                state.room = 0;
+                state.slack = 0;
             }
         }
         if let Some(active) = self
@@ -1139,21 +1150,21 @@ impl Writer {
         self.notice(
             "spool_written_again",
             format!(
-                "{name} was taken away while it was in use: what was accepted in it was written again under its name; do not \
-                 put back the file that was taken away"
+                "{name} was taken away while it was in use: its contents were written again under its name; do not put back \
+                 the file that was taken away"
             ),
         );
         Ok(())
     }
 
-    /// Puts the file aside that has a segment's name.
+    /// Moves the file found under a segment's name to the quarantine.
     fn displace(&mut self, segment: Seq) -> io::Result<()> {
         let (disk, name) = (&self.shared.disk, segment_name(segment));
         let bytes = disk.open(&name).and_then(|file| file.len()).unwrap_or(0);
-        let mut asides = (1..=MOST_DISPLACED).map(|n| displaced_name(segment, n));
+        let mut asides = (1..=MAX_DISPLACED).map(|n| displaced_name(segment, n));
         let Some(aside) = asides.find(|aside| self.is_gone(aside)) else {
             return Err(io::Error::other(format!(
-                "another file takes its place again and again, and lies in {QUARANTINE} already"
+                "another file has replaced it {MAX_DISPLACED} times; stop what does that, and empty {QUARANTINE}"
             )));
         };
         match disk.rename(&name, &aside) {
@@ -1164,15 +1175,15 @@ impl Writer {
         self.notice(
             "spool_displaced",
             format!(
-                "another file was put into the place of {name}: it lies in {aside} now, and is not read"
+                "another file was put in place of {name}: it was moved to {aside}, and is not read"
             ),
         );
         Ok(())
     }
 
-    /// Writes the first `len` bytes of a file into another one with a segment's name. As when a spare becomes a segment, the
-    /// name comes when all of it is durable, and only then what has it (`taken`) is put aside: that may be all there is
-    /// after a crash, if there is no room for a copy.
+    /// Copies the first `len` bytes of a file to a new one with a segment's name. As when a spare becomes a segment, it is
+    /// renamed once it is durable. Only then is the file that has the name (`taken`) moved away: if there is no space for a
+    /// copy, that file may be all that is left after a crash.
     fn copy(
         &mut self,
         segment: Seq,
@@ -1182,9 +1193,9 @@ impl Writer {
     ) -> io::Result<Arc<dyn File>> {
         let disk = &self.shared.disk;
         let (copy, name) = (copy_name(segment), segment_name(segment));
-        // An earlier attempt's.
+        // Left by an earlier attempt.
         self.remove(&copy)?;
-        self.half_made.insert(segment);
+        self.partial_copies.insert(segment);
         let made: Arc<dyn File> = disk.create(&copy)?.into();
         let copied = copy_bytes(file, 0, len, &*made)
             .and_then(|copied| match copied == len {
@@ -1200,34 +1211,34 @@ impl Writer {
             self.drop_copy(segment);
             return Err(error);
         }
-        self.half_made.remove(&segment);
-        self.unsettled = true;
+        self.partial_copies.remove(&segment);
+        self.name_unsynced = true;
         Ok(made)
     }
 
-    /// Removes what an attempt to copy a segment left behind: a start would take it for the segment.
+    /// Removes a partial copy of a segment, which the next start would use as the segment.
     fn drop_copy(&mut self, segment: Seq) {
-        if self.half_made.contains(&segment) && self.remove(&copy_name(segment)).is_ok() {
-            self.half_made.remove(&segment);
+        if self.partial_copies.contains(&segment) && self.remove(&copy_name(segment)).is_ok() {
+            self.partial_copies.remove(&segment);
         }
     }
 
-    /// Looks whether some of the segments that are not open are still there: with each call at others.
-    fn look_for_others(&mut self, open: &[(Seq, Arc<dyn File>)]) {
+    /// Checks whether some of the closed segments still exist: a different part of them with each call.
+    fn check_closed_segments(&mut self, open: &[(Seq, Arc<dyn File>)]) {
         let segments: Vec<Seq> = {
             let state = self.state();
-            let behind = state.segments.range(self.looked_for..);
-            let before = state.segments.range(..self.looked_for);
-            behind
+            let after = state.segments.range(self.next_checked..);
+            let before = state.segments.range(..self.next_checked);
+            after
                 .chain(before)
-                .filter(|(first, holding)| {
-                    holding.unfinished > 0 && !open.iter().any(|(segment, _)| segment == *first)
+                .filter(|(first, info)| {
+                    info.unfinished > 0 && !open.iter().any(|(segment, _)| segment == *first)
                 })
                 .map(|(first, _)| *first)
-                .take(LOOKED_FOR_AT_ONCE)
+                .take(CHECKED_AT_ONCE)
                 .collect()
         };
-        self.looked_for = segments.last().map_or(0, |last| last + 1);
+        self.next_checked = segments.last().map_or(0, |last| last + 1);
         for segment in segments {
             let name = segment_name(segment);
             let missed = self.state().missing.get(&segment).copied();
@@ -1238,38 +1249,37 @@ impl Writer {
                         .and_then(|file| file.len())
                         .is_ok_and(|len| len >= bytes)
                     {
-                        self.state().regain(segment);
+                        self.state().mark_present(segment);
                     }
                 }
                 (Err(error), None) if error.kind() == ErrorKind::NotFound => {
-                    self.state().miss(segment);
+                    self.state().mark_missing(segment);
                 }
                 _ => {}
             }
         }
     }
 
-    fn is_untidy(&self) -> bool {
+    fn needs_cleanup(&self) -> bool {
         let state = self.state();
         !self.untrimmed.is_empty()
             || self.debris.is_some()
             || state.removable().is_some()
-            || state.wants_room()
+            || state.needs_rotation()
     }
 
-    /// Removes some of what nobody needs any more. Whether there may be more of it that can be removed now; what
-    /// fails is tried again when something else happens.
+    /// Does one step of the cleanup. Returns whether there may be more to do now; a failed step is retried with a later job.
     ///
-    /// One segment at a time: each costs an fsync, there may be thousands, and who comes meanwhile is not to wait for all.
-    pub(super) fn tidy(&mut self) -> bool {
-        self.state().tidying = false;
-        if self.state().ousted {
+    /// Removes one segment at a time: each costs an fsync, there may be thousands, and appends must not wait for all.
+    pub(super) fn clean_up(&mut self) -> bool {
+        self.state().cleanup_queued = false;
+        if self.state().lock_lost {
             return false;
         }
         for (first, good) in self.untrimmed.clone() {
             match self.shared.disk.open(&segment_name(first)) {
                 Ok(file) => self.trim(&*file, first, good),
-                // One that was taken away may be put back.
+                // A missing file may be put back.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let is_needed = self.state().segments.contains_key(&first);
                     self.untrimmed
@@ -1283,7 +1293,7 @@ impl Writer {
         if let Some(first) = removable {
             return self.remove_finished(first).is_ok();
         }
-        let roll = self.state().wants_room();
+        let roll = self.state().needs_rotation();
         if !roll {
             return false;
         }
@@ -1302,43 +1312,45 @@ impl Writer {
     /// Removes the oldest segment, which is finished.
     fn remove_finished(&mut self, first: Seq) -> io::Result<()> {
         self.drop_copy(first);
-        // Should it come back after a power cut, all newer ones must be there still.
+        // If it comes back after a power cut, all newer ones must still exist.
         self.sync_removals()?;
-        self.secure()?;
-        // Should that fail, the next start misses it.
-        let _ = self.strike_off(first);
+        self.secure_notes()?;
+        // If that fails, the next start reports it missing.
+        let _ = self.unlist(first);
         let (name, spare) = (segment_name(first), spare_name(first));
-        let kept = self.may_be_spare(first) && self.shared.disk.rename(&name, &spare).is_ok();
+        let kept = self.can_become_spare(first) && self.shared.disk.rename(&name, &spare).is_ok();
         if !kept {
             match self.shared.disk.remove(&name) {
-                // Should somebody put it back, it would be delivered again by the next start.
-                Err(error) if error.kind() == ErrorKind::NotFound => self.ghosts.push_back(first),
+                // If it is put back, the next start must not deliver it again.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.finished_missing.push_back(first)
+                }
                 removed => removed?,
             }
-            self.ghosts.truncate(MOST_GHOSTS);
+            self.finished_missing.truncate(MAX_FINISHED_MISSING);
         }
         self.removed = true;
         self.untrimmed.retain(|(segment, _)| *segment != first);
         self.shared.handles.forget(first);
-        let bytes = self.state().forget(first);
+        let bytes = self.state().remove_segment(first);
         if kept {
             self.state().spares += bytes;
-            self.settling.push(Spare { name: spare, bytes });
+            self.unsynced_spares.push(Spare { name: spare, bytes });
         }
         Ok(())
     }
 
-    /// Whether a finished segment's file is worth to be written again, and there is room to keep it.
-    fn may_be_spare(&self, first: Seq) -> bool {
+    /// Whether a finished segment's file is worth reusing, and there is space to keep it.
+    fn can_become_spare(&self, first: Seq) -> bool {
         let state = self.state();
         let limits = &self.shared.limits;
-        let Some(holding) = state.segments.get(&first) else {
+        let Some(info) = state.segments.get(&first) else {
             return false;
         };
         self.keeps_spares
-            && holding.reusable
-            && holding.bytes >= limits.segment_bytes / 2
-            && state.spares + holding.bytes <= limits.limit / SPARE_SHARE
+            && info.reusable
+            && info.bytes >= limits.segment_bytes / 2
+            && state.spares + info.bytes <= limits.limit / SPARE_SHARE
     }
 
     fn sync_removals(&mut self) -> io::Result<()> {
@@ -1351,67 +1363,69 @@ impl Writer {
     fn sync_dir(&mut self) -> io::Result<()> {
         self.shared.disk.sync_dir()?;
         self.removed = false;
-        self.unsettled = false;
-        self.spares.extend(self.settling.drain(..));
+        self.name_unsynced = false;
+        self.spares.extend(self.unsynced_spares.drain(..));
         Ok(())
     }
 
-    /// Makes durable what the oldest segments are not needed for any more then: the notes, and a readable
-    /// Begin frame in the newest.
-    fn secure(&mut self) -> io::Result<()> {
+    /// Makes durable what the oldest segments would otherwise still be needed for: the notes, and a readable Begin frame in
+    /// the newest segment.
+    fn secure_notes(&mut self) -> io::Result<()> {
         if self.sync_notes().is_err() {
-            self.give_up();
+            self.abandon_segment();
         }
-        let begun = self.state().is_begun();
-        if self.carried.is_empty() && begun {
+        let begun = self.state().newest_has_begin();
+        if self.unsynced_notes.is_empty() && begun {
             return Ok(());
         }
-        self.leave();
+        self.close_segment();
         self.begin_segment(&mut []).map(drop)
     }
 
-    /// Makes all durable, and leaves one small file where everything is finished.
-    fn shorten(&mut self) {
-        // A last time: what has no name then is gone with the process.
+    /// Makes everything durable, and leaves one bare segment if every chunk is finished.
+    fn shrink(&mut self) {
+        // A file without a name is gone when the process ends.
         let _ = self.look();
-        let untouched = self.state().segments.is_empty() || self.state().ousted;
+        let untouched = self.state().segments.is_empty() || self.state().lock_lost;
         if untouched {
             return;
         }
         self.keeps_spares = false;
         while self.drop_spare() {}
         self.release_reserve();
-        let _ = self.secure();
-        let roll = self.state().can_be_shorter();
+        let _ = self.secure_notes();
+        let roll = self.state().can_shrink();
         if roll {
             let _ = self.rotate(&mut []);
         }
-        // What is left then is removed by the next start, which may be waiting for the directory already.
+        // Anything left is removed by the next start, which may already be waiting for the directory.
         let since = Instant::now();
-        while self.is_untidy() && self.tidy() && since.elapsed() < TIDIED_AT_CLOSE {}
-        self.give_room_back();
+        while self.needs_cleanup() && self.clean_up() && since.elapsed() < CLOSE_CLEANUP_LIMIT {}
+        self.trim_slack();
         let _ = self.sync_removals();
-        let segments = self.state().listed(None, self.carried.is_empty());
+        let segments = self
+            .state()
+            .manifest_entries(None, self.unsynced_notes.is_empty());
         let _ = self.write_manifest(segments, self.next, true);
     }
 
-    /// Cuts from the active segment's file what no frame needs.
-    fn give_room_back(&mut self) {
+    /// Truncates the active segment's file after its last frame.
+    fn trim_slack(&mut self) {
         if let Some(active) = &self.active
             && active.capacity > active.len
             && active.file.truncate(active.len).is_ok()
         {
-            self.forget_room();
+            self.clear_slack();
         }
     }
 
-    /// The active segment's file ends with its last frame now.
-    fn forget_room(&mut self) {
+    /// Records that the active segment's file ends with its last frame.
+    fn clear_slack(&mut self) {
         if let Some(active) = &mut self.active {
             active.capacity = active.len;
             let mut state = self.shared.state();
             state.resize(active.first, active.len);
-            state.room = 0;
+            state.slack = 0;
         }
     }
 }
@@ -1425,8 +1439,8 @@ fn note_length(payload: &[u8]) -> u64 {
     HEADER + payload + padding(payload).len() as u64
 }
 
-/// Writes frames, straight from where their bytes are, into a file of `capacity` bytes. What it held before
-/// behind them is not to be taken for more of them.
+/// Writes frames into a file of `capacity` bytes without copying them, and marks their end where the file's former contents
+/// follow.
 fn write_frames<'a>(
     file: &dyn File,
     place: Range<u64>,
@@ -1448,11 +1462,11 @@ fn write_frames<'a>(
     file.write_at(&parts, place.start)
 }
 
-/// The same error once more, for another one who waits.
-fn same(error: &io::Error) -> io::Error {
+/// Clones an error, for another waiter.
+fn clone_error(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
-        None if says_remedy(error) => remedied(error.kind(), error.to_string()),
+        None if says_remedy(error) => with_remedy(error.kind(), error.to_string()),
         None => io::Error::new(error.kind(), error.to_string()),
     }
 }

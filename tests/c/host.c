@@ -1,25 +1,23 @@
 /*
- * A host in C: loads the library the way Fluent Bit does, against the committed header, and does to it
- * what a host may do.
+ * A host in C: loads the library like Fluent Bit, against the committed header, and calls it in every way
+ * that a host may.
  *
  *   host LIBRARY CHUNKS KEY=VALUE...
  *   host --reloads NUMBER LIBRARY CHUNKS KEY=VALUE...
  *
- * Three times over it starts an instance with the given properties, flushes every CHUNKS/NAME.msgpack
- * under the tag NAME, twice, and one record of its own without a tag, and stops the instance. From the
- * first to the second it goes as in a hot reload, with the library loaded once more beside the running
- * instance; from the second to the third the library is unloaded and loaded anew. What the library must
- * not touch lies behind a page that faults; the build adds the address, undefined-behaviour and leak
- * sanitizers.
+ * In each of three rounds it starts an instance with the given properties, flushes every CHUNKS/NAME.msgpack
+ * under the tag NAME, twice, and one record of its own without a tag, and stops the instance. The second
+ * round follows by a hot reload, with the library loaded once more while the instance is running; before
+ * the third the library is unloaded and loaded again. Memory that the library must not access is behind a
+ * guard page; the build adds the address, undefined-behaviour and leak sanitizers.
  *
- * With --reloads it makes so many hot reloads in one process instead, with a few flushes before each, and
- * after each looks at what the process holds: as many files and threads as before, and, where memory is not
- * the sanitizer's, no more of it. "endpoint=closed" stands for a port of this machine that nobody serves:
- * there flushes must be answered RETRY.
+ * With --reloads it does NUMBER hot reloads in one process instead, with a few flushes before each, and checks
+ * the process's resources after each: no more open files and threads, and, without the sanitizer's allocator,
+ * no more memory. "endpoint=closed" stands for a closed local port, for which flushes must be answered RETRY.
  *
- * Built with OLD_HOST it is a host like Fluent Bit 1.9: its API is one function long, what it logs with is found
- * by its name, and it has neither metrics for outputs nor hot reload.
- * Ends with 0, or with 1 and a message on stderr.
+ * Built with OLD_HOST it is a host like Fluent Bit 1.9: its API has one function, the log function is found by
+ * its name, and it has neither metrics for outputs nor hot reload.
+ * Exits with 0, or with 1 and a message on stderr.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -48,23 +46,23 @@ enum {
     CHUNKS_MAX = 64,
     WATCHDOG_SECONDS = 120,
     THREADS_GONE_WITHIN_MS = 5000,
-    /* Reloads until the allocator's arenas are as large as they get. */
+    /* The number of reloads after which the allocator's arenas have reached their size. */
     WARM_UP = 200,
-    /* What arenas and page tables wander by, with every thread of every reload a new one. In 800 reloads
-     * a leak of 3 KiB a reload shows. */
+    /* The variation of arenas and page tables, since each reload has new threads. In 800 reloads a leak of
+     * 3 KiB per reload is detected. */
     RESIDENT_TOLERANCE_KIB = 2048,
-    /* A flush that is never taken lasts until its deadline, a second at least: not one a reload. */
+    /* A refused flush lasts until its deadline, at least a second, so not every reload has one. */
     RELOADS_A_REFUSED_FLUSH = 10,
 };
 
-/* What the host reads from the calls. */
+/* The answers of the calls. */
 enum { ANSWER_OK = 1, ANSWER_RETRY = 2 };
 enum { TYPE_OUTPUT = 2, PROXY_GO = 11 };
 enum { LEVEL_ERROR = 1, LEVEL_INFO = 3, LEVEL_TRACE = 5 };
 
-/* ---- The host's side of the interface, declared apart from the header. ---- */
+/* ---- The host's side of the interface, declared independently of the header. ---- */
 
-/* By what a library finds under which name it may tell how old a host is. */
+/* A library may detect the host's version by the symbols that it exports. */
 #define host_get_property flb_output_get_property
 #define host_log flb_log_print
 #ifdef OLD_HOST
@@ -75,7 +73,7 @@ enum { OLD = false };
 #define host_log_check flb_output_log_check
 #endif
 
-/* All that hosts before 4.2.3 allocate. They do not clear it. */
+/* Hosts before 4.2.3 allocate no more than this, and do not clear it. */
 struct host_def {
     int type;
     int proxy;
@@ -85,7 +83,7 @@ struct host_def {
 };
 _Static_assert(sizeof(struct host_def) == 32, "the definition of old hosts has 32 bytes");
 
-/* As it is from 2.0.0 on. */
+/* The API from 2.0.0 on. */
 struct host_api {
     const char *(*output_get_property)(const char *key, void *instance);
     const char *(*input_get_property)(const char *key, void *instance);
@@ -110,11 +108,11 @@ struct host_plugin {
     struct host_context *context;
 };
 
-/* The header must say how things lie with the host, and what it calls. */
+/* The header must match the host's layout and its calls. */
 #define SAME_PLACE(field)                                                                         \
     _Static_assert(offsetof(struct flb_plugin_proxy_def, field) == offsetof(struct host_def, field), \
-                   #field " does not lie where the host has it")
-_Static_assert(sizeof(struct flb_plugin_proxy_def) == sizeof(struct host_def), "more is written than old hosts have");
+                   #field " has another offset in the host")
+_Static_assert(sizeof(struct flb_plugin_proxy_def) == sizeof(struct host_def), "larger than what old hosts allocate");
 SAME_PLACE(type);
 SAME_PLACE(proxy);
 SAME_PLACE(flags);
@@ -122,7 +120,7 @@ SAME_PLACE(name);
 SAME_PLACE(description);
 #define SAME_TYPE(function, type)                                               \
     _Static_assert(__builtin_types_compatible_p(__typeof__(&function), type),   \
-                   #function " is not declared as the host calls it")
+                   #function " is declared with another type than the host's")
 SAME_TYPE(FLBPluginPreRegister, int (*)(int));
 SAME_TYPE(FLBPluginRegister, int (*)(struct flb_plugin_proxy_def *));
 SAME_TYPE(FLBPluginUnregister, void (*)(struct flb_plugin_proxy_def *));
@@ -133,12 +131,12 @@ SAME_TYPE(FLBPluginOutputPreExit, void (*)(int));
 SAME_TYPE(FLBPluginExitCtx, int (*)(void *));
 SAME_TYPE(FLBPluginExit, int (*)(void));
 
-/* ---- Surprises. ---- */
+/* ---- Failures. ---- */
 
-#define CHECK(condition, ...) ((condition) ? (void) 0 : surprise(__LINE__, __VA_ARGS__))
+#define CHECK(condition, ...) ((condition) ? (void) 0 : fail(__LINE__, __VA_ARGS__))
 
 __attribute__((format(printf, 2, 3), noreturn))
-static void surprise(int line, const char *format, ...)
+static void fail(int line, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -149,7 +147,7 @@ static void surprise(int line, const char *format, ...)
     _exit(1);
 }
 
-/* ---- Memory that ends, to the byte, where a page that faults begins. ---- */
+/* ---- Memory that ends exactly at a guard page. ---- */
 
 struct fence {
     void *pages;
@@ -170,7 +168,7 @@ static struct fence fence_around(size_t size)
     return fence;
 }
 
-/* The library may read what it is lent, not write it. */
+/* Read-only memory, for data that the library may read but not write. */
 static struct fence fence_lent(const void *data, size_t size)
 {
     struct fence fence = fence_around(size);
@@ -198,20 +196,20 @@ struct library {
     __typeof__(&FLBPluginExit) exit;
 };
 
-/* ---- What the library may call. ---- */
+/* ---- The functions that the library may call. ---- */
 
 static char **properties;
 static int property_count;
 static void *instance;
 static atomic_int errors_logged;
-/* Of a thousand reloads only what went wrong unasked is worth a line. */
+/* With many reloads only unexpected errors are printed. */
 static atomic_bool quiet;
 static atomic_bool refusal_expected;
 
 const char *host_get_property(const char *key, void *asked);
 const char *host_get_property(const char *key, void *asked)
 {
-    CHECK(asked == instance, "a property was asked of another instance");
+    CHECK(asked == instance, "a property of another instance was requested");
     for (int i = 0; i < property_count; i++) {
         size_t length = strcspn(properties[i], "=");
         if (strncasecmp(properties[i], key, length) == 0 && key[length] == '\0') {
@@ -221,7 +219,7 @@ const char *host_get_property(const char *key, void *asked)
     return NULL;
 }
 
-/* ---- The page of figures: the host's cmetrics, as far as a library may need it, found by its names. ---- */
+/* ---- The metrics page: the functions of cmetrics that the library looks up by name. ---- */
 
 enum { METRICS_MAX = 64, VALUES_MAX = 16, LABELS_MAX = 2, BOUNDS_MAX = 32, WORD_MAX = 64 };
 enum kind { COUNTER, GAUGE, HISTOGRAM };
@@ -243,9 +241,9 @@ struct metric {
     } values[VALUES_MAX];
 };
 
-/* Nothing may be put up but in Init, and nothing set but from then until the end of the exit. */
+/* Metrics may be created in Init only, and set from then until the end of the exit. */
 static atomic_bool page_in_init;
-static atomic_bool page_is_there;
+static atomic_bool page_is_open;
 static struct metric metrics[METRICS_MAX];
 static int metric_count;
 static const char output_name[] = "c.host";
@@ -264,22 +262,22 @@ int cmt_histogram_set_default(void *metric, uint64_t time, uint64_t *up_to, doub
 
 void *host_get_page(void *asked)
 {
-    CHECK(asked == instance, "metrics were asked of another instance");
+    CHECK(asked == instance, "metrics of another instance were requested");
     return metrics;
 }
 
 const char *flb_output_name(void *asked)
 {
-    CHECK(asked == instance, "the name of another instance was asked");
+    CHECK(asked == instance, "the name of another instance was requested");
     return output_name;
 }
 
-static void *put_up(enum kind kind, void *page, const char *space, const char *subsystem, const char *name,
+static void *create(enum kind kind, void *page, const char *space, const char *subsystem, const char *name,
                     const char *help, int count, char **keys)
 {
-    CHECK(atomic_load(&page_in_init), "%s was put up outside of Init", name);
-    CHECK(page == metrics, "%s was put up on another page", name);
-    CHECK(strcmp(space, "ferry") == 0 && *subsystem == '\0' && *help != '\0', "%s is not put up as it should", name);
+    CHECK(atomic_load(&page_in_init), "%s was created outside of Init", name);
+    CHECK(page == metrics, "%s was created on another page", name);
+    CHECK(strcmp(space, "ferry") == 0 && *subsystem == '\0' && *help != '\0', "%s has a wrong namespace or no help", name);
     CHECK(metric_count < METRICS_MAX, "too many metrics");
     CHECK(count >= 1 && count <= LABELS_MAX && strcmp(keys[0], "name") == 0, "%s has other labels", name);
     struct metric *metric = &metrics[metric_count++];
@@ -293,12 +291,12 @@ static void *put_up(enum kind kind, void *page, const char *space, const char *s
 
 void *cmt_counter_create(void *page, char *space, char *subsystem, char *name, char *help, int count, char **keys)
 {
-    return put_up(COUNTER, page, space, subsystem, name, help, count, keys);
+    return create(COUNTER, page, space, subsystem, name, help, count, keys);
 }
 
 void *cmt_gauge_create(void *page, char *space, char *subsystem, char *name, char *help, int count, char **keys)
 {
-    return put_up(GAUGE, page, space, subsystem, name, help, count, keys);
+    return create(GAUGE, page, space, subsystem, name, help, count, keys);
 }
 
 void *cmt_histogram_buckets_create_size(double *bounds, size_t count)
@@ -309,7 +307,7 @@ void *cmt_histogram_buckets_create_size(double *bounds, size_t count)
     made->count = count;
     memcpy(made->bounds, bounds, count * sizeof *bounds);
     for (size_t i = 1; i < count; i++) {
-        CHECK(made->bounds[i - 1] < made->bounds[i], "buckets are not in order");
+        CHECK(made->bounds[i - 1] < made->bounds[i], "buckets are not sorted");
     }
     return made;
 }
@@ -317,7 +315,7 @@ void *cmt_histogram_buckets_create_size(double *bounds, size_t count)
 void *cmt_histogram_create(void *page, char *space, char *subsystem, char *name, char *help, void *bounds, int count,
                            char **keys)
 {
-    struct metric *metric = put_up(HISTOGRAM, page, space, subsystem, name, help, count, keys);
+    struct metric *metric = create(HISTOGRAM, page, space, subsystem, name, help, count, keys);
     metric->bounds = bounds;
     return metric;
 }
@@ -325,17 +323,17 @@ void *cmt_histogram_create(void *page, char *space, char *subsystem, char *name,
 static double *value_of(void *handle, enum kind kind, uint64_t time, int count, char **labels)
 {
     struct metric *metric = handle;
-    CHECK(metric >= metrics && metric < metrics + metric_count, "a metric that was not put up is set");
-    CHECK(atomic_load(&page_is_there), "%s is set after the exit", metric->name);
-    CHECK(metric->kind == kind && metric->labels == count, "%s is set as another", metric->name);
-    CHECK(time > 1600000000ull * 1000000000ull, "%s is set at another time", metric->name);
+    CHECK(metric >= metrics && metric < metrics + metric_count, "a metric that was not created is set");
+    CHECK(atomic_load(&page_is_open), "%s is set after the exit", metric->name);
+    CHECK(metric->kind == kind && metric->labels == count, "%s is set as another type", metric->name);
+    CHECK(time > 1600000000ull * 1000000000ull, "%s is set with a wrong time", metric->name);
     CHECK(strcmp(labels[0], output_name) == 0, "%s is set for %s", metric->name, labels[0]);
     for (int i = 0; i < metric->value_count; i++) {
         if (count == 1 || strcmp(labels[1], metric->values[i].labels[1]) == 0) {
             return &metric->values[i].value;
         }
     }
-    CHECK(atomic_load(&page_in_init), "%s gets another value after Init", metric->name);
+    CHECK(atomic_load(&page_in_init), "%s gets another label value after Init", metric->name);
     CHECK(metric->value_count < VALUES_MAX, "%s has too many values", metric->name);
     int made = metric->value_count++;
     for (int i = 0; i < count; i++) {
@@ -348,7 +346,7 @@ static double *value_of(void *handle, enum kind kind, uint64_t time, int count, 
 int cmt_counter_set(void *metric, uint64_t time, double value, int count, char **labels)
 {
     double *now = value_of(metric, COUNTER, time, count, labels);
-    CHECK(value >= *now, "a counter goes from %f to %f", *now, value);
+    CHECK(value >= *now, "a counter decreases from %f to %f", *now, value);
     *now = value;
     return 0;
 }
@@ -364,9 +362,9 @@ int cmt_histogram_set_default(void *metric, uint64_t time, uint64_t *up_to, doub
 {
     double *now = value_of(metric, HISTOGRAM, time, count, labels);
     size_t last = ((struct metric *) metric)->bounds->count;
-    /* As cmetrics does: one more than there are bounds. */
+    /* Like cmetrics: one count more than there are bounds. */
     for (size_t i = 1; i <= last; i++) {
-        CHECK(up_to[i - 1] <= up_to[i], "a histogram falls at bucket %zu", i);
+        CHECK(up_to[i - 1] <= up_to[i], "a histogram decreases at bucket %zu", i);
     }
     CHECK(up_to[last] == all && sum >= 0, "a histogram of %llu counts %llu", (unsigned long long) up_to[last],
           (unsigned long long) all);
@@ -374,7 +372,7 @@ int cmt_histogram_set_default(void *metric, uint64_t time, uint64_t *up_to, doub
     return 0;
 }
 
-static double figure(const char *name, const char *label)
+static double value(const char *name, const char *label)
 {
     for (int i = 0; i < metric_count; i++) {
         struct metric *metric = &metrics[i];
@@ -384,28 +382,29 @@ static double figure(const char *name, const char *label)
             }
         }
     }
-    surprise(__LINE__, "no figure %s of %s", label != NULL ? label : "all", name);
+    fail(__LINE__, "no value %s of %s", label != NULL ? label : "at all", name);
 }
 
 static void page_opens(void)
 {
     metric_count = 0;
     atomic_store(&page_in_init, true);
-    atomic_store(&page_is_there, true);
+    atomic_store(&page_is_open, true);
 }
 
-static void page_closes(int taken, int refused)
+static void page_closes(int accepted, int refused)
 {
-    atomic_store(&page_is_there, false);
+    atomic_store(&page_is_open, false);
     if (OLD) {
         return;
     }
-    CHECK(figure("flushes_total", "ok") == taken, "%d flushes are shown as %f", taken, figure("flushes_total", "ok"));
-    CHECK(figure("flushes_total", "retry") == refused, "%d flushes are shown as %f that failed", refused,
-          figure("flushes_total", "retry"));
-    CHECK(refused > 0 || figure("requests_total", "ok") == figure("request_duration_seconds", NULL),
-          "requests are not all timed");
-    CHECK(figure("requests_in_flight", NULL) == 0, "requests are shown under way");
+    CHECK(value("flushes_total", "ok") == accepted, "%d accepted flushes are counted as %f", accepted,
+          value("flushes_total", "ok"));
+    CHECK(value("flushes_total", "retry") == refused, "%d refused flushes are counted as %f", refused,
+          value("flushes_total", "retry"));
+    CHECK(refused > 0 || value("requests_total", "ok") == value("request_duration_seconds", NULL),
+          "not all requests are timed");
+    CHECK(value("requests_in_flight", NULL) == 0, "requests are in flight after the exit");
     for (int i = 0; i < metric_count; i++) {
         free(metrics[i].bounds);
     }
@@ -414,7 +413,7 @@ static void page_closes(int taken, int refused)
 int host_log_check(void *asked, int level);
 int host_log_check(void *asked, int level)
 {
-    CHECK(asked == instance, "the log level was asked of another instance");
+    CHECK(asked == instance, "the log level of another instance was requested");
     return level <= LEVEL_INFO;
 }
 
@@ -424,13 +423,13 @@ void host_log(int level, const char *file, int line, const char *format, ...)
 {
     (void) file;
     (void) line;
-    /* A host that can be asked wants no others, and of one that cannot it is not known. */
+    /* host_log_check enables these levels only; an old host cannot be asked. */
     CHECK(level >= LEVEL_ERROR && level <= LEVEL_INFO, "a line of level %d was logged", level);
     CHECK(strcmp(format, "%s") == 0, "log_print was given the format '%s'", format);
     va_list line_alone;
     va_start(line_alone, format);
     for (const char *at = va_arg(line_alone, const char *); *at != '\0'; at++) {
-        CHECK((unsigned char) *at >= ' ' && *at != 0x7f, "a line holds the control character %d", *at);
+        CHECK((unsigned char) *at >= ' ' && *at != 0x7f, "a line contains the control character %d", *at);
     }
     va_end(line_alone);
     if (level == LEVEL_ERROR) {
@@ -451,19 +450,19 @@ void host_log(int level, const char *file, int line, const char *format, ...)
 static const char *not_for_outputs_get(const char *key, void *asked)
 {
     (void) asked;
-    surprise(__LINE__, "an output asked for the property %s of something else", key);
+    fail(__LINE__, "an output requested the property %s of an input", key);
 }
 
 static void *not_for_outputs_cmt(void *asked)
 {
     (void) asked;
-    surprise(__LINE__, "an output asked for the metrics of something else");
+    fail(__LINE__, "an output requested the metrics of an input");
 }
 
 static int not_for_outputs_check(void *asked, int level)
 {
     (void) asked;
-    surprise(__LINE__, "an output asked for the log level (%d) of something else", level);
+    fail(__LINE__, "an output requested the log level (%d) of an input", level);
 }
 
 static const struct host_api functions = {
@@ -475,7 +474,7 @@ static const struct host_api functions = {
     .input_log_check = not_for_outputs_check,
     .output_log_check = host_log_check,
 };
-/* As many of them as the host has. */
+/* The functions that this host has, before a guard page. */
 static struct fence api;
 
 /* ---- The process. ---- */
@@ -492,12 +491,12 @@ static int entries(const char *path)
     return count;
 }
 
-/* A joined thread leaves /proc a moment after the join. */
+/* A joined thread disappears from /proc a moment after the join. */
 static void wait_for_threads(int expected)
 {
     const struct timespec pause = {.tv_nsec = 1000000};
     for (int ms = 0; entries("/proc/self/task") > expected; ms++) {
-        CHECK(ms < THREADS_GONE_WITHIN_MS, "threads of the library run after the last exit");
+        CHECK(ms < THREADS_GONE_WITHIN_MS, "threads of the library are running after the last exit");
         nanosleep(&pause, NULL);
     }
 }
@@ -552,7 +551,7 @@ static void load_chunks(const char *path)
     CHECK(chunk_count > 0, "no chunks in %s", path);
 }
 
-/* ---- The story. ---- */
+/* ---- The rounds. ---- */
 
 static void *symbol(void *image, const char *name)
 {
@@ -565,7 +564,7 @@ static struct library load(const char *path, bool hot_reload)
 {
     struct library library = {.image = dlopen(path, RTLD_LAZY)};
     CHECK(library.image != NULL, "dlopen: %s", dlerror());
-    /* ISO C has no cast from an object's pointer to a function's. */
+    /* ISO C has no cast from an object pointer to a function pointer. */
     *(void **) &library.pre_register = symbol(library.image, "FLBPluginPreRegister");
     *(void **) &library.registration = symbol(library.image, "FLBPluginRegister");
     *(void **) &library.unregister = symbol(library.image, "FLBPluginUnregister");
@@ -592,14 +591,14 @@ static struct library load(const char *path, bool hot_reload)
 
 static void unload(const struct library *library)
 {
-    /* Once for each output, in old hosts. */
+    /* Old hosts call this once for each output. */
     library->unregister(library->def.bytes);
     library->unregister(library->def.bytes);
     fence_gone(library->def);
     CHECK(dlclose(library->image) == 0, "dlclose: %s", dlerror());
 }
 
-/* With a context as hosts do today, without as they did before there was one. */
+/* With a context like current hosts, or without like older ones. */
 static void flush_lent(const struct library *library, void *context, const struct chunk *chunk)
 {
     struct fence data = fence_lent(chunk->data, chunk->size);
@@ -607,12 +606,12 @@ static void flush_lent(const struct library *library, void *context, const struc
     int answer = context != NULL ? library->flush_ctx(context, data.bytes, (int) chunk->size, tag.bytes)
                                  : library->flush(data.bytes, (int) chunk->size, tag.bytes);
     CHECK(answer == ANSWER_OK, "chunk %s was answered %d", chunk->tag, answer);
-    /* Both are the host's again: whoever still reads them now faults. */
+    /* Unmapped: a thread that still reads them faults. */
     fence_gone(data);
     fence_gone(tag);
 }
 
-/* A host would not do this; a library that crashes takes every other pipeline with it. */
+/* Invalid arguments, which a host does not pass: a crash would end every other pipeline too. */
 static void flush_nonsense(const struct library *library, void *context)
 {
     int size = (int) sizeof one_record;
@@ -649,9 +648,9 @@ static void start_must_fail(const struct library *library, struct host_plugin *p
     atomic_store(&refusal_expected, true);
     properties = nonsense;
     property_count = 1;
-    CHECK(library->init((void *) plugin) <= 0, "an instance started with a destination that there is none of");
-    CHECK(atomic_load(&errors_logged) > errors, "an instance did not say why it does not start");
-    CHECK(library->init(NULL) <= 0, "an instance started from nothing");
+    CHECK(library->init((void *) plugin) <= 0, "an instance started with an unknown destination");
+    CHECK(atomic_load(&errors_logged) > errors, "an instance did not log why it does not start");
+    CHECK(library->init(NULL) <= 0, "an instance started without a plugin");
     properties = given;
     property_count = given_count;
     atomic_store(&errors_logged, 0);
@@ -670,8 +669,8 @@ static void *start(const struct library *library)
     page_opens();
     CHECK(library->init((void *) &plugin) == 1, "the instance did not start");
     atomic_store(&page_in_init, false);
-    CHECK(OLD == (metric_count == 0), "the instance shows %d figures", metric_count);
-    CHECK(context.remote_context != NULL, "the instance left no context");
+    CHECK(OLD == (metric_count == 0), "the instance has %d metrics", metric_count);
+    CHECK(context.remote_context != NULL, "the instance set no context");
     return context.remote_context;
 }
 
@@ -687,15 +686,15 @@ static void flush(const struct library *library, void *context)
     flush_nonsense(library, context);
 }
 
-static void stop(const struct library *library, void *context, bool hot_reload, int taken, int refused)
+static void stop(const struct library *library, void *context, bool hot_reload, int accepted, int refused)
 {
     if (!OLD) {
         library->pre_exit(hot_reload);
     }
     CHECK(library->exit_ctx(context) == 1, "FLBPluginExitCtx failed");
-    page_closes(taken, refused);
+    page_closes(accepted, refused);
     CHECK(library->exit_ctx(context) != 1, "an instance was stopped twice");
-    CHECK(library->exit_ctx(NULL) != 1, "no instance was stopped");
+    CHECK(library->exit_ctx(NULL) != 1, "a null context was stopped");
     CHECK(library->exit() == 1, "FLBPluginExit failed");
     int answer = library->flush_ctx(context, one_record, (int) sizeof one_record, "late");
     CHECK(answer == ANSWER_RETRY, "a flush after the exit was answered %d", answer);
@@ -729,10 +728,10 @@ static void three_rounds(const char *path)
         }
         library = next;
     }
-    printf("host: %d rounds of %d chunks, no surprise\n", (int) ROUNDS, chunk_count);
+    printf("host: %d rounds of %d chunks passed\n", (int) ROUNDS, chunk_count);
 }
 
-/* ---- The same, over and over. ---- */
+/* ---- Repeated reloads. ---- */
 
 static long resident_kib(void)
 {
@@ -744,7 +743,7 @@ static long resident_kib(void)
     return pages * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
-/* Makes "endpoint=closed" the address of a port that is bound, so that nobody else takes it, and not served. */
+/* Replaces "endpoint=closed" by the address of a port that is bound, so that no other program uses it, and closed. */
 static bool close_endpoint(void)
 {
     static char endpoint[64];
@@ -764,7 +763,7 @@ static bool close_endpoint(void)
     return false;
 }
 
-/* A record that no reload before has sent: [[1970-01-01T00:00:01, {}], {"reload": number}]. */
+/* A record unique to this reload: [[1970-01-01T00:00:01, {}], {"reload": number}]. */
 static void flush_number(const struct library *library, void *context, uint32_t number, int expected)
 {
     unsigned char record[] = {
@@ -776,14 +775,14 @@ static void flush_number(const struct library *library, void *context, uint32_t 
     CHECK(answer == expected, "the flush of reload %u was answered %d", number, answer);
 }
 
-/* The same output once more, with a spool of its own. */
-static void *start_beside(const struct library *library)
+/* A second output, with a spool of its own. */
+static void *start_second(const struct library *library)
 {
     static char folder[4096];
     for (int i = 0; i < property_count; i++) {
         if (strncmp(properties[i], "spool_dir=", strlen("spool_dir=")) == 0) {
             char *given = properties[i];
-            snprintf(folder, sizeof folder, "%s-beside", given);
+            snprintf(folder, sizeof folder, "%s-second", given);
             properties[i] = folder;
             void *context = start(library);
             properties[i] = given;
@@ -793,23 +792,23 @@ static void *start_beside(const struct library *library)
     return start(library);
 }
 
-/* Two outputs in a host like Fluent Bit 1.9: it keeps one context for both, of the one that it started last, comes
- * with that at its end, and never for the other. What that one was given must be delivered all the same. */
+/* Two outputs in a host like Fluent Bit 1.9, which keeps only the context of the output that it started last, and stops
+ * no other. The chunks of the first one must be delivered all the same. */
 static void two_outputs(const char *path)
 {
     int threads = entries("/proc/self/task");
     struct library library = load(path, false);
     void *first = start(&library);
     flush_number(&library, first, 1, ANSWER_OK);
-    void *second = start_beside(&library);
+    void *second = start_second(&library);
     CHECK(library.exit_ctx(second) == 1, "FLBPluginExitCtx failed");
     wait_for_threads(threads);
     CHECK(library.exit_ctx(first) != 1, "an instance was stopped twice");
     unload(&library);
-    printf("host: two outputs, no surprise\n");
+    printf("host: two outputs passed\n");
 }
 
-static void reload_again_and_again(const char *path, int reloads)
+static void reload_repeatedly(const char *path, int reloads)
 {
     bool closed = close_endpoint();
     int warm_up = reloads < 2 * WARM_UP ? reloads / 2 : WARM_UP;
@@ -823,18 +822,18 @@ static void reload_again_and_again(const char *path, int reloads)
     struct library library = load(path, false);
     for (int round = 1; round <= reloads; round++) {
         void *context = start(&library);
-        int taken = 0;
+        int accepted = 0;
         int refused = 0;
         if (!closed) {
             flush_lent(&library, context, &chunks[round % chunk_count]);
             flush_number(&library, context, (uint32_t) round, ANSWER_OK);
-            taken = 2;
+            accepted = 2;
         } else if (round % RELOADS_A_REFUSED_FLUSH == 1) {
             flush_number(&library, context, (uint32_t) round, ANSWER_RETRY);
             refused = 1;
         }
         struct library next = load(path, true);
-        stop(&library, context, true, taken, refused);
+        stop(&library, context, true, accepted, refused);
         wait_for_threads(threads);
         unload(&library);
         library = next;
@@ -870,7 +869,7 @@ int main(int count, char **arguments)
     char **given = arguments + 1;
     if (count > 2 && strcmp(given[0], "--reloads") == 0) {
         reloads = atoi(given[1]);
-        CHECK(reloads >= 10, "--reloads %s is not a number from 10", given[1]);
+        CHECK(reloads >= 10, "--reloads %s is not a number of at least 10", given[1]);
         given += 2;
         count -= 2;
     }
@@ -884,7 +883,7 @@ int main(int count, char **arguments)
         CHECK(strchr(properties[i], '=') != NULL, "%s is not KEY=VALUE", properties[i]);
     }
     load_chunks(given[1]);
-    /* The library may hand this pointer around, not look behind it. */
+    /* The library may pass this pointer on, not dereference it. */
     struct fence opaque = fence_around(0);
     instance = opaque.bytes;
     size_t api_size = OLD ? sizeof functions.output_get_property : sizeof functions;
@@ -892,7 +891,7 @@ int main(int count, char **arguments)
     alarm((unsigned) (WATCHDOG_SECONDS + 3 * reloads));
 
     if (reloads > 0) {
-        reload_again_and_again(given[0], reloads);
+        reload_repeatedly(given[0], reloads);
     } else {
         three_rounds(given[0]);
         if (OLD) {

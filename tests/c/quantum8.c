@@ -1,10 +1,10 @@
 /*
- * Memory as Fluent Bit's images and packages hand it out. They have jemalloc in the executable, configured
- * with --with-lg-quantum=3: sizes up to 64 bytes are rounded up to a multiple of 8, not of 16, and what is no
- * multiple of 16 then is aligned to 8 bytes and no more.
+ * Allocates like Fluent Bit's images and packages. They have jemalloc in the executable, configured with
+ * --with-lg-quantum=3: sizes up to 64 bytes are rounded up to a multiple of 8, not of 16, and are aligned to
+ * 8 bytes only unless that is a multiple of 16.
  *
- * Everything comes from glibc. What must not be aligned to 16 is moved on by 8 bytes, which hold its size; glibc
- * never hands out such addresses, and so they are told apart.
+ * All memory comes from glibc. Allocations that must not be aligned to 16 are moved by 8 bytes, which hold their
+ * size; glibc never returns such addresses, so they can be recognised.
  */
 #include <malloc.h>
 #include <stddef.h>

@@ -2,9 +2,9 @@
 # Installs the emulators of the tests into target/emulators (or $FERRY_EMULATORS):
 #   azurite/  Azure Blob, from package-lock.json
 #   moto/     Firehose and S3, from requirements.txt
-#   analytics/  what examples/analytics runs on, from its requirements.txt
-# Each is stamped with the hash of its lock file and the interpreter it was made for; while the
-# stamp holds there is nothing to do. "install.sh check" only says whether the tools are there.
+#   analytics/  the dependencies of examples/analytics, from its requirements.txt
+# Each has a stamp with the hash of its lock file and its interpreter, and is reinstalled only if
+# that changes. "install.sh check" only checks for the required tools.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,19 +18,19 @@ missing() {
 }
 
 check() {
-    command -v node >/dev/null || missing "node is not installed; Azurite runs on it" "apt install nodejs"
+    command -v node >/dev/null || missing "node is not installed; Azurite needs it" "apt install nodejs"
     command -v npm >/dev/null || missing "npm is not installed; it installs Azurite" "apt install npm"
     local major
     major=$(node -p 'process.versions.node.split(".")[0]')
     [ "$major" -ge 18 ] || missing "node is version $major, Azurite needs 18 or later" "install Debian 12's nodejs or a newer one"
-    command -v python3 >/dev/null || missing "python3 is not installed; moto runs on it" "apt install python3 python3-venv"
+    command -v python3 >/dev/null || missing "python3 is not installed; moto needs it" "apt install python3 python3-venv"
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         missing "$(python3 --version) is too old, the pinned packages need 3.11 or later" "install Debian 12's python3 or a newer one"
     python3 -c 'import ensurepip, venv' 2>/dev/null ||
-        missing "python3 cannot make a virtual environment (no ensurepip)" "apt install python3-venv"
+        missing "python3 cannot create a virtual environment (no ensurepip)" "apt install python3-venv"
 }
 
-# Debian's node and python3 may be replaced under an installation, which then no longer runs.
+# An upgrade of node or python3 breaks an installation, so their versions are in the stamp.
 stamp() { # LOCK_FILE INTERPRETER
     echo "$(sha256sum <"$1" | cut -d' ' -f1) $("$2" --version)"
 }
@@ -73,7 +73,7 @@ check
 [ "${1:-}" = check ] && exit 0
 
 mkdir -p "$destination"
-# Two runs at once would install over each other.
+# Serialise concurrent runs.
 exec 9>"$destination/.lock"
 flock 9
 install_azurite

@@ -1,5 +1,5 @@
-//! Azurite (Azure Blob) and moto (Firehose, S3), each started once for a test process, on a port of the
-//! system's choice. They are installed by `tests/emulators/install.sh`.
+//! Azurite (Azure Blob) and moto (Firehose, S3), each started once per test process, on a port chosen by the system.
+//! `tests/emulators/install.sh` installs them.
 
 use std::collections::VecDeque;
 use std::env;
@@ -19,22 +19,22 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt as _};
 
-/// On two cores busy with compilers moto took 50 seconds.
+/// The time limit for a start: on two cores busy with compilers moto took 50 seconds.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-/// Of what an emulator said before it failed, so much is shown.
+/// The number of output lines shown of an emulator that failed.
 const LINES_SHOWN: usize = 20;
 
 /// A running Azurite.
 pub(crate) struct Azurite {
     origin: String,
-    /// The CA that its certificate comes from (PEM), where it speaks TLS.
+    /// The CA of its certificate (PEM), if it uses TLS.
     pub(crate) ca_pem: Option<String>,
 }
 
 impl Azurite {
-    /// The account that every Azurite has, and everybody knows.
+    /// The well-known account of every Azurite.
     pub(crate) const ACCOUNT: &str = "devstoreaccount1";
-    /// The shared key of [`Self::ACCOUNT`], as public as the account.
+    /// The well-known shared key of [`Self::ACCOUNT`].
     pub(crate) const KEY: &str =
         "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
@@ -43,7 +43,7 @@ impl Azurite {
         format!("{}/{}", self.origin, Self::ACCOUNT)
     }
 
-    /// A container, to be read.
+    /// A client for a container.
     pub(crate) fn store(&self, container: &str) -> impl ObjectStore {
         super::install_tls();
         let mut options = ClientOptions::new().with_allow_http(true);
@@ -61,7 +61,7 @@ impl Azurite {
             .expect("the settings are complete")
     }
 
-    /// What of `expected` numbered lines lies in a container.
+    /// Reports which of `expected` numbered lines are in a container.
     pub(crate) fn report(&self, container: &str, expected: u64) -> Report {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -90,7 +90,7 @@ impl Moto {
         &self.origin
     }
 
-    /// Makes a delivery stream in us-east-1 that delivers into a new bucket.
+    /// Creates a delivery stream in us-east-1 that delivers into a new bucket.
     pub(crate) fn create_stream(&self, stream: &str, bucket: &str) {
         self.create_bucket(bucket);
         let body = serde_json::json!({
@@ -109,12 +109,12 @@ impl Moto {
         );
     }
 
-    /// Makes a bucket.
+    /// Creates a bucket.
     pub(crate) fn create_bucket(&self, bucket: &str) {
         self.call("PUT", &format!("/{bucket}"), "s3", "", "");
     }
 
-    /// A bucket, to be read.
+    /// A client for a bucket.
     pub(crate) fn store(&self, bucket: &str) -> impl ObjectStore {
         super::install_tls();
         AmazonS3Builder::new()
@@ -127,14 +127,14 @@ impl Moto {
             .expect("the settings are complete")
     }
 
-    /// One request that must succeed. moto finds the service in the signature's scope, and checks no more
-    /// of the signature.
+    /// Sends a request that must succeed. moto takes the service from the signature's scope, and does not verify the
+    /// signature.
     fn call(&self, method: &str, path: &str, service: &str, target: &str, body: &str) {
         let address = self
             .origin
             .strip_prefix("http://")
-            .expect("moto speaks plain HTTP");
-        let mut connection = TcpStream::connect(address).expect("moto takes a connection");
+            .expect("moto uses plain HTTP");
+        let mut connection = TcpStream::connect(address).expect("moto accepts a connection");
         write!(
             connection,
             "{method} {path} HTTP/1.0\r\nHost: {address}\r\nX-Amz-Target: {target}\r\n\
@@ -142,7 +142,7 @@ impl Moto {
              Content-Type: application/x-amz-json-1.1\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )
-        .expect("moto takes a request");
+        .expect("moto accepts a request");
         let mut answer = String::new();
         connection
             .read_to_string(&mut answer)
@@ -155,7 +155,7 @@ impl Moto {
 /// Azurite over plain HTTP.
 ///
 /// # Panics
-/// When it is not installed, or not ready in time.
+/// If it is not installed, or not ready in time.
 pub(crate) fn azurite() -> &'static Azurite {
     static RUNNING: OnceLock<Azurite> = OnceLock::new();
     RUNNING.get_or_init(|| Azurite {
@@ -164,27 +164,27 @@ pub(crate) fn azurite() -> &'static Azurite {
     })
 }
 
-/// Azurite over TLS, with a certificate for `127.0.0.1` from a CA that nobody else trusts.
+/// Azurite over TLS, with a certificate for `127.0.0.1` from a private CA.
 ///
 /// # Panics
-/// As [`azurite`].
+/// Like [`azurite`].
 pub(crate) fn azurite_tls() -> &'static Azurite {
     static RUNNING: OnceLock<Azurite> = OnceLock::new();
     RUNNING.get_or_init(|| {
-        // Azurite reads its certificate before it listens, so the files need not outlive the start.
+        // Azurite reads its certificate before it listens, so the files are not needed after the start.
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (certificate, key) = (
             folder.path().join("leaf.pem"),
             folder.path().join("leaf.key"),
         );
-        let ca_pem = write_certificate(&certificate, &key).expect("a certificate can be made");
+        let ca_pem = write_certificate(&certificate, &key).expect("a certificate can be created");
         let mut command = azurite_command();
         command
             .arg("--cert")
             .arg(&certificate)
             .arg("--key")
             .arg(&key)
-            // Takes tokens, too: whoever signed them, if issuer, audience and time are right.
+            // Accepts tokens with any signature, if issuer, audience and time are right.
             .args(["--oauth", "basic"]);
         Azurite {
             origin: start("Azurite", command),
@@ -193,15 +193,15 @@ pub(crate) fn azurite_tls() -> &'static Azurite {
     })
 }
 
-/// moto's server, for Firehose and for S3.
+/// moto's server, for Firehose and S3.
 ///
 /// # Panics
-/// As [`azurite`].
+/// Like [`azurite`].
 pub(crate) fn moto() -> &'static Moto {
     static RUNNING: OnceLock<Moto> = OnceLock::new();
     RUNNING.get_or_init(|| {
         let mut command = Command::new(installed("moto/bin/moto_server"));
-        // Python holds back what it writes to a pipe.
+        // Python buffers its output to a pipe.
         command
             .args(["-H", "127.0.0.1", "-p", "0"])
             .env("PYTHONUNBUFFERED", "1");
@@ -214,13 +214,13 @@ pub(crate) fn moto() -> &'static Moto {
 fn azurite_command() -> Command {
     let mut command = Command::new(installed("azurite/node_modules/.bin/azurite-blob"));
     command.args(["--blobHost", "127.0.0.1", "--blobPort", "0"]);
-    // In megabytes, taken as they are filled: a bench puts two gigabytes and more in its seconds.
+    // In megabytes, allocated as needed: a benchmark puts more than two gigabytes.
     command.args(["--inMemoryPersistence", "--extentMemoryLimit", "4096"]);
     command.args(["--skipApiVersionCheck", "--disableTelemetry", "--silent"]);
     command
 }
 
-/// A program among what `tests/emulators/install.sh` installed.
+/// The path of a program installed by `tests/emulators/install.sh`.
 pub(crate) fn installed(program: &str) -> PathBuf {
     let folder = env::var_os("FERRY_EMULATORS").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators"),
@@ -229,25 +229,25 @@ pub(crate) fn installed(program: &str) -> PathBuf {
     let path = folder.join(program);
     assert!(
         path.exists(),
-        "{} is not installed. Remedy: make emulators (or make test, which does it too)",
+        "{} is not installed. Remedy: make emulators (or make test, which includes it)",
         path.display()
     );
     path
 }
 
-/// Starts an emulator and waits until it says where it listens; gives that origin.
+/// Starts an emulator and waits until it listens. Returns its origin.
 fn start(name: &str, mut command: Command) -> String {
     let (ready, origin) = mpsc::channel();
     let parent = process::id();
-    // SAFETY: between fork and exec the closure makes system calls only: it takes no lock and no memory.
+    // SAFETY: between fork and exec the closure makes system calls only: it takes no lock and allocates no memory.
     unsafe { command.pre_exec(move || end_with(parent)) };
 
-    // The kernel ends the child together with the *thread* that made it, and the thread of a test ends with
-    // its test. So a thread of the child's own makes it, and stays to drain its output.
+    // The kernel kills the child when the *thread* that created it ends, and a test's thread ends with the test. So a
+    // dedicated thread creates the child, and drains its output.
     let thread = thread::Builder::new().name(name.to_owned());
     let attend = move || {
         let end = run(command, |origin| {
-            // Nobody waits any more for a second line that says it.
+            // Fails for a second matching line, since only one is received.
             ready.send(Ok(origin)).ok();
         });
         ready
@@ -261,15 +261,15 @@ fn start(name: &str, mut command: Command) -> String {
     match origin.recv_timeout(READY_WITHIN) {
         Ok(Ok(origin)) => origin,
         Ok(Err(reason)) => {
-            panic!("{name} {reason}\nRemedy: make emulators, and look at what it says above")
+            panic!("{name} {reason}\nRemedy: make emulators, and see its output above")
         }
         Err(error) => {
-            panic!("{name} did not say within {READY_WITHIN:?} where it listens: {error}")
+            panic!("{name} did not report its address within {READY_WITHIN:?}: {error}")
         }
     }
 }
 
-/// Runs an emulator to its end, tells where it listens, and gives the reason of the end.
+/// Runs an emulator to its end, and calls `on_listening` with its origin. Returns the reason of the end.
 fn run(mut command: Command, on_listening: impl Fn(String)) -> io::Result<String> {
     let (reader, writer) = io::pipe()?;
     command
@@ -277,23 +277,23 @@ fn run(mut command: Command, on_listening: impl Fn(String)) -> io::Result<String
         .stdout(writer.try_clone()?)
         .stderr(writer);
     let mut child = command.spawn()?;
-    // It holds our copies of the pipe's writing end; as long as they are open the pipe does not end.
+    // Close our copies of the pipe's writing end, or the pipe would never end.
     drop(command);
-    let mut said = VecDeque::new();
+    let mut last_lines = VecDeque::new();
     for line in BufReader::new(reader).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         if let Some(origin) = listening(&line) {
             on_listening(origin);
         }
-        if said.len() == LINES_SHOWN {
-            said.pop_front();
+        if last_lines.len() == LINES_SHOWN {
+            last_lines.pop_front();
         }
-        said.push_back(line);
+        last_lines.push_back(line);
     }
     let status = child.wait()?;
     Ok(format!(
         "ended with {status}\n{}",
-        Vec::from(said).join("\n")
+        Vec::from(last_lines).join("\n")
     ))
 }
 
@@ -305,22 +305,22 @@ fn listening(line: &str) -> Option<String> {
     Some(rest.trim_end().trim_end_matches('/').to_owned())
 }
 
-/// In the child: die when the parent does, however it dies.
+/// Makes the child die with its parent. Runs in the child.
 fn end_with(parent: u32) -> io::Result<()> {
     // SAFETY: prctl reads its integer arguments only.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == -1 {
         return Err(io::Error::last_os_error());
     }
-    // It may have died before we asked.
+    // The parent may have died before that call.
     if std::os::unix::process::parent_id() != parent {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     Ok(())
 }
 
-/// Writes a leaf certificate and its key; gives the CA's certificate.
+/// Writes a leaf certificate and its key. Returns the CA's certificate.
 ///
-/// rustls refuses a CA in the place of a leaf, so there are two.
+/// rustls rejects a CA certificate as a leaf, so there are two.
 fn write_certificate(certificate: &Path, key: &Path) -> Result<String, Box<dyn std::error::Error>> {
     let mut ca = rcgen::CertificateParams::default();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -1,4 +1,4 @@
-//! What the integration tests share: where the built things are, and the emulators.
+//! Helpers of the integration tests: the paths of built files, and the emulators.
 
 pub(crate) mod emulators;
 pub(crate) mod plugin;
@@ -8,30 +8,30 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The library as Fluent Bit would load it, of the same profile as this test and never older than it:
-/// cargo builds it for the test's own sake, into the folder of the test's executable.
+/// The library as Fluent Bit would load it, in the profile of this test and never older than it: cargo builds it as the
+/// test's dependency, into the folder of the test's executable.
 pub(crate) fn library() -> PathBuf {
     built(executables().join("libferry.so"))
 }
 
-/// The bundled harness, of the same profile as this test.
+/// The bundled harness, in the profile of this test.
 ///
 /// # Panics
-/// When it is not built: a run of this test alone does not build it.
+/// If it is not built: running this test alone does not build it.
 pub(crate) fn harness() -> PathBuf {
     let folder = executables();
     built(
         folder
             .parent()
-            .expect("tests lie in <profile>/deps")
+            .expect("tests are in <profile>/deps")
             .join("ferry-harness"),
     )
 }
 
-/// The real host, where the person who runs the tests has one: `FLUENT_BIT=/path/to/fluent-bit`.
+/// The real host, if one is given: `FLUENT_BIT=/path/to/fluent-bit`.
 ///
 /// # Panics
-/// When the variable names no file. A mistyped path must not pass as a skipped test.
+/// If the variable names no file: a mistyped path must not skip the test.
 pub(crate) fn fluent_bit() -> Option<PathBuf> {
     let path = PathBuf::from(env::var_os("FLUENT_BIT").filter(|path| !path.is_empty())?);
     assert!(
@@ -42,15 +42,15 @@ pub(crate) fn fluent_bit() -> Option<PathBuf> {
     Some(path)
 }
 
-/// `Workers` for an output in a real host, where it can have them: before 2.1.8 Fluent Bit frees its chunks and ends
-/// its workers after that, and so crashes when it is stopped while they flush.
+/// The `Workers` line of an output in a real host, if it supports workers: before 2.1.8 Fluent Bit frees its chunks before
+/// it ends its workers, and so crashes when it is stopped while they flush.
 pub(crate) fn workers(fluent_bit: &Path, workers: usize) -> String {
-    let said = Command::new(fluent_bit).arg("--version").output();
-    let said = String::from_utf8(said.expect("the host starts").stdout).expect("text");
-    let version = said
+    let output = Command::new(fluent_bit).arg("--version").output();
+    let output = String::from_utf8(output.expect("the host starts").stdout).expect("text");
+    let version = output
         .split_whitespace()
         .find_map(|word| word.strip_prefix('v'));
-    let version = version.unwrap_or_else(|| panic!("no version in {said}"));
+    let version = version.unwrap_or_else(|| panic!("no version in {output}"));
     let numbers: Vec<u32> = version.split('.').map_while(|n| n.parse().ok()).collect();
     match numbers < vec![2, 1, 8] {
         true => String::new(),
@@ -58,7 +58,7 @@ pub(crate) fn workers(fluent_bit: &Path, workers: usize) -> String {
     }
 }
 
-/// Sets the TLS implementation that the tests' own HTTP client looks for. Calling it again does nothing.
+/// Installs the TLS implementation for the tests' HTTP client. Idempotent.
 pub(crate) fn install_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
@@ -77,7 +77,7 @@ pub(crate) fn as_a_user(command: &mut Command) -> &mut Command {
 fn executables() -> PathBuf {
     let test = env::current_exe().expect("a test knows its own executable");
     test.parent()
-        .expect("an executable lies in a folder")
+        .expect("an executable is in a folder")
         .to_owned()
 }
 

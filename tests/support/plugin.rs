@@ -11,7 +11,7 @@ use ferry::output::Instance;
 use ferry_harness::samples::{Shape, generate};
 use tempfile::TempDir;
 
-/// What an output logged.
+/// The lines that an output logged.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -34,7 +34,7 @@ pub(crate) struct Plugin {
 }
 
 impl Plugin {
-    /// Starts an output with dead letters in a folder of its own, or says what it logged.
+    /// Starts an output with dead letters in a folder of its own. The error is its log.
     pub(crate) fn try_start(keys: &[(&str, &str)]) -> Result<Plugin, String> {
         let dir = tempfile::tempdir().unwrap();
         let mut all: Vec<(String, String)> = keys
@@ -64,33 +64,33 @@ impl Plugin {
         }
     }
 
-    /// As `try_start`, where it must work.
+    /// Like `try_start`, but panics on failure.
     pub(crate) fn start(keys: &[(&str, &str)]) -> Plugin {
         Plugin::try_start(keys).unwrap_or_else(|log| panic!("{log}"))
     }
 
-    /// Hands a chunk over, as a host's worker thread would.
+    /// Flushes a chunk like a host's worker thread.
     pub(crate) fn flush(&self, tag: &str, chunk: &[u8]) -> Verdict {
         self.flush_bytes(tag.as_bytes(), chunk)
     }
 
-    /// As `flush`, with a tag of any bytes.
+    /// Like `flush`, with a tag of arbitrary bytes.
     pub(crate) fn flush_bytes(&self, tag: &[u8], chunk: &[u8]) -> Verdict {
         self.instance
             .flush(tag, Bytes::copy_from_slice(chunk), false)
     }
 
-    /// What a host's signal handler does.
+    /// Asks the output to end, like a host's signal handler.
     pub(crate) fn ask_to_end(&self) {
         self.asked_to_end.get_or_init(Instant::now);
     }
 
-    /// What a host does in the end, here perhaps while flushes wait.
+    /// Stops the output like a host, possibly while flushes wait.
     pub(crate) fn stop(&self) {
         self.instance.stop();
     }
 
-    /// Hands a chunk over again and again until it is taken, as a host with `Retry_Limit no_limits` would.
+    /// Flushes a chunk until it is accepted, like a host with `Retry_Limit no_limits`.
     pub(crate) fn deliver(&self, tag: &str, chunk: &[u8]) {
         for _ in 0..20 {
             if self.flush(tag, chunk) == Verdict::Ok {
@@ -100,12 +100,12 @@ impl Plugin {
         panic!("not delivered in 20 tries: {}", self.log());
     }
 
-    /// All that was logged so far.
+    /// The log so far.
     pub(crate) fn log(&self) -> String {
         self.lines.0.lock().unwrap().join("\n")
     }
 
-    /// The file that dead letters are written to.
+    /// The dead-letter file.
     pub(crate) fn letters_file(&self) -> PathBuf {
         self.dir.path().join("letters/dead-letters.ndjson")
     }
@@ -137,7 +137,7 @@ pub(crate) fn chunk(range: std::ops::Range<usize>) -> Vec<u8> {
     bytes
 }
 
-/// Appends one event as a host writes it.
+/// Appends one event in the host's format.
 pub(crate) fn push_event(chunk: &mut Vec<u8>, time: SystemTime, body: &serde_json::Value) {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     chunk.extend_from_slice(&[0x92, 0x92, 0xd7, 0x00]);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ferry::ids::Time;
 use ferry::ids::chunk_id;
-use ferry::spool::disk::{Disk, File, FileId, Held};
+use ferry::spool::disk::{Disk, File, FileId, LockState};
 use ferry::spool::{
     Appended, Chunk, Content, Durability, Events, Note, Options, Seq, Spool, Stored, Unreadable,
 };
@@ -88,8 +88,8 @@ impl Disk for Memory {
         Ok(())
     }
 
-    fn hold(&self) -> io::Result<Held> {
-        Ok(Held::Still)
+    fn ensure_locked(&self) -> io::Result<LockState> {
+        Ok(LockState::Held)
     }
 }
 

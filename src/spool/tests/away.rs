@@ -1,4 +1,4 @@
-//! Files and folders that somebody takes away while a spool is at work in them, and puts back or not.
+//! Files and folders that are removed, moved or replaced while a spool is running, and put back or not.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,16 +9,16 @@ use super::*;
 use crate::spool::disk::LocalDisk;
 use crate::spool::sim::{Call, Faults, Lock};
 
-/// A spool in a folder of this machine.
+/// A spool in a local folder.
 struct Local {
-    /// Holds the spool's folder, `spool`, and what is taken out of it, `aside`.
+    /// Contains the spool's folder, `spool`, and files moved out of it, `aside`.
     place: TempDir,
     runtime: Runtime,
     spool: Option<Arc<Spool>>,
 }
 
 impl Local {
-    /// With chunks of these bytes.
+    /// Creates a spool with chunks of these bytes.
     fn with(bytes: Range<u8>) -> Local {
         let mut local = Local {
             place: tempfile::tempdir().unwrap(),
@@ -45,7 +45,7 @@ impl Local {
         recovered
     }
 
-    /// The process dies, and another begins.
+    /// Ends the process without closing the spool, and reopens it.
     fn killed(&mut self) -> Recovered {
         self.spool = None;
         self.open()
@@ -74,7 +74,7 @@ impl Local {
         }
     }
 
-    /// The first bytes of all chunks that can be read.
+    /// The first bytes of all readable chunks.
     fn bytes(&self) -> Vec<u8> {
         let mut after = None;
         let mut bytes = Vec::new();
@@ -85,7 +85,7 @@ impl Local {
         bytes
     }
 
-    /// What a look finds, and not what one before it found.
+    /// The result of a new look.
     fn look(&self) -> Health {
         look(self.spool())
     }
@@ -107,9 +107,9 @@ impl Local {
 
 fn look(spool: &Spool) -> Health {
     let before = spool.look();
-    spool.rest();
+    spool.wait_until_idle();
     let health = spool.look();
-    spool.rest();
+    spool.wait_until_idle();
     Health {
         notices: [before.notices, health.notices].concat(),
         ..health
@@ -117,7 +117,7 @@ fn look(spool: &Spool) -> Health {
 }
 
 #[test]
-fn what_was_accepted_is_read_while_the_folder_is_away_and_nothing_is_accepted_then() {
+fn a_moved_folder_is_still_read_and_accepts_nothing() {
     for another_in_its_place in [false, true] {
         let mut local = Local::with(0..6);
         fs::rename(local.dir(), local.aside()).unwrap();
@@ -125,11 +125,11 @@ fn what_was_accepted_is_read_while_the_folder_is_away_and_nothing_is_accepted_th
             fs::create_dir(local.dir()).unwrap();
         }
         assert_eq!(local.bytes(), [0, 1, 2, 3, 4, 5]);
-        let said = local.is_refused(6);
-        assert!(said.contains(local.dir().to_str().unwrap()), "{said}");
-        assert_eq!(local.look().trouble, Some(said.clone()));
-        assert_eq!(local.is_refused(6), said);
-        // What becomes of those that are there goes on where they are.
+        let error = local.is_refused(6);
+        assert!(error.contains(local.dir().to_str().unwrap()), "{error}");
+        assert_eq!(local.look().trouble, Some(error.clone()));
+        assert_eq!(local.is_refused(6), error);
+        // Notes on existing chunks are still written to the moved folder.
         let note = local.spool().note(done(1), Durability::Synced);
         local.runtime.block_on(note).unwrap();
         assert_eq!(local.spool().usage().unfinished, 6);
@@ -148,7 +148,7 @@ fn what_was_accepted_is_read_while_the_folder_is_away_and_nothing_is_accepted_th
 }
 
 #[test]
-fn what_was_accepted_outlives_the_removal_of_the_files_it_was_written_to() {
+fn accepted_chunks_survive_the_removal_of_open_files() {
     for (seen_by_a_look, all_files) in [(false, false), (true, false), (false, true), (true, true)]
     {
         let mut local = Local::with(0..1);
@@ -177,7 +177,7 @@ fn what_was_accepted_outlives_the_removal_of_the_files_it_was_written_to() {
 }
 
 #[test]
-fn a_file_that_is_written_again_is_gone_on_with() {
+fn a_restored_file_is_continued() {
     let mut local = Local::with(0..1);
     for byte in 1..8 {
         fs::remove_file(local.segments().pop().unwrap()).unwrap();
@@ -194,7 +194,7 @@ fn a_file_that_is_written_again_is_gone_on_with() {
 }
 
 #[test]
-fn closed_segments_that_are_open_still_are_written_again_too() {
+fn closed_segments_with_open_files_are_restored_too() {
     let mut local = Local::with(0..8);
     let segments = local.segments();
     assert!(segments.len() > 3, "{segments:?}");
@@ -210,15 +210,15 @@ fn closed_segments_that_are_open_still_are_written_again_too() {
 }
 
 #[test]
-fn a_chunk_whose_file_was_taken_away_is_waited_for_and_said() {
+fn a_chunk_whose_file_was_removed_is_waited_for_and_reported() {
     let mut local = Local::with(0..6);
-    // Whoever starts now has opened none of the older ones.
+    // The new run has not opened the older ones.
     local.killed();
     let bytes = local.spool().usage().bytes;
     let oldest = local.segments().remove(0);
     let name = oldest.file_name().unwrap().to_str().unwrap();
     fs::rename(&oldest, local.aside()).unwrap();
-    // Before anybody reads it.
+    // Before it is read.
     let health = local.look();
     let [(missing, chunks)] = &health.missing[..] else {
         panic!("{health:?}");
@@ -228,14 +228,14 @@ fn a_chunk_whose_file_was_taken_away_is_waited_for_and_said() {
     assert_eq!(local.bytes().len() as u64, 6 - chunks);
     let usage = local.spool().usage();
     assert_eq!((usage.unfinished, usage.missing), (6, chunks));
-    assert!(usage.bytes < bytes, "what is missing takes no room");
+    assert!(usage.bytes < bytes, "missing files are not counted");
     let (first, _) = local.spool().peek(None).unwrap();
     let read = local.spool().read(first);
     let Err(Unreadable::Missing(segment)) = read else {
         panic!("{read:?}");
     };
     assert!(local.spool().is_missing(segment));
-    // Half of it is not it.
+    // Half of the file is not enough.
     let whole = fs::read(local.aside()).unwrap();
     fs::write(&oldest, &whole[..whole.len() / 2]).unwrap();
     let read = local.spool().read(first);
@@ -251,7 +251,7 @@ fn a_chunk_whose_file_was_taken_away_is_waited_for_and_said() {
 }
 
 #[test]
-fn a_file_that_is_cut_while_it_is_in_use_is_waited_for() {
+fn a_file_truncated_while_in_use_is_waited_for() {
     let mut local = Local::with(0..6);
     local.killed();
     assert_eq!(local.bytes().len(), 6);
@@ -269,7 +269,7 @@ fn a_file_that_is_cut_while_it_is_in_use_is_waited_for() {
 }
 
 #[test]
-fn a_restart_says_what_is_missing_and_finds_it_when_it_is_put_back() {
+fn a_restart_reports_missing_segments_and_finds_them_when_put_back() {
     let mut local = Local::with(0..10);
     let segments = local.segments();
     assert!(segments.len() >= 5, "{segments:?}");
@@ -282,9 +282,9 @@ fn a_restart_says_what_is_missing_and_finds_it_when_it_is_put_back() {
         assert_eq!(recovered.findings.len(), missing.len(), "{recovered:?}");
         for (finding, segment) in recovered.findings.iter().zip(&segments[missing.clone()]) {
             let name = segment.file_name().unwrap().to_str().unwrap();
-            let said = format!("{name} is not there: 2 chunks");
-            assert!(finding.starts_with(&said), "{finding}");
-            assert!(finding.contains("is not delivered"), "{finding}");
+            let expected = format!("{name} is missing: 2 chunks");
+            assert!(finding.starts_with(&expected), "{finding}");
+            assert!(finding.contains("are not delivered"), "{finding}");
         }
         assert!(recovered.unfinished < 10);
         local.spool = None;
@@ -308,7 +308,7 @@ fn a_restart_says_what_is_missing_and_finds_it_when_it_is_put_back() {
     );
     // One was accepted into the newest after its manifest was written.
     assert_eq!(local.spool().usage().absent, 9);
-    // As an earlier version leaves it.
+    // A spool of an earlier version.
     local.spool = None;
     for name in manifest::NAMES {
         fs::remove_file(local.dir().join(name)).unwrap();
@@ -329,7 +329,7 @@ fn a_restart_names_a_few_missing_segments_and_counts_the_others() {
     let missing = gone.count();
     let recovered = local.open();
     assert_eq!(recovered.findings.len(), 6, "{:?}", recovered.findings);
-    let others = format!("{} more segments are not there", missing - 5);
+    let others = format!("{} more segments are missing", missing - 5);
     assert!(
         recovered.findings[5].starts_with(&others),
         "{:?}",
@@ -338,12 +338,12 @@ fn a_restart_names_a_few_missing_segments_and_counts_the_others() {
 }
 
 #[test]
-fn another_file_in_a_segments_place_is_put_aside_and_kept() {
+fn another_file_in_a_segments_place_is_moved_away_and_kept() {
     let mut local = Local::with(0..1);
     let segment = local.segments().pop().unwrap();
     let before = fs::read(&segment).unwrap();
     local.keep(1);
-    // As who restores a backup of a running spool.
+    // Like restoring a backup of a running spool.
     fs::write(local.aside(), &before).unwrap();
     fs::rename(local.aside(), &segment).unwrap();
     local.keep(2);
@@ -365,7 +365,7 @@ fn another_file_in_a_segments_place_is_put_aside_and_kept() {
 }
 
 #[test]
-fn a_folder_that_was_deleted_is_made_anew_with_what_is_open() {
+fn a_deleted_folder_is_recreated_with_the_open_files() {
     for made_by_somebody in [false, true] {
         let mut local = Local::with(0..4);
         fs::remove_dir_all(local.dir()).unwrap();
@@ -380,7 +380,7 @@ fn a_folder_that_was_deleted_is_made_anew_with_what_is_open() {
             health
                 .notices
                 .iter()
-                .any(|(_, notice)| notice.contains("made anew"))
+                .any(|(_, notice)| notice.contains("was deleted and is recreated"))
         );
         assert_eq!(local.bytes(), [0, 1, 2, 3, 4]);
         assert_eq!(
@@ -394,17 +394,17 @@ fn a_folder_that_was_deleted_is_made_anew_with_what_is_open() {
 }
 
 #[test]
-fn a_folder_that_was_deleted_is_not_mixed_with_another_spool() {
+fn a_deleted_folder_is_not_mixed_with_another_spool() {
     let local = Local::with(0..4);
     let other = Local::with(10..12);
     fs::remove_dir_all(local.dir()).unwrap();
     other.spool().close();
     fs::rename(other.dir(), local.dir()).unwrap();
     let before = fs::read_dir(local.dir()).unwrap().count();
-    let said = local.is_refused(4);
+    let error = local.is_refused(4);
     assert!(
-        said.contains("another spool") || said.contains("in use"),
-        "{said}"
+        error.contains("another spool") || error.contains("in use"),
+        "{error}"
     );
     assert_eq!(local.bytes(), [0, 1, 2, 3]);
     assert_eq!(fs::read_dir(local.dir()).unwrap().count(), before);
@@ -421,14 +421,14 @@ fn a_finished_segment_that_is_put_back_too_late_is_removed() {
         local.runtime.block_on(note).unwrap();
         local.spool().finish(chunk);
     }
-    local.spool().rest();
+    local.spool().wait_until_idle();
     fs::rename(local.aside(), &oldest).unwrap();
     local.look();
     assert!(!oldest.exists());
     assert_eq!(local.killed().unfinished, 0);
 }
 
-/// As a version before directories were locked.
+/// Takes the lock like a version that does not lock directories.
 fn lock_as_earlier_versions(local: &Local) -> Option<fs::File> {
     let lock = local.dir().join("lock");
     let file = fs::File::options()
@@ -441,14 +441,14 @@ fn lock_as_earlier_versions(local: &Local) -> Option<fs::File> {
 }
 
 #[test]
-fn a_second_host_is_kept_out_though_the_locks_file_was_removed() {
+fn a_second_host_is_kept_out_although_the_lock_file_was_removed() {
     let local = Local::with(0..1);
     assert!(lock_as_earlier_versions(&local).is_none());
     fs::remove_file(local.dir().join("lock")).unwrap();
     let second = LocalDisk::open(&local.dir()).map(drop);
-    let error = second.expect_err("two are at work in one folder");
+    let error = second.expect_err("two spools run in one folder");
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
-    // It is made again, and keeps earlier versions out.
+    // The lock file is recreated, and keeps earlier versions out.
     let notices = local.look().notices;
     assert!(
         notices
@@ -462,7 +462,7 @@ fn a_second_host_is_kept_out_though_the_locks_file_was_removed() {
 }
 
 #[test]
-fn an_earlier_version_that_got_in_is_left_alone() {
+fn an_earlier_version_that_got_the_lock_is_left_alone() {
     for changes_something in [false, true] {
         let mut local = Local::with(0..2);
         fs::remove_file(local.dir().join("lock")).unwrap();
@@ -501,7 +501,7 @@ fn an_earlier_version_that_got_in_is_left_alone() {
 }
 
 #[test]
-fn a_group_costs_two_looks_at_names() {
+fn a_group_costs_two_stats() {
     let bench = Bench::new(SMALL);
     bench.keep(0, 10);
     bench.sim.take_log();
@@ -513,13 +513,13 @@ fn a_group_costs_two_looks_at_names() {
     assert_eq!(calls, [Call::Write, Call::Id]);
 }
 
-/// What happens to the newest segment, or all of them.
+/// A loss of the newest segment, or of all of them.
 #[derive(Clone, Copy, Debug)]
 enum Loss {
     Removed,
     Replaced,
     AllRemoved,
-    /// With the lock.
+    /// Including the lock.
     Emptied,
     FolderDeleted,
 }
@@ -533,8 +533,8 @@ const LOSSES: [Loss; 5] = [
 ];
 
 impl Loss {
-    /// Gives the files' names and what puts them back.
-    fn befall(self, bench: &Bench) -> Vec<(String, usize)> {
+    /// Applies the loss. Returns the removed files, for [`Sim::put_back`].
+    fn apply(self, bench: &Bench) -> Vec<(String, usize)> {
         let mut segments = bench.segments();
         if matches!(self, Loss::Removed | Loss::Replaced) {
             segments = segments.split_off(segments.len() - 1);
@@ -555,7 +555,7 @@ impl Loss {
 }
 
 #[test]
-fn the_machine_may_stop_at_any_call_while_files_are_written_again() {
+fn the_machine_may_stop_at_any_call_while_files_are_restored() {
     let mut stops = 0;
     for loss in LOSSES {
         for (power_goes, put_back) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -569,15 +569,15 @@ fn the_machine_may_stop_at_any_call_while_files_are_written_again() {
                     Loss::Removed | Loss::Replaced => 4,
                     Loss::AllRemoved | Loss::Emptied | Loss::FolderDeleted => 0,
                 };
-                let hidden = loss.befall(&bench);
+                let hidden = loss.apply(&bench);
                 bench.sim.fault(Faults {
                     down_at: Some(bench.sim.calls() + at),
                     ..Faults::default()
                 });
                 let kept = bench.append(b"app.log", &[5; 1_500]).is_ok();
-                let looked = bench.spool().look();
-                bench.spool().rest();
-                drop(looked);
+                let health = bench.spool().look();
+                bench.spool().wait_until_idle();
+                drop(health);
                 let done = !bench.sim.is_down();
                 bench.end(power_goes);
                 if put_back {
@@ -596,9 +596,9 @@ fn the_machine_may_stop_at_any_call_while_files_are_written_again() {
                 if put_back && !matches!(loss, Loss::FolderDeleted) || done {
                     assert!((older..5).all(|byte| found.contains(&byte)), "{what}");
                 }
-                // The fifth stands in the segment that was written to.
+                // The fifth is in the active segment.
                 assert!(!kept || found.ends_with(&[4, 5]), "{what}");
-                // Half a copy is better than nothing, and of no use where the file is back.
+                // A partial copy is used only if the file is not back.
                 let damaged = |finding: &String| finding.contains("damaged");
                 assert!(
                     !put_back || !recovered.findings.iter().any(damaged),
@@ -618,7 +618,7 @@ fn the_machine_may_stop_at_any_call_while_files_are_written_again() {
 }
 
 #[test]
-fn what_cannot_be_written_again_yet_is_not_answered_and_is_read_meanwhile() {
+fn files_that_cannot_be_restored_yet_are_read_and_nothing_is_acknowledged() {
     let cases = [
         broken(&[Call::Create]),
         broken(&[Call::Rename]),
@@ -635,7 +635,7 @@ fn what_cannot_be_written_again_yet_is_not_answered_and_is_read_meanwhile() {
             for byte in 0..5 {
                 bench.keep(byte, 1_500);
             }
-            loss.befall(&bench);
+            loss.apply(&bench);
             bench.sim.fault(faults.clone());
             for _ in 0..3 {
                 let refused = bench.append(b"app.log", &[5; 1_500]);
@@ -656,13 +656,13 @@ fn what_cannot_be_written_again_yet_is_not_answered_and_is_read_meanwhile() {
 }
 
 #[test]
-fn a_file_in_a_segments_place_stays_until_there_is_room_for_another() {
+fn a_file_in_a_segments_place_stays_until_there_is_room_for_a_copy() {
     let mut bench = Bench::new(SMALL);
     bench.keep(0, 1_500);
     let [name] = &bench.segments()[..] else {
         panic!("one segment");
     };
-    // As who takes the file away, and puts it over the one that was written in its place.
+    // Like moving the file away, and back over the one restored in its place.
     let file = bench.sim.hide(name).unwrap();
     look(bench.spool());
     bench.sim.put_back(name, file);
@@ -677,7 +677,7 @@ fn a_file_in_a_segments_place_stays_until_there_is_room_for_another() {
 }
 
 #[test]
-fn a_file_that_was_written_again_keeps_its_name_though_another_could_not_be() {
+fn a_restored_file_keeps_its_name_even_if_another_cannot_be_restored() {
     for seed in 0..8 {
         let mut bench = Bench::on(Sim::new(seed), SMALL).0;
         for byte in 0..3 {
@@ -688,9 +688,9 @@ fn a_file_that_was_written_again_keeps_its_name_though_another_could_not_be() {
         };
         bench.sim.hide(newest).unwrap();
         bench.sim.hide(full).unwrap();
-        let used: u64 = bench.sim.others().iter().map(|(_, bytes)| bytes).sum();
+        let used: u64 = bench.sim.side_files().iter().map(|(_, bytes)| bytes).sum();
         bench.sim.fault(Faults {
-            // For the newest, and not for the other.
+            // Enough for the newest, but not for both.
             capacity: Some(used + 2_500),
             ..Faults::default()
         });
@@ -708,7 +708,7 @@ fn broken(calls: &[Call]) -> Faults {
 }
 
 #[test]
-fn a_lock_that_is_lost_and_found_changes_nothing() {
+fn a_lock_that_is_lost_and_regained_changes_nothing() {
     let bench = Bench::new(SMALL);
     bench.keep(0, 10);
     for lock in [Lock::Removed, Lock::Another] {
@@ -724,7 +724,7 @@ fn a_lock_that_is_lost_and_found_changes_nothing() {
 }
 
 #[test]
-fn damaged_bytes_that_cannot_be_kept_are_not_called_kept() {
+fn damaged_bytes_that_cannot_be_kept_are_not_reported_kept() {
     for call in [Call::Create, Call::Write] {
         let bench = Bench::new(SMALL);
         bench.keep(0, 100);
@@ -735,7 +735,7 @@ fn damaged_bytes_that_cannot_be_kept_are_not_called_kept() {
             (*first, *place)
         };
         let name = segment_name(place.segment);
-        bench.sim.rot(&name, place.offset as usize + 9);
+        bench.sim.flip_bit(&name, place.offset as usize + 9);
         bench.sim.fault(broken(&[call]));
         let read = bench.spool().read(first);
         let Err(Unreadable::Corrupt { words, kept: false }) = &read else {

@@ -1,4 +1,4 @@
-//! Everything that is kept survives everything.
+//! Kept chunks survive faults and crashes at any call.
 
 use proptest::prelude::*;
 
@@ -22,7 +22,7 @@ proptest! {
     }
 }
 
-/// Everything a spool does, in few steps.
+/// All operations of a spool, in a few steps.
 fn script() -> Vec<Op> {
     use Durability::{Synced, Written};
     let append = |len| Op::Append { len };
@@ -63,7 +63,7 @@ fn script() -> Vec<Op> {
         append(800),
         Op::Restart {
             how: End::Kill,
-            unlucky: false,
+            faulty: false,
         },
         Op::Again { pick: 3 },
         append(1_200),
@@ -74,7 +74,7 @@ fn script() -> Vec<Op> {
         append(600),
         Op::Restart {
             how: End::Close,
-            unlucky: false,
+            faulty: false,
         },
         append(500),
         finish(1, Some(Written)),
@@ -87,7 +87,7 @@ fn script() -> Vec<Op> {
 }
 
 #[test]
-fn the_power_may_go_at_any_call_of_a_whole_life() {
+fn the_power_may_fail_at_any_call() {
     let options = Options {
         limit: 24 * 1024,
         segment_bytes: Some(2_048),
@@ -98,17 +98,17 @@ fn the_power_may_go_at_any_call_of_a_whole_life() {
         .filter(|op| matches!(op, Op::Restart { .. }))
         .count();
     let mut crashes = 0;
-    // The call at which it goes is counted from a run's beginning, so each run has its turn.
-    for doomed in 0..runs {
+    // Calls are counted from the start of a run, so each run has its turn.
+    for run in 0..runs {
         for at in 0.. {
-            let mut struck = false;
+            let mut crashed = false;
             for seed in 0..8 {
                 let mut model = Model::new(seed, options);
-                struck |= live(&mut model, &ops, doomed, at);
+                crashed |= run_until_crash(&mut model, &ops, run, at);
                 crashes += 1;
                 model.conclude();
             }
-            if !struck {
+            if !crashed {
                 break;
             }
         }
@@ -116,12 +116,12 @@ fn the_power_may_go_at_any_call_of_a_whole_life() {
     assert!(crashes > 800, "{crashes}");
 }
 
-/// Goes through a script until the power goes. Whether it went.
-fn live(model: &mut Model, ops: &[Op], doomed: usize, at: u64) -> bool {
-    model.doom(doomed, at);
+/// Runs a script until the power is cut at a call of a run. Returns whether that happened.
+fn run_until_crash(model: &mut Model, ops: &[Op], run: usize, at: u64) -> bool {
+    model.crash_at(run, at);
     for op in ops {
         model.step(op);
-        if model.is_doomed_no_more() {
+        if model.has_crashed() {
             return true;
         }
     }

@@ -1,24 +1,24 @@
-//! Files that are not as they were written: the rest is delivered, and nothing keeps a spool from opening.
+//! Damaged files: the rest is delivered, and no damage prevents a spool from opening.
 
 use proptest::prelude::*;
 use rand::RngCore as _;
 
 use super::*;
 
-/// What happens to a file.
+/// A way to damage a file. Positions are fractions of its length, in 1/65,536.
 #[derive(Clone, Debug)]
 enum Harm {
-    /// Some bytes are others, beginning at a part (in 1/65,536) of the file.
+    /// Some bytes change.
     Rot { at: u16, len: usize },
-    /// It ends there.
+    /// The file is truncated.
     Cut { at: u16 },
-    /// Garbage stands in its place.
+    /// The file is replaced by garbage.
     Garbage { len: usize },
-    /// Garbage stands behind it.
+    /// Garbage is appended.
     Tail { len: usize },
-    /// It is gone.
+    /// The file is removed.
     Gone,
-    /// It is empty.
+    /// The file is emptied.
     Empty,
 }
 
@@ -36,8 +36,8 @@ fn harms() -> impl Strategy<Value = Vec<(usize, Harm)>> {
 }
 
 impl Harm {
-    /// Harms a file. Gives the range of the bytes that are not as they were.
-    fn befall(&self, sim: &Sim, name: &str, dice: &mut StdRng) -> Range<usize> {
+    /// Damages a file. Returns the range of bytes affected.
+    fn apply(&self, sim: &Sim, name: &str, rng: &mut StdRng) -> Range<usize> {
         let mut bytes = sim.contents(name);
         let place = |at: u16| bytes.len() * usize::from(at) / 65_536;
         let end = bytes.len();
@@ -50,17 +50,17 @@ impl Harm {
         match self {
             Harm::Rot { .. } => {
                 for byte in &mut bytes[harmed.clone()] {
-                    *byte ^= dice.random_range(1..=255);
+                    *byte ^= rng.random_range(1..=255);
                 }
             }
             Harm::Cut { .. } | Harm::Gone | Harm::Empty => bytes.truncate(harmed.start),
             Harm::Garbage { len } => {
                 bytes = vec![0; *len];
-                dice.fill_bytes(&mut bytes);
+                rng.fill_bytes(&mut bytes);
             }
             Harm::Tail { len } => {
                 bytes.resize(end + len, 0);
-                dice.fill_bytes(&mut bytes[end..]);
+                rng.fill_bytes(&mut bytes[end..]);
             }
         }
         match self {
@@ -71,7 +71,7 @@ impl Harm {
     }
 }
 
-/// Where each chunk's frame stands: segment, bytes, data.
+/// For each chunk's frame: segment, byte range, data.
 type Frames = Vec<(String, Range<usize>, Vec<u8>)>;
 
 /// A spool with chunks in several segments, closed.
@@ -120,22 +120,22 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let (mut bench, frames) = filled(&sizes, seed);
-        let mut dice = StdRng::seed_from_u64(seed);
-        let mut hurt = Vec::new();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut damaged = Vec::new();
         for (pick, harm) in &harms {
             let segments = bench.segments();
             if let Some(name) = segments.get(pick % segments.len().max(1)) {
-                hurt.push((name.clone(), harm.befall(&bench.sim, name, &mut dice)));
+                damaged.push((name.clone(), harm.apply(&bench.sim, name, &mut rng)));
             }
         }
         let hit = |(name, range, _): &&(String, Range<usize>, Vec<u8>)| {
-            hurt.iter().any(|(file, harmed)| {
+            damaged.iter().any(|(file, harmed)| {
                 file == name && harmed.start < range.end && range.start < harmed.end
             })
         };
-        let spared: Vec<&Vec<u8>> = frames.iter().filter(|f| !hit(f)).map(|(.., data)| data).collect();
+        let intact: Vec<&Vec<u8>> = frames.iter().filter(|f| !hit(f)).map(|(.., data)| data).collect();
         let mut known: Vec<Vec<u8>> = frames.iter().map(|(.., data)| data.clone()).collect();
-        // Again and again: what was found once is not found anew as something else.
+        // Repeatedly: recovery must be stable.
         for run in 0..3 {
             bench.open().unwrap();
             let mut delivered = Vec::new();
@@ -150,13 +150,13 @@ proptest! {
                     Err(other) => panic!("{other:?}"),
                 }
             }
-            for data in &spared {
+            for data in &intact {
                 prop_assert!(delivered.contains(data), "run {run}: chunk {} is lost", data[0]);
             }
             for data in &delivered {
-                prop_assert!(known.contains(data), "run {run}: nobody wrote that");
+                prop_assert!(known.contains(data), "run {run}: a chunk that was never written");
             }
-            bench.spool().rest();
+            bench.spool().wait_until_idle();
             prop_assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
             prop_assert!(matches!(bench.append(b"new", &[run]), Ok(Appended::Kept | Appended::Replayed)));
             let (_, newest) = bench.visible().pop().unwrap();
@@ -167,7 +167,7 @@ proptest! {
     }
 
     #[test]
-    fn a_directory_of_anything_is_opened(
+    fn a_directory_with_any_contents_is_opened(
         files in proptest::collection::vec(
             (0u64..5, proptest::collection::vec(any::<u8>(), 0..3_000)),
             0..5,
@@ -177,19 +177,19 @@ proptest! {
         let sim = Sim::new(1);
         sim.put(&other, vec![1, 2, 3]);
         for (number, bytes) in &files {
-            // The last that a segment may be called, and one that it may not.
+            // The last two are no valid segment numbers.
             let first = [0, 1, 17, (1 << 63) - 1, u64::MAX][*number as usize];
             sim.put(&segment_name(first), bytes.clone());
         }
         let (bench, _) = Bench::on(sim, SMALL);
-        bench.spool().rest();
+        bench.spool().wait_until_idle();
         prop_assert_eq!(bench.sim.contents(&other), [1, 2, 3]);
         prop_assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
     }
 }
 
-/// A spool of three chunks in one segment, closed, and the offsets of their frames.
-fn three() -> (Bench, String, Vec<usize>) {
+/// A closed spool of three chunks in one segment, and the offsets of their frames.
+fn three_chunks() -> (Bench, String, Vec<usize>) {
     let (bench, frames) = filled(&[100, 100, 100], 1);
     let name = frames[0].0.clone();
     let offsets = frames.iter().map(|(_, range, _)| range.start).collect();
@@ -197,8 +197,8 @@ fn three() -> (Bench, String, Vec<usize>) {
 }
 
 #[test]
-fn a_torn_tail_is_cut_off_and_said() {
-    let (mut bench, name, offsets) = three();
+fn a_torn_tail_is_truncated_and_reported() {
+    let (mut bench, name, offsets) = three_chunks();
     let bytes = bench.sim.contents(&name);
     for end in [
         offsets[2] + 1,
@@ -218,9 +218,9 @@ fn a_torn_tail_is_cut_off_and_said() {
         assert_eq!(
             bench.sim.files().len(),
             1,
-            "nothing is kept of what nobody was promised"
+            "unacknowledged bytes are not quarantined"
         );
-        // It is gone on with where it ends now.
+        // It is continued at its new end.
         bench.keep(9, 10);
         assert_eq!(bench.sim.files().len(), 1);
         assert_eq!(bench.restart().findings, [] as [String; 0]);
@@ -230,8 +230,8 @@ fn a_torn_tail_is_cut_off_and_said() {
 }
 
 #[test]
-fn a_last_frame_counts_without_what_would_align_the_next() {
-    let (mut bench, name, _) = three();
+fn a_last_frame_counts_without_its_padding() {
+    let (mut bench, name, _) = three_chunks();
     let bytes = bench.sim.contents(&name);
     bench.sim.put(&name, bytes[..bytes.len() - 1].to_vec());
     for byte in [8, 9] {
@@ -245,8 +245,8 @@ fn a_last_frame_counts_without_what_would_align_the_next() {
 }
 
 #[test]
-fn a_rotten_frame_in_the_middle_is_kept_apart_and_reading_goes_on() {
-    let (mut bench, name, offsets) = three();
+fn a_damaged_frame_in_the_middle_is_quarantined_and_reading_continues() {
+    let (mut bench, name, offsets) = three_chunks();
     let (from, to) = (offsets[1], offsets[2]);
     let whole = bench.sim.contents(&name);
     // In its header, and in its payload.
@@ -268,19 +268,19 @@ fn a_rotten_frame_in_the_middle_is_kept_apart_and_reading_goes_on() {
         assert!(bytes[from..to].starts_with(&quarantined));
         assert!(quarantined.len() > 170, "{}", quarantined.len());
         assert_eq!(bench.bytes(), [0, 2]);
-        // Said once.
+        // Reported once.
         bench.keep(9, 10);
         assert_eq!(bench.restart().findings, [] as [String; 0]);
         assert_eq!(bench.bytes(), [0, 2, 9]);
         bench.end(false);
-        for (name, _) in [bench.sim.files(), bench.sim.others()].concat() {
+        for (name, _) in [bench.sim.files(), bench.sim.side_files()].concat() {
             bench.sim.take(&name);
         }
     }
 }
 
 #[test]
-fn a_chunk_that_rots_in_an_older_segment_is_found_when_it_is_read_and_is_welcome_again() {
+fn a_damaged_chunk_in_an_older_segment_is_found_when_read_and_accepted_again() {
     let (mut bench, frames) = filled(&[1_500; 6], 1);
     let (name, range, data) = frames[1].clone();
     let mut bytes = bench.sim.contents(&name);
@@ -302,18 +302,18 @@ fn a_chunk_that_rots_in_an_older_segment_is_found_when_it_is_read_and_is_welcome
         bench.spool().read(rotten),
         Err(Unreadable::Finished)
     ));
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
-    // The host that still has it may bring it, and then it is there.
+    // It is accepted when the host hands it over again.
     assert_eq!(bench.append(b"t", &data).unwrap(), Appended::Kept);
     assert_eq!(bench.visible().len(), 6);
-    // The next run knows.
+    // The next run does not report it again.
     let recovered = bench.restart();
     assert_eq!((recovered.unfinished, recovered.findings.len()), (6, 0));
 }
 
 #[test]
-fn what_the_disk_refuses_to_read_is_not_corrupt() {
+fn a_read_error_is_not_corruption() {
     let mut bench = Bench::new(SMALL);
     bench.keep(1, 10);
     let failing = sim::Faults {
@@ -325,7 +325,7 @@ fn what_the_disk_refuses_to_read_is_not_corrupt() {
     assert!(matches!(found, Err(Unreadable::Disk(_))), "{found:?}");
     bench.sim.fault(sim::Faults::default());
     assert_eq!(bench.spool().read(chunk).unwrap().data, vec![1; 10]);
-    // Nor does a spool open on such a disk: it would take what is there for lost.
+    // Nor does a spool open on such a disk, which would lose the contents.
     bench.end(false);
     bench.sim.fault(failing);
     let error = bench.open().unwrap_err().to_string();
@@ -338,8 +338,8 @@ fn what_the_disk_refuses_to_read_is_not_corrupt() {
 }
 
 #[test]
-fn a_creation_that_was_cut_short_voids_nothing_though_it_cannot_be_removed() {
-    let (mut bench, name, _) = three();
+fn an_empty_segment_file_voids_nothing_even_if_it_cannot_be_removed() {
+    let (mut bench, name, _) = three_chunks();
     let next = bench
         .open()
         .map(|_| bench.spool().peek(None).unwrap().0 + 6)
@@ -351,7 +351,7 @@ fn a_creation_that_was_cut_short_voids_nothing_though_it_cannot_be_removed() {
         broken: Vec::from([sim::Call::Remove]),
         ..Default::default()
     });
-    // What is numbered like it, and behind it, stands in the segment before it.
+    // Frames with its number and later ones are in the segment before it.
     for round in 0..2 {
         bench.open().unwrap();
         for byte in 0..3 {
@@ -375,11 +375,11 @@ fn a_creation_that_was_cut_short_voids_nothing_though_it_cannot_be_removed() {
 #[test]
 fn segments_of_another_spool_and_of_another_version_are_left_alone() {
     let (mut bench, frames) = filled(&[100, 100], 1);
-    let (stranger, _) = filled(&[200], 2);
+    let (other, _) = filled(&[200], 2);
     let name = frames[0].0.clone();
-    // The stranger's is older, so the own spool is the newer one's.
+    // The foreign segment is the older one, and the newer one determines the spool.
     let foreign = segment_name(0);
-    let bytes = stranger.sim.contents(&stranger.segments()[0]);
+    let bytes = other.sim.contents(&other.segments()[0]);
     bench.sim.put(&foreign, bytes.clone());
     let newer = segment_name(40);
     let own = bench.sim.contents(&name);
@@ -419,9 +419,9 @@ fn segments_of_another_spool_and_of_another_version_are_left_alone() {
 }
 
 #[test]
-fn a_frame_that_somebody_logs_is_never_taken_for_one() {
+fn a_frame_in_log_data_is_never_read_as_one() {
     let mut bench = Bench::new(SMALL);
-    // A whole segment of another spool, and frames that know everything but this spool's number.
+    // A whole segment of another spool, and a frame in which only the spool's id is wrong.
     let (other, frames) = filled(&[50, 50], 7);
     let mut logged = other.sim.contents(&frames[0].0);
     let finished = note::encode(&done(2));
@@ -443,7 +443,7 @@ fn a_frame_that_somebody_logs_is_never_taken_for_one() {
     }
     bench.keep(8, 10);
     bench.end(false);
-    // The headers rot, so that recovery looks for frames in what they were of.
+    // Damage the headers, so that recovery searches the payloads for frames.
     for name in bench.segments() {
         let bytes = bench.sim.contents(&name);
         let mut rotten = bytes.clone();

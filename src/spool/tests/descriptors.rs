@@ -1,4 +1,4 @@
-//! More files than a process may have open.
+//! Spools with more files than a process may open.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::Command;
 use super::*;
 use crate::spool::disk::LocalDisk;
 
-/// Set for a process of this test that may open few files: the spool's folder.
+/// Set in a test's child process that may open few files, to the spool's folder.
 const FEW_FILES: &str = "FERRY_TEST_FEW_FILES";
 
 #[test]
@@ -40,7 +40,7 @@ fn a_spool_of_more_segments_than_descriptors_is_opened_read_and_emptied() {
             spool.finish(chunk);
             few();
         }
-        spool.rest();
+        spool.wait_until_idle();
         few();
         spool.close();
         return;
@@ -69,7 +69,7 @@ fn a_spool_of_more_segments_than_descriptors_is_opened_read_and_emptied() {
     assert_eq!(left.len(), 4, "{left:?}");
 }
 
-/// Runs a test of this file in a process of its own that may open so many files.
+/// Runs a test of this file in a child process that may open at most `files` files.
 fn with_few_files(files: u32, test: &str, dir: &Path) {
     let child = Command::new("sh")
         .args(["-c", &format!("ulimit -n {files}; exec \"$@\""), "sh"])
@@ -78,13 +78,13 @@ fn with_few_files(files: u32, test: &str, dir: &Path) {
         .env(FEW_FILES, dir)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&[child.stdout, child.stderr].concat()).into_owned();
-    let passed = child.status.success() && said.contains("1 passed");
-    assert!(passed, "{said}");
+    let output = String::from_utf8_lossy(&[child.stdout, child.stderr].concat()).into_owned();
+    let passed = child.status.success() && output.contains("1 passed");
+    assert!(passed, "{output}");
 }
 
 #[test]
-fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
+fn running_out_of_descriptors_is_no_damage_and_is_waited_for() {
     let runtime = Builder::new_current_thread().enable_time().build().unwrap();
     let open = |dir: &Path| Spool::open(Arc::new(LocalDisk::open(dir).unwrap()), SMALL);
     let append = |spool: &Spool, byte: u8| {
@@ -100,7 +100,7 @@ fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
         }
         drop(spool);
         let name =
-            "spool::tests::descriptors::descriptors_that_run_out_are_no_damage_and_are_waited_for";
+            "spool::tests::descriptors::running_out_of_descriptors_is_no_damage_and_is_waited_for";
         return with_few_files(64, name, dir.path());
     };
     let dir = Path::new(&dir);
@@ -108,7 +108,7 @@ fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
         || -> Vec<fs::File> { std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect() };
     let (spool, _) = open(dir).unwrap();
     let mut chunks: Vec<Seq> = spool.shared.state().chunks.keys().copied().collect();
-    // The second stands in the same file as the first, which is open then, and is damaged.
+    // The second chunk is in the same file as the first, which is then open, and is damaged.
     spool.read(chunks[0]).unwrap();
     let rotten = chunks.remove(1);
     let place = spool.shared.state().chunks[&rotten];
@@ -124,10 +124,10 @@ fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
         match spool.read(*chunk) {
             Ok(_) => {}
             Err(Unreadable::Disk(error)) => {
-                let said = error.to_string();
+                let error = error.to_string();
                 assert!(
-                    said.contains("LimitNOFILE") && said.contains("64"),
-                    "{said}"
+                    error.contains("LimitNOFILE") && error.contains("64"),
+                    "{error}"
                 );
                 waited_for += 1;
             }
@@ -135,7 +135,7 @@ fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
         }
     }
     assert!(waited_for > 0);
-    // What does not fit into the open segment needs a new one.
+    // A chunk that does not fit into the open segment needs a new file.
     let refused: Vec<_> = (100..103)
         .filter_map(|byte| append(&spool, byte).err())
         .collect();
@@ -158,7 +158,7 @@ fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
     assert_eq!(append(&spool, 103).unwrap(), Appended::Kept);
     spool.close();
     drop(spool);
-    // A start says what is the matter, and advises nobody to take anything away.
+    // A start names the cause, and does not advise moving any file.
     let mut taken = all_taken();
     for left in 1..8 {
         taken.pop();
@@ -167,10 +167,10 @@ fn descriptors_that_run_out_are_no_damage_and_are_waited_for() {
             assert!(left > 2);
             continue;
         };
-        let said = error.to_string();
+        let error = error.to_string();
         assert!(
-            said.contains("LimitNOFILE") && !said.contains("mov"),
-            "{said}"
+            error.contains("LimitNOFILE") && !error.contains("mov"),
+            "{error}"
         );
     }
 }

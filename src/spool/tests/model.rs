@@ -1,5 +1,5 @@
-//! What a spool's owner knows of it: a host that hands chunks over until they are taken, a pipeline that
-//! writes notes and finishes chunks, and what both may rely on after a crash.
+//! A model of a spool's users: a host that hands chunks over until they are accepted, a pipeline that writes notes and
+//! finishes chunks, and the guarantees of both after a crash.
 
 use std::collections::BTreeSet;
 
@@ -10,12 +10,12 @@ use crate::spool::frame::segment_first;
 use crate::spool::note::Ledger;
 use crate::spool::sim::Faults;
 
-/// What is done to a spool. Picks are taken modulo what there is to pick from.
+/// A step of the model. Picks are taken modulo the number of candidates.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
-    /// The host hands over a chunk that it has not handed over before.
+    /// The host hands over a new chunk.
     Append { len: usize },
-    /// The host hands over one again: refused before, or taken by a run before this one.
+    /// The host hands over a chunk again: one that was refused, or accepted by an earlier run.
     Again { pick: usize },
     /// A batch of some visible chunks begins.
     Begin {
@@ -28,7 +28,7 @@ pub(super) enum Op {
         whole: bool,
         durability: Durability,
     },
-    /// Some events of a visible chunk need nothing more.
+    /// Some events of a visible chunk are settled.
     Settle {
         pick: usize,
         part: Part,
@@ -39,34 +39,34 @@ pub(super) enum Op {
         pick: usize,
         noted: Option<Durability>,
     },
-    /// The run ends, and another begins; on a disk that fails at first, perhaps.
-    Restart { how: End, unlucky: bool },
-    /// From here on one call in so many fails; 0: none.
+    /// The run ends and another begins, with a failing disk at first if `faulty`.
+    Restart { how: End, faulty: bool },
+    /// From here on one call in `one_in` fails; 0: none.
     Fail { one_in: u32 },
-    /// From here on there is so much room on the disk.
+    /// From here on the disk's capacity is limited.
     Room { bytes: u64 },
-    /// Somebody takes a segment away.
+    /// A segment is removed.
     Hide { pick: usize },
-    /// What was taken away is put back, where nothing is in its place.
+    /// Removed segments are put back, unless they were restored meanwhile.
     PutBack,
-    /// The directory is not where its path leads, or is there again.
+    /// The directory is moved away from its path, or back.
     Away { away: bool },
-    /// Somebody asks whether all is well.
+    /// A look is requested.
     Look,
 }
 
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The power goes.
+    /// By a power cut.
     Crash,
-    /// The process dies.
+    /// By a kill of the process.
     Kill,
-    /// As it should.
+    /// In good order.
     Close,
 }
 
-/// Some events.
+/// A selection of events.
 #[derive(Clone, Debug)]
 pub(super) enum Part {
     All,
@@ -104,7 +104,7 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(pick, part, durability)| Op::Settle { pick, part, durability }),
         8 => (oldest, proptest::option::of(durability()))
             .prop_map(|(pick, noted)| Op::Finish { pick, noted }),
-        4 => (end, any::<bool>()).prop_map(|(how, unlucky)| Op::Restart { how, unlucky }),
+        4 => (end, any::<bool>()).prop_map(|(how, faulty)| Op::Restart { how, faulty }),
         2 => prop_oneof![2 => Just(0), 1 => 2u32..6, 1 => 6u32..40]
             .prop_map(|one_in| Op::Fail { one_in }),
         1 => (500u64..20_000).prop_map(|bytes| Op::Room { bytes }),
@@ -116,14 +116,14 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
     proptest::collection::vec(op, 1..70)
 }
 
-/// A chunk, as the host knows it. No two have the same bytes.
+/// A chunk as the host knows it. No two have the same bytes.
 #[derive(Clone, Debug, Default)]
 struct Parcel {
     data: Vec<u8>,
-    /// The host was told that it may forget it.
+    /// It was acknowledged.
     taken: bool,
-    /// It was refused since something was synced last: the next run may find it.
-    ghost: bool,
+    /// It was refused since the last sync: the next run may find it.
+    may_reappear: bool,
     /// Its number, if it is or was in the spool.
     seq: Option<Seq>,
     /// Not visible in this run.
@@ -132,20 +132,20 @@ struct Parcel {
     gone: bool,
 }
 
-/// A note, and whether it is there after a crash.
+/// A note that was written.
 #[derive(Clone, Debug)]
 struct Noted {
     note: Note,
-    sure: bool,
-    /// It was answered well.
-    good: bool,
+    /// It survives a crash.
+    durable: bool,
+    /// It was acknowledged.
+    acknowledged: bool,
 }
 
-/// Notes that may be there after a crash or not; more are not written, since all of their combinations are
-/// looked at.
-const UNSURE: usize = 9;
+/// The maximum number of notes that may or may not survive a crash, since all their combinations are tried.
+const MAX_UNSYNCED: usize = 9;
 
-/// A spool on a bad disk, and what must be true of it.
+/// A spool on a faulty disk, and its expected state.
 pub(super) struct Model {
     bench: Bench,
     parcels: Vec<Parcel>,
@@ -153,18 +153,18 @@ pub(super) struct Model {
     /// Batches that may be ended.
     pending: Vec<u64>,
     next_batch: u64,
-    /// Parcels in the order they came into the spool.
+    /// Parcels in the order in which they were accepted.
     accepted: Vec<usize>,
     /// Parcels that this run must recognise.
     replayable: BTreeSet<usize>,
-    /// Segments that somebody took away, and their files.
+    /// Removed segments, and their files.
     hidden: Vec<(String, usize)>,
-    /// The directory is not where its path leads.
+    /// The directory is away from its path.
     away: bool,
-    /// How many runs there were before this one.
+    /// The number of earlier runs.
     run: usize,
-    /// The run in which the power goes, and the call.
-    doom: Option<(usize, u64)>,
+    /// The run and the call at which the power is cut.
+    crash_at: Option<(usize, u64)>,
 }
 
 impl Model {
@@ -182,18 +182,18 @@ impl Model {
             hidden: Vec::new(),
             away: false,
             run: 0,
-            doom: None,
+            crash_at: None,
         }
     }
 
-    /// Lets the power go at a call of a run, counted from the run's beginning.
-    pub(super) fn doom(&mut self, run: usize, call: u64) {
-        self.doom = Some((run, call));
-        self.approach();
+    /// Cuts the power at a call of a run, counted from the start of that run.
+    pub(super) fn crash_at(&mut self, run: usize, call: u64) {
+        self.crash_at = Some((run, call));
+        self.arm_crash();
     }
 
-    fn approach(&self) {
-        if let Some((run, call)) = self.doom
+    fn arm_crash(&self) {
+        if let Some((run, call)) = self.crash_at
             && run == self.run
         {
             self.sim().fault(Faults {
@@ -203,16 +203,16 @@ impl Model {
         }
     }
 
-    /// Whether the power went, as it was to.
-    pub(super) fn is_doomed_no_more(&self) -> bool {
-        self.doom.is_none() || self.sim().is_down()
+    /// Whether the planned power cut has happened.
+    pub(super) fn has_crashed(&self) -> bool {
+        self.crash_at.is_none() || self.sim().is_down()
     }
 
     pub(super) fn sim(&self) -> &Sim {
         &self.bench.sim
     }
 
-    /// Does one thing, and checks all that can be checked then.
+    /// Does one step, and checks the state afterwards.
     pub(super) fn step(&mut self, op: &Op) {
         let written = match op {
             Op::Append { len } => {
@@ -250,8 +250,8 @@ impl Model {
                 }
                 false
             }
-            Op::Restart { how, unlucky } => {
-                self.restart(*how, *unlucky);
+            Op::Restart { how, faulty } => {
+                self.restart(*how, *faulty);
                 false
             }
             Op::Fail { one_in } => {
@@ -271,7 +271,7 @@ impl Model {
             Op::Hide { pick } => {
                 let segments = self.bench.segments();
                 if let Some(name) = segments.get(pick % segments.len().max(1)) {
-                    let file = self.sim().hide(name).expect("it is there");
+                    let file = self.sim().hide(name).expect("it exists");
                     self.hidden.push((name.clone(), file));
                 }
                 false
@@ -290,16 +290,16 @@ impl Model {
                 false
             }
         };
-        self.bench.spool().rest();
+        self.bench.spool().wait_until_idle();
         if !self.sim().is_down() {
             let sim = self.sim().clone();
-            sim.spared(|| self.check(written));
+            sim.without_faults(|| self.check(written));
         }
     }
 
-    /// Puts back what was taken away and is still needed, and not there again.
+    /// Puts back removed segments that are still needed and were not restored meanwhile.
     fn put_back(&mut self) {
-        // Of one that was taken away twice, what was taken last.
+        // The file removed last wins.
         for (name, file) in std::mem::take(&mut self.hidden).into_iter().rev() {
             let first = segment_first(&name).expect("a segment");
             let is_needed = {
@@ -312,8 +312,7 @@ impl Model {
         }
     }
 
-    /// What the host still has is handed over until it is taken, the spool is emptied, and after a last
-    /// crash nothing is left of it.
+    /// Hands over the remaining chunks until all are accepted, finishes them, and checks that nothing is left.
     pub(super) fn conclude(&mut self) {
         self.restart(End::Crash, false);
         for round in 0.. {
@@ -322,17 +321,17 @@ impl Model {
                 .collect();
             for index in &left {
                 self.hand_over(*index);
-                self.bench.spool().rest();
+                self.bench.spool().wait_until_idle();
                 self.check(false);
             }
             for chunk in self.visible() {
                 self.finish(chunk, Some(Durability::Synced));
             }
-            self.bench.spool().rest();
+            self.bench.spool().wait_until_idle();
             if left.is_empty() {
                 break;
             }
-            assert!(round < 100, "{} parcels are never taken", left.len());
+            assert!(round < 100, "{} parcels are never accepted", left.len());
         }
         self.restart(End::Close, false);
         self.check(false);
@@ -357,13 +356,13 @@ impl Model {
         parcels.find(|parcel| parcel.seq == Some(chunk)).unwrap()
     }
 
-    /// Whether it was written.
+    /// Returns whether it was written.
     fn hand_over(&mut self, index: usize) -> bool {
         let data = self.parcels[index].data.clone();
         let replayable = self.replayable.remove(&index);
         match self.bench.append(b"t", &data) {
             Ok(Appended::Replayed) => {
-                assert!(replayable, "parcel {index} is no replay");
+                assert!(replayable, "parcel {index} is not a replay");
                 self.parcels[index].taken = true;
                 false
             }
@@ -392,7 +391,7 @@ impl Model {
             }
             Err(Refusal::Disk(error)) => {
                 assert!(self.sim().has_faulted() || self.away, "{error}");
-                self.parcels[index].ghost = true;
+                self.parcels[index].may_reappear = true;
                 false
             }
             Err(refusal) => panic!("{refusal:?}"),
@@ -443,38 +442,38 @@ impl Model {
         }
     }
 
-    /// Whether it was written.
+    /// Returns whether it was written.
     fn write(&mut self, note: Note, durability: Durability) -> bool {
-        let unsure = self.notes.iter().filter(|noted| !noted.sure).count();
-        if unsure >= UNSURE {
+        let unsynced = self.notes.iter().filter(|noted| !noted.durable).count();
+        if unsynced >= MAX_UNSYNCED {
             return false;
         }
         let answer = self.bench.note(note.clone(), durability);
-        let good = answer.is_ok();
-        assert!(good || self.sim().has_faulted(), "{answer:?}");
+        let acknowledged = answer.is_ok();
+        assert!(acknowledged || self.sim().has_faulted(), "{answer:?}");
         self.notes.push(Noted {
             note,
-            sure: false,
-            good,
+            durable: false,
+            acknowledged,
         });
-        if good && durability == Durability::Synced {
+        if acknowledged && durability == Durability::Synced {
             self.synced();
         }
-        good
+        acknowledged
     }
 
-    /// Something was synced: what was answered well before is safe, and what failed will never be seen.
+    /// Records a sync: what was acknowledged before is durable, and what failed is gone for good.
     fn synced(&mut self) {
-        self.notes.retain(|noted| noted.good);
+        self.notes.retain(|noted| noted.acknowledged);
         for noted in &mut self.notes {
-            noted.sure = true;
+            noted.durable = true;
         }
         for parcel in &mut self.parcels {
-            parcel.ghost = false;
+            parcel.may_reappear = false;
         }
     }
 
-    /// Everything that is visible is what it should be, and counted.
+    /// Checks all visible chunks and the usage.
     fn check(&self, written: bool) {
         let seen = self.bench.peeked();
         let numbers: Vec<Seq> = seen.iter().map(|(seq, _)| *seq).collect();
@@ -484,7 +483,7 @@ impl Model {
                 Err(Unreadable::Missing(segment)) => {
                     let name = segment_name(*segment);
                     let is_hidden = self.hidden.iter().any(|(hidden, _)| *hidden == name);
-                    assert!(is_hidden, "{name} is there");
+                    assert!(is_hidden, "{name} exists");
                     continue;
                 }
                 read => read.as_ref().unwrap(),
@@ -504,7 +503,7 @@ impl Model {
         if let Some((_, Ok(oldest))) = seen.first() {
             assert_eq!(usage.oldest, Some(oldest.arrived));
         }
-        // Where a call failed, a length may be unknown until the disk works again.
+        // After a failed call a length may be unknown until the disk works again.
         let healthy = written && self.sim().faults() == Faults::default();
         let whole = self.hidden.is_empty();
         if whole && (healthy || !self.sim().has_faulted()) {
@@ -517,54 +516,54 @@ impl Model {
         }
     }
 
-    fn restart(&mut self, how: End, unlucky: bool) {
-        let mut lucky = !self.sim().has_faulted();
+    fn restart(&mut self, how: End, faulty: bool) {
+        let mut clean = !self.sim().has_faulted();
         if how == End::Close {
             self.bench.spool().close();
         }
-        lucky &= !self.sim().has_faulted();
+        clean &= !self.sim().has_faulted();
         self.put_back();
         self.away = false;
         self.bench.end(how == End::Crash);
         self.run += 1;
-        if how == End::Close && lucky {
-            self.written_is_sure();
+        if how == End::Close && clean {
+            self.written_is_durable();
         }
-        if unlucky {
+        if faulty {
             self.sim().fault(Faults {
                 one_in: 4,
                 ..Faults::default()
             });
         }
-        self.approach();
+        self.arm_crash();
         let recovered = self.bench.open();
-        lucky &= !self.sim().has_faulted();
+        clean &= !self.sim().has_faulted();
         let recovered = recovered.unwrap_or_else(|error| {
             assert!(self.sim().has_faulted(), "{error}");
             if self.sim().is_down() {
-                self.doom = None;
+                self.crash_at = None;
             }
             self.bench.end(self.sim().is_down());
             self.bench.open().unwrap()
         });
-        if how == End::Kill && lucky {
-            self.written_is_sure();
+        if how == End::Kill && clean {
+            self.written_is_durable();
         }
         self.sim().fault(Faults::default());
-        self.approach();
-        self.meet(&recovered);
+        self.arm_crash();
+        self.reconcile(&recovered);
     }
 
-    fn written_is_sure(&mut self) {
+    fn written_is_durable(&mut self) {
         for noted in &mut self.notes {
-            noted.sure = noted.good;
+            noted.durable = noted.acknowledged;
         }
     }
 
-    /// Makes sure that what was recovered can be explained, and goes on from there.
-    fn meet(&mut self, recovered: &Recovered) {
+    /// Checks that the recovered state can be explained, and adopts it.
+    fn reconcile(&mut self, recovered: &Recovered) {
         let sim = self.sim().clone();
-        let seen = sim.spared(|| self.bench.visible());
+        let seen = sim.without_faults(|| self.bench.visible());
         assert_eq!(recovered.unfinished, seen.len() as u64);
         for (seq, stored) in &seen {
             let same = |parcel: &Parcel| parcel.data == stored.data;
@@ -572,10 +571,13 @@ impl Model {
                 .parcels
                 .iter()
                 .position(same)
-                .expect("nobody handed that over");
+                .expect("a chunk that was handed over");
             let parcel = &mut self.parcels[index];
             if parcel.seq.is_none() {
-                assert!(parcel.ghost, "parcel {index} was refused, and comes back");
+                assert!(
+                    parcel.may_reappear,
+                    "parcel {index} was refused, and comes back"
+                );
                 parcel.seq = Some(*seq);
                 self.accepted.push(index);
             }
@@ -584,33 +586,33 @@ impl Model {
         }
         let numbers: BTreeSet<Seq> = seen.iter().map(|(seq, _)| *seq).collect();
 
-        let unsure: Vec<usize> = (0..self.notes.len())
-            .filter(|i| !self.notes[*i].sure)
+        let unsynced: Vec<usize> = (0..self.notes.len())
+            .filter(|i| !self.notes[*i].durable)
             .collect();
         let explains = |chosen: &u32| {
-            let there = |index: &usize| match unsure.iter().position(|i| i == index) {
+            let survived = |index: &usize| match unsynced.iter().position(|i| i == index) {
                 Some(bit) => chosen >> bit & 1 == 1,
                 None => true,
             };
-            self.explains(there, recovered, &numbers)
+            self.explains(survived, recovered, &numbers)
         };
-        let chosen = (0u32..1 << unsure.len()).rev().find(explains);
+        let chosen = (0u32..1 << unsynced.len()).rev().find(explains);
         let Some(chosen) = chosen else {
             panic!(
                 "recovered {recovered:?}\nsees {numbers:?}\nknows {:#?}",
                 self.notes
             );
         };
-        for (bit, index) in unsure.iter().enumerate().rev() {
+        for (bit, index) in unsynced.iter().enumerate().rev() {
             if chosen >> bit & 1 == 0 {
                 self.notes.remove(*index);
             }
         }
         for noted in &mut self.notes {
-            (noted.sure, noted.good) = (true, true);
+            (noted.durable, noted.acknowledged) = (true, true);
         }
         for parcel in &mut self.parcels {
-            parcel.ghost = false;
+            parcel.may_reappear = false;
             parcel.finished = parcel.seq.is_some_and(|seq| !numbers.contains(&seq));
             parcel.gone = parcel.finished;
         }
@@ -622,7 +624,7 @@ impl Model {
         self.next_batch = self.next_batch.max(recovered.next_batch);
         let window = Limits::new(self.bench.options).window;
         self.replayable = self.accepted.iter().rev().take(window).copied().collect();
-        // What was refused and is there all the same comes again first, and is recognised: later it may not be.
+        // Refused chunks that exist all the same are handed over first, and recognised: later they may not be.
         let is_back = |index: &usize| {
             let parcel = &self.parcels[*index];
             !parcel.taken && !parcel.finished && parcel.seq.is_some()
@@ -633,22 +635,22 @@ impl Model {
         }
     }
 
-    /// Files that wait to be written again.
+    /// The spares on the disk.
     fn spares(&self) -> impl Iterator<Item = (String, u64)> {
         let files = self.sim().files().into_iter();
         files.filter(|(name, _)| name.ends_with(".spare"))
     }
 
-    /// Whether all is as it should be if exactly these notes are there.
+    /// Whether the recovered state is correct if exactly these notes survived.
     fn explains(
         &self,
-        there: impl Fn(&usize) -> bool,
+        survived: impl Fn(&usize) -> bool,
         recovered: &Recovered,
         seen: &BTreeSet<Seq>,
     ) -> bool {
         let mut ledger = Ledger::default();
-        for index in (0..self.notes.len()).filter(there) {
-            ledger.take(self.notes[index].note.clone());
+        for index in (0..self.notes.len()).filter(survived) {
+            ledger.apply(self.notes[index].note.clone());
         }
         let chunks_fit = self.parcels.iter().all(|parcel| match parcel.seq {
             None => true,

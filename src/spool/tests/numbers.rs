@@ -1,5 +1,5 @@
-//! Segments that are away while nobody is at work, and come back: what is missing is said, what was accepted is never void,
-//! and what was finished is not delivered again.
+//! Segments that go missing between runs and come back: missing ones are reported, accepted frames never become void, and
+//! finished chunks are not delivered again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,15 +9,15 @@ use super::model::End;
 use super::*;
 use crate::spool::sim::{Call, Faults};
 
-/// Segments of two chunks each.
+/// A spool with segments of two chunks each.
 fn with_chunks(bytes: Range<u8>) -> Bench {
     let bench = Bench::new(SMALL);
     for byte in bytes {
         bench.keep(byte, 1_500);
     }
-    // As about once a second.
+    // As it happens about once a second.
     bench.spool().look();
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     bench
 }
 
@@ -29,7 +29,7 @@ impl Bench {
         self.end(end == End::Crash);
     }
 
-    /// Takes segments away while nobody is at work.
+    /// Removes segments between two runs.
     fn hide(&self, names: &[String]) -> Vec<(String, usize)> {
         let hide = |name: &String| (name.clone(), self.sim.hide(name).unwrap());
         names.iter().map(hide).collect()
@@ -37,7 +37,7 @@ impl Bench {
 
     fn put_back(&self, hidden: Vec<(String, usize)>) {
         for (name, file) in hidden {
-            assert!(!self.sim.has(&name), "{name} was made anew");
+            assert!(!self.sim.has(&name), "{name} was recreated");
             self.sim.put_back(&name, file);
         }
     }
@@ -45,10 +45,10 @@ impl Bench {
 
 const ENDS: [End; 3] = [End::Close, End::Kill, End::Crash];
 
-/// The segments that findings say are not there.
+/// The segments that are reported missing.
 fn named(recovered: &Recovered) -> Vec<&str> {
     let findings = recovered.findings.iter();
-    let named = findings.filter(|finding| finding.contains(" is not there"));
+    let named = findings.filter(|finding| finding.contains(".seg is missing"));
     named
         .map(|finding| finding.split(' ').next().unwrap())
         .collect()
@@ -71,7 +71,7 @@ fn a_segment_whose_chunks_were_settled_in_parts_is_no_returned_one_when_its_remo
         }
         bench.spool().finish(*chunk);
     }
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     bench.end_as(End::Kill);
     bench.sim.fault(Faults::default());
     let recovered = bench.open().unwrap();
@@ -99,7 +99,7 @@ fn a_segment_that_was_made_and_not_written_to_is_removed_without_a_word() {
 }
 
 #[test]
-fn what_is_away_during_a_run_is_there_when_it_comes_back_whatever_was_accepted_meanwhile() {
+fn segments_missing_during_a_run_are_delivered_once_they_are_back() {
     for (end, from) in ENDS
         .into_iter()
         .flat_map(|end| [0, 1, 3].map(|from| (end, from)))
@@ -116,10 +116,13 @@ fn what_is_away_during_a_run_is_there_when_it_comes_back_whatever_was_accepted_m
             assert_eq!(named(&recovered), segments[from..], "{what}");
             assert_eq!(recovered.findings.len(), segments.len() - from, "{what}");
             let usage = bench.spool().usage();
-            // What was not synced of the manifest may be gone with the power.
+            // A power cut may lose the last unsynced manifest.
             let absent = 8 - 2 * from as u64;
-            let unsure = u64::from(end == End::Crash);
-            assert!((absent - unsure..=absent).contains(&usage.absent), "{what}");
+            let unsynced = u64::from(end == End::Crash);
+            assert!(
+                (absent - unsynced..=absent).contains(&usage.absent),
+                "{what}"
+            );
             assert_eq!(usage.missing, 0, "{what}");
             for byte in 0..6 {
                 bench.keep(100 + 10 * round + byte, 1_500);
@@ -128,7 +131,7 @@ fn what_is_away_during_a_run_is_there_when_it_comes_back_whatever_was_accepted_m
                 bench.note(done(chunk), Durability::Synced).unwrap();
                 bench.spool().finish(chunk);
             }
-            bench.spool().rest();
+            bench.spool().wait_until_idle();
             bench.end_as(end);
         }
         let finished = 2 * from.min(2);
@@ -137,11 +140,11 @@ fn what_is_away_during_a_run_is_there_when_it_comes_back_whatever_was_accepted_m
         let what = format!("{end:?}, {from}: {recovered:?}");
         assert_eq!(recovered.findings, [] as [String; 0], "{what}");
         let found = bench.visible();
-        // Under their own numbers.
+        // With their own numbers.
         assert_eq!(found[..8 - finished], chunks[finished..], "{what}");
         assert_eq!(found.len(), 16, "{what}");
         assert_eq!(bench.spool().usage().absent, 0);
-        // And at the end nothing is left.
+        // Finally nothing is left.
         bench.finish_all();
         let recovered = bench.restart();
         assert_eq!(
@@ -153,11 +156,11 @@ fn what_is_away_during_a_run_is_there_when_it_comes_back_whatever_was_accepted_m
 }
 
 #[test]
-fn the_end_of_a_segment_that_was_away_is_no_damage() {
+fn the_torn_end_of_a_segment_that_was_missing_is_not_damage() {
     for torn in [false, true] {
         let mut bench = with_chunks(0..8);
         bench.finish_all();
-        // Written over what another one held.
+        // In a reused file.
         bench.keep(8, 1_500);
         let place = *bench
             .spool()
@@ -197,14 +200,14 @@ fn the_end_of_a_segment_that_was_away_is_no_damage() {
 }
 
 #[test]
-fn what_was_finished_and_comes_back_is_kept_apart_and_not_delivered() {
+fn a_finished_segment_that_comes_back_is_quarantined_and_not_delivered() {
     for end in ENDS {
         let mut bench = with_chunks(0..8);
         let segments = bench.segments();
         let taken = bench.hide(&segments[1..3]);
-        // What is open is written again.
+        // Open files are restored.
         bench.spool().look();
-        bench.spool().rest();
+        bench.spool().wait_until_idle();
         assert_eq!(bench.segments(), segments);
         bench.finish_all();
         bench.keep(8, 1_500);
@@ -213,7 +216,7 @@ fn what_was_finished_and_comes_back_is_kept_apart_and_not_delivered() {
         bench.put_back(taken);
         let recovered = bench.open().unwrap();
         let what = format!("{end:?}: {recovered:?}");
-        // What finished the last one may have gone with the power.
+        // A power cut may lose the note that finished the last one.
         let again = recovered.unfinished;
         assert!(
             again == 0 || end == End::Crash && bench.bytes() == [8],
@@ -222,7 +225,8 @@ fn what_was_finished_and_comes_back_is_kept_apart_and_not_delivered() {
         assert_eq!(recovered.findings.len(), 2, "{what}");
         for (finding, name) in recovered.findings.iter().zip(&segments[1..3]) {
             assert!(
-                finding.starts_with(name) && finding.contains("nothing in it is to be delivered"),
+                finding.starts_with(name)
+                    && finding.contains("nothing in it needs to be delivered"),
                 "{what}"
             );
             let kept = format!("quarantine/{}.1.seg", name.trim_end_matches(".seg"));
@@ -239,14 +243,14 @@ fn what_was_finished_and_comes_back_is_kept_apart_and_not_delivered() {
 }
 
 #[test]
-fn a_spool_that_was_emptied_misses_nothing() {
+fn a_spool_that_was_emptied_reports_nothing_missing() {
     for end in ENDS {
         let mut bench = with_chunks(0..8);
         bench.finish_all();
         bench.end_as(end);
         let gone = bench.hide(&bench.segments());
         let recovered = bench.open().unwrap();
-        // Nobody knows what came into the one that was written to.
+        // The contents of the active one are unknown.
         let unknown = gone.last().filter(|_| end != End::Close);
         let unknown: Vec<&str> = unknown.map(|(name, _)| &name[..]).into_iter().collect();
         assert_eq!(named(&recovered), unknown, "{end:?}: {recovered:?}");
@@ -256,7 +260,7 @@ fn a_spool_that_was_emptied_misses_nothing() {
 }
 
 #[test]
-fn many_that_are_missing_are_counted_for_what_they_are() {
+fn many_missing_segments_are_counted() {
     let mut bench = with_chunks(0..20);
     bench.end(false);
     let segments = bench.segments();
@@ -264,10 +268,10 @@ fn many_that_are_missing_are_counted_for_what_they_are() {
     for _ in 0..2 {
         let recovered = bench.open().unwrap();
         assert_eq!(named(&recovered), segments[2..7], "{recovered:?}");
-        let said = recovered.findings.last().unwrap();
+        let last = recovered.findings.last().unwrap();
         assert!(
-            said.starts_with(&format!("{} more segments", segments.len() - 7)),
-            "{said}"
+            last.starts_with(&format!("{} more segments", segments.len() - 7)),
+            "{last}"
         );
         assert_eq!(bench.spool().usage().absent, 16);
         bench.spool().close();
@@ -275,7 +279,7 @@ fn many_that_are_missing_are_counted_for_what_they_are() {
     }
 }
 
-/// Makes the spool one of a version that wrote no manifest.
+/// Removes the manifest, which turns the spool into one of an earlier version.
 fn without_manifest(bench: &Bench) {
     for name in manifest::NAMES {
         bench.sim.take(name);
@@ -283,14 +287,14 @@ fn without_manifest(bench: &Bench) {
 }
 
 #[test]
-fn chunks_whose_numbers_were_used_again_are_kept_and_said() {
+fn chunks_whose_numbers_were_reused_are_kept_and_reported() {
     let mut bench = with_chunks(0..8);
     bench.end_as(End::Close);
     let segments = bench.segments();
     let hidden = bench.hide(&segments[1..]);
     without_manifest(&bench);
     bench.open().unwrap();
-    // Two notes, and a small segment behind them: in the middle of what the second one holds.
+    // Two notes and then a small segment, with numbers from the middle of the second hidden one.
     bench.finish_all();
     bench.end_as(End::Close);
     bench.put_back(hidden);
@@ -313,19 +317,19 @@ fn chunks_whose_numbers_were_used_again_are_kept_and_said() {
                 .any(|finding| finding.contains(&name)),
             "{recovered:?}"
         );
-        // They can be looked at like a segment.
+        // They can be read like a segment.
         let sim = Sim::new(1);
         sim.put(&segment_name(1), bench.sim.contents(&name));
         seen.extend(Bench::on(sim, SMALL).0.bytes());
     }
     seen.sort_unstable();
     assert_eq!(seen, [2, 3, 4, 5, 6, 7], "{recovered:?}");
-    // Once.
+    // Reported once.
     assert_eq!(bench.restart().findings, [] as [String; 0]);
 }
 
 #[test]
-fn a_spool_of_a_version_without_manifests_is_opened_as_it_was_and_gets_one() {
+fn a_spool_without_a_manifest_is_opened_and_gets_one() {
     let mut bench = with_chunks(0..5);
     bench.end_as(End::Close);
     let segments = bench.segments();
@@ -335,14 +339,10 @@ fn a_spool_of_a_version_without_manifests_is_opened_as_it_was_and_gets_one() {
         let recovered = bench.open().unwrap();
         assert_eq!(named(&recovered), segments[1..2], "{recovered:?}");
         bench.keep(byte, 100);
-        assert_eq!(
-            bench.segments().last(),
-            segments.last(),
-            "it is gone on with"
-        );
+        assert_eq!(bench.segments().last(), segments.last(), "it is continued");
         bench.end_as(End::Kill);
     }
-    // Of that one the manifest knows nothing.
+    // The manifest does not cover that one.
     bench.put_back(taken);
     let recovered = bench.open().unwrap();
     assert_eq!(recovered.findings, [] as [String; 0]);
@@ -354,9 +354,9 @@ fn a_spool_of_a_version_without_manifests_is_opened_as_it_was_and_gets_one() {
 }
 
 #[test]
-fn a_manifest_that_is_none_or_another_spools_is_no_error() {
-    let (stranger, _) = Bench::on(Sim::new(2), SMALL);
-    (0..8).for_each(|byte| stranger.keep(byte, 1_500));
+fn an_invalid_or_foreign_manifest_is_no_error() {
+    let (foreign, _) = Bench::on(Sim::new(2), SMALL);
+    (0..8).for_each(|byte| foreign.keep(byte, 1_500));
     let mut bench = with_chunks(0..5);
     for case in 0..6 {
         bench.end_as(ENDS[case % 3]);
@@ -366,9 +366,9 @@ fn a_manifest_that_is_none_or_another_spools_is_no_error() {
                 0 => bench.sim.put(name, Vec::new()),
                 1 => bench.sim.put(name, bytes[..bytes.len().min(70)].to_vec()),
                 2 => bench.sim.put(name, vec![0xff; 5_000]),
-                3 => bench.sim.rot(name, 50),
-                4 => bench.sim.put(name, stranger.sim.contents(name)),
-                _ => bench.sim.rot(manifest::NAMES[0], 9),
+                3 => bench.sim.flip_bit(name, 50),
+                4 => bench.sim.put(name, foreign.sim.contents(name)),
+                _ => bench.sim.flip_bit(manifest::NAMES[0], 9),
             }
         }
         let recovered = bench.open().unwrap();
@@ -387,7 +387,7 @@ fn a_manifest_that_is_none_or_another_spools_is_no_error() {
 }
 
 #[test]
-fn a_manifest_from_before_a_version_without_them_is_not_believed() {
+fn a_manifest_older_than_segments_of_an_earlier_version_is_ignored() {
     let mut bench = with_chunks(0..5);
     bench.end_as(End::Close);
     let before: Vec<_> = manifest::NAMES.map(|name| bench.sim.contents(name)).into();
@@ -406,11 +406,11 @@ fn a_manifest_from_before_a_version_without_them_is_not_believed() {
 }
 
 #[test]
-fn a_manifest_that_is_taken_away_is_written_again() {
+fn a_removed_manifest_is_written_again() {
     let mut bench = with_chunks(0..5);
     without_manifest(&bench);
     bench.spool().look();
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     bench.end_as(End::Kill);
     let segments = bench.segments();
     bench.hide(&segments[1..]);
@@ -450,7 +450,7 @@ fn the_machine_may_stop_at_any_call_while_a_segment_begins() {
                 expected.iter().all(|byte| found.contains(byte)),
                 "{what}: {found:?}"
             );
-            // Whatever had begun may be away, and comes back.
+            // The newest segment may go missing and come back.
             bench.end(false);
             let newest = bench.segments().pop().unwrap();
             let hidden = bench.hide(&[newest]);
@@ -471,7 +471,7 @@ fn the_machine_may_stop_at_any_call_while_a_segment_begins() {
 }
 
 #[test]
-fn a_segment_is_not_begun_where_its_manifest_cannot_be_written() {
+fn a_segment_does_not_begin_unless_its_manifest_can_be_written() {
     let mut refused = 0;
     for room in (0..16_000).step_by(200) {
         let mut bench = Bench::new(Options {
@@ -480,7 +480,7 @@ fn a_segment_is_not_begun_where_its_manifest_cannot_be_written() {
         });
         (0..2).for_each(|byte| bench.keep(byte, 6_000));
         without_manifest(&bench);
-        let files = [bench.sim.files(), bench.sim.others()].concat();
+        let files = [bench.sim.files(), bench.sim.side_files()].concat();
         let used: u64 = files.iter().map(|(_, bytes)| bytes).sum();
         bench.sim.fault(Faults {
             capacity: Some(used + room),
@@ -496,7 +496,7 @@ fn a_segment_is_not_begun_where_its_manifest_cannot_be_written() {
             }
             other => panic!("{other:?}"),
         }
-        // What is there can be finished all the same.
+        // Existing chunks can still be finished.
         let (chunk, _) = bench.visible()[0];
         let note = |bench: &Bench| bench.note(done(chunk), Durability::Synced);
         note(&bench).or_else(|_| note(&bench)).unwrap();
@@ -507,11 +507,11 @@ fn a_segment_is_not_begun_where_its_manifest_cannot_be_written() {
         assert_eq!(recovered.findings, [] as [String; 0], "{room}");
         assert!(bench.bytes().ends_with(&[3]));
     }
-    // A segment alone would need less.
+    // A segment without its manifest would need less.
     assert!((45..60).contains(&refused), "{refused}");
 }
 
-/// What is done to a spool whose files come and go.
+/// A step of the model of a spool whose files come and go.
 #[derive(Clone, Debug)]
 enum Op {
     Keep {
@@ -521,15 +521,15 @@ enum Op {
         pick: usize,
     },
     Look,
-    /// Somebody takes a segment away while the spool is at work.
+    /// A segment is removed while the spool is running.
     Take {
         pick: usize,
     },
-    /// The machine goes down after so many calls.
-    Doom {
+    /// The machine goes down after this number of calls.
+    PowerCut {
         calls: u64,
     },
-    /// The run ends; segments go away (a bit for each), others come back, and another run begins.
+    /// The run ends; some segments are removed (a bit for each), others come back, and another run begins.
     Restart {
         end: End,
         hide: u16,
@@ -547,34 +547,34 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         5 => prop_oneof![2 => Just(0), 1 => any::<usize>()].prop_map(|pick| Op::Finish { pick }),
         2 => Just(Op::Look),
         1 => any::<usize>().prop_map(|pick| Op::Take { pick }),
-        1 => (0u64..60).prop_map(|calls| Op::Doom { calls }),
+        1 => (0u64..60).prop_map(|calls| Op::PowerCut { calls }),
         3 => (end, hide, back).prop_map(|(end, hide, back)| Op::Restart { end, hide, back }),
     ];
     proptest::collection::vec(op, 1..80)
 }
 
-/// A chunk of that model.
+/// A chunk of the model.
 struct Parcel {
     data: Vec<u8>,
-    /// Where it is, once it was kept or was found.
+    /// Its number and segment, once it was kept or found.
     place: Option<(Seq, Seq)>,
     kept: bool,
-    /// It was finished, or that was tried.
+    /// It was finished, or an attempt was made.
     finished: bool,
 }
 
-struct Comings {
+struct Model {
     bench: Bench,
     parcels: Vec<Parcel>,
     hidden: Vec<(String, usize)>,
-    /// Those that were taken in this run.
+    /// The segments removed in this run.
     taken: BTreeSet<String>,
-    /// One may have been written again in part.
-    halved: bool,
+    /// A segment may have been restored in part.
+    partly_restored: bool,
     numbers: BTreeMap<Seq, usize>,
 }
 
-impl Comings {
+impl Model {
     fn step(&mut self, op: &Op) {
         match op {
             Op::Keep { len } => {
@@ -593,7 +593,7 @@ impl Comings {
                 });
                 if let Some((chunk, _)) = place {
                     let before = self.numbers.insert(chunk, self.parcels.len());
-                    assert_eq!(before, None, "{chunk} was used already");
+                    assert_eq!(before, None, "{chunk} was already used");
                 }
                 self.parcels.push(Parcel {
                     data,
@@ -632,7 +632,7 @@ impl Comings {
                     self.take(name);
                 }
             }
-            Op::Doom { calls } => self.bench.sim.fault(Faults {
+            Op::PowerCut { calls } => self.bench.sim.fault(Faults {
                 down_at: Some(self.bench.sim.calls() + calls),
                 ..Faults::default()
             }),
@@ -640,12 +640,12 @@ impl Comings {
                 self.restart(*end, *hide, *back);
             }
         }
-        self.bench.spool().rest();
+        self.bench.spool().wait_until_idle();
     }
 
     fn take(&mut self, name: &str) {
         let file = self.bench.sim.hide(name).unwrap();
-        // One that was taken before, and written again since, is of no more use.
+        // A file removed earlier, and restored since, is obsolete.
         self.hidden.retain(|(hidden, _)| hidden != name);
         self.hidden.push((name.to_owned(), file));
     }
@@ -654,33 +654,33 @@ impl Comings {
         if end == End::Close {
             self.bench.spool().close();
         }
-        // It may have gone down just then.
+        // Closing may have hit the power cut.
         let end = match self.bench.sim.is_down() {
             true => End::Crash,
             false => end,
         };
         self.bench.end(end == End::Crash);
-        // The power may go while one is written again that was taken, and half of it is taken for it then.
+        // If the power fails while a removed segment is restored, a partial copy may become the segment.
         for name in std::mem::take(&mut self.taken) {
             let is_in =
                 |parcel: &&mut Parcel| parcel.place.is_some_and(|(_, at)| segment_name(at) == name);
             for parcel in self.parcels.iter_mut().filter(is_in) {
                 if end == End::Crash {
-                    self.halved = true;
+                    self.partly_restored = true;
                     parcel.kept = false;
                     parcel.place.map(|(chunk, _)| self.numbers.remove(&chunk));
                 }
             }
         }
         let is_chosen = |bits: u16, index: usize| bits >> (index % 16) & 1 == 1;
-        let there = self.bench.segments();
+        let existing = self.bench.segments();
         for (index, (name, file)) in std::mem::take(&mut self.hidden).into_iter().enumerate() {
             match is_chosen(back, index) && !self.bench.sim.has(&name) {
                 true => self.bench.sim.put_back(&name, file),
                 false => self.hidden.push((name, file)),
             }
         }
-        for (index, name) in there.iter().enumerate() {
+        for (index, name) in existing.iter().enumerate() {
             if is_chosen(hide, index) {
                 self.take(name);
             }
@@ -694,15 +694,15 @@ impl Comings {
         let mut seen = BTreeSet::new();
         for (chunk, stored) in self.bench.peeked() {
             let stored = match stored {
-                // Of half a copy.
-                Err(Unreadable::Corrupt { .. }) if self.halved => continue,
+                // From a partial copy.
+                Err(Unreadable::Corrupt { .. }) if self.partly_restored => continue,
                 stored => stored.unwrap(),
             };
             let index = self
                 .parcels
                 .iter()
                 .position(|parcel| parcel.data == stored.data);
-            let index = index.expect("nobody kept that");
+            let index = index.expect("a chunk that was kept");
             assert!(seen.insert(index), "parcel {index} is there twice");
             let segment = self.bench.spool().shared.state().chunks[&chunk].segment;
             let parcel = &mut self.parcels[index];
@@ -721,7 +721,7 @@ impl Comings {
                 let name = segment_name(segment);
                 assert!(
                     !files.contains(&name),
-                    "parcel {index} is lost, and {name} is there"
+                    "parcel {index} is lost, and {name} exists"
                 );
                 lost.insert(name);
             }
@@ -731,7 +731,7 @@ impl Comings {
             let is_away = self.hidden.iter().any(|(hidden, _)| hidden == name);
             assert!(
                 is_away && !files.contains(*name),
-                "{name} was called missing"
+                "{name} was reported missing"
             );
         }
         let counted = recovered
@@ -741,7 +741,7 @@ impl Comings {
         for name in &lost {
             assert!(
                 counted || named.contains(&name[..]),
-                "nobody misses {name}: {recovered:?}"
+                "{name} is not reported missing: {recovered:?}"
             );
         }
         assert_eq!(self.bench.spool().usage().bytes, self.bench.sim.bytes());
@@ -752,7 +752,7 @@ proptest! {
     #![proptest_config(cases(300))]
 
     #[test]
-    fn what_was_accepted_is_there_or_missed_by_name_and_no_number_is_used_twice(
+    fn accepted_chunks_exist_or_are_reported_missing_and_no_number_is_reused(
         ops in ops(),
         seed in any::<u64>(),
     ) {
@@ -760,25 +760,25 @@ proptest! {
             limit: 1 << 20,
             segment_bytes: Some(2_048 + seed % 4_096),
         };
-        let mut comings = Comings {
+        let mut model = Model {
             bench: Bench::on(Sim::new(seed), options).0,
             parcels: Vec::new(),
             hidden: Vec::new(),
             taken: BTreeSet::new(),
-            halved: false,
+            partly_restored: false,
             numbers: BTreeMap::new(),
         };
-        // A spool is known by its first segment's manifest.
-        comings.step(&Op::Keep { len: 100 });
+        // The first segment's manifest identifies the spool.
+        model.step(&Op::Keep { len: 100 });
         for op in &ops {
-            comings.step(op);
+            model.step(op);
         }
-        comings.restart(End::Kill, 0, u16::MAX);
-        comings.restart(End::Kill, 0, u16::MAX);
-        let comes_back = comings.parcels.iter().all(|parcel| {
-            let waits = parcel.kept && !parcel.finished;
-            !waits || comings.bench.spool().holds(parcel.place.unwrap().0)
+        model.restart(End::Kill, 0, u16::MAX);
+        model.restart(End::Kill, 0, u16::MAX);
+        let all_found = model.parcels.iter().all(|parcel| {
+            let unfinished = parcel.kept && !parcel.finished;
+            !unfinished || model.bench.spool().holds(parcel.place.unwrap().0)
         });
-        prop_assert!(comes_back, "something is lost though all is back");
+        prop_assert!(all_found, "a chunk is lost although all files are back");
     }
 }

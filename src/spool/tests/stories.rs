@@ -1,4 +1,4 @@
-//! One behaviour each.
+//! One behaviour per test.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::task::Poll;
 use futures::FutureExt as _;
 
 use super::*;
-use crate::spool::disk::{Disk, File, FileId, Held, LocalDisk};
+use crate::spool::disk::{Disk, File, FileId, LocalDisk, LockState};
 use crate::spool::frame::RESERVE;
 use crate::spool::scan::{Check, survey};
 use crate::spool::sim::{Call, Faults};
@@ -22,7 +22,7 @@ fn broken(calls: &[Call]) -> Faults {
 }
 
 #[test]
-fn what_is_kept_is_read_as_it_came_in_order_and_after_a_restart() {
+fn chunks_are_read_back_unchanged_in_order_and_after_a_restart() {
     let mut bench = Bench::new(SMALL);
     let id = {
         bench.keep(1, 100);
@@ -68,7 +68,7 @@ fn what_is_kept_is_read_as_it_came_in_order_and_after_a_restart() {
 }
 
 #[test]
-fn a_finished_chunk_is_gone_and_asking_for_it_says_so() {
+fn reading_a_finished_chunk_says_that_it_is_finished() {
     let bench = Bench::new(SMALL);
     bench.keep(1, 10);
     bench.keep(2, 10);
@@ -92,14 +92,14 @@ fn a_finished_chunk_is_gone_and_asking_for_it_says_so() {
 }
 
 #[test]
-fn more_is_woken_by_what_comes_between_the_call_and_the_wait() {
+fn more_is_woken_by_a_chunk_between_the_call_and_the_wait() {
     let bench = Bench::new(SMALL);
     let more = bench.spool().more();
     bench.keep(1, 10);
     assert_eq!(more.now_or_never(), Some(()));
-    // A note wakes nobody.
+    // A note wakes no reader.
     let mut more = Box::pin(bench.spool().more());
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(more.as_mut().now_or_never(), None);
     bench.keep(2, 10);
     assert_eq!(more.now_or_never(), Some(()));
@@ -122,7 +122,7 @@ fn many_appends_share_one_sync() {
         .map(|data| Box::pin(bench.spool().append(chunk(b"t", data), deadline)))
         .collect();
     bench.runtime.block_on(async {
-        // Each is polled once, and so waits in the queue, or in the group whose sync is held.
+        // Each is polled once, so it is queued, or in the group whose sync is blocked.
         for append in &mut appends {
             assert!(matches!(futures::poll!(append), Poll::Pending));
         }
@@ -153,7 +153,7 @@ fn many_appends_share_one_sync() {
 }
 
 #[test]
-fn many_at_once_keep_read_and_finish_and_each_chunk_is_seen_once() {
+fn chunks_appended_and_finished_concurrently_are_each_seen_once() {
     const HOSTS: u8 = 4;
     const EACH: u8 = 100;
     let (bench, _) = Bench::on(Sim::new(1), SMALL);
@@ -203,7 +203,7 @@ fn many_at_once_keep_read_and_finish_and_each_chunk_is_seen_once() {
             assert_eq!(of, usize::from(EACH));
         }
     });
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
     assert_eq!(bench.spool().shared.state().reserved, 0);
     bench.spool().close();
@@ -211,7 +211,7 @@ fn many_at_once_keep_read_and_finish_and_each_chunk_is_seen_once() {
 }
 
 #[test]
-fn a_chunk_whose_deadline_passes_in_the_queue_is_not_written_and_its_bytes_are_let_go() {
+fn a_chunk_whose_deadline_passes_in_the_queue_is_dropped() {
     let bench = Bench::new(SMALL);
     bench.keep(0, 10);
     bench.sim.hold_syncs(true);
@@ -221,7 +221,7 @@ fn a_chunk_whose_deadline_passes_in_the_queue_is_not_written_and_its_bytes_are_l
         let mut first = Box::pin(bench.spool().append(chunk(b"t", &[1; 10]), patient));
         assert!(futures::poll!(&mut first).is_pending());
         bench.sim.wait_for_a_held_sync();
-        // The thread is busy: what comes now waits.
+        // The thread is busy: further appends are queued.
         let soon = Instant::now() + Duration::from_millis(20);
         let late = Chunk {
             data: loan.clone(),
@@ -233,7 +233,7 @@ fn a_chunk_whose_deadline_passes_in_the_queue_is_not_written_and_its_bytes_are_l
         ));
         drop(late);
         assert!(loan.is_unique());
-        // A caller that goes away leaves nothing behind either.
+        // A caller that drops its future leaves nothing behind either.
         let gone = Chunk {
             data: loan.clone(),
             ..chunk(b"t", &loan)
@@ -242,23 +242,23 @@ fn a_chunk_whose_deadline_passes_in_the_queue_is_not_written_and_its_bytes_are_l
         assert!(futures::poll!(&mut gone).is_pending());
         drop(gone);
         assert!(loan.is_unique());
-        // It is too late for one whose time is over when it comes.
+        // A deadline that has already passed is too late.
         let over = bench.spool().append(chunk(b"t", &[3; 10]), Instant::now());
         assert!(matches!(over.await, Err(Refusal::TooLate)));
         bench.sim.hold_syncs(false);
         assert!(matches!(first.await, Ok(Appended::Kept)));
     });
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.bytes(), [0, 1]);
     assert_eq!(bench.spool().shared.state().reserved, 0);
 }
 
 #[test]
-fn a_chunk_whose_turn_has_come_is_waited_for_beyond_its_deadline() {
+fn a_chunk_that_is_being_written_is_awaited_beyond_its_deadline() {
     let bench = Bench::new(SMALL);
     bench.sim.hold_syncs(true);
     bench.runtime.block_on(async {
-        // Long enough for the poll below to come before it, also on a busy machine.
+        // Long enough for the poll below to come first, even on a busy machine.
         let soon = Instant::now() + Duration::from_millis(300);
         let mut append = Box::pin(bench.spool().append(chunk(b"t", &[1; 10]), soon));
         assert!(futures::poll!(&mut append).is_pending());
@@ -272,8 +272,8 @@ fn a_chunk_whose_turn_has_come_is_waited_for_beyond_its_deadline() {
 }
 
 #[test]
-fn a_full_spool_refuses_at_once_and_takes_again_after_a_finish() {
-    // One segment fills it, many do, and a chunk fills it alone.
+fn a_full_spool_refuses_at_once_and_accepts_again_after_a_finish() {
+    // It is filled by one segment, by many, and by a single chunk.
     for (segment_bytes, len) in [(1 << 20, 1_000), (4_096, 1_000), (4_096, 30_000)] {
         let limit = 32 * 1024;
         let bench = Bench::new(Options {
@@ -301,7 +301,7 @@ fn a_full_spool_refuses_at_once_and_takes_again_after_a_finish() {
                 kept * (len + 200) > limit as usize / 2,
                 "{kept} of {len} bytes"
             );
-            // Full is answered without waiting for the thread; notes are written all the same.
+            // A refusal does not wait for the thread.
             bench.sim.hold_syncs(true);
             assert!(matches!(
                 bench.append(b"t", &vec![9; len]),
@@ -315,7 +315,7 @@ fn a_full_spool_refuses_at_once_and_takes_again_after_a_finish() {
 }
 
 #[test]
-fn what_is_finished_makes_room_also_where_only_a_new_segments_beginning_did_not_fit() {
+fn finished_chunks_make_room_even_if_only_a_new_begin_frame_did_not_fit() {
     let bench = Bench::new(SMALL);
     bench.keep(1, 2_000);
     bench.finish_all();
@@ -323,7 +323,7 @@ fn what_is_finished_makes_room_also_where_only_a_new_segments_beginning_did_not_
     let large = vec![2; free as usize - 80];
     let refused = bench.append(b"t", &large);
     assert!(matches!(refused, Err(Refusal::Full { .. })), "{refused:?}");
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.append(b"t", &large).unwrap(), Appended::Kept);
 }
 
@@ -337,18 +337,18 @@ fn a_chunk_that_never_fits_changes_nothing() {
         let refused = bench.append(b"t", &vec![1; 100_000]);
         assert!(matches!(refused, Err(Refusal::Full { .. })), "{refused:?}");
     }
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     let log = bench.sim.take_log();
     assert!(log.iter().all(|(call, _)| *call == Call::Write), "{log:?}");
 }
 
-/// A segment is removed, or becomes a spare.
+/// Whether the call removes a segment or turns it into a spare.
 fn is_gone(call: Call, name: &str) -> bool {
     matches!(call, Call::Remove | Call::Rename) && name.ends_with(".seg")
 }
 
 #[test]
-fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
+fn segments_are_removed_oldest_first_each_durably_before_the_next() {
     let bench = Bench::new(SMALL);
     for byte in 0..12 {
         bench.keep(byte, 1_500);
@@ -357,17 +357,17 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
     assert!(segments.len() >= 5, "{segments:?}");
     let chunks: Vec<Seq> = bench.visible().iter().map(|(seq, _)| *seq).collect();
     bench.sim.take_log();
-    // All but the oldest: nothing can go.
+    // All but the oldest: nothing can be removed.
     for chunk in &chunks[1..] {
         bench.note(done(*chunk), Durability::Written).unwrap();
         bench.spool().finish(*chunk);
     }
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.segments()[..segments.len()], segments);
     let before = bench.segments();
     bench.note(done(chunks[0]), Durability::Written).unwrap();
     bench.spool().finish(chunks[0]);
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     let log = bench.sim.take_log();
     let removed: Vec<&String> = log
         .iter()
@@ -387,7 +387,7 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
     };
     let calls: Vec<Call> = log.iter().map(|(call, _)| *call).collect();
     let first = at(removed[0]).unwrap();
-    // The notes are durable before the first goes.
+    // The notes are durable before the first removal.
     let last_note = calls[..first]
         .iter()
         .rposition(|call| *call == Call::Write)
@@ -397,7 +397,7 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
         let (one, next) = (at(pair[0]).unwrap(), at(pair[1]).unwrap());
         assert!(calls[one..next].contains(&Call::SyncDir), "{calls:?}");
     }
-    // And all of them at the end.
+    // And after the last one.
     bench.spool().close();
     let calls: Vec<Call> = bench.sim.take_log().iter().map(|(call, _)| *call).collect();
     assert_eq!(
@@ -409,7 +409,7 @@ fn segments_go_oldest_first_each_unlink_durable_before_the_next() {
 }
 
 #[test]
-fn who_comes_while_many_segments_go_is_not_answered_after_all_of_them() {
+fn an_append_does_not_wait_until_all_finished_segments_are_removed() {
     let bench = Bench::new(SMALL);
     for byte in 0..30 {
         bench.keep(byte, 1_500);
@@ -434,7 +434,7 @@ fn who_comes_while_many_segments_go_is_not_answered_after_all_of_them() {
         assert!(matches!(first.await, Ok(Appended::Kept)));
         assert!(matches!(second.await, Ok(Appended::Kept)));
     });
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     let log = bench.sim.take_log();
     let write = log
         .iter()
@@ -451,7 +451,7 @@ fn who_comes_while_many_segments_go_is_not_answered_after_all_of_them() {
 }
 
 #[test]
-fn close_leaves_one_small_file_when_all_is_finished_and_nothing_behind_is_forgotten() {
+fn close_leaves_one_small_file_when_all_is_finished_and_forgets_nothing() {
     let mut bench = Bench::new(SMALL);
     for byte in 0..12 {
         bench.keep(byte, 1_500);
@@ -478,7 +478,7 @@ fn close_leaves_one_small_file_when_all_is_finished_and_nothing_behind_is_forgot
         bench.append(b"app.log", &[11; 1_500]),
         Ok(Appended::Replayed)
     ));
-    // A second run that changes nothing leaves the same.
+    // A second run without changes leaves the same files.
     bench.spool().close();
     assert_eq!(bench.sim.files(), files);
     bench.spool = None;
@@ -505,7 +505,7 @@ fn close_with_chunks_left_keeps_them() {
 }
 
 #[test]
-fn a_disk_that_fails_fails_what_came_meanwhile_and_nothing_after() {
+fn a_failing_disk_fails_the_calls_meanwhile_and_none_afterwards() {
     let cases: [(&str, Faults); 6] = [
         ("write", broken(&[Call::Write])),
         ("write and cut back", broken(&[Call::Write, Call::Truncate])),
@@ -550,19 +550,19 @@ fn a_disk_that_fails_fails_what_came_meanwhile_and_nothing_after() {
         bench.keep(3, 400);
         bench.keep(2, 400);
         assert_eq!(bench.bytes(), [1, 3, 2], "{what}");
-        bench.spool().rest();
+        bench.spool().wait_until_idle();
         assert_eq!(bench.spool().usage().bytes, bench.sim.bytes(), "{what}");
         for _ in 0..2 {
             let recovered = bench.crash();
             assert_eq!(bench.bytes(), [1, 3, 2], "{what}");
-            // A torn note at the end at most.
-            let whole = |finding: &String| finding.contains("truncated");
+            // At most a torn note at the end.
+            let is_tail = |finding: &String| finding.contains("truncated");
             assert!(
-                recovered.findings.iter().all(whole),
+                recovered.findings.iter().all(is_tail),
                 "{what}: {:?}",
                 recovered.findings
             );
-            // The note that was only written before the disk failed was carried over.
+            // The note that was only written before the disk failed was written again.
             assert_eq!(recovered.pending.len(), 1, "{what}");
         }
         bench.finish_all();
@@ -572,7 +572,7 @@ fn a_disk_that_fails_fails_what_came_meanwhile_and_nothing_after() {
 }
 
 #[test]
-fn a_disk_that_stays_full_does_not_fill_with_beginnings() {
+fn a_disk_that_stays_full_does_not_fill_with_begin_frames() {
     let bench = Bench::new(SMALL);
     bench.keep(1, 300);
     bench.sim.fault(Faults {
@@ -589,9 +589,9 @@ fn a_disk_that_stays_full_does_not_fill_with_beginnings() {
 }
 
 #[test]
-fn what_an_earlier_run_kept_is_recognised_once_for_each_time_it_was_kept() {
+fn a_chunk_of_an_earlier_run_is_recognised_once_for_each_time_it_was_kept() {
     let mut bench = Bench::new(SMALL);
-    // Twins within a run are two chunks.
+    // Identical chunks within a run are two chunks.
     bench.keep(1, 10);
     bench.keep(1, 10);
     bench.keep(2, 10);
@@ -606,11 +606,11 @@ fn what_an_earlier_run_kept_is_recognised_once_for_each_time_it_was_kept() {
         assert_eq!(answers, [Appended::Replayed; 4], "run {run}");
         assert_eq!(bench.bytes(), [1, 1, 2, 1], "run {run}");
     }
-    // The next of the same bytes are new ones, and so are those under another tag.
+    // Further identical chunks are new, and so is one with another tag.
     bench.keep(2, 10);
     assert_eq!(bench.append(b"other", &[1; 10]).unwrap(), Appended::Kept);
     assert_eq!(bench.bytes(), [1, 1, 2, 1, 2, 1]);
-    // A replay is recognised by a spool that is full, too.
+    // A full spool recognises a replay too.
     bench.crash();
     while bench.append(b"fill", &[0; 3_000]).is_ok() {}
     assert_eq!(
@@ -620,7 +620,7 @@ fn what_an_earlier_run_kept_is_recognised_once_for_each_time_it_was_kept() {
 }
 
 #[test]
-fn the_window_outlives_its_segments_and_has_an_end() {
+fn the_window_outlives_its_segments_and_is_bounded() {
     let mut bench = Bench::new(SMALL);
     let window = Limits::new(SMALL).window;
     assert_eq!(window, 16);
@@ -644,7 +644,7 @@ fn the_window_outlives_its_segments_and_has_an_end() {
 }
 
 #[test]
-fn notes_are_folded_into_what_is_pending_and_what_is_settled() {
+fn notes_are_folded_into_pending_batches_and_settled_events() {
     let mut bench = Bench::new(SMALL);
     for byte in 0..4 {
         bench.keep(byte, 100);
@@ -690,7 +690,7 @@ fn notes_are_folded_into_what_is_pending_and_what_is_settled() {
 }
 
 #[test]
-fn a_note_is_written_though_nobody_waits_for_it_any_more() {
+fn a_note_is_written_even_if_its_caller_has_gone() {
     let mut bench = Bench::new(SMALL);
     bench.keep(1, 10);
     let (chunk, _) = bench.visible()[0];
@@ -700,12 +700,12 @@ fn a_note_is_written_though_nobody_waits_for_it_any_more() {
         assert!(futures::poll!(&mut note).is_pending());
     });
     bench.sim.hold_syncs(false);
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.crash().unfinished, 0);
 }
 
 #[test]
-fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
+fn a_local_directory_is_private_and_exclusive() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/b");
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -733,7 +733,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     }
     let segment = path.join(segment_name(1));
     assert_eq!(mode(&segment), 0o600);
-    // A byte of the first chunk rots.
+    // Damage a byte of the first chunk.
     let mut bytes = std::fs::read(&segment).unwrap();
     let at = bytes
         .windows(10)
@@ -751,7 +751,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
     assert_eq!(mode(&path.join("quarantine").join(kept)), 0o600);
     let (_, second) = next(&spool, Some(first)).unwrap();
     assert_eq!(second.unwrap().data, vec![7; 10_000]);
-    spool.rest();
+    spool.wait_until_idle();
     let there: u64 = LocalDisk::look(&path)
         .unwrap()
         .list()
@@ -762,7 +762,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
         .sum();
     assert_eq!(spool.usage().bytes, there);
 
-    // The lock goes with the spool.
+    // Dropping the spool releases the lock.
     spool.close();
     drop(spool);
     let (spool, recovered) = Spool::open(Arc::new(LocalDisk::open(&path).unwrap()), SMALL).unwrap();
@@ -771,7 +771,7 @@ fn a_directory_of_this_machine_is_private_and_for_one_at_a_time() {
 }
 
 #[test]
-fn what_is_removed_is_freed_unless_it_has_another_name() {
+fn a_removed_file_is_freed_unless_it_has_another_name() {
     let dir = tempfile::tempdir().unwrap();
     let disk = LocalDisk::open(&dir.path().join("spool")).unwrap();
     let names = [segment_name(1), segment_name(2)];
@@ -790,7 +790,7 @@ fn what_is_removed_is_freed_unless_it_has_another_name() {
         let gone = disk.open(name).map(drop).unwrap_err();
         assert_eq!(gone.kind(), ErrorKind::NotFound);
     }
-    // Waits for the thread that frees. It leaves the rest to whoever closes the file last.
+    // Waits for the freeing thread. The open handle keeps the rest of its file.
     drop(disk);
     assert_eq!(
         LocalDisk::look(&dir.path().join("spool"))
@@ -804,8 +804,7 @@ fn what_is_removed_is_freed_unless_it_has_another_name() {
     assert!(reading.len().unwrap() < 5 << 20);
 }
 
-/// Fills segments, finishes all in them, and keeps one chunk more: spares lie in the directory, and one may be
-/// in use again.
+/// Fills segments and finishes all their chunks, which leaves spares.
 fn with_spares(bench: &Bench) {
     for byte in 0..8 {
         bench.keep(byte, 1_500);
@@ -820,7 +819,7 @@ fn spares(bench: &Bench) -> u64 {
 }
 
 #[test]
-fn a_finished_segments_file_is_written_again_and_nothing_of_it_comes_back() {
+fn a_finished_segments_file_is_reused_and_its_old_frames_never_return() {
     for power_goes in [false, true] {
         let mut bench = Bench::new(SMALL);
         with_spares(&bench);
@@ -837,23 +836,23 @@ fn a_finished_segments_file_is_written_again_and_nothing_of_it_comes_back() {
         let begun =
             |(call, name): &&(Call, String)| *call == Call::Rename && name.ends_with(".spare");
         assert_eq!(log.iter().filter(begun).count(), 2, "{log:?}");
-        // What is looked at from outside holds room, and no damage.
-        let looked = survey(&*bench.sim.mount(), Check::All).unwrap();
+        // A survey finds slack and no damage.
+        let found = survey(&*bench.sim.mount(), Check::All).unwrap();
         assert!(
-            looked
+            found
                 .segments
                 .iter()
                 .all(|segment| segment.damage.is_empty() && segment.torn == 0)
         );
-        assert!(looked.segments.last().unwrap().room > 0);
-        assert!(!looked.spares.is_empty());
+        assert!(found.segments.last().unwrap().room > 0);
+        assert!(!found.spares.is_empty());
         bench.end(power_goes);
         let recovered = bench.open().unwrap();
         assert_eq!(recovered.findings, [] as [String; 0]);
         assert_eq!(bench.bytes(), [100, 101, 102]);
         assert_eq!(spares(&bench), 0);
         assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
-        // The last segment is gone on with.
+        // The last segment is continued.
         bench.keep(103, 10);
         bench.end(power_goes);
         bench.open().unwrap();
@@ -862,7 +861,7 @@ fn a_finished_segments_file_is_written_again_and_nothing_of_it_comes_back() {
 }
 
 #[test]
-fn a_segments_first_group_is_in_the_write_and_the_syncs_of_its_beginning() {
+fn a_segments_first_group_shares_the_write_and_sync_of_its_begin_frame() {
     let bench = Bench::new(SMALL);
     bench.keep(0, 1_500);
     let first = bench.segments();
@@ -880,7 +879,7 @@ fn a_segments_first_group_is_in_the_write_and_the_syncs_of_its_beginning() {
         .map(|(call, _)| call)
         .filter(|call| matches!(call, Call::Write | Call::Sync | Call::SyncDir))
         .collect();
-    // The last two are the manifest's, which is there since the spool's first segments.
+    // The last two are the manifest's, whose files exist since the first segment.
     assert_eq!(
         calls,
         [
@@ -894,7 +893,7 @@ fn a_segments_first_group_is_in_the_write_and_the_syncs_of_its_beginning() {
 }
 
 #[test]
-fn a_file_is_written_again_only_once_its_new_name_is_durable() {
+fn a_spare_is_reused_only_once_its_name_is_durable() {
     let bench = Bench::new(SMALL);
     bench.sim.take_log();
     for byte in 0..40 {
@@ -903,15 +902,15 @@ fn a_file_is_written_again_only_once_its_new_name_is_durable() {
     }
     let log = bench.sim.take_log();
     let mut reused = 0;
-    let mut settled: Vec<&str> = Vec::new();
-    let mut fresh: Vec<&str> = Vec::new();
+    let mut durable: Vec<&str> = Vec::new();
+    let mut unsynced: Vec<&str> = Vec::new();
     for (call, name) in &log {
         match call {
-            Call::Rename if name.ends_with(".seg") => fresh.push(name.trim_end_matches(".seg")),
-            Call::SyncDir => settled.append(&mut fresh),
+            Call::Rename if name.ends_with(".seg") => unsynced.push(name.trim_end_matches(".seg")),
+            Call::SyncDir => durable.append(&mut unsynced),
             Call::Write if name.ends_with(".spare") => {
                 assert!(
-                    settled.contains(&name.trim_end_matches(".spare")),
+                    durable.contains(&name.trim_end_matches(".spare")),
                     "{log:?}"
                 );
                 reused += 1;
@@ -942,7 +941,7 @@ fn spares_are_bounded_and_give_way_to_chunks() {
 }
 
 #[test]
-fn a_file_that_a_write_failed_on_is_not_written_again() {
+fn a_file_with_a_failed_write_is_not_reused() {
     for calls in [&[Call::Sync][..], &[Call::Sync, Call::Truncate]] {
         let bench = Bench::new(SMALL);
         bench.keep(1, 3_000);
@@ -961,7 +960,7 @@ fn a_file_that_a_write_failed_on_is_not_written_again() {
 }
 
 #[test]
-fn a_write_that_was_torn_in_a_file_used_again_is_cut_off_and_said() {
+fn a_torn_write_in_a_reused_file_is_truncated_and_reported() {
     let mut bench = Bench::new(SMALL);
     with_spares(&bench);
     bench.keep(100, 1_500);
@@ -984,7 +983,7 @@ fn a_write_that_was_torn_in_a_file_used_again_is_cut_off_and_said() {
 }
 
 #[test]
-fn a_finished_segment_that_somebody_deletes_holds_nothing_up() {
+fn a_deleted_finished_segment_blocks_nothing() {
     let bench = Bench::new(SMALL);
     for byte in 0..8 {
         bench.keep(byte, 1_500);
@@ -996,20 +995,20 @@ fn a_finished_segment_that_somebody_deletes_holds_nothing_up() {
         bench.note(done(chunk), Durability::Written).unwrap();
         bench.spool().finish(chunk);
     }
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.segments().len(), 1);
     assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
 }
 
 #[test]
-fn spares_give_way_where_the_disk_itself_is_full() {
+fn spares_give_way_when_the_disk_itself_is_full() {
     let bench = Bench::new(SMALL);
     with_spares(&bench);
     for byte in 50..52 {
         bench.keep(byte, 1_500);
     }
     assert!(spares(&bench) > 4_000);
-    // Larger than any file that is there.
+    // Larger than any existing file.
     let large = [7; 6_000];
     let room = full(&bench).capacity.map(|bytes| bytes + 500);
     bench.sim.fault(Faults {
@@ -1022,7 +1021,7 @@ fn spares_give_way_where_the_disk_itself_is_full() {
 }
 
 #[test]
-fn a_rotten_frame_in_a_file_used_again_costs_itself_and_no_other() {
+fn a_damaged_frame_in_a_reused_file_costs_no_other() {
     let mut bench = Bench::new(SMALL);
     with_spares(&bench);
     for byte in 100..104 {
@@ -1052,7 +1051,7 @@ fn a_rotten_frame_in_a_file_used_again_costs_itself_and_no_other() {
 }
 
 #[test]
-fn room_that_cannot_be_cut_off_is_not_written_to_by_the_next_run() {
+fn slack_that_cannot_be_truncated_is_not_overwritten_by_the_next_run() {
     let mut bench = Bench::new(SMALL);
     with_spares(&bench);
     bench.keep(100, 700);
@@ -1068,10 +1067,11 @@ fn room_that_cannot_be_cut_off_is_not_written_to_by_the_next_run() {
     assert_eq!(bench.bytes(), [100, 101]);
 }
 
-/// A disk on which a segment is removed and emptied, down to so many bytes, just when somebody has opened it.
+/// A disk on which a segment is removed and truncated right after it was opened.
 struct Vanishing {
     disk: Arc<dyn Disk>,
     name: String,
+    /// The remaining length, in bytes.
     left: u64,
     opened: AtomicBool,
 }
@@ -1090,7 +1090,7 @@ impl Disk for Vanishing {
         }
         match self.opened.swap(true, Relaxed) {
             true => Err(ErrorKind::NotFound.into()),
-            false => Ok(Box::new(Emptied(file, self.left))),
+            false => Ok(Box::new(Truncated(file, self.left))),
         }
     }
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -1111,14 +1111,14 @@ impl Disk for Vanishing {
     fn check(&self) -> io::Result<()> {
         self.disk.check()
     }
-    fn hold(&self) -> io::Result<Held> {
-        self.disk.hold()
+    fn ensure_locked(&self) -> io::Result<LockState> {
+        self.disk.ensure_locked()
     }
 }
 
-struct Emptied(Box<dyn File>, u64);
+struct Truncated(Box<dyn File>, u64);
 
-impl File for Emptied {
+impl File for Truncated {
     fn id(&self) -> FileId {
         self.0.id()
     }
@@ -1141,7 +1141,7 @@ impl File for Emptied {
 }
 
 #[test]
-fn a_segment_that_is_removed_while_somebody_looks_is_not_called_damaged() {
+fn a_segment_removed_during_a_survey_is_not_reported_damaged() {
     let bench = Bench::new(SMALL);
     for byte in 0..6 {
         bench.keep(byte, 1_500);
@@ -1156,14 +1156,14 @@ fn a_segment_that_is_removed_while_somebody_looks_is_not_called_damaged() {
             left,
             opened: AtomicBool::new(false),
         };
-        let looked = survey(&vanishing(), Check::All).unwrap();
+        let found = survey(&vanishing(), Check::All).unwrap();
         assert!(
-            looked
+            found
                 .segments
                 .iter()
                 .all(|segment| segment.damage.is_empty())
         );
-        assert!(looked.segments.len() >= segments.len() - 1);
+        assert!(found.segments.len() >= segments.len() - 1);
         let handles = Handles::new(Arc::new(vanishing()));
         let file = handles.get(oldest.segment).unwrap();
         match oldest.read(&*file).unwrap() {
@@ -1175,7 +1175,7 @@ fn a_segment_that_is_removed_while_somebody_looks_is_not_called_damaged() {
 }
 
 #[test]
-fn a_directory_that_is_only_looked_at_is_not_changed() {
+fn a_directory_opened_read_only_is_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("x"), b"bytes").unwrap();
     let disk = LocalDisk::look(dir.path()).unwrap();
@@ -1198,12 +1198,12 @@ fn a_directory_that_is_only_looked_at_is_not_changed() {
 }
 
 #[test]
-fn a_full_spool_takes_chunks_again_when_all_in_it_is_finished_whatever_was_asked_for_in_a_group() {
+fn a_full_spool_accepts_chunks_again_after_a_cleanup_requested_during_a_group() {
     let bench = Bench::new(SMALL);
     while bench.append(b"app.log", &[1; 3_000]).is_ok() {}
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     let chunks: Vec<Seq> = bench.visible().iter().map(|(chunk, _)| *chunk).collect();
-    // While a group is synced, a note waits, and behind it what a chunk asks for that found no room.
+    // While a group is synced, a note is queued, and after it the cleanup requested by a chunk that did not fit.
     bench.sim.hold_syncs(true);
     let note = |note: Note| {
         let spool = Arc::clone(bench.spool());
@@ -1217,7 +1217,7 @@ fn a_full_spool_takes_chunks_again_when_all_in_it_is_finished_whatever_was_asked
     let second = {
         let contents = chunks.iter().map(|chunk| all(*chunk)).collect();
         let spool = Arc::clone(bench.spool());
-        let (sent, waits) = std::sync::mpsc::channel();
+        let (sent, queued) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_time().build().unwrap();
             let mut note = Box::pin(spool.note(Note::Done { contents }, Durability::Synced));
@@ -1227,7 +1227,7 @@ fn a_full_spool_takes_chunks_again_when_all_in_it_is_finished_whatever_was_asked
                 note.await
             })
         });
-        waits.recv().unwrap();
+        queued.recv().unwrap();
         thread
     };
     let refused = bench.append(b"app.log", &[2; 3_000]);
@@ -1235,23 +1235,23 @@ fn a_full_spool_takes_chunks_again_when_all_in_it_is_finished_whatever_was_asked
     bench.sim.hold_syncs(false);
     first.join().unwrap().unwrap();
     second.join().unwrap().unwrap();
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     for chunk in chunks {
         bench.spool().finish(chunk);
     }
-    bench.spool().rest();
-    // The newest segment goes when something does not fit beside it.
+    bench.spool().wait_until_idle();
+    // The newest segment is replaced when something does not fit next to it.
     let _ = bench.append(b"app.log", &[3; 3_000]);
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert!(matches!(
         bench.append(b"app.log", &[3; 3_000]),
         Ok(Appended::Kept)
     ));
 }
 
-/// No byte more than there is now.
+/// A disk without any free space.
 fn full(bench: &Bench) -> Faults {
-    let others: u64 = bench.sim.others().iter().map(|(_, bytes)| bytes).sum();
+    let others: u64 = bench.sim.side_files().iter().map(|(_, bytes)| bytes).sum();
     Faults {
         capacity: Some(bench.sim.bytes() + spares(bench) + others),
         ..Faults::default()
@@ -1259,7 +1259,7 @@ fn full(bench: &Bench) -> Faults {
 }
 
 #[test]
-fn a_disk_that_is_full_of_chunks_has_room_for_the_notes_about_them() {
+fn a_disk_full_of_chunks_has_room_for_the_notes_about_them() {
     let bench = Bench::new(SMALL);
     for byte in 0..10 {
         bench.keep(byte, 1_500);
@@ -1270,16 +1270,16 @@ fn a_disk_that_is_full_of_chunks_has_room_for_the_notes_about_them() {
     assert!(refused(1_500));
     let note = || bench.note(begun(7, &[all(chunks[0])]), Durability::Synced);
     assert!(note().is_err(), "the disk is full");
-    note().expect("the reserve's room is the notes'");
-    assert!(refused(100), "it is not the chunks'");
+    note().expect("the reserve's space is for notes");
+    assert!(refused(100), "it is not for chunks");
     bench.finish_all();
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     bench.keep(11, 1_500);
     assert_eq!(bench.bytes(), [11]);
 }
 
 #[test]
-fn a_disk_that_is_full_of_one_finished_segment_gets_its_room_back() {
+fn a_disk_full_of_one_finished_segment_gets_its_space_back() {
     let bench = Bench::new(Options {
         limit: 1 << 20,
         segment_bytes: Some(1 << 16),
@@ -1288,10 +1288,10 @@ fn a_disk_that_is_full_of_one_finished_segment_gets_its_room_back() {
         bench.keep(byte, 1_500);
     }
     bench.finish_all();
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     bench.sim.fault(full(&bench));
     let taken = (0..4).any(|_| {
-        bench.spool().rest();
+        bench.spool().wait_until_idle();
         bench.append(b"t", &[9; 20_000]).is_ok()
     });
     assert!(taken, "{:?}", bench.sim.files());

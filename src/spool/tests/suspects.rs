@@ -1,10 +1,10 @@
 //! Chunks at which the process ends.
 
 use super::*;
-use crate::spool::frame::{SUSPECTS, aside_name};
+use crate::spool::frame::{SUSPECTS, set_aside_name};
 
-/// Five chunks. Gives their numbers.
-fn five(sim: Sim) -> (Bench, Vec<Seq>) {
+/// A spool of five chunks, and their numbers.
+fn five_chunks(sim: Sim) -> (Bench, Vec<Seq>) {
     let bench = Bench::on(sim, SMALL).0;
     (1..=5).for_each(|byte| bench.keep(byte, 200));
     let chunks = bench.visible().into_iter().map(|(chunk, _)| chunk);
@@ -12,16 +12,16 @@ fn five(sim: Sim) -> (Bench, Vec<Seq>) {
     (bench, chunks)
 }
 
-/// The process ends while a chunk is worked on, and another begins.
+/// Ends the process while a chunk is worked on, and reopens the spool.
 fn die_at(bench: &mut Bench, chunk: Seq, alone: bool) -> Recovered {
     bench.spool().begin_work(chunk, Work::Deliver, alone);
     bench.end(false);
     bench.open().unwrap()
 }
 
-/// As [`five`], and the process ended twice at the third of them.
+/// Like [`five_chunks`], after the process ended twice at the third one.
 fn condemned(sim: Sim) -> (Bench, Vec<Seq>) {
-    let (mut bench, chunks) = five(sim);
+    let (mut bench, chunks) = five_chunks(sim);
     die_at(&mut bench, chunks[2], false);
     die_at(&mut bench, chunks[2], true);
     (bench, chunks)
@@ -34,8 +34,8 @@ fn suspects(recovered: &Recovered) -> Vec<(Seq, u32)> {
         .collect()
 }
 
-/// A folder with nothing but a chunk that was set aside, under the name that is said.
-fn put_into_a_folder_of_its_own(frame: Vec<u8>, chunk: Seq) -> Bench {
+/// A spool made from a frame that was set aside, as the log line describes.
+fn spool_of_one_frame(frame: Vec<u8>, chunk: Seq) -> Bench {
     let sim = Sim::new(2);
     sim.put(&segment_name(chunk), frame);
     Bench::on(sim, SMALL).0
@@ -43,11 +43,11 @@ fn put_into_a_folder_of_its_own(frame: Vec<u8>, chunk: Seq) -> Bench {
 
 #[test]
 fn a_chunk_at_which_the_process_ends_twice_is_set_aside_byte_for_byte() {
-    let (mut bench, _) = five(Sim::new(1));
+    let (mut bench, _) = five_chunks(Sim::new(1));
     let (bad, stored) = bench.visible().remove(2);
     let recovered = die_at(&mut bench, bad, false);
     assert_eq!(suspects(&recovered), [(bad, 1)]);
-    // It can still be read: perhaps it was chance.
+    // It can still be read: the end may have been a coincidence.
     assert_eq!(bench.spool().read(bad).unwrap(), stored);
     let recovered = die_at(&mut bench, bad, true);
     assert_eq!(suspects(&recovered), [(bad, 2)]);
@@ -56,25 +56,25 @@ fn a_chunk_at_which_the_process_ends_twice_is_set_aside_byte_for_byte() {
     let Err(Unreadable::Corrupt { words, kept: true }) = read else {
         panic!("{read:?}");
     };
-    let name = aside_name(bad);
-    for said in [
+    let name = set_aside_name(bad);
+    for expected in [
         &name[..],
         "tag 'app.log', 200 bytes",
         "ended twice",
         &segment_name(bad),
         "ferry spool export",
     ] {
-        assert!(words.contains(said), "{said}: {words}");
+        assert!(words.contains(expected), "{expected}: {words}");
     }
     assert!(matches!(bench.spool().read(bad), Err(Unreadable::Finished)));
     assert_eq!(bench.bytes(), [1, 2, 4, 5]);
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.spool().usage().bytes, bench.sim.bytes());
 
-    let own = put_into_a_folder_of_its_own(bench.sim.contents(&name), bad);
+    let own = spool_of_one_frame(bench.sim.contents(&name), bad);
     assert_eq!(own.visible(), [(bad, stored.clone())]);
 
-    // A host that was killed as well hands it over once more, and knows no better.
+    // A host that was killed as well hands it over once more.
     let answer = bench.append(&stored.tag, &stored.data);
     assert_eq!(answer.unwrap(), Appended::Replayed);
     let recovered = bench.restart();
@@ -83,10 +83,10 @@ fn a_chunk_at_which_the_process_ends_twice_is_set_aside_byte_for_byte() {
 }
 
 #[test]
-fn what_cannot_be_kept_apart_stays_and_what_is_there_of_it_is_written_anew() {
+fn a_chunk_that_cannot_be_quarantined_stays_and_a_partial_copy_is_replaced() {
     let (bench, chunks) = condemned(Sim::new(1));
-    let name = aside_name(chunks[2]);
-    // Half of it, of a process that was killed.
+    let name = set_aside_name(chunks[2]);
+    // A partial copy, left by a killed process.
     bench.sim.put(&name, vec![0xf5; 40]);
     for broken in [sim::Call::Create, sim::Call::Sync, sim::Call::SyncDir] {
         bench.sim.fault(sim::Faults {
@@ -103,14 +103,14 @@ fn what_cannot_be_kept_apart_stays_and_what_is_there_of_it_is_written_anew() {
     bench.sim.fault(sim::Faults::default());
     let read = bench.spool().read(chunks[2]);
     assert!(matches!(read, Err(Unreadable::Corrupt { .. })), "{read:?}");
-    let own = put_into_a_folder_of_its_own(bench.sim.contents(&name), chunks[2]);
+    let own = spool_of_one_frame(bench.sim.contents(&name), chunks[2]);
     assert_eq!(own.bytes(), [3]);
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     assert_eq!(bench.bytes(), [1, 2, 4, 5]);
 }
 
 #[test]
-fn a_machine_that_stops_while_a_chunk_is_set_aside_has_it_in_one_place_at_least() {
+fn a_machine_that_stops_while_a_chunk_is_set_aside_never_loses_it() {
     let mut stopped = 0;
     for call in 0..40 {
         let (mut bench, chunks) = condemned(Sim::new(call));
@@ -120,12 +120,12 @@ fn a_machine_that_stops_while_a_chunk_is_set_aside_has_it_in_one_place_at_least(
             ..Default::default()
         });
         let _ = bench.spool().read(chunks[2]);
-        bench.spool().rest();
+        bench.spool().wait_until_idle();
         stopped += u32::from(bench.sim.is_down());
         bench.crash();
-        let name = aside_name(chunks[2]);
+        let name = set_aside_name(chunks[2]);
         let is_kept = bench.sim.has(&name) && {
-            let own = put_into_a_folder_of_its_own(bench.sim.contents(&name), chunks[2]);
+            let own = spool_of_one_frame(bench.sim.contents(&name), chunks[2]);
             own.bytes() == [3]
         };
         assert!(is_kept || bench.spool().holds(chunks[2]), "call {call}");
@@ -138,19 +138,19 @@ fn a_machine_that_stops_while_a_chunk_is_set_aside_has_it_in_one_place_at_least(
 }
 
 #[test]
-fn a_spool_that_is_closed_and_one_that_rests_suspect_nobody() {
-    let (mut bench, chunks) = five(Sim::new(1));
+fn a_closed_spool_and_an_idle_one_have_no_suspects() {
+    let (mut bench, chunks) = five_chunks(Sim::new(1));
     bench.spool().begin_work(chunks[0], Work::Deliver, false);
     let recovered = bench.restart();
     assert_eq!(suspects(&recovered), []);
     bench.spool().begin_work(chunks[0], Work::Deliver, false);
     bench.spool().end_work();
-    // What comes behind the end of a run has nothing to say.
+    // Work that begins after the close is ignored.
     bench.spool().close();
     bench.spool().begin_work(chunks[1], Work::Deliver, false);
     bench.end(false);
     assert_eq!(suspects(&bench.open().unwrap()), []);
-    // What is acquitted, or finished meanwhile, neither.
+    // Nor are chunks suspects that were acquitted or finished.
     let recovered = die_at(&mut bench, chunks[0], false);
     assert_eq!(suspects(&recovered), [(chunks[0], 1)]);
     bench.spool().begin_work(chunks[0], Work::Deliver, true);
@@ -163,8 +163,8 @@ fn a_spool_that_is_closed_and_one_that_rests_suspect_nobody() {
 }
 
 #[test]
-fn a_file_of_suspects_that_is_no_good_is_a_warning_and_nothing_else() {
-    let (mut bench, chunks) = five(Sim::new(1));
+fn an_invalid_suspects_file_is_only_a_warning() {
+    let (mut bench, chunks) = five_chunks(Sim::new(1));
     let before = die_at(&mut bench, chunks[2], false);
     assert_eq!(before.findings, [] as [String; 0]);
     let good = bench.sim.contents(SUSPECTS);
@@ -186,15 +186,15 @@ fn a_file_of_suspects_that_is_no_good_is_a_warning_and_nothing_else() {
         assert_eq!(recovered.findings.len(), warnings, "{what}");
         assert_eq!(recovered.unfinished, 5, "{what}");
         assert_eq!(bench.bytes(), [1, 2, 3, 4, 5], "{what}");
-        // It is of use again.
+        // It works again.
         let recovered = die_at(&mut bench, chunks[1], false);
         assert!(suspects(&recovered).contains(&(chunks[1], 1)), "{what}");
     }
 }
 
 #[test]
-fn where_it_cannot_be_written_that_is_said_once_and_chunks_go_on() {
-    let (bench, chunks) = five(Sim::new(1));
+fn a_suspects_file_that_cannot_be_written_is_reported_once() {
+    let (bench, chunks) = five_chunks(Sim::new(1));
     for broken in [sim::Call::Create, sim::Call::Write] {
         bench.sim.fault(sim::Faults {
             broken: Vec::from([broken]),
@@ -206,37 +206,37 @@ fn where_it_cannot_be_written_that_is_said_once_and_chunks_go_on() {
             bench.spool().end_work();
         }
     }
-    let said = |bench: &Bench| -> Vec<&str> {
+    let notices = |bench: &Bench| -> Vec<&str> {
         let notices = bench.spool().look().notices.into_iter();
         notices.map(|(kind, _)| kind).collect()
     };
-    assert_eq!(said(&bench), ["spool_suspects"]);
+    assert_eq!(notices(&bench), ["spool_suspects"]);
     bench.sim.fault(sim::Faults::default());
-    // As soon as it can be written it is.
+    // It is written as soon as that is possible.
     let mut bench = bench;
     let recovered = die_at(&mut bench, chunks[3], false);
     assert_eq!(suspects(&recovered), [(chunks[3], 1)]);
-    assert_eq!(said(&bench), [] as [&str; 0]);
+    assert_eq!(notices(&bench), [] as [&str; 0]);
 }
 
 #[test]
-fn a_file_of_suspects_that_is_taken_away_is_made_again() {
-    let (mut bench, chunks) = five(Sim::new(1));
+fn a_removed_suspects_file_is_recreated() {
+    let (mut bench, chunks) = five_chunks(Sim::new(1));
     bench.spool().begin_work(chunks[0], Work::Deliver, false);
     bench.sim.take(SUSPECTS);
     bench.spool().look();
-    bench.spool().rest();
+    bench.spool().wait_until_idle();
     let recovered = die_at(&mut bench, chunks[1], false);
     assert_eq!(suspects(&recovered), [(chunks[1], 1)]);
 }
 
 #[test]
-fn nothing_is_written_over_that_was_set_aside_before() {
+fn a_chunk_set_aside_is_never_overwritten() {
     let (mut bench, chunks) = condemned(Sim::new(1));
     assert!(bench.spool().read(chunks[2]).is_err());
     bench.spool().close();
     bench.end(false);
-    // Somebody empties the folder, but for what is kept.
+    // Empty the folder except for the quarantine.
     for (name, _) in bench.sim.files() {
         if !name.starts_with("quarantine/") {
             bench.sim.take(&name);

@@ -1,4 +1,4 @@
-//! Spools of earlier versions are opened, and go on.
+//! Spools of earlier versions.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use crate::spool::disk::LocalDisk;
 
 use super::*;
 
-/// A spool that version 0.1.0 left behind: ten chunks of `http_sample`, and two objects that had begun.
+/// A spool written by version 0.1.0: ten chunks of `http_sample`, and two begun objects.
 const FIRST_VERSION: &str = "tests/spools/0.1.0";
 
 #[test]
-fn a_spool_of_the_first_version_is_opened_and_everything_in_it_is_found() {
+fn a_spool_of_the_first_version_is_opened_and_read_in_full() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join(FIRST_VERSION);
     let dir = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(sample).unwrap() {
