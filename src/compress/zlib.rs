@@ -1,5 +1,4 @@
-//! zlib's own C interface, which alone can say how far a match is looked for. Imports nothing of ours, and is
-//! the one part of `ffi` that others import.
+//! zlib's C interface: the only one that exposes `deflateTune`. This module depends on no other of this crate.
 
 use std::ffi::{c_int, c_uint};
 
@@ -9,44 +8,44 @@ use libz_rs_sys::{
     zlibVersion,
 };
 
-/// zlib's fast search: the first match that is found is taken. (In this zlib level 1 looks at one place only,
-/// and level 3 looks for better matches in a slower way.)
+/// zlib's greedy search, which takes the first match. (In zlib-rs level 1 tries one candidate only, and level 3
+/// uses a slower search for better matches.)
 const FAST: c_int = 2;
-/// The largest window, and gzip's header and trailer instead of zlib's.
+/// `windowBits`: the largest window (15), with gzip's header and trailer instead of zlib's (16).
 const GZIP: c_int = 15 + 16;
-/// The most memory for symbols: the fewest blocks, each with a code of its own.
+/// `memLevel`: the largest symbol buffer, and so the fewest blocks with a Huffman code each.
 const LARGEST: c_int = 9;
 
-/// Where a match of so many bytes is known already, only a quarter of the places is looked at. The fast search
-/// begins with what counts as 2.
-const ALL_PLACES: c_int = 3;
+/// `good_length`: once a match of this length is found, only a quarter of the chain is searched. The greedy search
+/// starts at length 2, so that 3 searches the whole chain.
+const WHOLE_CHAIN: c_int = 3;
 
-/// How far a match is looked for, in bytes and in places. See `deflateTune`.
+/// The depth of the search for matches. See `deflateTune`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// Longer matches are not entered at each of their bytes.
-    pub entered: u16,
-    /// A match as long as this is good enough.
-    pub enough: u16,
-    /// Places that are looked at.
-    pub places: u16,
+    /// The longest match, in bytes, of which every byte is added to the hash table.
+    pub max_lazy: u16,
+    /// The length, in bytes, of a match that ends the search.
+    pub nice_length: u16,
+    /// The number of candidates to try.
+    pub max_chain: u16,
 }
 
-/// Makes gzip members.
+/// Compresses into gzip members.
 pub struct Gzip {
-    /// Boxed: zlib refuses a stream that was moved. Between two calls it is ready for a new member, since a
-    /// bound that is asked for behind a member's end leaves gzip's header out.
+    /// Boxed, since zlib rejects a stream that was moved. It is reset after each member: `deflateBound` after a
+    /// member's end would not count gzip's header.
     stream: Box<z_stream>,
     search: Search,
 }
 
 impl Gzip {
-    /// Its tables, some 300 KiB. `None`: there is no memory.
+    /// Allocates a stream, about 300 KiB. Returns `None` without memory.
     pub fn new(search: Search) -> Option<Gzip> {
         let mut stream = Box::<z_stream>::default();
         let size = size_of::<z_stream>() as c_int;
-        // SAFETY: the stream is ours alone, and its allocator is null, which stands for the library's own;
-        // the version and the size are those of the library that is linked.
+        // SAFETY: the stream is exclusively ours, and its null allocator selects the library's own; the version and
+        // the size are those of the linked library.
         let result = unsafe {
             deflateInit2_(
                 &mut *stream,
@@ -63,58 +62,57 @@ impl Gzip {
             return None;
         }
         let mut gzip = Gzip { stream, search };
-        gzip.make_ready();
+        gzip.reset();
         Some(gzip)
     }
 
-    fn make_ready(&mut self) {
+    fn reset(&mut self) {
         // SAFETY: the stream was initialized in `new`.
         unsafe { deflateReset(&mut *self.stream) };
         let Search {
-            entered,
-            enough,
-            places,
+            max_lazy,
+            nice_length,
+            max_chain,
         } = self.search;
-        // Resetting has undone an earlier tuning.
+        // `deflateReset` undoes an earlier tuning.
         // SAFETY: the stream was initialized in `new`.
         unsafe {
             deflateTune(
                 &mut *self.stream,
-                ALL_PLACES,
-                entered.into(),
-                enough.into(),
-                places.into(),
+                WHOLE_CHAIN,
+                max_lazy.into(),
+                nice_length.into(),
+                max_chain.into(),
             )
         };
     }
 
-    /// What a member of so many bytes takes at most.
+    /// The largest size of a member that holds `text` bytes.
     pub fn bound(&mut self, text: usize) -> usize {
         // SAFETY: the stream was initialized in `new`.
         let bound = unsafe { deflateBound(&mut *self.stream, text as _) };
         bound as usize
     }
 
-    /// Compresses `text` into one member at the beginning of `room`, and gives its length. `None`: it does
-    /// not fit, or the text has more than 4 GiB.
-    pub fn compress(&mut self, text: &[u8], room: &mut [u8]) -> Option<usize> {
+    /// Compresses `text` into one member at the start of `out`, and returns its length. Returns `None` where it does
+    /// not fit, or `text` is longer than 4 GiB.
+    pub fn compress(&mut self, text: &[u8], out: &mut [u8]) -> Option<usize> {
         let length = c_uint::try_from(text.len()).ok()?;
         self.stream.next_in = text.as_ptr();
         self.stream.avail_in = length;
-        self.stream.next_out = room.as_mut_ptr();
-        // A larger room is not used to its end.
-        let offered = c_uint::try_from(room.len()).unwrap_or(c_uint::MAX);
-        self.stream.avail_out = offered;
+        self.stream.next_out = out.as_mut_ptr();
+        let available = c_uint::try_from(out.len()).unwrap_or(c_uint::MAX);
+        self.stream.avail_out = available;
         // SAFETY: the stream was initialized in `new`; its pointers and lengths are those of `text` and of
-        // `room`, which are borrowed for this call.
+        // `out`, which are borrowed for this call.
         let result = unsafe { deflate(&mut *self.stream, Z_FINISH) };
-        let written = offered - self.stream.avail_out;
-        // Nothing refers to the text and the room any more.
+        let written = available - self.stream.avail_out;
+        // No pointer outlives the borrows.
         self.stream.next_in = std::ptr::null();
         self.stream.avail_in = 0;
         self.stream.next_out = std::ptr::null_mut();
         self.stream.avail_out = 0;
-        self.make_ready();
+        self.reset();
         (result == Z_STREAM_END).then_some(written as usize)
     }
 }
@@ -131,9 +129,9 @@ mod tests {
     use super::*;
 
     const SEARCH: Search = Search {
-        entered: 8,
-        enough: 64,
-        places: 4,
+        max_lazy: 8,
+        nice_length: 64,
+        max_chain: 4,
     };
 
     fn unpack(member: &[u8], text: usize) -> Vec<u8> {
@@ -158,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_and_the_next_text_is_not_the_worse_for_it() {
+    fn a_text_that_does_not_fit_is_refused_and_leaves_the_next_one_unaffected() {
         let mut gzip = Gzip::new(SEARCH).unwrap();
         // No two of these four-byte words are alike.
         let text: Vec<u8> = (0..5_000_u32)
