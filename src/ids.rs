@@ -1,11 +1,11 @@
-//! What all wings speak of: chunks, their events, times, and what the host is told.
+//! Types that every layer shares: chunk ids, sets of events, times and verdicts.
 
 use std::ops::Range;
 
-/// What a chunk is known by: a hash of its tag and bytes.
+/// The identity of a chunk: a hash of its tag and bytes.
 pub type ChunkId = [u8; 16];
 
-/// Hashes a chunk.
+/// Returns the first 16 bytes of the BLAKE3 hash of a chunk's tag and bytes.
 pub fn chunk_id(tag: &[u8], data: &[u8]) -> ChunkId {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(tag.len() as u64).to_le_bytes());
@@ -16,7 +16,7 @@ pub fn chunk_id(tag: &[u8], data: &[u8]) -> ChunkId {
     id
 }
 
-/// One of several chunks that are the same to the byte, by its number among them.
+/// Returns the id of one of several byte-identical chunks, told apart by their ordinal.
 pub fn numbered(mut id: ChunkId, number: u32) -> ChunkId {
     for (byte, more) in id.iter_mut().zip(number.to_le_bytes()) {
         *byte ^= more;
@@ -24,14 +24,14 @@ pub fn numbered(mut id: ChunkId, number: u32) -> ChunkId {
     id
 }
 
-/// Some of a chunk's events, by their number in it.
+/// A set of events of one chunk, by their ordinal in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventSet {
     bits: Vec<u64>,
 }
 
 impl EventSet {
-    /// Puts an event in.
+    /// Adds an event.
     pub fn insert(&mut self, event: u32) {
         let (word, bit) = (event as usize / 64, event % 64);
         if self.bits.len() <= word {
@@ -40,14 +40,14 @@ impl EventSet {
         self.bits[word] |= 1 << bit;
     }
 
-    /// Whether an event is in.
+    /// Whether the set contains an event.
     pub fn contains(&self, event: u32) -> bool {
         self.bits
             .get(event as usize / 64)
             .is_some_and(|word| word >> (event % 64) & 1 == 1)
     }
 
-    /// How many are in.
+    /// The number of events in the set.
     pub fn len(&self) -> usize {
         self.bits
             .iter()
@@ -55,12 +55,12 @@ impl EventSet {
             .sum()
     }
 
-    /// Whether none is.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Puts all of another's events in.
+    /// Adds all events of another set.
     pub fn unite(&mut self, other: &EventSet) {
         if self.bits.len() < other.bits.len() {
             self.bits.resize(other.bits.len(), 0);
@@ -70,34 +70,34 @@ impl EventSet {
         }
     }
 
-    /// Puts events in, given as ranges.
+    /// Adds ranges of events.
     pub fn extend(&mut self, ranges: &[Range<u32>]) {
         for event in ranges.iter().cloned().flatten() {
             self.insert(event);
         }
     }
 
-    /// Bytes of memory it needs beside itself.
+    /// The heap memory in use, in bytes.
     pub fn footprint(&self) -> usize {
         size_of_val(&self.bits[..])
     }
 }
 
-/// When an event happened, UTC.
+/// The time of an event, in UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
-    /// Seconds since 1970.
+    /// Seconds since the Unix epoch.
     pub seconds: i64,
     /// Nanoseconds within the second, below 1,000,000,000.
     pub nanos: u32,
 }
 
-/// What the host is told about a chunk.
+/// The answer to a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Every record is acknowledged or kept as a dead letter: the host may forget the chunk.
+    /// Every record is acknowledged, spooled or kept as a dead letter: the host may drop the chunk.
     Ok,
-    /// Not all of it: the host keeps the chunk and hands it over again.
+    /// Some records are not: the host keeps the chunk and flushes it again.
     Retry,
 }
 
