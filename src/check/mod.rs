@@ -275,7 +275,7 @@ fn examples(template: &Template, options: &Options) -> Vec<String> {
     match &options.record {
         Some(record) => msgpack(record, &mut body),
         // Steady names hold nothing of the record.
-        None if template.steady_within_a_second() => body.push(0x80),
+        None if template.constant_within_a_second() => body.push(0x80),
         None => return Vec::new(),
     }
     let event = Event {

@@ -615,7 +615,7 @@ fn target(of: &Configured, tag: &[u8], time: Time) -> Option<String> {
         Destination::Firehose(firehose) => &firehose.delivery_stream,
         Destination::Blob { folder, .. } => of.folder.as_ref().unwrap_or(folder),
     };
-    if !template.steady_within_a_second() {
+    if !template.constant_within_a_second() {
         return None;
     }
     // An empty map: what is steady holds nothing of a record.

@@ -1,10 +1,10 @@
-//! One chunk's events become lines, sorted by where they go. Pure.
+//! Encodes a chunk's events as lines, grouped by destination name. No I/O.
 //!
-//! A chunk is encoded in *steps*. What is added to each event (the tag, a group's resource) and what JSON makes of
-//! it may be thousands of times the chunk's bytes, and each name becomes an object. So nothing is written before
-//! it is known how much it can be, at most, and a step ends where the next event might go beyond its bound.
-//! Where steps end depends on the chunk and the configuration alone: in direct mode that decides what is in an
-//! object, which its name identifies.
+//! A chunk is encoded in *steps* of bounded memory. The fields that are added to each event (the tag, a group's
+//! resource) and JSON's escapes may take thousands of times the chunk's size, and each name becomes an object. So an
+//! upper bound is computed before anything is written, and a step ends where the next event might exceed its memory.
+//! The boundaries of steps depend on the chunk and the configuration alone: in direct mode they determine the contents
+//! of an object, which its name identifies.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -26,76 +26,76 @@ pub mod rejected;
 pub mod template;
 pub mod time;
 
-/// What a step may hold. An ordinary chunk, of some 2 MB, is one step.
+/// The memory of a step, in bytes. A typical chunk, of about 2 MB, is one step.
 pub const STEP_BYTES: usize = 8 * 1024 * 1024;
-/// Where less than this part of a step is left, it ends: what remains would be taken in ever smaller portions.
-const CRUMB_SHARE: usize = 16;
-/// What a letter takes beside its record, about.
+/// A step ends when less than this fraction of its memory is left, rather than take ever smaller portions.
+const MIN_STEP_SHARE: usize = 16;
+/// The approximate size of a letter without its record.
 const LETTER_BYTES: usize = 512;
-/// Bytes of an event that [`Events::head`] hands out, at least: all before its body, and an empty body.
-const LEAST_HEADED: usize = 14;
-/// Bytes of an event in any form, at least: an array of a number and an empty map.
-const LEAST_EVENT: usize = 3;
-/// Bytes of an event, about.
-const ORDINARY_EVENT: usize = 200;
-/// JSON's bytes for one of msgpack's, at most: of a control character six, of a pair of truth values seven.
-const MOST_PER_BYTE: usize = 7;
-/// What a group adds is measured where it might be more than this.
+/// The smallest event that [`Events::head`] returns: everything before its body, and an empty body.
+const MIN_HEADED_EVENT: usize = 14;
+/// The smallest event in any form: an array of a number and an empty map.
+const MIN_EVENT: usize = 3;
+/// The approximate size of a typical event.
+const TYPICAL_EVENT: usize = 200;
+/// The most bytes of JSON for a byte of msgpack: six for a control character, seven on average for a pair of booleans.
+const MAX_PER_BYTE: usize = 7;
+/// The bound of a group's fields beyond which they are measured.
 const UNMEASURED_BYTES: usize = 16 * 1024;
-/// The time in a line, in whatever form but the user's own.
+/// The longest time in any format but the user's own.
 const TIME_BYTES: usize = 48;
-/// What stands around what is added: a comma, quotes, a colon, brackets, the name of the group.
-const MARKS_BYTES: usize = 16;
-/// The letter of a line that is too long has the line, as a reader would have seen it, unless that is more than so
-/// many times the event's own bytes.
-const WORTH_READING: usize = 4;
+/// The punctuation around an added field: comma, quotes, colon, brackets, and the key `group`.
+const PUNCTUATION_BYTES: usize = 16;
+/// The letter of a line that is too long contains the line, as a reader would have seen it, unless the line is longer
+/// than this multiple of the raw event.
+const MAX_LETTER_GROWTH: usize = 4;
 
 /// A chunk's lines for one name.
 #[derive(Debug)]
 pub struct Part {
     /// The delivery stream, or the object's folder.
     pub name: String,
-    /// What its destination is known by where names change with time ([`Encoding::targets`]).
+    /// What its destination is known by if names change with time ([`Encoding::targets`]).
     pub target: Option<String>,
-    /// When the first of its events happened.
+    /// The time of the first event.
     pub first: Time,
     /// The lines.
     pub text: Vec<u8>,
-    /// Where in `text` each line ends, its newline included.
+    /// The end of each line in `text`, its newline included.
     pub ends: Vec<usize>,
-    /// Each line's event, by its number in the chunk.
+    /// The event of each line, by its ordinal in the chunk.
     pub events: Vec<u32>,
 }
 
-/// A place between two events of a chunk, where a step begins. The default is the chunk's beginning.
+/// A position between two events of a chunk, where a step starts. The default is the chunk's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     at: msgpack::Place,
-    /// The number of the next event.
+    /// The ordinal of the next event.
     event: u32,
 }
 
-/// What became of the events of a step.
+/// The result of a step.
 #[derive(Debug, Default)]
 pub struct Encoded {
-    /// In the order of their first events.
+    /// The lines by name, in the order of their first events.
     pub parts: Vec<Part>,
-    /// What could not be read, or not be written.
+    /// The letters of bytes that could not be decoded and of events that could not be encoded.
     pub letters: Vec<Letter>,
-    /// The event that each letter is of, by its number in the chunk.
+    /// The event of each letter, by its ordinal in the chunk.
     pub lettered: Vec<u32>,
-    /// Events without the `log_key`, by their numbers in the chunk.
+    /// The events without the `log_key`, by their ordinals in the chunk.
     pub skipped: Vec<u32>,
-    /// How many events the chunk has up to the step's end, those passed over among them.
+    /// The number of events in the chunk up to the step's end, skipped ones included.
     pub events: u32,
-    /// Where the next step begins; `None` at the chunk's end.
+    /// The start of the next step; `None` at the chunk's end.
     pub next: Option<Place>,
 }
 
 impl Encoded {
-    /// What tells the objects of a step that began at `from` from those of the chunk's other steps: the numbers of its
-    /// events. Empty where the chunk is one step. Of a chunk that comes again after an upgrade, steps may end
-    /// elsewhere; an object of the same name would then pass for what is not in it.
+    /// Returns a suffix of names that tells the objects of this step, which started at `from`, from those of the chunk's
+    /// other steps: the range of its events. Empty if the chunk is one step. The range is needed since the boundaries of
+    /// steps may change with an upgrade, and an object of the same name must have the same contents.
     pub fn mark(&self, from: Place) -> String {
         match (from.event, self.next) {
             (0, None) => String::new(),
@@ -109,7 +109,7 @@ impl Encoded {
         self.letters.push(letter);
     }
 
-    /// Drops the letters of these events.
+    /// Drops the letters of the given events.
     pub fn drop_letters(&mut self, of: &EventSet) {
         let mut events = self.lettered.iter();
         self.letters
@@ -118,11 +118,11 @@ impl Encoded {
     }
 }
 
-/// The next event may need up to this many bytes, which is more than there are. Nothing was encoded.
+/// An error: the next event may need this many bytes, which exceeds the memory. Nothing was encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeedsMore(pub usize);
 
-/// Encodes a chunk that is one step, or the first step of a longer one, for somebody who takes lines of any length.
+/// Encodes a chunk's first step, without a limit on the length of lines.
 pub fn encode(
     options: &Options,
     names: &Template,
@@ -135,27 +135,27 @@ pub fn encode(
     steps.next().unwrap_or_default()
 }
 
-/// How chunks are encoded.
+/// The encoding of chunks.
 #[derive(Clone, Copy, Debug)]
 pub struct Encoding<'o> {
-    /// What a line looks like.
+    /// The contents of a line.
     pub options: &'o Options,
-    /// Where each event goes.
+    /// The template of destination names.
     pub names: &'o Template,
-    /// Names each event's target, where that is something else.
+    /// Names each event's target, if that differs from its name.
     pub targets: Option<&'o Template>,
-    /// Bytes of the longest line that any target takes, its newline included. A longer one becomes a letter.
+    /// The longest line that any target accepts, in bytes, its newline included. A longer one becomes a letter.
     pub longest_line: usize,
-    /// Bytes of memory that a line is taken to need beside its text.
+    /// The memory overhead of a line, in bytes.
     pub line_bytes: usize,
-    /// The same for a name.
+    /// The memory overhead of a name, in bytes.
     pub name_bytes: usize,
-    /// Bytes of memory that a step may need: [`STEP_BYTES`], where it is no test that wants to see steps.
+    /// The memory of a step, in bytes: [`STEP_BYTES`] except in tests.
     pub step_bytes: usize,
 }
 
 impl<'o> Encoding<'o> {
-    /// For somebody who takes lines of any length, and needs nothing beside them.
+    /// Creates an encoding without a limit on the length of lines, and without overheads.
     pub fn new(options: &'o Options, names: &'o Template) -> Self {
         Encoding {
             options,
@@ -168,8 +168,8 @@ impl<'o> Encoding<'o> {
         }
     }
 
-    /// Encodes a chunk from a place on, until the step is full, or the chunk ends. Events that are not `wanted`, by
-    /// their number, are passed over. There are `memory` bytes for it: [`Encoding::most`], or what was asked for.
+    /// Encodes a chunk from a position on, until the step is full or the chunk ends. Skips events whose ordinals are not
+    /// `wanted`. `memory` is the number of bytes that were reserved: [`Encoding::most`], or what [`NeedsMore`] required.
     pub fn step(
         &self,
         tag: &Arc<[u8]>,
@@ -181,7 +181,7 @@ impl<'o> Encoding<'o> {
         let mut step = Step {
             encoding: self,
             encoder: Encoder::new(self.options),
-            added: Added::new(self, tag),
+            added: AddedFields::new(self, tag),
             tag,
             tag_text: String::from_utf8_lossy(tag),
             sorter: Sorter::new(self.names, self.targets),
@@ -196,40 +196,45 @@ impl<'o> Encoding<'o> {
             kept_group: None,
         };
         loop {
-            if step.begun() && step.left < self.step_bytes / CRUMB_SHARE {
+            if step.has_events() && step.left < self.step_bytes / MIN_STEP_SHARE {
                 let next = Some(step.events.place()).filter(|_| step.events.left() > 0);
                 return Ok(step.end(next));
             }
-            // Most events are written while they are decoded, all of a second to the same part. What that
-            // stumbles over is decoded first.
-            if step.sorter.steady && wanted(step.encoded.events) && step.lines(&wanted) {
+            // The fast path encodes events while it decodes them, as long as their seconds are the same. The others are
+            // decoded first.
+            if step.sorter.constant_within_a_second
+                && wanted(step.encoded.events)
+                && step.lines(&wanted)
+            {
                 continue;
             }
             let here = step.events.place();
             match step.event(&wanted) {
-                Taken::Event => {}
-                Taken::End => return Ok(step.end(None)),
-                Taken::NoRoom(_) if step.begun() => return Ok(step.end(Some(here))),
-                Taken::NoRoom(bytes) => return Err(NeedsMore(bytes)),
+                Progress::Consumed => {}
+                Progress::End => return Ok(step.end(None)),
+                Progress::NoRoom(_) if step.has_events() => {
+                    return Ok(step.end(Some(here)));
+                }
+                Progress::NoRoom(bytes) => return Err(NeedsMore(bytes)),
             }
         }
     }
 
-    /// Bytes of memory that the step from a place on needs, at most, unless it asks for more.
+    /// Returns the memory, in bytes, to reserve for the step at a position. A single large event may need more.
     pub fn most(&self, tag: &[u8], data: &[u8], from: Place) -> usize {
         let left = data.len() - from.at.offset();
         if self.options.metadata_key.is_some() {
-            // A group may add any part of the chunk to each of its events.
+            // A group's fields, which may be most of the chunk, are added to each of its events.
             return self.step_bytes;
         }
-        let each = Added::new(self, tag).fixed + self.line_bytes + self.name_bytes;
-        let events = left / LEAST_EVENT + 1;
+        let each = AddedFields::new(self, tag).fixed + self.line_bytes + self.name_bytes;
+        let events = left / MIN_EVENT + 1;
         let most =
             (self.per_byte() * left).saturating_add(events.saturating_mul(each.max(LETTER_BYTES)));
         most.min(self.step_bytes)
     }
 
-    /// All steps of a chunk, however much memory they need.
+    /// Returns all steps of a chunk, without a limit on memory.
     pub fn steps<'c>(
         &'c self,
         tag: &'c Arc<[u8]>,
@@ -239,59 +244,59 @@ impl<'o> Encoding<'o> {
         let mut next = Some(Place::default());
         std::iter::from_fn(move || {
             let step = self.step(tag, data, next?, usize::MAX, &wanted);
-            let encoded = step.expect("there is as much memory as it may ask for");
+            let encoded = step.expect("memory is unlimited");
             next = encoded.next;
             Some(encoded)
         })
     }
 
-    /// Bytes that one of an event's becomes, at most.
+    /// The most bytes that a byte of an event may become.
     fn per_byte(&self) -> usize {
         let dot = self.options.replace_dots.as_ref();
-        dot.map_or(0, |dot| escaped(dot.as_bytes()))
-            .max(MOST_PER_BYTE)
+        dot.map_or(0, |dot| json_len(dot.as_bytes()))
+            .max(MAX_PER_BYTE)
     }
 }
 
-/// What came of trying to take the next event.
-enum Taken {
-    /// It is taken: as a line, as a letter, or passed over.
-    Event,
-    /// There is none.
+/// The result of [`Step::event`].
+enum Progress {
+    /// The next event became a line or a letter, or was skipped.
+    Consumed,
+    /// The chunk has no more events.
     End,
-    /// It is not, since it might need so many bytes.
+    /// The next event was not consumed, since it may need this many bytes.
     NoRoom(usize),
 }
 
-/// A step that is being encoded.
+/// A step in progress.
 struct Step<'s, 'o, 'd> {
     encoding: &'s Encoding<'o>,
     encoder: Encoder<'o>,
-    added: Added<'s, 'o>,
+    added: AddedFields<'s, 'o>,
     tag: &'d Arc<[u8]>,
     tag_text: Cow<'d, str>,
     sorter: Sorter<'o>,
     events: Events<'d>,
     encoded: Encoded,
-    /// The number of its first event.
+    /// The ordinal of its first event.
     first: u32,
-    /// Bytes that it may still hold.
+    /// The memory left, in bytes.
     left: usize,
-    /// Bytes that its first event may need, where that is more.
+    /// The memory that was reserved, in bytes. Where it exceeds a step's, the first event may use it.
     memory: usize,
-    /// The last letter with a group's mark has that of the group whose mark stands here.
+    /// The offset of the group's marker that the last letter with one contains.
     kept_group: Option<usize>,
 }
 
 impl Step<'_, '_, '_> {
-    /// Whether an event is taken.
-    fn begun(&self) -> bool {
+    /// Whether an event was consumed.
+    fn has_events(&self) -> bool {
         self.encoded.events > self.first
     }
 
-    /// Bytes that the next event may need.
+    /// The memory for the next event, in bytes.
     fn room(&self) -> usize {
-        match self.begun() {
+        match self.has_events() {
             true => self.left,
             false => self.memory.max(self.encoding.step_bytes),
         }
@@ -301,21 +306,21 @@ impl Step<'_, '_, '_> {
         self.left = self.left.saturating_sub(bytes);
     }
 
-    /// Writes events while they are decoded, for as long as whatever is in them fits. Whether any was written, and
-    /// the next may be.
+    /// Encodes events while it decodes them, as long as their upper bound fits. Returns whether to try again before
+    /// [`Step::event`].
     fn lines(&mut self, wanted: impl Fn(u32) -> bool) -> bool {
         let room = self.room();
         let Ok(added) = self
             .added
-            .most(self.tag, &mut self.encoder, &self.events, room)
+            .max_bytes(self.tag, &mut self.encoder, &self.events, room)
         else {
             return false;
         };
-        self.events.look_ahead(self.safe(added));
+        self.events.look_ahead(self.safe_bytes(added));
         let Some(head) = self.events.head() else {
             return false;
         };
-        let index = self.part(&of(&head));
+        let index = self.part(&event_of_head(&head));
         let part = &mut self.encoded.parts[index];
         let (lines, bytes) = (part.ends.len(), part.text.len());
         let next = Cell::new(self.encoded.events);
@@ -341,25 +346,25 @@ impl Step<'_, '_, '_> {
         written.is_ok()
     }
 
-    /// So many bytes of the chunk fit as lines, whatever is in them, and none of these lines is too long.
-    fn safe(&self, added: usize) -> usize {
+    /// Returns the number of bytes of the chunk whose lines are certain to fit, and certain not to be too long.
+    fn safe_bytes(&self, added: usize) -> usize {
         let per_byte = self.encoding.per_byte();
         let all = self.left.saturating_sub(self.encoding.name_bytes);
         let each = added + self.encoding.line_bytes;
-        let all = all / (per_byte + each.div_ceil(LEAST_HEADED));
+        let all = all / (per_byte + each.div_ceil(MIN_HEADED_EVENT));
         let one = self.encoding.longest_line.saturating_sub(added) / per_byte;
         all.min(one)
     }
 
-    /// Takes an event that is decoded as a whole.
-    fn event(&mut self, wanted: impl Fn(u32) -> bool) -> Taken {
+    /// Decodes and encodes one event.
+    fn event(&mut self, wanted: impl Fn(u32) -> bool) -> Progress {
         let number = self.encoded.events;
         let Some(item) = self.events.next() else {
-            return Taken::End;
+            return Progress::End;
         };
         if !wanted(number) {
             self.encoded.events += 1;
-            return Taken::Event;
+            return Progress::Consumed;
         }
         let event = match item {
             Item::Event(event) => event,
@@ -369,45 +374,45 @@ impl Step<'_, '_, '_> {
                 reason,
             } => {
                 let len = bytes.len();
-                let what = format!("{len} bytes at offset {offset} of a chunk: {reason}");
-                return self.letter(Reason::Malformed, what, bytes.to_vec());
+                let detail = format!("{len} bytes at offset {offset} of a chunk: {reason}");
+                return self.letter(Reason::Malformed, detail, bytes.to_vec());
             }
         };
         let room = self.room();
         let added = match self
             .added
-            .most(self.tag, &mut self.encoder, &self.events, room)
+            .max_bytes(self.tag, &mut self.encoder, &self.events, room)
         {
             Ok(added) => added,
-            Err(NeedsMore(bytes)) => return Taken::NoRoom(bytes),
+            Err(NeedsMore(bytes)) => return Progress::NoRoom(bytes),
         };
         let (longest, least) = (self.encoding.longest_line, self.added.least);
         if least > longest {
-            let what = format!(
+            let detail = format!(
                 "a record of more than {least} bytes; the destination takes at most {longest}"
             );
-            return self.raw_letter(Reason::TooLarge, what, event.raw);
+            return self.raw_letter(Reason::TooLarge, detail, event.raw);
         }
-        let beside = self.encoding.line_bytes + self.encoding.name_bytes;
-        let most = self.encoding.per_byte() * event.raw.len() + added + beside;
+        let overhead = self.encoding.line_bytes + self.encoding.name_bytes;
+        let most = self.encoding.per_byte() * event.raw.len() + added + overhead;
         if most > room {
-            return Taken::NoRoom(most);
+            return Progress::NoRoom(most);
         }
         let index = self.part(&event);
         let part = &mut self.encoded.parts[index];
         let start = part.text.len();
         let written = self.encoder.line(self.tag, &event, &mut part.text);
         let bytes = part.text.len() - start;
-        debug_assert!(bytes + beside <= most, "{bytes} of {most}");
+        debug_assert!(bytes + overhead <= most, "{bytes} of {most}");
         match written {
             Ok(()) if bytes > longest => {
-                let what =
+                let detail =
                     format!("a record of {bytes} bytes; the destination takes at most {longest}");
                 let line = part.text.split_off(start);
-                if bytes > WORTH_READING * event.raw.len() {
-                    return self.raw_letter(Reason::TooLarge, what, event.raw);
+                if bytes > MAX_LETTER_GROWTH * event.raw.len() {
+                    return self.raw_letter(Reason::TooLarge, detail, event.raw);
                 }
-                self.letter(Reason::TooLarge, what, line[..bytes - 1].to_vec())
+                self.letter(Reason::TooLarge, detail, line[..bytes - 1].to_vec())
             }
             Ok(()) => {
                 if part.ends.is_empty() {
@@ -417,27 +422,27 @@ impl Step<'_, '_, '_> {
                 part.events.push(number);
                 self.encoded.events += 1;
                 self.take(bytes + self.encoding.line_bytes);
-                Taken::Event
+                Progress::Consumed
             }
             Err(Skip::NoLogKey) => {
                 self.encoded.skipped.push(number);
                 self.encoded.events += 1;
-                Taken::Event
+                Progress::Consumed
             }
             Err(reason @ (Skip::TooDeep | Skip::Malformed)) => {
                 debug_assert_eq!(reason, Skip::TooDeep, "a decoded event is whole");
-                let what = format!("nested deeper than {MAX_DEPTH} levels");
-                self.raw_letter(Reason::TooDeep, what, event.raw)
+                let detail = format!("nested deeper than {MAX_DEPTH} levels");
+                self.raw_letter(Reason::TooDeep, detail, event.raw)
             }
         }
     }
 
-    /// The part that an event belongs to, by its place among them.
+    /// Returns the index of the part that an event belongs to.
     fn part(&mut self, event: &Event<'_>) -> usize {
         let parts = &mut self.encoded.parts;
         let (known, rest) = (parts.len(), self.events.left());
-        // JSON is about as long as its msgpack, and what is added to it.
-        let text = rest + rest / 4 + rest / ORDINARY_EVENT * self.added.last;
+        // An estimate: JSON is about a quarter longer than msgpack, plus the added fields.
+        let text = rest + rest / 4 + rest / TYPICAL_EVENT * self.added.most;
         let text = text.min(self.encoding.step_bytes);
         let index = self.sorter.part(&self.tag_text, event, text, parts);
         if parts.len() > known {
@@ -447,11 +452,11 @@ impl Step<'_, '_, '_> {
         index
     }
 
-    /// Makes the event that was read last a letter.
-    fn letter(&mut self, reason: Reason, detail: String, record: Vec<u8>) -> Taken {
+    /// Adds a letter for the current event.
+    fn letter(&mut self, reason: Reason, detail: String, record: Vec<u8>) -> Progress {
         let bytes = LETTER_BYTES + record.len();
         if bytes > self.room() {
-            return Taken::NoRoom(bytes);
+            return Progress::NoRoom(bytes);
         }
         self.take(bytes);
         let letter = Letter {
@@ -464,35 +469,35 @@ impl Step<'_, '_, '_> {
         };
         self.encoded.letter(self.encoded.events, letter);
         self.encoded.events += 1;
-        Taken::Event
+        Progress::Consumed
     }
 
-    /// The same with the event as it came. Of those in a group the first has the group's mark before it: all that
-    /// would have stood in the line is kept, but once.
-    fn raw_letter(&mut self, reason: Reason, mut detail: String, raw: &[u8]) -> Taken {
+    /// Adds a letter with the raw event. The first one of a group also contains the group's marker, so that everything
+    /// the lines would have contained is kept, but only once.
+    fn raw_letter(&mut self, reason: Reason, mut detail: String, raw: &[u8]) -> Progress {
         detail.push_str("; the event is kept as msgpack");
         let mut record = Vec::new();
         let group = match self.encoding.options.metadata_key {
-            Some(_) => self.events.group().map(|(mark, _)| mark),
+            Some(_) => self.events.group().map(|(marker, _)| marker),
             None => None,
         };
-        if let Some(mark) = group {
+        if let Some(marker) = group {
             if self.kept_group == group {
-                detail.push_str(", its group in an earlier letter of its chunk");
+                detail.push_str(", its group's marker in an earlier letter of the chunk");
             } else {
-                detail.push_str(" behind its group's mark");
-                record.extend_from_slice(self.events.mark(mark));
+                detail.push_str(" after its group's marker");
+                record.extend_from_slice(self.events.group_marker(marker));
             }
         }
         record.extend_from_slice(raw);
-        let taken = self.letter(reason, detail, record);
-        if let Taken::Event = taken {
+        let progress = self.letter(reason, detail, record);
+        if let Progress::Consumed = progress {
             self.kept_group = group;
         }
-        taken
+        progress
     }
 
-    /// Ends the step: before the event at a place, or at the chunk's end.
+    /// Ends the step at a position, or at the chunk's end.
     fn end(mut self, next: Option<msgpack::Place>) -> Encoded {
         self.encoded.parts.retain(|part| !part.ends.is_empty());
         self.encoded.next = next.map(|at| Place {
@@ -503,56 +508,57 @@ impl Step<'_, '_, '_> {
     }
 }
 
-/// What is added to each event: the time, the tag, the group's resource.
-struct Added<'s, 'o> {
+/// The size of the fields that are added to an event: the time, the tag, the group's resource.
+struct AddedFields<'s, 'o> {
     encoding: &'s Encoding<'o>,
-    /// Bytes of it that are no group's, at most.
+    /// The most bytes of all fields but the group's.
     fixed: usize,
-    /// Bytes of the tag.
+    /// The number of bytes of the tag.
     tag: usize,
-    /// Bytes that are added to the event asked for last, at least.
+    /// The fewest bytes for the current event.
     least: usize,
-    /// The same, at most.
-    last: usize,
-    /// Of the group whose mark stands here: the length of an empty record's line.
+    /// The most bytes for the current event.
+    most: usize,
+    /// The offset of the last measured group's marker, and the length of an empty record's line in that group.
     measured: Option<(usize, usize)>,
 }
 
-impl<'s, 'o> Added<'s, 'o> {
+impl<'s, 'o> AddedFields<'s, 'o> {
     fn new(encoding: &'s Encoding<'o>, tag: &[u8]) -> Self {
         let options = encoding.options;
         let (mut fixed, mut tag_bytes) = (0, 0);
-        // Where only a value is sent, nothing is added to it.
+        // With `log_key` only that value is sent, and nothing added.
         if options.log_key.is_none() {
             if let Some((key, format)) = &options.time {
-                fixed += escaped(key.as_bytes()) + MARKS_BYTES + TIME_BYTES;
+                fixed += json_len(key.as_bytes()) + PUNCTUATION_BYTES + TIME_BYTES;
                 if let TimeFormat::Strftime(format) = format {
-                    // Of a Thursday in January: no other day, month or number has four times its letters.
+                    // The length for a Thursday in January; no other day, month or number is four times as long.
                     let mut text = String::new();
                     format.write(Time::default(), &mut text);
-                    fixed += 4 * escaped(text.as_bytes());
+                    fixed += 4 * json_len(text.as_bytes());
                 }
             }
             if let Some(key) = &options.tag_key {
-                tag_bytes = escaped(tag);
-                fixed += escaped(key.as_bytes()) + MARKS_BYTES + tag_bytes;
+                tag_bytes = json_len(tag);
+                fixed += json_len(key.as_bytes()) + PUNCTUATION_BYTES + tag_bytes;
             }
             if let Some(key) = &options.metadata_key {
-                fixed += escaped(key.as_bytes()) + 2 * MARKS_BYTES;
+                fixed += json_len(key.as_bytes()) + 2 * PUNCTUATION_BYTES;
             }
         }
-        Added {
+        AddedFields {
             encoding,
             fixed,
             tag: tag_bytes,
             least: tag_bytes,
-            last: fixed,
+            most: fixed,
             measured: None,
         }
     }
 
-    /// Bytes that are added to the event that stands next, or was read last, at most. To find that out may take as many.
-    fn most(
+    /// Returns the most bytes that are added to the current or the next event. Measuring them may need as much memory as
+    /// `room`.
+    fn max_bytes(
         &mut self,
         tag: &[u8],
         encoder: &mut Encoder<'_>,
@@ -564,17 +570,17 @@ impl<'s, 'o> Added<'s, 'o> {
             (Some(_), None) => events.group(),
             _ => None,
         };
-        (self.least, self.last) = (self.tag, self.fixed);
-        let Some((mark, group)) = group else {
-            return Ok(self.last);
+        (self.least, self.most) = (self.tag, self.fixed);
+        let Some((marker, group)) = group else {
+            return Ok(self.most);
         };
         let bytes = group.body.len() + group.metadata.len();
         let most = self.encoding.per_byte() * bytes + self.fixed;
         if most <= UNMEASURED_BYTES {
-            self.last = most;
+            self.most = most;
             return Ok(most);
         }
-        if self.measured.is_none_or(|(at, _)| at != mark) {
+        if self.measured.is_none_or(|(at, _)| at != marker) {
             if most > room {
                 return Err(NeedsMore(most));
             }
@@ -586,26 +592,26 @@ impl<'s, 'o> Added<'s, 'o> {
                 raw: &[],
             };
             let mut line = Vec::with_capacity(bytes + self.fixed);
-            // What cannot be written is found out again with the event.
+            // An error here recurs when the event is encoded.
             let _ = encoder.line(tag, &event, &mut line);
-            self.measured = Some((mark, line.len()));
+            self.measured = Some((marker, line.len()));
         }
         if let Some((_, empty)) = self.measured {
-            (self.least, self.last) = (empty, empty + self.fixed);
+            (self.least, self.most) = (empty, empty + self.fixed);
         }
-        Ok(self.last)
+        Ok(self.most)
     }
 }
 
-/// Bytes of a text as it stands in JSON.
-fn escaped(text: &[u8]) -> usize {
+/// Returns the length of a text as a JSON string.
+fn json_len(text: &[u8]) -> usize {
     let mut json = Vec::new();
     string(text, &mut json);
     json.len()
 }
 
-/// An event as far as its head tells: enough for a name that is the same within a second.
-fn of<'a>(head: &Head<'a>) -> Event<'a> {
+/// Returns an event with a head's fields and no body: enough for a name that is constant within a second.
+fn event_of_head<'a>(head: &Head<'a>) -> Event<'a> {
     Event {
         time: head.time,
         metadata: head.metadata,
@@ -615,11 +621,11 @@ fn of<'a>(head: &Head<'a>) -> Event<'a> {
     }
 }
 
-/// Finds the part an event belongs to, with as little rendering of names as possible.
+/// Assigns events to parts, and avoids rendering their names where it can.
 struct Sorter<'t> {
     names: &'t Template,
     targets: Option<&'t Template>,
-    steady: bool,
+    constant_within_a_second: bool,
     last: Option<(i64, usize)>,
     known: HashMap<String, usize>,
 }
@@ -629,16 +635,17 @@ impl<'t> Sorter<'t> {
         Sorter {
             names,
             targets,
-            steady: names.steady_within_a_second(),
+            constant_within_a_second: names.constant_within_a_second(),
             last: None,
             known: HashMap::new(),
         }
     }
 
-    /// Which of the parts that is. The first has room for so much text: it is likely the only one.
+    /// Returns the index of an event's part. The first part is created with a capacity of `text` bytes, since it is
+    /// likely the only one.
     fn part(&mut self, tag: &str, event: &Event<'_>, text: usize, parts: &mut Vec<Part>) -> usize {
         let second = event.time.seconds;
-        if let (true, Some((last, index))) = (self.steady, self.last)
+        if let (true, Some((last, index))) = (self.constant_within_a_second, self.last)
             && last == second
         {
             return index;
@@ -686,7 +693,7 @@ mod tests {
         bytes
     }
 
-    /// All of a chunk that is one step.
+    /// Encodes a chunk that is one step.
     fn step(template: &str, data: &[u8], wanted: fn(u32) -> bool) -> Encoded {
         let names = Template::parse(template, true).unwrap();
         let encoded = encode(&Options::default(), &names, b"t", data, wanted);
@@ -741,7 +748,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_line_becomes_a_letter_and_no_empty_part() {
+    fn events_that_cannot_be_encoded_become_letters_without_an_empty_part() {
         let mut deep = b"\x81\xa1k".to_vec();
         deep.extend([0x91; 10_000]);
         deep.push(0xc0);
@@ -783,7 +790,7 @@ mod tests {
     }
 
     #[test]
-    fn events_that_are_not_wanted_are_passed_over_by_their_number() {
+    fn events_that_are_not_wanted_are_skipped_by_their_ordinal() {
         let data = chunk(&[
             (1, b"\x81\xa1k\xa1a"),
             (1, b"\x81\xa1k\xa1b"),
@@ -795,7 +802,7 @@ mod tests {
         assert_eq!(encoded.events, 3);
     }
 
-    /// Each step by what it is asked for, as delivery does.
+    /// Encodes a chunk step by step, with the memory that each requires, as delivery does.
     fn steps(encoding: &Encoding<'_>, tag: &Arc<[u8]>, data: &[u8]) -> Vec<Encoded> {
         let mut steps = Vec::new();
         let mut next = Some(Place::default());
@@ -818,7 +825,7 @@ mod tests {
         steps
     }
 
-    /// Bytes that a step holds, but for the letters of one event that goes alone.
+    /// Returns the memory of a step's lines and letters, in bytes.
     fn held(encoding: &Encoding<'_>, encoded: &Encoded) -> usize {
         let part = |part: &Part| part.text.len() + part.ends.len() * encoding.line_bytes;
         let parts: usize = encoded.parts.iter().map(part).sum();
@@ -826,7 +833,7 @@ mod tests {
         parts + letters.sum::<usize>()
     }
 
-    /// The lines of all steps, by name, and the events of the letters.
+    /// Returns the lines of all steps by name, their events, and those of the letters.
     fn gathered(steps: Vec<Encoded>) -> (BTreeMap<String, Vec<u8>>, Vec<u32>, Vec<u32>) {
         let mut lines: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let (mut events, mut lettered) = (Vec::new(), Vec::new());
@@ -841,7 +848,7 @@ mod tests {
         (lines, events, lettered)
     }
 
-    /// Keys and values of one byte, or a few, that become many; and some that do not.
+    /// Keys and values of a few bytes that JSON expands, and some that it does not.
     fn value() -> impl Strategy<Value = Vec<u8>> {
         let text = |byte: u8, len: usize| {
             let mut value = Vec::new();
@@ -871,7 +878,7 @@ mod tests {
         let body = proptest::collection::vec((value(), value()), 0..4);
         (0u32..3, body, 0u8..20).prop_map(|(second, pairs, kind)| {
             let mut event = match kind {
-                // A group begins, or ends, or there is none; the older form; what is no event.
+                // A group's start and end, the older form, malformed bytes, and an ordinary event.
                 0 => b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x80".to_vec(),
                 1 => b"\x92\x92\xd7\x00\xff\xff\xff\xfe\0\0\0\0\x80".to_vec(),
                 2 => vec![0x92, second as u8],
@@ -896,7 +903,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 400 }))]
 
-        /// Whatever is in a chunk: steps hold no more than they may, and together they are the chunk.
+        /// For any chunk, steps stay within their memory and together yield the whole chunk.
         #[test]
         fn steps_are_bounded_and_make_up_the_chunk(
             events in proptest::collection::vec(any_event(), 0..40),
@@ -937,7 +944,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_no_record_can_hold_is_kept_as_it_came_and_its_group_once() {
+    fn a_line_that_exceeds_a_record_is_kept_raw_and_its_group_once() {
         let mut data = b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x80\x81\xa1r".to_vec();
         rmp::encode::write_str(&mut data, &"y".repeat(20_000)).unwrap();
         let group = data.len();
@@ -969,18 +976,18 @@ mod tests {
             assert!(
                 encoded.letters[0]
                     .detail
-                    .ends_with("behind its group's mark")
+                    .ends_with("after its group's marker")
             );
             assert!(
                 encoded.letters[1]
                     .detail
-                    .ends_with("in an earlier letter of its chunk")
+                    .ends_with("its group's marker in an earlier letter of the chunk")
             );
         }
     }
 
     #[test]
-    fn an_empty_chunk_is_no_lines_and_no_trouble() {
+    fn an_empty_chunk_has_neither_lines_nor_letters() {
         let encoded = step("x", b"", |_| true);
         assert!(encoded.parts.is_empty() && encoded.letters.is_empty());
     }

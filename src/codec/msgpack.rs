@@ -1,28 +1,28 @@
-//! A chunk's msgpack, event by event.
+//! Decodes a chunk's msgpack, event by event.
 //!
-//! Events come as `[[time, metadata], body]` or, from older hosts and forward inputs, `[time, body]`;
-//! both may stand in one chunk. Nothing here recurses, allocates for an event, or trusts a length:
-//! an event is handed out only when every value in it lies within the chunk. What can't be read is
-//! handed out as [`Item::Malformed`], and reading goes on at the next whole event.
+//! Events are `[[time, metadata], body]` or, from older hosts and forward inputs, `[time, body]`; a chunk may contain
+//! both. The decoder does not recurse, allocate per event, or trust a length: an event is returned only when every
+//! value in it lies within the chunk. Bytes that are not an event are returned as [`Item::Malformed`], and decoding
+//! resumes at the next whole event.
 
 use rmp::Marker;
 
 use crate::ids::Time;
 
-/// Extension type of Fluent Bit's event time: eight bytes, big-endian seconds and nanoseconds.
+/// The extension type of Fluent Bit's event time: eight bytes, big-endian seconds and nanoseconds.
 const EVENT_TIME: i8 = 0;
-/// Seconds that mark the start of a group (OTLP resource and scope).
+/// The seconds of the marker that starts a group (OTLP resource and scope).
 const GROUP_START: u32 = 0xffff_ffff;
-/// Seconds that mark its end.
+/// The seconds of the marker that ends a group.
 const GROUP_END: u32 = 0xffff_fffe;
-/// Looking for the next whole event reads at most so many times the chunk's length, so that a hostile
-/// chunk costs linear time; what is left after that is malformed in one piece.
+/// The most bytes that resynchronization reads, as a multiple of the chunk's length, so that a hostile chunk costs
+/// linear time. When they are used up the rest of the chunk is malformed as a whole.
 const RESYNC_BUDGET: usize = 16;
 
-/// What a group of events shares: OTLP's resource and scope. The slices are whole msgpack maps.
+/// The context of a group of events: OTLP's resource and scope. The slices are whole msgpack maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group<'a> {
-    /// What the host says about the group itself (schema, ids); empty where its mark has no metadata.
+    /// The group's own metadata (schema, ids); empty where its marker has none.
     pub metadata: &'a [u8],
     /// Resource and scope.
     pub body: &'a [u8],
@@ -31,50 +31,50 @@ pub struct Group<'a> {
 /// One log event. The slices are whole, well-formed msgpack maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event<'a> {
-    /// When it happened.
+    /// The time of the event.
     pub time: Time,
     /// The record's metadata; empty where there is none.
     pub metadata: &'a [u8],
     /// The record.
     pub body: &'a [u8],
-    /// The group it stands in.
+    /// The group that the event belongs to.
     pub group: Option<Group<'a>>,
-    /// The whole event as it came, time and metadata included.
+    /// The raw event, time and metadata included.
     pub raw: &'a [u8],
 }
 
-/// What stands before an event's body, which was not looked at yet.
+/// The part of an event before its body, which is not decoded yet.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
-    /// When it happened.
+    /// The time of the event.
     pub time: Time,
     /// The record's metadata, a whole map; empty where there is none.
     pub metadata: &'a [u8],
-    /// The group it stands in.
+    /// The group that the event belongs to.
     pub group: Option<Group<'a>>,
-    /// What the body lies in.
+    /// The bytes that contain the body.
     pub bytes: &'a [u8],
-    /// Where it begins. Whether it is a map, and whole, is open.
+    /// The body's offset in `bytes`. It may be malformed or truncated.
     pub body: usize,
 }
 
-/// What a chunk holds, in order.
+/// An item of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item<'a> {
     /// A log event.
     Event(Event<'a>),
-    /// Bytes that are no event, up to the next one that is.
+    /// Bytes that are not an event, up to the next whole one.
     Malformed {
         /// The bytes.
         bytes: &'a [u8],
-        /// Where in the chunk they begin.
+        /// Their offset in the chunk.
         offset: usize,
-        /// What is wrong with the first of them.
+        /// The fault at that offset.
         reason: Malformed,
     },
 }
 
-/// Why bytes are not an event.
+/// The reason why bytes are not an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// A value reaches past the end of the chunk.
@@ -83,44 +83,43 @@ pub enum Malformed {
     /// The byte that msgpack reserves and never uses (0xc1).
     #[error("msgpack uses the reserved byte 0xc1")]
     Reserved,
-    /// Well-formed, but not of an event's shape.
+    /// Well-formed msgpack, but not an event.
     #[error("{0}")]
     Shape(&'static str),
-    /// The mark of a group with an event inside: a length in it lies, and reaches over what follows.
-    #[error("the mark of a group reaches over the events behind it")]
-    Swallows,
+    /// A group's marker with events inside: a wrong length in it spans what follows.
+    #[error("the marker of a group spans the events after it")]
+    SpansEvents,
 }
 
-/// One msgpack value, or the head of a container whose values follow.
+/// A msgpack scalar, or the head of a container whose values follow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Token<'a> {
-    /// Nothing.
+    /// Nil.
     Nil,
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// An integer that was written with a sign.
+    /// A signed integer.
     Int(i64),
-    /// An integer that was written without a sign.
+    /// An unsigned integer.
     Uint(u64),
     /// A 32-bit float.
     F32(f32),
     /// A 64-bit float.
     F64(f64),
-    /// A string's bytes; msgpack does not promise that they are UTF-8.
+    /// A string's bytes, which may not be UTF-8.
     Str(&'a [u8]),
-    /// Bytes, which may be text as well: [`Token::text`].
+    /// Binary, which may be text as well: [`Token::text`].
     Bin(&'a [u8]),
-    /// An extension: its type and its bytes.
+    /// An extension's type and bytes.
     Ext(i8, &'a [u8]),
-    /// So many values follow.
+    /// The number of values that follow.
     Array(u32),
-    /// So many pairs follow.
+    /// The number of pairs that follow.
     Map(u32),
 }
 
 impl<'a> Token<'a> {
-    /// The bytes of what is text: of a string, whatever they are, and of binary that is UTF-8, since that is
-    /// how Fluentd forwards text.
+    /// Returns the bytes of a string, or of binary that is UTF-8, since Fluentd forwards text as binary.
     pub fn text(self) -> Option<&'a [u8]> {
         match self {
             Token::Str(text) => Some(text),
@@ -130,7 +129,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// A place in msgpack bytes.
+/// A read position in msgpack bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'a> {
     bytes: &'a [u8],
@@ -138,17 +137,17 @@ pub struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// Starts at the first byte.
+    /// Creates a cursor at the first byte.
     pub fn new(bytes: &'a [u8]) -> Self {
         Cursor { bytes, at: 0 }
     }
 
-    /// Starts at `at`.
+    /// Creates a cursor at an offset.
     pub fn at(bytes: &'a [u8], at: usize) -> Self {
         Cursor { bytes, at }
     }
 
-    /// Where in the bytes the next value stands.
+    /// The offset of the next value.
     pub fn position(&self) -> usize {
         self.at
     }
@@ -182,7 +181,7 @@ impl<'a> Cursor<'a> {
         Ok(Token::Ext(kind, self.take(len)?))
     }
 
-    /// Reads one value, or the head of a container.
+    /// Reads a scalar, or the head of a container.
     #[inline]
     pub fn token(&mut self) -> Result<Token<'a>, Malformed> {
         let [first] = self.fixed()?;
@@ -254,32 +253,32 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Passes over one whole value, however deep, and gives its bytes.
+    /// Skips a whole value of any depth, and returns its bytes.
     pub fn value(&mut self) -> Result<&'a [u8], Malformed> {
         let start = self.at;
-        // Counting what is still owed replaces a stack: depth costs nothing.
-        let mut owed: u64 = 1;
-        while owed > 0 {
-            owed -= 1;
+        // A count of the values still to read replaces a stack.
+        let mut pending: u64 = 1;
+        while pending > 0 {
+            pending -= 1;
             match self.token()? {
-                Token::Array(n) => owed += u64::from(n),
-                Token::Map(n) => owed += 2 * u64::from(n),
+                Token::Array(n) => pending += u64::from(n),
+                Token::Map(n) => pending += 2 * u64::from(n),
                 _ => {}
             }
         }
         Ok(&self.bytes[start..self.at])
     }
 
-    fn map(&mut self, what: &'static str) -> Result<&'a [u8], Malformed> {
+    fn map(&mut self, expected: &'static str) -> Result<&'a [u8], Malformed> {
         let value = self.value()?;
         match Cursor::new(value).token()? {
             Token::Map(_) => Ok(value),
-            _ => Err(Malformed::Shape(what)),
+            _ => Err(Malformed::Shape(expected)),
         }
     }
 }
 
-/// The value at `path`, a chain of keys that are text, in a whole msgpack map.
+/// Returns the value at a path of text keys in a whole msgpack map.
 pub fn lookup<'a, K: AsRef<str>>(map: &'a [u8], path: &[K]) -> Option<&'a [u8]> {
     let mut value = map;
     'step: for key in path {
@@ -288,13 +287,12 @@ pub fn lookup<'a, K: AsRef<str>>(map: &'a [u8], path: &[K]) -> Option<&'a [u8]> 
             return None;
         };
         for _ in 0..pairs {
-            let found = cursor.value().ok()?;
-            let here = cursor.value().ok()?;
-            // Bytes that are the same as a key's are UTF-8 as well.
+            let (found, inner) = (cursor.value().ok()?, cursor.value().ok()?);
+            // Binary that equals a text key is UTF-8.
             if let Ok(Token::Str(name) | Token::Bin(name)) = Cursor::new(found).token()
                 && name == key.as_ref().as_bytes()
             {
-                value = here;
+                value = inner;
                 continue 'step;
             }
         }
@@ -303,34 +301,34 @@ pub fn lookup<'a, K: AsRef<str>>(map: &'a [u8], path: &[K]) -> Option<&'a [u8]> 
     Some(value)
 }
 
-/// What one reading at an event's place gave.
+/// An event or a group's marker.
 enum Read<'a> {
     Event(Event<'a>),
     GroupStart(Group<'a>),
     GroupEnd,
 }
 
-/// A place between two events of a chunk. The default is its beginning.
+/// A position between two events of a chunk. The default is the chunk's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     at: usize,
-    /// Where the mark stands of the group that events here are in.
+    /// The offset of the marker of the current group.
     group: Option<usize>,
-    /// Bytes that were read in search of whole events.
+    /// The part of the resynchronization budget that was spent, in bytes.
     spent: usize,
 }
 
 impl Place {
-    /// Bytes of the chunk before it.
+    /// The offset in the chunk.
     pub fn offset(&self) -> usize {
         self.at
     }
 }
 
-/// Reads a chunk event by event.
+/// An iterator over the events of a chunk.
 pub struct Events<'a> {
     chunk: &'a [u8],
-    /// What of it [`Events::head`] looks at: all of it, or less.
+    /// The part of the chunk that [`Events::head`] may read.
     ahead: &'a [u8],
     place: Place,
     /// The group at `place`.
@@ -338,12 +336,12 @@ pub struct Events<'a> {
 }
 
 impl<'a> Events<'a> {
-    /// Reads `chunk` as the host handed it over.
+    /// Starts at the beginning of `chunk`.
     pub fn new(chunk: &'a [u8]) -> Self {
         Events::from(chunk, Place::default())
     }
 
-    /// Goes on with `chunk` at a place that [`Events::place`] gave.
+    /// Resumes `chunk` at a position that [`Events::place`] returned.
     pub fn from(chunk: &'a [u8], place: Place) -> Self {
         let mut events = Events {
             chunk,
@@ -351,43 +349,43 @@ impl<'a> Events<'a> {
             place,
             group: None,
         };
-        if let Some(mark) = place.group
-            && let (_, Ok(Read::GroupStart(group))) = events.read(mark)
+        if let Some(marker) = place.group
+            && let (_, Ok(Read::GroupStart(group))) = events.read(marker)
         {
             events.group = Some(group);
         }
         events
     }
 
-    /// Where the next event stands.
+    /// The position of the next event.
     pub fn place(&self) -> Place {
         self.place
     }
 
-    /// Bytes that are left of the chunk.
+    /// The number of bytes left in the chunk.
     pub fn left(&self) -> usize {
         self.chunk.len() - self.place.at
     }
 
-    /// The group that the event before this place is in, and where in the chunk its mark stands.
+    /// The group of the previous event, and the offset of its marker.
     pub fn group(&self) -> Option<(usize, Group<'a>)> {
         Some((self.place.group?, self.group?))
     }
 
-    /// The mark that stands somewhere, as it came.
-    pub fn mark(&self, at: usize) -> &'a [u8] {
+    /// Returns the raw bytes of the group's marker at an offset.
+    pub fn group_marker(&self, at: usize) -> &'a [u8] {
         let (end, _) = self.read(at);
         &self.chunk[at..end]
     }
 
-    /// From here on [`Events::head`] hands out only what lies within the next `bytes` of the chunk.
+    /// Limits [`Events::head`] to the next `bytes` of the chunk.
     pub fn look_ahead(&mut self, bytes: usize) {
         let end = self.place.at.saturating_add(bytes).min(self.chunk.len());
         self.ahead = &self.chunk[..end];
     }
 
-    /// The head of the event that is next, where it is one of today's shape: `[[event time, map], …`.
-    /// What else there is, [`Events::next`] reads.
+    /// Returns the head of the next event if it has the common form: `[[event time, map], …`. Everything else is left to
+    /// [`Events::next`].
     #[inline]
     pub fn head(&self) -> Option<Head<'a>> {
         let (chunk, at) = (self.ahead, self.place.at);
@@ -400,7 +398,7 @@ impl<'a> Events<'a> {
         if seconds >= GROUP_END || nanos >= 1_000_000_000 {
             return None;
         }
-        // Hosts write an empty map in either form.
+        // Hosts write an empty map as fixmap or as map 32.
         let (metadata, body) = match (metadata, chunk.get(at + 13..at + 17)) {
             (0x80, _) => (&chunk[at + 12..at + 13], at + 13),
             (0xdf, Some([0, 0, 0, 0])) => (&chunk[at + 12..at + 17], at + 17),
@@ -421,12 +419,12 @@ impl<'a> Events<'a> {
         })
     }
 
-    /// Goes on behind the event whose body ends at `end`.
-    pub fn pass(&mut self, end: usize) {
+    /// Advances past the event whose body ends at `end`.
+    pub fn advance_to(&mut self, end: usize) {
         self.place.at = end;
     }
 
-    /// Reads what stands at `at`, and says how far that went, right or wrong.
+    /// Decodes the item at `at`. Also returns the end of what was read, even on an error.
     fn read(&self, at: usize) -> (usize, Result<Read<'a>, Malformed>) {
         let mut cursor = Cursor {
             bytes: self.chunk,
@@ -437,8 +435,9 @@ impl<'a> Events<'a> {
     }
 
     fn read_with(&self, cursor: &mut Cursor<'a>) -> Result<Read<'a>, Malformed> {
-        const PAIR: Malformed = Malformed::Shape("an event is an array of header and body");
-        const HEADER: Malformed = Malformed::Shape("a header is an array of time and metadata");
+        const PAIR: Malformed = Malformed::Shape("an event must be an array of header and body");
+        const HEADER: Malformed =
+            Malformed::Shape("an event's header must be an array of time and metadata");
         let start = cursor.at;
         if cursor.token()? != Token::Array(2) {
             return Err(PAIR);
@@ -450,22 +449,22 @@ impl<'a> Events<'a> {
                 return Err(HEADER);
             }
             first = cursor.token()?;
-            metadata = cursor.map("an event's metadata is a map")?;
+            metadata = cursor.map("an event's metadata must be a map")?;
         }
-        let mark = match first {
+        let marker = match first {
             Token::Ext(EVENT_TIME, [a, b, c, d, 0, 0, 0, 0]) => {
                 Some(u32::from_be_bytes([*a, *b, *c, *d]))
             }
             _ => None,
         };
         let time = time(first)?;
-        let body = cursor.map("an event's body is a map")?;
-        if matches!(mark, Some(GROUP_START | GROUP_END))
+        let body = cursor.map("an event's body must be a map")?;
+        if matches!(marker, Some(GROUP_START | GROUP_END))
             && (holds_event_time(metadata) || holds_event_time(body))
         {
-            return Err(Malformed::Swallows);
+            return Err(Malformed::SpansEvents);
         }
-        Ok(match mark {
+        Ok(match marker {
             Some(GROUP_START) => Read::GroupStart(Group { metadata, body }),
             Some(GROUP_END) => Read::GroupEnd,
             _ => Read::Event(Event {
@@ -478,32 +477,31 @@ impl<'a> Events<'a> {
         })
     }
 
-    /// The next place after `start` where a whole event stands, or the chunk's end.
+    /// Returns the offset of the next whole event after `start`, or the chunk's end.
     fn resync(&mut self, start: usize, reason: Malformed) -> usize {
         let mut whole = Cursor {
             bytes: self.chunk,
             at: start,
         };
-        // A well-formed value of the wrong shape ends where it says; inside it may lie what looks
-        // like an event and is not.
+        // A well-formed value is skipped as a whole, since bytes inside it may look like an event.
         let well_formed = whole.value().is_ok();
         self.spend(whole.at - start);
-        let ends_there = well_formed && reason != Malformed::Swallows;
-        if ends_there && (whole.at == self.chunk.len() || self.reads(whole.at)) {
+        let skippable = well_formed && reason != Malformed::SpansEvents;
+        if skippable && (whole.at == self.chunk.len() || self.is_event(whole.at)) {
             return whole.at;
         }
         for at in start + 1..self.chunk.len() {
             if self.place.spent >= self.chunk.len().saturating_mul(RESYNC_BUDGET) {
                 break;
             }
-            if looks_like_an_event(self.chunk, at) && self.reads(at) {
+            if looks_like_an_event(self.chunk, at) && self.is_event(at) {
                 return at;
             }
         }
         self.chunk.len()
     }
 
-    fn reads(&mut self, at: usize) -> bool {
+    fn is_event(&mut self, at: usize) -> bool {
         let (end, read) = self.read(at);
         self.spend(end - at);
         read.is_ok()
@@ -514,14 +512,14 @@ impl<'a> Events<'a> {
     }
 }
 
-/// Whether the head of an event with an event time stands at `at`, in either form.
+/// Whether the bytes at `at` are the head of an event with an event time, in either form.
 fn looks_like_an_event(chunk: &[u8], at: usize) -> bool {
     const PAIR: u8 = 0x92;
     let time =
         |bytes: &[u8]| bytes.starts_with(&[0xd7, 0x00]) || bytes.starts_with(&[0xc7, 0x08, 0x00]);
     match &chunk[at..] {
         [PAIR, PAIR, rest @ ..] => time(rest),
-        // What stands in a pair of its own is the header of a newer event, whose metadata is no body.
+        // Within another pair this is the header of an event in the newer form.
         [PAIR, rest @ ..] => {
             time(rest) && at.checked_sub(1).is_none_or(|before| chunk[before] != PAIR)
         }
@@ -529,7 +527,7 @@ fn looks_like_an_event(chunk: &[u8], at: usize) -> bool {
     }
 }
 
-/// Whether an event time stands anywhere in a whole value. Resources and scopes have none.
+/// Whether a whole value contains an event time. Resources and scopes contain none.
 fn holds_event_time(value: &[u8]) -> bool {
     let mut cursor = Cursor::new(value);
     while let Ok(token) = cursor.token() {
@@ -542,7 +540,7 @@ fn holds_event_time(value: &[u8]) -> bool {
 
 fn time(token: Token<'_>) -> Result<Time, Malformed> {
     const BAD: Malformed =
-        Malformed::Shape("an event's time is an event time, an integer or a float");
+        Malformed::Shape("an event's time must be an event time, an integer or a float");
     match token {
         Token::Ext(EVENT_TIME, bytes) => {
             let bytes: [u8; 8] = bytes.try_into().map_err(|_| BAD)?;
@@ -566,10 +564,12 @@ fn time(token: Token<'_>) -> Result<Time, Malformed> {
 }
 
 fn float_time(float: f64) -> Result<Time, Malformed> {
-    // Beyond this a float has no second left to lose, and no calendar reaches it.
-    const FARTHEST: f64 = 1e15;
-    if !(-FARTHEST..=FARTHEST).contains(&float) {
-        return Err(Malformed::Shape("an event's time is no number of seconds"));
+    // Beyond any calendar, and within the range where floats are exact to the second.
+    const MAX: f64 = 1e15;
+    if !(-MAX..=MAX).contains(&float) {
+        return Err(Malformed::Shape(
+            "an event's time is not a number of seconds",
+        ));
     }
     let floor = float.floor();
     Ok(Time {
@@ -716,7 +716,7 @@ mod tests {
         chunk.extend(event(K1));
         chunk.extend_from_slice(b"\x92\x92\xd7\x00\xff\xff\xff\xfe\0\0\0\0\x80\x80");
         chunk.extend(event(K2));
-        // Large seconds that are no marks are ordinary.
+        // Neither of these is a marker.
         chunk.extend_from_slice(b"\x92\x92\xd7\x00\xff\xff\xff\xfd\0\0\0\0\x80\x80");
         chunk.extend_from_slice(b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\x01\x80\x80");
         let groups: Vec<_> = Events::new(&chunk)
@@ -737,14 +737,14 @@ mod tests {
     }
 
     #[test]
-    fn a_group_mark_whose_length_lies_does_not_swallow_the_events_behind_it() {
-        let mark = b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x80\x81\xa1r".to_vec();
+    fn a_group_marker_with_a_wrong_length_does_not_swallow_the_events_after_it() {
+        let marker = b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x80\x81\xa1r".to_vec();
         // The resource claims to be an array of two: the events behind it.
-        let chunk = [mark.clone(), vec![0x92], event(K1), event(K2)].concat();
+        let chunk = [marker.clone(), vec![0x92], event(K1), event(K2)].concat();
         assert_eq!(bodies(&chunk), [K1, K2]);
         assert_eq!(
             malformed(&chunk),
-            [(0, mark.len() + 1, Malformed::Swallows)]
+            [(0, marker.len() + 1, Malformed::SpansEvents)]
         );
     }
 
@@ -755,12 +755,12 @@ mod tests {
             (
                 "a body that is no map",
                 event(b"\xa4oops"),
-                Malformed::Shape("an event's body is a map"),
+                Malformed::Shape("an event's body must be a map"),
             ),
             (
                 "a bare string",
                 b"\xa4oops".to_vec(),
-                Malformed::Shape("an event is an array of header and body"),
+                Malformed::Shape("an event must be an array of header and body"),
             ),
             (
                 "the reserved byte",
@@ -780,12 +780,12 @@ mod tests {
             (
                 "a time that is a string",
                 b"\x92\x92\xa1t\x80\x80".to_vec(),
-                Malformed::Shape("an event's time is an event time, an integer or a float"),
+                Malformed::Shape("an event's time must be an event time, an integer or a float"),
             ),
             (
                 "a time that is not a number",
                 b"\x92\xcb\x7f\xf8\0\0\0\0\0\0\x80".to_vec(),
-                Malformed::Shape("an event's time is no number of seconds"),
+                Malformed::Shape("an event's time is not a number of seconds"),
             ),
         ];
         for (what, bad, reason) in broken {
@@ -822,8 +822,8 @@ mod tests {
 
     #[test]
     fn a_hostile_chunk_ends() {
-        // Everywhere begins what looks like an event whose body reaches for the end: read to the end
-        // from each of them this would be 10^11 steps.
+        // Each head looks like an event whose body extends to the chunk's end: reading that far from every one of
+        // them would take 10^11 steps.
         let head = b"\x92\x92\xd7\x00\0\0\0\x01\0\0\0\0\x80\xdd\x7f\xff\xff\xff";
         let chunk = head.repeat(120_000);
         let read: usize = malformed(&chunk).iter().map(|(_, len, _)| len).sum();

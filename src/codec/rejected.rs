@@ -1,29 +1,29 @@
-//! What becomes a dead letter, and why.
+//! Dead letters: records that cannot be delivered, each with its reason.
 
 use std::sync::Arc;
 
 use crate::buffers::Payload;
 use crate::metrics::Reason;
 
-/// One thing that was not delivered and never will be as it is.
+/// A record that cannot be delivered in its present form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
-    /// The tag its chunk came with.
+    /// The tag of its chunk.
     pub tag: Arc<[u8]>,
-    /// Why.
+    /// The class of the failure.
     pub reason: Reason,
-    /// What exactly is wrong.
+    /// The description of the failure.
     pub detail: String,
-    /// The destination's request id, where it had one.
+    /// The destination's request id, if it returned one.
     pub request_id: Option<String>,
-    /// The delivery stream or the object it was on its way to, where that was known.
+    /// The delivery stream or object that it was meant for, if known.
     pub target: Option<String>,
-    /// The line without its newline, or the bytes as they came.
+    /// The line without its newline, or the raw bytes from the chunk.
     pub record: Payload,
 }
 
 impl Letter {
-    /// A letter for a line that no record can hold; `detail` says why.
+    /// Creates the letter of a line that exceeds the destination's record size, as `detail` explains.
     pub fn too_large(tag: &Arc<[u8]>, line: &[u8], detail: String) -> Letter {
         Letter {
             tag: Arc::clone(tag),

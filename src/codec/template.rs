@@ -1,5 +1,5 @@
-//! Names made from an event: `{tag}`, `{tag[1]}`, `{record.app.name}`, and strftime for its time.
-//! `$TAG` and `$TAG[1]` are read as well, since Fluent Bit's own outputs write them so.
+//! Templates for names: `{tag}`, `{tag[1]}`, `{record.app.name}`, and strftime specifiers for the event's time.
+//! `$TAG` and `$TAG[1]` work too, since Fluent Bit's own outputs use them.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -8,11 +8,10 @@ use crate::codec::msgpack::{Cursor, Event, Token, lookup};
 use crate::codec::time::{Strftime, TimeFormatError};
 use crate::ids::Time;
 
-/// The longest piece of a name that comes from a tag or a record, in bytes: 1,024 is what blob stores
-/// take for a whole name.
+/// The longest value from a tag or a record in a name, in bytes. Blob stores limit a whole name to 1,024.
 const LONGEST_VALUE: usize = 128;
 
-/// A name with places for what differs from event to event.
+/// A name with placeholders.
 #[derive(Clone, Debug)]
 pub struct Template {
     parts: Vec<Part>,
@@ -27,34 +26,33 @@ enum Part {
     Record { keys: Vec<String>, default: String },
 }
 
-/// What is wrong with a template, and what is possible instead.
+/// An invalid template. The message names the alternatives.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// A placeholder has no end.
+    /// A placeholder without an end.
     #[error("'{{' without '}}' in '{0}'")]
     Unclosed(String),
-    /// No placeholder of this name.
+    /// An unknown placeholder.
     #[error(
-        "'{{{0}}}' is not known: use {{tag}}, {{tag[0]}}, {{record.key}}, {{record.key.inner}} or {{record.key|default}}"
+        "unknown placeholder '{{{0}}}': use {{tag}}, {{tag[0]}}, {{record.key}}, {{record.key.inner}} or {{record.key|default}}"
     )]
     Unknown(String),
-    /// A part of the tag that is no number.
-    #[error("'{{{0}}}': the part of the tag is a number from 0")]
+    /// An index of a tag part that is not a number.
+    #[error("'{{{0}}}': the index of a tag part must be a number from 0")]
     TagPart(String),
-    /// Something of Fluent Bit's that begins with a dollar.
+    /// A placeholder of Fluent Bit's with a dollar sign.
     #[error(
-        "'{0}': of what begins with '$' only $TAG and $TAG[0] are known; use {{record.key}} for a record's key. $UUID is not \
-         needed: every object has a name of its own"
+        "'{0}': the only placeholders with '$' are $TAG and $TAG[0]; use {{record.key}} for a record's key. $UUID is not \
+         needed: every object has a unique name"
     )]
     Dollar(String),
-    /// A time specifier.
+    /// An invalid time specifier.
     #[error(transparent)]
     Time(#[from] TimeFormatError),
 }
 
 impl Template {
-    /// Parses a template. `with_time` says whether `%` begins a time specifier; where it does not, `%`
-    /// is an ordinary character. The error says what is wrong and what may stand there.
+    /// Parses a template. `with_time`: whether `%` begins a time specifier rather than being an ordinary character.
     pub fn parse(text: &str, with_time: bool) -> Result<Template, TemplateError> {
         let mut parts = Vec::new();
         let mut rest = text;
@@ -76,7 +74,7 @@ impl Template {
         Ok(Template { parts })
     }
 
-    /// The name, where it is the same for every event.
+    /// Returns the name if it is the same for every event.
     pub fn fixed(&self) -> Option<String> {
         self.parts
             .iter()
@@ -98,14 +96,14 @@ impl Template {
         }
     }
 
-    /// Whether names differ by tag.
+    /// Whether the name depends on the tag.
     pub fn uses_tag(&self) -> bool {
-        let of_tag = |part: &Part| matches!(part, Part::Tag | Part::TagSegment(_));
-        self.parts.iter().any(of_tag)
+        let is_tag = |part: &Part| matches!(part, Part::Tag | Part::TagSegment(_));
+        self.parts.iter().any(is_tag)
     }
 
-    /// Whether events with the same tag and second have the same name.
-    pub fn steady_within_a_second(&self) -> bool {
+    /// Whether events of one tag and second share their name.
+    pub fn constant_within_a_second(&self) -> bool {
         self.parts.iter().all(|part| match part {
             Part::Literal(_) | Part::Tag | Part::TagSegment(_) => true,
             Part::Time { format, .. } => format.whole_seconds(),
@@ -113,17 +111,17 @@ impl Template {
         })
     }
 
-    /// Appends the name for `event` with `tag`. What comes from the tag or the record is made safe: it
-    /// never contains a slash or a control character and is never only dots.
+    /// Appends the name for `event` with `tag`. Values from the tag and the record are sanitized: they contain only
+    /// letters, digits and `._-=+,`, and never only dots.
     pub fn render(&self, tag: &str, event: &Event<'_>, out: &mut String) {
         for part in &self.parts {
             match part {
                 Part::Literal(text) => out.push_str(text),
                 Part::Time { format, .. } => format.write(event.time, out),
-                Part::Tag => safe(tag, out),
-                Part::TagSegment(n) => safe(tag.split('.').nth(*n).unwrap_or("none"), out),
+                Part::Tag => sanitize(tag, out),
+                Part::TagSegment(n) => sanitize(tag.split('.').nth(*n).unwrap_or("none"), out),
                 Part::Record { keys, default } => match lookup(event.body, keys).and_then(text) {
-                    Some(value) => safe(&value, out),
+                    Some(value) => sanitize(&value, out),
                     None => out.push_str(default),
                 },
             }
@@ -146,7 +144,7 @@ fn literal(text: &str, with_time: bool, parts: &mut Vec<Part>) -> Result<(), Tem
     Ok(())
 }
 
-/// `$TAG` or `$TAG[1]` at the start of `text`, and its length.
+/// Parses `$TAG` or `$TAG[1]` at the start of `text`, and returns its length too.
 fn dollar_placeholder(text: &str) -> Result<(Part, usize), TemplateError> {
     const TAG: &str = "$TAG";
     if let Some(rest) = text.strip_prefix(TAG) {
@@ -177,7 +175,7 @@ fn placeholder(text: &str) -> Result<Part, TemplateError> {
         let keys: Vec<String> = path.split('.').map(str::to_owned).collect();
         if keys.iter().all(|key| !key.is_empty()) {
             let mut name = String::new();
-            safe(default, &mut name);
+            sanitize(default, &mut name);
             return Ok(Part::Record {
                 keys,
                 default: name,
@@ -187,7 +185,7 @@ fn placeholder(text: &str) -> Result<Part, TemplateError> {
     Err(TemplateError::Unknown(text.to_owned()))
 }
 
-/// A scalar as it stands in a name; containers, nothing and empty strings have no name.
+/// Returns the text of a string, integer or boolean. Other types and empty strings have none.
 fn text(value: &[u8]) -> Option<String> {
     let token = Cursor::new(value).token().ok()?;
     if let Some(text) = token.text() {
@@ -201,7 +199,7 @@ fn text(value: &[u8]) -> Option<String> {
     }
 }
 
-fn safe(value: &str, out: &mut String) {
+fn sanitize(value: &str, out: &mut String) {
     let start = out.len();
     for c in value.chars() {
         if out.len() - start + c.len_utf8() > LONGEST_VALUE {
@@ -217,7 +215,7 @@ fn safe(value: &str, out: &mut String) {
     }
 }
 
-/// `time` as it stands in an object's name: sortable, without characters that need quoting.
+/// Appends a time as object names have it: sortable, without characters that need quoting.
 pub fn compact_time(time: Time, out: &mut String) {
     let at = crate::codec::time::utc(time);
     let _ = write!(out, "{}", at.format("%Y%m%dT%H%M%SZ"));
@@ -274,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_that_is_text_names_as_text_does() {
+    fn binary_that_is_utf8_is_used_like_text() {
         // {b"app": {b"name": b"주문/결제"}, b"none": b"\xff", b"empty": b""}
         let mut body = b"\x83\xc4\x03app\x81\xc4\x04name\xc4\x0d".to_vec();
         body.extend_from_slice("주문/결제".as_bytes());
@@ -297,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_impossible_is_refused_with_what_is_possible() {
+    fn invalid_templates_are_refused_with_a_reason() {
         for template in [
             "{tag",
             "{TAG}",

@@ -1,4 +1,4 @@
-//! Event times as text.
+//! Formats of event times.
 
 use std::fmt::{Display, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use crate::ids::Time;
 
-/// The calendar's view of a time. What no calendar reaches becomes its nearest end.
+/// Returns a calendar time. Times outside chrono's range are clamped to it.
 pub fn utc(time: Time) -> DateTime<Utc> {
     DateTime::from_timestamp(time.seconds, time.nanos).unwrap_or(if time.seconds < 0 {
         DateTime::<Utc>::MIN_UTC
@@ -17,7 +17,7 @@ pub fn utc(time: Time) -> DateTime<Utc> {
     })
 }
 
-/// The machine's clock.
+/// Returns the system's time.
 pub fn now() -> Time {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -28,38 +28,38 @@ pub fn now() -> Time {
     }
 }
 
-/// How a time is written into a record.
+/// The format of the time in a record.
 #[derive(Clone, Debug)]
 pub enum TimeFormat {
-    /// `2025-07-02T20:44:31.123Z`: what Athena, Spark and the OpenX SerDe read.
+    /// `2025-07-02T20:44:31.123Z`, which Athena, Spark and the OpenX SerDe read.
     Iso8601,
-    /// Seconds since 1970, a number.
+    /// Seconds since the Unix epoch, as a number.
     Epoch,
-    /// Milliseconds since 1970, a number.
+    /// Milliseconds since the Unix epoch, as a number.
     EpochMs,
     /// The user's own format.
     Strftime(Strftime),
 }
 
-/// A strftime format, always UTC, with `%3N`, `%6N`, `%9N`, `%N` and `%L` for fractions of a second.
+/// A strftime format in UTC, with `%3N`, `%6N`, `%9N`, `%N` and `%L` for fractions of a second.
 #[derive(Clone, Debug)]
 pub struct Strftime {
     items: Vec<Item<'static>>,
 }
 
-/// What is wrong with a time's format.
+/// An invalid time format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TimeFormatError {
-    /// The first specifier that is not known.
-    #[error("'{0}' is no time specifier")]
+    /// The first unknown specifier.
+    #[error("'{0}' is not a time specifier")]
     Specifier(String),
     /// The whole format.
-    #[error("'{0}' is no time format")]
+    #[error("'{0}' is not a time format")]
     Format(String),
 }
 
 impl Strftime {
-    /// Parses a format; the error names the first specifier that is not known.
+    /// Parses a format; the error names the first unknown specifier.
     pub fn parse(format: &str) -> Result<Strftime, TimeFormatError> {
         let native = fractions(format);
         let items = StrftimeItems::new(&native)
@@ -68,12 +68,12 @@ impl Strftime {
         Ok(Strftime { items })
     }
 
-    /// Appends `time`.
+    /// Appends `time` to `out`.
     pub fn write(&self, time: Time, out: &mut String) {
         let _ = write!(out, "{}", utc(time).format_with_items(self.items.iter()));
     }
 
-    /// Whether two times within one second are written alike.
+    /// Whether the format has no fractions of a second.
     pub fn whole_seconds(&self) -> bool {
         !self.items.iter().any(|item| {
             matches!(
@@ -92,7 +92,7 @@ impl Strftime {
     }
 }
 
-/// Fluent Bit's and the AWS plugins' names for fractions, in chrono's.
+/// Translates the specifiers for fractions of Fluent Bit and the AWS plugins into chrono's.
 fn fractions(format: &str) -> String {
     let mut native = String::with_capacity(format.len());
     let mut rest = format;
@@ -129,7 +129,7 @@ fn unknown(format: &str) -> TimeFormatError {
     TimeFormatError::Format(format.to_owned())
 }
 
-/// Writes the default format. Years outside 0 to 9999 get their sign, as ISO 8601 wants.
+/// Writes a time as [`TimeFormat::Iso8601`]. Years outside 0 to 9999 have a sign, as ISO 8601 requires.
 pub fn write_iso8601(time: Time, out: &mut Vec<u8>) {
     let _ = std::io::Write::write_fmt(out, format_args!("{}", iso8601(time)));
 }
@@ -149,7 +149,7 @@ mod tests {
     };
 
     #[test]
-    fn fractions_have_the_fields_own_names() {
+    fn fractions_have_the_names_that_fluent_bit_uses() {
         let cases = [
             ("%Y-%m-%dT%H:%M:%S", "2025-07-02T20:44:31"),
             ("%S.%3N", "31.123"),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn times_beyond_the_calendar_are_written_all_the_same() {
+    fn times_outside_the_calendar_are_clamped() {
         for seconds in [i64::MIN, -1, 253_402_300_800, i64::MAX] {
             let mut out = Vec::new();
             write_iso8601(Time { seconds, nanos: 0 }, &mut out);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_seconds_are_known_as_such() {
+    fn formats_without_fractions_are_recognised() {
         for (format, whole) in [
             ("%H:%M:%S", true),
             ("%3N", false),
@@ -205,7 +205,7 @@ mod tests {
     fn an_unknown_specifier_is_named() {
         assert_eq!(
             Strftime::parse("%Y/%Q").unwrap_err().to_string(),
-            "'%Q' is no time specifier"
+            "'%Q' is not a time specifier"
         );
     }
 }

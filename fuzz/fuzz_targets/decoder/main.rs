@@ -153,7 +153,7 @@ impl<'a> Setup<'a> {
                     assert_eq!(letter.reason, Reason::TooDeep);
                     assert!(
                         record.ends_with(event.raw),
-                        "behind its group's mark, if anything"
+                        "after its group's marker, if anything"
                     );
                     let depth = reference::depth(&self.options, &event);
                     assert!(

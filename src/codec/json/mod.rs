@@ -1,13 +1,13 @@
-//! Events become JSON lines, in one pass over their msgpack.
+//! Encodes events as JSON lines, in one pass over their msgpack.
 //!
-//! What is written is valid JSON whatever the msgpack holds: raw UTF-8 with U+FFFD for bytes that are
-//! none, binary as text where it is UTF-8 and as base64 where it is not, extension values as base64, every
-//! key a string, no NaN, 64-bit integers digit for digit. Only what JSON demands is escaped. Containers are
-//! walked with a stack on the heap, to [`MAX_DEPTH`].
+//! The output is valid JSON for any msgpack: raw UTF-8 with U+FFFD for invalid bytes, binary as text where it is
+//! UTF-8 and as base64 otherwise, extension values as base64, every key a string, `null` for NaN and infinities,
+//! 64-bit integers digit for digit. Only what JSON requires is escaped. Containers are walked with a stack on the
+//! heap, to [`MAX_DEPTH`].
 //!
-//! Two things make it fast. Strings are copied and searched for escapes a [`Block`] at a time. And keys
-//! are hardly looked at: logs have the same keys in the same order again and again, so that each key's
-//! text is kept as it stands in a line ([`Keys`]), with the two keys that came after it last.
+//! Two things make it fast. Strings are copied and scanned for escapes one [`Block`] at a time. And keys are
+//! predicted: logs repeat the same keys in the same order, so the [`KeyCache`] holds each key as it is written,
+//! together with the two keys that last followed it.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -19,39 +19,39 @@ use simd::{BLOCK, Block, JsonWriter, Kernel, Key, Level, Pair, Source};
 
 #[allow(
     unsafe_code,
-    reason = "reads and writes whole blocks; every line of it carries its proof"
+    reason = "reads and writes whole blocks; every unsafe line has a SAFETY comment"
 )]
 pub mod simd;
 
-/// Containers within containers, the record itself included. Deeper than this common JSON readers give
-/// up (128 in serde_json, 64 to 1,000 elsewhere), so that the line would be lost further down.
+/// The most levels of nesting, the record itself included. Common JSON readers have limits of their own (128 in
+/// serde_json, 64 to 1,000 elsewhere), beyond which the line would be lost downstream.
 pub const MAX_DEPTH: usize = 100;
 
-/// What a record looks like.
+/// The contents of a line.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Send only this key's value.
     pub log_key: Option<String>,
-    /// Send only these top-level keys; all where it is empty.
+    /// Send only these top-level keys; all keys where it is empty.
     pub data_keys: Vec<String>,
-    /// Add the event's time under a key.
+    /// Add the event's time under this key.
     pub time: Option<(String, TimeFormat)>,
-    /// Add the tag under a key.
+    /// Add the tag under this key.
     pub tag_key: Option<String>,
-    /// Add the record's metadata and its group under a key.
+    /// Add the record's metadata and its group under this key.
     pub metadata_key: Option<String>,
-    /// Put this in the place of every dot in a key.
+    /// Replace every dot in a key with this.
     pub replace_dots: Option<String>,
 }
 
-/// Why an event became no line.
+/// The reason why an event was not encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
-    /// It has no `log_key`, and so nothing to send.
+    /// The event has no `log_key`, and so nothing to send.
     NoLogKey,
-    /// It is nested deeper than [`MAX_DEPTH`].
+    /// The event is nested deeper than [`MAX_DEPTH`].
     TooDeep,
-    /// It is no whole event. One that was decoded is.
+    /// The bytes are not a whole event. Does not occur for an [`Event`] that was decoded.
     Malformed,
 }
 
@@ -61,44 +61,44 @@ impl From<Malformed> for Skip {
     }
 }
 
-/// A container around the one that is being written.
+/// A container that encloses the current one.
 #[derive(Clone, Copy)]
 struct Open {
-    /// Values (pairs in a map) still to come.
+    /// The number of values (in a map, pairs) still to write.
     left: u32,
     place: Place,
-    /// Where in the text it begins.
+    /// The offset of its first byte in the output.
     start: usize,
 }
 
-/// Writes events as JSON lines. Holds only scratch space between events.
+/// Encodes events as JSON lines. Between events it holds only caches and scratch space.
 pub struct Encoder<'o> {
     options: &'o Options,
     level: Level,
-    keys: Keys<'o>,
+    keys: KeyCache<'o>,
     open: Box<[Open; MAX_DEPTH + 1]>,
-    /// The key of the event's time, as it stands in a line.
+    /// The key of the event's time, as it is written.
     time_key: Vec<u8>,
-    /// The event time's text, and the second it is of, where it is the same for all of a second.
-    clock: Option<(i64, Vec<u8>)>,
+    /// The last second and its text, for formats that are constant within a second but for milliseconds.
+    cached_time: Option<(i64, Vec<u8>)>,
 }
 
 impl<'o> Encoder<'o> {
-    /// An encoder for records that look as `options` say.
+    /// Creates an encoder that uses the best instructions of this machine.
     pub fn new(options: &'o Options) -> Self {
         Encoder::at_level(options, Level::best())
     }
 
-    /// An encoder that uses these instructions.
+    /// Creates an encoder that uses the instructions of `level`.
     pub fn at_level(options: &'o Options, level: Level) -> Self {
         let mut time_key = Vec::new();
         if let Some((key, _)) = &options.time {
-            our_key(key, &mut time_key);
+            write_key(key, &mut time_key);
         }
         Encoder {
             options,
             level,
-            keys: Keys::new(options),
+            keys: KeyCache::new(options),
             open: Box::new(
                 [Open {
                     left: 0,
@@ -107,11 +107,11 @@ impl<'o> Encoder<'o> {
                 }; MAX_DEPTH + 1],
             ),
             time_key,
-            clock: None,
+            cached_time: None,
         }
     }
 
-    /// Appends `event` and a newline to `out`, or nothing at all and why.
+    /// Appends `event` and a newline to `out`. On an error `out` is unchanged.
     pub fn line(&mut self, tag: &[u8], event: &Event<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
         let head = Head {
             time: event.time,
@@ -129,9 +129,9 @@ impl<'o> Encoder<'o> {
         })
     }
 
-    /// Appends events while they are decoded, each with a newline, for as long as each one's head is `wanted`.
-    /// Tells `written` where in `out` each line ends. `events` goes on with the first that was not written;
-    /// where that was wanted, the error says why it is none that can be written so.
+    /// Appends events while it decodes them, each with a newline, as long as their heads are `wanted`. Calls `written`
+    /// with the end of each line in `out`. Leaves `events` at the first event that was not written; an error means
+    /// that this one was wanted, but cannot be encoded.
     pub fn lines(
         &mut self,
         tag: &[u8],
@@ -151,7 +151,7 @@ impl<'o> Encoder<'o> {
         })
     }
 
-    /// Appends an event and a newline, or nothing. Gives where its body ends.
+    /// Appends an event and a newline, or nothing on an error. Returns the end of its body.
     #[inline(always)]
     fn event<B: Block>(
         &mut self,
@@ -212,28 +212,28 @@ impl<'o> Encoder<'o> {
             depth: 1,
             metadata: false,
         };
-        let (end, mut pen) = self.items::<B>(head.bytes, at, record, JsonWriter::of(out))?;
+        let (end, mut writer) = self.items::<B>(head.bytes, at, record, JsonWriter::of(out))?;
         let options = self.options;
         if options.time.is_some() || options.tag_key.is_some() || options.metadata_key.is_some() {
-            let out = pen.finish();
-            self.ours(tag, head, out)?;
-            pen = JsonWriter::of(out);
+            let out = writer.finish();
+            self.added_fields(tag, head, out)?;
+            writer = JsonWriter::of(out);
         }
-        pen.close(start, true);
-        pen.newline();
-        pen.finish();
+        writer.close(start, true);
+        writer.newline();
+        writer.finish();
         Ok(end)
     }
 
-    /// Writes what we add to a record, each with a comma before it.
-    fn ours(&mut self, tag: &[u8], head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
+    /// Writes the fields that are added to a record, each after a comma.
+    fn added_fields(&mut self, tag: &[u8], head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
         let options = self.options;
         if let Some((_, format)) = &options.time {
             out.extend_from_slice(&self.time_key);
             self.time(head.time, format, out);
         }
         if let Some(key) = &options.tag_key {
-            our_key(key, out);
+            write_key(key, out);
             string(tag, out);
         }
         if let Some(key) = &options.metadata_key {
@@ -254,28 +254,28 @@ impl<'o> Encoder<'o> {
                 format.write(time, &mut text);
                 return string(text.as_bytes(), out);
             }
-            TimeFormat::Iso8601 | TimeFormat::Strftime(_) => match &mut self.clock {
+            TimeFormat::Iso8601 | TimeFormat::Strftime(_) => match &mut self.cached_time {
                 Some((second, text)) if *second == time.seconds => text,
-                clock => {
+                cached_time => {
                     let mut text = Vec::new();
                     if let TimeFormat::Strftime(format) = format {
-                        let mut words = String::new();
-                        format.write(time, &mut words);
-                        string(words.as_bytes(), &mut text);
+                        let mut formatted = String::new();
+                        format.write(time, &mut formatted);
+                        string(formatted.as_bytes(), &mut text);
                     } else {
                         text.push(b'"');
                         write_iso8601(time, &mut text);
                         text.push(b'"');
                     }
-                    &mut clock.insert((time.seconds, text)).1
+                    &mut cached_time.insert((time.seconds, text)).1
                 }
             },
         };
         let start = out.len();
         out.extend_from_slice(text);
         if matches!(format, TimeFormat::Iso8601) {
-            // …31.123Z": the second's text with this event's milliseconds.
-            let digits = out.len() - ISO_8601_END..out.len() - 2;
+            // …31.123Z": the cached second, with this event's milliseconds.
+            let digits = out.len() - ISO_8601_TAIL..out.len() - 2;
             debug_assert!(digits.start > start);
             let millis = time.nanos / 1_000_000;
             for (digit, unit) in out[digits].iter_mut().zip([100, 10, 1]) {
@@ -284,10 +284,10 @@ impl<'o> Encoder<'o> {
         }
     }
 
-    /// `"key":{…metadata, …resource and scope, "group":{…}}`; nothing where there is none of them.
+    /// Writes `"key":{…metadata, …resource and scope, "group":{…}}`, or nothing where all of them are empty.
     fn metadata(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
         let before = out.len();
-        our_key(key, out);
+        write_key(key, out);
         let start = out.len();
         self.pairs(head.metadata, out)?;
         if let Some(group) = head.group {
@@ -297,7 +297,7 @@ impl<'o> Encoder<'o> {
                 metadata => map_head(metadata, 0)?,
             };
             if pairs > 0 {
-                our_key("group", out);
+                write_key("group", out);
                 let pairs = Container {
                     left: pairs,
                     place: Place::Map,
@@ -315,7 +315,7 @@ impl<'o> Encoder<'o> {
         Ok(())
     }
 
-    /// Writes a whole map's pairs, each with a comma before it.
+    /// Writes the pairs of a map, each after a comma.
     fn pairs(&mut self, map: &[u8], out: &mut Vec<u8>) -> Result<(), Skip> {
         if map.is_empty() {
             return Ok(());
@@ -327,7 +327,7 @@ impl<'o> Encoder<'o> {
             depth: 2,
             metadata: true,
         };
-        self.items_apart(map, at, pairs, out)?;
+        self.dispatch_items(map, at, pairs, out)?;
         Ok(())
     }
 
@@ -340,13 +340,14 @@ impl<'o> Encoder<'o> {
         out: &mut Vec<u8>,
     ) -> Result<(), Skip> {
         let start = out.len();
-        self.items_apart(bytes, at, container, out)?;
+        self.dispatch_items(bytes, at, container, out)?;
         close(start, container.place != Place::Array, out);
         Ok(())
     }
 
-    /// Writes what is in a container that is none of the record's.
-    fn items_apart(
+    /// Writes the items of a container outside the record, as [`Encoder::items`] does, for code that is not compiled
+    /// for the level's instructions.
+    fn dispatch_items(
         &mut self,
         bytes: &[u8],
         at: usize,
@@ -363,22 +364,22 @@ impl<'o> Encoder<'o> {
         })
     }
 
-    /// Writes what is in a container, each with a comma before it: [`JsonWriter::close`] makes the first comma the
-    /// container's bracket. Gives where in `bytes` it ends.
+    /// Writes the items of a container, each after a comma: [`JsonWriter::close`] replaces the first comma with the
+    /// container's bracket. Returns the container's end in `bytes`.
     #[inline(always)]
     fn items<'v, B: Block>(
         &mut self,
         bytes: &[u8],
         mut at: usize,
         container: Container,
-        mut pen: JsonWriter<'v>,
+        mut writer: JsonWriter<'v>,
     ) -> Result<(usize, JsonWriter<'v>), Skip> {
-        let Keys {
+        let KeyCache {
             rules,
-            seen,
+            cached,
             last: first_key,
         } = &mut self.keys;
-        let seen = &mut **seen;
+        let cached = &mut **cached;
         let mut last = *first_key;
         let open = &mut *self.open;
         let mut opened = 0;
@@ -388,37 +389,37 @@ impl<'o> Encoder<'o> {
             depth,
             metadata,
         } = container;
-        let mut start = pen.len();
+        let mut start = writer.len();
         let source = Source::new(bytes);
         'item: loop {
             if left == 0 {
                 if opened == 0 {
                     *first_key = last;
-                    return Ok((at, pen));
+                    return Ok((at, writer));
                 }
-                pen.close(start, place != Place::Array);
+                writer.close(start, place != Place::Array);
                 opened -= 1;
                 Open { left, place, start } = open[opened];
                 continue;
             }
             left -= 1;
-            let (here, value) = 'key: {
+            let (slot, value) = 'key: {
                 if let Some(pair) = source.pair(at)
-                    && let Some((key, value)) = foreseen::<B>(seen, &mut last, pair, place)
+                    && let Some((key, value)) = predicted::<B>(cached, &mut last, pair, place)
                 {
                     at += key.raw_len();
-                    break 'key (pen.room().key::<B>(key), Some(value));
+                    break 'key (writer.slot().key::<B>(key), Some(value));
                 }
                 if place == Place::Array {
-                    break 'key (pen.room().comma(), source.value(at));
+                    break 'key (writer.slot().comma(), source.value(at));
                 }
-                let out = pen.finish();
-                let (end, slot, kept) = rules.unforeseen(seen, bytes, at, place, out)?;
-                pen = JsonWriter::of(out);
+                let out = writer.finish();
+                let (end, index, kept) = rules.unpredicted(cached, bytes, at, place, out)?;
+                writer = JsonWriter::of(out);
                 at = end;
-                if let Some(slot) = slot {
-                    seen[usize::from(last)].follow(slot);
-                    last = slot;
+                if let Some(index) = index {
+                    cached[usize::from(last)].record_next(index);
+                    last = index;
                 }
                 if !kept {
                     let mut value = Cursor::at(bytes, at);
@@ -426,17 +427,17 @@ impl<'o> Encoder<'o> {
                     at = value.position();
                     continue 'item;
                 }
-                (pen.room().behind_key(), source.value(at))
+                (writer.slot().after_key(), source.value(at))
             };
             let token = 'token: {
-                // What most records are made of. All else, and the last bytes, are read as tokens.
+                // The common types. All others, and the last bytes of the chunk, take the path through `token`.
                 if let Some(value) = value {
                     let first = value.first();
                     let len = usize::from(first.wrapping_sub(0xa0));
                     if len < BLOCK {
                         at += 1;
-                        if let Err(here) = here.plain_string::<B>(value.rest(), len) {
-                            here.string::<B>(source, at, at + len);
+                        if let Err(slot) = slot.plain_string::<B>(value.rest(), len) {
+                            slot.string::<B>(source, at, at + len);
                         }
                         at += len;
                         continue 'item;
@@ -444,18 +445,18 @@ impl<'o> Encoder<'o> {
                     match first {
                         0x00..=0x7f => {
                             at += 1;
-                            here.number(first.into());
+                            slot.number(first.into());
                             continue 'item;
                         }
                         0xcc..=0xce => {
                             let size = 1 << (first - 0xcc);
                             at += 1 + size;
-                            here.number(u32::from_be_bytes(*value.rest()) >> (32 - 8 * size));
+                            slot.number(u32::from_be_bytes(*value.rest()) >> (32 - 8 * size));
                             continue 'item;
                         }
                         0xc0 | 0xc2 | 0xc3 => {
                             at += 1;
-                            here.short(WORDS[usize::from(first & 3)]);
+                            slot.short(LITERALS[usize::from(first & 3)]);
                             continue 'item;
                         }
                         0xd9 => {
@@ -490,21 +491,21 @@ impl<'o> Encoder<'o> {
                 Token::Map(inner) => (inner, Place::Map),
                 Token::Array(inner) => (inner, Place::Array),
                 Token::Str(text) => {
-                    here.string::<B>(source, at - text.len(), at);
+                    slot.string::<B>(source, at - text.len(), at);
                     continue 'item;
                 }
                 Token::Bin(bytes) if !metadata => {
-                    here.string_or::<B>(source, at - bytes.len(), at, write_base64);
+                    slot.string_or_else::<B>(source, at - bytes.len(), at, write_base64);
                     continue 'item;
                 }
                 Token::F64(n) if n.is_finite() => {
-                    here.float(n);
+                    slot.float(n);
                     continue 'item;
                 }
                 scalar => {
-                    let out = pen.finish();
+                    let out = writer.finish();
                     write_item(scalar, out);
-                    pen = JsonWriter::of(out);
+                    writer = JsonWriter::of(out);
                     continue 'item;
                 }
             };
@@ -513,16 +514,16 @@ impl<'o> Encoder<'o> {
             }
             open[opened] = Open { left, place, start };
             opened += 1;
-            (left, place, start) = (inner, inner_place, pen.len());
+            (left, place, start) = (inner, inner_place, writer.len());
         }
     }
 }
 
-/// JSON's words, by the lowest two bits of msgpack's byte for each.
-const WORDS: [&str; 4] = ["null", "", "false", "true"];
+/// JSON's literals, indexed by the lowest two bits of their msgpack bytes.
+const LITERALS: [&str; 4] = ["null", "", "false", "true"];
 
-/// The last of an ISO 8601 time: milliseconds, `Z`, and a quote.
-const ISO_8601_END: usize = 5;
+/// The length of the end of a quoted ISO 8601 time: three digits, `Z` and a quote.
+const ISO_8601_TAIL: usize = 5;
 
 /// [`Encoder::line`].
 struct Line<'e, 'o, 'a> {
@@ -542,7 +543,7 @@ impl Kernel for Line<'_, '_, '_> {
     }
 }
 
-/// [`Encoder::items_apart`].
+/// [`Encoder::dispatch_items`].
 struct Items<'e, 'o> {
     encoder: &'e mut Encoder<'o>,
     bytes: &'e [u8],
@@ -556,11 +557,11 @@ impl Kernel for Items<'_, '_> {
 
     #[inline(always)]
     fn run<B: Block>(self) -> Result<(), Skip> {
-        let pen = JsonWriter::of(self.out);
-        let (_, pen) = self
+        let writer = JsonWriter::of(self.out);
+        let (_, writer) = self
             .encoder
-            .items::<B>(self.bytes, self.at, self.container, pen)?;
-        pen.finish();
+            .items::<B>(self.bytes, self.at, self.container, writer)?;
+        writer.finish();
         Ok(())
     }
 }
@@ -588,50 +589,50 @@ where
             && (self.wanted)(&head)
         {
             let end = self.encoder.event::<B>(self.tag, &head, self.out)?;
-            self.events.pass(end);
+            self.events.advance_to(end);
             (self.written)(self.out.len());
         }
         Ok(())
     }
 }
 
-/// A container whose items are to be written.
+/// A container to write.
 #[derive(Clone, Copy)]
 struct Container {
-    /// Values (pairs in a map).
+    /// The number of values (in a map, pairs).
     left: u32,
-    /// Where its items stand.
+    /// The place of its items.
     place: Place,
-    /// Containers that are open with it.
+    /// The nesting depth, itself included.
     depth: usize,
     /// Whether it is a record's or a group's metadata.
     metadata: bool,
 }
 
-/// Where something stands.
+/// The place of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// In the record itself, with the keys that the user chooses from.
+    /// The record itself: the keys that `data_keys` selects from.
     Record,
-    /// In a map within it.
+    /// A nested map.
     Map,
-    /// In an array.
+    /// An array.
     Array,
-    /// A key that is not written.
+    /// Not written: the key is left out.
     Nowhere,
 }
 
-/// Makes a container of items that were written from `start` on, each with a comma before it.
+/// Brackets the items that were written from `start` on. See [`JsonWriter::close`].
 fn close(start: usize, map: bool, out: &mut Vec<u8>) {
-    let mut pen = JsonWriter::of(out);
-    pen.close(start, map);
-    pen.finish();
+    let mut writer = JsonWriter::of(out);
+    writer.close(start, map);
+    writer.finish();
 }
 
-/// Pairs in the map at `at`, and where the first of them begins.
+/// Returns the number of pairs of the map at `at`, and the offset of the first.
 #[inline(always)]
 fn map_head(bytes: &[u8], at: usize) -> Result<(u32, usize), Skip> {
-    // The two forms that hosts use.
+    // The two encodings that hosts write.
     match bytes.get(at..).and_then(<[u8]>::split_first_chunk) {
         Some(([0xdf, a, b, c, d], _)) => return Ok((u32::from_be_bytes([*a, *b, *c, *d]), at + 5)),
         Some(([small @ 0x80..=0x8f, ..], _)) => return Ok((u32::from(small & 0x0f), at + 1)),
@@ -644,148 +645,149 @@ fn map_head(bytes: &[u8], at: usize) -> Result<(u32, usize), Skip> {
     }
 }
 
-fn our_key(key: &str, out: &mut Vec<u8>) {
+fn write_key(key: &str, out: &mut Vec<u8>) {
     out.push(b',');
     string(key.as_bytes(), out);
     out.push(b':');
 }
 
-/// Keys that were seen, as they stand in a line: `,"key":`.
-struct Keys<'o> {
+/// The cache of keys in their written form: `,"key":`.
+struct KeyCache<'o> {
     rules: Rules<'o>,
-    /// By their hash; where there is no room for one, it takes another's place.
-    seen: Box<[Seen; SEEN]>,
-    /// The one before, and so whose guess is next.
+    /// A hash table with linear probing; when all probes are taken, a key evicts another.
+    cached: Box<[CachedKey; CACHED_KEYS]>,
+    /// The index of the previous key, whose successors are the prediction.
     last: u8,
 }
 
-/// What is written of a key.
+/// The rules for a record's keys.
 struct Rules<'o> {
     replace_dots: Option<&'o str>,
-    /// Keys that we write ourselves, as they stand in a line: the record's own give way that come out the
-    /// same, since a JSON object with one key twice is refused by some readers.
-    ours: HashSet<Vec<u8>>,
+    /// The written form of the keys that are added. They replace a record's own keys of the same form, since some
+    /// readers reject a JSON object with duplicate keys.
+    added: HashSet<Vec<u8>>,
     data_keys: HashSet<&'o [u8]>,
 }
 
-/// Keys that are kept: as many as a byte can tell apart.
-const SEEN: usize = 256;
-/// Places where one may be.
-const NEAR: u8 = 8;
+/// The size of the key cache, so that an index is one byte.
+const CACHED_KEYS: usize = 256;
+/// The number of slots where a key may be cached.
+const PROBES: u8 = 8;
 
-/// One key.
+/// A slot of the key cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Seen {
+struct CachedKey {
     key: Key,
-    /// Where it was seen, and is written.
+    /// The place where the key is written.
     written: Place,
-    /// The last two keys that came after it, the latest first.
+    /// The indices of the last two keys that followed it, the latest first.
     next: [u8; 2],
 }
 
-impl Seen {
-    /// Nothing yet. No key begins with the byte that msgpack never uses.
-    fn nothing() -> Seen {
-        Seen {
+impl CachedKey {
+    /// An unused slot. No key begins with 0xc1, which msgpack reserves.
+    fn empty() -> CachedKey {
+        CachedKey {
             key: Key::new(&[0xc1], b"").expect("short"),
             written: Place::Nowhere,
             next: [0; 2],
         }
     }
 
-    /// Notes which key came after it.
-    fn follow(&mut self, slot: u8) {
-        self.next = [slot, self.next[0]];
+    /// Records the key that followed.
+    fn record_next(&mut self, index: u8) {
+        self.next = [index, self.next[0]];
     }
 
-    /// The pair's value, where the pair's key is this one, and is written.
+    /// Returns the pair's value if its key is this one and is written at `place`.
     #[inline(always)]
     fn value<'a, B: Block>(&self, pair: Pair<'a>, place: Place) -> Option<simd::Value<'a>> {
         if self.written != place {
             return None;
         }
-        pair.behind::<B>(&self.key)
+        pair.value_after::<B>(&self.key)
     }
 
-    fn is_nothing(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.key.raw() == [0xc1]
     }
 
-    fn is(&self, raw: &[u8], place: Place) -> bool {
+    fn matches(&self, raw: &[u8], place: Place) -> bool {
         let written = self.written == place;
-        // Only the record's keys are left out.
+        // Only a record's top-level keys are left out.
         let left_out = self.written == Place::Nowhere && place == Place::Record;
         (written || left_out) && self.key.raw() == raw
     }
 }
 
-impl<'o> Keys<'o> {
+impl<'o> KeyCache<'o> {
     fn new(options: &'o Options) -> Self {
-        let ours = [
+        let added = [
             options.time.as_ref().map(|(key, _)| key),
             options.tag_key.as_ref(),
             options.metadata_key.as_ref(),
         ];
         let written = |key: &String| {
             let mut text = Vec::new();
-            our_key(key, &mut text);
+            write_key(key, &mut text);
             text
         };
-        Keys {
+        KeyCache {
             rules: Rules {
                 replace_dots: options.replace_dots.as_deref(),
-                ours: ours.into_iter().flatten().map(written).collect(),
+                added: added.into_iter().flatten().map(written).collect(),
                 data_keys: options.data_keys.iter().map(String::as_bytes).collect(),
             },
-            seen: Box::new([Seen::nothing(); SEEN]),
+            cached: Box::new([CachedKey::empty(); CACHED_KEYS]),
             last: 0,
         }
     }
 }
 
-/// The pair's key and value, where the key is one of the two that came after the `last` one before. Makes it
-/// the last one.
+/// Returns the pair's key and value if the key is one of the two that last followed `last`, and makes it the `last`
+/// one.
 #[inline(always)]
-fn foreseen<'s, 'a, B: Block>(
-    seen: &'s mut [Seen; SEEN],
+fn predicted<'s, 'a, B: Block>(
+    cached: &'s mut [CachedKey; CACHED_KEYS],
     last: &mut u8,
     pair: Pair<'a>,
     place: Place,
 ) -> Option<(&'s Key, simd::Value<'a>)> {
-    let [next, other] = seen[usize::from(*last)].next;
-    if let Some(value) = seen[usize::from(next)].value::<B>(pair, place) {
+    let [next, other] = cached[usize::from(*last)].next;
+    if let Some(value) = cached[usize::from(next)].value::<B>(pair, place) {
         *last = next;
-        return Some((&seen[usize::from(next)].key, value));
+        return Some((&cached[usize::from(next)].key, value));
     }
-    let value = seen[usize::from(other)].value::<B>(pair, place)?;
-    seen[usize::from(*last)].follow(other);
+    let value = cached[usize::from(other)].value::<B>(pair, place)?;
+    cached[usize::from(*last)].record_next(other);
     *last = other;
-    Some((&seen[usize::from(other)].key, value))
+    Some((&cached[usize::from(other)].key, value))
 }
 
-/// Where a key is kept, or may be.
-fn slot(seen: &[Seen; SEEN], raw: &[u8], place: Place) -> u8 {
-    // FNV-1a: short, and keys that collide only cost time.
+/// Returns the cache slot that holds a key, or the one to put it in.
+fn cache_index(cached: &[CachedKey; CACHED_KEYS], raw: &[u8], place: Place) -> u8 {
+    // FNV-1a: it is short, and collisions only cost time.
     let hash = raw.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     let hash = (hash ^ (hash >> 32)) as u8;
-    let mut near = (0..NEAR).map(|step| hash.wrapping_add(step));
-    near.find(|slot| {
-        let seen = &seen[usize::from(*slot)];
-        seen.is_nothing() || seen.is(raw, place)
-    })
-    .unwrap_or(hash)
+    let mut probes = (0..PROBES).map(|step| hash.wrapping_add(step));
+    probes
+        .find(|index| {
+            let cached = &cached[usize::from(*index)];
+            cached.is_empty() || cached.matches(raw, place)
+        })
+        .unwrap_or(hash)
 }
 
 impl Rules<'_> {
-    /// Writes a key that did not come after the last one before, or nothing where the record's key is not
-    /// to be written. Gives where it ends, where it is kept, and whether it was written.
+    /// Writes a key that was not predicted, unless it is left out. Returns its end, its cache index if it was short
+    /// enough to be cached, and whether it was written.
     #[inline(never)]
-    fn unforeseen(
+    fn unpredicted(
         &self,
-        seen: &mut [Seen; SEEN],
+        cached: &mut [CachedKey; CACHED_KEYS],
         bytes: &[u8],
         at: usize,
         place: Place,
@@ -799,27 +801,27 @@ impl Rules<'_> {
         }
         let end = cursor.position();
         let raw = &bytes[at..end];
-        let slot = slot(seen, raw, place);
-        let seen = &mut seen[usize::from(slot)];
-        if seen.is(raw, place) {
-            out.extend_from_slice(seen.key.text());
-            return Ok((end, Some(slot), seen.written != Place::Nowhere));
+        let index = cache_index(cached, raw, place);
+        let cached = &mut cached[usize::from(index)];
+        if cached.matches(raw, place) {
+            out.extend_from_slice(cached.key.text());
+            return Ok((end, Some(index), cached.written != Place::Nowhere));
         }
         let start = out.len();
         out.push(b',');
         self.new_key(token, raw, out);
         out.push(b':');
         let kept =
-            place == Place::Map || (self.wanted(token) && !self.ours.contains(&out[start..]));
+            place == Place::Map || (self.wanted(token) && !self.added.contains(&out[start..]));
         if !kept {
             out.truncate(start);
         }
         let Some(key) = Key::new(raw, &out[start..]) else {
             return Ok((end, None, kept));
         };
-        seen.key = key;
-        seen.written = if kept { place } else { Place::Nowhere };
-        Ok((end, Some(slot), kept))
+        cached.key = key;
+        cached.written = if kept { place } else { Place::Nowhere };
+        Ok((end, Some(index), kept))
     }
 
     fn wanted(&self, key: Token<'_>) -> bool {
@@ -827,7 +829,7 @@ impl Rules<'_> {
             || matches!(key, Token::Str(name) | Token::Bin(name) if self.data_keys.contains(name))
     }
 
-    /// Writes a key as a JSON string, whatever it is in msgpack.
+    /// Writes a key of any msgpack type as a JSON string.
     fn new_key(&self, token: Token<'_>, raw: &[u8], out: &mut Vec<u8>) {
         let mut scratch = Vec::new();
         let name: &[u8] = match (token.text(), token) {
@@ -837,8 +839,7 @@ impl Rules<'_> {
                 &scratch
             }
             (None, Token::Array(_) | Token::Map(_)) => {
-                // A container as a key is written as its own msgpack: its JSON could nest keys in keys
-                // without end.
+                // A container as a key is written as its raw msgpack: as JSON, keys could nest in keys without limit.
                 base64(raw, &mut scratch);
                 &scratch
             }
@@ -884,7 +885,7 @@ fn write_base64(bytes: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// Writes a scalar behind its key or comma. Where it is binary, it is metadata's.
+/// Writes a scalar after its key or comma. Binary comes here only from metadata.
 #[inline(never)]
 fn write_item(token: Token<'_>, out: &mut Vec<u8>) {
     match token {
@@ -893,10 +894,10 @@ fn write_item(token: Token<'_>, out: &mut Vec<u8>) {
     }
 }
 
-/// Whether binary in metadata, behind its key at the end of `written`, is one of OTLP's ids. Ids are random bytes,
-/// and one in a hundred of eight bytes happens to be UTF-8: they are all base64, so that they compare.
+/// Whether binary in metadata, whose key `written` ends with, is an OTLP id. Ids are random, and one in a hundred of
+/// eight bytes is valid UTF-8 by chance: all are written as base64, so that they compare.
 fn is_id(bytes: &[u8], written: &[u8]) -> bool {
-    // No other key ends so: a quote within one stands behind a backslash.
+    // No other key ends like this, since quotes within keys are escaped.
     match bytes.len() {
         16 => written.ends_with(b",\"trace_id\":"),
         8 => written.ends_with(b",\"span_id\":"),
@@ -913,7 +914,7 @@ pub fn base64(bytes: &[u8], out: &mut Vec<u8>) {
     base64_simd::STANDARD.encode_append(bytes, out);
 }
 
-/// Hexadecimal digits, in lower case.
+/// Returns bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
@@ -922,7 +923,7 @@ pub fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Appends a JSON string: quotes, escapes only where JSON demands them, U+FFFD for what is not UTF-8.
+/// Appends a quoted JSON string, with only the required escapes, and U+FFFD for invalid UTF-8.
 pub fn string(bytes: &[u8], out: &mut Vec<u8>) {
     simd::append_string(bytes, out);
 }
@@ -976,7 +977,7 @@ mod tests {
             (Value::F64(f64::INFINITY), "null"),
             (Value::F32(f32::NEG_INFINITY), "null"),
             (Value::F32(1.1), "1.1"),
-            // 1.09765625: 1.0976563 lies as near and is as short. Of the two, the one that ends in an even digit.
+            // 1.09765625: 1.0976563 is as close and as short. Ties go to the even digit.
             (Value::F32(1.0 + 25.0 / 256.0), "1.0976562"),
             (Value::F64(0.1), "0.1"),
             (Value::F64(-0.0), "-0.0"),
@@ -1010,7 +1011,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_become_replacement_characters() {
+    fn invalid_utf8_becomes_replacement_characters() {
         for (bytes, expected) in [
             (&b"caf\xe9 end"[..], "caf\u{fffd} end"),
             (b"cut \xed\x9a", "cut \u{fffd}"),
@@ -1052,12 +1053,12 @@ mod tests {
         );
     }
 
-    /// The three forms that binary has, at the borders between them and of blocks, as value and as key: text,
-    /// text but for its last byte, and text whose last letter is cut off.
+    /// Binary of all three msgpack lengths and around block boundaries, as value and as key: valid UTF-8, with an
+    /// invalid last byte, and with a truncated last character.
     #[test]
     fn binary_of_any_length_is_text_or_base64_as_a_whole() {
         const LENGTHS: [usize; 10] = [1, 31, 32, 33, 64, 255, 256, 65_535, 65_536, 1_000_003];
-        // Miri takes some thousand times as long.
+        // Miri is about a thousand times slower.
         let longest = if cfg!(miri) { 256 } else { usize::MAX };
         for len in LENGTHS.into_iter().filter(|len| *len <= longest) {
             for (last, is_text) in [
@@ -1153,7 +1154,7 @@ mod tests {
                 Ok("a \"b\" 회\n"),
             ),
             (map(vec![(bin("log"), bin(""))]), Ok("\n")),
-            // What is no text is JSON, here as anywhere.
+            // Other values are written as JSON.
             (
                 map(vec![(bin("log"), Value::Binary(b"caf\xe9\n".to_vec()))]),
                 Ok("\"Y2Fm6Qo=\"\n"),
@@ -1162,7 +1163,7 @@ mod tests {
                 map(vec![(bin("log"), map(vec![(bin("k"), bin("v"))]))]),
                 Ok("{\"k\":\"v\"}\n"),
             ),
-            // Of two keys that are the same, the first.
+            // The first of two equal keys counts.
             (
                 map(vec![("log".into(), 1.into()), (bin("log"), 2.into())]),
                 Ok("1\n"),
@@ -1235,7 +1236,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_and_group_stand_under_their_key() {
+    fn metadata_and_group_are_written_under_their_key() {
         let options = Options {
             metadata_key: Some("meta".into()),
             ..Options::default()
@@ -1286,9 +1287,8 @@ mod tests {
         }
     }
 
-    /// Random bytes are text now and then: an id in eight bytes is once in a hundred.
     #[test]
-    fn ids_in_metadata_are_base64_also_where_they_happen_to_be_text() {
+    fn ids_in_metadata_are_base64_even_where_they_happen_to_be_text() {
         let options = Options {
             metadata_key: Some("meta".into()),
             ..Options::default()
@@ -1303,7 +1303,7 @@ mod tests {
         let text = "{\"trace_id\":\"0123456789abcdef\",\"span_id\":\"01234567\"}";
         for key in [Value::from, bin] {
             let metadata = pack(&map(vec![("otlp".into(), ids(key))]));
-            // The record's own keys mean what their bytes say, and so does all else in metadata.
+            // Neither a record's own keys nor other metadata is treated as an id.
             let body = pack(&ids(key));
             let others = pack(&map(vec![
                 (bin("schema"), bin("otlp")),
@@ -1356,7 +1356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_comes_out_like_one_of_ours_gives_way_however_it_was_written() {
+    fn an_added_key_replaces_a_records_key_that_is_written_the_same() {
         let options = Options {
             tag_key: Some("a_b".into()),
             time: Some(("5".into(), TimeFormat::Epoch)),
@@ -1379,7 +1379,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever a record holds, its line is one JSON object, and reads back as what went in.
+        /// Any record becomes one line that is one JSON value.
         #[test]
         fn any_record_is_one_valid_line(body in proptest::collection::vec((strings(), values()), 0..8)) {
             let body = map(body);

@@ -1,15 +1,14 @@
-//! Text 32 bytes at a time: the innermost of the encoder, where each byte of a string is looked at.
+//! The encoder's inner loop, which processes text 32 bytes at a time.
 //!
-//! A [`Block`] is 32 bytes in whatever registers the machine has: AVX2 where it is found at run time, SSE2
-//! on every other x86-64, four `u64` elsewhere. All three are tested against each other and against plain
-//! loops. What is read comes as a [`Pair`] or a [`Value`], and what is written goes through a [`JsonWriter`]: each
-//! asks once whether there are bytes or room enough for all that follows.
+//! A [`Block`] is 32 bytes in the machine's registers: AVX2 where it is detected at run time, SSE2 on every other
+//! x86-64, four `u64` elsewhere. All three are tested against each other and against plain loops. Input is read
+//! through [`Pair`] and [`Value`], and output is written through [`JsonWriter`]: each checks its bounds once for all
+//! the reads and writes that follow.
 //!
-//! This module is the one place outside the C interface with unsafe code, and for one reason: blocks are
-//! read beyond a string's end (within the chunk) and written beyond the text's (within its capacity), which
-//! spares a loop over single bytes at every string.
+//! The code is unsafe for one reason: blocks are read beyond the end of a string (within the chunk) and written beyond
+//! the end of the text (within its capacity), which saves a byte loop at every string.
 
-/// Bytes in a block.
+/// The size of a block, in bytes.
 pub(crate) const BLOCK: usize = 32;
 
 /// 32 bytes.
@@ -17,22 +16,22 @@ pub(crate) trait Block: Copy {
     /// Reads 32 bytes.
     ///
     /// # Safety
-    /// 32 bytes from `from` on can be read, and the machine knows the block's instructions.
+    /// 32 bytes from `from` on can be read, and the machine has the block's instructions.
     unsafe fn load(from: *const u8) -> Self;
 
     /// Writes 32 bytes.
     ///
     /// # Safety
-    /// 32 bytes from `to` on can be written, and the machine knows the block's instructions.
+    /// 32 bytes from `to` on can be written, and the machine has the block's instructions.
     unsafe fn store(self, to: *mut u8);
 
-    /// A bit for each byte that JSON wants escaped: below 0x20, `"`, `\`.
+    /// The mask of bytes that JSON requires to be escaped: below 0x20, `"`, `\`.
     fn escapes(self) -> u32;
 
-    /// A bit for each byte that is not ASCII.
+    /// The mask of bytes that are not ASCII.
     fn high(self) -> u32;
 
-    /// A bit for each byte that is either.
+    /// The union of [`Block::escapes`] and [`Block::high`].
     fn not_plain(self) -> u32;
 
     /// Whether `start..end` of the source is UTF-8.
@@ -40,24 +39,24 @@ pub(crate) trait Block: Copy {
         std::str::from_utf8(&source.0[start..end]).is_ok()
     }
 
-    /// A bit for each byte that is the same in both.
+    /// The mask of bytes that are equal in both.
     fn same(self, other: Self) -> u32;
 }
 
-/// Something to be done with blocks, whatever they are made of.
+/// Work on blocks, generic over their instructions.
 pub(crate) trait Kernel {
-    /// What comes of it.
+    /// The result.
     type Output;
 
-    /// Does it. To be marked `#[inline(always)]`, with all that it calls for each block: only what is
-    /// inlined is compiled for the machine's instructions.
+    /// Runs the kernel. Implementations must be `#[inline(always)]`, and so must everything they call for each block:
+    /// only inlined code is compiled for the level's instructions.
     fn run<B: Block>(self) -> Self::Output;
 }
 
-/// The instructions that blocks are made of.
+/// The instruction set that blocks use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// One register of 32 bytes. Only a machine that was asked has it: [`Level::best`].
+    /// One register of 32 bytes. Constructed by [`Level::all`] alone, after detection.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     /// Two registers of 16 bytes, which every x86-64 has.
@@ -67,18 +66,18 @@ pub enum Level {
     Portable,
 }
 
-/// That this machine has AVX2 and BMI2.
+/// Proof that this machine has AVX2 and BMI2.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx2(());
 
 impl Level {
-    /// The fastest one this machine has.
+    /// Returns the fastest level of this machine.
     pub fn best() -> Level {
         Level::all()[0]
     }
 
-    /// All that this machine has, the fastest first.
+    /// Returns all levels of this machine, the fastest first.
     pub fn all() -> Vec<Level> {
         #[cfg(target_arch = "x86_64")]
         {
@@ -92,7 +91,7 @@ impl Level {
         vec![Level::Portable]
     }
 
-    /// Does `work` with this level's blocks.
+    /// Runs `work` with this level's blocks.
     #[inline]
     pub(crate) fn run<W: Kernel>(self, work: W) -> W::Output {
         match self {
@@ -106,20 +105,20 @@ impl Level {
     }
 }
 
-/// Bytes to read blocks from.
+/// The input, to read blocks from.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a>(&'a [u8]);
 
-/// What is read of a value at once: a byte, and a block.
+/// The number of bytes that may be read from a value's start on: its first byte and a block.
 const VALUE: usize = 1 + BLOCK;
-/// What is read of a pair at once: its key, and the value.
+/// The number of bytes that may be read from a pair's start on: the longest key and the value.
 const PAIR: usize = BLOCK + VALUE;
 
-/// A pair of key and value, with all that is read of it at once.
+/// The start of a key and its value, with [`PAIR`] readable bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair<'a>(&'a [u8; PAIR]);
 
-/// A value, with all that is read of it at once.
+/// The start of a value, with [`VALUE`] readable bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Value<'a>(&'a [u8; VALUE]);
 
@@ -129,32 +128,32 @@ impl<'a> Source<'a> {
         Source(bytes)
     }
 
-    /// The `N` bytes at `at`. `None` where there are fewer.
+    /// Returns the `N` bytes at `at`, or `None` where there are fewer.
     #[inline(always)]
     fn array<const N: usize>(self, at: usize) -> Option<&'a [u8; N]> {
-        // Where the bytes are fewer, or none: one comparison for both.
+        // One comparison for both: fewer than `N` bytes, and none.
         if at >= (self.0.len() + 1).saturating_sub(N) {
             return None;
         }
         // SAFETY: `at` is below the bytes' length.
         let from = unsafe { self.0.as_ptr().add(at) };
-        // SAFETY: `at` is at most `N` below the bytes' end; an array of bytes lies at any address.
+        // SAFETY: at least `N` bytes follow `at`; byte arrays need no alignment.
         Some(unsafe { &*from.cast() })
     }
 
-    /// The pair at `at`. `None` within the last bytes.
+    /// Returns the pair at `at`, or `None` within the last [`PAIR`] bytes.
     #[inline(always)]
     pub(crate) fn pair(self, at: usize) -> Option<Pair<'a>> {
         self.array(at).map(Pair)
     }
 
-    /// The value at `at`. `None` within the last bytes.
+    /// Returns the value at `at`, or `None` within the last [`VALUE`] bytes.
     #[inline(always)]
     pub(crate) fn value(self, at: usize) -> Option<Value<'a>> {
         self.array(at).map(Value)
     }
 
-    /// The 32 bytes at `at`, with zeros behind the last there is.
+    /// Returns the 32 bytes at `at`, padded with zeros at the end.
     #[inline(always)]
     fn block<B: Block>(self, at: usize) -> B {
         match self.array::<BLOCK>(at) {
@@ -166,7 +165,7 @@ impl<'a> Source<'a> {
 
 #[inline(always)]
 fn block<B: Block>(bytes: &[u8; BLOCK]) -> B {
-    // SAFETY: the array is 32 bytes long; `B` is only named by `Level::run`.
+    // SAFETY: the array is 32 bytes long; only `Level::run` chooses `B`.
     unsafe { B::load(bytes.as_ptr()) }
 }
 
@@ -180,46 +179,46 @@ fn padded(bytes: &[u8], at: usize) -> [u8; BLOCK] {
 }
 
 impl<'a> Pair<'a> {
-    /// The value behind the key, where it is this one.
+    /// Returns the value if the pair's key is `key`.
     #[inline(always)]
-    pub(crate) fn behind<B: Block>(self, key: &Key) -> Option<Value<'a>> {
-        // SAFETY: a pair is longer than 32 bytes; `B` is only named by `Level::run`.
-        let here = unsafe { B::load(self.0.as_ptr()) };
-        if !here.same(block(&key.raw)) & key.counts != 0 {
+    pub(crate) fn value_after<B: Block>(self, key: &Key) -> Option<Value<'a>> {
+        // SAFETY: a pair is longer than 32 bytes; only `Level::run` chooses `B`.
+        let head = unsafe { B::load(self.0.as_ptr()) };
+        if !head.same(block(&key.raw)) & key.mask != 0 {
             return None;
         }
         // SAFETY: a key is at most 32 bytes long.
         let value = unsafe { self.0.as_ptr().add(usize::from(key.raw_len)) };
-        // SAFETY: the pair reaches `VALUE` bytes beyond that; an array of bytes lies at any address.
+        // SAFETY: the pair reaches `VALUE` bytes beyond that; byte arrays need no alignment.
         Some(Value(unsafe { &*value.cast() }))
     }
 }
 
 impl<'a> Value<'a> {
-    /// Its first byte.
+    /// The first byte.
     #[inline(always)]
     pub(crate) fn first(self) -> u8 {
         self.0[0]
     }
 
-    /// The `N` bytes behind the first. At most 32.
+    /// The `N` bytes after the first, of which there are 32.
     #[inline(always)]
     pub(crate) fn rest<const N: usize>(self) -> &'a [u8; N] {
         const { assert!(N <= BLOCK) };
-        self.0[1..].first_chunk().expect("longer than that")
+        self.0[1..].first_chunk().expect("N is at most BLOCK")
     }
 }
 
-/// Bytes of the longest text that a [`Key`] has.
-pub(crate) const LONGEST_KEY: usize = 2 * BLOCK;
+/// The length of the longest text of a [`Key`], in bytes.
+pub(crate) const MAX_KEY_TEXT: usize = 2 * BLOCK;
 
-/// A key as it comes and as it is written.
+/// A key in msgpack and its written form.
 #[derive(Clone, Copy)]
 pub(crate) struct Key {
-    text: [u8; LONGEST_KEY],
+    text: [u8; MAX_KEY_TEXT],
     raw: [u8; BLOCK],
-    /// A bit for each byte of `raw` that is part of it.
-    counts: u32,
+    /// The mask of the bytes of `raw` that are part of the key.
+    mask: u32,
     /// At most 32.
     raw_len: u8,
     /// At most 64.
@@ -227,15 +226,16 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// A key that comes as `raw` and is written as `text`. `None` where either is too long.
+    /// Creates a key that is `raw` in msgpack and written as `text`. Returns `None` where `raw` is longer than [`BLOCK`]
+    /// or `text` longer than [`MAX_KEY_TEXT`].
     pub(crate) fn new(raw: &[u8], text: &[u8]) -> Option<Key> {
-        if raw.len() > BLOCK || text.len() > LONGEST_KEY {
+        if raw.len() > BLOCK || text.len() > MAX_KEY_TEXT {
             return None;
         }
         let mut key = Key {
-            text: [0; LONGEST_KEY],
+            text: [0; MAX_KEY_TEXT],
             raw: [0; BLOCK],
-            counts: first(raw.len()),
+            mask: low_bits(raw.len()),
             raw_len: raw.len() as u8,
             text_len: text.len() as u8,
         };
@@ -244,57 +244,57 @@ impl Key {
         Some(key)
     }
 
-    /// Bytes of what it comes as.
+    /// The length of the key in msgpack.
     #[inline(always)]
     pub(crate) fn raw_len(&self) -> usize {
         self.raw_len.into()
     }
 
-    /// What it comes as.
+    /// The key in msgpack.
     pub(crate) fn raw(&self) -> &[u8] {
         &self.raw[..usize::from(self.raw_len)]
     }
 
-    /// What is written of it.
+    /// The written form.
     pub(crate) fn text(&self) -> &[u8] {
         &self.text[..usize::from(self.text_len)]
     }
 }
 
-/// What a key and a short value may write: two blocks, a quote, a block, and a quote.
-const ROOM: usize = LONGEST_KEY + BLOCK + 2;
+/// The most bytes that a key and a short value write: two blocks, a quote, a block, and a quote.
+const ROOM: usize = MAX_KEY_TEXT + BLOCK + 2;
 
-/// Writes at the end of a text. The text is only told of it by [`JsonWriter::finish`].
+/// Appends to a text, whose length is only set by [`JsonWriter::finish`].
 pub(crate) struct JsonWriter<'v> {
     out: &'v mut Vec<u8>,
-    /// Where the next byte goes: within the text's capacity or at its end, and all before it is written.
+    /// The write position: within the text's capacity or at its end. All bytes before it are initialized.
     to: *mut u8,
-    /// Up to here there are [`ROOM`] bytes of capacity.
+    /// The last position with [`ROOM`] bytes of capacity ahead.
     limit: *mut u8,
 }
 
-/// A place at the end of a text with [`ROOM`] ahead.
+/// A write position with [`ROOM`] bytes of capacity ahead.
 pub(crate) struct KeySlot<'p, 'v>(&'p mut JsonWriter<'v>);
 
-/// A place behind a key or a comma, with room ahead for a short value.
+/// A write position after a key or a comma, with capacity ahead for a short value.
 pub(crate) struct ValueSlot<'p, 'v>(&'p mut JsonWriter<'v>);
 
-/// Makes room for `room` bytes and for [`ROOM`]. Gives where the text ends, and up to where there are `ROOM` ahead.
+/// Reserves the larger of `room` and [`ROOM`] bytes. Returns the new write position and limit.
 ///
 /// # Safety
-/// `len` bytes of its capacity are written.
+/// The first `len` bytes of the capacity are initialized.
 #[cold]
 #[inline(never)]
 unsafe fn grow(out: &mut Vec<u8>, len: usize, room: usize) -> (*mut u8, *mut u8) {
-    // SAFETY: the caller says so.
+    // SAFETY: guaranteed by the caller.
     unsafe { out.set_len(len) };
     out.reserve(room.max(ROOM));
-    ends(out)
+    bounds(out)
 }
 
-/// As [`grow`], where the room is there.
+/// Returns the write position and the limit of a text with [`ROOM`] bytes of spare capacity.
 #[inline(always)]
-fn ends(out: &mut Vec<u8>) -> (*mut u8, *mut u8) {
+fn bounds(out: &mut Vec<u8>) -> (*mut u8, *mut u8) {
     let (len, capacity) = (out.len(), out.capacity());
     let begin = out.as_mut_ptr();
     (begin.wrapping_add(len), begin.wrapping_add(capacity - ROOM))
@@ -304,112 +304,113 @@ impl<'v> JsonWriter<'v> {
     #[inline(always)]
     pub(crate) fn of(out: &'v mut Vec<u8>) -> Self {
         out.reserve(ROOM);
-        let (to, limit) = ends(out);
+        let (to, limit) = bounds(out);
         JsonWriter { out, to, limit }
     }
 
-    /// The text, with all that was written.
+    /// Returns the text, its length set to what was written.
     #[inline(always)]
     pub(crate) fn finish(self) -> &'v mut Vec<u8> {
         let len = self.len();
-        // SAFETY: all before `to` was written, and lies within the capacity.
+        // SAFETY: all bytes before `to` are initialized, and within the capacity.
         unsafe { self.out.set_len(len) };
         self.out
     }
 
-    /// Bytes of the text, with all that was written.
+    /// The length of the text, with what was written.
     #[inline(always)]
     pub(crate) fn len(&self) -> usize {
         self.to.addr() - self.out.as_ptr().addr()
     }
 
-    /// Sees to it that so many bytes can be written, and [`ROOM`] of them.
+    /// Reserves capacity for `bytes` bytes, and for [`ROOM`] where it has to grow.
     #[inline(always)]
     fn reserve(&mut self, bytes: usize) {
         if self.limit.addr() + ROOM - self.to.addr() < bytes {
             let len = self.len();
-            // SAFETY: all before `to` was written.
+            // SAFETY: all bytes before `to` are initialized.
             (self.to, self.limit) = unsafe { grow(self.out, len, bytes) };
         }
     }
 
-    /// Room ahead for a key and a short value.
+    /// Reserves [`ROOM`] bytes for a key and a short value.
     #[inline(always)]
-    pub(crate) fn room(&mut self) -> KeySlot<'_, 'v> {
+    pub(crate) fn slot(&mut self) -> KeySlot<'_, 'v> {
         if self.to > self.limit {
             let len = self.len();
-            // SAFETY: all before `to` was written.
+            // SAFETY: all bytes before `to` are initialized.
             (self.to, self.limit) = unsafe { grow(self.out, len, ROOM) };
         }
         KeySlot(self)
     }
 
-    /// Makes a container of items that were written from `start` on, each with a comma before it.
+    /// Closes a container whose items were written from `start` on, each after a comma: the opening bracket replaces the
+    /// first comma.
     #[inline(always)]
     pub(crate) fn close(&mut self, start: usize, map: bool) {
         let (opening, closing) = if map { (b'{', b'}') } else { (b'[', b']') };
         let len = self.len();
-        let KeySlot(pen) = self.room();
+        let KeySlot(writer) = self.slot();
         if start < len {
-            let comma = pen.out.as_mut_ptr().wrapping_add(start);
-            // SAFETY: all before `to` was written.
+            let comma = writer.out.as_mut_ptr().wrapping_add(start);
+            // SAFETY: `start` is before `to`, and so within the text.
             unsafe { comma.write(opening) };
         } else {
             // SAFETY: there are `ROOM` bytes ahead.
-            unsafe { pen.write([opening], 1) };
+            unsafe { writer.write([opening], 1) };
         }
         // SAFETY: as above.
-        unsafe { pen.write([closing], 1) };
+        unsafe { writer.write([closing], 1) };
     }
 
-    /// Writes the part of a string that `bytes` are, with which `block` begins, and of which `left` are still
-    /// to be written. Says whether any of them is not ASCII.
+    /// Writes `bytes`, a part of a string with `left` bytes still to write; `block` begins with them. Returns whether
+    /// any of them is not ASCII.
     ///
     /// # Safety
-    /// `bytes` are at most 32 and at most `left`. The capacity reaches `left` bytes and a block beyond `to`,
-    /// and one byte more, as it does behind them.
+    /// `bytes` has at most 32 and at most `left` bytes. The capacity reaches `left` + [`BLOCK`] + 1 bytes beyond `to`;
+    /// afterwards this holds for the rest of the string.
     #[inline(always)]
     unsafe fn part<B: Block>(&mut self, block: B, bytes: &[u8], left: usize) -> bool {
-        let part = first(bytes.len());
+        let part = low_bits(bytes.len());
         let mut high = 0;
         if block.not_plain() & part != 0 {
             high = block.high() & part;
             let escapes = block.escapes() & part;
             if escapes != 0 {
-                self.reserve(LONGEST_ESCAPE * BLOCK + left + BLOCK + 1);
-                // SAFETY: there is room for every byte's escape, and for the rest.
+                self.reserve(MAX_ESCAPE * BLOCK + left + BLOCK + 1);
+                // SAFETY: the capacity suffices for an escape of every byte, and for the rest.
                 self.to = unsafe { escape(bytes, escapes, self.to) };
                 return high != 0;
             }
         }
         debug_assert!(self.reaches(left + BLOCK + 1));
-        // SAFETY: the caller says so; `B` is only named by `Level::run`.
+        // SAFETY: guaranteed by the caller; only `Level::run` chooses `B`.
         unsafe { block.store(self.to) };
         self.to = self.to.wrapping_add(bytes.len());
         high != 0
     }
 
-    /// Writes the end of a line.
+    /// Writes a newline.
     #[inline(always)]
     pub(crate) fn newline(&mut self) {
-        let KeySlot(pen) = self.room();
+        let KeySlot(writer) = self.slot();
         // SAFETY: there are `ROOM` bytes ahead.
-        unsafe { pen.write(*b"\n", 1) };
+        unsafe { writer.write(*b"\n", 1) };
     }
 
-    /// Whether the capacity reaches so many bytes beyond `to`, as it should.
+    /// Whether the capacity reaches `bytes` bytes beyond `to`.
     fn reaches(&self, bytes: usize) -> bool {
         self.out.capacity() - self.len() >= bytes
     }
 
-    /// Writes an array of which the first `len` bytes are part of the text.
+    /// Writes an array and advances by its first `len` bytes.
     ///
     /// # Safety
     /// The capacity reaches `N` bytes beyond `to`, and `len` is at most `N`.
     #[inline(always)]
     unsafe fn write<const N: usize>(&mut self, bytes: [u8; N], len: usize) {
         debug_assert!(len <= N && self.reaches(N));
-        // SAFETY: the caller says so; an array of bytes lies at any address.
+        // SAFETY: guaranteed by the caller; byte arrays need no alignment.
         unsafe { self.to.cast::<[u8; N]>().write(bytes) };
         self.to = self.to.wrapping_add(len);
     }
@@ -422,7 +423,7 @@ impl<'p, 'v> KeySlot<'p, 'v> {
         let [first, second] = [0, BLOCK].map(|at| key.text.as_ptr().wrapping_add(at));
         let to = self.0.to;
         debug_assert!(self.0.reaches(ROOM));
-        // SAFETY: a key's text is 64 bytes long; `B` is only named by `Level::run`.
+        // SAFETY: the array of a key's text is 64 bytes long; only `Level::run` chooses `B`.
         let block = unsafe { B::load(first) };
         // SAFETY: the capacity reaches 64 bytes and more beyond `to`.
         unsafe { block.store(to) };
@@ -437,9 +438,9 @@ impl<'p, 'v> KeySlot<'p, 'v> {
         ValueSlot(self.0)
     }
 
-    /// Writes nothing: the key is written.
+    /// Returns the position for the value of a key that is written already.
     #[inline(always)]
-    pub(crate) fn behind_key(self) -> ValueSlot<'p, 'v> {
+    pub(crate) fn after_key(self) -> ValueSlot<'p, 'v> {
         ValueSlot(self.0)
     }
 
@@ -457,13 +458,13 @@ impl<'p, 'v> ValueSlot<'p, 'v> {
     #[inline(always)]
     pub(crate) fn short(self, text: &str) {
         let text = text.as_bytes();
-        // Two arrays, of which the second ends where the text does.
+        // Two arrays that overlap, of which the second ends where the text does.
         if let (Some(first), Some(last)) = (text.first_chunk(), text.last_chunk()) {
-            self.ends::<16>(first, last, text.len());
+            self.overlapping::<16>(first, last, text.len());
         } else if let (Some(first), Some(last)) = (text.first_chunk(), text.last_chunk()) {
-            self.ends::<8>(first, last, text.len());
+            self.overlapping::<8>(first, last, text.len());
         } else if let (Some(first), Some(last)) = (text.first_chunk(), text.last_chunk()) {
-            self.ends::<4>(first, last, text.len());
+            self.overlapping::<4>(first, last, text.len());
         } else {
             for byte in text {
                 // SAFETY: the capacity reaches 34 bytes beyond `to`.
@@ -472,13 +473,13 @@ impl<'p, 'v> ValueSlot<'p, 'v> {
         }
     }
 
-    /// Writes a text that begins with `first` and ends with `last`.
+    /// Writes a text of `len` bytes that begins with `first` and ends with `last`.
     #[inline(always)]
-    fn ends<const N: usize>(self, first: &[u8; N], last: &[u8; N], len: usize) {
+    fn overlapping<const N: usize>(self, first: &[u8; N], last: &[u8; N], len: usize) {
         assert!(N <= len && len <= 2 * N && N <= BLOCK / 2);
         let to = self.0.to;
         debug_assert!(self.0.reaches(BLOCK + 2));
-        // SAFETY: the capacity reaches 34 bytes beyond `to`; an array of bytes lies at any address.
+        // SAFETY: the capacity reaches 34 bytes beyond `to`; byte arrays need no alignment.
         unsafe { to.cast::<[u8; N]>().write(*first) };
         // SAFETY: as above: `len` is at most 32.
         unsafe { to.wrapping_add(len - N).cast::<[u8; N]>().write(*last) };
@@ -489,10 +490,10 @@ impl<'p, 'v> ValueSlot<'p, 'v> {
     #[inline(always)]
     pub(crate) fn number(self, n: u32) {
         let mut rest = n;
-        // The last digit is written always, and all behind others.
+        // Marks the digits that are not leading zeros: the last digit, or all eight after the first two.
         let mut always = 1 << 56;
         if n >= 100_000_000 {
-            // One digit or two, and eight behind them.
+            // One or two digits, followed by eight.
             let high = n / 100_000_000;
             rest = n % 100_000_000;
             always = 1;
@@ -505,29 +506,29 @@ impl<'p, 'v> ValueSlot<'p, 'v> {
         let digits = eight_digits(rest);
         let zeros = (digits | always).trailing_zeros() / 8;
         let text = (digits | ZEROS) >> (8 * zeros);
-        // SAFETY: the capacity reaches 34 bytes beyond where this began, of which two may be taken.
+        // SAFETY: the capacity reaches 34 bytes beyond the start, of which at most two are used.
         unsafe { self.0.write(text.to_le_bytes(), 8 - zeros as usize) };
     }
 
     /// Writes the shortest decimal number that reads back as `n`, which is finite.
     #[inline(always)]
     pub(crate) fn float(self, n: f64) {
-        // Most are a number of millionths. Of at most 15 digits no two decimal numbers read back as the same
-        // float, so that this is the one, but for zeros at its end.
+        // Most are whole millionths. Decimals of at most 15 digits read back as distinct floats, so that this one is
+        // the shortest, but for its trailing zeros.
         const MILLION: f64 = 1e6;
         if (0.001..1e8).contains(&n) {
-            // SAFETY: it is a number between 1,000 and 1e14, and half of one more.
+            // SAFETY: the value is finite and between 1,000 and 1e14 + 0.5.
             let millionths: i64 = unsafe { (n * MILLION + 0.5).to_int_unchecked() };
             if millionths as f64 / MILLION == n {
                 let millionths = millionths as u64;
                 let rest = (millionths % 1_000_000) as u32;
                 ValueSlot(&mut *self.0).number((millionths / 1_000_000) as u32);
                 let digits = eight_digits(100 * rest);
-                // One digit is written always.
+                // At least one digit.
                 let len = 8 - (digits | 1).leading_zeros() as usize / 8;
-                // SAFETY: the capacity reaches 34 bytes beyond where this began, of which eight are taken.
+                // SAFETY: the capacity reaches 34 bytes beyond the start, of which at most eight are used.
                 unsafe { self.0.write(*b".", 1) };
-                // SAFETY: as above, and one more.
+                // SAFETY: as above, of which at most nine are used.
                 unsafe { self.0.write((digits | ZEROS).to_le_bytes(), len) };
                 return;
             }
@@ -535,8 +536,8 @@ impl<'p, 'v> ValueSlot<'p, 'v> {
         self.short(zmij::Buffer::new().format_finite(n));
     }
 
-    /// Writes the string that is the first `len` of `bytes`, in quotes, where it is ASCII that needs no
-    /// escape. Otherwise nothing is written.
+    /// Writes the first `len` of `bytes` as a quoted string if they are ASCII without escapes. Otherwise writes nothing
+    /// and returns the position.
     #[inline(always)]
     pub(crate) fn plain_string<B: Block>(
         self,
@@ -545,31 +546,30 @@ impl<'p, 'v> ValueSlot<'p, 'v> {
     ) -> Result<(), Self> {
         assert!(len <= BLOCK);
         let block: B = block(bytes);
-        if block.not_plain() & first(len) != 0 {
+        if block.not_plain() & low_bits(len) != 0 {
             return Err(self);
         }
         let to = self.0.to;
         debug_assert!(self.0.reaches(BLOCK + 2));
         // SAFETY: the capacity reaches 34 bytes beyond `to`.
         unsafe { to.write(b'"') };
-        // SAFETY: as above: one byte, and 32.
+        // SAFETY: as above: 1 + 32 bytes.
         unsafe { block.store(to.wrapping_add(1)) };
-        // SAFETY: as above: one byte, at most 32, and one.
+        // SAFETY: as above: at most 1 + 32 + 1 bytes.
         unsafe { to.wrapping_add(1 + len).write(b'"') };
         self.0.to = to.wrapping_add(len + 2);
         Ok(())
     }
 
-    /// Writes the string that lies at `start..end` of the source, as [`append_string`] does.
+    /// Writes the string at `start..end` of the source, as [`append_string`] does.
     #[inline(always)]
     pub(crate) fn string<B: Block>(self, source: Source<'_>, start: usize, end: usize) {
-        self.string_or::<B>(source, start, end, append_string);
+        self.string_or_else::<B>(source, start, end, append_string);
     }
 
-    /// Writes the string that lies at `start..end` of the source, where it is UTF-8. Otherwise it writes what
-    /// `otherwise` appends.
+    /// Writes the string at `start..end` of the source if it is UTF-8, and otherwise what `otherwise` appends.
     #[inline(always)]
-    pub(crate) fn string_or<B: Block>(
+    pub(crate) fn string_or_else<B: Block>(
         self,
         source: Source<'_>,
         start: usize,
@@ -577,69 +577,71 @@ impl<'p, 'v> ValueSlot<'p, 'v> {
         otherwise: impl FnOnce(&[u8], &mut Vec<u8>),
     ) {
         let text = &source.0[start..end];
-        let pen = self.0;
-        let before = pen.len();
-        // Room for all of it, for a block that reaches beyond it, and for the quotes.
-        pen.reserve(text.len() + BLOCK + 2);
+        let writer = self.0;
+        let before = writer.len();
+        // The text, a block that reaches beyond it, and the quotes.
+        writer.reserve(text.len() + BLOCK + 2);
         // SAFETY: the capacity reaches that far.
-        unsafe { pen.write(*b"\"", 1) };
+        unsafe { writer.write(*b"\"", 1) };
         let mut high = false;
         let mut left = text.len();
         let (blocks, rest) = text.as_chunks::<BLOCK>();
         for bytes in blocks {
-            // SAFETY: there is room for what is left, and more.
-            high |= unsafe { pen.part::<B>(block(bytes), bytes, left) };
+            // SAFETY: the capacity for the whole string was reserved, and `part` preserves it for the rest.
+            high |= unsafe { writer.part::<B>(block(bytes), bytes, left) };
             left -= BLOCK;
         }
         if !rest.is_empty() {
             let block = source.block(end - rest.len());
             // SAFETY: as above.
-            high |= unsafe { pen.part::<B>(block, rest, left) };
+            high |= unsafe { writer.part::<B>(block, rest, left) };
         }
-        // SAFETY: the capacity reaches a block and more beyond `to`.
-        unsafe { pen.write(*b"\"", 1) };
+        // SAFETY: the capacity reaches more than a block beyond `to`.
+        unsafe { writer.write(*b"\"", 1) };
         if high && !B::is_utf8(source, start, end) {
-            // SAFETY: all before this string was written.
-            (pen.to, pen.limit) = unsafe { instead(text, pen.out, before, otherwise) };
+            // SAFETY: all bytes before this string are initialized.
+            (writer.to, writer.limit) =
+                unsafe { replace_string(text, writer.out, before, otherwise) };
         }
     }
 }
 
-/// Lets `append` write what stands for a string at `len` of which not all is UTF-8. Gives the same as [`grow`].
+/// Truncates the text to `len` and calls `append` in place of a string that is not UTF-8. Returns the new write position
+/// and limit.
 ///
 /// # Safety
-/// `len` bytes of the capacity are written.
+/// The first `len` bytes of the capacity are initialized.
 #[cold]
 #[inline(never)]
-unsafe fn instead(
+unsafe fn replace_string(
     bytes: &[u8],
     out: &mut Vec<u8>,
     len: usize,
     append: impl FnOnce(&[u8], &mut Vec<u8>),
 ) -> (*mut u8, *mut u8) {
-    // SAFETY: the caller says so.
+    // SAFETY: guaranteed by the caller.
     unsafe { out.set_len(len) };
     append(bytes, out);
     out.reserve(ROOM);
-    ends(out)
+    bounds(out)
 }
 
-/// Appends a JSON string: quotes, escapes only where JSON demands them, U+FFFD for what is not UTF-8.
+/// Appends a quoted JSON string, with only the required escapes, and U+FFFD for invalid UTF-8.
 pub(crate) fn append_string(bytes: &[u8], out: &mut Vec<u8>) {
     let text = String::from_utf8_lossy(bytes);
-    let mut pen = JsonWriter::of(out);
-    let here = pen.room().behind_key();
-    here.string::<PortableBlock>(Source::new(text.as_bytes()), 0, text.len());
-    pen.finish();
+    let mut writer = JsonWriter::of(out);
+    let slot = writer.slot().after_key();
+    slot.string::<PortableBlock>(Source::new(text.as_bytes()), 0, text.len());
+    writer.finish();
 }
 
-/// Eight zeros of text.
+/// Eight ASCII zeros.
 const ZEROS: u64 = 0x3030_3030_3030_3030;
 
-/// The decimal digits of a number below 100,000,000, the first one in the lowest byte.
+/// Returns the eight decimal digits of a number below 100,000,000, the first one in the lowest byte.
 #[inline(always)]
 fn eight_digits(n: u32) -> u64 {
-    // All at once: halves, quarters, single ones, each in its part of the word.
+    // SWAR: splits into halves, quarters and digits, all lanes at once.
     let n = u64::from(n);
     let halves = (n / 10_000) | ((n % 10_000) << 32);
     let hundreds = ((halves * 10_486) >> 20) & 0x0000_007f_0000_007f;
@@ -648,20 +650,20 @@ fn eight_digits(n: u32) -> u64 {
     tens | ((quarters - tens * 10) << 8)
 }
 
-/// The bits of the first `len` bytes, at most 32.
+/// Returns the mask of the first `len` bytes, at most 32.
 #[inline(always)]
-fn first(len: usize) -> u32 {
+fn low_bits(len: usize) -> u32 {
     debug_assert!(len <= BLOCK);
     ((1u64 << len) - 1) as u32
 }
 
-/// Bytes of the longest escape.
-const LONGEST_ESCAPE: usize = 6;
+/// The length of the longest escape, in bytes.
+const MAX_ESCAPE: usize = 6;
 
-/// Writes the bytes of a block, of which those with a bit in `escapes` are escaped. Gives where they end.
+/// Writes the bytes of a block and escapes those in the mask `escapes`. Returns the end of what was written.
 ///
 /// # Safety
-/// From `to` on [`LONGEST_ESCAPE`] bytes can be written for each of `bytes`, and two more.
+/// [`MAX_ESCAPE`] bytes can be written for each of `bytes` from `to` on, and two more.
 #[inline(never)]
 unsafe fn escape(bytes: &[u8], mut escapes: u32, mut to: *mut u8) -> *mut u8 {
     for byte in bytes {
@@ -670,8 +672,7 @@ unsafe fn escape(bytes: &[u8], mut escapes: u32, mut to: *mut u8) -> *mut u8 {
         } else {
             escaped(*byte)
         };
-        // SAFETY: the caller says that there is room, for each byte before as well; an array of bytes lies at
-        // any address.
+        // SAFETY: the caller guarantees the capacity for this byte and those before; byte arrays need no alignment.
         unsafe { to.cast::<[u8; 8]>().write(text) };
         to = to.wrapping_add(len);
         escapes >>= 1;
@@ -679,7 +680,7 @@ unsafe fn escape(bytes: &[u8], mut escapes: u32, mut to: *mut u8) -> *mut u8 {
     to
 }
 
-/// The escape of a byte that needs one, and its length.
+/// Returns the escape of a byte that needs one, and its length.
 fn escaped(byte: u8) -> ([u8; 8], usize) {
     let short = match byte {
         b'"' | b'\\' => byte,
@@ -691,7 +692,7 @@ fn escaped(byte: u8) -> ([u8; 8], usize) {
         _ => {
             const HEX: &[u8; 16] = b"0123456789abcdef";
             let [high, low] = [byte >> 4, byte & 15].map(|half| HEX[usize::from(half)]);
-            return ([b'\\', b'u', b'0', b'0', high, low, 0, 0], LONGEST_ESCAPE);
+            return ([b'\\', b'u', b'0', b'0', high, low, 0, 0], MAX_ESCAPE);
         }
     };
     ([b'\\', short, 0, 0, 0, 0, 0, 0], 2)
@@ -702,12 +703,12 @@ fn escaped(byte: u8) -> ([u8; 8], usize) {
 pub(crate) struct PortableBlock([u64; 4]);
 
 impl PortableBlock {
-    /// A bit for each byte whose highest bit is set in `words`.
+    /// Returns the mask of bytes in `words` whose highest bit is set.
     #[inline(always)]
     fn bits(words: [u64; 4]) -> u32 {
         let mut bits = 0;
         for (number, word) in words.into_iter().enumerate() {
-            // The product brings the eight highest bits together in the highest byte.
+            // The product gathers the eight highest bits in the highest byte.
             let highest = (word & HIGH) >> 7;
             bits |= ((highest.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32) << (8 * number);
         }
@@ -718,7 +719,7 @@ impl PortableBlock {
 const LOW: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = 0x8080_8080_8080_8080;
 
-/// The highest bit of each byte that is zero. Exact: no carry leaves a byte.
+/// Sets the highest bit of each byte that is zero. Exact, since no carry crosses bytes.
 #[inline(always)]
 fn zeros(word: u64) -> u64 {
     !(((word & !HIGH) + !HIGH) | word) & HIGH
@@ -728,14 +729,14 @@ impl Block for PortableBlock {
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self {
         let from = from.cast::<[[u8; 8]; 4]>();
-        // SAFETY: the caller says that 32 bytes can be read; an array of bytes lies at any address.
+        // SAFETY: the caller guarantees 32 readable bytes; byte arrays need no alignment.
         PortableBlock(unsafe { from.read() }.map(u64::from_le_bytes))
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut u8) {
         let to = to.cast::<[[u8; 8]; 4]>();
-        // SAFETY: the caller says that 32 bytes can be written; an array of bytes lies at any address.
+        // SAFETY: the caller guarantees 32 writable bytes; byte arrays need no alignment.
         unsafe { to.write(self.0.map(u64::to_le_bytes)) };
     }
 
@@ -771,7 +772,7 @@ mod x86 {
 
     use super::{BLOCK, Block, Kernel, Source, block};
 
-    /// Does `work`, compiled for AVX2.
+    /// Runs `work`, compiled for AVX2.
     ///
     /// # Safety
     /// The machine has AVX2 and BMI2.
@@ -787,19 +788,19 @@ mod x86 {
     impl Block for Avx2Block {
         #[inline(always)]
         unsafe fn load(from: *const u8) -> Self {
-            // SAFETY: the caller says that 32 bytes can be read, and that there is AVX2.
+            // SAFETY: the caller guarantees 32 readable bytes and AVX2.
             Avx2Block(unsafe { _mm256_loadu_si256(from.cast()) })
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut u8) {
-            // SAFETY: the caller says that 32 bytes can be written, and that there is AVX2.
+            // SAFETY: the caller guarantees 32 writable bytes and AVX2.
             unsafe { _mm256_storeu_si256(to.cast(), self.0) };
         }
 
         #[inline(always)]
         fn escapes(self) -> u32 {
-            // SAFETY: a block of this kind was loaded, so there is AVX2.
+            // SAFETY: `load` requires AVX2, so a block proves it.
             unsafe { avx2_escape_bits(self.0) }
         }
 
@@ -811,7 +812,7 @@ mod x86 {
 
         #[inline(always)]
         fn is_utf8(source: Source<'_>, start: usize, end: usize) -> bool {
-            // SAFETY: `Level::run` names this kind of block only where there is AVX2.
+            // SAFETY: `Level::run` chooses this block only with AVX2.
             unsafe { avx2_is_utf8(source, start, end) }
         }
 
@@ -848,39 +849,39 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn avx2_not_plain(block: __m256i) -> u32 {
-        // The highest bit of a byte that is not ASCII counts as it is.
+        // The highest bit of a byte that is not ASCII is its mask bit already.
         _mm256_movemask_epi8(_mm256_or_si256(avx2_escapes(block), block)) as u32
     }
 
-    /// What can be wrong with two bytes in a row: a bit each. The bits of what is wrong by the first
-    /// byte's halves and by the second byte's upper half, anded, are what is wrong.
+    /// The faults of two consecutive bytes, a bit each. A fault is present where it is possible by the first byte's
+    /// upper half, by its lower half and by the second byte's upper half: the bitwise and of three lookups.
     /// Method: Keiser and Lemire, "Validating UTF-8 In Less Than One Instruction Per Byte", 2021.
-    mod wrong {
-        /// A lead byte, and no continuation.
+    mod fault {
+        /// A lead byte without a continuation.
         pub(super) const TOO_SHORT: u8 = 1 << 0;
-        /// ASCII, and a continuation.
+        /// A continuation after ASCII.
         pub(super) const TOO_LONG: u8 = 1 << 1;
-        /// Three bytes for what fits in two.
+        /// Three bytes where two suffice.
         pub(super) const OVERLONG_3: u8 = 1 << 2;
-        /// Beyond U+10FFFF, by the second byte.
+        /// Above U+10FFFF by the second byte.
         pub(super) const TOO_LARGE: u8 = 1 << 3;
         /// Half of a surrogate pair.
         pub(super) const SURROGATE: u8 = 1 << 4;
-        /// Two bytes for what fits in one.
+        /// Two bytes where one suffices.
         pub(super) const OVERLONG_2: u8 = 1 << 5;
-        /// Four bytes for what fits in three, and beyond U+10FFFF by the first byte: they share a bit, as
-        /// no two bytes can be both.
+        /// Four bytes where three suffice. Shares a bit with [`LARGER`]: no two bytes have both faults.
         pub(super) const OVERLONG_4: u8 = 1 << 6;
+        /// Above U+10FFFF by the first byte.
         pub(super) const LARGER: u8 = 1 << 6;
-        /// Two continuations: right where the bytes before ask for it.
+        /// Two continuations: valid where the bytes before require them.
         pub(super) const TWO: u8 = 1 << 7;
-        /// Not told by the first byte's lower half.
+        /// The faults that do not depend on the first byte's lower half.
         pub(super) const ANY: u8 = TOO_SHORT | TOO_LONG | TWO;
     }
 
     #[rustfmt::skip]
     const FIRST_UPPER: [u8; 16] = {
-        use wrong::*;
+        use fault::*;
         [
             TOO_LONG, TOO_LONG, TOO_LONG, TOO_LONG, TOO_LONG, TOO_LONG, TOO_LONG, TOO_LONG,
             TWO, TWO, TWO, TWO,
@@ -891,7 +892,7 @@ mod x86 {
         ]
     };
     const FIRST_LOWER: [u8; 16] = {
-        use wrong::*;
+        use fault::*;
         let mut table = [ANY | TOO_LARGE | LARGER; 16];
         table[0] = ANY | OVERLONG_2 | OVERLONG_3 | OVERLONG_4;
         table[1] = ANY | OVERLONG_2;
@@ -902,7 +903,7 @@ mod x86 {
         table
     };
     const SECOND_UPPER: [u8; 16] = {
-        use wrong::*;
+        use fault::*;
         let mut table = [TOO_SHORT; 16];
         table[8] = TOO_LONG | OVERLONG_2 | TWO | OVERLONG_3 | LARGER | OVERLONG_4;
         table[9] = TOO_LONG | OVERLONG_2 | TWO | OVERLONG_3 | TOO_LARGE;
@@ -915,56 +916,56 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     fn avx2_is_utf8(source: Source<'_>, start: usize, end: usize) -> bool {
         let mut before = _mm256_setzero_si256();
-        let mut wrong = before;
+        let mut faults = before;
         let (blocks, rest) = source.0[start..end].as_chunks::<BLOCK>();
         for bytes in blocks {
             let Avx2Block(block) = block(bytes);
-            wrong = _mm256_or_si256(wrong, avx2_wrong(before, block));
+            faults = _mm256_or_si256(faults, avx2_faults(before, block));
             before = block;
         }
-        // The last block, with a zero behind it at least: a letter that is cut off is too short.
+        // The last block is padded with at least one zero, so that a truncated character is `TOO_SHORT`.
         let Avx2Block(last) = source.block(end - rest.len());
-        let last = _mm256_and_si256(last, avx2_first(rest.len()));
-        wrong = _mm256_or_si256(wrong, avx2_wrong(before, last));
-        _mm256_testz_si256(wrong, wrong) == 1
+        let last = _mm256_and_si256(last, avx2_low_mask(rest.len()));
+        faults = _mm256_or_si256(faults, avx2_faults(before, last));
+        _mm256_testz_si256(faults, faults) == 1
     }
 
-    /// The first `len` bytes, at most 32.
+    /// Returns a mask of the first `len` bytes, at most 32.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn avx2_first(len: usize) -> __m256i {
+    fn avx2_low_mask(len: usize) -> __m256i {
         debug_assert!(len <= BLOCK);
         let numbers: [u8; BLOCK] = std::array::from_fn(|number| number as u8);
         let Avx2Block(numbers) = block(&numbers);
         _mm256_cmpgt_epi8(_mm256_set1_epi8(len as i8), numbers)
     }
 
-    /// What is not UTF-8 in `block`, which comes behind `before`: a byte that is not zero.
+    /// Returns a non-zero byte for each byte of `block`, which follows `before`, that is not UTF-8.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn avx2_wrong(before: __m256i, block: __m256i) -> __m256i {
+    fn avx2_faults(before: __m256i, block: __m256i) -> __m256i {
         let middle = _mm256_permute2x128_si256::<0x21>(before, block);
         let one_back = _mm256_alignr_epi8::<15>(block, middle);
         let two_back = _mm256_alignr_epi8::<14>(block, middle);
         let three_back = _mm256_alignr_epi8::<13>(block, middle);
         let lower = |bytes| _mm256_and_si256(bytes, _mm256_set1_epi8(0x0f));
-        let by_pairs = _mm256_and_si256(
+        let pair_faults = _mm256_and_si256(
             _mm256_and_si256(
-                avx2_look_up(&FIRST_UPPER, lower(_mm256_srli_epi16::<4>(one_back))),
-                avx2_look_up(&FIRST_LOWER, lower(one_back)),
+                avx2_lookup(&FIRST_UPPER, lower(_mm256_srli_epi16::<4>(one_back))),
+                avx2_lookup(&FIRST_LOWER, lower(one_back)),
             ),
-            avx2_look_up(&SECOND_UPPER, lower(_mm256_srli_epi16::<4>(block))),
+            avx2_lookup(&SECOND_UPPER, lower(_mm256_srli_epi16::<4>(block))),
         );
-        // The third byte of three, and the third and fourth of four, are continuations behind one.
+        // Continuations that must follow another: the third byte of three, the third and fourth of four.
         let third = _mm256_subs_epu8(two_back, _mm256_set1_epi8((0xe0u8 - 0x80) as i8));
         let fourth = _mm256_subs_epu8(three_back, _mm256_set1_epi8((0xf0u8 - 0x80) as i8));
-        let owed = _mm256_and_si256(_mm256_or_si256(third, fourth), _mm256_set1_epi8(i8::MIN));
-        _mm256_xor_si256(owed, by_pairs)
+        let required = _mm256_and_si256(_mm256_or_si256(third, fourth), _mm256_set1_epi8(i8::MIN));
+        _mm256_xor_si256(required, pair_faults)
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn avx2_look_up(table: &[u8; 16], which: __m256i) -> __m256i {
+    fn avx2_lookup(table: &[u8; 16], which: __m256i) -> __m256i {
         // SAFETY: the table is 16 bytes long.
         let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
         _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), which)
@@ -978,7 +979,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn load(from: *const u8) -> Self {
             let second = from.wrapping_add(16);
-            // SAFETY: the caller says that 32 bytes can be read; every x86-64 has SSE2.
+            // SAFETY: the caller guarantees 32 readable bytes; every x86-64 has SSE2.
             let low = unsafe { _mm_loadu_si128(from.cast()) };
             // SAFETY: as above.
             Sse2Block(low, unsafe { _mm_loadu_si128(second.cast()) })
@@ -987,7 +988,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(self, to: *mut u8) {
             let second = to.wrapping_add(16);
-            // SAFETY: the caller says that 32 bytes can be written; every x86-64 has SSE2.
+            // SAFETY: the caller guarantees 32 writable bytes; every x86-64 has SSE2.
             unsafe { _mm_storeu_si128(to.cast(), self.0) };
             // SAFETY: as above.
             unsafe { _mm_storeu_si128(second.cast(), self.1) };
@@ -1054,10 +1055,10 @@ mod tests {
 
     use super::*;
 
-    /// Asks a block for everything it tells.
-    struct Told<'a>(&'a [u8; BLOCK], &'a [u8; BLOCK]);
+    /// All masks of a block.
+    struct Masks<'a>(&'a [u8; BLOCK], &'a [u8; BLOCK]);
 
-    impl Kernel for Told<'_> {
+    impl Kernel for Masks<'_> {
         type Output = [u32; 4];
 
         #[inline(always)]
@@ -1066,19 +1067,19 @@ mod tests {
             let escapes = one.escapes();
             assert_eq!(one.not_plain(), escapes | one.high());
             let mut copy = [0; BLOCK];
-            // SAFETY: the array is 32 bytes long; `B` is only named by `Level::run`.
+            // SAFETY: the array is 32 bytes long; only `Level::run` chooses `B`.
             unsafe { one.store(copy.as_mut_ptr()) };
             assert_eq!(&copy, self.0);
-            [escapes, one.high(), one.same(other), first(BLOCK)]
+            [escapes, one.high(), one.same(other), low_bits(BLOCK)]
         }
     }
 
-    /// What comes behind `before` where something is written at a place for a value.
+    /// Returns what `write` appends to `before` at a value's position.
     fn written(before: &[u8], write: impl FnOnce(ValueSlot<'_, '_>)) -> Vec<u8> {
         let mut out = before.to_vec();
-        let mut pen = JsonWriter::of(&mut out);
-        write(pen.room().behind_key());
-        pen.finish();
+        let mut writer = JsonWriter::of(&mut out);
+        write(writer.slot().after_key());
+        writer.finish();
         assert!(out.starts_with(before));
         out.split_off(before.len())
     }
@@ -1092,22 +1093,22 @@ mod tests {
         fn run<B: Block>(self) -> Self::Output {
             let Quoted(bytes, start, end) = self;
             let source = Source::new(bytes);
-            let out = written(b"before", |here| here.string::<B>(source, start, end));
+            let out = written(b"before", |slot| slot.string::<B>(source, start, end));
             let utf8 = B::is_utf8(source, start, end);
-            // As long as what is taken back, and longer.
+            // Longer than the string that it replaces.
             let other = "-".repeat(bytes.len() + ROOM);
-            let or = written(b"before", |here| {
-                here.string_or::<B>(source, start, end, |text, out| {
+            let replaced = written(b"before", |slot| {
+                slot.string_or_else::<B>(source, start, end, |text, out| {
                     assert_eq!(text, &bytes[start..end]);
                     out.extend_from_slice(other.as_bytes());
                 });
             });
-            assert_eq!(or, if utf8 { &out } else { other.as_bytes() });
+            assert_eq!(replaced, if utf8 { &out } else { other.as_bytes() });
             (out, utf8)
         }
     }
 
-    /// A key, bytes that may begin with it, and the length of the short string behind it.
+    /// A key, bytes that may begin with it, and the length of the short string that follows.
     struct Read<'a>(&'a Key, &'a [u8], usize);
 
     impl Kernel for Read<'_> {
@@ -1116,12 +1117,12 @@ mod tests {
         #[inline(always)]
         fn run<B: Block>(self) -> Self::Output {
             let Read(key, bytes, len) = self;
-            let value = Source::new(bytes).pair(0)?.behind::<B>(key)?;
+            let value = Source::new(bytes).pair(0)?.value_after::<B>(key)?;
             let mut plain = false;
-            let out = written(b"{", |here| {
-                let ValueSlot(pen) = here;
-                let here = pen.room().key::<B>(key);
-                plain = here.plain_string::<B>(value.rest(), len).is_ok();
+            let out = written(b"{", |slot| {
+                let ValueSlot(writer) = slot;
+                let slot = writer.slot().key::<B>(key);
+                plain = slot.plain_string::<B>(value.rest(), len).is_ok();
             });
             assert!(plain || out == key.text());
             Some(out)
@@ -1136,7 +1137,7 @@ mod tests {
         byte < 0x20 || byte == b'"' || byte == b'\\'
     }
 
-    /// Bytes as they come in logs, and those near the borders.
+    /// Bytes that are common in logs, and boundary values.
     fn byte() -> impl Strategy<Value = u8> {
         const BORDERS: [u8; 11] = [
             0, 0x1f, 0x20, 0x22, 0x5c, 0x7f, 0x80, 0x9f, 0xa2, 0xdc, 0xff,
@@ -1146,7 +1147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_level_tells_the_same_of_a_block(
+        fn every_level_computes_the_same_masks(
             one in proptest::array::uniform32(byte()),
             other in proptest::array::uniform32(byte()),
         ) {
@@ -1157,7 +1158,7 @@ mod tests {
                 u32::MAX,
             ];
             for level in Level::all() {
-                prop_assert_eq!(level.run(Told(&one, &other)), expected, "{:?}", level);
+                prop_assert_eq!(level.run(Masks(&one, &other)), expected, "{:?}", level);
             }
         }
 
@@ -1187,9 +1188,9 @@ mod tests {
             }
         }
 
-        /// Letters of every length, in every place of a block, cut or broken anywhere.
+        /// Characters of every length, at every offset in a block, truncated or corrupted anywhere.
         #[test]
-        fn every_level_knows_utf_8(
+        fn every_level_validates_utf_8(
             text in "[a회é漢😀\u{7ff}\u{800}\u{ffff}\u{10000}\u{10ffff}]{0,40}",
             cut in 0usize..160,
             broken in proptest::option::of((0usize..160, any::<u8>())),
@@ -1210,7 +1211,7 @@ mod tests {
         #[test]
         fn a_key_and_a_short_value_are_written_as_they_are(
             raw in proptest::collection::vec(byte(), 0..=BLOCK),
-            text in proptest::collection::vec(byte(), 0..=LONGEST_KEY),
+            text in proptest::collection::vec(byte(), 0..=MAX_KEY_TEXT),
             value in "[ -~]{32}",
             len in 0..=BLOCK,
             broken in proptest::option::of(any::<proptest::sample::Index>()),
@@ -1235,14 +1236,14 @@ mod tests {
         #[test]
         fn numbers_have_their_digits(n in any::<u32>(), shift in 0u32..32) {
             for n in [n >> shift, n.leading_zeros(), 10u32.pow(shift % 10), 10u32.pow(shift % 10) - 1] {
-                let text = written(b"", |here| here.number(n));
+                let text = written(b"", |slot| slot.number(n));
                 prop_assert_eq!(String::from_utf8(text).unwrap(), n.to_string());
             }
         }
 
-        /// Those that are written in a way of our own come out as those that are not.
+        /// The fast path agrees with the general one.
         #[test]
-        fn floats_have_the_fewest_digits_that_tell_them(
+        fn floats_have_the_fewest_digits_that_read_back(
             bits in any::<u64>(),
             decimal in 0u64..10_000_000_000_000_000,
             places in 0u32..12,
@@ -1252,7 +1253,7 @@ mod tests {
             let whole = decimal.trunc();
             for n in [f64::from_bits(bits), decimal, -decimal, next, whole, whole / 1e3, decimal / 1e9] {
                 if n.is_finite() {
-                    let text = written(b"", |here| here.float(n));
+                    let text = written(b"", |slot| slot.float(n));
                     let expected = zmij::Buffer::new().format_finite(n).to_owned();
                     prop_assert_eq!(String::from_utf8(text).unwrap(), expected);
                 }
@@ -1261,13 +1262,13 @@ mod tests {
 
         #[test]
         fn short_texts_are_written_whole(text in "[a-z]{0,32}") {
-            let out = written(b"", |here| here.short(&text));
+            let out = written(b"", |slot| slot.short(&text));
             prop_assert_eq!(String::from_utf8(out).unwrap(), text);
         }
     }
 
     #[test]
-    fn floats_at_the_borders_of_our_own_way_come_out_as_the_others() {
+    fn floats_at_the_boundaries_of_the_fast_path_agree_with_the_general_one() {
         for n in [
             0.0,
             0.000_999,
@@ -1286,7 +1287,7 @@ mod tests {
             5e-324,
             f64::MAX,
         ] {
-            let text = written(b"", |here| here.float(n));
+            let text = written(b"", |slot| slot.float(n));
             assert_eq!(
                 String::from_utf8(text).unwrap(),
                 zmij::Buffer::new().format_finite(n)
@@ -1294,13 +1295,13 @@ mod tests {
         }
     }
 
-    /// However full the text is: what is written lies within its capacity, which [`JsonWriter`] checks in tests.
+    /// [`JsonWriter`] asserts in debug builds that every write is within the capacity.
     #[test]
     fn a_text_grows_before_it_is_full() {
         let value = "escapes \" \\ \n and 회원 ".repeat(9);
         let mut expected = Vec::new();
         append_string(value.as_bytes(), &mut expected);
-        // Miri takes some thousand times as long.
+        // Miri is about a thousand times slower.
         let step = if cfg!(miri) { 29 } else { 1 };
         for capacity in (0..2 * ROOM).step_by(step) {
             for len in [0, capacity / 2, capacity] {
@@ -1313,10 +1314,10 @@ mod tests {
         }
     }
 
-    /// Each pair of bytes that a first byte can stand in, before ASCII and before continuations.
+    /// Every pair of bytes, followed by ASCII and by continuations.
     #[test]
-    fn every_level_knows_every_pair_of_bytes() {
-        // Miri takes some thousand times as long, and looks at what is read, not at the answer.
+    fn every_level_validates_every_pair_of_bytes() {
+        // Miri is about a thousand times slower, and checks the reads, not the result.
         let step = if cfg!(miri) { 251 } else { 1 };
         for level in Level::all() {
             for pair in (0..=u16::MAX).step_by(step) {
