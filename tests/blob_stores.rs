@@ -272,7 +272,7 @@ async fn azures_own_error_messages_are_reported() {
         (
             key(Azurite::KEY),
             "ContainerNotFound",
-            "does not exist; make it, or set auto_create_container on",
+            "does not exist; create it, or set auto_create_container on",
         ),
         (
             key("d3Jvbmc="),

@@ -299,8 +299,8 @@ fn a_missing_stream_holds_data_and_logs_the_remedy() {
 fn a_fault_of_the_stream_or_a_proxy_holds_a_single_record_until_it_is_fixed() {
     for (fault, words) in [
         ("fed-by-kinesis", "KinesisStreamAsSource"),
-        ("too-large", "raise those of the proxy on the way"),
-        ("status 413", "raise those of the proxy on the way"),
+        ("too-large", "raise the proxy's limit"),
+        ("status 413", "raise the proxy's limit"),
     ] {
         let fake = faults(&format!("calls 1- {fault}"));
         let plugin = plugin(&fake, &[("flush_deadline", "1s")]);

@@ -17,7 +17,7 @@ use crate::config::{self, Aggregation, Config};
 use crate::ids::Time;
 use crate::log::{Level, Log, Output};
 use crate::sink::aws::Loaded;
-use crate::sink::firehose::{FirehoseSink, answer_of, described, fault};
+use crate::sink::firehose::{FirehoseSink, answer_of, fault, shape_of};
 use crate::sink::{Batch, Class, Outcome, Sink as _};
 
 /// Checks everything about a Firehose output but the disk.
@@ -151,7 +151,7 @@ fn suits(
     let status = stream.delivery_stream_status();
     let destination = stream.destinations().first();
     let (shape, what) = match destination {
-        Some(destination) => described(destination),
+        Some(destination) => shape_of(destination),
         None => {
             return report.fail(
                 "stream",

@@ -1,4 +1,4 @@
-//! Credentials, region and HTTP for AWS, shared by the Firehose sink and `s3://`.
+//! Credentials, region and HTTP client for AWS, shared by the Firehose sink and `s3://`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,41 +29,41 @@ use object_store::{CredentialProvider, aws::AwsCredential};
 
 use crate::config::{self, CaError, Problem, keys};
 use crate::log::causes;
-use crate::sink::http::{self, AtMost, Proxies};
+use crate::sink::http::{self, BodyLimit, Proxies};
 use crate::sink::tls;
 
-/// The longest answer of an AWS service, in bytes. The longest that is documented is PutRecordBatch's to 500 records, of which
-/// each has an id of some 220 bytes, or an error's code and words: this leaves 2 KiB for each.
-const ANSWER_BYTES: usize = 1024 * 1024;
+/// The longest response of an AWS service, in bytes. The longest documented one is PutRecordBatch's for 500 records,
+/// each with an id of about 220 bytes, or an error code and message: this leaves 2 KiB for each.
+const RESPONSE_BYTES: usize = 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the whole chain may take. Off the cloud the metadata service costs it one second.
+/// The timeout of the whole credential chain. Off the cloud the metadata service takes one second of it.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Credentials are fetched anew this long before they expire: time for many failed attempts.
+/// The time before expiry at which credentials are refreshed, enough for many failed attempts.
 const MARGIN: Duration = Duration::from_secs(5 * 60);
-/// Credentials without an expiry may still be rotated under us, in a profile's file for instance.
+/// The refresh interval of credentials without an expiry, which may still be rotated, for instance in a profile's file.
 const NEVER: Duration = Duration::from_secs(15 * 60);
-/// The least time between two fetches, whatever their outcome.
+/// The minimum time between two fetches, whatever their result.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// What a client of an AWS service is made from.
+/// The configuration of clients of AWS services.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// Region, credentials, HTTP client and timeouts; no retries. The endpoint of [`config::Aws`] is
-    /// not in it: that is the service's own, and must not become that of STS.
+    /// Region, credentials, HTTP client and timeouts, without retries. It does not contain the endpoint of
+    /// [`config::Aws`], which must not be used for STS.
     pub sdk: SdkConfig,
-    /// The credentials that `sdk` uses; to be told when they are refused.
+    /// The credentials that `sdk` uses, to report a refusal to.
     pub credentials: CredentialCache,
     /// The region in `sdk`.
     pub region: String,
 }
 
-/// Why there is nothing to call a service with.
+/// Why a service cannot be called.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The private CA cannot be trusted.
     #[error("tls_ca_file {0}")]
     Ca(#[from] CaError),
-    /// Nothing names the region.
+    /// No region is configured.
     #[error("no region found: set region, AWS_REGION, or one in the profile")]
     NoRegion,
 }
@@ -77,10 +77,10 @@ impl From<LoadError> for Problem {
     }
 }
 
-/// Finds region and credentials: what is configured, then the usual chain (environment, profile with
-/// SSO and `credential_process`, web identity, ECS, EC2), then the role to assume. Only the region may
-/// ask the network, where nothing names it; credentials are first fetched when they are used. Fails
-/// without a region or with a CA that [`config::check_ca`] refuses.
+/// Resolves region and credentials: the configured ones, then the default chain (environment, profile with SSO and
+/// `credential_process`, web identity, ECS, EC2), then the role to assume. Only the lookup of a region that nothing
+/// names may use the network; credentials are fetched on first use. Fails without a region, or if [`config::check_ca`]
+/// would refuse the CA.
 pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, LoadError> {
     let http = SdkHttp {
         tls: tls::client_config(ca_pem)?,
@@ -108,7 +108,7 @@ pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, Lo
         .expect("the loader always sets one");
     let sts = sts_config(&sdk, aws.sts_endpoint.as_deref());
     let chain = match WebIdentity::from_env(&sts) {
-        // The chain's own web identity cannot be told another endpoint.
+        // The default chain's web identity provider does not support another endpoint.
         Some(identity) if aws.sts_endpoint.is_some() && aws.profile.is_none() => {
             let environment = EnvironmentVariableCredentialsProvider::new();
             let chain = CredentialsProviderChain::first_try("Environment", environment)
@@ -144,7 +144,7 @@ pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, Lo
     })
 }
 
-/// The SDK's way to [`http::Client`]: one for each time to connect that it asks for, which are two.
+/// The SDK's adapter to [`http::Client`]: one client for each of the SDK's two connect timeouts.
 #[derive(Debug)]
 struct SdkHttp {
     tls: Arc<rustls::ClientConfig>,
@@ -175,7 +175,7 @@ impl HttpClient for SdkHttp {
 #[derive(Debug)]
 struct SdkRequests {
     client: http::Client<SdkBody>,
-    /// Until an answer's head is there.
+    /// The timeout for the head of a response.
     read_timeout: Option<Duration>,
 }
 
@@ -187,25 +187,25 @@ impl HttpConnector for SdkRequests {
                 return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into())));
             }
         };
-        request.extensions_mut().insert(AtMost(ANSWER_BYTES));
+        request.extensions_mut().insert(BodyLimit(RESPONSE_BYTES));
         let (client, read_timeout) = (self.client.clone(), self.read_timeout);
         HttpConnectorFuture::new(async move {
-            let asking = client.ask(request);
-            let answer = match read_timeout {
-                Some(limit) => tokio::time::timeout(limit, asking)
+            let sending = client.send(request);
+            let response = match read_timeout {
+                Some(limit) => tokio::time::timeout(limit, sending)
                     .await
-                    .map_err(|late| ConnectorError::timeout(late.into()))?,
-                None => asking.await,
+                    .map_err(|elapsed| ConnectorError::timeout(elapsed.into()))?,
+                None => sending.await,
             };
-            let answer = answer.map_err(ConnectorError::io)?;
-            HttpResponse::try_from(answer.map(SdkBody::from_body_1_x))
+            let response = response.map_err(ConnectorError::io)?;
+            HttpResponse::try_from(response.map(SdkBody::from_body_1_x))
                 .map_err(|error| ConnectorError::other(error.into(), None))
         })
     }
 }
 
-/// What STS is called with. Built anew when it has an endpoint of its own, because one in the
-/// environment would win over one put into a copy of `sdk`.
+/// Returns the configuration for STS. With an endpoint of its own it is built from scratch, since an endpoint in the
+/// environment would override one in a copy of `sdk`.
 fn sts_config(sdk: &SdkConfig, endpoint: Option<&str>) -> SdkConfig {
     let Some(endpoint) = endpoint else {
         return sdk.clone();
@@ -222,7 +222,7 @@ fn sts_config(sdk: &SdkConfig, endpoint: Option<&str>) -> SdkConfig {
     config.build()
 }
 
-/// A role for a token that Kubernetes writes into a file.
+/// A provider that assumes a role with a token in a file, as on Kubernetes.
 #[derive(Debug)]
 struct WebIdentity {
     sts: aws_sdk_sts::Client,
@@ -232,7 +232,7 @@ struct WebIdentity {
 }
 
 impl WebIdentity {
-    /// The role that the environment names, if it does.
+    /// Creates the provider if the environment names a token file and a role.
     fn from_env(sts: &SdkConfig) -> Option<Self> {
         Some(WebIdentity {
             token_file: std::env::var_os("AWS_WEB_IDENTITY_TOKEN_FILE")?.into(),
@@ -245,7 +245,7 @@ impl WebIdentity {
     async fn assume(&self) -> Result<Credentials, CredentialsError> {
         let token = tokio::fs::read_to_string(&self.token_file).await;
         let token = token.map_err(CredentialsError::provider_error)?;
-        let answer = self
+        let response = self
             .sts
             .assume_role_with_web_identity()
             .role_arn(&self.role)
@@ -254,14 +254,15 @@ impl WebIdentity {
             .send()
             .await
             .map_err(CredentialsError::provider_error)?;
-        let given = answer
+        let assumed = response
             .credentials
-            .ok_or_else(|| CredentialsError::unhandled("STS gave none"))?;
-        let expiry = SystemTime::try_from(given.expiration).map_err(CredentialsError::unhandled)?;
+            .ok_or_else(|| CredentialsError::unhandled("STS returned no credentials"))?;
+        let expiry =
+            SystemTime::try_from(assumed.expiration).map_err(CredentialsError::unhandled)?;
         Ok(Credentials::new(
-            given.access_key_id,
-            given.secret_access_key,
-            Some(given.session_token),
+            assumed.access_key_id,
+            assumed.secret_access_key,
+            Some(assumed.session_token),
             Some(expiry),
             "WebIdentity",
         ))
@@ -277,14 +278,14 @@ impl ProvideCredentials for WebIdentity {
     }
 }
 
-/// Credentials kept until shortly before they expire. Callers that need new ones share one fetch.
+/// A cache of credentials, which are refreshed shortly before they expire. Concurrent callers share one fetch.
 #[derive(Clone, Debug)]
 pub struct CredentialCache {
     source: SharedCredentialsProvider,
     held: Arc<Mutex<Held>>,
 }
 
-/// A fetch on its way. Its error is said in words, for everybody who waits.
+/// A fetch in progress. Its error is text, so that all waiting callers can share it.
 type Fetch = Shared<BoxFuture<'static, Result<Credentials, String>>>;
 
 #[derive(Debug, Default)]
@@ -297,7 +298,7 @@ struct Held {
 }
 
 impl Held {
-    /// What can be said without asking: good credentials, or an error that is still fresh.
+    /// Returns the result that needs no fetch: valid credentials, or a recent error.
     fn known(&self) -> Option<Result<Credentials, String>> {
         if let Some(credentials) = &self.credentials
             && self
@@ -312,8 +313,8 @@ impl Held {
         self.error.clone().filter(|_| recently).map(Err)
     }
 
-    /// Keeps what a fetch gave; where it failed, the old ones serve until they expire.
-    fn keep(&mut self, fetched: Result<Credentials, String>) -> Result<Credentials, String> {
+    /// Stores the result of a fetch. If it failed, the previous credentials are used until they expire.
+    fn store(&mut self, fetched: Result<Credentials, String>) -> Result<Credentials, String> {
         let now = SystemTime::now();
         self.fetching = None;
         self.fetched = Some(Instant::now());
@@ -351,8 +352,8 @@ impl CredentialCache {
         self.held.lock().expect("nothing panics with this lock")
     }
 
-    /// To be called when a service refuses the credentials: the next request fetches others. Those
-    /// fetched just now stay, because they are not the ones that the refused request was signed with.
+    /// Reports that a service refused the credentials, so that the next request fetches new ones. Credentials that were
+    /// fetched just now are kept, since they did not sign the refused request.
     pub fn refused(&self) {
         let mut held = self.held();
         if held
@@ -364,7 +365,7 @@ impl CredentialCache {
         }
     }
 
-    /// When the credentials expire that are held; `None` where they do not, or none are held yet.
+    /// The expiry of the cached credentials; `None` where they do not expire, or there are none yet.
     pub fn expire(&self) -> Option<SystemTime> {
         self.held().credentials.as_ref()?.expiry()
     }
@@ -387,7 +388,7 @@ impl CredentialCache {
             .await
             .unwrap_or_else(|_| Err(CredentialsError::provider_timed_out(FETCH_TIMEOUT)))
             .map_err(|error| causes(&error));
-        self.held().keep(fetched)
+        self.held().store(fetched)
     }
 }
 
@@ -411,10 +412,10 @@ impl CredentialProvider for CredentialCache {
     {
         Box::pin(async {
             let credentials = self.current().await.map_err(|error| {
-                let words = causes(&error);
+                let message = causes(&error);
                 object_store::Error::Unauthenticated {
                     path: String::new(),
-                    source: words.into(),
+                    source: message.into(),
                 }
             })?;
             Ok(Arc::new(AwsCredential {
@@ -451,7 +452,7 @@ mod tests {
         }
     }
 
-    /// An answer of STS to either way of assuming a role.
+    /// A response of STS to either way of assuming a role.
     fn assumed(operation: &str) -> Reply {
         let body = format!(
             "<{operation}Response><{operation}Result><Credentials><AccessKeyId>AKIDROLE</AccessKeyId>\
@@ -534,7 +535,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn proxies_of_the_environment_are_used_but_for_whom_they_are_not_meant() {
+    async fn proxies_of_the_environment_are_used_except_where_no_proxy_matches() {
         let proxy = Loopback::start(vec![assumed("AssumeRole"), Reply::Cut]);
         let url = proxy.url();
         let environment = [
@@ -544,7 +545,7 @@ mod tests {
         ];
         let environment = [&STATIC[..], &environment].concat();
         if !with_environment(
-            "sink::aws::tests::proxies_of_the_environment_are_used_but_for_whom_they_are_not_meant",
+            "sink::aws::tests::proxies_of_the_environment_are_used_except_where_no_proxy_matches",
             &environment,
         ) {
             let requests = proxy.requests();
@@ -574,9 +575,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_role_that_may_not_be_assumed_is_told_in_the_words_of_sts() {
+    async fn a_role_that_may_not_be_assumed_is_reported_with_the_message_of_sts() {
         const NAME: &str =
-            "sink::aws::tests::a_role_that_may_not_be_assumed_is_told_in_the_words_of_sts";
+            "sink::aws::tests::a_role_that_may_not_be_assumed_is_reported_with_the_message_of_sts";
         if !with_environment(NAME, &STATIC) {
             return;
         }
@@ -593,8 +594,8 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn an_endless_answer_of_sts_is_left() {
-        const NAME: &str = "sink::aws::tests::an_endless_answer_of_sts_is_left";
+    async fn an_endless_response_of_sts_is_abandoned() {
+        const NAME: &str = "sink::aws::tests::an_endless_response_of_sts_is_abandoned";
         if !with_environment(NAME, &STATIC) {
             return;
         }
@@ -658,7 +659,7 @@ mod tests {
         assert!(start.elapsed() < FETCH_TIMEOUT / 2, "{:?}", start.elapsed());
     }
 
-    /// Gives what it is told to, in order; `None` is a failure.
+    /// A provider with scripted results; `None` is a failure.
     #[derive(Debug)]
     struct Source(StdMutex<VecDeque<Option<Credentials>>>);
 
@@ -672,7 +673,7 @@ mod tests {
                 .lock()
                 .unwrap()
                 .pop_front()
-                .expect("a fetch that was not foreseen");
+                .expect("an unexpected fetch");
             let next = next.ok_or_else(|| CredentialsError::not_loaded("out of order"));
             future::ProvideCredentials::ready(next)
         }
@@ -689,7 +690,7 @@ mod tests {
         Some(Credentials::new(id, "s", None, Some(expiry), "test"))
     }
 
-    /// Lets the pause between two fetches, and the time until the next one, pass.
+    /// Makes the credentials due for a refresh, and the pause between fetches over.
     async fn later(cache: &CredentialCache) {
         let mut held = cache.held();
         held.refresh = Some(SystemTime::now());
@@ -704,7 +705,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn credentials_are_kept_and_fetched_anew_before_they_expire() {
+    async fn credentials_are_cached_and_refreshed_before_they_expire() {
         let cache = cache(vec![
             key("first", 3600),
             key("second", 60),
@@ -714,7 +715,7 @@ mod tests {
             (current(&cache).await, current(&cache).await),
             ("first".into(), "first".into())
         );
-        let expire = cache.expire().expect("they expire");
+        let expire = cache.expire().expect("an expiry");
         assert!(expire > SystemTime::now() + Duration::from_secs(3_500));
         let refresh = cache.held().refresh.unwrap();
         let left = refresh.duration_since(SystemTime::now()).unwrap();
@@ -724,14 +725,14 @@ mod tests {
         );
         later(&cache).await;
         assert_eq!(current(&cache).await, "second");
-        // So near their end that they are overdue at once: still not fetched at every request.
+        // Credentials that are due for a refresh at once are still not fetched at every request.
         assert_eq!(current(&cache).await, "second");
         later(&cache).await;
         assert_eq!(current(&cache).await, "third");
     }
 
     #[tokio::test]
-    async fn refused_credentials_are_fetched_anew_once() {
+    async fn refused_credentials_are_refreshed_once() {
         let cache = cache(vec![key("expired early", 3600), key("fresh", 3600)]);
         assert_eq!(current(&cache).await, "expired early");
         later(&cache).await;
@@ -746,7 +747,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_fetch_leaves_what_is_still_valid_and_is_not_repeated_at_once() {
+    async fn a_failed_fetch_keeps_valid_credentials_and_is_not_repeated_at_once() {
         let cache = cache(vec![
             key("old", 3600),
             None,

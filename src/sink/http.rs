@@ -1,16 +1,15 @@
-//! The one HTTP client: services, stores and token services are all asked through it, and so what an answer may
-//! cost is bounded here, whoever gives it and whoever asked.
+//! The HTTP client for all services, stores and token services. It bounds the size of responses:
 //!
-//! - Of an **error's body** [`ERROR_BYTES`] are read, and the rest is left: words and codes stand at its front.
-//! - A **success's body** may be as long as the asker says in the request's extensions ([`AtMost`]), or else
-//!   [`ANSWER_BYTES`]. One that is longer is an error of its own, [`TooLong`]: the request may have been taken,
-//!   and what it answered is not known.
-//! - **Heads** may have [`HEAD_BYTES`] and, by hyper's own limit, 100 headers.
-//! - **Interim answers** (100 Continue) may be [`INTERIM_ANSWERS`]: hyper would read them for ever. What it had begun to
-//!   read when they became too many are at most 128 buffers of [`HEAD_BYTES`].
+//! - The **body of an error** is read up to [`ERROR_BYTES`], and the rest ignored: codes and messages come first.
+//! - The **body of a success** may have the size in the request's extensions ([`BodyLimit`]), by default
+//!   [`RESPONSE_BYTES`]. A longer one is an error, [`BodyTooLong`]: the request may have been processed, but its
+//!   result is unknown.
+//! - The **head** may have [`HEAD_BYTES`] and, by hyper's own limit, 100 headers.
+//! - There may be [`INTERIM_RESPONSES`] **interim responses** (100 Continue), which hyper would read without limit. When
+//!   there are more, it has buffered at most 128 × [`HEAD_BYTES`].
 //!
-//! HTTP/1.1 alone: every destination speaks it, and the last two bounds are those of its parser.
-//! Nothing here limits the time of an answer; those who ask do.
+//! The client uses HTTP/1.1 only: every destination supports it, and the last two bounds are those of its parser. It has
+//! no timeout for responses; callers set their own.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -40,40 +39,42 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tower_service::Service;
 
-/// Bytes that are read of the body of an error.
+/// The bytes of an error's body that are read.
 pub(crate) const ERROR_BYTES: usize = 64 * 1024;
-/// The longest body of a success, in bytes, where the request does not say [`AtMost`]: what a put answers, or a token.
-pub(crate) const ANSWER_BYTES: usize = 64 * 1024;
-/// The longest head of an answer, in bytes, and what is read at once of one that is longer.
+/// The longest body of a success, in bytes, without a [`BodyLimit`]: enough for a put or a token.
+pub(crate) const RESPONSE_BYTES: usize = 64 * 1024;
+/// The longest head of a response, in bytes, and the largest read buffer.
 const HEAD_BYTES: usize = 64 * 1024;
-/// Answers of status 1xx to one request. One is usual, to a request that waits for it; ours do not.
-const INTERIM_ANSWERS: usize = 16;
+/// The most responses of status 1xx to one request. Servers usually send one, and only to requests that expect it,
+/// which ours do not.
+const INTERIM_RESPONSES: usize = 16;
 
-/// Probes of a connection on which nothing comes, and how long what was sent may stay without a sign of having arrived.
+/// The idle time before TCP keepalive probes, and between them.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 3;
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// `TCP_USER_TIMEOUT`: the longest time that sent data may stay unacknowledged.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// The longest body of a success, in bytes; to be put into a request's extensions.
+/// The longest body of a success, in bytes: a request extension.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AtMost(pub(crate) usize);
+pub(crate) struct BodyLimit(pub(crate) usize);
 
-/// Whether requests may go by way of the environment's proxy.
+/// The use of proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Proxies {
-    /// By the proxy that `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name for the destination. Never to
-    /// the metadata services of clouds.
+    /// Use the proxy that `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name for the destination, except for
+    /// cloud metadata services.
     FromEnvironment,
-    /// Always straight to the destination.
+    /// Always connect directly.
     None,
 }
 
-/// A client with its own pool of connections; clones share it.
+/// A client with its own connection pool, which clones share.
 pub(crate) struct Client<B> {
-    inner: legacy::Client<InTime<HttpsConnector<Way>>, B>,
-    way: Way,
+    inner: legacy::Client<ConnectTimeout<HttpsConnector<Route>>, B>,
+    route: Route,
 }
 
 impl<B> Client<B>
@@ -82,7 +83,7 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    /// A client that trusts as `tls` says, and gives up to connect after `connect_timeout`.
+    /// Creates a client with `tls` for HTTPS and a timeout for connecting.
     pub(crate) fn new(
         tls: &Arc<ClientConfig>,
         proxies: Proxies,
@@ -94,36 +95,39 @@ where
         tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_keepalive_interval(Some(KEEPALIVE));
         tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-        tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+        tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
         let matcher = match proxies {
             Proxies::FromEnvironment => Some(Arc::new(Matcher::from_env())),
             Proxies::None => None,
         };
-        let way = Way {
+        let route = Route {
             tcp,
             tls: Arc::clone(tls),
             proxies: matcher,
         };
-        Client::by(way, connect_timeout)
+        Client::with_route(route, connect_timeout)
     }
 
-    fn by(way: Way, connect_timeout: Duration) -> Self {
-        let connector = InTime {
-            inner: HttpsConnector::from((way.clone(), Arc::clone(&way.tls))),
+    fn with_route(route: Route, connect_timeout: Duration) -> Self {
+        let connector = ConnectTimeout {
+            inner: HttpsConnector::from((route.clone(), Arc::clone(&route.tls))),
             limit: connect_timeout,
         };
         let inner = Builder::new(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .http1_max_buf_size(HEAD_BYTES)
             .build(connector);
-        Client { inner, way }
+        Client { inner, route }
     }
 
-    /// Sends a request; the answer's head is read, its body as it is asked for.
-    pub(crate) async fn ask(&self, mut request: Request<B>) -> Result<Response<Bounded>, BoxError> {
-        let most = request.extensions().get().copied();
-        let AtMost(most) = most.unwrap_or(AtMost(ANSWER_BYTES));
-        if let Some(proxy) = self.way.forwards(request.uri())
+    /// Sends a request and reads the head of the response; the body is read on demand.
+    pub(crate) async fn send(
+        &self,
+        mut request: Request<B>,
+    ) -> Result<Response<BoundedBody>, BoxError> {
+        let limit = request.extensions().get().copied();
+        let BodyLimit(limit) = limit.unwrap_or(BodyLimit(RESPONSE_BYTES));
+        if let Some(proxy) = self.route.forwards(request.uri())
             && let Some(authorization) = proxy.basic_auth()
         {
             request
@@ -131,24 +135,24 @@ where
                 .entry(PROXY_AUTHORIZATION)
                 .or_insert_with(|| authorization.clone());
         }
-        let interim = Arc::new(Interim::default());
+        let interim = Arc::new(InterimCount::default());
         let counted = Arc::clone(&interim);
-        hyper::ext::on_informational(&mut request, move |_| counted.one());
+        hyper::ext::on_informational(&mut request, move |_| counted.increment());
         let answer = tokio::select! {
             biased;
             () = interim.too_many.notified() => return Err(Box::new(TooManyInterim)),
             answer = self.inner.request(request) => answer?,
         };
         let failed = !answer.status().is_success();
-        Ok(answer.map(|body| Bounded {
+        Ok(answer.map(|body| BoundedBody {
             body,
-            left: if failed { ERROR_BYTES } else { most },
-            rest: if failed {
-                Rest::Left
+            left: if failed { ERROR_BYTES } else { limit },
+            excess: if failed {
+                Excess::Ignore
             } else {
-                Rest::Wrong(most)
+                Excess::Error(limit)
             },
-            over: false,
+            exceeded: false,
         }))
     }
 }
@@ -157,7 +161,7 @@ impl<B> Clone for Client<B> {
     fn clone(&self) -> Self {
         Client {
             inner: self.inner.clone(),
-            way: self.way.clone(),
+            route: self.route.clone(),
         }
     }
 }
@@ -168,32 +172,32 @@ impl<B> fmt::Debug for Client<B> {
     }
 }
 
-/// Counts interim answers. hyper reads on whatever it is told, so that the request has to be dropped.
+/// A counter of interim responses. hyper offers no way to stop reading them, so the request has to be dropped.
 #[derive(Default)]
-struct Interim {
+struct InterimCount {
     seen: AtomicUsize,
     too_many: Notify,
 }
 
-impl Interim {
-    fn one(&self) {
-        if self.seen.fetch_add(1, Ordering::Relaxed) == INTERIM_ANSWERS {
+impl InterimCount {
+    fn increment(&self) {
+        if self.seen.fetch_add(1, Ordering::Relaxed) == INTERIM_RESPONSES {
             self.too_many.notify_one();
         }
     }
 }
 
-/// More interim answers than [`INTERIM_ANSWERS`].
+/// An error: more interim responses than [`INTERIM_RESPONSES`].
 #[derive(Debug, thiserror::Error)]
-#[error("more than {INTERIM_ANSWERS} interim answers and no final one")]
+#[error("more than {INTERIM_RESPONSES} interim responses and no final one")]
 pub(crate) struct TooManyInterim;
 
-/// A success whose body is longer than the asker takes.
+/// An error: the body of a success exceeds the limit.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer is longer than {0} bytes")]
-pub(crate) struct TooLong(usize);
+#[error("the response is longer than {0} bytes")]
+pub(crate) struct BodyTooLong(usize);
 
-/// An error and what caused it, also through an [`io::Error`], which hides what it wraps.
+/// Returns an error and its chain of causes, including those wrapped in an [`io::Error`], which `source` omits.
 pub(crate) fn causes<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
@@ -208,7 +212,7 @@ pub(crate) fn causes<'a>(
     })
 }
 
-/// Whether no part of a request can have been received, by the chain of what went wrong.
+/// Whether an error's causes prove that no part of the request was received.
 pub(crate) fn was_not_sent(error: &(dyn StdError + 'static)) -> bool {
     causes(error).any(|cause| {
         let connecting = cause
@@ -224,25 +228,25 @@ pub(crate) fn was_not_sent(error: &(dyn StdError + 'static)) -> bool {
     })
 }
 
-/// What becomes of a body's rest beyond its limit.
+/// The handling of a body beyond its limit.
 #[derive(Clone, Copy, Debug)]
-enum Rest {
-    /// It is left, and the body ends.
-    Left,
-    /// It makes the body wrong, since it may have been at most so long.
-    Wrong(usize),
+enum Excess {
+    /// End the body.
+    Ignore,
+    /// Fail with [`BodyTooLong`] and this limit.
+    Error(usize),
 }
 
-/// A body that ends where it may not go on.
+/// A body with a size limit.
 #[derive(Debug)]
-pub(crate) struct Bounded<B = Incoming> {
+pub(crate) struct BoundedBody<B = Incoming> {
     body: B,
     left: usize,
-    rest: Rest,
-    over: bool,
+    excess: Excess,
+    exceeded: bool,
 }
 
-impl<B> Body for Bounded<B>
+impl<B> Body for BoundedBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -254,11 +258,11 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.over {
-            let Rest::Wrong(most) = std::mem::replace(&mut self.rest, Rest::Left) else {
+        if self.exceeded {
+            let Excess::Error(limit) = std::mem::replace(&mut self.excess, Excess::Ignore) else {
                 return Poll::Ready(None);
             };
-            return Poll::Ready(Some(Err(Box::new(TooLong(most)))));
+            return Poll::Ready(Some(Err(Box::new(BodyTooLong(limit)))));
         }
         let mut data = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             None => return Poll::Ready(None),
@@ -269,7 +273,7 @@ where
             },
         };
         if data.len() > self.left {
-            self.over = true;
+            self.exceeded = true;
             data.truncate(self.left);
         }
         self.left -= data.len();
@@ -277,9 +281,9 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        match self.rest {
-            Rest::Left => self.over || self.body.is_end_stream(),
-            Rest::Wrong(_) => !self.over && self.body.is_end_stream(),
+        match self.excess {
+            Excess::Ignore => self.exceeded || self.body.is_end_stream(),
+            Excess::Error(_) => !self.exceeded && self.body.is_end_stream(),
         }
     }
 
@@ -292,15 +296,15 @@ where
     }
 }
 
-/// How a destination is connected to: straight, or by way of a proxy. TLS with the destination comes on top of it.
+/// A connector to destinations, directly or through a proxy. TLS with the destination is layered on top.
 #[derive(Clone)]
-struct Way {
+struct Route {
     tcp: HttpConnector,
     tls: Arc<ClientConfig>,
     proxies: Option<Arc<Matcher>>,
 }
 
-impl Way {
+impl Route {
     fn proxy(&self, destination: &Uri) -> Option<Intercept> {
         let host = destination.host()?;
         self.proxies
@@ -309,17 +313,17 @@ impl Way {
             .intercept(destination)
     }
 
-    /// The proxy that a request in the clear is handed to, which passes it on.
+    /// Returns the proxy that forwards a plain HTTP request.
     fn forwards(&self, destination: &Uri) -> Option<Intercept> {
         let plain = destination.scheme() == Some(&Scheme::HTTP);
         plain.then(|| self.proxy(destination)).flatten()
     }
 }
 
-/// Whether an address is that of a cloud's metadata service, which is this machine's own: no proxy knows the way.
+/// Whether a host is a cloud's metadata service, which is local to this machine and not reachable through a proxy.
 fn is_metadata(host: &str) -> bool {
     match host.trim_matches(['[', ']']).parse() {
-        // Of virtual machines everywhere, ECS and EKS.
+        // The addresses of virtual machines, ECS and EKS.
         Ok(IpAddr::V4(address)) => address.is_link_local(),
         Ok(IpAddr::V6(address)) => {
             address.is_unicast_link_local() || address.segments().starts_with(&[0xfd00, 0x0ec2])
@@ -328,7 +332,7 @@ fn is_metadata(host: &str) -> bool {
     }
 }
 
-impl Service<Uri> for Way {
+impl Service<Uri> for Route {
     type Response = Stream;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Stream, BoxError>>;
@@ -346,7 +350,7 @@ impl Service<Uri> for Way {
                 Ok(Stream { stream, forwards })
             });
         };
-        // The proxy may speak TLS itself.
+        // The proxy's own address may be HTTPS.
         let mut to_proxy = HttpsConnector::from((tcp, Arc::clone(&self.tls)));
         let forwards = destination.scheme() == Some(&Scheme::HTTP);
         Box::pin(async move {
@@ -416,14 +420,14 @@ impl Write for Stream {
     }
 }
 
-/// A connector that gives up.
+/// A connector with a timeout.
 #[derive(Clone)]
-struct InTime<C> {
+struct ConnectTimeout<C> {
     inner: C,
     limit: Duration,
 }
 
-impl<C> Service<Uri> for InTime<C>
+impl<C> Service<Uri> for ConnectTimeout<C>
 where
     C: Service<Uri, Error = BoxError>,
     C::Future: Send + 'static,
@@ -441,8 +445,8 @@ where
         let limit = self.limit;
         Box::pin(async move {
             connecting.await.unwrap_or_else(|_| {
-                let words = format!("no connection within {limit:?}");
-                Err(io::Error::new(io::ErrorKind::TimedOut, words).into())
+                let message = format!("no connection within {limit:?}");
+                Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
             })
         })
     }
@@ -454,28 +458,28 @@ mod tests {
 
     use super::*;
 
-    /// What is read of a body in these pieces, and whether it ended well.
+    /// Returns the number of bytes read of a body in pieces, and whether it ended without an error.
     async fn read(
         pieces: impl Iterator<Item = usize> + Send,
         left: usize,
-        rest: Rest,
+        excess: Excess,
     ) -> (usize, bool) {
         let frame = |length| Ok::<_, io::Error>(Frame::data(Bytes::from(vec![0; length])));
-        let mut body = Bounded {
+        let mut body = BoundedBody {
             body: StreamBody::new(futures::stream::iter(pieces.map(frame))),
             left,
-            rest,
-            over: false,
+            excess,
+            exceeded: false,
         };
         let mut read = 0;
         while let Some(frame) = body.frame().await {
             match frame {
                 Ok(frame) => read += frame.into_data().unwrap().len(),
                 Err(error) => {
-                    assert!(error.is::<TooLong>(), "{error}");
+                    assert!(error.is::<BodyTooLong>(), "{error}");
                     assert_eq!(
                         error.to_string(),
-                        format!("the answer is longer than {left} bytes")
+                        format!("the response is longer than {left} bytes")
                     );
                     return (read, false);
                 }
@@ -486,33 +490,33 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_is_read_up_to_its_limit_and_no_further() {
-        let wrong = Rest::Wrong(10);
-        let table: [(&[usize], Rest, (usize, bool)); 10] = [
-            (&[], wrong, (0, true)),
-            (&[4, 5], wrong, (9, true)),
-            (&[4, 6], wrong, (10, true)),
-            (&[4, 6, 0], wrong, (10, true)),
-            (&[4, 6, 1], wrong, (10, false)),
-            (&[4, 7], wrong, (10, false)),
-            (&[11], wrong, (10, false)),
-            (&[4, 6], Rest::Left, (10, true)),
-            (&[4, 7, 1], Rest::Left, (10, true)),
-            (&[11], Rest::Left, (10, true)),
+        let error = Excess::Error(10);
+        let table: [(&[usize], Excess, (usize, bool)); 10] = [
+            (&[], error, (0, true)),
+            (&[4, 5], error, (9, true)),
+            (&[4, 6], error, (10, true)),
+            (&[4, 6, 0], error, (10, true)),
+            (&[4, 6, 1], error, (10, false)),
+            (&[4, 7], error, (10, false)),
+            (&[11], error, (10, false)),
+            (&[4, 6], Excess::Ignore, (10, true)),
+            (&[4, 7, 1], Excess::Ignore, (10, true)),
+            (&[11], Excess::Ignore, (10, true)),
         ];
-        for (pieces, rest, expected) in table {
-            let read = read(pieces.iter().copied(), 10, rest).await;
-            assert_eq!(read, expected, "{pieces:?} {rest:?}");
+        for (pieces, excess, expected) in table {
+            let read = read(pieces.iter().copied(), 10, excess).await;
+            assert_eq!(read, expected, "{pieces:?} {excess:?}");
         }
         let endless = || std::iter::repeat(1_000);
         assert_eq!(
-            read(endless(), ERROR_BYTES, Rest::Left).await,
+            read(endless(), ERROR_BYTES, Excess::Ignore).await,
             (ERROR_BYTES, true)
         );
-        let most = ANSWER_BYTES;
-        assert!(!read(endless(), most, Rest::Wrong(most)).await.1);
+        let limit = RESPONSE_BYTES;
+        assert!(!read(endless(), limit, Excess::Error(limit)).await.1);
     }
 
-    /// A proxy for one connection: tells what it was asked for, and passes on what comes.
+    /// A proxy for one connection, which reports the head of its request and forwards the rest.
     fn proxy() -> (String, std::sync::mpsc::Receiver<String>) {
         use std::io::{BufRead as _, BufReader, Write as _, copy};
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -551,14 +555,14 @@ mod tests {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         let ca_pem = server.ca_pem().map(str::as_bytes);
-        let way = Way {
+        let route = Route {
             tcp,
             tls: crate::sink::tls::client_config(ca_pem).unwrap(),
             proxies: Some(Arc::new(matcher)),
         };
-        let client = Client::by(way, Duration::from_secs(60));
+        let client = Client::with_route(route, Duration::from_secs(60));
         let request = Request::get(server.url()).body(String::new()).unwrap();
-        let answer = client.ask(request).await.unwrap();
+        let answer = client.send(request).await.unwrap();
         assert_eq!(answer.status(), 400, "the service's own refusal");
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         assert!(body.starts_with(b"{"), "{body:?}");
@@ -576,13 +580,13 @@ mod tests {
     }
 
     #[test]
-    fn metadata_services_are_asked_past_any_proxy_and_all_others_by_way_of_theirs() {
+    fn metadata_services_bypass_the_proxy_and_all_others_use_theirs() {
         let matcher = Matcher::builder()
             .http("http://u:p@plain.proxy:3128")
             .https("http://secure.proxy:3128")
             .no("inside.example")
             .build();
-        let way = Way {
+        let route = Route {
             tcp: HttpConnector::new(),
             tls: crate::sink::tls::client_config(None).unwrap(),
             proxies: Some(Arc::new(matcher)),
@@ -613,10 +617,10 @@ mod tests {
         ];
         for (url, proxy, forwards) in table {
             let url: Uri = url.parse().unwrap();
-            let found = way.proxy(&url);
+            let found = route.proxy(&url);
             let host = found.as_ref().and_then(|found| found.uri().host());
             assert_eq!(host, proxy, "{url}");
-            assert_eq!(way.forwards(&url).is_some(), forwards, "{url}");
+            assert_eq!(route.forwards(&url).is_some(), forwards, "{url}");
         }
     }
 }

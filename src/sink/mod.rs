@@ -1,5 +1,5 @@
-//! Where batches go. A sink sends one request's worth and says what became of each record; it keeps
-//! no state about chunks, never retries by itself, and never sees a spool.
+//! The destinations. A sink sends one request and returns an outcome for each record. It holds no state about
+//! chunks, never retries, and does not depend on the spool.
 
 use std::time::SystemTime;
 
@@ -22,21 +22,19 @@ pub(crate) mod tls;
 
 /// A destination.
 pub trait Sink: Send + Sync + 'static {
-    /// What `target` takes. May wait for the destination, the first time; who does not want to wait any longer may
-    /// drop it, and the asking goes on. Within a runtime.
+    /// Returns the shape of requests to `target`. The first call may wait for the destination; dropping the future does
+    /// not cancel the lookup. Must be called within a runtime.
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape>;
 
-    /// Bytes of the longest line that any target takes as it is, its newline included.
+    /// The longest line that any target accepts, in bytes, its newline included.
     fn longest_line(&self) -> usize {
         usize::MAX
     }
 
-    /// Sends one request and gives an outcome for each record, in their order. Bounded in time by the
-    /// sink's own request timeout.
+    /// Sends one request and returns an outcome for each record, in their order, within the sink's own request timeout.
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>>;
 
-    /// When the credentials expire that requests are signed with; `None` where they do not, or are not
-    /// known yet.
+    /// The expiry of the credentials that sign requests; `None` where they do not expire, or are not known yet.
     fn credentials_expire(&self) -> Option<SystemTime> {
         None
     }

@@ -1,4 +1,4 @@
-//! What a destination is like. Delivery goes by this, and asks no destination by its name.
+//! The properties of a destination that delivery depends on, so that it need not distinguish destinations.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,37 +7,38 @@ use crate::codec::template::{Template, compact_time};
 use crate::config::{Destination, ObjectBounds, stream_name};
 use crate::ids::Time;
 
-/// What a destination is like.
+/// The properties of a destination.
 #[derive(Clone, Debug)]
 pub struct Nature {
-    /// Names the delivery stream of an event, or the folder of its object.
+    /// The template for an event's delivery stream or object folder.
     pub names: Template,
-    /// Names an event's target, the part of the destination that may be in trouble by itself: what of `names` does not change
-    /// with time. `None` where `names` does so itself, or where all is one target.
+    /// Names an event's target, the part of the destination that may be in trouble by itself: the parts of `names` that do
+    /// not change with time. `None` if `names` has no times, or if there is only one target.
     pub targets: Option<Template>,
-    /// Whether all is one target.
+    /// Whether there is only one target.
     pub one_target: bool,
     /// What a target is called.
     pub target_kind: &'static str,
     /// Whether each target throttles by itself.
     pub throttles_targets: bool,
-    /// Where what is sent becomes an object. Its name is its own, so that the store tells a repeat: nothing is there
-    /// twice, and a chunk is sent whole again. Without it a repeat makes a duplicate, and records are sent on their own.
+    /// Set where a request creates an object. Its name is unique, so that the store detects a repeat: there are no
+    /// duplicates, and a chunk is sent again as a whole. Otherwise a repeat is a duplicate, and only the records that are
+    /// not settled are sent again.
     pub objects: Option<ObjectNature>,
-    /// How long a request that is not full waits for more, where no flush waits for it.
+    /// The time a request that is not full waits for more records while no flush waits for it.
     pub linger: Duration,
-    /// Each record is billed in multiples of so many bytes.
+    /// The unit, in bytes, that each billed record is rounded up to.
     pub billing_unit: Option<u64>,
 }
 
-/// How objects are named, and when one is complete.
+/// The naming and bounds of objects.
 #[derive(Clone, Debug)]
 pub struct ObjectNature {
-    /// Before each folder, below the store's root.
+    /// The path before each folder, below the store's root.
     pub prefix: String,
-    /// Behind each name, with its dot.
+    /// The extension of each name, with its dot.
     pub extension: String,
-    /// When an object that grows is sealed.
+    /// The bounds at which a growing object is sealed.
     pub bounds: ObjectBounds,
 }
 
@@ -45,7 +46,7 @@ pub struct ObjectNature {
 const FIREHOSE_BILLING_UNIT: u64 = 5 * 1024;
 
 impl Nature {
-    /// Of this destination.
+    /// Returns the properties of a destination.
     pub fn of(destination: &Destination) -> Nature {
         match destination {
             Destination::Firehose(firehose) => Nature {
@@ -94,8 +95,8 @@ impl Nature {
 }
 
 impl ObjectNature {
-    /// The whole name of an object below the store's root: its folder, when its first event happened, and
-    /// what tells it from others.
+    /// Returns the full name of an object below the store's root: its folder, the time of its first event, and a unique
+    /// part.
     pub fn name(&self, folder: &str, first: Time, unique: &str) -> String {
         let mut name = String::with_capacity(128);
         for folder in [self.prefix.as_str(), folder] {

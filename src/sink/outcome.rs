@@ -1,48 +1,48 @@
-//! What became of a record, and why.
+//! The outcomes of records.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// What became of one record.
+/// The outcome of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Acknowledged by the destination.
     Delivered,
-    /// Certainly not written: sending it again cannot make a duplicate.
+    /// Certainly not written: a retry cannot create a duplicate.
     Retry(Arc<Fault>),
-    /// Perhaps written: the answer was lost after the request may have been received.
+    /// Possibly written: the request may have been received, but its response was lost.
     Ambiguous(Arc<Fault>),
-    /// Never going to be accepted as it is.
+    /// Permanently refused in its present form.
     Rejected(Arc<Fault>),
 }
 
-/// What kind of trouble a fault is, and so what is to be done about it.
+/// The class of a fault, which determines how it is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// The destination asks for less: slow down, send again.
+    /// The destination throttles: slow down and retry.
     Throttle,
-    /// Passes by itself: back off, send again.
+    /// A temporary failure: back off and retry.
     Transient,
-    /// Credentials are missing, expired or refused, or the clock is wrong: hold the data, refresh.
+    /// Credentials are missing, expired or refused, or the clock is wrong: hold the data and refresh them.
     Credentials,
-    /// A person has to mend something at the destination: hold the data, say what.
+    /// The destination or its configuration has to be fixed: hold the data and report what is wrong.
     Configuration,
-    /// This record, whenever it is sent: dead letter.
+    /// This record is always refused: write a dead letter.
     Record,
-    /// The request is larger than the service takes: send it in halves.
+    /// The request exceeds the service's size limit: split it in halves.
     TooLarge,
 }
 
-/// Why the destination did not take something, in words for the log and the dead-letter file.
+/// The reason of a failure, for the log and dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What is to be done about it.
+    /// The class of the fault.
     pub class: Class,
-    /// The destination's own code, or one of ours for what never reached it (`timeout`, `connect`).
+    /// The destination's error code, or one of ours where there is no response (`timeout`, `connect`).
     pub code: String,
-    /// The destination's own words, without secrets.
+    /// The destination's message, without secrets.
     pub message: String,
-    /// The destination's name for the request, where it gave one.
+    /// The destination's request id, if it returned one.
     pub request_id: Option<String>,
 }
 
@@ -56,29 +56,32 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Words from elsewhere, for one line of a log: runs of white space and control characters become a space,
-/// and what is longer than `most` bytes is cut.
-fn one_line(words: &str, most: usize) -> String {
-    let odd = |c: char| c.is_whitespace() || c.is_control();
-    let parts: Vec<&str> = words.split(odd).filter(|part| !part.is_empty()).collect();
+/// Sanitizes untrusted text for the log: runs of white space and control characters become a space, and text longer than
+/// `max` bytes is truncated.
+fn one_line(text: &str, max: usize) -> String {
+    let separator = |c: char| c.is_whitespace() || c.is_control();
+    let parts: Vec<&str> = text
+        .split(separator)
+        .filter(|part| !part.is_empty())
+        .collect();
     let mut line = parts.join(" ");
-    line.truncate(line.floor_char_boundary(most));
+    line.truncate(line.floor_char_boundary(max));
     line
 }
 
-/// The longest message handed on, in bytes: a log line, not a page.
+/// The longest message, in bytes, so that it fits a log line.
 const MESSAGE_LIMIT: usize = 400;
-/// The longest code or request id. Real ones have at most 64 characters or so.
+/// The longest code or request id, in bytes. Real ones have at most about 64.
 const CODE_LIMIT: usize = 100;
 
-/// A message of a service's.
-pub(crate) fn message_line(words: &str) -> String {
-    one_line(words, MESSAGE_LIMIT)
+/// Sanitizes a service's message.
+pub(crate) fn message_line(text: &str) -> String {
+    one_line(text, MESSAGE_LIMIT)
 }
 
-/// A code or a request id of a service's.
-pub(crate) fn code_line(words: &str) -> String {
-    let line = one_line(words, CODE_LIMIT);
+/// Sanitizes a service's error code or request id.
+pub(crate) fn code_line(text: &str) -> String {
+    let line = one_line(text, CODE_LIMIT);
     if line.is_empty() {
         return "Unknown".to_owned();
     }
@@ -90,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_from_elsewhere_are_one_line_without_control_characters() {
+    fn a_services_text_is_one_line_without_control_characters() {
         assert_eq!(
             message_line(" too\0\0 old:\r\n\t'Thu'\x1b[2J "),
             "too old: 'Thu' [2J"

@@ -1,52 +1,51 @@
-//! What is sent: one request's worth of records, and what a target takes in one.
+//! Requests: batches of records, and the limits of a target.
 
 use std::sync::Arc;
 
 use crate::buffers::Payload;
 
-/// What one request may hold.
+/// The limits of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes in one record.
+    /// The most bytes in a record.
     pub record_bytes: usize,
-    /// Lines in one record; 1 means that every line is a record of its own.
+    /// The most lines in a record; 1 makes every line a record of its own.
     pub record_lines: u32,
-    /// Whether pieces may share a record. Not where a record is an object: its name stands for its one piece.
+    /// Whether pieces may share a record. Not where a record is an object, whose name identifies its one piece.
     pub joins: bool,
-    /// Records in one request.
+    /// The most records in a request.
     pub batch_records: usize,
-    /// Bytes in one request.
+    /// The most bytes in a request.
     pub batch_bytes: usize,
 }
 
-/// What a target takes.
+/// The shape of the requests to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Bytes, lines and records in a request.
+    /// The limits of a request.
     pub limits: Limits,
-    /// Plain lines are cut in pieces of about so many bytes: small enough that records fill up to their
-    /// limit, large enough that pieces are few.
+    /// The approximate size of pieces of uncompressed lines, in bytes: small enough to fill records up to their limit,
+    /// large enough to keep pieces few.
     pub piece_bytes: usize,
-    /// Whether it takes compressed bodies, if the user wants them.
+    /// Whether the target accepts compressed bodies.
     pub compression: bool,
 }
 
-/// One request's worth of encoded records.
+/// The encoded records of one request.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// The delivery stream, or the whole name of the object below the store's root.
+    /// The delivery stream, or the full name of the object below the store's root.
     pub target: Arc<str>,
-    /// The bodies, in order. A blob sink is given exactly one.
+    /// The bodies, in order: exactly one for a blob sink.
     pub records: Vec<Payload>,
-    /// What an object is known by, where its name was made for it alone: whatever stands under that name
-    /// with this token is this object, even if it was compressed otherwise. Without one an object is
-    /// known by its name and its length.
+    /// The identity of an object with a unique name: an existing object with this name and token is the same, even if it
+    /// was compressed differently. Without a token, an object is identified by its name and length.
     pub token: Option<Arc<str>>,
 }
 
 #[cfg(test)]
 impl Batch {
-    /// The same in memory of its own, for a test that keeps it.
+    /// Returns a deep copy, for tests that keep it.
     pub(crate) fn copied(&self) -> Batch {
         let copy = |record: &Payload| record.to_bytes().to_vec().into();
         Batch {

@@ -1,4 +1,4 @@
-//! The one TLS implementation of this library: rustls with ring, and whom it trusts.
+//! TLS: rustls with ring, and the trusted certificates.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::config::{self, CaError};
 
-/// The implementation, said outright wherever one is wanted: this library sets none for the process.
+/// Returns the crypto provider. It is always passed explicitly, since this library installs none for the process.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// TLS 1.2 and 1.3 for HTTP/1.1, trusting the system's roots (or `SSL_CERT_FILE`) and a private CA beside them. Reads the
-/// system's certificates; those that cannot be read or used are passed over. Fails with a CA that
+/// Returns a configuration of TLS 1.2 and 1.3 for HTTP/1.1 that trusts the system's roots (or `SSL_CERT_FILE`) and,
+/// in addition, a private CA. Roots that cannot be read or used are skipped. Fails with a CA that
 /// [`config::check_ca`] refuses.
 pub(crate) fn client_config(ca_pem: Option<&[u8]>) -> Result<Arc<ClientConfig>, CaError> {
     let mut roots = RootCertStore::empty();

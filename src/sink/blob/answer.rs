@@ -1,8 +1,8 @@
-//! What a store's answer, or the lack of one, means.
+//! The meaning of a store's response, or of its absence.
 //!
-//! `object_store` keeps its request errors private: status, service code and request id could only be
-//! had back from its prose, and it maps every 409 to "already exists". So answers are read at the one
-//! place it lets us stand, the HTTP client, and travel through its errors as a [`Failure`].
+//! `object_store` does not expose its request errors: status, error code and request id would have to be parsed from
+//! its messages, and it maps every 409 to "already exists". So responses are interpreted in the one part that can be
+//! replaced, the HTTP client, and passed through its errors as a [`Failure`].
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -21,10 +21,10 @@ use object_store::client::{
 use object_store::path::Path;
 use object_store::{ClientOptions, Error, HeaderMap, HeaderValue};
 
-use super::codes::{Fate, Vendor, judge, judge_file, remedy};
+use super::codes::{Fate, Vendor, classify, classify_file, remedy};
 use crate::config::Problem;
 use crate::config::keys;
-use crate::sink::http::{self, Proxies, TooLong, TooManyInterim, causes};
+use crate::sink::http::{self, BodyTooLong, Proxies, TooManyInterim, causes};
 use crate::sink::outcome::{Class, Fault, Outcome, code_line, message_line};
 use crate::sink::tls;
 
@@ -33,7 +33,7 @@ const USER_AGENT: &str = concat!("ferry/", env!("CARGO_PKG_VERSION"));
 /// A request that failed.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
-    /// HTTP status of the answer; a file system's errors that have one take it too.
+    /// The HTTP status of the response, or its equivalent for a file system's error.
     pub(super) status: Option<u16>,
     pub(super) fate: Fate,
     pub(super) fault: Fault,
@@ -54,13 +54,13 @@ impl Failure {
         }
     }
 
-    /// Whether the store says that something stands under the name already. Azure's 409 may also mean
-    /// a container being deleted, S3's a race with another writer: only a look at the object tells.
-    pub(super) fn says_taken(&self) -> bool {
+    /// Whether the store reports that the name exists. Azure's 409 may also mean that the container is being deleted,
+    /// S3's a race with another writer: only the object itself can tell.
+    pub(super) fn is_conflict(&self) -> bool {
         matches!(self.status, Some(409 | 412))
     }
 
-    /// Adds what a person should know beside the service's own words.
+    /// Appends a note to the message.
     pub(super) fn note(mut self, note: impl fmt::Display) -> Self {
         let note = message_line(&redact(&note.to_string()));
         self.fault.message = format!("{}; {note}", self.fault.message);
@@ -109,8 +109,8 @@ impl From<Error> for Failure {
         let cause = causes(&error).last().unwrap_or(&error).to_string();
         match &error {
             Error::Unauthenticated { source, .. } => {
-                let words = source.to_string();
-                Failure::new(Fate::Retry, Class::Credentials, "credentials", words)
+                let message = source.to_string();
+                Failure::new(Fate::Retry, Class::Credentials, "credentials", message)
             }
             Error::AlreadyExists { .. } => {
                 Failure::new(Fate::Retry, Class::Transient, "exists", cause).with_status(409)
@@ -129,23 +129,23 @@ impl From<Error> for Failure {
     }
 }
 
-/// What was asked, as far as the meaning of an answer depends on it.
+/// The properties of a request that the meaning of a response depends on.
 #[derive(Clone, Copy, Debug)]
-struct Asked<'a> {
+struct RequestContext<'a> {
     vendor: Vendor,
-    /// The name of the object, where one was to be put.
+    /// The name of the object that the request puts.
     put: Option<&'a str>,
-    /// Whether answers have a body: without one an error has no code in S3's language.
-    told: bool,
+    /// Whether responses have a body, without which S3's errors have no code.
+    has_body: bool,
 }
 
-/// The object that a request puts, in the request's extensions.
+/// The object that a request puts: a request extension.
 #[derive(Clone, Debug)]
-pub(super) struct Putting(pub(super) Path);
+pub(super) struct PutTarget(pub(super) Path);
 
-/// Reads an answer that is not a success.
-fn answered(
-    asked: Asked<'_>,
+/// Interprets a response that is not a success.
+fn response_failure(
+    request: RequestContext<'_>,
     status: u16,
     reason: &str,
     headers: &HeaderMap,
@@ -159,25 +159,25 @@ fn answered(
                 .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         });
     let code = own_code.map_or_else(|| format!("HTTP {status}"), str::to_owned);
-    let (fate, class) = judge(asked.vendor, asked.put, status, &code);
-    let words = words(body).unwrap_or(Cow::Borrowed(reason));
-    let mut failure = Failure::new(fate, class, &code, first_sentence(&words)).with_status(status);
+    let (fate, class) = classify(request.vendor, request.put, status, &code);
+    let message = error_message(body).unwrap_or(Cow::Borrowed(reason));
+    let mut failure =
+        Failure::new(fate, class, &code, first_sentence(&message)).with_status(status);
 
-    // The only details worth their length, and free of signatures.
-    // They name the dates that do not fit, and of a token what is not as expected of it.
+    // Only these details are useful and free of signatures: dates out of range, and a token's invalid claims.
     let detail = element(body, "AuthenticationErrorDetail").map(unescape);
-    let open = ["time frame", "date header", "validation failed"];
-    if let Some(detail) = detail.filter(|detail| open.iter().any(|words| detail.contains(words))) {
+    let safe = ["time frame", "date header", "validation failed"];
+    if let Some(detail) = detail.filter(|detail| safe.iter().any(|part| detail.contains(part))) {
         failure = failure.note(detail);
     }
     if code == "RequestTimeTooSkewed" || failure.fault.message.contains("date header") {
-        let clock = header("date").unwrap_or("another time");
+        let time = header("date").unwrap_or("different");
         failure = failure.note(format_args!(
-            "the service's clock says {clock}: set this machine's clock"
+            "the service's time is {time}: set this machine's clock"
         ));
     }
     if class == Class::Configuration
-        && let Some(remedy) = remedy(status, &code, own_code.is_some() || !asked.told)
+        && let Some(remedy) = remedy(status, &code, own_code.is_some() || !request.has_body)
     {
         failure = failure.note(remedy);
     }
@@ -187,8 +187,8 @@ fn answered(
                 "the store is at another address (region {region}): check region and endpoint"
             )),
             (None, Some(location)) => failure.note(format_args!(
-                "it redirects to '{location}', and no redirect is followed: check endpoint, and look for a proxy or \
-                 a gateway that asks for a login"
+                "it redirects to '{location}', and redirects are not followed: check endpoint, and look for a proxy or \
+                 gateway that requires a login"
             )),
             (None, None) => failure.note("it redirects: check endpoint and region"),
         };
@@ -205,8 +205,8 @@ fn answered(
     failure
 }
 
-/// Reads why no answer came from `host`, or not all of it.
-pub(super) fn unanswered(host: &str, error: &HttpError) -> Failure {
+/// Interprets the absence of a complete response from `host`.
+pub(super) fn connection_failure(host: &str, error: &HttpError) -> Failure {
     let cause = causes(error)
         .last()
         .map(ToString::to_string)
@@ -218,26 +218,26 @@ pub(super) fn unanswered(host: &str, error: &HttpError) -> Failure {
             "{host} is not trusted: a private CA goes into tls_ca_file"
         ));
     }
-    let (fate, code, words) = if http::was_not_sent(error) {
-        let words = format!("no connection to {host}: {cause}");
-        (Fate::Retry, "connect", words)
-    } else if is(|e| e.is::<TooLong>() || e.is::<TooManyInterim>()) {
-        let words = format!("the answer of {host} goes on and on: {cause}");
-        (Fate::Ambiguous, "too_long", words)
+    let (fate, code, message) = if http::was_not_sent(error) {
+        let message = format!("no connection to {host}: {cause}");
+        (Fate::Retry, "connect", message)
+    } else if is(|e| e.is::<BodyTooLong>() || e.is::<TooManyInterim>()) {
+        let message = format!("the response of {host} is too long: {cause}");
+        (Fate::Ambiguous, "too_long", message)
     } else {
-        let words = format!("the connection to {host} was lost before the answer: {cause}");
-        (Fate::Ambiguous, "interrupted", words)
+        let message = format!("the connection to {host} was lost before the response: {cause}");
+        (Fate::Ambiguous, "interrupted", message)
     };
-    Failure::new(fate, Class::Transient, code, words)
+    Failure::new(fate, Class::Transient, code, message)
 }
 
 fn file_error(error: &io::Error) -> Failure {
-    let (fate, class) = judge_file(error.kind());
+    let (fate, class) = classify_file(error.kind());
     Failure::new(fate, class, "file", error.to_string())
 }
 
-/// What an error says: the store's message, a page's title, or the first line of a text.
-fn words(body: &str) -> Option<Cow<'_, str>> {
+/// Returns the message of an error's body: the store's message, the title of a page, or plain text.
+fn error_message(body: &str) -> Option<Cow<'_, str>> {
     let element = |name| element(body, name).map(unescape);
     let text = body.trim_start_matches('\u{feff}').trim();
     let plain = !text.is_empty() && !text.starts_with(['<', '{', '[']);
@@ -246,7 +246,7 @@ fn words(body: &str) -> Option<Cow<'_, str>> {
         .or(plain.then_some(Cow::Borrowed(text)))
 }
 
-/// The text of an XML element that has no attributes and occurs once.
+/// Returns the text of the first XML element of this name without attributes.
 fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
@@ -276,7 +276,7 @@ pub(super) fn first_sentence(text: &str) -> &str {
         .trim_end_matches('.')
 }
 
-/// Blots out what a signed URL or a connection string would give away.
+/// Replaces secrets in signed URLs and connection strings with stars.
 fn redact(text: &str) -> Cow<'_, str> {
     const MARKS: [&str; 5] = [
         "sig=",
@@ -306,14 +306,14 @@ fn redact(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// An HTTP client that turns whatever is not a success into a [`Failure`].
+/// An HTTP client that turns everything but a success into a [`Failure`].
 #[derive(Debug)]
-pub(super) struct Listener {
+pub(super) struct FailureReader {
     vendor: Vendor,
     client: HttpClient,
 }
 
-impl HttpService for Listener {
+impl HttpService for FailureReader {
     fn call<'s, 'f>(
         &'s self,
         mut request: HttpRequest,
@@ -331,39 +331,38 @@ impl HttpService for Listener {
             let head = request.method() == Method::HEAD;
             let reads = head || request.method() == Method::GET;
             if reads {
-                // Google Cloud Storage would otherwise decompress what is stored with a content
-                // encoding, and then give no length.
+                // Otherwise Google Cloud Storage decompresses objects with a content encoding, and omits their length.
                 request
                     .headers_mut()
                     .insert("accept-encoding", HeaderValue::from_static("gzip"));
             }
-            let put = request.extensions().get::<Putting>().cloned();
-            // Unknown is the kind that object_store never retries: that is the caller's business.
+            let put = request.extensions().get::<PutTarget>().cloned();
+            // object_store never retries errors of this kind.
             let fail = |failure| HttpError::new(HttpErrorKind::Unknown, failure);
-            let answer = self.client.execute(request).await;
-            let answer = answer.map_err(|error| fail(unanswered(&host, &error)))?;
-            if answer.status().is_success() && reads {
-                let broken = move |error| fail(unanswered(&host, &error));
-                return Ok(answer.map(|body| HttpResponseBody::new(body.map_err(broken))));
+            let response = self.client.execute(request).await;
+            let response = response.map_err(|error| fail(connection_failure(&host, &error)))?;
+            if response.status().is_success() && reads {
+                let broken = move |error| fail(connection_failure(&host, &error));
+                return Ok(response.map(|body| HttpResponseBody::new(body.map_err(broken))));
             }
-            let (parts, body) = answer.into_parts();
+            let (parts, body) = response.into_parts();
             let body = body.bytes().await;
             if parts.status.is_success() {
-                // What was put is there when the whole answer says so.
-                let body = body.map_err(|error| fail(unanswered(&host, &error)))?;
+                // A put has succeeded only when its response is complete.
+                let body = body.map_err(|error| fail(connection_failure(&host, &error)))?;
                 return Ok(HttpResponse::from_parts(parts, body.into()));
             }
-            // An error without its words is still known by its status.
+            // For an error the status suffices.
             let body = body.unwrap_or_default();
             let reason = parts.status.canonical_reason().unwrap_or("no reason given");
             let body = String::from_utf8_lossy(&body);
-            let asked = Asked {
+            let context = RequestContext {
                 vendor: self.vendor,
-                put: put.as_ref().map(|Putting(path)| path.as_ref()),
-                told: !head,
+                put: put.as_ref().map(|PutTarget(path)| path.as_ref()),
+                has_body: !head,
             };
-            Err(fail(answered(
-                asked,
+            Err(fail(response_failure(
+                context,
                 parts.status.as_u16(),
                 reason,
                 &parts.headers,
@@ -373,24 +372,24 @@ impl HttpService for Listener {
     }
 }
 
-/// `wire` with its answers read as this module reads them. For stores whose wire is no network.
+/// Wraps a client so that this module interprets its responses. Public for tests with simulated stores.
 #[doc(hidden)]
 pub fn listening_to(vendor: Vendor, client: HttpClient) -> HttpClient {
-    HttpClient::new(Listener { vendor, client })
+    HttpClient::new(FailureReader { vendor, client })
 }
 
-/// Gives out one client to whoever of `object_store` wants one.
+/// A connector that returns the same client for all of `object_store`.
 #[derive(Debug)]
-pub(super) struct Same(pub(super) HttpClient);
+pub(super) struct SharedClient(pub(super) HttpClient);
 
-impl HttpConnector for Same {
+impl HttpConnector for SharedClient {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(self.0.clone())
     }
 }
 
-/// A client for stores and token services. Fails with a CA that cannot be used.
-pub(super) fn wire(
+/// Creates a client for stores and token services. Fails if the CA cannot be used.
+pub(super) fn http_client(
     ca_pem: Option<&[u8]>,
     proxies: Proxies,
     connect_timeout: Duration,
@@ -398,14 +397,14 @@ pub(super) fn wire(
     let tls = tls::client_config(ca_pem)
         .map_err(|error| Problem::new(keys::TLS_CA_FILE.name, error.to_string()))?;
     let client = http::Client::new(&tls, proxies, connect_timeout);
-    Ok(HttpClient::new(Wire(client)))
+    Ok(HttpClient::new(ClientAdapter(client)))
 }
 
-/// `object_store`'s way to [`http::Client`].
+/// `object_store`'s adapter to [`http::Client`].
 #[derive(Debug)]
-struct Wire(http::Client<HttpRequestBody>);
+struct ClientAdapter(http::Client<HttpRequestBody>);
 
-impl HttpService for Wire {
+impl HttpService for ClientAdapter {
     fn call<'s, 'f>(
         &'s self,
         mut request: HttpRequest,
@@ -419,10 +418,10 @@ impl HttpService for Wire {
                 .headers_mut()
                 .entry("user-agent")
                 .or_insert(HeaderValue::from_static(USER_AGENT));
-            // Unknown is the kind that object_store never retries: that is the caller's business.
+            // object_store never retries errors of this kind.
             let failed = |error| HttpError::new_boxed(HttpErrorKind::Unknown, error);
-            let answer = self.0.ask(request).await.map_err(failed)?;
-            Ok(answer.map(|body| HttpResponseBody::new(body.map_err(failed))))
+            let response = self.0.send(request).await.map_err(failed)?;
+            Ok(response.map(|body| HttpResponseBody::new(body.map_err(failed))))
         })
     }
 }
@@ -431,52 +430,55 @@ impl HttpService for Wire {
 mod tests {
     use super::*;
 
-    const PUT: Asked<'_> = Asked {
+    const PUT: RequestContext<'_> = RequestContext {
         vendor: Vendor::Azure,
         put: Some("a/b"),
-        told: true,
+        has_body: true,
     };
 
     #[test]
-    fn an_answer_is_told_in_one_sentence() {
+    fn a_failure_is_reported_in_one_sentence() {
         let mut headers = HeaderMap::new();
         headers.insert("x-ms-request-id", HeaderValue::from_static("2f1a"));
         let body = "\u{feff}<?xml version=\"1.0\"?><Error><Code>AuthorizationFailure</Code><Message>This \
                     request is &quot;not&quot; authorized. Ask someone.\nRequestId:2f1a</Message></Error>";
-        let failure = answered(PUT, 403, "Forbidden", &headers, body);
-        let told = "AuthorizationFailure: This request is \"not\" authorized (request id 2f1a)";
-        assert_eq!(failure.to_string(), told);
+        let failure = response_failure(PUT, 403, "Forbidden", &headers, body);
+        let expected = "AuthorizationFailure: This request is \"not\" authorized (request id 2f1a)";
+        assert_eq!(failure.to_string(), expected);
         assert_eq!(failure.status, Some(403));
 
         let html = "<html><h1>Bad gateway</h1></html>";
-        let failure = answered(PUT, 502, "Bad Gateway", &HeaderMap::new(), html);
+        let failure = response_failure(PUT, 502, "Bad Gateway", &HeaderMap::new(), html);
         assert_eq!(failure.to_string(), "HTTP 502: Bad Gateway");
     }
 
     #[test]
-    fn what_is_not_the_stores_own_is_told_with_where_to_look() {
+    fn a_response_that_is_not_the_stores_is_reported_with_a_remedy() {
         let own = "<Error><Code>AccountRequiresHttps</Code><Message>The account being accessed does not support \
                    http.</Message></Error>";
-        let told = "that is not the store's own answer: ";
-        let look = "look for a proxy or gateway on the way";
+        let foreign = "the response is not the store's: ";
+        let look = "look for a proxy or gateway in between";
         let table = [
             (400, own, "AccountRequiresHttps: The account being accessed does not support http; write the endpoint \
                         with https://".to_owned()),
-            (400, "", format!("HTTP 400: R; {told}{look}")),
+            (400, "", format!("HTTP 400: R; {foreign}{look}")),
             (413, "<html><head><title>413 Request Entity Too Large</title></head></html>",
-             format!("HTTP 413: 413 Request Entity Too Large; {told}raise the limit of the proxy or gateway on the way, \
-                      or lower blob_max_size")),
-            (403, "blocked by policy 7\nmore", format!("HTTP 403: blocked by policy 7; {told}{look}")),
+             format!("HTTP 413: 413 Request Entity Too Large; {foreign}raise the limit of the proxy or gateway in \
+                      between, or lower blob_max_size")),
+            (403, "blocked by policy 7\nmore", format!("HTTP 403: blocked by policy 7; {foreign}{look}")),
             (429, "", "HTTP 429: R".to_owned()),
             (502, "no upstream", "HTTP 502: no upstream".to_owned()),
         ];
-        for (status, body, told) in table {
-            let failure = answered(PUT, status, "R", &HeaderMap::new(), body);
-            assert_eq!(failure.to_string(), told);
+        for (status, body, expected) in table {
+            let failure = response_failure(PUT, status, "R", &HeaderMap::new(), body);
+            assert_eq!(failure.to_string(), expected);
         }
-        // An answer to HEAD has no body, and so no code.
-        let head = Asked { told: false, ..PUT };
-        let failure = answered(head, 403, "Forbidden", &HeaderMap::new(), "");
+        // A response to HEAD has no body, and so no code.
+        let head = RequestContext {
+            has_body: false,
+            ..PUT
+        };
+        let failure = response_failure(head, 403, "Forbidden", &HeaderMap::new(), "");
         assert_eq!(failure.to_string(), "HTTP 403: Forbidden");
     }
 
@@ -492,15 +494,15 @@ mod tests {
                      'Thu'</AuthenticationErrorDetail></Error>";
         let s3 = "<Error><Code>RequestTimeTooSkewed</Code><Message>Too large.</Message></Error>";
         for body in [azure, s3] {
-            let message = answered(PUT, 403, "Forbidden", &headers, body)
+            let message = response_failure(PUT, 403, "Forbidden", &headers, body)
                 .fault
                 .message;
-            assert!(message.contains("clock says Fri, 21 Nov 2025"), "{message}");
+            assert!(message.contains("time is Fri, 21 Nov 2025"), "{message}");
         }
         let signature = "<Error><Code>AuthenticationFailed</Code><Message>No.</Message><AuthenticationErrorDetail>\
                          The MAC signature 'c2VjcmV0' is not</AuthenticationErrorDetail></Error>";
         assert_eq!(
-            answered(PUT, 403, "Forbidden", &headers, signature)
+            response_failure(PUT, 403, "Forbidden", &headers, signature)
                 .fault
                 .message,
             "No"
@@ -536,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_says_what_it_cannot_do() {
+    fn a_file_systems_error_has_its_fate_and_class() {
         use io::ErrorKind as Kind;
         let table = [
             (Kind::StorageFull, Fate::Retry, Class::Configuration),

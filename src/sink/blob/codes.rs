@@ -1,45 +1,44 @@
-//! What the codes of the stores mean: which of them name the object, and give it up, and which are about
-//! credentials, load, the destination or the way there, and hold it.
+//! The meaning of the stores' error codes: those that name the object reject it; all others concern credentials, load,
+//! the destination or the connection, and hold it.
 //!
-//! An answer gives an object up by the codes in one table for each store, and by nothing else. (Without an answer only a
-//! name that the store's client refuses does, and a name that a file system refuses: `FILE`.) Any other answer, known or
-//! unknown, from the store or an intermediary, may be fixed without changing the object, which is then delivered
-//! unchanged: a bucket that demands a checksum, a key that is disabled, a proxy with a limit of its own.
+//! A response rejects an object only by a code in the store's table. (Without a response, only a name that the store's
+//! client or a file system refuses does: `FILE`.) The cause of any other response, known or unknown, from the store or an
+//! intermediary, may be fixed without changing the object, which is then delivered: a bucket that requires a checksum, a
+//! disabled key, a proxy with a limit of its own.
 
 use std::io;
 
 use crate::sink::Class;
 
-/// Whose answers are read.
+/// The kind of store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(hidden)]
 pub enum Vendor {
     /// Azure Blob Storage.
     Azure,
-    /// S3, and what speaks its language.
+    /// S3 and compatible stores.
     S3,
     /// Google Cloud Storage.
     Gcs,
 }
 
-/// What a failed request left behind at the store.
+/// The effect of a failed request at the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Nothing; it may come again.
+    /// Nothing was written: it may be retried.
     Retry,
-    /// Perhaps the object.
+    /// The object may have been written.
     Ambiguous,
-    /// Nothing, and it never will.
+    /// Nothing was written, and never will be.
     Rejected,
 }
 
-/// What a code says of an object.
+/// The relation of a code to an object.
 #[derive(Clone, Copy, Debug)]
 enum Names {
-    /// It names the object, whatever else may be wrong.
+    /// The code always names the object.
     Object,
-    /// It names the object where the object's name is longer than the store's documentation allows: the store
-    /// says the same of a container's name.
+    /// The code names the object if its name is longer than documented; otherwise the container's name is meant.
     LongName,
 }
 
@@ -65,13 +64,13 @@ const GCS: &[(&str, Names)] = &[
     ("KeyTooLong", Names::Object),
 ];
 
-/// The refusals of a file system that name the file.
+/// The errors of a file system that name the file.
 const FILE: &[io::ErrorKind] = &[io::ErrorKind::InvalidFilename];
 
 // https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata#blob-names
-/// Characters in the name of a blob, in UTF-16.
+/// The most UTF-16 code units in the name of a blob.
 const AZURE_NAME_CHARACTERS: usize = 1_024;
-/// Segments of the name of a blob.
+/// The most segments in the name of a blob.
 const AZURE_NAME_SEGMENTS: usize = 254;
 
 impl Vendor {
@@ -83,9 +82,9 @@ impl Vendor {
         }
     }
 
-    /// Whether a refusal with this code is about the object of this name, and about nothing else.
+    /// Whether an error with this code concerns the object of this name, and nothing else.
     fn names_the_object(self, status: u16, code: &str, name: &str) -> bool {
-        // The codes come with these; with another one it is not the store that speaks.
+        // The stores send these codes with these statuses only.
         let known = self.table().iter().find(|(known, _)| *known == code);
         match known.filter(|_| matches!(status, 400 | 413)) {
             Some((_, Names::Object)) => true,
@@ -98,14 +97,19 @@ impl Vendor {
     }
 }
 
-/// What an answer means, from its HTTP status and the store's own code alone. `put` is the name of the object
-/// that was to be put: what asks for anything else cannot cost an object.
-pub(super) fn judge(vendor: Vendor, put: Option<&str>, status: u16, code: &str) -> (Fate, Class) {
+/// Classifies an error response by its HTTP status and the store's code. `put`: the name of the object that the request
+/// puts, without which nothing is rejected.
+pub(super) fn classify(
+    vendor: Vendor,
+    put: Option<&str>,
+    status: u16,
+    code: &str,
+) -> (Fate, Class) {
     if put.is_some_and(|name| vendor.names_the_object(status, code, name)) {
         return (Fate::Rejected, Class::Record);
     }
     match (status, code) {
-        // Authentication was refused, whatever the status.
+        // Authentication failed.
         (401, _)
         | (
             400 | 403,
@@ -121,11 +125,11 @@ pub(super) fn judge(vendor: Vendor, put: Option<&str>, status: u16, code: &str) 
             | "TokenRefreshRequired",
         ) => (Fate::Retry, Class::Credentials),
         (429, _) | (503, "ServerBusy" | "SlowDown") => (Fate::Retry, Class::Throttle),
-        // Not the service's own words: a gateway that may have passed the request on.
+        // The response of a gateway, which may have forwarded the request.
         (503, _) => (Fate::Ambiguous, Class::Throttle),
         (501, _) => (Fate::Retry, Class::Configuration),
         (408 | 500.., _) | (400, "RequestTimeout") => (Fate::Ambiguous, Class::Transient),
-        // Broken on the way.
+        // Corrupted in transit.
         (
             400,
             "BadDigest"
@@ -135,14 +139,14 @@ pub(super) fn judge(vendor: Vendor, put: Option<&str>, status: u16, code: &str) 
             | "XAmzContentSHA256Mismatch",
         ) => (Fate::Retry, Class::Transient),
         (409 | 412, _) => (Fate::Retry, Class::Transient),
-        // A person mends it, at the destination or on the way there.
+        // To be fixed at the destination or in between.
         _ => (Fate::Retry, Class::Configuration),
     }
 }
 
-/// What a file system's refusal means. Only the kinds that come before the file has its final name are
-/// certain not to have written it.
-pub(super) fn judge_file(kind: io::ErrorKind) -> (Fate, Class) {
+/// Classifies a file system's error. Only the kinds that occur before the file has its final name are certain not to have
+/// written it.
+pub(super) fn classify_file(kind: io::ErrorKind) -> (Fate, Class) {
     if FILE.contains(&kind) {
         return (Fate::Rejected, Class::Record);
     }
@@ -157,8 +161,8 @@ pub(super) fn judge_file(kind: io::ErrorKind) -> (Fate, Class) {
     }
 }
 
-/// What a person may do about a refusal that is a matter of configuration, where the store's words do not say
-/// it. `own` tells the store's own answers from those of somebody on the way.
+/// Returns the remedy for a configuration error, unless the store's message contains it. `own`: whether the response is
+/// the store's rather than an intermediary's.
 pub(super) fn remedy(status: u16, code: &str, own: bool) -> Option<&'static str> {
     match code {
         "AccountRequiresHttps" => Some("write the endpoint with https://"),
@@ -168,10 +172,10 @@ pub(super) fn remedy(status: u16, code: &str, own: bool) -> Option<&'static str>
         "CloudKmsDisabledKey" | "KMS.DisabledException" => Some("enable the bucket's KMS key"),
         _ if own || !(400..500).contains(&status) => None,
         _ if status == 413 => Some(
-            "that is not the store's own answer: raise the limit of the proxy or gateway on the way, or lower \
+            "the response is not the store's: raise the limit of the proxy or gateway in between, or lower \
              blob_max_size",
         ),
-        _ => Some("that is not the store's own answer: look for a proxy or gateway on the way"),
+        _ => Some("the response is not the store's: look for a proxy or gateway in between"),
     }
 }
 
@@ -183,7 +187,7 @@ mod tests {
     const VENDORS: [Vendor; 3] = [Vendor::Azure, Vendor::S3, Vendor::Gcs];
 
     #[test]
-    fn every_answer_has_its_meaning() {
+    fn every_response_has_one_meaning() {
         use Class::*;
         use Fate::*;
         let table = [
@@ -223,7 +227,7 @@ mod tests {
         for (status, code, fate, class) in table {
             for vendor in VENDORS {
                 assert_eq!(
-                    judge(vendor, Some("a/b"), status, code),
+                    classify(vendor, Some("a/b"), status, code),
                     (fate, class),
                     "{status} {code}"
                 );
@@ -232,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_gives_a_file_up_for_its_name_alone() {
+    fn a_file_system_rejects_a_file_for_its_name_alone() {
         use io::ErrorKind::*;
         let kinds = [
             NotFound,
@@ -275,10 +279,10 @@ mod tests {
             OutOfMemory,
             Other,
         ];
-        let given_up = kinds.map(|kind| (kind, judge_file(kind).0));
-        let given_up = given_up.iter().filter(|(_, fate)| *fate == Fate::Rejected);
-        let given_up: Vec<_> = given_up.map(|(kind, _)| *kind).collect();
-        assert_eq!(given_up, FILE);
+        let fates = kinds.map(|kind| (kind, classify_file(kind).0));
+        let rejected = fates.iter().filter(|(_, fate)| *fate == Fate::Rejected);
+        let rejected: Vec<_> = rejected.map(|(kind, _)| *kind).collect();
+        assert_eq!(rejected, FILE);
     }
 
     #[test]
@@ -286,7 +290,7 @@ mod tests {
         let table = [
             ("x".repeat(1_024), false),
             ("x".repeat(1_025), true),
-            // Two in UTF-16.
+            // Two UTF-16 code units each.
             ("😊".repeat(512), false),
             ("😊".repeat(513), true),
             ("é".repeat(1_024), false),
@@ -298,7 +302,7 @@ mod tests {
                 .iter()
                 .filter(|(_, names)| matches!(names, Names::LongName))
             {
-                let rejected = judge(Vendor::Azure, Some(&name), 400, code).0 == Fate::Rejected;
+                let rejected = classify(Vendor::Azure, Some(&name), 400, code).0 == Fate::Rejected;
                 assert_eq!(rejected, long, "{code} for {name}");
             }
         }
@@ -316,8 +320,8 @@ mod tests {
     }
 
     proptest! {
-        /// Of all that a store or a proxy may answer, only what stands in the store's table costs an object, and
-        /// only the object that was to be put.
+        /// Of all responses of a store or a proxy, only the codes in the store's table reject an object, and only the one
+        /// that the request puts.
         #[test]
         fn nothing_gives_an_object_up_but_the_stores_table(
             status in 100_u16..=999,
@@ -325,7 +329,7 @@ mod tests {
             vendor in proptest::sample::select(VENDORS.to_vec()),
             name in proptest::option::of("[a-z/]{0,2000}"),
         ) {
-            let rejected = judge(vendor, name.as_deref(), status, &code).0 == Fate::Rejected;
+            let rejected = classify(vendor, name.as_deref(), status, &code).0 == Fate::Rejected;
             let listed = vendor.table().iter().any(|(listed, _)| *listed == code);
             prop_assert!(!rejected || (listed && name.is_some() && [400, 413].contains(&status)));
         }

@@ -1,4 +1,4 @@
-//! What Google Cloud Storage needs beyond `object_store`: tokens whose service is told from the store.
+//! Google Cloud Storage: opens the store, with a client of its own for the token service.
 
 use std::sync::Arc;
 
@@ -7,18 +7,18 @@ use object_store::client::HttpClient;
 use object_store::gcp::{GcpCredential, GcpCredentialProvider, GoogleCloudStorageBuilder};
 use object_store::{CredentialProvider, StaticCredentialProvider};
 
-use super::answer::{Failure, Same, listening_to, wire};
+use super::answer::{Failure, SharedClient, http_client, listening_to};
 use super::codes::{Fate, Vendor};
-use super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
-use super::{CONNECT_TIMEOUT, Kind, Store, check_bucket, endpoint_url, is_here, no_retries};
+use super::token::{Expiry, FETCH_TIMEOUT, TokenChecker};
+use super::{CONNECT_TIMEOUT, Kind, Store, check_bucket, endpoint_url, is_loopback, no_retries};
 use crate::config::Problem;
 use crate::config::keys;
 use crate::sink::Class;
 use crate::sink::http::Proxies;
 
-const REMEDY: &str = "no token of Google's: check GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine";
+const REMEDY: &str = "no token from Google: check GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine";
 
-/// Makes the store. Reads the credentials' file, sends nothing.
+/// Creates the store. Reads the credentials file, but sends nothing.
 pub(super) fn open(
     bucket: &str,
     endpoint: Option<&str>,
@@ -29,28 +29,28 @@ pub(super) fn open(
     let mut emulator = false;
     if let Some(endpoint) = endpoint {
         let url = endpoint_url(endpoint)?;
-        emulator = url.scheme() == "http" && is_here(&url);
+        emulator = url.scheme() == "http" && is_loopback(&url);
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
     let builder = builder.with_retry(no_retries());
-    let wire = wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
+    let client = http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
     let problem = |e: object_store::Error| {
         Problem::new(
             keys::URL.name,
-            format!("no client for 'gs://{bucket}': {e}"),
+            format!("the client for 'gs://{bucket}' cannot be created: {e}"),
         )
     };
     let credentials: GcpCredentialProvider = match emulator {
-        // An emulator on this machine has no use for a token, and there may be none to be had here.
-        // (Skipping signatures is an option of the builder's, but its puts do not heed it.)
+        // An emulator on this machine needs no token, and there may be none. (The builder's option to skip signatures
+        // has no effect on puts.)
         true => Arc::new(StaticCredentialProvider::new(GcpCredential {
             bearer: "none".to_owned(),
         })),
-        false => Arc::new(Tokens::of(builder.clone(), wire.clone()).map_err(problem)?),
+        false => Arc::new(Tokens::of(builder.clone(), client.clone()).map_err(problem)?),
     };
     let objects = builder
         .with_credentials(credentials)
-        .with_http_connector(Same(listening_to(Vendor::Gcs, wire)))
+        .with_http_connector(SharedClient(listening_to(Vendor::Gcs, client)))
         .build()
         .map_err(problem)?;
     Ok(Store {
@@ -59,16 +59,16 @@ pub(super) fn open(
     })
 }
 
-/// The tokens that a builder finds: of a service account, of a person, or of this machine.
+/// The tokens of the identity that a builder resolves: a service account, a user, or this machine.
 #[derive(Debug)]
 struct Tokens(GcpCredentialProvider);
 
 impl Tokens {
-    /// A store of its own is made for them, which is asked for nothing else: over one client a token service's
-    /// answers could not be told from the store's.
-    fn of(builder: GoogleCloudStorageBuilder, wire: HttpClient) -> object_store::Result<Tokens> {
-        let client = TokenListener::around(wire, &Expiry::default());
-        let store = builder.with_http_connector(Same(client)).build()?;
+    /// Builds a separate store for the token service alone: with one client, its responses could not be distinguished
+    /// from the store's.
+    fn of(builder: GoogleCloudStorageBuilder, client: HttpClient) -> object_store::Result<Tokens> {
+        let client = TokenChecker::wrap(client, &Expiry::default());
+        let store = builder.with_http_connector(SharedClient(client)).build()?;
         Ok(Tokens(Arc::clone(store.credentials())))
     }
 
@@ -81,7 +81,7 @@ impl Tokens {
                 Fate::Retry,
                 Class::Credentials,
                 "timeout",
-                format!("no token came within {FETCH_TIMEOUT:?}"),
+                format!("no token within {FETCH_TIMEOUT:?}"),
             ),
         };
         let mut failure = Failure::new(
@@ -141,7 +141,7 @@ mod tests {
         }
     }
 
-    /// The metadata service's answers, which another service gives with the same status for other reasons.
+    /// The statuses have another meaning when the store itself sends them.
     #[tokio::test]
     async fn a_metadata_service_that_refuses_is_a_matter_of_credentials() {
         const NAME: &str =
@@ -162,7 +162,7 @@ mod tests {
             (
                 200,
                 "<html>sign in</html>",
-                "no token: the answer of 127.0.0.1:",
+                "no token: the response of 127.0.0.1:",
             ),
             (
                 200,
@@ -170,7 +170,7 @@ mod tests {
                 "no token: ",
             ),
         ];
-        // It is asked by its name and by its address.
+        // The client tries the service's name and its address.
         let replies = refusals
             .iter()
             .flat_map(|(status, body, _)| [answer(*status, &[], body), answer(*status, &[], body)]);
@@ -199,9 +199,9 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn an_endless_answer_of_the_metadata_service_is_left() {
+    async fn an_endless_response_of_the_metadata_service_is_abandoned() {
         const NAME: &str =
-            "sink::blob::gcs::tests::an_endless_answer_of_the_metadata_service_is_left";
+            "sink::blob::gcs::tests::an_endless_response_of_the_metadata_service_is_abandoned";
         let begin = r#"{"access_token":"a","expires_in":3600,"more":""#;
         for status in [200, 500] {
             let machine = Loopback::start(vec![endless(status, &[], begin)]);
@@ -232,11 +232,11 @@ mod tests {
         }
     }
 
-    /// Gives one answer to everything, and remembers who was asked.
+    /// A client with one response for every request, which records their URLs.
     #[derive(Clone, Debug)]
-    struct Wire(Arc<Mutex<Vec<String>>>);
+    struct ClientAdapter(Arc<Mutex<Vec<String>>>);
 
-    impl HttpService for Wire {
+    impl HttpService for ClientAdapter {
         fn call<'s, 'f>(
             &'s self,
             request: HttpRequest,
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_person_whose_login_was_revoked_is_a_matter_of_credentials() {
+    async fn a_user_whose_login_was_revoked_is_a_matter_of_credentials() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("credentials.json");
         let login =
@@ -265,7 +265,8 @@ mod tests {
             .with_application_credentials(path.display().to_string())
             .with_retry(no_retries());
         let asked = Arc::default();
-        let tokens = Tokens::of(builder, HttpClient::new(Wire(Arc::clone(&asked)))).unwrap();
+        let tokens =
+            Tokens::of(builder, HttpClient::new(ClientAdapter(Arc::clone(&asked)))).unwrap();
         let failure = tokens.current().await.unwrap_err();
         assert_eq!(
             (failure.fate, failure.fault.class, failure.status),

@@ -1,4 +1,4 @@
-//! A loopback server that plays a script, for what only a real connection shows.
+//! A scripted server on the loopback interface, for tests that need a real connection.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,26 +7,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-/// What the server does with one request.
+/// The server's reaction to a request.
 pub(crate) enum Reply {
-    /// Sends this and closes.
+    /// Send this and close.
     Text(String),
-    /// Waits until it is told to, and then does that.
+    /// Wait for the signal, then reply.
     Late(Receiver<()>, Box<Reply>),
-    /// Closes without an answer.
+    /// Close without a response.
     Cut,
-    /// Says nothing until the script is over and the server dropped.
+    /// Send nothing until the script is over and the server dropped.
     Hang,
-    /// Sends the first text, and then the second again and again, until the other side leaves or [`ENDLESS`] bytes are out.
+    /// Send the first text, then the second repeatedly, until the client disconnects or [`ENDLESS`] bytes are sent.
     Endless(String, String),
 }
 
-/// Bytes after which an endless reply ends all the same, so that a test does.
+/// The bytes after which an endless reply ends, so that a failing test terminates.
 pub(crate) const ENDLESS: usize = 256 * 1024 * 1024;
-/// More than lies in buffers, of both sides' sockets above all, when one side leaves while the other still sends.
+/// More than fits into buffers, mainly those of both sockets, after the client has disconnected.
 pub(crate) const IN_BUFFERS: usize = 64 * 1024 * 1024;
 
-/// An answer whose body has no end.
+/// A response with an endless body.
 pub(crate) fn endless(status: u16, headers: &[(&str, &str)], begin: &str) -> Reply {
     let headers: String = headers
         .iter()
@@ -52,7 +52,7 @@ pub(crate) fn endless(status: u16, headers: &[(&str, &str)], begin: &str) -> Rep
     }
 }
 
-/// An answer with a status, headers, and a body.
+/// A response with a status, headers, and a body.
 pub(crate) fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Reply {
     let headers: String = headers
         .iter()
@@ -67,13 +67,13 @@ pub(crate) fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Reply
     ))
 }
 
-/// Plays its script, one connection a reply, and then refuses connections.
+/// A server that plays its script, one reply per connection, and then refuses connections.
 pub(crate) struct Loopback {
     address: SocketAddr,
     requests: Receiver<String>,
     release: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    /// Bytes of endless replies that the network took.
+    /// The bytes of endless replies that were sent.
     sent: Arc<AtomicUsize>,
 }
 
@@ -131,8 +131,8 @@ impl Loopback {
         }
     }
 
-    /// Ends the script, and tells how many bytes of endless replies went out. Connections close on a thread of
-    /// the runtime's: a test that calls this needs more than its own.
+    /// Ends the script and returns the number of bytes of endless replies that were sent. Requires a runtime with worker
+    /// threads, on which connections close.
     pub(crate) fn sent(mut self) -> usize {
         self.end();
         self.sent.load(Ordering::Relaxed)
@@ -140,7 +140,7 @@ impl Loopback {
 
     fn end(&mut self) {
         self.release.take();
-        // Ends a script that was not played to its end.
+        // Unblocks a script that has not finished.
         drop(TcpStream::connect(self.address));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -151,7 +151,7 @@ impl Loopback {
         format!("http://{}", self.address)
     }
 
-    /// The requests so far, heads and bodies, in order.
+    /// Returns the requests since the last call, heads and bodies, in order.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.requests.try_iter().collect()
     }
@@ -185,8 +185,8 @@ fn read_request(stream: &TcpStream) -> String {
     request + &String::from_utf8_lossy(&body)
 }
 
-/// Runs a test again in a process whose environment a test may change: gives true there, and false,
-/// after it passed there, here.
+/// Runs a test again in a child process with other environment variables. Returns true in the child, and false in the
+/// parent after the child has passed.
 pub(crate) fn with_environment(test: &str, variables: &[(&str, &str)]) -> bool {
     const MARK: &str = "FERRY_TEST_ENVIRONMENT";
     if std::env::var_os(MARK).is_some() {
@@ -209,10 +209,10 @@ pub(crate) fn with_environment(test: &str, variables: &[(&str, &str)]) -> bool {
         .envs(variables.iter().copied())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
     assert!(
-        child.status.success() && said.contains("1 passed"),
-        "{said}"
+        child.status.success() && output.contains("1 passed"),
+        "{output}"
     );
     false
 }

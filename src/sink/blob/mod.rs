@@ -1,8 +1,7 @@
-//! Objects into a store: Azure, S3, Google Cloud Storage, or a folder.
+//! Blob stores: Azure, S3, Google Cloud Storage, or a folder.
 //!
-//! An object is put whole, under a name that the caller fixed before, and only where nothing stands under
-//! that name. So a put whose answer was lost can be sent again: it then finds the object
-//! there, and a look at it tells our own from another's.
+//! An object is put as a whole, under a name that the caller chose, and only if it does not exist. So a put whose
+//! response was lost can be retried: the existing object is then identified as ours or another's.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -29,12 +28,12 @@ use crate::config::{self, Problem};
 use crate::sink::Limits;
 #[cfg(feature = "s3")]
 use crate::sink::aws::{self, CredentialCache};
-use crate::sink::http::AtMost;
+use crate::sink::http::BodyLimit;
 #[cfg(feature = "s3")]
 use crate::sink::http::Proxies;
-use answer::{Failure, Putting};
+use answer::{Failure, PutTarget};
 #[cfg(feature = "s3")]
-use answer::{Same, wire};
+use answer::{SharedClient, http_client};
 use codes::Fate;
 
 #[doc(hidden)]
@@ -53,28 +52,28 @@ pub(crate) mod loopback;
 pub mod probe;
 mod token;
 
-/// Metadata that says which object of ours this is. No hyphen: Azure wants identifiers.
+/// The metadata key of an object's token. Without a hyphen, since Azure requires identifiers.
 const TOKEN: &str = "ferry_name";
-/// How many other names an object may try when its own is taken by another's.
+/// The number of alternative names to try when another object has the name.
 const RENAMES: usize = 3;
-/// The slowest line that a request is still waited for, beside [`Patience::least`].
-const SLOWEST: u64 = 256 * 1024;
+/// The slowest throughput that the timeout of a request allows for, beyond [`Timeout::base`].
+const MIN_BYTES_PER_SECOND: u64 = 256 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest object that one put may make: 5 GiB in S3 and Google Cloud Storage, 5,000 MiB in Azure.
+/// The largest object of a single put, in bytes: 5 GiB in S3 and Google Cloud Storage, 5,000 MiB in Azure.
 /// <https://learn.microsoft.com/rest/api/storageservices/put-blob#remarks>
 const MAX_OBJECT_BYTES: usize = 5_000 * 1024 * 1024;
 
-/// Takes a warning for the log.
+/// A callback that logs a warning.
 pub type Warn = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Puts objects into one store.
+/// A sink that puts objects into a store.
 pub struct BlobSink {
     config: config::Blob,
-    /// Filled at once but for S3, whose region may have to be asked for.
+    /// Set at once, except for S3, whose region may have to be looked up.
     store: OnceCell<Store>,
     warn: Warn,
-    patience: Patience,
+    timeout: Timeout,
 }
 
 struct Store {
@@ -86,30 +85,30 @@ enum Kind {
     File(PathBuf),
     #[cfg(feature = "s3")]
     S3(CredentialCache),
-    /// Needs nothing beside the store itself.
+    /// A store that needs no further state.
     Plain,
     Azure(azure::Container),
 }
 
-/// How long a request may take: `least`, and more the larger it is.
-struct Patience {
-    least: Duration,
+/// The timeout of a request: `base`, plus a time proportional to its size.
+struct Timeout {
+    base: Duration,
 }
 
-impl Patience {
-    fn with(&self, bytes: usize) -> Duration {
-        self.least + Duration::from_secs(bytes as u64 / SLOWEST)
+impl Timeout {
+    fn for_bytes(&self, bytes: usize) -> Duration {
+        self.base + Duration::from_secs(bytes as u64 / MIN_BYTES_PER_SECOND)
     }
 }
 
-/// What an object is known by.
+/// The identity of an object.
 struct Token {
     text: String,
-    /// Made for this object alone: another length then only means that it was compressed otherwise.
+    /// Whether it is unique to this object, so that another length only means another compression.
     unique: bool,
 }
 
-/// What stands under a name that we were not allowed to create.
+/// The object that has a name already.
 enum Found {
     Ours,
     Others,
@@ -117,9 +116,9 @@ enum Found {
 }
 
 impl BlobSink {
-    /// Checks the configuration and makes the store's client. Reads local files (a secret's, Google's
-    /// credentials, certificates) and makes the folder of a `file://` store; sends nothing.
-    /// `warn` is told what an operator should see and no outcome says.
+    /// Checks the configuration and creates the store's client. Reads local files (secrets, Google's credentials,
+    /// certificates) and creates the folder of a `file://` store, but sends nothing. `warn` receives what an operator
+    /// should know and outcomes do not contain.
     pub fn new(config: &config::Blob, warn: Warn) -> Result<BlobSink, Problem> {
         let ca_pem = config.ca_pem.as_deref();
         if let Some(pem) = ca_pem {
@@ -133,7 +132,7 @@ impl BlobSink {
                 Some(gcs::open(bucket, endpoint.as_deref(), ca_pem)?)
             }
             #[cfg(not(feature = "gs"))]
-            config::Store::Gcs { .. } => return Err(left_out("gs://", "gs")),
+            config::Store::Gcs { .. } => return Err(not_built("gs://", "gs")),
             config::Store::Azure(azure) => {
                 let (objects, container) = azure::open(azure, ca_pem, &warn)?;
                 Some(Store {
@@ -142,7 +141,7 @@ impl BlobSink {
                 })
             }
             #[cfg(not(feature = "s3"))]
-            config::Store::S3 { .. } => return Err(left_out("s3://", "s3")),
+            config::Store::S3 { .. } => return Err(not_built("s3://", "s3")),
             #[cfg(feature = "s3")]
             config::Store::S3 { bucket, aws } => {
                 check_bucket(bucket)?;
@@ -154,14 +153,13 @@ impl BlobSink {
             config: config.clone(),
             store: OnceCell::new_with(store),
             warn,
-            patience: Patience {
-                least: Duration::from_secs(30),
+            timeout: Timeout {
+                base: Duration::from_secs(30),
             },
         })
     }
 
-    /// A sink into a store that was made elsewhere, over [`listening_to`]; `config` then says only what
-    /// objects look like.
+    /// Creates a sink for a store with a client of [`listening_to`]; of `config` only the properties of objects count.
     #[doc(hidden)]
     pub fn over(objects: Arc<dyn ObjectStore>, config: config::Blob, warn: Warn) -> BlobSink {
         let kind = Kind::Plain;
@@ -169,23 +167,23 @@ impl BlobSink {
             config,
             store: OnceCell::new_with(Some(Store { objects, kind })),
             warn,
-            patience: Patience {
-                least: Duration::from_secs(30),
+            timeout: Timeout {
+                base: Duration::from_secs(30),
             },
         }
     }
 
-    /// Does what needs the network and must be done once: makes the container where that is asked for,
-    /// finds the region. May be called again; the first put does what is still missing.
+    /// Does the preparations that need the network: creates the container if configured, looks up the region. May be
+    /// called again; the first put makes up for what failed.
     pub async fn prepare(&self) -> Result<(), super::Fault> {
         let prepare = async {
             let store = self.store().await?;
             match &store.kind {
                 Kind::Azure(container) if container.auto_create => {
-                    let began = Instant::now();
-                    match self.bounded(0, container.create()).await {
+                    let start = Instant::now();
+                    match self.with_timeout(0, container.create()).await {
                         Ok(()) => Ok(()),
-                        Err(failure) => Err(container.explain(failure, began).await),
+                        Err(failure) => Err(container.explain(failure, start).await),
                     }
                 }
                 _ => Ok(()),
@@ -198,20 +196,20 @@ impl BlobSink {
         let open = async || match &self.config.store {
             #[cfg(feature = "s3")]
             config::Store::S3 { bucket, aws } => {
-                self.bounded(0, s3(bucket, aws, self.config.ca_pem.as_deref()))
+                self.with_timeout(0, s3(bucket, aws, self.config.ca_pem.as_deref()))
                     .await
             }
-            _ => unreachable!("every other store is made in new()"),
+            _ => unreachable!("new() creates every other store"),
         };
         self.store.get_or_try_init(open).await
     }
 
-    async fn put(&self, target: &str, body: &Payload, known_by: &Token) -> Result<(), Failure> {
+    async fn put(&self, target: &str, body: &Payload, token: &Token) -> Result<(), Failure> {
         let store = self.store().await?;
-        let began = Instant::now();
-        let put = self.put_somewhere(store, target, body, known_by).await;
+        let start = Instant::now();
+        let put = self.put_or_rename(store, target, body, token).await;
         match (put, &store.kind) {
-            (Err(failure), Kind::Azure(container)) => Err(container.explain(failure, began).await),
+            (Err(failure), Kind::Azure(container)) => Err(container.explain(failure, start).await),
             #[cfg(feature = "s3")]
             (Err(failure), Kind::S3(cache)) if failure.fault.class == Class::Credentials => {
                 cache.refused();
@@ -221,8 +219,8 @@ impl BlobSink {
         }
     }
 
-    /// Puts an object under its name, or beside it where another's object has the name.
-    async fn put_somewhere(
+    /// Puts an object under its name, or an alternative one if another object has it.
+    async fn put_or_rename(
         &self,
         store: &Store,
         target: &str,
@@ -233,47 +231,47 @@ impl BlobSink {
             let name = renamed(target, rename);
             let path = object_path(&name);
             let Err(failure) = self.put_once(store, &path, &token.text, body).await else {
-                sweep(store, &path, token).await;
+                remove_staged(store, &path, token).await;
                 return Ok(());
             };
-            if !failure.says_taken() {
+            if !failure.is_conflict() {
                 return Err(failure);
             }
-            match self.look(store, &path, token, body).await {
+            match self.identify(store, &path, token, body).await {
                 Ok(Found::Ours) => {
-                    sweep(store, &path, token).await;
+                    remove_staged(store, &path, token).await;
                     return Ok(());
                 }
                 Ok(Found::Nothing) => return Err(failure),
                 Ok(Found::Others) => (self.warn)(&format!(
-                    "collision: '{name}' is taken by an object that is not this one; nothing is \
-                     overwritten, this one goes under another name"
+                    "collision: '{name}' exists and is another object: it is not overwritten, and this object gets \
+                     another name"
                 )),
-                Err(look) => {
-                    let unsure = Failure {
+                Err(failure) => {
+                    let failure = Failure {
                         fate: Fate::Ambiguous,
-                        ..look
+                        ..failure
                     };
-                    return Err(match unsure.status {
-                        Some(401 | 403) => unsure.note(format_args!(
-                            "something stands under '{name}' already and whose it is cannot be told: \
-                             allow reading, too"
+                    return Err(match failure.status {
+                        Some(401 | 403) => failure.note(format_args!(
+                            "'{name}' exists, and must be read to tell whose it is: allow reading too"
                         )),
-                        _ => unsure,
+                        _ => failure,
                     });
                 }
             }
         }
-        let words = format!("'{target}' and {RENAMES} names beside it are taken by other objects");
+        let message =
+            format!("'{target}' and its {RENAMES} alternative names belong to other objects");
         Err(Failure::new(
             Fate::Retry,
             Class::Configuration,
             "collision",
-            words,
+            message,
         ))
     }
 
-    /// One conditional put, and a second where the container had to be made first.
+    /// Sends one conditional put, and another if the container had to be created first.
     async fn put_once(
         &self,
         store: &Store,
@@ -285,7 +283,7 @@ impl BlobSink {
             let mut options = PutOptions::from(PutMode::Create);
             if !matches!(store.kind, Kind::File(_)) {
                 options.attributes = self.attributes(token);
-                options.extensions.insert(Putting(path.clone()));
+                options.extensions.insert(PutTarget(path.clone()));
             }
             store
                 .objects
@@ -293,22 +291,21 @@ impl BlobSink {
                 .await?;
             Ok(())
         };
-        match (self.bounded(body.len(), put()).await, &store.kind) {
+        match (self.with_timeout(body.len(), put()).await, &store.kind) {
             (Err(absent), Kind::Azure(container)) if absent.fault.code == "ContainerNotFound" => {
                 if !container.auto_create {
-                    return Err(absent.note("make it, or set auto_create_container on"));
+                    return Err(absent.note("create it, or set auto_create_container on"));
                 }
-                self.bounded(0, container.create()).await?;
-                self.bounded(body.len(), put()).await
+                self.with_timeout(0, container.create()).await?;
+                self.with_timeout(body.len(), put()).await
             }
             (put, _) => put,
         }
     }
 
-    /// Tells whose object stands under a name: by its token; by its bytes where it has none, as on a
-    /// file system or behind a gateway that drops metadata. On a file system a name that was made for one
-    /// object alone is enough.
-    async fn look(
+    /// Identifies the object with a name: by its token, or by its bytes where it has none, as on a file system or behind
+    /// a gateway that drops metadata. On a file system a unique name suffices.
+    async fn identify(
         &self,
         store: &Store,
         path: &Path,
@@ -322,28 +319,28 @@ impl BlobSink {
             };
             Ok(store.objects.get_opts(path, options).await?)
         };
-        let found = match self.bounded(0, head).await {
+        let found = match self.with_timeout(0, head).await {
             Err(absent) if absent.status == Some(404) => return Ok(Found::Nothing),
             found => found?,
         };
-        let theirs = found.attributes.get(&Attribute::Metadata(TOKEN.into()));
+        let found_token = found.attributes.get(&Attribute::Metadata(TOKEN.into()));
         let same_length = found.meta.size == body.len() as u64;
-        let same = match theirs {
-            Some(theirs) => theirs.as_ref() == token.text && (same_length || token.unique),
+        let same = match found_token {
+            Some(found) => found.as_ref() == token.text && (same_length || token.unique),
             None if token.unique && matches!(store.kind, Kind::File(_)) => true,
             None if !same_length => false,
             None => {
                 let mut options = GetOptions::default();
-                options.extensions.insert(AtMost(body.len()));
+                options.extensions.insert(BodyLimit(body.len()));
                 let read = async {
                     let object = store.objects.get_opts(path, options).await?;
-                    holds(object.into_stream(), body).await
+                    equals(object.into_stream(), body).await
                 };
-                self.bounded(body.len(), read).await?
+                self.with_timeout(body.len(), read).await?
             }
         };
         if let (true, Kind::File(root)) = (same, &store.kind) {
-            self.bounded(0, sync_folders(root, path)).await?;
+            self.with_timeout(0, sync_folders(root, path)).await?;
         }
         Ok(if same { Found::Ours } else { Found::Others })
     }
@@ -358,29 +355,29 @@ impl BlobSink {
         attributes
     }
 
-    /// Waits for a request as long as its size allows. `object_store` only knows one limit for all.
-    async fn bounded<T>(
+    /// Awaits a request with the timeout for its size; `object_store` has only one timeout for all.
+    async fn with_timeout<T>(
         &self,
         bytes: usize,
         request: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let limit = self.patience.with(bytes);
+        let limit = self.timeout.for_bytes(bytes);
         tokio::time::timeout(limit, request)
             .await
             .unwrap_or_else(|_| {
-                let words = format!("no answer within {limit:?}");
+                let message = format!("no response within {limit:?}");
                 Err(Failure::new(
                     Fate::Ambiguous,
                     Class::Transient,
                     "timeout",
-                    words,
+                    message,
                 ))
             })
     }
 }
 
 impl Sink for BlobSink {
-    /// One object a request, as large as it comes.
+    /// One object per request, up to the largest size.
     fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
         Box::pin(std::future::ready(Shape {
             limits: Limits {
@@ -395,10 +392,10 @@ impl Sink for BlobSink {
         }))
     }
 
-    /// Puts each record as an object of its own; a batch is expected to hold one.
+    /// Puts each record as an object; a batch is expected to have one.
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
-            let known_by = Token {
+            let token = Token {
                 unique: batch.token.is_some(),
                 text: match &batch.token {
                     Some(token) => token.to_string(),
@@ -407,7 +404,7 @@ impl Sink for BlobSink {
             };
             let mut outcomes = Vec::with_capacity(batch.records.len());
             for body in &batch.records {
-                let put = self.put(&batch.target, body, &known_by).await;
+                let put = self.put(&batch.target, body, &token).await;
                 outcomes.push(put.map_or_else(Outcome::from, |()| Outcome::Delivered));
             }
             outcomes
@@ -429,7 +426,7 @@ fn file(root: &std::path::Path) -> Result<Store, Problem> {
         let folder = root.display();
         Problem::new(
             config::keys::URL.name,
-            format!("the folder '{folder}' cannot be made or entered: {e}"),
+            format!("the folder '{folder}' cannot be created or opened: {e}"),
         )
     };
     std::fs::create_dir_all(root).map_err(|e| problem(&e))?;
@@ -443,8 +440,8 @@ fn file(root: &std::path::Path) -> Result<Store, Problem> {
     })
 }
 
-/// Makes a file that is already there as safe from a power cut as one just written: the put that wrote
-/// it may have died between naming it and syncing the folders.
+/// Syncs the folders of an existing file, since the put that wrote it may have been killed between the link and the
+/// sync: the file is then as durable as a new one.
 async fn sync_folders(root: &std::path::Path, path: &Path) -> Result<(), Failure> {
     let mut folder = root.to_owned();
     let mut folders = vec![folder.clone()];
@@ -456,15 +453,15 @@ async fn sync_folders(root: &std::path::Path, path: &Path) -> Result<(), Failure
     for folder in folders {
         let synced = async { tokio::fs::File::open(&folder).await?.sync_all().await };
         synced.await.map_err(|e| {
-            let words = format!("'{}' cannot be synced: {e}", folder.display());
-            Failure::new(Fate::Ambiguous, Class::Transient, "file", words)
+            let message = format!("'{}' cannot be synced: {e}", folder.display());
+            Failure::new(Fate::Ambiguous, Class::Transient, "file", message)
         })?;
     }
     Ok(())
 }
 
-/// Whether an object holds these bytes and no others. Reads no further than the first that differs.
-async fn holds(
+/// Whether an object has exactly these bytes. Reads up to the first difference.
+async fn equals(
     mut object: BoxStream<'_, object_store::Result<Bytes>>,
     body: &Payload,
 ) -> Result<bool, Failure> {
@@ -479,18 +476,18 @@ async fn holds(
                     None => return Ok(false),
                 }
             }
-            let both = bytes.len().min(expected.len());
-            if bytes[..both] != expected[..both] {
+            let common = bytes.len().min(expected.len());
+            if bytes[..common] != expected[..common] {
                 return Ok(false);
             }
-            (bytes, expected) = (&bytes[both..], &expected[both..]);
+            (bytes, expected) = (&bytes[common..], &expected[common..]);
         }
     }
     Ok(expected.is_empty() && parts.all(|part| part.is_empty()))
 }
 
 #[cfg(not(all(feature = "s3", feature = "gs")))]
-fn left_out(scheme: &str, feature: &str) -> Problem {
+fn not_built(scheme: &str, feature: &str) -> Problem {
     Problem::new(
         config::keys::URL.name,
         format!(
@@ -499,7 +496,7 @@ fn left_out(scheme: &str, feature: &str) -> Problem {
     )
 }
 
-/// The URL of S3 where it is not the region's own.
+/// Returns the URL of S3 if it is not the region's own.
 #[cfg(feature = "s3")]
 fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
     let endpoint = aws.endpoint.clone();
@@ -509,7 +506,7 @@ fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
 
 #[cfg(feature = "s3")]
 async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Store, Failure> {
-    let failure = |words: String| Failure::new(Fate::Retry, Class::Configuration, "aws", words);
+    let failure = |message: String| Failure::new(Fate::Retry, Class::Configuration, "aws", message);
     let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
     let loaded = aws::load(aws, ca_pem).await;
     let loaded = loaded.map_err(|error| failure(error.to_string()))?;
@@ -525,17 +522,17 @@ async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<St
     } else if region.starts_with("cn-") {
         builder = builder.with_endpoint(format!("https://s3.{region}.amazonaws.com.cn"));
     } else {
-        // A dot in the name would not fit the certificate of a host named after the bucket.
+        // The wildcard certificate for virtual-hosted names does not cover a bucket with a dot.
         builder = builder.with_virtual_hosted_style_request(!bucket.contains('.'));
     }
-    let wire = wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT).map_err(problem)?;
+    let client = http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT).map_err(problem)?;
     let objects = builder
         .with_credentials(Arc::new(loaded.credentials.clone()))
         .with_conditional_put(S3ConditionalPut::ETagMatch)
-        // The signature has the same hash, so that this costs no more than its text. Buckets with Object Lock
-        // demand one: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock-managing.html
+        // The signature uses the same hash, so this costs only a header. Buckets with Object Lock require it:
+        // https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock-managing.html
         .with_checksum_algorithm(Checksum::SHA256)
-        .with_http_connector(Same(listening_to(Vendor::S3, wire)))
+        .with_http_connector(SharedClient(listening_to(Vendor::S3, client)))
         .with_retry(no_retries())
         .build()?;
     Ok(Store {
@@ -544,10 +541,9 @@ async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<St
     })
 }
 
-/// Removes what an earlier put of this object left beside its name when the host was killed in it.
-/// `object_store` writes a file under its name with `#1` behind it (`#2` if that is taken, and so on) before
-/// it links it there. Another's object is safe: nobody else writes a name that was made for one object.
-async fn sweep(store: &Store, path: &Path, token: &Token) {
+/// Removes staging files of this object that a killed host left. `object_store` writes a file under its name with the
+/// suffix `#1` (`#2` if that exists, and so on) before it links it. Other objects are safe, since the name is unique.
+async fn remove_staged(store: &Store, path: &Path, token: &Token) {
     let Kind::File(root) = &store.kind else {
         return;
     };
@@ -558,7 +554,7 @@ async fn sweep(store: &Store, path: &Path, token: &Token) {
     for number in 1.. {
         let mut staged = file.clone().into_os_string();
         staged.push(format!("#{number}"));
-        // Mostly there is none. One that cannot be removed is no object, and does no harm.
+        // Usually there is none. One that cannot be removed is not an object, and harmless.
         if tokio::fs::remove_file(staged).await.is_err() {
             return;
         }
@@ -571,8 +567,7 @@ fn check_bucket(bucket: &str) -> Result<(), Problem> {
         && bucket
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-    let message =
-        || format!("'{bucket}' is not a bucket's name: use letters, digits, '-', '.', '_'");
+    let message = || format!("'{bucket}' is not a bucket name: use letters, digits, '-', '.', '_'");
     valid
         .then_some(())
         .ok_or_else(|| Problem::new(config::keys::URL.name, message()))
@@ -582,9 +577,9 @@ fn endpoint_url(endpoint: &str) -> Result<Url, Problem> {
     let url = Url::parse(endpoint).ok();
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     match url {
-        // Neither is shown: both may hold a secret.
+        // The URL is not shown, since both may contain a secret.
         Some(_) if config::holds_secrets(endpoint) => {
-            let message = "holds a query or a user: give scheme, host and port; secrets have keys of their own";
+            let message = "contains a query or a user: give scheme, host and port; secrets have keys of their own";
             Err(Problem::new(config::keys::ENDPOINT.name, message))
         }
         Some(url) => Ok(url),
@@ -597,14 +592,14 @@ fn endpoint_url(endpoint: &str) -> Result<Url, Problem> {
     }
 }
 
-/// Whether an address is this machine's own, where nobody listens in.
-fn is_here(url: &Url) -> bool {
+/// Whether a URL's host is this machine, so that traffic cannot be intercepted.
+fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// When to send again is the caller's to say.
+/// Disables retries, which are up to the caller.
 fn no_retries() -> RetryConfig {
     RetryConfig {
         max_retries: 0,
@@ -612,14 +607,14 @@ fn no_retries() -> RetryConfig {
     }
 }
 
-/// The path of an object. Takes any name, and never makes one path of two names: what stores, URLs or
-/// file systems read as something else is percent-encoded, the `%` itself first.
+/// Returns the path of an object with any name. Distinct names have distinct paths: characters with a meaning for stores,
+/// URLs or file systems are percent-encoded, and so is `%`.
 fn object_path(target: &str) -> Path {
     let segments = target.trim_start_matches('/').split('/').map(|segment| {
         let mut escaped = String::with_capacity(segment.len());
         for (at, c) in segment.char_indices() {
-            // Azure drops dots that end a segment, and `.` and `..` lead elsewhere; a backslash is a
-            // slash to it. `#` and digits at the end are object_store's mark of a file half written.
+            // Azure drops dots at the end of a segment and treats a backslash as a slash; `.` and `..` are special.
+            // `#` and digits at the end mark object_store's staging files.
             let dot = c == '.' && at + 1 == segment.len();
             if dot || c.is_control() || matches!(c, '%' | '\\' | '#') {
                 let mut bytes = [0; 4];
@@ -632,7 +627,7 @@ fn object_path(target: &str) -> Path {
                 escaped.push(c);
             }
         }
-        // An empty segment would vanish, and `a//b` become `a/b`.
+        // An empty segment would be dropped: `a//b` would become `a/b`.
         if escaped.is_empty() {
             "%".to_owned()
         } else {
@@ -643,13 +638,13 @@ fn object_path(target: &str) -> Path {
     Path::parse(&path).unwrap_or_else(|_| Path::from(path))
 }
 
-/// What [`TOKEN`] says where the caller does not: the file's own name, in what HTTP allows in a header.
+/// Returns the default of [`TOKEN`]: the file name, encoded for an HTTP header.
 fn token(target: &str) -> String {
     let name = target.rsplit('/').next().unwrap_or(target);
     PathPart::from(name).as_ref().trim().to_owned()
 }
 
-/// `logs/app.json.gz` becomes `logs/app-c1.json.gz`; the zeroth is the name itself.
+/// Returns the name itself for 0, and an alternative otherwise: `logs/app-c1.json.gz` for `logs/app.json.gz`.
 fn renamed(target: &str, rename: usize) -> String {
     if rename == 0 {
         return target.to_owned();

@@ -1,4 +1,4 @@
-//! What `ferry check` asks of a store, over the same client that puts objects.
+//! The probes of `ferry check`, with the client that puts objects.
 
 use std::time::{Instant, SystemTime};
 
@@ -9,19 +9,19 @@ use crate::config;
 use crate::sink::Fault;
 use crate::sink::aws;
 
-/// A refusal, and its HTTP status where an answer came.
+/// A failed probe.
 #[derive(Clone, Debug)]
 pub struct Refusal {
-    /// The status.
+    /// The HTTP status, if there was a response.
     pub status: Option<u16>,
-    /// The store's words.
+    /// The reason.
     pub fault: Fault,
 }
 
-/// What is not there.
+/// The part of an object's address that does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {
-    /// The object, in a container or bucket that is.
+    /// The object, in an existing container or bucket.
     Object,
     /// The container or bucket.
     Container,
@@ -37,7 +37,7 @@ impl From<super::Failure> for Refusal {
 }
 
 impl BlobSink {
-    /// The URL that requests go to: scheme, host and port count.
+    /// Returns the URL that requests go to, of which scheme, host and port are meaningful.
     pub async fn address(&self) -> Result<String, Fault> {
         Ok(match &self.config.store {
             config::Store::File(root) => format!("file://{}", root.display()),
@@ -70,7 +70,7 @@ impl BlobSink {
         })
     }
 
-    /// Has a token for the store, where it takes tokens of Azure's: whose it is, and when it expires.
+    /// Fetches a token and returns its identity and expiry; `None` for stores without Azure tokens.
     pub async fn token(&self) -> Option<Result<(String, Option<SystemTime>), Fault>> {
         let opened = match self.opened().await {
             Ok(opened) => opened,
@@ -85,32 +85,32 @@ impl BlobSink {
         }
     }
 
-    /// Asks for an object that nobody wrote. Reading its body makes the answer say what is missing, which
-    /// the answer to a HEAD would not.
+    /// Requests an object that does not exist. It is a GET since the response to a HEAD does not tell whether the object
+    /// or the container is missing.
     pub async fn look_for(&self, name: &str) -> Result<Absent, Refusal> {
         let store = self.opened().await.map_err(|fault| Refusal {
             status: None,
             fault,
         })?;
         let path = object_path(name);
-        let began = Instant::now();
+        let start = Instant::now();
         let get = async { Ok(store.objects.get(&path).await.map(drop)?) };
-        let Err(failure) = self.bounded(0, get).await else {
-            return Ok(Absent::Object); // by a chance of one in 2^64
+        let Err(failure) = self.with_timeout(0, get).await else {
+            return Ok(Absent::Object); // with a probability of 1 in 2^64
         };
         let failure = match &store.kind {
-            Kind::Azure(container) => container.explain(failure, began).await,
+            Kind::Azure(container) => container.explain(failure, start).await,
             _ => failure,
         };
         match (failure.status, failure.fault.code.as_str()) {
             (_, "NoSuchBucket" | "ContainerNotFound") => Ok(Absent::Container),
-            // A store says what is missing; without a code it is somebody on the way who has no such page.
+            // A 404 without a code is not the store's but an intermediary's.
             (Some(404), code) if !code.starts_with("HTTP ") => Ok(Absent::Object),
             _ => Err(failure.into()),
         }
     }
 
-    /// Removes an object.
+    /// Deletes an object.
     pub async fn remove(&self, name: &str) -> Result<(), Refusal> {
         let store = self.opened().await.map_err(|fault| Refusal {
             status: None,
@@ -118,7 +118,7 @@ impl BlobSink {
         })?;
         let path = object_path(name);
         let removed = async { Ok(store.objects.delete(&path).await?) };
-        Ok(self.bounded(0, removed).await?)
+        Ok(self.with_timeout(0, removed).await?)
     }
 
     async fn opened(&self) -> Result<&Store, Fault> {

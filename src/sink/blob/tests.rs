@@ -7,7 +7,7 @@ use crate::config::{AzureAuth, Secret, SecretSource};
 
 const BODY: &[u8] = b"{\"log\":\"one\"}\n";
 
-/// What a sink warned of.
+/// The warnings of a sink.
 #[derive(Clone, Default)]
 pub(super) struct Ear(Arc<Mutex<Vec<String>>>);
 
@@ -238,7 +238,7 @@ fn error(status: u16, code: &str) -> Reply {
     answer(status, &[("x-ms-request-id", "r-1")], &body)
 }
 
-/// An answer to HEAD: the object is `length` long and carries `token`.
+/// The response to HEAD for an object with this length and token.
 fn object(length: usize, token: Option<&str>) -> Reply {
     let length = length.to_string();
     let mut headers = vec![
@@ -336,7 +336,7 @@ async fn every_turn_of_a_put_has_its_outcome() {
                     "",
                 ),
             ],
-            "ambiguous Configuration AuthorizationPermissionMismatch: Forbidden; something stands",
+            "ambiguous Configuration AuthorizationPermissionMismatch: Forbidden; 'a/x.json' exists, and must be read",
             &[PUT, HEAD],
         ),
         story(
@@ -378,7 +378,7 @@ async fn every_turn_of_a_put_has_its_outcome() {
         story(
             "no container",
             vec![missing()],
-            "retry Configuration ContainerNotFound: It is so; make it, or set auto_create_container on",
+            "retry Configuration ContainerNotFound: It is so; create it, or set auto_create_container on",
             &[PUT],
         ),
         Story {
@@ -404,7 +404,7 @@ async fn every_turn_of_a_put_has_its_outcome() {
             ..story(
                 "container not to be made",
                 vec![missing(), error(403, "AuthorizationFailure")],
-                "retry Configuration AuthorizationFailure: It is so; the container could not be made",
+                "retry Configuration AuthorizationFailure: It is so; the container could not be created",
                 &[PUT, MAKE],
             )
         },
@@ -465,28 +465,28 @@ async fn a_service_that_is_not_there_was_not_written_to() {
 async fn a_service_that_stays_silent_is_not_waited_for_forever() {
     let server = Loopback::start(vec![Reply::Hang]);
     let mut sink = sink(azure(server.url(), false, well_known()), &Ear::default()).unwrap();
-    sink.patience.least = Duration::from_millis(100);
+    sink.timeout.base = Duration::from_millis(100);
     let outcome = told(&put(&sink, "x.json", BODY).await);
     assert!(
-        outcome.starts_with("ambiguous Transient timeout: no answer within 100ms"),
+        outcome.starts_with("ambiguous Transient timeout: no response within 100ms"),
         "{outcome}"
     );
 }
 
 #[test]
 fn larger_objects_are_waited_for_longer() {
-    let patience = Patience {
-        least: Duration::from_secs(30),
+    let timeout = Timeout {
+        base: Duration::from_secs(30),
     };
-    assert_eq!(patience.with(0), Duration::from_secs(30));
+    assert_eq!(timeout.for_bytes(0), Duration::from_secs(30));
     assert_eq!(
-        patience.with(64 * 1024 * 1024),
+        timeout.for_bytes(64 * 1024 * 1024),
         Duration::from_secs(30 + 256)
     );
 }
 
 #[tokio::test]
-async fn preparing_makes_the_container_once_and_says_what_stands_in_the_way() {
+async fn preparing_creates_the_container_once_and_reports_what_prevents_it() {
     let there = error(409, "ContainerAlreadyExists");
     let server = Loopback::start(vec![created(), there, error(403, "AuthorizationFailure")]);
     let making = sink(azure(server.url(), true, well_known()), &Ear::default()).unwrap();
@@ -506,7 +506,7 @@ async fn preparing_makes_the_container_once_and_says_what_stands_in_the_way() {
 }
 
 #[tokio::test]
-async fn a_refusal_tells_that_the_secret_in_use_is_an_old_one() {
+async fn a_refusal_reports_that_the_previous_secret_is_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sas");
     std::fs::write(&path, "sv=1&sig=c2VjcmV0").unwrap();
@@ -517,9 +517,9 @@ async fn a_refusal_tells_that_the_secret_in_use_is_an_old_one() {
     assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
     std::fs::remove_file(&path).unwrap();
     let outcome = told(&put(&sink, "x.json", BODY).await);
-    assert!(
-        outcome.starts_with("retry Credentials AuthenticationFailed: It is so; the secret read")
-    );
+    assert!(outcome.starts_with(
+        "retry Credentials AuthenticationFailed: It is so; the previous secret stays in use"
+    ));
     assert!(outcome.contains("sas' cannot be read"), "{outcome}");
     assert_eq!(ear.heard().len(), 1);
     let requests = server.requests();
@@ -569,9 +569,9 @@ async fn a_google_store_creates_only_what_is_not_there() {
 }
 
 #[tokio::test]
-async fn the_proxy_of_the_environment_is_used_but_for_whom_it_is_not_meant() {
+async fn the_proxy_of_the_environment_is_used_except_where_no_proxy_matches() {
     const NAME: &str =
-        "sink::blob::tests::the_proxy_of_the_environment_is_used_but_for_whom_it_is_not_meant";
+        "sink::blob::tests::the_proxy_of_the_environment_is_used_except_where_no_proxy_matches";
     let proxy = Loopback::start(vec![created()]);
     if !with_environment(
         NAME,
@@ -592,7 +592,7 @@ async fn the_proxy_of_the_environment_is_used_but_for_whom_it_is_not_meant() {
 }
 
 #[test]
-fn wrong_addresses_are_told_with_their_key() {
+fn invalid_addresses_are_reported_with_their_key() {
     let s3 = |bucket: &str, endpoint: Option<&str>| config::Store::S3 {
         bucket: bucket.into(),
         aws: config::Aws {
@@ -643,8 +643,7 @@ fn wrong_addresses_are_told_with_their_key() {
     }
 }
 
-/// What every store may answer about the destination, or somebody on the way there: none of it is the
-/// object's fault.
+/// Responses of a store or an intermediary that concern the destination, not the object.
 const ABOUT_THE_DESTINATION: &[(u16, Option<&str>)] = &[
     (400, None),
     (411, None),
@@ -652,8 +651,8 @@ const ABOUT_THE_DESTINATION: &[(u16, Option<&str>)] = &[
     (414, None),
     (422, None),
     (431, None),
-    (400, Some("CodeOfAYearToCome")),
-    (413, Some("CodeOfAYearToCome")),
+    (400, Some("CodeOfTheFuture")),
+    (413, Some("CodeOfTheFuture")),
     (400, Some("InvalidArgument")),
     (400, Some("InvalidRequest")),
 ];
@@ -666,7 +665,7 @@ fn refusal(status: u16, code: Option<&str>) -> Reply {
     }
 }
 
-/// Puts one object after the other and holds each outcome against what is expected of the answer.
+/// Puts an object for each response, and compares the outcomes with the expected one.
 async fn judge(
     store: impl Fn(String) -> config::Store,
     name: &str,
@@ -691,7 +690,7 @@ const GIVEN_UP: &str = "rejected Record ";
 async fn azure_gives_an_object_up_only_by_codes_that_name_it() {
     let store = |url| azure(url, false, well_known());
     judge(store, "x.json", ABOUT_THE_DESTINATION, HELD).await;
-    // A container's name that breaks the rules is told with these codes as well.
+    // These codes are also used for an invalid name of a container.
     let names = [
         (400, Some("InvalidResourceName")),
         (400, Some("OutOfRangeInput")),
@@ -757,9 +756,8 @@ async fn google_gives_an_object_up_only_by_codes_that_name_it() {
 }
 
 #[tokio::test]
-async fn what_was_held_is_delivered_once_the_destination_is_mended() {
-    const NAME: &str =
-        "sink::blob::tests::what_was_held_is_delivered_once_the_destination_is_mended";
+async fn held_data_is_delivered_once_the_destination_is_fixed() {
+    const NAME: &str = "sink::blob::tests::held_data_is_delivered_once_the_destination_is_fixed";
     if !with_environment(NAME, &AWS_KEYS) {
         return;
     }
@@ -797,7 +795,7 @@ fn s3(url: String) -> config::Store {
 }
 
 #[tokio::test]
-async fn a_few_interim_answers_are_passed_over() {
+async fn a_few_interim_responses_are_skipped() {
     let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n";
     let last =
         "HTTP/1.1 201 Created\r\nETag: \"1\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -806,7 +804,7 @@ async fn a_few_interim_answers_are_passed_over() {
     assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
 }
 
-/// A gateway sends a client that it does not know to a page, and the page's 200 is not the object's.
+/// A gateway may redirect to a login page, whose status 200 does not acknowledge the object.
 #[tokio::test]
 async fn no_redirect_is_followed_and_none_delivers() {
     const ELSEWHERE: &str = "is at another address";
@@ -839,7 +837,7 @@ async fn no_redirect_is_followed_and_none_delivers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_answer_without_an_end_is_left_and_delivers_nothing() {
+async fn an_endless_response_is_abandoned_and_delivers_nothing() {
     let taken = || error(409, "BlobAlreadyExists");
     let unnamed = || object(BODY.len(), None);
     let etag = [("ETag", "\"1\"")];
@@ -872,7 +870,7 @@ async fn an_answer_without_an_end_is_left_and_delivers_nothing() {
         (
             "a success",
             vec![endless(201, &etag, "")],
-            "ambiguous Transient too_long: the answer of 127.0.0.1:",
+            "ambiguous Transient too_long: the response of 127.0.0.1:",
         ),
         (
             "an object that begins as ours",
@@ -963,7 +961,7 @@ async fn every_put_to_s3_carries_the_checksum_of_its_body() {
 
 #[cfg(feature = "check")]
 #[tokio::test]
-async fn what_is_missing_is_told_by_the_stores_own_words_alone() {
+async fn what_is_missing_is_known_by_the_stores_own_code_alone() {
     use super::probe::Absent;
     let table = [
         (error(404, "BlobNotFound"), Ok(Absent::Object)),

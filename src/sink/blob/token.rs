@@ -1,7 +1,7 @@
-//! Token services: what their answers mean, and that a token can be used.
+//! Token services: the meaning of their responses, and the validity of tokens.
 //!
-//! Whatever keeps us from a token, nothing was sent to the store: it is a matter of credentials, and its status is
-//! not the store's.
+//! When a token cannot be fetched nothing is sent to the store: every failure is one of credentials, and its status is not
+//! the store's.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,36 +13,36 @@ use object_store::client::{
 };
 use serde_json::Value;
 
-use super::answer::{Failure, first_sentence, unanswered};
+use super::answer::{Failure, connection_failure, first_sentence};
 use super::codes::Fate;
 use crate::sink::Class;
 
-/// How long one attempt to have a token may take.
+/// The timeout of an attempt to fetch a token.
 pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// No token lasts longer, and clocks cannot count on for ever.
+/// The longest lifetime of a token, so that its expiry cannot overflow a clock.
 const LONGEST: Duration = Duration::from_secs(366 * 86_400);
 
-/// When the token fetched last expires.
+/// The expiry of the token fetched last.
 pub(super) type Expiry = Arc<Mutex<Option<SystemTime>>>;
 
-/// An HTTP client that sees to it that a success holds a token which can be used, takes down when it
-/// expires, and turns everything else into a [`Failure`].
+/// An HTTP client that checks that a success contains a usable token, records its expiry, and turns everything else into
+/// a [`Failure`].
 #[derive(Debug)]
-pub(super) struct TokenListener {
+pub(super) struct TokenChecker {
     client: HttpClient,
     expiry: Expiry,
 }
 
-impl TokenListener {
-    pub(super) fn around(client: HttpClient, expiry: &Expiry) -> HttpClient {
-        HttpClient::new(TokenListener {
+impl TokenChecker {
+    pub(super) fn wrap(client: HttpClient, expiry: &Expiry) -> HttpClient {
+        HttpClient::new(TokenChecker {
             client,
             expiry: Arc::clone(expiry),
         })
     }
 }
 
-impl HttpService for TokenListener {
+impl HttpService for TokenChecker {
     fn call<'s, 'f>(
         &'s self,
         request: HttpRequest,
@@ -57,19 +57,20 @@ impl HttpService for TokenListener {
                 .authority()
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            // Unknown is the kind that object_store never retries: that is the caller's business.
+            // object_store never retries errors of this kind.
             let fail = |failure| HttpError::new(HttpErrorKind::Unknown, failure);
-            let answer = self.client.execute(request).await;
-            let answer = answer.map_err(|error| fail(unanswered(&host, &error)))?;
-            let (parts, body) = answer.into_parts();
+            let response = self.client.execute(request).await;
+            let response = response.map_err(|error| fail(connection_failure(&host, &error)))?;
+            let (parts, body) = response.into_parts();
             let body = body.bytes().await;
-            let body = body.map_err(|error| fail(unanswered(&host, &error)))?;
+            let body = body.map_err(|error| fail(connection_failure(&host, &error)))?;
             if !parts.status.is_success() {
                 return Err(fail(refusal(parts.status.as_u16(), &body)));
             }
             let Some(expiry) = token_expiry(&body, SystemTime::now()) else {
-                let words = format!("the answer of {host} holds no token with a time to live");
-                let failure = Failure::new(Fate::Retry, Class::Credentials, "no token", words);
+                let message =
+                    format!("the response of {host} contains no usable token with an expiry");
+                let failure = Failure::new(Fate::Retry, Class::Credentials, "no token", message);
                 return Err(fail(failure));
             };
             *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = Some(expiry);
@@ -81,15 +82,15 @@ impl HttpService for TokenListener {
     }
 }
 
-/// When the token in an answer expires. `None` where there is none that could stand in a header, or whose
-/// end could not be counted.
+/// Returns the expiry of the token in a response, or `None` if there is no token that is valid in a header, or no valid
+/// expiry.
 fn token_expiry(body: &[u8], now: SystemTime) -> Option<SystemTime> {
     let answer: Value = serde_json::from_slice(body).ok()?;
     let token = answer["access_token"].as_str()?;
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
         return None;
     }
-    // Entra ID counts from now; the metadata service says when, as text.
+    // Entra ID returns seconds from now; the metadata service returns a Unix time, as text.
     let left = match (answer["expires_in"].as_u64(), answer["expires_on"].as_str()) {
         (Some(seconds), _) => Duration::from_secs(seconds),
         (None, Some(text)) => {
@@ -101,26 +102,26 @@ fn token_expiry(body: &[u8], now: SystemTime) -> Option<SystemTime> {
     (left <= LONGEST).then(|| now + left)
 }
 
-/// Reads a refusal: Entra ID's and the metadata service's `error` and `error_description`.
+/// Interprets an error: Entra ID's and the metadata service's `error` and `error_description`.
 /// <https://learn.microsoft.com/entra/identity-platform/reference-error-codes>
 fn refusal(status: u16, body: &Bytes) -> Failure {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |key: &str| answer[key].as_str().filter(|text| !text.is_empty());
-    let described = text("error_description")
+    let description = text("error_description")
         .or(text("message"))
         .unwrap_or("no reason given");
-    let (code, words) = match described.split_once(": ") {
-        Some((code, words)) if code.starts_with("AADSTS") => (code.to_owned(), words),
+    let (code, message) = match description.split_once(": ") {
+        Some((code, message)) if code.starts_with("AADSTS") => (code.to_owned(), message),
         _ => match text("error") {
-            Some(code) => (code.to_owned(), described),
-            None => (format!("HTTP {status}"), described),
+            Some(code) => (code.to_owned(), description),
+            None => (format!("HTTP {status}"), description),
         },
     };
     let mut failure = Failure::new(
         Fate::Retry,
         Class::Credentials,
         &code,
-        first_sentence(words),
+        first_sentence(message),
     );
     failure.fault.request_id = text("trace_id").map(crate::sink::outcome::code_line);
     failure
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_without_a_token_that_could_be_used_is_none() {
+    fn a_response_without_a_usable_token_is_none() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let table = [
             (r#"{"access_token":"a","expires_in":60}"#, Some(60)),
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_by_its_code_and_first_sentence() {
+    fn a_refusal_is_reported_with_its_code_and_first_sentence() {
         let table = [
             (
                 r#"{"error":"invalid_client","error_description":"AADSTS7000222: The keys are expired. Visit."}"#,
@@ -174,8 +175,8 @@ mod tests {
             (r#"{"message":"No identity"}"#, "HTTP 400: No identity"),
             ("<html>", "HTTP 400: no reason given"),
         ];
-        for (body, told) in table {
-            assert_eq!(refusal(400, &Bytes::from(body)).to_string(), told);
+        for (body, expected) in table {
+            assert_eq!(refusal(400, &Bytes::from(body)).to_string(), expected);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The body of a PutRecordBatch, written from the records a frame at a time: once to hash it, since its
-//! signature goes ahead of it, and once more to send it. As a whole it is never in memory: it would be a
-//! third larger than the lines in it, for each request in flight.
+//! The body of a PutRecordBatch, generated from the records frame by frame: once to hash it, since the signature
+//! precedes it, and once to send it. The whole body is never in memory: it would take a third more than its lines, for
+//! each request in flight.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,18 +16,18 @@ use crate::buffers::Payload;
 use crate::codec::json;
 use crate::sink::Batch;
 
-/// Bytes in a frame, and a few more: enough that the cost of each does not count.
+/// The approximate size of a frame: large enough that the cost per frame does not matter.
 const FRAME_BYTES: usize = 128 * 1024;
-/// More than what stands around a record's data.
-const AROUND: usize = 64;
+/// An upper bound of the JSON around a record's data, in bytes.
+const RECORD_OVERHEAD: usize = 64;
 
-/// What of the text comes next.
+/// The next element of the text.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     Head,
-    /// Whatever comes between the record before this one and its data.
+    /// The JSON before this record's data, or the end after the last record.
     Record(usize),
-    /// The data of this record from a byte of one of its parts on.
+    /// The data of a record, from an offset in one of its parts on.
     Data {
         record: usize,
         part: usize,
@@ -36,46 +36,47 @@ enum Next {
     End,
 }
 
-/// A body, from its first byte to its last.
+/// The text of a body.
 #[derive(Clone, Debug)]
-pub(super) struct Text {
+pub(super) struct BodyText {
     target: Arc<str>,
     records: Arc<[Payload]>,
     next: Next,
-    /// Three bytes make four letters: what is left of a part waits for the next one's first.
-    left: Vec<u8>,
-    /// Bytes of text that are still to come.
-    to_come: u64,
+    /// Up to two bytes at the end of a part that are encoded with the start of the next, since base64 encodes three bytes
+    /// at a time.
+    carry: Vec<u8>,
+    /// The number of bytes of text still to generate.
+    remaining: u64,
 }
 
-impl Text {
-    /// The text of a batch, and its SHA-256 in hexadecimal.
-    pub(super) fn new(batch: Batch) -> (Text, String) {
-        let mut text = Text {
+impl BodyText {
+    /// Creates the text of a batch, and returns its SHA-256 in hexadecimal too.
+    pub(super) fn new(batch: Batch) -> (BodyText, String) {
+        let mut text = BodyText {
             target: batch.target,
             records: batch.records.into(),
             next: Next::Head,
-            left: Vec::with_capacity(3),
-            to_come: 0,
+            carry: Vec::with_capacity(3),
+            remaining: 0,
         };
         let mut pass = text.clone();
         let mut hash = digest::Context::new(&digest::SHA256);
-        let mut frame = buffers::take(FRAME_BYTES + AROUND);
+        let mut frame = buffers::take(FRAME_BYTES + RECORD_OVERHEAD);
         while pass.write(&mut frame) {
             hash.update(&frame);
-            text.to_come += frame.len() as u64;
+            text.remaining += frame.len() as u64;
             frame.clear();
         }
         buffers::give(frame);
         (text, json::hex(hash.finish().as_ref()))
     }
 
-    /// Bytes of text that are still to come.
+    /// The number of bytes of text still to generate.
     pub(super) fn len(&self) -> u64 {
-        self.to_come
+        self.remaining
     }
 
-    /// Appends a frame. `false`: there is no more.
+    /// Appends a frame. Returns whether there was any text left.
     fn write(&mut self, out: &mut Vec<u8>) -> bool {
         let full = out.len() + FRAME_BYTES;
         let more = !matches!(self.next, Next::End);
@@ -108,7 +109,7 @@ impl Text {
         more
     }
 
-    /// Appends base64 of one part, as much as there is room for, and rather a little more than nothing.
+    /// Appends base64 of one part, as much as fits `room`, but at least three bytes' worth.
     fn data(
         &mut self,
         record: usize,
@@ -118,8 +119,8 @@ impl Text {
         out: &mut Vec<u8>,
     ) -> Next {
         let Some(bytes) = self.records[record].parts().get(part) else {
-            json::base64(&self.left, out);
-            self.left.clear();
+            json::base64(&self.carry, out);
+            self.carry.clear();
             out.extend_from_slice(b"\"}");
             return Next::Record(record + 1);
         };
@@ -129,22 +130,22 @@ impl Text {
             end if end == bytes.len() => (part + 1, 0),
             end => (part, end),
         };
-        let owed = (3 - self.left.len()) % 3;
-        let (first, rest) = rest.split_at(owed.min(rest.len()));
-        self.left.extend_from_slice(first);
-        if self.left.len() == 3 {
-            json::base64(&self.left, out);
-            self.left.clear();
+        let missing = (3 - self.carry.len()) % 3;
+        let (first, rest) = rest.split_at(missing.min(rest.len()));
+        self.carry.extend_from_slice(first);
+        if self.carry.len() == 3 {
+            json::base64(&self.carry, out);
+            self.carry.clear();
         }
         let (whole, last) = rest.split_at(rest.len() / 3 * 3);
         json::base64(whole, out);
-        self.left.extend_from_slice(last);
+        self.carry.extend_from_slice(last);
         let (part, at) = next;
         Next::Data { record, part, at }
     }
 }
 
-impl Body for Text {
+impl Body for BodyText {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -153,12 +154,12 @@ impl Body for Text {
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let text = self.get_mut();
-        let room = usize::try_from(text.to_come).unwrap_or(usize::MAX);
-        let mut frame = buffers::take(room.min(FRAME_BYTES + AROUND));
+        let room = usize::try_from(text.remaining).unwrap_or(usize::MAX);
+        let mut frame = buffers::take(room.min(FRAME_BYTES + RECORD_OVERHEAD));
         if !text.write(&mut frame) {
             return Poll::Ready(None);
         }
-        text.to_come -= frame.len() as u64;
+        text.remaining -= frame.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(buffers::share(frame)))))
     }
 
@@ -167,7 +168,7 @@ impl Body for Text {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.to_come)
+        SizeHint::with_exact(self.remaining)
     }
 }
 
@@ -177,12 +178,12 @@ mod tests {
     use std::future::poll_fn;
 
     /// Reads a text frame by frame, as a connection does.
-    async fn read(mut text: Text) -> Vec<u8> {
+    async fn read(mut text: BodyText) -> Vec<u8> {
         let mut read = Vec::new();
         let len = text.len();
         while let Some(frame) = poll_fn(|context| Pin::new(&mut text).poll_frame(context)).await {
             let frame = frame.unwrap().into_data().unwrap();
-            assert!(frame.len() <= FRAME_BYTES + 2 * AROUND && !frame.is_empty());
+            assert!(frame.len() <= FRAME_BYTES + 2 * RECORD_OVERHEAD && !frame.is_empty());
             read.extend_from_slice(&frame);
             assert_eq!(text.size_hint().exact(), Some(len - read.len() as u64));
         }
@@ -190,10 +191,9 @@ mod tests {
         read
     }
 
-    /// However a record is cut into parts, its data is one base64 text, and the body is what the SDK would
-    /// have written.
+    /// For any division into parts, a record's data is one base64 text, and the body is what the SDK would write.
     #[tokio::test]
-    async fn the_body_holds_each_record_whole_however_it_is_parted() {
+    async fn the_body_holds_each_record_whole_for_any_division_into_parts() {
         let text: Vec<u8> = (0..=255u8).cycle().take(300_000).collect();
         for parts in [1_000, 16_385, 98_303, 98_304, 98_305, 150_001, 300_000] {
             let mut record = Payload::default();
@@ -210,7 +210,7 @@ mod tests {
                 ],
                 token: None,
             };
-            let (body, hash) = Text::new(batch);
+            let (body, hash) = BodyText::new(batch);
             let body = read(body).await;
             let digest = ring::digest::digest(&ring::digest::SHA256, &body);
             assert_eq!(hash, json::hex(digest.as_ref()));

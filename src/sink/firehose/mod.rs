@@ -1,9 +1,8 @@
-//! Amazon Data Firehose: PutRecordBatch, what its answers mean, and what a stream can take.
+//! Amazon Data Firehose: PutRecordBatch, the meaning of its responses, and the shape of requests to a stream.
 //!
-//! The SDK signs and sends; its own retries are off. The [`body`] is written here, since it is what most of a
-//! request costs: straight from the lines to the text that is sent, and hashed by `ring`, which is up to
-//! twice as fast as the SDK's own SHA-256 where the machine has no instructions for it. Whether and when
-//! something goes again is decided where its settlement is known, in delivery.
+//! The SDK signs and sends, with its own retries disabled. The [`body`] is generated here, since it is most of a
+//! request's cost: directly from the lines, and hashed by `ring`, which is up to twice as fast as the SDK's SHA-256 on
+//! machines without instructions for it. Retries are the responsibility of delivery, which tracks what is settled.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -29,7 +28,7 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use self::body::Text;
+use self::body::BodyText;
 use super::outcome::{Class, Fault, Outcome, code_line, message_line};
 use super::{Batch, Shape, Sink};
 use crate::config::Aggregation;
@@ -41,22 +40,22 @@ use crate::sink::http;
 mod body;
 
 // https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html
-/// Records in one call.
+/// The most records in a call.
 pub const MAX_BATCH_RECORDS: usize = 500;
-/// Bytes in one call, before base64.
+/// The most bytes in a call, before base64.
 pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes in one record, before base64.
+/// The most bytes in a record, before base64.
 pub const MAX_RECORD_BYTES: usize = 1_000 * 1024;
 // https://docs.aws.amazon.com/firehose/latest/dev/dynamic-partitioning-multirecord-deaggergation.html
-/// Lines in one record of a stream that takes records apart again.
+/// The most lines in a record of a stream that deaggregates records.
 pub const MAX_DEAGGREGATED_LINES: u32 = 500;
-/// How plain lines are cut: records then fill to at least 98% of their limit.
+/// The size of pieces of uncompressed lines, in bytes, which fills records to at least 98% of their limit.
 const PIECE_BYTES: usize = 16 * 1024;
-/// A request that takes longer is given up: 4 MiB need 0.3 MiB/s.
+/// The timeout of a request, enough for 4 MiB at 0.3 MiB/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A stream that could not be described for a passing reason is asked again after so long.
-const ASK_AGAIN: Duration = match cfg!(test) {
+/// The time until a stream is described again after a failure that may be temporary.
+const DESCRIBE_AGAIN: Duration = match cfg!(test) {
     true => Duration::from_millis(20),
     false => Duration::from_secs(5),
 };
@@ -66,11 +65,11 @@ pub struct FirehoseSink {
     client: Client,
     credentials: CredentialCache,
     aggregation: Aggregation,
-    streams: Arc<Streams>,
+    streams: Arc<StreamShapes>,
 }
 
-/// Asks the service what streams take, and remembers what it said.
-struct Streams {
+/// The shapes of streams, as the service describes them.
+struct StreamShapes {
     client: Client,
     credentials: CredentialCache,
     compressing: bool,
@@ -78,19 +77,19 @@ struct Streams {
     known: Mutex<HashMap<String, Stream>>,
 }
 
-/// What is known of a stream.
+/// The state of a stream.
 struct Stream {
     shape: Option<Shape>,
-    /// When the service is to be asked (again); never where it has said what is so.
-    ask_at: Option<Instant>,
-    asking: bool,
-    /// Who waits is told when something is known, or could not be found out.
-    told: watch::Sender<()>,
+    /// The time of the next description; `None` once the service has described the stream.
+    describe_at: Option<Instant>,
+    describing: bool,
+    /// Notifies waiting callers of a change.
+    changed: watch::Sender<()>,
 }
 
 impl FirehoseSink {
-    /// A sink that speaks through `aws`. `endpoint` is the service's full URL, where it is not the
-    /// region's own. `compressing` says whether the user asked for compression.
+    /// Creates a sink. `endpoint`: the service's full URL, if it is not the region's own. `compressing`: whether
+    /// compression is configured.
     pub fn new(
         aws: &Loaded,
         endpoint: Option<&str>,
@@ -110,7 +109,7 @@ impl FirehoseSink {
         }
         let client = Client::from_conf(config.build());
         FirehoseSink {
-            streams: Arc::new(Streams {
+            streams: Arc::new(StreamShapes {
                 client: client.clone(),
                 credentials: aws.credentials.clone(),
                 compressing,
@@ -124,69 +123,69 @@ impl FirehoseSink {
     }
 }
 
-impl Streams {
-    /// What a stream takes, by the service's word. Waits for that only the first time; a guess that is to be
-    /// checked holds meanwhile. Where compression is asked for nothing is guessed: plain records beside
-    /// compressed ones could not be read from the destination.
+impl StreamShapes {
+    /// Returns the shape of requests to a stream, as the service describes it. Waits for the first attempt only: after a
+    /// failure it returns the most cautious shape while it tries again. With compression it waits instead, since readers
+    /// could not handle a mix of compressed and uncompressed records.
     async fn shape(self: &Arc<Self>, stream: &str) -> Shape {
         loop {
-            let (mut told, ask_at) = {
+            let (mut changed, describe_at) = {
                 let mut known = self.known.lock().expect("nothing panics with this lock");
                 let known = known.entry(stream.to_owned()).or_insert_with(|| Stream {
                     shape: None,
-                    ask_at: Some(Instant::now()),
-                    asking: false,
-                    told: watch::Sender::new(()),
+                    describe_at: Some(Instant::now()),
+                    describing: false,
+                    changed: watch::Sender::new(()),
                 });
-                let due = known.ask_at.is_some_and(|at| at <= Instant::now());
-                if due && !known.asking {
-                    known.asking = true;
-                    known.ask_at = Some(Instant::now() + ASK_AGAIN);
-                    // By itself: whoever waits may stop waiting, and the next one need not begin anew.
-                    tokio::spawn(Arc::clone(self).ask(stream.to_owned()));
+                let due = known.describe_at.is_some_and(|at| at <= Instant::now());
+                if due && !known.describing {
+                    known.describing = true;
+                    known.describe_at = Some(Instant::now() + DESCRIBE_AGAIN);
+                    // A task of its own, which outlives a caller that stops waiting.
+                    tokio::spawn(Arc::clone(self).refresh(stream.to_owned()));
                 }
                 if let Some(shape) = known.shape {
                     return shape;
                 }
-                let ask_at = known.ask_at.filter(|_| !known.asking);
-                (known.told.subscribe(), ask_at)
+                let describe_at = known.describe_at.filter(|_| !known.describing);
+                (known.changed.subscribe(), describe_at)
             };
-            let again = sleep_until(ask_at.unwrap_or_else(Instant::now));
+            let due = sleep_until(describe_at.unwrap_or_else(Instant::now));
             tokio::select! {
-                _ = told.changed() => {}
-                () = again, if ask_at.is_some() => {}
+                _ = changed.changed() => {}
+                () = due, if describe_at.is_some() => {}
             }
         }
     }
 
-    /// Asks for a stream once, and tells those who wait.
-    async fn ask(self: Arc<Self>, stream: String) {
-        /// However it ends, another may ask.
-        struct Asking<'a>(&'a Streams, &'a str);
-        impl Drop for Asking<'_> {
+    /// Describes a stream once, and notifies waiting callers.
+    async fn refresh(self: Arc<Self>, stream: String) {
+        /// Allows another attempt when dropped, even by a panic.
+        struct Describing<'a>(&'a StreamShapes, &'a str);
+        impl Drop for Describing<'_> {
             fn drop(&mut self) {
-                self.0.change(self.1, |known| known.asking = false);
+                self.0.change(self.1, |known| known.describing = false);
             }
         }
-        let asking = Asking(&self, &stream);
-        let answer = self.describe(&stream).await;
+        let describing = Describing(&self, &stream);
+        let description = self.describe(&stream).await;
         self.change(&stream, |known| {
-            known.shape = answer.shape.or(known.shape);
-            known.ask_at = answer.again.then(|| Instant::now() + ASK_AGAIN);
+            known.shape = description.shape.or(known.shape);
+            known.describe_at = description.again.then(|| Instant::now() + DESCRIBE_AGAIN);
         });
-        drop(asking);
+        drop(describing);
     }
 
     fn change(&self, stream: &str, act: impl FnOnce(&mut Stream)) {
         let mut known = self.known.lock().expect("nothing panics with this lock");
         if let Some(known) = known.get_mut(stream) {
             act(known);
-            known.told.send_replace(());
+            known.changed.send_replace(());
         }
     }
 
-    /// Asks the service what a stream takes.
-    async fn describe(&self, stream: &str) -> Described {
+    /// Describes a stream, and logs the result.
+    async fn describe(&self, stream: &str) -> Description {
         let answer = self
             .client
             .describe_delivery_stream()
@@ -198,10 +197,10 @@ impl Streams {
                 let destination = answer
                     .delivery_stream_description()
                     .and_then(|stream| stream.destinations().first());
-                let (shape, what) =
-                    destination.map_or((joined(1, false), "an unknown destination"), described);
-                self.say_shape(stream, shape, what);
-                return Described {
+                let (shape, what) = destination
+                    .map_or((stream_shape(1, false), "an unknown destination"), shape_of);
+                self.log_shape(stream, shape, what);
+                return Description {
                     shape: Some(shape),
                     again: false,
                 };
@@ -212,26 +211,25 @@ impl Streams {
         if fault.class == Class::Credentials {
             self.credentials.refused();
         }
-        let passing = matches!(
+        let temporary = matches!(
             fault.class,
             Class::Throttle | Class::Transient | Class::Credentials
         );
-        let waits = self.compressing && passing;
-        let lasting = fault.class == Class::Configuration && fault.code.contains("AccessDenied");
-        if lasting {
+        let waits = self.compressing && temporary;
+        let denied = fault.class == Class::Configuration && fault.code.contains("AccessDenied");
+        if denied {
             self.log.say(
                 Level::Warn,
                 &format!(
-                    "may not ask what delivery stream '{stream}' takes ({fault}): each log line is \
-                     sent, and billed as at least 5 KB, by itself. Allow \
-                     firehose:DescribeDeliveryStream, or set aggregation on where the stream \
-                     delivers to S3"
+                    "not allowed to describe delivery stream '{stream}' ({fault}): each log line is sent as a record of its \
+                     own, and billed as at least 5 KB. Allow firehose:DescribeDeliveryStream, or set aggregation on if \
+                     the stream delivers to S3"
                 ),
             );
         } else {
             let meanwhile = match waits {
                 true => {
-                    "data is held back meanwhile, since it is to be compressed only where the stream takes that"
+                    "data is held back meanwhile, since whether to compress it depends on the stream's destination"
                 }
                 false => "not aggregating meanwhile",
             };
@@ -239,20 +237,20 @@ impl Streams {
                 Level::Warn,
                 "describe",
                 stream,
-                &format!("delivery stream '{stream}' could not be described: {fault}; {meanwhile}"),
+                &format!("delivery stream '{stream}' could not be shape_of: {fault}; {meanwhile}"),
             );
         }
-        Described {
-            shape: (!waits).then(|| joined(1, false)),
-            again: !lasting,
+        Description {
+            shape: (!waits).then(|| stream_shape(1, false)),
+            again: !denied,
         }
     }
 
-    fn say_shape(&self, stream: &str, shape: Shape, what: &str) {
+    fn log_shape(&self, stream: &str, shape: Shape, what: &str) {
         let lines = match shape.limits.record_lines {
-            1 => "one line a record".to_owned(),
-            u32::MAX => "as many lines a record as fit".to_owned(),
-            lines => format!("at most {lines} lines a record"),
+            1 => "one line per record".to_owned(),
+            u32::MAX => "as many lines per record as fit".to_owned(),
+            lines => format!("at most {lines} lines per record"),
         };
         self.log.say(
             Level::Info,
@@ -262,20 +260,20 @@ impl Streams {
             self.log.say(
                 Level::Error,
                 &format!(
-                    "compression is set, but delivery stream '{stream}' delivers to {what} and cannot read \
-                     compressed records: they are sent plain. Remove compression, or set aggregation on to \
-                     send them compressed all the same"
+                    "compression is set, but delivery stream '{stream}' delivers to {what}, which cannot read \
+                     compressed records: they are sent uncompressed. Remove compression, or set aggregation on to \
+                     send them compressed anyway"
                 ),
             );
         }
     }
 }
 
-/// What came of asking for a stream.
-struct Described {
-    /// Nothing, where that has to be waited for.
+/// The result of describing a stream.
+struct Description {
+    /// The stream's shape; `None` to wait for the next attempt.
     shape: Option<Shape>,
-    /// Whether to ask again.
+    /// Whether to describe it again.
     again: bool,
 }
 
@@ -283,8 +281,8 @@ impl Sink for FirehoseSink {
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
         Box::pin(async move {
             match self.aggregation {
-                Aggregation::On => joined(u32::MAX, true),
-                Aggregation::Off => joined(1, true),
+                Aggregation::On => stream_shape(u32::MAX, true),
+                Aggregation::Off => stream_shape(1, true),
                 Aggregation::Auto => self.streams.shape(target).await,
             }
         })
@@ -298,20 +296,20 @@ impl Sink for FirehoseSink {
         Box::pin(async move {
             let count = batch.records.len();
             let stream = batch.target.to_string();
-            let (text, hash) = Text::new(batch);
+            let (text, hash) = BodyText::new(batch);
             let answer = self
                 .client
                 .put_record_batch()
                 .delivery_stream_name(stream)
                 .set_records(Some(Vec::new()))
                 .customize()
-                .interceptor(Written { text, hash })
+                .interceptor(PreparedBody { text, hash })
                 .send()
                 .await;
             let (answer, request_id) = match answer {
                 Ok(output) => {
                     let id = output.request_id().map(code_line);
-                    (taken(&output), id)
+                    (entries(&output), id)
                 }
                 Err(error) => answer_of(error),
             };
@@ -330,15 +328,15 @@ impl Sink for FirehoseSink {
     }
 }
 
-/// A body that is sent in the place of the one the SDK writes.
+/// An interceptor that replaces the SDK's body.
 #[derive(Debug)]
-struct Written {
-    text: Text,
+struct PreparedBody {
+    text: BodyText,
     /// Its SHA-256 in hexadecimal.
     hash: String,
 }
 
-impl Intercept for Written {
+impl Intercept for PreparedBody {
     fn name(&self) -> &'static str {
         "ferry_body"
     }
@@ -365,7 +363,7 @@ impl Intercept for Written {
     }
 }
 
-fn joined(record_lines: u32, compression: bool) -> Shape {
+fn stream_shape(record_lines: u32, compression: bool) -> Shape {
     Shape {
         limits: Limits {
             record_bytes: MAX_RECORD_BYTES,
@@ -379,8 +377,8 @@ fn joined(record_lines: u32, compression: bool) -> Shape {
     }
 }
 
-/// What a stream takes, by what becomes of its records.
-pub(crate) fn described(destination: &DestinationDescription) -> (Shape, &'static str) {
+/// Returns the shape of requests to a stream by its destination, and the destination's name.
+pub(crate) fn shape_of(destination: &DestinationDescription) -> (Shape, &'static str) {
     if let Some(s3) = destination.extended_s3_destination_description() {
         let processors: &[_] = s3
             .processing_configuration()
@@ -393,7 +391,7 @@ pub(crate) fn described(destination: &DestinationDescription) -> (Shape, &'stati
         };
         let on = |enabled: Option<bool>| enabled == Some(true);
         if has(ProcessorType::Lambda) {
-            return (joined(1, false), "a Lambda function");
+            return (stream_shape(1, false), "a Lambda function");
         }
         if has(ProcessorType::RecordDeAggregation)
             || s3
@@ -401,7 +399,7 @@ pub(crate) fn described(destination: &DestinationDescription) -> (Shape, &'stati
                 .is_some_and(|d| on(d.enabled()))
         {
             return (
-                joined(MAX_DEAGGREGATED_LINES, false),
+                stream_shape(MAX_DEAGGREGATED_LINES, false),
                 "S3 with dynamic partitioning",
             );
         }
@@ -409,64 +407,64 @@ pub(crate) fn described(destination: &DestinationDescription) -> (Shape, &'stati
             .data_format_conversion_configuration()
             .is_some_and(|d| on(d.enabled()))
         {
-            return (joined(u32::MAX, false), "S3 with format conversion");
+            return (stream_shape(u32::MAX, false), "S3 with format conversion");
         }
-        return (joined(u32::MAX, true), "S3");
+        return (stream_shape(u32::MAX, true), "S3");
     }
     if destination.redshift_destination_description().is_some() {
-        return (joined(u32::MAX, false), "Redshift");
+        return (stream_shape(u32::MAX, false), "Redshift");
     }
     (
-        joined(1, false),
-        "a destination that wants one document a record",
+        stream_shape(1, false),
+        "a destination that requires one document per record",
     )
 }
 
-/// What came of a call, without the SDK's types.
+/// The result of a call, without the SDK's types.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// 200: what it says of each record.
-    Taken(Vec<Entry>),
-    /// The service's own refusal of the whole call.
+    /// Status 200, with the result of each record.
+    Entries(Vec<Entry>),
+    /// An error response for the whole call.
     Refused {
         status: u16,
         code: String,
         message: String,
     },
-    /// It certainly did not reach the service.
+    /// The request certainly did not reach the service.
     NotSent {
         class: Class,
         code: &'static str,
         message: String,
     },
-    /// It may have reached the service; there is no answer.
+    /// The request may have reached the service, but there is no valid response.
     Lost { code: &'static str, message: String },
 }
 
-/// What an answer says of one record.
+/// The result of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// It has an id: the only acknowledgement there is.
-    Taken,
-    /// It was not written.
+    /// A record id, which is the only acknowledgement.
+    Acknowledged,
+    /// An error: the record was not written.
     Failed { code: String, message: String },
-    /// Neither, or both.
+    /// Neither an id nor an error, or both.
     Unclear,
 }
 
-fn taken(output: &PutRecordBatchOutput) -> Answer {
+fn entries(output: &PutRecordBatchOutput) -> Answer {
     let entries = output.request_responses().iter().map(|entry| {
-        let said = |text: Option<&str>| text.is_some_and(|text| !text.trim().is_empty());
-        match (said(entry.record_id()), entry.error_code()) {
-            (true, None) => Entry::Taken,
-            (false, Some(code)) if said(Some(code)) => Entry::Failed {
+        let present = |text: Option<&str>| text.is_some_and(|text| !text.trim().is_empty());
+        match (present(entry.record_id()), entry.error_code()) {
+            (true, None) => Entry::Acknowledged,
+            (false, Some(code)) if present(Some(code)) => Entry::Failed {
                 code: code.to_owned(),
                 message: entry.error_message().unwrap_or_default().to_owned(),
             },
             _ => Entry::Unclear,
         }
     });
-    Answer::Taken(entries.collect())
+    Answer::Entries(entries.collect())
 }
 
 pub(crate) fn answer_of<E>(error: SdkError<E, HttpResponse>) -> (Answer, Option<String>)
@@ -484,7 +482,8 @@ where
             Answer::Refused {
                 status: response.raw().status().as_u16(),
                 code: "Unknown".to_owned(),
-                message: "the answer is not the service's; is there a proxy in between?".to_owned(),
+                message: "the response is not the service's; is there a proxy in between?"
+                    .to_owned(),
             }
         }
         SdkError::ResponseError(_) => Answer::Lost {
@@ -496,7 +495,7 @@ where
     (answer, request_id)
 }
 
-/// Tells by the chain of causes whether a request can have been received.
+/// Classifies an error without a response by whether the request may have been received.
 fn unanswered(error: &(dyn StdError + 'static)) -> Answer {
     let message = causes(error);
     let (class, code) = if http::causes(error).any(|cause| cause.is::<CredentialsError>()) {
@@ -514,34 +513,34 @@ fn unanswered(error: &(dyn StdError + 'static)) -> Answer {
     }
 }
 
-/// The refusals that name a record: a code, and where its message says that the fault lies, before and behind the
-/// record's number. Only these give a record up; whatever else is answered, known or unknown, is about the
-/// stream or the way there, and holds the record.
+/// The errors that name a record: a code, and the text before and after the record's number in the path of the fault.
+/// Only these reject a record; all other responses, known or unknown, concern the stream or the connection, and hold the
+/// record.
 ///
 /// <https://docs.aws.amazon.com/firehose/latest/APIReference/CommonErrors.html>, and the form of the constraints' names
 /// in <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html>
 const NAMES_A_RECORD: &[(&str, &str, &str)] =
     &[("ValidationException", "records.", ".member.data")];
 
-/// Whether a refusal is about a record of the call, and about nothing else.
+/// Whether an error concerns records of the call, and nothing else.
 fn names_a_record(status: u16, code: &str, message: &str) -> bool {
     let mut known = NAMES_A_RECORD.iter().filter(|(known, _, _)| *known == code);
-    // A message lists all that is wrong, each with its place: "Value '...' at 'records.1.member.data' failed ...".
+    // A message lists all faults with their paths: "Value '...' at 'records.1.member.data' failed ...".
     let mut places = message.split("' at '").skip(1).peekable();
     status == 400
         && places.peek().is_some()
-        && known.any(|(_, before, behind)| {
+        && known.any(|(_, before, after)| {
             places.clone().all(|place| {
                 let number = place
                     .split('\'')
                     .next()
-                    .and_then(|place| place.strip_prefix(before)?.strip_suffix(behind));
+                    .and_then(|place| place.strip_prefix(before)?.strip_suffix(after));
                 number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
             })
         })
 }
 
-/// The class of an error code, and whether the service may have written records before it answered so.
+/// Returns the class of an error, and whether the service may have written records nevertheless.
 fn classify(status: u16, code: &str, message: &str) -> (Class, bool) {
     let has = |words: &[&str]| words.iter().any(|word| code.contains(word));
     if names_a_record(status, code, message) {
@@ -585,11 +584,12 @@ fn classify(status: u16, code: &str, message: &str) -> (Class, bool) {
     }
 }
 
-const ONE_IS_TOO_LARGE: &str = "a request with one record is within the service's limits: raise those of the proxy on the way to 6 MB";
+const ONE_IS_TOO_LARGE: &str =
+    "a request with one record is within the service's limits: raise the proxy's limit to 6 MB";
 
-/// What a call's answer means for each of its records.
+/// Returns the outcome of each record of a call.
 fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Outcome> {
-    let Answer::Taken(entries) = answer else {
+    let Answer::Entries(entries) = answer else {
         let written = match &answer {
             Answer::Refused {
                 status,
@@ -621,7 +621,7 @@ fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Out
         let fault = Arc::new(Fault {
             class: Class::Transient,
             code: "incomplete".to_owned(),
-            message: format!("{} answers to {count} records", entries.len()),
+            message: format!("{} results for {count} records", entries.len()),
             request_id,
         });
         return vec![Outcome::Ambiguous(fault); count];
@@ -638,9 +638,9 @@ fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Out
                 })
             };
             match entry {
-                Entry::Taken => Outcome::Delivered,
+                Entry::Acknowledged => Outcome::Delivered,
                 Entry::Failed { code, message } => {
-                    // It was not written: the answer says so for each record.
+                    // An error entry means that the record was not written.
                     let class = match classify(200, &code, &message).0 {
                         Class::Throttle => Class::Throttle,
                         _ => Class::Transient,
@@ -648,8 +648,8 @@ fn outcomes(answer: Answer, request_id: Option<String>, count: usize) -> Vec<Out
                     Outcome::Retry(fault(class, &code, &message))
                 }
                 Entry::Unclear => {
-                    let words = "the answer has neither an id nor an error for the record";
-                    Outcome::Ambiguous(fault(Class::Transient, "NoRecordId", words))
+                    let message = "the response has neither an id nor an error for the record";
+                    Outcome::Ambiguous(fault(Class::Transient, "NoRecordId", message))
                 }
             }
         })
@@ -672,7 +672,7 @@ pub(crate) fn fault(answer: Answer) -> Fault {
             message,
         } => (class, code.to_owned(), message),
         Answer::Lost { code, message } => (Class::Transient, code.to_owned(), message),
-        Answer::Taken(_) => (Class::Transient, "incomplete".to_owned(), String::new()),
+        Answer::Entries(_) => (Class::Transient, "incomplete".to_owned(), String::new()),
     };
     Fault {
         class,
@@ -720,7 +720,7 @@ mod tests {
         fn write(&self, _level: Level, _line: &str) {}
     }
 
-    /// The service would refuse a signature of another body than the one it gets; no emulator does.
+    /// No emulator verifies signatures, as the service does.
     #[tokio::test]
     async fn the_signature_is_of_the_body_that_is_sent() {
         const NAME: &str = "sink::firehose::tests::the_signature_is_of_the_body_that_is_sent";
@@ -791,7 +791,7 @@ mod tests {
         {"RoleARN": "r", "BucketARN": "b", "BufferingHints": {}, "CompressionFormat": "UNCOMPRESSED",
         "EncryptionConfiguration": {}}}]}}"#;
 
-    /// Runs a test again where there are credentials.
+    /// Runs a test again in a process with credentials.
     fn with_credentials(name: &str) -> bool {
         let environment = [
             ("AWS_ACCESS_KEY_ID", "AKID"),
@@ -818,8 +818,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_is_asked_for_once_whoever_waits_and_gives_up() {
-        if !with_credentials("a_stream_is_asked_for_once_whoever_waits_and_gives_up") {
+    async fn a_stream_is_described_once_even_if_a_caller_stops_waiting() {
+        if !with_credentials("a_stream_is_described_once_even_if_a_caller_stops_waiting") {
             return;
         }
         let (go, told) = std::sync::mpsc::channel();
@@ -835,16 +835,16 @@ mod tests {
         is_asked(&server).await;
         go.send(()).unwrap();
         for shape in waiting {
-            assert_eq!(shape.await.unwrap(), joined(u32::MAX, true));
+            assert_eq!(shape.await.unwrap(), stream_shape(u32::MAX, true));
         }
         assert!(sink.shape("app").now_or_never().is_some());
         assert_eq!(server.requests().len(), 0, "there was no other");
     }
 
-    /// Who sends meanwhile does so as was guessed, and does not wait for the answer.
+    /// Requests use the cautious shape meanwhile, and do not wait for the response.
     #[tokio::test]
-    async fn what_was_guessed_is_checked_while_it_holds() {
-        if !with_credentials("what_was_guessed_is_checked_while_it_holds") {
+    async fn a_cautious_shape_is_used_until_the_stream_is_described() {
+        if !with_credentials("a_cautious_shape_is_used_until_the_stream_is_described") {
             return;
         }
         let (go, told) = std::sync::mpsc::channel();
@@ -854,22 +854,22 @@ mod tests {
         ];
         let server = Loopback::start(script);
         let sink = asking(&server, false).await;
-        assert_eq!(sink.shape("app").await, joined(1, false));
+        assert_eq!(sink.shape("app").await, stream_shape(1, false));
         let now = || sink.shape("app").now_or_never();
         is_asked(&server).await;
         while server.requests().is_empty() {
-            assert_eq!(now(), Some(joined(1, false)));
+            assert_eq!(now(), Some(stream_shape(1, false)));
             tokio::task::yield_now().await;
         }
         go.send(()).unwrap();
-        while now() != Some(joined(u32::MAX, true)) {
+        while now() != Some(stream_shape(u32::MAX, true)) {
             assert!(now().is_some());
             tokio::task::yield_now().await;
         }
     }
 
-    /// Sends two records to a service at `url`, with the keys of the environment.
-    async fn sent_to(url: &str) -> Vec<Outcome> {
+    /// Sends two records to a service at `url`, with the environment's credentials.
+    async fn send_to(url: &str) -> Vec<Outcome> {
         let aws = crate::config::Aws {
             region: Some("eu-west-1".to_owned()),
             ..Default::default()
@@ -887,8 +887,8 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn an_answer_without_an_end_is_left_and_acknowledges_nothing() {
-        if !with_credentials("an_answer_without_an_end_is_left_and_acknowledges_nothing") {
+    async fn an_endless_response_is_abandoned_and_acknowledges_nothing() {
+        if !with_credentials("an_endless_response_is_abandoned_and_acknowledges_nothing") {
             return;
         }
         let begin = r#"{"FailedPutCount":0,"RequestResponses":[{"RecordId":"1"},{"RecordId":"2"}],"More":""#;
@@ -900,7 +900,7 @@ mod tests {
         ];
         for (reply, words) in stories {
             let server = Loopback::start(vec![reply]);
-            let outcomes = sent_to(&server.url()).await;
+            let outcomes = send_to(&server.url()).await;
             let [Outcome::Ambiguous(one), Outcome::Ambiguous(_)] = &outcomes[..] else {
                 panic!("{words}: {outcomes:?}");
             };
@@ -913,17 +913,17 @@ mod tests {
         }
     }
 
-    /// As long as PutRecordBatch's answer gets: 500 records, each with an error and many words, are still read.
+    /// The response for 500 records, each with an error and a long message.
     #[tokio::test]
-    async fn the_longest_answer_that_is_due_is_read() {
-        if !with_credentials("the_longest_answer_that_is_due_is_read") {
+    async fn the_longest_possible_response_is_read() {
+        if !with_credentials("the_longest_possible_response_is_read") {
             return;
         }
         let words = "w".repeat(500_000);
         let entry = serde_json::json!({"ErrorCode": "InternalFailure", "ErrorMessage": words});
         let body = serde_json::json!({"FailedPutCount": 2, "RequestResponses": [entry, entry]});
         let server = Loopback::start(vec![answer(200, &[], &body.to_string())]);
-        let outcomes = sent_to(&server.url()).await;
+        let outcomes = send_to(&server.url()).await;
         assert!(
             matches!(&outcomes[..], [Outcome::Retry(fault), _] if fault.code == "InternalFailure"),
             "{outcomes:?}"
@@ -931,7 +931,7 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_has_one_meaning() {
+    fn every_response_has_one_meaning() {
         let lost = Answer::Lost {
             code: "no_answer",
             message: "reset".into(),
@@ -1042,19 +1042,19 @@ mod tests {
         }
     }
 
-    /// A record's own fault, in the words that the service has for it.
+    /// The service's message for a record that is too large.
     const TOO_LARGE: &str = "1 validation error detected: Value 'java.nio.HeapByteBuffer[pos=0 lim=1024001 \
                              cap=1024001]' at 'records.1.member.data' failed to satisfy constraint: Member must \
                              have length less than or equal to 1024000";
 
     #[test]
-    fn only_an_answer_that_names_the_record_gives_it_up() {
+    fn only_a_response_that_names_the_record_rejects_it() {
         let named = refused(400, "ValidationException", TOO_LARGE);
         assert!(matches!(
             outcomes(named.clone(), None, 1)[..],
             [Outcome::Rejected(_)]
         ));
-        // Among others it is found first: each goes by itself.
+        // Among others it has to be isolated first.
         let among = outcomes(named, None, 2);
         assert!(
             matches!(&among[0], Outcome::Retry(fault) if fault.class == Class::Record),
@@ -1080,7 +1080,7 @@ mod tests {
             (400, "ValidationException", &both),
             (400, "ValidationError", TOO_LARGE),
             (400, "SerializationException", "at 'records.1.member.data'"),
-            (400, "CodeOfAYearToCome", TOO_LARGE),
+            (400, "CodeOfTheFuture", TOO_LARGE),
             (413, "RequestEntityTooLargeException", ""),
             (400, "Unknown", ""),
             (411, "Unknown", ""),
@@ -1099,9 +1099,9 @@ mod tests {
     }
 
     proptest! {
-        /// Of all that the service or a proxy may answer, only words about a record's data cost the record.
+        /// Of all responses of the service or a proxy, only a message about a record's data rejects the record.
         #[test]
-        fn nothing_gives_a_record_up_but_what_names_it(
+        fn nothing_rejects_a_record_but_what_names_it(
             status in 100_u16..=999,
             code in prop_oneof!["[A-Za-z]{0,30}", Just("ValidationException".to_owned())],
             places in proptest::collection::vec(
@@ -1132,12 +1132,12 @@ mod tests {
             message: "Slow down.".to_owned(),
         };
         let entries = vec![
-            Entry::Taken,
+            Entry::Acknowledged,
             failed("ServiceUnavailableException"),
             failed("InternalFailure"),
-            Entry::Taken,
+            Entry::Acknowledged,
         ];
-        let outcomes = outcomes(Answer::Taken(entries), None, 4);
+        let outcomes = outcomes(Answer::Entries(entries), None, 4);
         let classes: Vec<Option<Class>> = outcomes
             .iter()
             .map(|outcome| match outcome {
@@ -1153,8 +1153,8 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_the_wrong_length_acknowledges_nothing() {
-        let outcomes = outcomes(Answer::Taken(vec![Entry::Taken]), None, 2);
+    fn a_response_of_the_wrong_length_acknowledges_nothing() {
+        let outcomes = outcomes(Answer::Entries(vec![Entry::Acknowledged]), None, 2);
         assert!(
             outcomes
                 .iter()
@@ -1180,7 +1180,7 @@ mod tests {
             (None, Some("InternalFailure"), "retry InternalFailure"),
             (Some(""), Some("InternalFailure"), "retry InternalFailure"),
         ];
-        for (id, code, told) in table {
+        for (id, code, expected) in table {
             let entry = PutRecordBatchResponseEntry::builder()
                 .set_record_id(id.map(str::to_owned))
                 .set_error_code(code.map(str::to_owned))
@@ -1190,13 +1190,13 @@ mod tests {
                 .request_responses(entry)
                 .build()
                 .unwrap();
-            let outcome = match &outcomes(taken(&output), None, 1)[..] {
+            let outcome = match &outcomes(entries(&output), None, 1)[..] {
                 [Outcome::Delivered] => "delivered".to_owned(),
                 [Outcome::Ambiguous(fault)] => format!("ambiguous {}", fault.code),
                 [Outcome::Retry(fault)] => format!("retry {}", fault.code),
                 other => panic!("{other:?}"),
             };
-            assert_eq!(outcome, told, "{id:?} {code:?}");
+            assert_eq!(outcome, expected, "{id:?} {code:?}");
         }
     }
 
@@ -1259,7 +1259,7 @@ mod tests {
                 .extended_s3_destination_description(s3.build().unwrap())
                 .build()
                 .unwrap();
-            let shape = described(&destination).0;
+            let shape = shape_of(&destination).0;
             assert_eq!(
                 (shape.limits.record_lines, shape.compression),
                 expected,
@@ -1273,6 +1273,6 @@ mod tests {
             )
             .build()
             .unwrap();
-        assert_eq!(described(&search).0.limits.record_lines, 1);
+        assert_eq!(shape_of(&search).0.limits.record_lines, 1);
     }
 }

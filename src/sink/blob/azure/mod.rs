@@ -1,5 +1,5 @@
-//! What Azure needs beyond `object_store`: where its service is, secrets that live in files and change
-//! while we run, tokens that are held and explained, and making the container.
+//! Azure Blob Storage, as far as `object_store` does not cover it: the service's URL, secrets in files that may change,
+//! tokens, explanations of failures, and the creation of the container.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -20,7 +20,7 @@ use object_store::{CredentialProvider, HeaderValue, ObjectStore, StaticCredentia
 use url::Url;
 
 use self::token::Tokens;
-use super::answer::{Failure, Same, listening_to, wire};
+use super::answer::{Failure, SharedClient, http_client, listening_to};
 use super::codes::Vendor;
 use super::{CONNECT_TIMEOUT, Warn, endpoint_url, no_retries};
 use crate::config::keys;
@@ -35,7 +35,7 @@ mod token;
 
 const EMULATOR_URL: &str = "http://127.0.0.1:10000";
 
-/// A container of an account, open for writing.
+/// A container of an account.
 pub(super) struct Container {
     account: String,
     url: Url,
@@ -45,14 +45,15 @@ pub(super) struct Container {
     pub(super) auto_create: bool,
 }
 
-/// Where the credentials come from, where that is more than the configuration.
+/// The source of the credentials.
 enum Source {
+    /// The configuration.
     Fixed,
     File(Arc<SecretFile<AzureCredential>>),
     Tokens(Arc<Tokens>),
 }
 
-/// Makes the store and the container beside it. Reads a secret's file, sends nothing.
+/// Creates the store and its container's handle. Reads a secret's file, but sends nothing.
 pub(super) fn open(
     azure: &config::Azure,
     ca_pem: Option<&[u8]>,
@@ -60,9 +61,9 @@ pub(super) fn open(
 ) -> Result<(Arc<dyn ObjectStore>, Container), Problem> {
     let account = azure.account.as_str();
     let service = service_url(azure, account)?;
-    if service.scheme() == "http" && !azure.auth.is_secret() && !super::is_here(&service) {
+    if service.scheme() == "http" && !azure.auth.is_secret() && !super::is_loopback(&service) {
         let message = format!(
-            "'{service}' would carry the token of auth_type {} in the clear: write https://",
+            "'{service}' would send the token of auth_type {} unencrypted: write https://",
             azure.auth.name()
         );
         return Err(Problem::new(keys::ENDPOINT.name, message));
@@ -71,7 +72,7 @@ pub(super) fn open(
 
     let client = listening_to(
         Vendor::Azure,
-        wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?,
+        http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?,
     );
     let problem = |e: object_store::Error| Problem::new(keys::ENDPOINT.name, e.to_string());
     let store = MicrosoftAzureBuilder::new()
@@ -79,7 +80,7 @@ pub(super) fn open(
         .with_container_name(&azure.container)
         .with_endpoint(service.to_string())
         .with_credentials(Arc::clone(&credentials))
-        .with_http_connector(Same(client.clone()))
+        .with_http_connector(SharedClient(client.clone()))
         .with_retry(no_retries())
         .build()
         .map_err(problem)?;
@@ -100,13 +101,13 @@ pub(super) fn open(
 }
 
 impl Container {
-    /// Where it is.
+    /// The URL of the container.
     #[cfg(feature = "check")]
     pub(super) fn url(&self) -> &str {
         self.url.as_str()
     }
 
-    /// Makes the container; that it is there already is as good.
+    /// Creates the container if it does not exist.
     pub(super) async fn create(&self) -> Result<(), Failure> {
         let credential = self.credentials.get_credential().await?;
         let mut request = HttpRequest::new(Bytes::new().into());
@@ -119,28 +120,28 @@ impl Container {
         match self.client.execute(request).await {
             Ok(_) => Ok(()),
             Err(error) => match Failure::from(error) {
-                there if there.fault.code == "ContainerAlreadyExists" => Ok(()),
-                failure => Err(failure.note("the container could not be made")),
+                exists if exists.fault.code == "ContainerAlreadyExists" => Ok(()),
+                failure => Err(failure.note("the container could not be created")),
             },
         }
     }
 
-    /// What a failed request means for the credentials, and what a person should know of them: that they
-    /// may be old, where their file could not be read; the role that is missing. `began` is when the request
-    /// did: a token that it may have carried is not used again when it was refused.
-    pub(super) async fn explain(&self, failure: Failure, began: Instant) -> Failure {
+    /// Adds notes about the credentials to a failure: that they may be outdated since their file cannot be read, or the
+    /// role that is missing. If the credentials of a request that started at `start` were refused, a token that it may
+    /// have used is discarded.
+    pub(super) async fn explain(&self, failure: Failure, start: Instant) -> Failure {
         let refused = failure.fault.class == Class::Credentials;
-        let answered = failure.status.is_some();
-        if let (Source::Tokens(tokens), true, true) = (&self.source, refused, answered) {
-            tokens.refused(began).await;
+        let has_response = failure.status.is_some();
+        if let (Source::Tokens(tokens), true, true) = (&self.source, refused, has_response) {
+            tokens.refused(start).await;
         }
-        let trouble = match &self.source {
+        let problem = match &self.source {
             Source::Fixed => None,
-            Source::File(file) => file.trouble(),
-            Source::Tokens(tokens) => tokens.trouble(),
+            Source::File(file) => file.problem(),
+            Source::Tokens(tokens) => tokens.problem(),
         };
-        let failure = match trouble.filter(|_| refused) {
-            Some(trouble) => failure.note(trouble),
+        let failure = match problem.filter(|_| refused) {
+            Some(problem) => failure.note(problem),
             None => failure,
         };
         match (&self.source, failure.status) {
@@ -152,7 +153,7 @@ impl Container {
         }
     }
 
-    /// When the token in use expires.
+    /// The expiry of the token in use.
     pub(super) fn expire(&self) -> Option<SystemTime> {
         match &self.source {
             Source::Tokens(tokens) => tokens.expire(),
@@ -160,29 +161,28 @@ impl Container {
         }
     }
 
-    /// Whose token requests carry, and until when; `None` where they carry none.
+    /// Fetches a token and returns its identity and expiry; `None` where requests use none.
     #[cfg(feature = "check")]
     pub(super) async fn token(&self) -> Option<Result<(String, Option<SystemTime>), Failure>> {
         let Source::Tokens(tokens) = &self.source else {
             return None;
         };
-        let had = tokens.current().await;
-        Some(had.map(|_| (tokens.whose().to_owned(), tokens.expire())))
+        let token = tokens.current().await;
+        Some(token.map(|_| (tokens.identity().to_owned(), tokens.expire())))
     }
 }
 
-/// The role with the least rights that suffices.
+/// The least privileged role that suffices.
 /// <https://learn.microsoft.com/azure/role-based-access-control/built-in-roles/storage>
 const ROLE: &str = "Storage Blob Data Contributor";
 
-/// The URL that the container's name is added to.
+/// Returns the URL of the service, to which the container's name is appended.
 fn service_url(azure: &config::Azure, account: &str) -> Result<Url, Problem> {
     let host = account
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if account.is_empty() || !host {
-        let message =
-            format!("'{account}' is not a storage account: give its name, letters and digits");
+        let message = format!("'{account}' is not a storage account name: use letters and digits");
         return Err(Problem::new(keys::ACCOUNT_NAME.name, message));
     }
     let given = match &azure.endpoint {
@@ -303,8 +303,8 @@ fn sas(text: &str) -> Result<AzureCredential, SecretError> {
     }
 }
 
-/// A secret kept in a file, read again whenever the file changes. While it cannot be read the last good
-/// one stays in use: a rotation that is half done must not stop what still works.
+/// A secret in a file, which is read again whenever the file changes. While the file cannot be read the previous secret
+/// stays in use, so that an incomplete rotation does not stop delivery.
 struct SecretFile<T> {
     path: PathBuf,
     parse: Parse<T>,
@@ -314,13 +314,13 @@ struct SecretFile<T> {
 
 struct Held<T> {
     secret: Arc<T>,
-    /// The file as it was when `secret` was read from it.
+    /// The version of the file that `secret` was read from.
     stamp: Stamp,
-    /// Why the file as it is now could not be read.
-    trouble: Option<String>,
+    /// The reason why the current version cannot be read.
+    problem: Option<String>,
 }
 
-/// What changes when a file is written or replaced: device, inode, length, time.
+/// The version of a file, which changes when it is written or replaced: device, inode, length, modification time.
 type Stamp = (u64, u64, u64, i64, i64);
 
 fn stamp(file: &Metadata) -> Stamp {
@@ -339,7 +339,7 @@ impl<T> SecretFile<T> {
         let held = Mutex::new(Held {
             secret,
             stamp,
-            trouble: None,
+            problem: None,
         });
         Ok(SecretFile {
             path,
@@ -349,27 +349,27 @@ impl<T> SecretFile<T> {
         })
     }
 
-    /// The secret as it stands in the file. The file is small and local: a look at it costs less than
-    /// handing it to another thread.
+    /// Returns the secret in the file. Blocks, since the file is small and local: reading it costs less than passing it
+    /// to another thread.
     fn current(&self) -> Arc<T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let unchanged = std::fs::metadata(&self.path).is_ok_and(|file| stamp(&file) == held.stamp);
         if unchanged {
-            held.trouble = None;
+            held.problem = None;
         } else {
             match read(&self.path, &self.parse) {
                 Ok((secret, stamp)) => {
                     *held = Held {
                         secret,
                         stamp,
-                        trouble: None,
+                        problem: None,
                     }
                 }
                 Err(error) => {
-                    let trouble = format!("the secret read earlier stays in use: {error}");
-                    if held.trouble.as_ref() != Some(&trouble) {
-                        (self.warn)(&trouble);
-                        held.trouble = Some(trouble);
+                    let problem = format!("the previous secret stays in use: {error}");
+                    if held.problem.as_ref() != Some(&problem) {
+                        (self.warn)(&problem);
+                        held.problem = Some(problem);
                     }
                 }
             }
@@ -377,17 +377,17 @@ impl<T> SecretFile<T> {
         Arc::clone(&held.secret)
     }
 
-    fn trouble(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         self.held
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .trouble
+            .problem
             .clone()
     }
 }
 
 fn read<T>(path: &Path, parse: &Parse<T>) -> Result<(Arc<T>, Stamp), SecretFileError> {
-    // The stamp comes first: a write between the two is then seen next time.
+    // The stamp is taken first, so that a write in between is noticed next time.
     let stamped = std::fs::metadata(path).map(|file| stamp(&file));
     let text = stamped.and_then(|stamp| Ok((std::fs::read_to_string(path)?, stamp)));
     let path = || path.to_owned();
@@ -521,18 +521,18 @@ mod tests {
             (current(&file), current(&file)),
             ("secnd".into(), "secnd".into())
         );
-        let trouble = file.trouble().unwrap();
-        assert!(trouble.contains("sas' is not a shared access"), "{trouble}");
+        let problem = file.problem().unwrap();
+        assert!(problem.contains("sas' is not a shared access"), "{problem}");
         assert_eq!(
             *heard.lock().unwrap(),
-            [trouble],
-            "said once, not at each request"
+            [problem],
+            "logged once, not at each request"
         );
 
         std::fs::remove_file(&path).unwrap();
         assert_eq!(current(&file), "secnd");
         std::fs::write(&path, "sig=third").unwrap();
-        assert_eq!((current(&file), file.trouble()), ("third".into(), None));
+        assert_eq!((current(&file), file.problem()), ("third".into(), None));
         assert_eq!(heard.lock().unwrap().len(), 2);
     }
 }

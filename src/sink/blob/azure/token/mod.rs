@@ -1,8 +1,8 @@
 //! Tokens of Microsoft Entra ID, for a managed identity, a workload identity or an application.
 //!
-//! `object_store` asks for them, and asks again five minutes before they expire. What it leaves open is
-//! done here: a request that is never answered, a token that is refused before its time, a token service
-//! that fails while the token still serves, and what to tell a person.
+//! `object_store` fetches them, and refreshes them five minutes before they expire. This module handles the rest: a token
+//! service that does not respond, a token that is refused before it expires, a token service that fails while the token
+//! is still valid, and explanations of failures.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,32 +15,32 @@ use object_store::azure::{AzureCredential, AzureCredentialProvider, MicrosoftAzu
 use object_store::client::HttpClient;
 use url::Url;
 
-use super::super::answer::{Failure, Same, wire};
+use super::super::answer::{Failure, SharedClient, http_client};
 use super::super::codes::Fate;
-use super::super::token::{Expiry, FETCH_TIMEOUT, TokenListener};
-use super::super::{CONNECT_TIMEOUT, Warn, endpoint_url, is_here, no_retries};
+use super::super::token::{Expiry, FETCH_TIMEOUT, TokenChecker};
+use super::super::{CONNECT_TIMEOUT, Warn, endpoint_url, is_loopback, no_retries};
 use super::{SecretError, SecretFile, SecretFileError};
 use crate::config::keys;
 use crate::config::{self, AzureAuth, Problem, SecretSource};
 use crate::sink::Class;
 use crate::sink::http::Proxies;
 
-/// The least time between a failed attempt and the next.
+/// The minimum time between a failed attempt and the next.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Off Azure nobody listens at the metadata service's address.
+/// Short, since outside Azure the metadata service's address is unreachable.
 const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 const PUBLIC_CLOUD: &str = "https://login.microsoftonline.com";
 const METADATA_SERVICE: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
 
-/// Tokens of one identity.
+/// The tokens of an identity.
 pub(super) struct Tokens {
-    whose: String,
+    identity: String,
     remedy: &'static str,
-    /// What a provider is made from; a new one has no token yet.
+    /// The builder of providers; a new provider has no token yet.
     builder: MicrosoftAzureBuilder,
     secret: Secret,
-    /// The token that Kubernetes writes for us.
+    /// The file of the federated token that Kubernetes writes.
     federated: Option<PathBuf>,
     place: String,
     fetch_timeout: Duration,
@@ -49,7 +49,7 @@ pub(super) struct Tokens {
     held: tokio::sync::Mutex<Held>,
 }
 
-/// The application's secret, where there is one.
+/// The application's secret, if any.
 enum Secret {
     None,
     Fixed(config::Secret),
@@ -68,7 +68,7 @@ impl Secret {
 
 struct Held {
     provider: AzureCredentialProvider,
-    /// What `provider` was made with.
+    /// The secret of `provider`.
     secret: Option<config::Secret>,
     token: Option<Token>,
     failed: Option<(Instant, Failure)>,
@@ -81,23 +81,23 @@ struct Token {
 }
 
 impl Tokens {
-    /// Looks for what the environment has to say and reads files; sends nothing.
+    /// Resolves an identity from the configuration, the environment and files; sends nothing.
     pub(super) fn open(
         auth: &AzureAuth,
         ca_pem: Option<&[u8]>,
         warn: &Warn,
     ) -> Result<Tokens, Problem> {
         let expiry = Expiry::default();
-        // The builder wants to know where objects go; the token does not depend on it.
+        // The builder requires an account and a container, which tokens do not depend on.
         let builder = MicrosoftAzureBuilder::new()
             .with_account("account")
             .with_container_name("container")
             .with_credential_type(auth.name())
             .with_retry(no_retries());
         let (mut secret, mut federated) = (Secret::None, None);
-        let (builder, place, whose, remedy) = match auth {
+        let (builder, place, identity, remedy) = match auth {
             AzureAuth::ManagedIdentity { client_id } => {
-                // Where App Service and Container Apps answer; virtual machines have no such variable.
+                // App Service and Container Apps set this variable; virtual machines do not.
                 let place = variable("IDENTITY_ENDPOINT").unwrap_or(METADATA_SERVICE.to_owned());
                 let url = Url::parse(&place).ok().filter(Url::has_host);
                 let Some(url) = url else {
@@ -106,18 +106,18 @@ impl Tokens {
                 };
                 let client = metadata_client(&expiry)?;
                 let mut builder = builder
-                    .with_http_connector(Same(client))
+                    .with_http_connector(SharedClient(client))
                     .with_msi_endpoint(url);
                 if let Some(id) = client_id {
                     builder = builder.with_client_id(id);
                 }
-                let whose = match client_id {
+                let identity = match client_id {
                     Some(id) => format!("the managed identity {id}"),
                     None => "the managed identity of this machine".to_owned(),
                 };
                 let remedy =
-                    "check that this machine has the identity, and client_id where it has several";
-                (builder, place, whose, remedy)
+                    "check that this machine has the identity, and client_id if it has several";
+                (builder, place, identity, remedy)
             }
             AzureAuth::WorkloadIdentity {
                 tenant_id,
@@ -149,20 +149,20 @@ impl Tokens {
                     let message = format!("'{tenant}' {}", config::NO_TENANT);
                     return Err(Problem::new("AZURE_TENANT_ID", message));
                 }
-                if let Some(trouble) = unreadable(file) {
-                    return Err(Problem::new("AZURE_FEDERATED_TOKEN_FILE", trouble));
+                if let Some(problem) = unreadable(file) {
+                    return Err(Problem::new("AZURE_FEDERATED_TOKEN_FILE", problem));
                 }
                 let (client, authority) = authority(ca_pem, &expiry)?;
                 let builder = builder
-                    .with_http_connector(Same(client))
+                    .with_http_connector(SharedClient(client))
                     .with_authority_host(&authority)
                     .with_tenant_id(tenant)
                     .with_client_id(id)
                     .with_federated_token_file(file);
                 federated = Some(file.into());
-                let whose = format!("the workload identity {id} of the tenant {tenant}");
+                let identity = format!("the workload identity {id} of the tenant {tenant}");
                 let remedy = "check tenant_id, client_id and the identity's federated credential";
-                (builder, authority, whose, remedy)
+                (builder, authority, identity, remedy)
             }
             AzureAuth::ClientSecret {
                 tenant_id,
@@ -171,7 +171,7 @@ impl Tokens {
             } => {
                 let (client, authority) = authority(ca_pem, &expiry)?;
                 let builder = builder
-                    .with_http_connector(Same(client))
+                    .with_http_connector(SharedClient(client))
                     .with_authority_host(&authority)
                     .with_tenant_id(tenant_id)
                     .with_client_id(client_id);
@@ -190,10 +190,10 @@ impl Tokens {
                         Secret::File(file.map_err(problem)?)
                     }
                 };
-                let whose = format!("the application {client_id} of the tenant {tenant_id}");
+                let identity = format!("the application {client_id} of the tenant {tenant_id}");
                 let remedy =
                     "check tenant_id, client_id and client_secret: the secret's value, not its ID";
-                (builder, authority, whose, remedy)
+                (builder, authority, identity, remedy)
             }
             AzureAuth::SharedKey(_) | AzureAuth::Sas(_) | AzureAuth::ConnectionString(_) => {
                 unreachable!("they need no token")
@@ -208,7 +208,7 @@ impl Tokens {
             failed: None,
         });
         Ok(Tokens {
-            whose,
+            identity,
             remedy,
             builder,
             secret,
@@ -221,38 +221,38 @@ impl Tokens {
         })
     }
 
-    /// Who we are to Azure, in words.
+    /// A description of the identity.
     #[cfg(any(feature = "check", test))]
-    pub(super) fn whose(&self) -> &str {
-        &self.whose
+    pub(super) fn identity(&self) -> &str {
+        &self.identity
     }
 
-    /// What to look into when a token is refused, or none is given.
+    /// The remedy for a token that is refused or not granted.
     pub(super) fn remedy(&self) -> &'static str {
         self.remedy
     }
 
-    /// Why the file of the application's secret could not be read.
-    pub(super) fn trouble(&self) -> Option<String> {
+    /// The reason why the file of the application's secret cannot be read.
+    pub(super) fn problem(&self) -> Option<String> {
         match &self.secret {
-            Secret::File(file) => file.trouble(),
+            Secret::File(file) => file.problem(),
             Secret::None | Secret::Fixed(_) => None,
         }
     }
 
-    /// When the token fetched last expires.
+    /// The expiry of the token fetched last.
     pub(super) fn expire(&self) -> Option<SystemTime> {
         *self.expiry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called when the store refuses the token of a request that began at `began`: the next request
-    /// fetches another. One fetched since then stays, for it is as new as it gets.
-    pub(super) async fn refused(&self, began: Instant) {
+    /// Reports that the store refused the token of a request that started at `start`, so that the next request fetches
+    /// another. A token fetched since then is kept.
+    pub(super) async fn refused(&self, start: Instant) {
         let mut held = self.held.lock().await;
         if held
             .token
             .as_ref()
-            .is_some_and(|token| token.fetched <= began)
+            .is_some_and(|token| token.fetched <= start)
             && let Ok(provider) = provider(&self.builder, held.secret.as_ref())
         {
             held.provider = provider;
@@ -260,8 +260,8 @@ impl Tokens {
         }
     }
 
-    /// A token that serves. Callers wait for one another, so that one fetch is enough for all, and one
-    /// failure is: it is the answer for [`PAUSE`].
+    /// Returns a valid token. Concurrent callers share one fetch; a failure is returned for [`PAUSE`] without another
+    /// attempt.
     pub(super) async fn current(&self) -> Result<Arc<AzureCredential>, Failure> {
         let mut held = self.held.lock().await;
         let held = &mut *held;
@@ -281,12 +281,12 @@ impl Tokens {
         let fetch = tokio::time::timeout(self.fetch_timeout, held.provider.get_credential());
         match fetch
             .await
-            .map_err(|_| self.silent())
+            .map_err(|_| self.timed_out())
             .and_then(|fetched| fetched.map_err(|error| self.failure(&error.into())))
         {
             Ok(credential) => {
-                let known = |token: &Token| Arc::ptr_eq(&token.credential, &credential);
-                if !held.token.as_ref().is_some_and(known) {
+                let same = |token: &Token| Arc::ptr_eq(&token.credential, &credential);
+                if !held.token.as_ref().is_some_and(same) {
                     held.token = Some(Token {
                         credential: Arc::clone(&credential),
                         fetched: Instant::now(),
@@ -297,48 +297,50 @@ impl Tokens {
                 Ok(credential)
             }
             Err(failure) => {
-                let serves = held.token_or(failure.clone());
-                if serves.is_ok() && held.failed.is_none() {
+                let current = held.token_or(failure.clone());
+                if current.is_ok() && held.failed.is_none() {
                     (self.warn)(&format!(
-                        "the token in use serves on until it expires, but no other is to be had: {failure}"
+                        "no new token; the current one stays in use until it expires: {failure}"
                     ));
                 }
                 held.failed = Some((Instant::now(), failure));
-                serves
+                current
             }
         }
     }
 
-    fn silent(&self) -> Failure {
+    fn timed_out(&self) -> Failure {
         let limit = self.fetch_timeout;
-        let words = format!("no token came from {} within {limit:?}", self.place);
+        let message = format!("no token from {} within {limit:?}", self.place);
         self.failure(&Failure::new(
             Fate::Retry,
             Class::Credentials,
             "timeout",
-            words,
+            message,
         ))
     }
 
-    /// Whatever kept us from a token, nothing was sent to the store: the status is not the store's.
+    /// Returns the failure of a request without a token. Nothing was sent to the store, so it has no status.
     fn failure(&self, cause: &Failure) -> Failure {
         let unreadable = self.federated.as_ref().and_then(unreadable);
-        let words = match unreadable {
-            Some(trouble) => format!("AZURE_FEDERATED_TOKEN_FILE {trouble}"),
+        let message = match unreadable {
+            Some(problem) => format!("AZURE_FEDERATED_TOKEN_FILE {problem}"),
             None => cause.fault.message.clone(),
         };
-        let mut failure = Failure::new(Fate::Retry, Class::Credentials, &cause.fault.code, words)
-            .note(format_args!("no token of {}: {}", self.whose, self.remedy));
+        let mut failure =
+            Failure::new(Fate::Retry, Class::Credentials, &cause.fault.code, message).note(
+                format_args!("no token for {}: {}", self.identity, self.remedy),
+            );
         failure.fault.request_id.clone_from(&cause.fault.request_id);
         failure
     }
 }
 
 impl Held {
-    /// The token while it serves, else the failure to have another.
+    /// Returns the token if it has not expired, and otherwise the failure.
     fn token_or(&self, failure: Failure) -> Result<Arc<AzureCredential>, Failure> {
-        let serves = |token: &&Token| token.expiry.is_some_and(|end| SystemTime::now() < end);
-        match self.token.as_ref().filter(serves) {
+        let valid = |token: &&Token| token.expiry.is_some_and(|end| SystemTime::now() < end);
+        match self.token.as_ref().filter(valid) {
             Some(token) => Ok(Arc::clone(&token.credential)),
             None => Err(failure),
         }
@@ -347,7 +349,7 @@ impl Held {
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Tokens").field(&self.whose).finish()
+        f.debug_tuple("Tokens").field(&self.identity).finish()
     }
 }
 
@@ -392,25 +394,25 @@ fn provider(
     Ok(Arc::clone(store.credentials()))
 }
 
-/// The client for Entra ID, by way of the environment's proxy, and the address to ask at.
+/// Returns the client for Entra ID, which uses the environment's proxy, and the URL of the authority.
 fn authority(ca_pem: Option<&[u8]>, expiry: &Expiry) -> Result<(HttpClient, String), Problem> {
     const VARIABLE: &str = "AZURE_AUTHORITY_HOST";
     let given = variable(VARIABLE).unwrap_or_else(|| PUBLIC_CLOUD.to_owned());
     let url = endpoint_url(&given).map_err(|e| Problem::new(VARIABLE, e.message))?;
     let plain = url.scheme() == "http";
-    if plain && !is_here(&url) {
-        let message = format!("'{url}' would carry secrets in the clear: write https://");
+    if plain && !is_loopback(&url) {
+        let message = format!("'{url}' would send secrets unencrypted: write https://");
         return Err(Problem::new(VARIABLE, message));
     }
-    let client = wire(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
+    let client = http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
     let address = given.trim_end_matches('/').to_owned();
-    Ok((TokenListener::around(client, expiry), address))
+    Ok((TokenChecker::wrap(client, expiry), address))
 }
 
-/// The client for the metadata service, which is this machine's own: no proxy knows the way.
+/// Returns the client for the metadata service, which is local to this machine and not reachable through a proxy.
 fn metadata_client(expiry: &Expiry) -> Result<HttpClient, Problem> {
-    let client = wire(None, Proxies::None, METADATA_CONNECT_TIMEOUT)?;
-    Ok(TokenListener::around(client, expiry))
+    let client = http_client(None, Proxies::None, METADATA_CONNECT_TIMEOUT)?;
+    Ok(TokenChecker::wrap(client, expiry))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ macro_rules! name {
     };
 }
 
-/// Entra ID's answer.
+/// Entra ID's response.
 fn granted(token: &str, seconds: u64) -> Reply {
     let body = format!(
         "{{\"token_type\":\"Bearer\",\"expires_in\":{seconds},\"access_token\":\"{token}\"}}"
@@ -20,7 +20,7 @@ fn granted(token: &str, seconds: u64) -> Reply {
     answer(200, &[("Content-Type", "application/json")], &body)
 }
 
-/// The metadata service's answer.
+/// The metadata service's response.
 fn granted_here(token: &str) -> Reply {
     let end = SystemTime::now() + Duration::from_secs(3_600);
     let end = end
@@ -47,7 +47,7 @@ fn created() -> Reply {
     answer(201, &[("ETag", "\"1\"")], "")
 }
 
-/// A store whose token was refused.
+/// The response of a store that refuses the token.
 fn unauthorized() -> Reply {
     let body = "<Error><Code>InvalidAuthenticationInfo</Code><Message>Server failed to authenticate the \
                 request. Please refer.</Message><AuthenticationErrorDetail>Lifetime validation failed. The \
@@ -111,7 +111,7 @@ async fn put(sink: &BlobSink) -> String {
     }
 }
 
-/// The tokens that the requests to a store carried.
+/// Returns the tokens of the requests to a store.
 fn bearers(store: &Loopback) -> Vec<String> {
     let requests = store.requests();
     let bearer = |request: &String| {
@@ -121,7 +121,7 @@ fn bearers(store: &Loopback) -> Vec<String> {
     requests.iter().map(bearer).collect()
 }
 
-/// Variables that name everything an SDK of Azure's could be led astray by.
+/// Variables that an Azure SDK might use by mistake.
 const STRAY: [(&str, &str); 9] = [
     ("AZURE_CLIENT_ID", "stray"),
     ("AZURE_TENANT_ID", "stray"),
@@ -135,12 +135,12 @@ const STRAY: [(&str, &str); 9] = [
 ];
 
 #[tokio::test]
-async fn an_application_has_a_token_and_another_once_that_is_refused() {
+async fn an_application_has_a_token_and_gets_another_once_that_is_refused() {
     let entra = Loopback::start(vec![granted("first", 3_600), granted("second", 3_600)]);
     let mut variables = STRAY.to_vec();
     let url = entra.url() + "/";
     variables.push(("AZURE_AUTHORITY_HOST", &url));
-    const NAME: &str = name!("an_application_has_a_token_and_another_once_that_is_refused");
+    const NAME: &str = name!("an_application_has_a_token_and_gets_another_once_that_is_refused");
     if !with_environment(NAME, &variables) {
         let requests = entra.requests();
         assert_eq!(requests.len(), 2, "one for all puts, one after the refusal");
@@ -179,7 +179,7 @@ async fn an_application_has_a_token_and_another_once_that_is_refused() {
 }
 
 #[tokio::test]
-async fn a_wrong_secret_is_told_in_entras_words_and_a_new_file_is_tried_at_once() {
+async fn a_wrong_secret_is_reported_with_entras_message_and_a_new_file_is_tried_at_once() {
     let entra = Loopback::start(vec![
         refused("AADSTS7000215", "Invalid client secret provided"),
         granted("good", 3_600),
@@ -190,18 +190,14 @@ async fn a_wrong_secret_is_told_in_entras_words_and_a_new_file_is_tried_at_once(
     let file = path.display().to_string();
     let url = entra.url();
     const NAME: &str =
-        name!("a_wrong_secret_is_told_in_entras_words_and_a_new_file_is_tried_at_once");
+        name!("a_wrong_secret_is_reported_with_entras_message_and_a_new_file_is_tried_at_once");
     let variables = [
         ("AZURE_AUTHORITY_HOST", url.as_str()),
         ("SECRET_OF_THE_TEST", &file),
     ];
     if !with_environment(NAME, &variables) {
         let requests = entra.requests();
-        assert_eq!(
-            requests.len(),
-            2,
-            "a failure is not asked for again at once"
-        );
+        assert_eq!(requests.len(), 2, "a failed fetch is not repeated at once");
         assert!(requests[0].contains("client_secret=old-hunter2&"));
         assert!(requests[1].contains("client_secret=new-hunter2&"));
         return;
@@ -212,7 +208,7 @@ async fn a_wrong_secret_is_told_in_entras_words_and_a_new_file_is_tried_at_once(
     for _ in 0..2 {
         assert_eq!(
             put(&sink).await,
-            "retry Credentials AADSTS7000215: Invalid client secret provided; no token of the application app-1 \
+            "retry Credentials AADSTS7000215: Invalid client secret provided; no token for the application app-1 \
              of the tenant tenant-1: check tenant_id, client_id and client_secret: the secret's value, not its \
              ID (request id t-1)"
         );
@@ -223,7 +219,7 @@ async fn a_wrong_secret_is_told_in_entras_words_and_a_new_file_is_tried_at_once(
 }
 
 #[tokio::test]
-async fn a_token_about_to_expire_is_replaced_before_it_does_and_serves_until_then() {
+async fn a_token_about_to_expire_is_replaced_before_it_does_and_used_until_then() {
     let script = vec![
         granted("first", 200),
         granted("second", 200),
@@ -231,7 +227,7 @@ async fn a_token_about_to_expire_is_replaced_before_it_does_and_serves_until_the
     ];
     let entra = Loopback::start(script);
     const NAME: &str =
-        name!("a_token_about_to_expire_is_replaced_before_it_does_and_serves_until_then");
+        name!("a_token_about_to_expire_is_replaced_before_it_does_and_used_until_then");
     if !with_environment(NAME, &[("AZURE_AUTHORITY_HOST", &entra.url())]) {
         assert_eq!(entra.requests().len(), 3);
         return;
@@ -249,12 +245,15 @@ async fn a_token_about_to_expire_is_replaced_before_it_does_and_serves_until_the
     seen.dedup();
     assert_eq!(seen, ["first", "second"]);
     let heard = heard.heard();
-    assert!(heard[0].contains("serves on until it expires"), "{heard:?}");
+    assert!(
+        heard[0].contains("the current one stays in use until it expires"),
+        "{heard:?}"
+    );
     assert_eq!(heard.len(), 1);
 }
 
 #[tokio::test]
-async fn a_workload_identity_is_what_kubernetes_sets_in_the_environment() {
+async fn a_workload_identity_comes_from_the_environment_of_the_pod() {
     let entra = Loopback::start(vec![granted("ours", 3_600), granted("other", 3_600)]);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "ey.service.account").unwrap();
@@ -266,7 +265,7 @@ async fn a_workload_identity_is_what_kubernetes_sets_in_the_environment() {
         ("AZURE_FEDERATED_TOKEN_FILE", &path),
         ("AZURE_CLIENT_SECRET", "stray"),
     ];
-    const NAME: &str = name!("a_workload_identity_is_what_kubernetes_sets_in_the_environment");
+    const NAME: &str = name!("a_workload_identity_comes_from_the_environment_of_the_pod");
     if !with_environment(NAME, &variables) {
         let requests = entra.requests();
         let asked = [("tenant-1", "app-1"), ("tenant-2", "app-2")];
@@ -287,7 +286,7 @@ async fn a_workload_identity_is_what_kubernetes_sets_in_the_environment() {
     let sink = sink(&store, WORKLOAD);
     assert_eq!(put(&sink).await, "delivered");
     assert_eq!(bearers(&store), ["ours"]);
-    // The keys win over the environment.
+    // The keys take precedence over the environment.
     let other = AzureAuth::WorkloadIdentity {
         tenant_id: Some("tenant-2".into()),
         client_id: Some("app-2".into()),
@@ -295,10 +294,10 @@ async fn a_workload_identity_is_what_kubernetes_sets_in_the_environment() {
     let other = tokens(&other).unwrap();
     assert_eq!(bearer(other.current().await).as_deref(), Ok("other"));
     assert_eq!(
-        other.whose(),
+        other.identity(),
         "the workload identity app-2 of the tenant tenant-2"
     );
-    // The token that Kubernetes writes goes missing.
+    // The file of the federated token is removed.
     let path = PathBuf::from(std::env::var("AZURE_FEDERATED_TOKEN_FILE").unwrap());
     let lost = tokens(&WORKLOAD).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -313,8 +312,9 @@ async fn a_workload_identity_is_what_kubernetes_sets_in_the_environment() {
 }
 
 #[test]
-fn a_pod_without_the_webhooks_variables_is_told_what_sets_them() {
-    const NAME: &str = name!("a_pod_without_the_webhooks_variables_is_told_what_sets_them");
+fn an_error_for_a_pod_without_the_webhooks_variables_names_what_sets_them() {
+    const NAME: &str =
+        name!("an_error_for_a_pod_without_the_webhooks_variables_names_what_sets_them");
     if !with_environment(NAME, &[("AZURE_CLIENT_ID", "app-1")]) {
         return;
     }
@@ -330,7 +330,7 @@ fn a_pod_without_the_webhooks_variables_is_told_what_sets_them() {
 }
 
 #[tokio::test]
-async fn a_managed_identity_asks_its_machine_past_any_proxy() {
+async fn a_managed_identity_uses_the_metadata_service_without_a_proxy() {
     let machine = Loopback::start(vec![
         granted_here("ours"),
         granted_here("other"),
@@ -348,7 +348,7 @@ async fn a_managed_identity_asks_its_machine_past_any_proxy() {
         ("HTTP_PROXY", "http://127.0.0.1:1"),
         ("HTTPS_PROXY", "http://127.0.0.1:1"),
     ]);
-    const NAME: &str = name!("a_managed_identity_asks_its_machine_past_any_proxy");
+    const NAME: &str = name!("a_managed_identity_uses_the_metadata_service_without_a_proxy");
     if !with_environment(NAME, &variables) {
         let requests = machine.requests();
         let asked =
@@ -373,15 +373,15 @@ async fn a_managed_identity_asks_its_machine_past_any_proxy() {
     let told = bearer(tokens(&one).unwrap().current().await).unwrap_err();
     assert_eq!(
         told,
-        "invalid_request: Identity not found; no token of the managed identity app-1: check that this machine \
-         has the identity, and client_id where it has several"
+        "invalid_request: Identity not found; no token for the managed identity app-1: check that this machine \
+         has the identity, and client_id if it has several"
     );
 }
 
 #[tokio::test]
-async fn a_silent_metadata_service_is_waited_for_once_by_all() {
+async fn all_callers_wait_once_for_a_silent_metadata_service() {
     let machine = Loopback::start(vec![Reply::Hang]);
-    const NAME: &str = name!("a_silent_metadata_service_is_waited_for_once_by_all");
+    const NAME: &str = name!("all_callers_wait_once_for_a_silent_metadata_service");
     if !with_environment(NAME, &[("IDENTITY_ENDPOINT", &machine.url())]) {
         assert_eq!(machine.requests().len(), 1);
         return;
@@ -392,15 +392,15 @@ async fn a_silent_metadata_service_is_waited_for_once_by_all() {
     for had in futures::future::join_all((0..8).map(|_| tokens.current())).await {
         let told = bearer(had).unwrap_err();
         assert!(
-            told.starts_with("timeout: no token came from http://127.0.0.1:"),
+            told.starts_with("timeout: no token from http://127.0.0.1:"),
             "{told}"
         );
     }
 }
 
 #[test]
-fn tokens_are_not_sent_in_the_clear() {
-    const NAME: &str = name!("tokens_are_not_sent_in_the_clear");
+fn tokens_are_not_sent_unencrypted() {
+    const NAME: &str = name!("tokens_are_not_sent_unencrypted");
     if !with_environment(NAME, &[("AZURE_AUTHORITY_HOST", "http://login.example")]) {
         return;
     }
@@ -413,12 +413,12 @@ fn tokens_are_not_sent_in_the_clear() {
         panic!("a store without TLS is refused");
     };
     assert_eq!(told.key, "endpoint");
-    assert!(told.message.contains("in the clear"), "{told}");
+    assert!(told.message.contains("unencrypted"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_endless_answer_of_a_token_service_is_left() {
-    const NAME: &str = name!("an_endless_answer_of_a_token_service_is_left");
+async fn an_endless_response_of_a_token_service_is_abandoned() {
+    const NAME: &str = name!("an_endless_response_of_a_token_service_is_abandoned");
     let begin = r#"{"access_token":"a","expires_in":3600,"more":""#;
     for status in [200, 400] {
         let entra = Loopback::start(vec![endless(status, &[], begin)]);
@@ -438,8 +438,8 @@ async fn an_endless_answer_of_a_token_service_is_left() {
         let tokens = tokens(&client_secret(fixed())).unwrap();
         let told = bearer(tokens.current().await).unwrap_err();
         let expected = match &*std::env::var("STATUS_OF_THE_TEST").unwrap() {
-            "200" => "too_long: the answer of 127.0.0.1:",
-            _ => "HTTP 400: no reason given; no token of",
+            "200" => "too_long: the response of 127.0.0.1:",
+            _ => "HTTP 400: no reason given; no token for",
         };
         assert!(told.starts_with(expected), "{told}");
         return;
