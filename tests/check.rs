@@ -1358,7 +1358,7 @@ fn an_unreadable_input_exits_with_status_2() {
     let nothing = bench.path("nothing.conf").display().to_string();
     let table: [(&[&str], &str); 7] = [
         (&[&broken], "broken.conf:2: indentation level is too low"),
-        (&[&yaml], "broken.yaml:2: no valid YAML"),
+        (&[&yaml], "broken.yaml:2: invalid YAML"),
         (&[&nothing], "nothing.conf"),
         (&[&others], "only: kinesis_firehose; see ferry migrate"),
         (&["migrate", &nothing], "nothing.conf"),

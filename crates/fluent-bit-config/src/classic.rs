@@ -1,4 +1,4 @@
-//! The classic format: sections, indentation, `@SET` and `@INCLUDE`, with the host's habits.
+//! The classic format: sections, indentation, `@SET` and `@INCLUDE`, with the host's rules.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::{Document, Entry, Place, Section, beside};
 impl Document {
     pub(crate) fn read_classic(&mut self, file: &Arc<str>, text: &str) -> Result<()> {
         let mut indent: Option<&str> = None;
-        // Not the last one read: that may belong to an included file.
+        // An index, since the last section may be an included file's.
         let mut current = None;
         let mut in_group = false;
         for (number, line) in text.lines().enumerate() {
@@ -55,16 +55,16 @@ impl Document {
                 "{place}: extra indentation level found"
             );
             let section =
-                current.with_context(|| format!("{place}: the key stands before any section"))?;
+                current.with_context(|| format!("{place}: the key is outside of any section"))?;
             if deeper.is_empty() {
                 in_group = body.starts_with('[');
             }
             if in_group {
-                continue; // processors and the like: Fluent Bit's own, no business of a proxy output
+                continue; // processors and the like, which proxy outputs never see
             }
             let (key, value) = body.split_once(' ').with_context(|| {
                 format!(
-                    "{place}: '{body}' has no value: a space, not a tab, must part key and value"
+                    "{place}: '{body}' has no value: separate key and value by a space, not a tab"
                 )
             })?;
             self.sections[section].entries.push(Entry {
@@ -93,7 +93,7 @@ impl Document {
                     .with_context(|| format!("{place}: '@SET {rest}' must be '@SET name=value'"))?;
                 self.sets.push((key.to_owned(), value.to_owned()));
             }
-            _ => bail!("{place}: '@{name}' is not a command; there are @SET and @INCLUDE"),
+            _ => bail!("{place}: '@{name}' is not a command; use @SET or @INCLUDE"),
         }
         Ok(())
     }

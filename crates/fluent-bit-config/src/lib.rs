@@ -1,6 +1,6 @@
-//! Fluent Bit's configuration files, read as Fluent Bit reads them: the classic format and YAML become
-//! the same [`Section`]s, whose values still hold their `${VARIABLE}`s, and every one of which knows its
-//! place. What the sections mean is the reader's business.
+//! A parser of Fluent Bit's configuration files that follows Fluent Bit's own rules: the classic format and YAML yield the
+//! same [`Section`]s, with unresolved `${VARIABLE}`s and the place of every line. Their interpretation is left to the
+//! caller.
 
 #![forbid(unsafe_code)]
 
@@ -18,12 +18,12 @@ mod yaml;
 
 pub use variables::Variables;
 
-/// A file and a line in it, for messages.
+/// A line of a file, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The file, as it was named.
+    /// The path of the file, as given.
     pub file: Arc<str>,
-    /// The line, from 1.
+    /// The line number, from 1.
     pub line: usize,
 }
 
@@ -33,33 +33,33 @@ impl fmt::Display for Place {
     }
 }
 
-/// How a file is written. What it includes is written alike.
+/// The format of a file and of all files that it includes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `[SECTION]` and indented `Key value` lines.
     Classic,
-    /// What a file named `.yaml` or `.yml` holds.
+    /// YAML, for files named `.yaml` or `.yml`.
     Yaml,
 }
 
 /// A section: `[OUTPUT]` in the classic format, an item of `pipeline.outputs` in YAML.
 #[derive(Clone, Debug)]
 pub struct Section {
-    /// `SERVICE`, `INPUT`, `OUTPUT` and so on, as written; in YAML the singular in small letters.
+    /// `SERVICE`, `INPUT`, `OUTPUT` and so on, as written; in YAML the singular in lower case.
     pub name: String,
-    /// Its lines, in order. What stands in a group (processors and the like) is left out: no proxy output sees it.
+    /// Its entries, in order. Groups (processors and the like) are left out, since proxy outputs never see them.
     pub entries: Vec<Entry>,
-    /// Where it begins.
+    /// Its first line.
     pub place: Place,
 }
 
 impl Section {
-    /// Whether it is called so; names compare without regard to case.
+    /// Whether the section has this name, ignoring case.
     pub fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
     }
 
-    /// The first line with that key, which is the one that counts; keys compare without regard to case.
+    /// Returns the first entry with this key, ignoring case: the one that takes effect.
     pub fn entry(&self, key: &str) -> Option<&Entry> {
         let mut entries = self.entries.iter();
         entries.find(|entry| entry.key.eq_ignore_ascii_case(key))
@@ -69,29 +69,29 @@ impl Section {
 /// A key and its value.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// As written; in YAML camelCase becomes snake_case, as in the host.
+    /// The key, as written; in YAML camelCase becomes snake_case, as in the host.
     pub key: String,
-    /// As written, with its variables. Every scalar of YAML is text, as it is to the host.
+    /// The value, as written, with its variables. Every YAML scalar is text, as in the host.
     pub value: String,
-    /// Where it stands.
+    /// Its line.
     pub place: Place,
 }
 
-/// One file and all it includes.
+/// A file and everything that it includes.
 #[derive(Debug)]
 pub struct Document {
-    /// How it is written.
+    /// The format.
     pub format: Format,
     /// All sections, in order.
     pub sections: Vec<Section>,
-    /// The folder of the main file, where files are looked for that are not found from the current one.
+    /// The folder of the main file, relative to which files are looked up that the working directory does not have.
     pub root: PathBuf,
     sets: Vec<(String, String)>,
     seen: Vec<(u64, u64)>,
 }
 
 impl Document {
-    /// Reads `path` and what it includes. Errors name file and line.
+    /// Reads `path` and its includes. Errors name file and line.
     pub fn read(path: &Path) -> Result<Self> {
         let real = fs::canonicalize(path)
             .with_context(|| format!("cannot open the configuration file {}", path.display()))?;
@@ -110,7 +110,7 @@ impl Document {
         Ok(document)
     }
 
-    /// What `${…}` stands for in its values.
+    /// Returns the variables of its values.
     pub fn variables(&self) -> Variables {
         Variables::with(&self.sets)
     }
@@ -135,7 +135,8 @@ impl Document {
     }
 }
 
-/// A file named in the main file: as it stands, or else in the main file's directory.
+/// Returns the path of a file that a configuration names: relative to the working directory if it exists there, and
+/// otherwise to `root`.
 pub fn beside(file: &str, root: &Path) -> PathBuf {
     let path = Path::new(file);
     if path.exists() || path.is_absolute() {

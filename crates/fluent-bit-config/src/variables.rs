@@ -1,20 +1,20 @@
-//! `${VARIABLE}`, with the host's habits, the odd ones too.
+//! `${VARIABLE}`, with all the host's peculiarities.
 
 use std::collections::HashMap;
 use std::fs;
 
-/// What `${…}` stands for: `@SET` first, then the environment.
+/// The values of variables: from `@SET`, or else from the environment.
 #[derive(Debug)]
 pub struct Variables {
     set: HashMap<String, String>,
-    /// What was used but not set, once for each use.
+    /// A warning for each use of an unset variable.
     pub warnings: Vec<String>,
 }
 
 impl Variables {
     pub(crate) fn with(sets: &[(String, String)]) -> Self {
         let mut set: HashMap<_, _> = sets.iter().cloned().collect();
-        // Shells know HOSTNAME but seldom export it, so the host provides it.
+        // Shells set HOSTNAME but rarely export it, so the host provides it.
         if std::env::var_os("HOSTNAME").is_none()
             && let Ok(name) = fs::read_to_string("/proc/sys/kernel/hostname")
         {
@@ -32,8 +32,8 @@ impl Variables {
         set.or_else(|| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// Puts values in for `${name}` and `${name:-default}`. An unset variable leaves nothing. As in
-    /// the host, a `}` before the next `${` ends the search, and nothing after it is resolved.
+    /// Resolves `${name}` and `${name:-default}`. An unset variable is empty. As in the host, a `}` before the next `${`
+    /// ends the resolution.
     pub fn resolve(&mut self, value: &str) -> String {
         let mut out = String::new();
         let mut resolved = false;
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_are_resolved_with_the_hosts_habits() {
+    fn variables_are_resolved_as_in_the_host() {
         let sets = [("a", "1"), ("b", "two")];
         let sets = sets.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let mut variables = Variables::with(&sets);

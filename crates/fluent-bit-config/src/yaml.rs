@@ -1,5 +1,5 @@
-//! YAML: the sections of a file, made from the parser's events, so that a scalar stays the text that was
-//! written (`on`, `0750`, `1.0`), as it does in the host, and knows its line.
+//! The YAML format. Sections are built from parser events, so that scalars remain the text that was written (`on`, `0750`,
+//! `1.0`), as in the host, and have a line number.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use saphyr_parser::{Event, Parser, Span, StrInput};
 
 use crate::{Document, Entry, Place, Section};
 
-/// A value and where it begins.
+/// A value and its place.
 struct Node {
     value: Value,
     place: Place,
@@ -20,7 +20,7 @@ enum Value {
     Map(Vec<(Node, Node)>),
 }
 
-/// Far more than any configuration has; deeper ones would only use up the stack.
+/// The deepest nesting, far beyond any real configuration, so that parsing cannot overflow the stack.
 const MAX_DEPTH: usize = 64;
 
 impl Document {
@@ -34,7 +34,7 @@ impl Document {
         };
         let Value::Map(parts) = root.value else {
             bail!(
-                "{}: the file is no mapping; it may begin with service: or pipeline:",
+                "{}: the file is not a mapping; begin it with service: or pipeline:",
                 root.place
             );
         };
@@ -44,7 +44,7 @@ impl Document {
         Ok(())
     }
 
-    /// One of the file's outermost keys.
+    /// Reads one of the file's top-level keys.
     fn part(&mut self, name: &str, node: Node) -> Result<()> {
         match name {
             "env" => {
@@ -70,7 +70,7 @@ impl Document {
                         "filters" => "filter",
                         "outputs" => "output",
                         other => bail!(
-                            "{}: '{other}' is not part of a pipeline; there are inputs, filters and outputs",
+                            "{}: '{other}' is not part of a pipeline; use inputs, filters or outputs",
                             kind.place
                         ),
                     };
@@ -101,7 +101,7 @@ impl Document {
             }
             "extensions" => {}
             _ => bail!(
-                "{}: '{name}' is not known; there are env, includes, service, pipeline, parsers, plugins and others",
+                "{}: unknown key '{name}'; use env, includes, service, pipeline, parsers, plugins and others",
                 node.place
             ),
         }
@@ -116,7 +116,7 @@ impl Document {
             let key = snake_case(key.text()?);
             let values = match value.value {
                 Value::Scalar(text) => vec![text],
-                // The host sets such a key once for each item.
+                // The host sets the key once for each item.
                 Value::List(items) => {
                     let plain = items.into_iter().filter_map(|item| match item.value {
                         Value::Scalar(text) => Some(text),
@@ -145,26 +145,26 @@ impl Node {
     fn text(&self) -> Result<&str> {
         match &self.value {
             Value::Scalar(text) => Ok(text),
-            _ => bail!("{}: a plain value is expected here", self.place),
+            _ => bail!("{}: expected a plain value", self.place),
         }
     }
 
-    fn list(self, what: &str) -> Result<Vec<Node>> {
+    fn list(self, name: &str) -> Result<Vec<Node>> {
         match self.value {
             Value::List(items) => Ok(items),
-            _ => bail!("{}: {what} must be a list, '- …'", self.place),
+            _ => bail!("{}: {name} must be a list, '- …'", self.place),
         }
     }
 
-    fn map(self, what: &str) -> Result<Vec<(Node, Node)>> {
+    fn map(self, name: &str) -> Result<Vec<(Node, Node)>> {
         match self.value {
             Value::Map(pairs) => Ok(pairs),
-            _ => bail!("{}: {what} must be a mapping, 'key: value'", self.place),
+            _ => bail!("{}: {name} must be a mapping, 'key: value'", self.place),
         }
     }
 }
 
-/// `deliveryStream` as `delivery_stream`: what the host does to keys that begin with a small letter and have
+/// Converts `deliveryStream` to `delivery_stream`, as the host does for keys that begin with a lower-case letter and have
 /// no underscore.
 fn snake_case(key: &str) -> String {
     if key.contains('_') || !key.starts_with(|c: char| c.is_ascii_lowercase()) {
@@ -186,7 +186,7 @@ struct Reader<'t> {
 }
 
 impl<'t> Reader<'t> {
-    /// The first document of the file.
+    /// Parses the first document of the file.
     fn document(&mut self) -> Result<Option<Node>> {
         loop {
             let (event, span) = self.next()?;
@@ -203,12 +203,12 @@ impl<'t> Reader<'t> {
         match self.parser.next_event() {
             Some(Ok(next)) => Ok(next),
             Some(Err(error)) => bail!(
-                "{}:{}: no valid YAML: {}",
+                "{}:{}: invalid YAML: {}",
                 self.file,
                 error.marker().line(),
                 error.info()
             ),
-            None => bail!("{}: the file ends too early", self.file),
+            None => bail!("{}: unexpected end of file", self.file),
         }
     }
 
@@ -243,7 +243,7 @@ impl<'t> Reader<'t> {
                 }
             }
             Event::Alias(_) => {
-                bail!("{place}: Fluent Bit knows no aliases ('*name'): write the value out")
+                bail!("{place}: Fluent Bit does not support aliases ('*name'): write the value out")
             }
             other => bail!("{place}: unexpected {other:?}"),
         };
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
     use crate::Format;
 
-    /// Reads `main` as `fluent-bit.yaml`, beside the other files given.
+    /// Reads `main` as `fluent-bit.yaml`, in a folder with other files.
     fn read(main: &str, files: &[(&str, &str)]) -> Result<Document> {
         let folder = tempfile::tempdir()?;
         for (name, text) in files.iter().chain(&[("fluent-bit.yaml", main)]) {
@@ -327,10 +327,10 @@ pipeline:
     }
 
     #[test]
-    fn mistakes_name_file_and_line() {
+    fn errors_name_file_and_line() {
         let cases = [
-            ("service: [\n", "fluent-bit.yaml:2: no valid YAML"),
-            ("- a\n", ":1: the file is no mapping"),
+            ("service: [\n", "fluent-bit.yaml:2: invalid YAML"),
+            ("- a\n", ":1: the file is not a mapping"),
             ("service:\n  - a\n", ":2: service must be a mapping"),
             (
                 "pipeline:\n  outputs:\n    name: x\n",
@@ -340,12 +340,12 @@ pipeline:
                 "pipeline:\n  sinks: []\n",
                 ":2: 'sinks' is not part of a pipeline",
             ),
-            ("output:\n  name: x\n", "'output' is not known"),
+            ("output:\n  name: x\n", "unknown key 'output'"),
             ("includes:\n  - none.yaml\n", ":2: includes none.yaml"),
             ("includes:\n  - fluent-bit.yaml\n", "is read twice"),
             (
                 "service: &a\n  flush: 1\nenv: *a\n",
-                ":3: Fluent Bit knows no aliases",
+                ":3: Fluent Bit does not support aliases",
             ),
         ];
         for (main, message) in cases {

@@ -564,7 +564,7 @@ pipeline:
                 ":3: extra indentation level",
             ),
             ("[INPUT]\n  Name\tdummy\n", ":2: 'Name\tdummy' has no value"),
-            ("  Name dummy\n", ":1: the key stands before any section"),
+            ("  Name dummy\n", ":1: the key is outside of any section"),
             ("[INPUT]\n  Tag x\n", ":1: the section has no Name"),
             (
                 "[PARSER]\n  Name x\n",
