@@ -1150,8 +1150,8 @@ impl Writer {
         self.notice(
             "spool_written_again",
             format!(
-                "{name} was taken away while it was in use: its contents were written again under its name; do not put back \
-                 the file that was taken away"
+                "{name} was taken away while it was in use: its content was written again under its name; do not put the old \
+                 file back"
             ),
         );
         Ok(())
