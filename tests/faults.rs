@@ -269,12 +269,12 @@ fn a_refusal_that_is_not_the_objects_fault_holds_data_until_it_is_fixed() {
         ),
         (
             "status 400",
-            "look for a proxy or gateway on the way",
+            "look for a proxy or gateway in between",
             "f-400",
         ),
         (
             "status 413",
-            "raise the limit of the proxy or gateway on the way",
+            "raise the limit of the proxy or gateway in between",
             "f-413",
         ),
     ] {

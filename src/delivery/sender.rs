@@ -294,7 +294,7 @@ impl Senders {
     }
 
     /// A target is back: others may be, too.
-    fn hurry_probes(&self) {
+    pub(super) fn hurry_probes(&self) {
         let senders = self.senders.lock().expect("nothing panics with this lock");
         senders.values().for_each(|sender| sender.circuit.hurry());
     }

@@ -546,6 +546,8 @@ impl Feed {
             let stopping = *draining.borrow_and_update();
             if stopping && !std::mem::replace(&mut self.looked_at_the_end, stopping) {
                 self.waiting.look_now(now);
+                // Whoever is back gets what waits for it before the end.
+                self.senders.hurry_probes();
             }
             if self.waiting.due().is_some_and(|due| due <= now) {
                 self.look_for_room(now).await;
@@ -585,8 +587,8 @@ impl Feed {
             let all_read = self.reading.is_none()
                 && !self.waiting.is_trying()
                 && self.spool.peek(self.after).is_none()
-                && deferred.is_err()
-                && !self.begun.iter().any(|begun| self.is_admitted(begun));
+                && self.deferred.targets() == 0
+                && self.begun.is_empty();
             if stopping && all_read {
                 if let Some(objects) = &mut self.objects
                     && !objects.is_empty()
@@ -696,12 +698,7 @@ impl Feed {
     }
 
     fn is_done(&self) -> bool {
-        // Objects of a target that takes nothing stay as they are, and their chunks.
-        let stays = |chunk: &Seq| {
-            let of = |begun: &Begun| begun.pending.contents.iter().any(|it| it.chunk == *chunk);
-            self.begun.iter().any(of)
-        };
-        self.chunks.keys().all(stays)
+        self.chunks.is_empty()
             && self.loads.is_empty()
             && self.again.is_empty()
             && self.sending.is_empty()
@@ -903,7 +900,6 @@ impl Feed {
             }
             match self.senders.admits(target) {
                 Admits::All => self.has_share(target, 0, 2).then_some(now),
-                Admits::Probe(_) if self.is_stopping() => None,
                 // An object that had begun goes first: it may be there.
                 Admits::Probe(at) => {
                     let begun = |begun: &Begun| begun.target.as_ref() == Some(target);
@@ -959,16 +955,6 @@ impl Feed {
         }
     }
 
-    fn is_stopping(&self) -> bool {
-        *self.context.draining.borrow()
-    }
-
-    /// Whether an object that had begun may be built soon, and not only to probe its target.
-    fn is_admitted(&self, begun: &Begun) -> bool {
-        let target = begun.target.as_ref();
-        target.is_none_or(|target| self.senders.admits(target) == Admits::All)
-    }
-
     /// When an object that had begun may be built. `None`: not before something changes.
     fn is_due(&self, begun: &Begun) -> Option<Instant> {
         let Some(target) = &begun.target else {
@@ -976,7 +962,6 @@ impl Feed {
         };
         match self.senders.admits(target) {
             Admits::All => Some(begun.due),
-            Admits::Probe(_) if self.is_stopping() => None,
             Admits::Probe(at) => Some(begun.due.max(at)),
             Admits::Nothing => None,
         }
@@ -1368,16 +1353,6 @@ impl Feed {
 
     /// Says what is in the spool still, when all that can be delivered is.
     fn say_what_stays(&self) {
-        if self.deferred.records() > 0 {
-            self.context.log.say(
-                Level::Warn,
-                &format!(
-                    "{} records for {} targets that are unavailable stay in the spool",
-                    self.deferred.records(),
-                    self.deferred.targets(),
-                ),
-            );
-        }
         if !self.waiting.is_empty() {
             self.context.log.say(
                 Level::Warn,
@@ -1455,6 +1430,16 @@ impl Feed {
             } => {
                 events.sort_unstable();
                 self.deferred.add(&target, chunk, ranges(&events));
+                // With every probe that fails, and so at most once a minute.
+                self.context.log.trouble(
+                    Level::Warn,
+                    "deferred",
+                    &format!(
+                        "{} records wait in the spool for {} of the output's targets",
+                        self.deferred.records(),
+                        self.deferred.targets(),
+                    ),
+                );
             }
         }
     }

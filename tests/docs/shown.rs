@@ -9,7 +9,7 @@ use std::process::Command;
 
 use ferry::check::host;
 use ferry::config::Config;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{files, pages, read, root};
 
@@ -502,7 +502,7 @@ fn every_file_test_and_metric_that_is_named_is_there() {
 
 /// Dead letters are mended as the page says, and a replay takes what comes of it.
 #[test]
-fn dead_letters_are_mended_as_it_is_shown() {
+fn dead_letters_in_base64_are_read_as_it_is_shown() {
     let is_there = |program: &str, argument: &str| {
         let said = Command::new(program).arg(argument).output();
         said.is_ok_and(|said| said.status.success())
@@ -532,51 +532,7 @@ fn dead_letters_are_mended_as_it_is_shown() {
 
     let shown = blocks.iter().find(|block| block.kind == "json");
     let shown: Value = serde_json::from_str(&shown.expect("a letter").text).unwrap();
-    let letter = |reason: &str, record: Value| {
-        let mut letter = shown.clone();
-        letter["reason"] = reason.into();
-        letter["record"] = record.to_string().into();
-        letter
-    };
-    let long = letter(
-        "too_large",
-        json!({"level": "info", "message": "가".repeat(400_000)}),
-    );
-    let short = letter("refused", json!({"level": "info"}));
-    let letters = dir.path().join("dead-letters.ndjson.replaying");
-    fs::write(&letters, format!("{long}\n{short}\n")).unwrap();
-    run(&script("jq -c"));
-    let mended = read(&dir.path().join("mended.ndjson"));
-    let mended: Vec<Value> = mended
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect();
-    assert_eq!(mended.len(), 2);
-    assert_eq!(mended[1], short);
-    let record: Value = serde_json::from_str(mended[0]["record"].as_str().unwrap()).unwrap();
-    assert_eq!(record["message"].as_str().unwrap().chars().count(), 100_000);
-    assert_eq!(record["level"], "info");
-
-    let config = dir.path().join("fluent-bit.conf");
-    let here = dir.path().display();
-    fs::write(
-        &config,
-        format!(
-            "[OUTPUT]\n    Name ferry\n    Match *\n    url file://{here}/objects\n    spool_dir {here}/spool\n"
-        ),
-    )
-    .unwrap();
-    let mended = dir.path().join("mended.ndjson");
-    let replayed = Command::new(env!("CARGO_BIN_EXE_ferry"))
-        .arg("replay")
-        .args([&config, &mended])
-        .arg("--dry-run")
-        .output()
-        .expect("ferry runs");
-    let said = String::from_utf8_lossy(&replayed.stderr);
-    assert_eq!(replayed.status.code(), Some(0), "{said}");
-
-    // What is in base64: the first script's lines are for gzip, and for msgpack.
+    // The first of its commands is for gzip, the second for msgpack.
     let reading = script("record_base64");
     let (gzip, msgpack) = reading.split_once('\n').expect("two commands");
     let in_base64 = |bytes: &[u8]| {

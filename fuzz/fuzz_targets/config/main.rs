@@ -105,10 +105,10 @@ fn harmless(key: &str, value: &str) -> String {
 /// user's password, the `@` behind it, and the end of a query or a fragment.
 fn with_secrets(value: &str) -> String {
     let host = value.find("://").map_or(0, |at| at + 3);
-    let end_of_user = value.rfind('@').unwrap_or(0);
+    let user = value.rfind('@').map_or(host..host, |end| host..end + 1);
     let mut out = String::new();
     for (at, c) in value.char_indices() {
-        if (host..=end_of_user).contains(&at) && "?#/@".contains(c) {
+        if user.contains(&at) && "?#/@".contains(c) {
             out += SECRET;
         }
         out.push(c);

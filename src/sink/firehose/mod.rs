@@ -237,7 +237,7 @@ impl StreamShapes {
                 Level::Warn,
                 "describe",
                 stream,
-                &format!("delivery stream '{stream}' could not be shape_of: {fault}; {meanwhile}"),
+                &format!("delivery stream '{stream}' could not be described: {fault}; {meanwhile}"),
             );
         }
         Description {

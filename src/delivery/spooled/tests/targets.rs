@@ -317,28 +317,37 @@ async fn an_object_whose_answer_was_lost_goes_under_its_name_again_when_its_fold
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_waits_for_no_sick_target_and_says_what_stays() {
+async fn a_stop_asks_each_target_once_more_and_the_next_run_finds_what_stays() {
     let cases: [(&[_], &[_], _); 2] = [(FIREHOSE, &BY_RECORD, WIDE), (BLOB, &FOLDERS, OBJECT)];
     for (kind, keys, shape) in cases {
-        let dir = tempfile::tempdir().unwrap();
-        let ward = Ward::new(shape);
-        ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
-        let bench = start(dir.path(), &ward, &[kind, keys].concat());
-        keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
-        in_time("the refusal", || bench.said("is unavailable")).await;
-        keep(&bench, events(&[("bad", "c"), ("good", "d")], 0)).await;
-        let lines = bench.lines.clone();
-        stop_in_time(bench).await;
-        assert_eq!(ward.events().len(), 2);
-        let lines = lines.0.lock().unwrap().clone();
-        let stays = |(_, line): &(_, String)| line.contains("stay in the spool");
-        assert!(lines.iter().any(stays), "{lines:?}");
-        // The next run finds it.
-        ward.is("bad", None);
-        let bench = start(dir.path(), &ward, &[kind, keys].concat());
-        in_time("the rest", || bench.spool.usage().unfinished == 0).await;
-        assert_eq!(ward.events().values().sum::<usize>(), 4);
-        stop_in_time(bench).await;
+        for is_back in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let ward = Ward::new(shape);
+            ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+            let bench = start(dir.path(), &ward, &[kind, keys].concat());
+            keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
+            in_time("the refusal", || bench.said("is unavailable")).await;
+            keep(&bench, events(&[("bad", "c"), ("good", "d")], 0)).await;
+            if is_back {
+                ward.is("bad", None);
+                stop_in_time(bench).await;
+            } else {
+                let asked = ward.asked_for("bad");
+                bench.pipeline.drain();
+                in_time("the last word", || {
+                    ward.asked_for("bad") > asked && ward.events().len() == 2
+                })
+                .await;
+                // As when exit_deadline is over.
+                let left = bench.crash_image();
+                bench.feed.abort();
+                ward.is("bad", None);
+                let bench = start(left.path(), &ward, &[kind, keys].concat());
+                in_time("the rest", || bench.spool.usage().unfinished == 0).await;
+                stop_in_time(bench).await;
+            }
+            assert_eq!(ward.events().values().sum::<usize>(), 4, "{is_back}");
+        }
     }
 }
 
