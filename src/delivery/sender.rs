@@ -630,7 +630,8 @@ impl Sender {
         self.senders.changed.notify_one();
         let Some(mut answered) = answered else { return };
         let now = Instant::now();
-        if let Some((target, fault)) = answered.refused.take()
+        if self.shared
+            && let Some((target, fault)) = answered.refused.take()
             && self.senders.isolate(&target, &fault)
         {
             // The store lives.

@@ -346,7 +346,8 @@ async fn a_stop_asks_each_target_once_more_and_the_next_run_finds_what_stays() {
                 in_time("the rest", || bench.spool.usage().unfinished == 0).await;
                 stop_in_time(bench).await;
             }
-            assert_eq!(ward.events().values().sum::<usize>(), 4, "{is_back}");
+            // What the first run had on its way may be there twice: it is not killed here.
+            assert_eq!(ward.events().len(), 4, "{is_back}");
         }
     }
 }
