@@ -620,6 +620,12 @@ impl Sender {
 
     /// Hears what came of a request.
     fn take_back(&mut self, back: Back) {
+        self.conclude(back);
+        // Whoever waits for a change looks at what it has led to.
+        self.senders.changed.notify_one();
+    }
+
+    fn conclude(&mut self, back: Back) {
         let Back {
             request,
             permit,
@@ -627,7 +633,6 @@ impl Sender {
         } = back;
         self.began.remove(&request);
         self.probing &= !permit.is_probe();
-        self.senders.changed.notify_one();
         let Some(mut answered) = answered else { return };
         let now = Instant::now();
         if self.shared
@@ -744,7 +749,9 @@ impl Sender {
             self.swept = given_up;
         }
         let Some(target) = self.packer.next_target() else {
-            self.probe = None;
+            if self.probe.take().is_some() {
+                self.senders.changed.notify_one();
+            }
             return;
         };
         let mut limits = self.senders.context.sink.shape(&target).await.limits;
