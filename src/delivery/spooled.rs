@@ -914,7 +914,7 @@ impl Feed {
     /// it has reached that, it must be down to a `part` of it.
     fn has_share(&self, target: &str, bytes: usize, part: usize) -> bool {
         // Objects go to a store one by one, and are as many as it takes.
-        if self.senders.has_one_target() || self.objects.is_some() {
+        if self.senders.has_one_target() || self.context.nature.objects.is_some() {
             return true;
         }
         let (own, others) = self.senders.held(target);
@@ -929,10 +929,12 @@ impl Feed {
         if self.senders.has_one_target() {
             return true;
         }
-        let is_load = reading.target.as_ref() == Some(target);
-        (is_load || !self.deferred.waits_for(target))
-            && self.senders.admits(target) == Admits::All
-            && self.has_share(target, bytes, 1)
+        let has_its_turn = match reading.target.as_ref() == Some(target) {
+            // By what let it be read again, or it would be read again at once.
+            true => self.has_share(target, 0, 2),
+            false => !self.deferred.waits_for(target) && self.has_share(target, bytes, 1),
+        };
+        has_its_turn && self.senders.admits(target) == Admits::All
     }
 
     /// Events of a chunk wait for their target.

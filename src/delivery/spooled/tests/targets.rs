@@ -6,6 +6,7 @@ use rand::seq::IndexedRandom as _;
 use tokio::sync::watch;
 
 use super::*;
+use crate::metrics::Stage;
 use crate::sink::outcome::Class;
 
 /// What is the matter with a target.
@@ -229,6 +230,32 @@ async fn a_sick_stream_holds_no_memory_that_others_need() {
         assert_eq!(ward.events().len(), 40, "{sick:?}");
         bench.feed.abort();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_more_than_a_slow_streams_share_is_not_read_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(WIDE);
+    ward.is("bad", Some(Sick::Hangs));
+    let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+    // The second is more than is left of its share, and the first leaves more than half of that.
+    for lines in [600, 3_500] {
+        let bad: Vec<_> = (0..lines).map(|n| format!("bad-{lines}-{n}")).collect();
+        let bad: Vec<_> = bad.iter().map(|event| ("bad", event.as_str())).collect();
+        keep(&bench, events(&bad, 700)).await;
+    }
+    keep(&bench, events(&[("good", "a")], 0)).await;
+    until("the good record", || ward.events().len() == 1).await;
+    let encoded = || bench.pipeline.metrics().bytes.get(Stage::Encoded);
+    let before = encoded();
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(encoded(), before);
+    ward.is("bad", None);
+    in_time("all of it", || ward.events().len() == 4_101).await;
+    stop_in_time(bench).await;
 }
 
 #[tokio::test(start_paused = true)]
