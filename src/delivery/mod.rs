@@ -31,6 +31,7 @@ use sender::Senders;
 use spooled::Feed;
 
 pub mod ack;
+mod background;
 pub mod batch;
 mod circuit;
 mod concurrency;
@@ -44,6 +45,7 @@ mod intake;
 mod letters;
 mod memory;
 mod objects;
+mod rebuild;
 mod redelivery;
 mod report;
 mod retry;

@@ -13,7 +13,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,6 +23,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
+use super::background::Background;
 use super::circuit::CircuitPermit;
 use super::context::Context;
 use super::cut::{Cutter, OBJECT_BYTES};
@@ -31,13 +31,13 @@ use super::deferred::{Deferred, Load};
 use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::Share;
-use super::objects::{Body, Bounds, Objects, SealedObject};
+use super::objects::{Bounds, Objects, SealedObject};
+use super::rebuild::{build_again, is_in, letters_of, quarantine};
 use super::sender::{Admits, Queued, Senders};
 use super::waiting::{Bad, WaitingLetters};
 use crate::buffers;
 use crate::buffers::Payload;
 use crate::codec::json;
-use crate::codec::rejected::Letter;
 use crate::codec::{Encoded, NeedsMore, Part, Place, STEP_BYTES};
 use crate::config::open_objects;
 use crate::delivery::ack::{
@@ -85,22 +85,6 @@ const LIVED: Duration = match cfg!(test) {
 const MANY_SUSPECTS: usize = 3;
 /// How long one waits for its turn. After that it is not alone, and a crash is not attributed to it.
 const TURN: Duration = Duration::from_secs(5);
-
-/// Steps of nice(2) by which encoding and compressing step back: who waits for a flush, the host's threads and
-/// the application beside it come first, and the spool keeps what comes meanwhile. A quarter of a processor is
-/// left where one other thread wants all of it.
-const NICENESS: i32 = 5;
-
-/// Whether an event is among some.
-fn is_in(events: &Events, event: u32) -> bool {
-    match events {
-        Events::All => true,
-        Events::Runs(runs) => {
-            let at = runs.partition_point(|run| run.end <= event);
-            runs.get(at).is_some_and(|run| run.contains(&event))
-        }
-    }
-}
 
 /// Which events of a chunk are read.
 #[derive(Debug)]
@@ -1770,171 +1754,6 @@ fn refused(events: &[u32], refusal: Arc<Refusal>) -> Bad {
         events: ranges(events),
         refusal: Some(refusal),
         needs: 0,
-    }
-}
-
-/// The letters of a step of which nothing can be sent, and the events that they are of.
-fn letters_of(
-    encoded: Encoded,
-    tag: &Arc<[u8]>,
-    refusal: Option<&Refusal>,
-) -> (Vec<Letter>, Vec<u32>) {
-    let (mut letters, mut lettered) = (encoded.letters, encoded.lettered);
-    for part in encoded.parts {
-        lettered.extend_from_slice(&part.events);
-        match refusal {
-            Some(refusal) => {
-                let (target, fault) = (&refusal.target, &refusal.fault);
-                letters.push(dead_letter::refused(tag, target, fault, part.text.into()));
-            }
-            // What no record can hold, also where it is compressed.
-            None => {
-                let mut start = 0;
-                for end in part.ends {
-                    let line = &part.text[start..end];
-                    let detail = format!(
-                        "a record of {} bytes, which the destination does not take",
-                        line.len()
-                    );
-                    letters.push(Letter::too_large(tag, line, detail));
-                    start = end;
-                }
-            }
-        }
-    }
-    (letters, lettered)
-}
-
-/// Writes the letters of a chunk's events into the spool's quarantine.
-fn quarantine(
-    cutter: &Cutter,
-    spool: &Spool,
-    chunk: Seq,
-    tag: &Arc<[u8]>,
-    data: &Bytes,
-    all: &[Bad],
-) -> std::io::Result<String> {
-    let encoding = cutter.encoding();
-    spool.quarantine(&format!("dead-letters-{chunk:020}.ndjson"), &mut |out| {
-        for bad in all {
-            let events = Events::Runs(bad.events.clone());
-            for step in encoding.steps(tag, data, |event| is_in(&events, event)) {
-                let (letters, _) = letters_of(step, tag, bad.refusal.as_deref());
-                dead_letter::lines(&letters, out)?;
-            }
-        }
-        Ok(())
-    })
-}
-
-/// What was built from the chunks of an object that had begun.
-struct Rebuilt {
-    body: Payload,
-    /// The events in it, by chunk.
-    events: Vec<(Seq, Vec<Range<u32>>)>,
-    /// Lines in it.
-    lines: usize,
-    /// What is no line any more.
-    letters: Vec<Letter>,
-    /// Events that have no `log_key` any more.
-    skipped: usize,
-    /// Chunks that cannot be read any more.
-    corrupt: Vec<Seq>,
-    /// Where it goes.
-    target: Option<String>,
-}
-
-/// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
-/// and said; what was a line when the note was written and is none any more becomes a letter.
-fn build_again(
-    cutter: &Cutter,
-    intake: &Intake,
-    contents: &[Content],
-    alone: bool,
-) -> Result<Rebuilt, Unreadable> {
-    let (mut lines, mut events) = (0, Vec::new());
-    let spool = intake.spool();
-    let mut body = Body::new(cutter.compression());
-    let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
-    let mut target = None;
-    for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
-        spool.begin_work(content.chunk, Work::Rebuild, alone);
-        let stored = match spool.read(content.chunk) {
-            Ok(stored) => stored,
-            Err(Unreadable::Corrupt { words, kept }) => {
-                intake.corrupt(&words, kept);
-                corrupt.push(content.chunk);
-                continue;
-            }
-            Err(Unreadable::Finished) => {
-                corrupt.push(content.chunk);
-                continue;
-            }
-            // The object has the lines that its note names, or it waits.
-            Err(later) => return Err(later),
-        };
-        let wanted = |event| is_in(&content.events, event);
-        let (encoding, tag) = (cutter.encoding(), stored.tag.into());
-        let mut sent = Vec::new();
-        for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
-            for part in encoded.parts {
-                target.get_or_insert_with(|| cutter.target(&part));
-                lines += part.ends.len();
-                sent.extend_from_slice(&part.events);
-                body.push(&part.text);
-                buffers::give(part.text);
-            }
-            letters.append(&mut encoded.letters);
-            skipped += encoded.skipped.len();
-        }
-        sent.sort_unstable();
-        events.push((content.chunk, ranges(&sent)));
-    }
-    Ok(Rebuilt {
-        body: body.finish(),
-        events,
-        lines,
-        letters,
-        skipped,
-        corrupt,
-        target,
-    })
-}
-
-/// A thread for what takes the feed long: reading, encoding, compressing. One for all of it, one thing after the
-/// other, as the feed wants them: a system's allocator may keep what a thread has freed for that thread, and the
-/// megabytes of a chunk would be kept as many times as there are threads that took turns. It steps back behind all
-/// others that want a processor. Ends when this is dropped.
-struct Background(std::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>);
-
-impl Background {
-    /// Within a runtime, which waits for the thread when it goes down.
-    fn start() -> Background {
-        let (jobs, todo) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
-        spawn_blocking(move || {
-            // Concerns the calling thread alone. Where it is not allowed, all goes on as it was.
-            let _ = rustix::process::nice(NICENESS);
-            for job in todo {
-                // Whoever waits for it is told, by a sender that is dropped.
-                let _ = catch_unwind(AssertUnwindSafe(job));
-            }
-        });
-        Background(jobs)
-    }
-
-    /// Queues work, and gives what comes of it later. An error where it panicked.
-    fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> oneshot::Receiver<T> {
-        let (done, result) = oneshot::channel();
-        let job = move || {
-            // Fails where nobody waits any more.
-            let _ = done.send(work());
-        };
-        // Fails where the runtime goes down, and the thread with it: so does the sender.
-        let _ = self.0.send(Box::new(job));
-        result
     }
 }
 

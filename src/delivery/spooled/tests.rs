@@ -923,22 +923,6 @@ fn contents_are_told_by_chunk_whole_or_in_runs() {
     }
 }
 
-#[tokio::test]
-async fn what_takes_long_steps_back_on_one_thread_that_outlives_a_panic() {
-    let niceness = || rustix::process::getpriority_process(None).unwrap();
-    let own = niceness();
-    let background = Background::start();
-    let looked = move || (niceness(), std::thread::current().id());
-    let first = background.run(looked).await.unwrap();
-    assert_eq!(first.0, (own + NICENESS).min(19));
-    background
-        .run(|| panic!("as a bug would"))
-        .await
-        .expect_err("whoever waits is told");
-    assert_eq!(background.run(looked).await.unwrap(), first);
-    assert_eq!(niceness(), own);
-}
-
 #[test]
 fn a_stop_in_the_middle_of_work_lets_go_of_the_spool() {
     use crate::output::Instance;

@@ -1,0 +1,156 @@
+//! What is made once more of events that are in the spool still: an object that had begun, and dead letters.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::cut::Cutter;
+use super::intake::Intake;
+use super::objects::Body;
+use super::waiting::Bad;
+use crate::buffers::{self, Payload};
+use crate::codec::Encoded;
+use crate::codec::rejected::Letter;
+use crate::delivery::ack::{Refusal, ranges};
+use crate::delivery::dead_letter;
+use crate::spool::{Content, Events, Seq, Spool, Unreadable, Work};
+
+/// Whether an event is among some.
+pub(super) fn is_in(events: &Events, event: u32) -> bool {
+    match events {
+        Events::All => true,
+        Events::Runs(runs) => {
+            let at = runs.partition_point(|run| run.end <= event);
+            runs.get(at).is_some_and(|run| run.contains(&event))
+        }
+    }
+}
+
+/// The letters of a step of which nothing can be sent, and the events that they are of.
+pub(super) fn letters_of(
+    encoded: Encoded,
+    tag: &Arc<[u8]>,
+    refusal: Option<&Refusal>,
+) -> (Vec<Letter>, Vec<u32>) {
+    let (mut letters, mut lettered) = (encoded.letters, encoded.lettered);
+    for part in encoded.parts {
+        lettered.extend_from_slice(&part.events);
+        match refusal {
+            Some(refusal) => {
+                let (target, fault) = (&refusal.target, &refusal.fault);
+                letters.push(dead_letter::refused(tag, target, fault, part.text.into()));
+            }
+            // What no record can hold, also where it is compressed.
+            None => {
+                let mut start = 0;
+                for end in part.ends {
+                    let line = &part.text[start..end];
+                    let detail = format!(
+                        "a record of {} bytes, which the destination does not take",
+                        line.len()
+                    );
+                    letters.push(Letter::too_large(tag, line, detail));
+                    start = end;
+                }
+            }
+        }
+    }
+    (letters, lettered)
+}
+
+/// Writes the letters of a chunk's events into the spool's quarantine.
+pub(super) fn quarantine(
+    cutter: &Cutter,
+    spool: &Spool,
+    chunk: Seq,
+    tag: &Arc<[u8]>,
+    data: &Bytes,
+    all: &[Bad],
+) -> std::io::Result<String> {
+    let encoding = cutter.encoding();
+    spool.quarantine(&format!("dead-letters-{chunk:020}.ndjson"), &mut |out| {
+        for bad in all {
+            let events = Events::Runs(bad.events.clone());
+            for step in encoding.steps(tag, data, |event| is_in(&events, event)) {
+                let (letters, _) = letters_of(step, tag, bad.refusal.as_deref());
+                dead_letter::lines(&letters, out)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What was built from the chunks of an object that had begun.
+pub(super) struct Rebuilt {
+    pub(super) body: Payload,
+    /// The events in it, by chunk.
+    pub(super) events: Vec<(Seq, Vec<Range<u32>>)>,
+    /// Lines in it.
+    pub(super) lines: usize,
+    /// What is no line any more.
+    pub(super) letters: Vec<Letter>,
+    /// Events that have no `log_key` any more.
+    pub(super) skipped: usize,
+    /// Chunks that cannot be read any more.
+    pub(super) corrupt: Vec<Seq>,
+    /// Where it goes.
+    pub(super) target: Option<String>,
+}
+
+/// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
+/// and said; what was a line when the note was written and is none any more becomes a letter.
+pub(super) fn build_again(
+    cutter: &Cutter,
+    intake: &Intake,
+    contents: &[Content],
+    alone: bool,
+) -> Result<Rebuilt, Unreadable> {
+    let (mut lines, mut events) = (0, Vec::new());
+    let spool = intake.spool();
+    let mut body = Body::new(cutter.compression());
+    let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
+    let mut target = None;
+    for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
+        spool.begin_work(content.chunk, Work::Rebuild, alone);
+        let stored = match spool.read(content.chunk) {
+            Ok(stored) => stored,
+            Err(Unreadable::Corrupt { words, kept }) => {
+                intake.corrupt(&words, kept);
+                corrupt.push(content.chunk);
+                continue;
+            }
+            Err(Unreadable::Finished) => {
+                corrupt.push(content.chunk);
+                continue;
+            }
+            // The object has the lines that its note names, or it waits.
+            Err(later) => return Err(later),
+        };
+        let wanted = |event| is_in(&content.events, event);
+        let (encoding, tag) = (cutter.encoding(), stored.tag.into());
+        let mut sent = Vec::new();
+        for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
+            for part in encoded.parts {
+                target.get_or_insert_with(|| cutter.target(&part));
+                lines += part.ends.len();
+                sent.extend_from_slice(&part.events);
+                body.push(&part.text);
+                buffers::give(part.text);
+            }
+            letters.append(&mut encoded.letters);
+            skipped += encoded.skipped.len();
+        }
+        sent.sort_unstable();
+        events.push((content.chunk, ranges(&sent)));
+    }
+    Ok(Rebuilt {
+        body: body.finish(),
+        events,
+        lines,
+        letters,
+        skipped,
+        corrupt,
+        target,
+    })
+}
