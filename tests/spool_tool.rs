@@ -277,29 +277,21 @@ fn a_segment_that_only_others_may_read_is_no_reason_to_take_it_away() {
         let is_segment = path.extension().is_some_and(|end| end == "seg");
         allow(&path, if is_segment { 0o000 } else { 0o644 });
     }
-    for command in ["inspect", "verify", "export"] {
-        let mut run = Command::new(env!("CARGO_BIN_EXE_ferry"));
-        run.args(["spool", command]).arg(&spool);
-        let said = as_a_user(&mut run).output().unwrap();
-        assert_eq!(said.status.code(), Some(2), "{said:?}");
-        let words = String::from_utf8(said.stderr).unwrap();
-        assert!(
-            words.contains("run this as the user that Fluent Bit runs as"),
-            "{words}"
-        );
-        assert!(!words.contains("moving"), "{words}");
-    }
-    allow(&spool, 0o000);
-    for command in ["inspect", "verify", "export"] {
-        let mut run = Command::new(env!("CARGO_BIN_EXE_ferry"));
-        run.args(["spool", command]).arg(&spool);
-        let said = as_a_user(&mut run).output().unwrap();
-        assert_eq!(said.status.code(), Some(2), "{said:?}");
-        let words = String::from_utf8(said.stderr).unwrap();
-        assert!(
-            words.contains("run this as the user that Fluent Bit runs as"),
-            "{words}"
-        );
+    // Neither where its segments may not be read, nor where the folder may not.
+    for mode in [0o755, 0o000] {
+        allow(&spool, mode);
+        for command in ["inspect", "verify", "export"] {
+            let mut run = Command::new(env!("CARGO_BIN_EXE_ferry"));
+            run.args(["spool", command]).arg(&spool);
+            let said = as_a_user(&mut run).output().unwrap();
+            assert_eq!(said.status.code(), Some(2), "{said:?}");
+            let words = String::from_utf8(said.stderr).unwrap();
+            assert!(
+                words.contains("run this as the user that Fluent Bit runs as"),
+                "{words}"
+            );
+            assert!(!words.contains("moving"), "{words}");
+        }
     }
     allow(&spool, 0o755);
 }

@@ -167,30 +167,17 @@ impl AckTracker {
         }
     }
 
-    /// The same for a chunk of the spool: nobody waits, `completed` is told instead. Hold a guard
-    /// ([`AckTracker::hold`]) until all others are made.
+    /// The same for a chunk of the spool, or for events of it that were deferred: nobody waits, `completed` is told instead.
+    /// Hold a guard ([`AckTracker::hold`]) until all others are made.
     pub fn of_chunk(
         tag: &[u8],
         settled: EventSet,
-        chunk: u64,
+        owner: Owner,
         completed: mpsc::UnboundedSender<News>,
     ) -> AckTracker {
         AckTracker {
-            reports_to: Some((Owner::Chunk(chunk), completed)),
+            reports_to: Some((owner, completed)),
             ..AckTracker::new(tag, settled)
-        }
-    }
-
-    /// The same for events of a chunk that were deferred and are read again, in a `load`.
-    pub fn of_deferred(
-        tag: &[u8],
-        load: u64,
-        chunk: u64,
-        completed: mpsc::UnboundedSender<News>,
-    ) -> AckTracker {
-        AckTracker {
-            reports_to: Some((Owner::Deferred { load, chunk }, completed)),
-            ..AckTracker::new(tag, EventSet::default())
         }
     }
 
@@ -453,6 +440,11 @@ pub(super) fn contents<'t>(guards: impl Iterator<Item = &'t AckGuard>) -> Vec<Co
         Content { chunk, events }
     };
     chunks.into_iter().map(content).collect()
+}
+
+/// The number of events in ranges.
+pub(super) fn count(runs: &[Range<u32>]) -> u64 {
+    runs.iter().map(|run| u64::from(run.end - run.start)).sum()
 }
 
 /// Numbers in ascending order, as ranges.

@@ -124,9 +124,7 @@ impl<T> Packer<T> {
 
     /// Drops records whose every guard is `stale`.
     pub fn retain_fresh(&mut self, stale: impl Fn(&T) -> bool) {
-        self.queue
-            .retain(|record| !record.pieces.iter().all(|piece| stale(&piece.guard)));
-        self.bytes = self.queue.iter().map(|record| record.bytes).sum();
+        drop(self.extract(stale));
     }
 
     /// Takes the records out whose pieces are all `so`.

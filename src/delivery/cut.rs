@@ -124,7 +124,7 @@ impl Cutter {
                 guard: tracker.guard(&events, run),
             };
             let pieces = runs.into_iter().map(piece).collect();
-            return self.address(pieces, part.target);
+            return address(pieces, part.target);
         }
         let text_bytes = limits.record_bytes.max(COMPRESSED_RUN_BYTES);
         let mut todo = runs(&part.ends, text_bytes, limits.record_lines);
@@ -152,22 +152,7 @@ impl Cutter {
             }
         }
         buffers::give(part.text);
-        self.address(pieces, part.target)
-    }
-
-    /// Where a target shares its sender with others, its pieces say where they go.
-    fn address(
-        &self,
-        mut pieces: Vec<Piece<AckGuard>>,
-        target: Option<String>,
-    ) -> Vec<Piece<AckGuard>> {
-        if let Some(target) = target {
-            let target: Arc<str> = target.into();
-            for piece in &mut pieces {
-                piece.guard.goes_to(&target);
-            }
-        }
-        pieces
+        address(pieces, part.target)
     }
 
     /// What a piece needs beside its bytes.
@@ -191,6 +176,17 @@ impl Cutter {
             );
         }
     }
+}
+
+/// Where a target shares its sender with others, its pieces say where they go.
+fn address(mut pieces: Vec<Piece<AckGuard>>, target: Option<String>) -> Vec<Piece<AckGuard>> {
+    if let Some(target) = target {
+        let target: Arc<str> = target.into();
+        for piece in &mut pieces {
+            piece.guard.goes_to(&target);
+        }
+    }
+    pieces
 }
 
 fn count(lines: usize) -> u32 {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use crate::spool::Seq;
+use super::ack::count;
+use crate::spool::{Seq, merge};
 
 /// What a chunk in a queue needs beside the ranges of its events, about.
 const CHUNK_BYTES: usize = 128;
@@ -34,8 +35,6 @@ pub(super) struct Deferred {
 #[derive(Debug, Default)]
 struct Queue {
     chunks: BTreeMap<Seq, Vec<Range<u32>>>,
-    /// Events in it.
-    records: u64,
     /// Until then none of them is tried.
     not_before: Option<Instant>,
     /// The last chunk that could not be read, while the ones behind it are tried.
@@ -53,28 +52,24 @@ pub(super) struct Load {
 
 impl Deferred {
     /// Adds events of a chunk. They may touch those that are there.
-    pub(super) fn add(&mut self, target: &Arc<str>, chunk: Seq, mut events: Vec<Range<u32>>) {
-        events.retain(|run| !run.is_empty());
-        if events.is_empty() {
+    pub(super) fn add(&mut self, target: &Arc<str>, chunk: Seq, events: &[Range<u32>]) {
+        if count(events) == 0 {
             return;
         }
         if !self.targets.contains_key(target) {
             self.bytes += QUEUE_BYTES + target.len();
         }
         let queue = self.targets.entry(Arc::clone(target)).or_default();
-        if let Some(before) = queue.chunks.remove(&chunk) {
-            queue.records -= count(&before);
-            self.records -= count(&before);
-            self.bytes -= bytes(&before);
-            events.extend(before);
-        } else {
+        let all = queue.chunks.entry(chunk).or_default();
+        if all.is_empty() {
             *self.chunks.entry(chunk).or_default() += 1;
+        } else {
+            self.records -= count(all);
+            self.bytes -= bytes(all);
         }
-        let events = merged(events);
-        queue.records += count(&events);
-        self.records += count(&events);
-        self.bytes += bytes(&events);
-        queue.chunks.insert(chunk, events);
+        merge(all, events);
+        self.records += count(all);
+        self.bytes += bytes(all);
     }
 
     /// Takes the oldest chunk of a target, with its first events if they are more than `most`.
@@ -95,7 +90,7 @@ impl Deferred {
         let target = Arc::clone(target);
         let events = self.remove(&target, chunk)?;
         let (first, rest) = split(events, most);
-        self.add(&target, chunk, rest);
+        self.add(&target, chunk, &rest);
         self.served = Some(Arc::clone(&target));
         Some(Load {
             target,
@@ -107,7 +102,7 @@ impl Deferred {
     /// A chunk that was taken cannot be read now: those behind it go first.
     pub(super) fn put_back_unreadable(&mut self, load: Load) {
         let chunk = load.chunk;
-        self.add(&load.target, chunk, load.events);
+        self.add(&load.target, chunk, &load.events);
         if let Some(queue) = self.targets.get_mut(&load.target) {
             queue.unreadable = Some(chunk);
         }
@@ -123,7 +118,6 @@ impl Deferred {
     fn remove(&mut self, target: &str, chunk: Seq) -> Option<Vec<Range<u32>>> {
         let queue = self.targets.get_mut(target)?;
         let events = queue.chunks.remove(&chunk)?;
-        queue.records -= count(&events);
         self.records -= count(&events);
         self.bytes -= bytes(&events);
         if queue.chunks.is_empty() {
@@ -204,29 +198,8 @@ impl Deferred {
     }
 }
 
-fn count(events: &[Range<u32>]) -> u64 {
-    events
-        .iter()
-        .map(|run| u64::from(run.end - run.start))
-        .sum()
-}
-
 fn bytes(events: &[Range<u32>]) -> usize {
     CHUNK_BYTES + size_of_val(events)
-}
-
-/// Sorted, and joined where they touch.
-fn merged(mut events: Vec<Range<u32>>) -> Vec<Range<u32>> {
-    events.sort_unstable_by_key(|run| run.start);
-    let mut merged: Vec<Range<u32>> = Vec::with_capacity(events.len());
-    for run in events {
-        match merged.last_mut() {
-            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
-            _ => merged.push(run),
-        }
-    }
-    merged.shrink_to_fit();
-    merged
 }
 
 /// The first `most` events, and the others.
@@ -268,8 +241,8 @@ mod tests {
         let now = Instant::now();
         let mut deferred = Deferred::default();
         for chunk in [7, 3, 5] {
-            deferred.add(&target("a"), chunk, run(0..2));
-            deferred.add(&target("b"), chunk, run(2..3));
+            deferred.add(&target("a"), chunk, &run(0..2));
+            deferred.add(&target("b"), chunk, &run(2..3));
         }
         assert_eq!((deferred.records(), deferred.targets()), (9, 2));
         let mut served = Vec::new();
@@ -290,8 +263,8 @@ mod tests {
     fn a_target_that_is_not_admitted_is_passed_by() {
         let now = Instant::now();
         let mut deferred = Deferred::default();
-        deferred.add(&target("sick"), 1, run(0..1));
-        deferred.add(&target("well"), 1, run(1..2));
+        deferred.add(&target("sick"), 1, &run(0..1));
+        deferred.add(&target("well"), 1, &run(1..2));
         let admits = |of: &Arc<str>| (&**of == "well").then_some(now);
         assert_eq!(deferred.next_target(now, admits), Ok(target("well")));
         deferred.take("well", ALL, now);
@@ -305,7 +278,7 @@ mod tests {
     fn a_probe_takes_the_first_events_alone() {
         let now = Instant::now();
         let mut deferred = Deferred::default();
-        deferred.add(&target("a"), 1, vec![0..2, 5..9]);
+        deferred.add(&target("a"), 1, &[0..2, 5..9]);
         let load = deferred.take("a", 3, now).unwrap();
         assert_eq!(load.events, [0..2, 5..6]);
         assert_eq!(deferred.take("a", ALL, now).unwrap().events, run(6..9));
@@ -315,8 +288,8 @@ mod tests {
     fn a_chunk_that_cannot_be_read_lets_those_behind_it_go_first() {
         let now = Instant::now();
         let mut deferred = Deferred::default();
-        deferred.add(&target("a"), 1, run(0..2));
-        deferred.add(&target("a"), 2, run(0..2));
+        deferred.add(&target("a"), 1, &run(0..2));
+        deferred.add(&target("a"), 2, &run(0..2));
         let first = deferred.take("a", ALL, now).unwrap();
         deferred.put_back_unreadable(first);
         assert_eq!(deferred.take("a", ALL, now).unwrap().chunk, 2);
@@ -337,7 +310,7 @@ mod tests {
             let mut expected = BTreeSet::new();
             for (name, chunk, start, len) in adds {
                 let name = ["a", "b", "c"][name];
-                deferred.add(&target(name), chunk, run(start..start + len));
+                deferred.add(&target(name), chunk, &run(start..start + len));
                 expected.extend((start..start + len).map(|event| (name, chunk, event)));
             }
             prop_assert_eq!(deferred.records(), expected.len() as u64);

@@ -358,6 +358,7 @@ impl Objects {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::ack::Owner;
     use crate::ids::EventSet;
     use flate2::read::MultiGzDecoder;
     use std::io::Read as _;
@@ -368,7 +369,7 @@ mod tests {
         let tracker = Arc::new(AckTracker::of_chunk(
             b"t",
             EventSet::default(),
-            chunk,
+            Owner::Chunk(chunk),
             completed,
         ));
         tracker.has_events(1_000_000);

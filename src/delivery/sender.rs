@@ -153,13 +153,14 @@ impl Senders {
     /// None yet.
     pub(super) fn new(context: Arc<Context>, letters: Arc<Letters>) -> Arc<Senders> {
         let nature = &context.nature;
+        let only = nature.only_target();
         Arc::new(Senders {
-            limit: Arc::new(match nature.throttles_targets && !nature.one_target {
+            limit: Arc::new(match nature.throttles_targets && only.is_none() {
                 true => ConcurrencyLimit::of_targets(context.config.concurrency),
                 false => ConcurrencyLimit::new(context.config.concurrency),
             }),
             senders: Mutex::default(),
-            only: nature.only_target(),
+            only,
             intake: OnceLock::new(),
             next_batch: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
@@ -274,14 +275,13 @@ impl Senders {
         }
     }
 
-    /// Leave to send one request to a target whose circuit is open, where it is time for that.
-    pub(super) fn probe(&self, target: &str) -> Option<CircuitPermit> {
+    /// Leave to send to a target: with a permit for one request, where its circuit is open. `None`: not now.
+    pub(super) fn leave(&self, target: &str) -> Option<Option<CircuitPermit>> {
         let now = Instant::now();
-        let Admits::Probe(at) = self.admits(target) else {
-            return None;
-        };
-        if at > now {
-            return None;
+        match self.admits(target) {
+            Admits::All => return Some(None),
+            Admits::Probe(at) if at <= now => {}
+            Admits::Probe(_) | Admits::Nothing => return None,
         }
         let place = Arc::clone(&self.probes).try_acquire_owned().ok()?;
         let mut permit = self.circuit(target)?.admit().ok()?;
@@ -290,7 +290,7 @@ impl Senders {
             .next_probe
             .lock()
             .expect("nothing panics with this lock") = now + BETWEEN_PROBES;
-        Some(permit)
+        Some(Some(permit))
     }
 
     /// A target is back: others may be, too.
@@ -447,8 +447,10 @@ struct Sender {
     waiting: Vec<(Instant, Vec<Record<AckGuard>>)>,
     /// Whether what is queued is deferred while the circuit is open.
     defers: bool,
-    /// Whether it is that of several targets.
+    /// Whether several targets share it.
     shared: bool,
+    /// Whether it is that of one of several targets.
+    apart: bool,
     /// Where it is not, while the circuit lets nothing go: until then, or until something is answered.
     held: Option<Option<Instant>>,
     /// Leave to send a request although the circuit is open …
@@ -470,12 +472,14 @@ impl Sender {
         let direct = senders.is_direct();
         let several = !senders.has_one_target();
         let shared = several && name.is_empty();
-        let defers = direct || (several && !shared);
+        let apart = several && !shared;
         Sender {
-            shared,
             direct,
-            adaptive: (senders.context.nature.throttles_targets
-                && !senders.has_one_target()
+            shared,
+            apart,
+            defers: direct || apart,
+            adaptive: (apart
+                && senders.context.nature.throttles_targets
                 && senders.context.config.concurrency.is_none())
             .then(Adaptive::default),
             idle: None,
@@ -489,7 +493,6 @@ impl Sender {
             taken: None,
             in_vain: None,
             waiting: Vec::new(),
-            defers,
             held: None,
             probe: None,
             probing: false,
@@ -552,7 +555,7 @@ impl Sender {
     /// Requests of this target that may be in flight: not all of those of the whole instance, where there are others.
     fn most_in_flight(&self) -> usize {
         match &self.adaptive {
-            _ if self.shared || self.senders.has_one_target() => usize::MAX,
+            _ if !self.apart => usize::MAX,
             Some(adaptive) => adaptive.limit(),
             None => (self.senders.limit.limit() / 2).max(1),
         }
@@ -563,8 +566,7 @@ impl Sender {
         let busy = !self.packer.is_empty()
             || !self.on_the_way.is_empty()
             || !self.waiting.is_empty()
-            || self.shared
-            || self.senders.has_one_target();
+            || !self.apart;
         if busy {
             self.idle = None;
             return None;
@@ -659,8 +661,7 @@ impl Sender {
                 let mut why = "took none of five requests in a row";
                 let mut opened = permit.failed(class);
                 // Where names come from tags or records, five tries of each that is not there would be too many.
-                let one_of_many = !self.shared && !self.senders.has_one_target();
-                if one_of_many && class == Class::Configuration && self.circuit.trip(class) {
+                if self.apart && class == Class::Configuration && self.circuit.trip(class) {
                     (opened, why) = (true, "refused a request");
                 }
                 if opened {
@@ -768,8 +769,7 @@ impl Sender {
         let records = self.packer.take(&limits);
         self.full = self.packer.is_full(&limits);
         // One that hangs leaves its place to the others, where there are any.
-        let others = self.direct || (!self.shared && !self.senders.has_one_target());
-        let patience = others.then_some(match permit.is_probe() {
+        let patience = self.defers.then_some(match permit.is_probe() {
             true => PROBE_PATIENCE,
             false => STALL,
         });

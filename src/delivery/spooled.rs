@@ -51,7 +51,8 @@ use crate::log::Level;
 use crate::metrics::{self, Record};
 use crate::sink::{Class, Shape};
 use crate::spool::{
-    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Suspect, Unreadable, Work,
+    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Suspect, Unreadable,
+    Work,
 };
 
 /// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
@@ -485,7 +486,7 @@ impl Feed {
                 let tracker = AckTracker::of_chunk(
                     b"",
                     EventSet::default(),
-                    content.chunk,
+                    Owner::Chunk(content.chunk),
                     completed.clone(),
                 );
                 let tracker = Arc::new(tracker);
@@ -559,10 +560,13 @@ impl Feed {
             let spool = Arc::clone(&self.spool);
             let more = spool.more();
             let room = self.has_room();
-            if room && self.advance(now).await {
+            let deferred = match self.reading {
+                Some(_) => Err(None),
+                None => self.next_deferred(now),
+            };
+            if room && self.advance(now, deferred.as_ref().ok()).await {
                 continue;
             }
-            let deferred = self.next_deferred(now);
             self.end_work();
             let others_read = self.reading.is_none() && self.spool.peek(self.after).is_none();
             if stopping && others_read && self.hurry_suspects(now) {
@@ -689,9 +693,9 @@ impl Feed {
             && self.notes.is_empty()
     }
 
-    /// Takes the next thing up: the chunk that is being encoded, an object that had begun, a chunk that is due again, a
-    /// chunk that was not read yet. False where there is none.
-    async fn advance(&mut self, now: Instant) -> bool {
+    /// Takes the next thing up: the chunk that is being encoded, an object that had begun, a chunk that is due again, the
+    /// events of a target that were `deferred`, a chunk that was not read yet. False where there is none.
+    async fn advance(&mut self, now: Instant, deferred: Option<&Arc<str>>) -> bool {
         if let Some(reading) = self.reading.take() {
             self.step(reading).await;
             return true;
@@ -714,10 +718,10 @@ impl Feed {
         }
         let next = self.spool.peek(self.after).filter(|_| self.may_read_on());
         if (!self.loaded_last || next.is_none())
-            && let Ok(target) = self.next_deferred(now)
+            && let Some(target) = deferred
         {
             self.loaded_last = true;
-            self.load(&target, now).await;
+            self.load(target, now).await;
             return true;
         }
         self.loaded_last = false;
@@ -740,12 +744,19 @@ impl Feed {
         true
     }
 
-    /// Reads a chunk.
-    async fn launch(&mut self, chunk: Seq, tries: u32) {
+    /// Reads a chunk's bytes in the background.
+    async fn read(&mut self, chunk: Seq, work: Work) -> Result<Stored, Unreadable> {
         let spool = Arc::clone(&self.spool);
-        let read = move || spool.read(chunk);
-        let stored = self.work_on(chunk, Work::Deliver, read).await;
-        let stored = match stored.unwrap_or_else(|_| Err(went_down())) {
+        let stored = self.work_on(chunk, work, move || spool.read(chunk));
+        stored.await.unwrap_or_else(|_| {
+            let error = std::io::Error::other("the reading thread ended");
+            Err(Unreadable::Disk(error))
+        })
+    }
+
+    /// Reads a chunk, and begins to encode it.
+    async fn launch(&mut self, chunk: Seq, tries: u32) {
+        let stored = match self.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
@@ -771,7 +782,7 @@ impl Feed {
             tracker: Arc::new(AckTracker::of_chunk(
                 &stored.tag,
                 settled.clone(),
-                chunk,
+                Owner::Chunk(chunk),
                 completed.clone(),
             )),
             bytes: 0,
@@ -782,54 +793,50 @@ impl Feed {
         let tracker = Arc::clone(&in_flight.tracker);
         let hold = in_flight.hold.take().unwrap_or_else(|| tracker.hold());
         tracker.settle_all(&settled);
-        let tag: Arc<[u8]> = stored.tag.into();
-        let bytes = CHUNK_BYTES + tag.len();
+        let bytes = CHUNK_BYTES + stored.tag.len();
         self.chunk_bytes += bytes;
         in_flight.bytes += bytes;
-        let needs = self
-            .cutter
-            .encoding()
-            .most(&tag, &stored.data, Place::default());
-        self.reading = Some(Reading {
+        self.begin_reading(chunk, stored, Wanted::Unsettled(settled), tracker, hold);
+    }
+
+    fn begin_reading(
+        &mut self,
+        chunk: Seq,
+        stored: Stored,
+        wanted: Wanted,
+        tracker: Arc<AckTracker>,
+        hold: AckGuard,
+    ) -> &mut Reading {
+        let (encoding, from) = (self.cutter.encoding(), Place::default());
+        let needs = encoding.most(&stored.tag, &stored.data, from);
+        self.reading.insert(Reading {
             chunk,
-            tag,
+            tag: stored.tag.into(),
             data: stored.data,
-            wanted: Arc::new(Wanted::Unsettled(settled)),
+            wanted: Arc::new(wanted),
             target: None,
             probe: None,
             tracker,
             hold,
-            from: Place::default(),
+            from,
             needs,
-        });
+        })
     }
 
-    /// Reads deferred events of a target again.
+    /// Reads deferred events of a target again, and begins to encode them.
     async fn load(&mut self, target: &Arc<str>, now: Instant) {
-        let mut probe = None;
-        if self.senders.admits(target) != Admits::All {
-            probe = self.senders.probe(target);
-            if probe.is_none() {
-                return;
-            }
-        }
-        let most = if probe.is_some() {
-            PROBE_EVENTS
-        } else {
-            u64::MAX
+        let Some(probe) = self.senders.leave(target) else {
+            return;
+        };
+        let most = match probe {
+            Some(_) => PROBE_EVENTS,
+            None => u64::MAX,
         };
         let Some(load) = self.deferred.take(target, most, now) else {
             return;
         };
         let chunk = load.chunk;
-        // While it is read it is among them, so that the chunk is not finished.
-        let number = self.next_load;
-        self.next_load += 1;
-        let completed = self.completed.clone();
-        let spool = Arc::clone(&self.spool);
-        let read = move || spool.read(chunk);
-        let stored = self.work_on(chunk, Work::Deliver, read).await;
-        let stored = match stored.unwrap_or_else(|_| Err(went_down())) {
+        let stored = match self.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
@@ -843,28 +850,21 @@ impl Feed {
                 return self.deferred.put_back_unreadable(load);
             }
         };
-        let tag: Arc<[u8]> = stored.tag.into();
-        let tracker = AckTracker::of_deferred(&tag, number, chunk, completed);
+        let number = self.next_load;
+        self.next_load += 1;
+        let owner = Owner::Deferred {
+            load: number,
+            chunk,
+        };
+        let completed = self.completed.clone();
+        let tracker = AckTracker::of_chunk(&stored.tag, EventSet::default(), owner, completed);
         let tracker = Arc::new(tracker);
         let hold = tracker.hold();
-        let bytes = CHUNK_BYTES + tag.len();
+        let bytes = CHUNK_BYTES + stored.tag.len();
         self.chunk_bytes += bytes;
-        let needs = self
-            .cutter
-            .encoding()
-            .most(&tag, &stored.data, Place::default());
-        self.reading = Some(Reading {
-            chunk,
-            tag,
-            data: stored.data,
-            wanted: Arc::new(Wanted::Only(Events::Runs(load.events.clone()))),
-            target: Some(Arc::clone(target)),
-            probe,
-            tracker: Arc::clone(&tracker),
-            hold,
-            from: Place::default(),
-            needs,
-        });
+        let wanted = Wanted::Only(Events::Runs(load.events.clone()));
+        let reading = self.begin_reading(chunk, stored, wanted, Arc::clone(&tracker), hold);
+        (reading.target, reading.probe) = (Some(Arc::clone(target)), probe);
         let in_flight = InFlightLoad {
             load,
             tracker,
@@ -925,7 +925,7 @@ impl Feed {
     fn defer(&mut self, target: &Arc<str>, part: Part, reading: &Reading) {
         let mut events = part.events;
         events.sort_unstable();
-        self.deferred.add(target, reading.chunk, ranges(&events));
+        self.deferred.add(target, reading.chunk, &ranges(&events));
         reading.tracker.settle(&events);
         buffers::give(part.text);
     }
@@ -1239,10 +1239,7 @@ impl Feed {
 
     /// Reads a chunk of which events wait for letters.
     async fn read_aside(&mut self, chunk: Seq) -> Option<(Arc<[u8]>, Bytes)> {
-        let spool = Arc::clone(&self.spool);
-        let read = move || spool.read(chunk);
-        let stored = self.work_on(chunk, Work::Letters, read).await;
-        match stored.unwrap_or_else(|_| Err(went_down())) {
+        match self.read(chunk, Work::Letters).await {
             Ok(stored) => return Some((stored.tag.into(), stored.data)),
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
@@ -1415,7 +1412,7 @@ impl Feed {
                 target,
             } => {
                 events.sort_unstable();
-                self.deferred.add(&target, chunk, ranges(&events));
+                self.deferred.add(&target, chunk, &ranges(&events));
                 // With every probe that fails, and so at most once a minute.
                 self.context.log.trouble(
                     Level::Warn,
@@ -1481,12 +1478,9 @@ impl Feed {
                 if verdict == Verdict::Retry {
                     let settled = in_flight.tracker.settled();
                     let Load { target, events, .. } = in_flight.load;
-                    let left: Vec<u32> = events.into_iter().flatten().collect();
-                    let left: Vec<u32> = left
-                        .into_iter()
-                        .filter(|event| !settled.contains(*event))
-                        .collect();
-                    self.deferred.add(&target, chunk, ranges(&left));
+                    let events = events.into_iter().flatten();
+                    let left: Vec<u32> = events.filter(|it| !settled.contains(*it)).collect();
+                    self.deferred.add(&target, chunk, &ranges(&left));
                     let wait = backoff(Class::Transient, 1, &mut StdRng::from_os_rng());
                     self.deferred.wait(&target, Instant::now() + wait);
                 }
@@ -1646,16 +1640,14 @@ impl Feed {
     /// Builds an object again that had begun, from the same events, and sends it under its name. False where its target takes
     /// nothing after all.
     async fn rebuild(&mut self, begun: Begun) -> bool {
-        let mut probe = None;
-        if let Some(target) = &begun.target
-            && self.senders.admits(target) != Admits::All
-        {
-            probe = self.senders.probe(target);
-            if probe.is_none() {
-                self.begun.push_back(begun);
-                return false;
-            }
-        }
+        let leave = match &begun.target {
+            Some(target) => self.senders.leave(target),
+            None => Some(None),
+        };
+        let Some(probe) = leave else {
+            self.begun.push_back(begun);
+            return false;
+        };
         let Begun {
             pending,
             guards,
@@ -1743,10 +1735,6 @@ impl Feed {
         self.enqueue_object(batch, probe);
         true
     }
-}
-
-fn went_down() -> Unreadable {
-    Unreadable::Disk(std::io::Error::other("the reading thread ended"))
 }
 
 fn refused(events: &[u32], refusal: Arc<Refusal>) -> Bad {

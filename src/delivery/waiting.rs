@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use crate::delivery::ack::Refusal;
+use crate::delivery::ack::{Refusal, count};
 use crate::spool::Seq;
 
 /// How often the folder is checked for room.
@@ -35,8 +35,7 @@ pub(super) struct Bad {
 impl Bad {
     /// Log events.
     pub(super) fn records(&self) -> u64 {
-        let each = self.events.iter();
-        each.map(|run| u64::from(run.end - run.start)).sum()
+        count(&self.events)
     }
 
     fn bytes(&self) -> usize {

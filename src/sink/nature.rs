@@ -15,8 +15,6 @@ pub struct Nature {
     /// Names an event's target, the part of the destination that may be in trouble by itself: the parts of `names` that do
     /// not change with time. `None` if `names` has no times, or if there is only one target.
     pub targets: Option<Template>,
-    /// Whether there is only one target.
-    pub one_target: bool,
     /// What a target is called.
     pub target_kind: &'static str,
     /// Whether each target throttles by itself.
@@ -50,7 +48,6 @@ impl Nature {
     pub fn of(destination: &Destination) -> Nature {
         match destination {
             Destination::Firehose(firehose) => Nature {
-                one_target: firehose.delivery_stream.fixed().is_some(),
                 names: firehose.delivery_stream.clone(),
                 targets: None,
                 target_kind: "delivery stream",
@@ -66,7 +63,6 @@ impl Nature {
                 extension,
                 ..
             } => Nature {
-                one_target: folder.timeless().fixed().is_some(),
                 targets: Some(folder.timeless()).filter(|targets| targets.fixed().is_none()),
                 names: folder.clone(),
                 target_kind: "folder",
@@ -87,8 +83,7 @@ impl Nature {
     /// The only target, where there is but one. A store has no name for it.
     pub fn only_target(&self) -> Option<String> {
         match &self.objects {
-            _ if !self.one_target => None,
-            Some(_) => Some(String::new()),
+            Some(_) => self.targets.is_none().then(String::new),
             None => self.names.fixed().map(|name| stream_name(&name)),
         }
     }

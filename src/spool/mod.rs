@@ -182,6 +182,7 @@ use scan::{Damage, Flaw, Place};
 use suspects::Suspects;
 use writer::{Job, Slot, Waiting, Writer};
 
+pub(crate) use note::merge;
 pub use suspects::{Suspect, Work};
 
 /// The number of a frame in the log.

@@ -115,7 +115,7 @@ fn contents(parts: Parts) -> Option<Vec<Content>> {
 }
 
 /// Merges `more` into runs, which stay sorted, non-adjacent and non-empty.
-fn merge(runs: &mut Vec<Range<u32>>, more: &[Range<u32>]) {
+pub(crate) fn merge(runs: &mut Vec<Range<u32>>, more: &[Range<u32>]) {
     runs.extend(more.iter().filter(|run| !run.is_empty()).cloned());
     runs.sort_unstable_by_key(|run| run.start);
     runs.dedup_by(|next, run| {

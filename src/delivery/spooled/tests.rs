@@ -889,7 +889,12 @@ async fn an_object_that_is_refused_for_good_is_a_letter_and_ends() {
 fn contents_are_told_by_chunk_whole_or_in_runs() {
     let (completed, _completions) = mpsc::unbounded_channel();
     let tracker = |chunk| {
-        let tracker = AckTracker::of_chunk(b"t", EventSet::default(), chunk, completed.clone());
+        let tracker = AckTracker::of_chunk(
+            b"t",
+            EventSet::default(),
+            Owner::Chunk(chunk),
+            completed.clone(),
+        );
         tracker.has_events(4);
         Arc::new(tracker)
     };

@@ -71,6 +71,12 @@ impl Ward {
         events
     }
 
+    /// Events whose `k` begins with this that are there.
+    fn arrived(&self, name: &str) -> usize {
+        let events = self.events();
+        events.keys().filter(|it| it.starts_with(name)).count()
+    }
+
     fn take(&self, batch: &Batch) {
         let mut there = self.there.lock().unwrap();
         for record in &batch.records {
@@ -176,6 +182,21 @@ fn events(of: &[(&str, &str)], padding: usize) -> Bytes {
     bytes.into()
 }
 
+/// As many events for one target, of about 730 bytes each, whose `k` begins with `name`.
+fn many(to: &str, name: &str, count: usize) -> Bytes {
+    let names: Vec<_> = (0..count).map(|n| format!("{name}-{n}")).collect();
+    let all: Vec<_> = names.iter().map(|name| (to, name.as_str())).collect();
+    events(&all, 700)
+}
+
+/// Chunks of many events for `bad`, and with each one event for `good`.
+async fn keep_both(bench: &Bench, chunks: usize, bad: usize) {
+    for n in 0..chunks {
+        keep(bench, many("bad", &format!("bad-{n}"), bad)).await;
+        keep(bench, events(&[("good", &format!("good-{n}"))], 0)).await;
+    }
+}
+
 async fn keep(bench: &Bench, events: Bytes) {
     let verdict = bench.pipeline.flush(b"app", events).await;
     assert_eq!(verdict, Verdict::Ok);
@@ -210,19 +231,9 @@ async fn a_sick_stream_holds_no_memory_that_others_need() {
         ward.is("bad", Some(sick));
         let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
         // Twice what memory holds.
-        for n in 0..40 {
-            let bad: Vec<_> = (0..1_000).map(|m| format!("bad-{n}-{m}")).collect();
-            let bad: Vec<_> = bad.iter().map(|event| ("bad", event.as_str())).collect();
-            keep(&bench, events(&bad, 700)).await;
-            keep(&bench, events(&[("good", &format!("good-{n}"))], 0)).await;
-        }
+        keep_both(&bench, 40, 1_000).await;
         // The clock stands still: nothing has to time out for that.
-        let good = || {
-            ward.events()
-                .keys()
-                .filter(|it| it.starts_with("good"))
-                .count()
-        };
+        let good = || ward.arrived("good");
         until(&format!("the good stream's records ({sick:?})"), || {
             good() == 40
         })
@@ -240,9 +251,7 @@ async fn what_is_more_than_a_slow_streams_share_is_not_read_again_and_again() {
     let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
     // The second is more than is left of its share, and the first leaves more than half of that.
     for lines in [600, 3_500] {
-        let bad: Vec<_> = (0..lines).map(|n| format!("bad-{lines}-{n}")).collect();
-        let bad: Vec<_> = bad.iter().map(|event| ("bad", event.as_str())).collect();
-        keep(&bench, events(&bad, 700)).await;
+        keep(&bench, many("bad", &format!("bad-{lines}"), lines)).await;
     }
     keep(&bench, events(&[("good", "a")], 0)).await;
     until("the good record", || ward.events().len() == 1).await;
@@ -299,18 +308,8 @@ async fn a_folder_that_is_refused_holds_up_no_other_and_is_there_once_when_it_is
     let ward = Ward::new(OBJECT);
     ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
     let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
-    for n in 0..30 {
-        let bad: Vec<_> = (0..700).map(|m| format!("bad-{n}-{m}")).collect();
-        let bad: Vec<_> = bad.iter().map(|event| ("bad", event.as_str())).collect();
-        keep(&bench, events(&bad, 700)).await;
-        keep(&bench, events(&[("good", &format!("good-{n}"))], 0)).await;
-    }
-    let good = || {
-        ward.events()
-            .keys()
-            .filter(|it| it.starts_with("good"))
-            .count()
-    };
+    keep_both(&bench, 30, 700).await;
+    let good = || ward.arrived("good");
     in_time("the good folder's objects", || good() == 30).await;
     assert!(ward.events().len() == 30);
     assert!(bench.said("folder 'bad' is unavailable"));
