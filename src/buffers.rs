@@ -52,6 +52,16 @@ pub fn give(mut buffer: Vec<u8>) {
     drop(idle);
 }
 
+/// Returns a buffer with the same bytes and a capacity of little more, for bytes that are kept.
+pub fn fit(buffer: Vec<u8>) -> Vec<u8> {
+    if buffer.capacity() / 2 <= buffer.len() {
+        return buffer;
+    }
+    let fitting = buffer.as_slice().to_vec();
+    give(buffer);
+    fitting
+}
+
 /// Converts a buffer to shared bytes. It returns to the pool when the last clone or slice is dropped.
 pub fn share(buffer: Vec<u8>) -> Bytes {
     if buffer.capacity() < MIN_CAPACITY {

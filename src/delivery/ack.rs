@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
+use super::quota::Quota;
 use crate::ids::{EventSet, Verdict};
 use crate::metrics::Sealed;
 use crate::sink::Fault;
@@ -28,44 +30,6 @@ pub struct AckTracker {
     reports_to: Option<(Owner, mpsc::UnboundedSender<News>)>,
     token: Option<Arc<str>>,
     sealed: Option<Sealed>,
-}
-
-/// Bytes of the pieces that one target was given and that are not settled.
-#[derive(Debug, Default)]
-pub struct Held {
-    own: AtomicUsize,
-    /// Of all targets together.
-    all: Arc<AtomicUsize>,
-}
-
-impl Held {
-    /// Of one more target, of which none has anything yet.
-    pub fn beside(&self) -> Held {
-        Held {
-            own: AtomicUsize::new(0),
-            all: Arc::clone(&self.all),
-        }
-    }
-
-    /// Bytes of this one.
-    pub fn own(&self) -> usize {
-        self.own.load(Ordering::Acquire)
-    }
-
-    /// Bytes of all.
-    pub fn all(&self) -> usize {
-        self.all.load(Ordering::Acquire)
-    }
-
-    fn add(&self, bytes: usize) {
-        self.own.fetch_add(bytes, Ordering::AcqRel);
-        self.all.fetch_add(bytes, Ordering::AcqRel);
-    }
-
-    fn remove(&self, bytes: usize) {
-        self.own.fetch_sub(bytes, Ordering::AcqRel);
-        self.all.fetch_sub(bytes, Ordering::AcqRel);
-    }
 }
 
 /// What is tracked.
@@ -135,6 +99,15 @@ pub enum News {
         /// Its events.
         events: Vec<u32>,
         /// Where they go.
+        target: Arc<str>,
+        /// Nothing for that target is tried before then.
+        not_before: Option<Instant>,
+    },
+    /// An object is not sent now, since its target takes nothing, and was certainly never put.
+    Unsent {
+        /// Its batch.
+        batch: u64,
+        /// Where it goes.
         target: Arc<str>,
     },
 }
@@ -290,7 +263,7 @@ pub struct AckGuard {
     events: Arc<[u32]>,
     range: Range<usize>,
     kept: bool,
-    charged: Option<(Arc<Held>, usize)>,
+    charged: Option<(Arc<Quota>, usize)>,
     target: Option<Arc<str>>,
 }
 
@@ -320,8 +293,8 @@ impl AckGuard {
     }
 
     /// The piece is not sent now, since `target` takes nothing: it gives its memory back. A flush that waits for it fails, and
-    /// so does an object, which is built again later.
-    pub fn defer(mut self, target: &Arc<str>) {
+    /// so does an object, which is built again later. Nothing for the target is tried before `not_before`.
+    pub fn defer(mut self, target: &Arc<str>, not_before: Option<Instant>) {
         let Some((owner, completed)) = &self.tracker.reports_to else {
             return;
         };
@@ -331,6 +304,7 @@ impl AckGuard {
             chunk,
             events: events.to_vec(),
             target: Arc::clone(target),
+            not_before,
         });
         // Sent before completion, so that the receiver already knows what is missing.
         if heard.is_ok() {
@@ -339,10 +313,22 @@ impl AckGuard {
         }
     }
 
+    /// The same for an object of which it is certain that it was never put.
+    pub fn defer_unsent(self, target: &Arc<str>, not_before: Option<Instant>) {
+        if let Some((Owner::Object(batch), completed)) = &self.tracker.reports_to {
+            // Before completion, which then concerns nobody any more.
+            let _ = completed.send(News::Unsent {
+                batch: *batch,
+                target: Arc::clone(target),
+            });
+        }
+        self.defer(target, not_before);
+    }
+
     /// Counts `bytes` as held by a target, until this is gone.
-    pub fn charge(&mut self, held: &Arc<Held>, bytes: usize) {
-        held.add(bytes);
-        self.charged = Some((Arc::clone(held), bytes));
+    pub fn charge(&mut self, quota: &Arc<Quota>, bytes: usize) {
+        quota.add(bytes);
+        self.charged = Some((Arc::clone(quota), bytes));
     }
 
     /// The piece goes to a target that shares its sender with others.
@@ -402,8 +388,8 @@ impl AckGuard {
 
 impl Drop for AckGuard {
     fn drop(&mut self) {
-        if let Some((held, bytes)) = self.charged.take() {
-            held.remove(bytes);
+        if let Some((quota, bytes)) = self.charged.take() {
+            quota.remove(bytes);
         }
         if !self.kept {
             self.tracker.failed.store(true, Ordering::Release);

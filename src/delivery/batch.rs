@@ -35,6 +35,8 @@ pub struct Record<T> {
     pub since: Instant,
     /// Sent in a request of its own, because a request with others was refused for one of its records.
     pub alone: bool,
+    /// Whether an answer was lost: it may be there.
+    pub ambiguous: bool,
     bytes: usize,
     lines: u32,
 }
@@ -49,6 +51,7 @@ impl<T> Record<T> {
             attempts: 0,
             since: now,
             alone: false,
+            ambiguous: false,
         }
     }
 
@@ -120,6 +123,12 @@ impl<T> Packer<T> {
             self.bytes += record.bytes;
             self.queue.push_front(record);
         }
+    }
+
+    /// Adds records that were sent in vain for a reason of their own: the others go first.
+    pub fn put_behind(&mut self, records: Vec<Record<T>>) {
+        self.bytes += records.iter().map(|record| record.bytes).sum::<usize>();
+        self.queue.extend(records);
     }
 
     /// Drops records whose every guard is `stale`.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::delivery::ack::AckTracker;
@@ -21,6 +21,8 @@ pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Circuit {
     state: Mutex<State>,
     open: watch::Sender<bool>,
+    /// Told when a permit is gone, and with it a probe's place.
+    changed: Arc<Notify>,
 }
 
 struct State {
@@ -39,14 +41,15 @@ pub(super) struct CircuitPermit {
 }
 
 impl Circuit {
-    /// One that is closed.
-    pub(super) fn new(metrics: &Arc<Metrics>) -> Arc<Circuit> {
+    /// One that is closed. `changed` is told when a permit is gone.
+    pub(super) fn new(metrics: &Arc<Metrics>, changed: &Arc<Notify>) -> Arc<Circuit> {
         Arc::new(Circuit {
             state: Mutex::new(State {
                 breaker: Breaker::default(),
                 figure: metrics::Circuit::new(metrics),
             }),
             open: watch::Sender::new(false),
+            changed: Arc::clone(changed),
         })
     }
 
@@ -125,6 +128,11 @@ impl CircuitPermit {
         self.place = Some(place);
     }
 
+    /// Gives up that place, to whoever calls.
+    pub(super) fn take_place(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.place.take()
+    }
+
     /// Whether it is for the one request that finds out whether the target is back.
     pub(super) fn is_probe(&self) -> bool {
         self.admission == Admission::Probe
@@ -154,6 +162,10 @@ impl Drop for CircuitPermit {
         if !self.reported {
             self.circuit
                 .change(|breaker| breaker.abandoned(self.admission));
+        }
+        if self.is_probe() {
+            drop(self.place.take());
+            self.circuit.changed.notify_one();
         }
     }
 }

@@ -18,8 +18,10 @@ use crate::sink::Shape;
 
 /// Text that is compressed in one go, at least: more than a chunk of the host's holds.
 const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
+/// The number of a line's event.
+pub(super) const LINE_NUMBER_BYTES: usize = size_of::<u32>();
 /// What a piece on its way needs beside its bytes: its guard, its record, its place in the queue.
-const PIECE_BYTES: usize = 512;
+pub(super) const PIECE_BYTES: usize = 512;
 /// What an object needs beside its bytes and guards, about: its names, its tracker, its note, its place with its sender.
 /// Where each event is an object, that is most of it.
 pub(super) const OBJECT_BYTES: usize = 2_816;
@@ -117,7 +119,8 @@ impl Cutter {
             drop_long_lines(&mut part, tracker.tag(), limits.record_bytes, encoded);
             let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
             let beside = of_lines(part.events.len()) + runs.len() * self.piece_bytes();
-            let (text, events) = (share.of(part.text, beside), part.events.into());
+            let text = buffers::fit(part.text);
+            let (text, events) = (share.of(text, beside), part.events.into());
             let piece = |run: Range<usize>| Piece {
                 bytes: text.slice(span(&part.ends, &run)).into(),
                 lines: count(run.len()),

@@ -3,7 +3,7 @@
 //! Each target has a queue of its own, in the order of the log. A reference costs some bytes, whatever the event's size;
 //! text is made again when the target takes it. Pure: time is an argument.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
@@ -23,8 +23,8 @@ const UNREADABLE_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
     targets: BTreeMap<Arc<str>, Queue>,
-    /// In how many queues each chunk is.
-    chunks: HashMap<Seq, u32>,
+    /// The targets in whose queues each chunk is.
+    chunks: BTreeMap<Seq, Vec<Arc<str>>>,
     records: u64,
     bytes: usize,
     /// The target that was served last.
@@ -41,13 +41,30 @@ struct Queue {
     unreadable: Option<Seq>,
 }
 
-/// What is to be read again for a target.
+/// What is to be read again of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Load {
-    pub(super) target: Arc<str>,
     pub(super) chunk: Seq,
-    /// Sorted, not touching.
-    pub(super) events: Vec<Range<u32>>,
+    /// The events of each target, the first of which is the one in whose turn it is read. Sorted, not touching.
+    pub(super) targets: Vec<(Arc<str>, Vec<Range<u32>>)>,
+}
+
+impl Load {
+    /// The events of all targets.
+    pub(super) fn events(&self) -> Vec<Range<u32>> {
+        let mut all = Vec::new();
+        for (_, events) in &self.targets {
+            all.extend_from_slice(events);
+        }
+        merge(&mut all, &[]);
+        all
+    }
+
+    /// The events of one target.
+    pub(super) fn events_of(&self, target: &str) -> Option<&[Range<u32>]> {
+        let found = self.targets.iter().find(|(name, _)| **name == *target);
+        found.map(|(_, events)| &events[..])
+    }
 }
 
 impl Deferred {
@@ -62,7 +79,8 @@ impl Deferred {
         let queue = self.targets.entry(Arc::clone(target)).or_default();
         let all = queue.chunks.entry(chunk).or_default();
         if all.is_empty() {
-            *self.chunks.entry(chunk).or_default() += 1;
+            let targets = self.chunks.entry(chunk).or_default();
+            targets.push(Arc::clone(target));
         } else {
             self.records -= count(all);
             self.bytes -= bytes(all);
@@ -93,18 +111,39 @@ impl Deferred {
         self.add(&target, chunk, &rest);
         self.served = Some(Arc::clone(&target));
         Some(Load {
-            target,
             chunk,
-            events: first,
+            targets: vec![(target, first)],
         })
+    }
+
+    /// Takes what waits of a chunk for other targets that are `served`, too: it is read once for all of them.
+    pub(super) fn take_beside(
+        &mut self,
+        load: &mut Load,
+        now: Instant,
+        served: impl Fn(&Arc<str>) -> bool,
+    ) {
+        let mut targets = self.chunks.get(&load.chunk).cloned().unwrap_or_default();
+        targets.retain(|target| {
+            let queue = self.targets.get(target);
+            let is_due = queue.is_some_and(|queue| queue.not_before.is_none_or(|at| at <= now));
+            // What is left of a target whose first events were taken alone waits for these.
+            is_due && load.events_of(target).is_none() && served(target)
+        });
+        for target in targets {
+            if let Some(events) = self.remove(&target, load.chunk) {
+                load.targets.push((target, events));
+            }
+        }
     }
 
     /// A chunk that was taken cannot be read now: those behind it go first.
     pub(super) fn put_back_unreadable(&mut self, load: Load) {
-        let chunk = load.chunk;
-        self.add(&load.target, chunk, &load.events);
-        if let Some(queue) = self.targets.get_mut(&load.target) {
-            queue.unreadable = Some(chunk);
+        for (target, events) in load.targets {
+            self.add(&target, load.chunk, &events);
+            if let Some(queue) = self.targets.get_mut(&target) {
+                queue.unreadable = Some(load.chunk);
+            }
         }
     }
 
@@ -124,9 +163,9 @@ impl Deferred {
             self.targets.remove(target);
             self.bytes -= QUEUE_BYTES + target.len();
         }
-        if let Some(queues) = self.chunks.get_mut(&chunk) {
-            *queues -= 1;
-            if *queues == 0 {
+        if let Some(targets) = self.chunks.get_mut(&chunk) {
+            targets.retain(|it| **it != *target);
+            if targets.is_empty() {
                 self.chunks.remove(&chunk);
             }
         }
@@ -135,14 +174,17 @@ impl Deferred {
 
     /// Forgets a chunk that cannot be read any more.
     pub(super) fn forget(&mut self, chunk: Seq) {
-        let of = |(target, queue): (&Arc<str>, &Queue)| {
-            let has = queue.chunks.contains_key(&chunk);
-            has.then(|| Arc::clone(target))
+        self.take_chunk(chunk);
+    }
+
+    /// Takes all that waits of a chunk, by target.
+    pub(super) fn take_chunk(&mut self, chunk: Seq) -> Vec<(Arc<str>, Vec<Range<u32>>)> {
+        let targets = self.chunks.get(&chunk).cloned().unwrap_or_default();
+        let events = |target: Arc<str>| {
+            let events = self.remove(&target, chunk)?;
+            Some((target, events))
         };
-        let targets: Vec<_> = self.targets.iter().filter_map(of).collect();
-        for target in targets {
-            self.remove(&target, chunk);
-        }
+        targets.into_iter().filter_map(events).collect()
     }
 
     /// Whether something of this chunk waits.
@@ -248,7 +290,7 @@ mod tests {
         let mut served = Vec::new();
         while let Ok(next) = deferred.next_target(now, |_| Some(now)) {
             let load = deferred.take(&next, ALL, now).unwrap();
-            served.push((load.target.to_string(), load.chunk));
+            served.push((load.targets[0].0.to_string(), load.chunk));
         }
         let expected = [("a", 3), ("b", 3), ("a", 5), ("b", 5), ("a", 7), ("b", 7)];
         assert_eq!(
@@ -280,8 +322,34 @@ mod tests {
         let mut deferred = Deferred::default();
         deferred.add(&target("a"), 1, &[0..2, 5..9]);
         let load = deferred.take("a", 3, now).unwrap();
-        assert_eq!(load.events, [0..2, 5..6]);
-        assert_eq!(deferred.take("a", ALL, now).unwrap().events, run(6..9));
+        assert_eq!(load.events(), [0..2, 5..6]);
+        let rest = deferred.take("a", ALL, now).unwrap();
+        assert_eq!(rest.events(), run(6..9));
+    }
+
+    #[test]
+    fn a_chunk_is_read_once_for_all_targets_that_may_be_served() {
+        let now = Instant::now();
+        let mut deferred = Deferred::default();
+        for (n, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            let n = n as u32;
+            deferred.add(&target(name), 1, &run(n * 10..n * 10 + 2));
+            deferred.add(&target(name), 2, &run(n * 10..n * 10 + 2));
+        }
+        deferred.wait("c", now + Duration::from_secs(1));
+        let mut load = deferred.take("a", 1, now).unwrap();
+        deferred.take_beside(&mut load, now, |target| &**target != "d");
+        let targets = [("a", 0..1), ("b", 10..12)];
+        let targets = targets.map(|(name, events)| (target(name), run(events)));
+        assert_eq!((load.chunk, &load.targets[..]), (1, &targets[..]));
+        assert_eq!(load.events(), [0..1, 10..12]);
+        assert_eq!(deferred.records(), 16 - 3);
+        deferred.put_back_unreadable(load);
+        assert_eq!(deferred.records(), 16);
+        assert_eq!(deferred.take("b", ALL, now).unwrap().chunk, 2);
+        deferred.forget(1);
+        assert!(!deferred.holds(1));
+        assert_eq!(deferred.records(), 6);
     }
 
     #[test]
@@ -317,8 +385,8 @@ mod tests {
             let mut found = BTreeSet::new();
             for name in ["a", "b", "c"] {
                 while let Some(load) = deferred.take(name, most, now) {
-                    prop_assert!(count(&load.events) <= most);
-                    for event in load.events.into_iter().flatten() {
+                    prop_assert!(count(&load.events()) <= most);
+                    for event in load.events().into_iter().flatten() {
                         prop_assert!(found.insert((name, load.chunk, event)), "twice");
                     }
                 }

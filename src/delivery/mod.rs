@@ -45,6 +45,7 @@ mod intake;
 mod letters;
 mod memory;
 mod objects;
+pub mod quota;
 mod rebuild;
 mod redelivery;
 mod report;

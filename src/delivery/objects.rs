@@ -300,7 +300,7 @@ impl Objects {
         for (_, open) in self.open.extract_if(of) {
             self.bytes -= open.bytes();
             for guard in open.guards.into_iter().chain(open.block_tickets) {
-                guard.defer(target);
+                guard.defer(target, None);
             }
         }
     }

@@ -94,8 +94,8 @@ pub(super) struct Rebuilt {
     pub(super) skipped: usize,
     /// Chunks that cannot be read any more.
     pub(super) corrupt: Vec<Seq>,
-    /// Where it goes.
-    pub(super) target: Option<String>,
+    /// Where its events go today: the target, and the folder.
+    pub(super) destination: Option<(String, String)>,
 }
 
 /// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
@@ -110,7 +110,7 @@ pub(super) fn build_again(
     let spool = intake.spool();
     let mut body = Body::new(cutter.compression());
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
-    let mut target = None;
+    let mut destination = None;
     for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
         spool.begin_work(content.chunk, Work::Rebuild, alone);
         let stored = match spool.read(content.chunk) {
@@ -132,7 +132,7 @@ pub(super) fn build_again(
         let mut sent = Vec::new();
         for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
             for part in encoded.parts {
-                target.get_or_insert_with(|| cutter.target(&part));
+                destination.get_or_insert_with(|| (cutter.target(&part), part.name.clone()));
                 lines += part.ends.len();
                 sent.extend_from_slice(&part.events);
                 body.push(&part.text);
@@ -151,6 +151,6 @@ pub(super) fn build_again(
         letters,
         skipped,
         corrupt,
-        target,
+        destination,
     })
 }

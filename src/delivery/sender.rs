@@ -23,15 +23,18 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::circuit::{Circuit, CircuitPermit, PROBE_PATIENCE};
 use super::context::Context;
+use super::cut::{LINE_NUMBER_BYTES, PIECE_BYTES};
 use super::intake::Intake;
 use super::letters::Letters;
-use crate::delivery::ack::{AckGuard, Held, Refusal, contents};
+use super::memory::UNIT;
+use super::quota::Quota;
+use crate::delivery::ack::{AckGuard, Refusal, contents};
 use crate::delivery::batch::{Packer, Piece, Record};
 use crate::delivery::concurrency::{Adaptive, ConcurrencyLimit, ConcurrencyPermit};
 use crate::delivery::dead_letter::{self, Unkept};
@@ -42,7 +45,9 @@ use crate::metrics::{self, Record as Fate, Sealed, Stage};
 use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
 
-/// After this long without success a flush no longer waits for a target. Half of a request's timeout: most requests
+/// After this long without an answer a request leaves its place in flight to another target's.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// After this long without success nothing waits for a target. Half of a request's timeout: most requests
 /// that are answered at all are answered in the first seconds.
 const STALL: Duration = Duration::from_secs(10);
 /// Requests in a row that are throttled as a whole before that counts: a last record may be unlucky a few times.
@@ -74,7 +79,7 @@ pub(super) type Queued = (Arc<str>, Piece<AckGuard>);
 pub(super) struct SenderHandle {
     queue: mpsc::UnboundedSender<Delivery>,
     circuit: Arc<Circuit>,
-    held: Arc<Held>,
+    quota: Arc<Quota>,
 }
 
 /// What a sender is given at once.
@@ -82,6 +87,14 @@ pub(super) struct Delivery {
     pub(super) pieces: Vec<Queued>,
     /// While the circuit is open: leave to send one request of them.
     pub(super) probe: Option<CircuitPermit>,
+}
+
+/// The places that a request takes among others.
+struct Places {
+    /// Among all that are in flight.
+    in_flight: ConcurrencyPermit,
+    /// Among the probes of all targets.
+    probe: Option<OwnedSemaphorePermit>,
 }
 
 /// A request, by its number, is over. There is no answer where sending panicked, and has dropped its guards: their
@@ -142,9 +155,9 @@ pub(super) struct Senders {
     /// When the next probe may be sent.
     next_probe: Mutex<Instant>,
     /// Something of a target changed: what it holds, or whether it takes anything.
-    changed: Notify,
-    /// What all targets hold.
-    held: Held,
+    changed: Arc<Notify>,
+    /// A quota beside which each target's is.
+    quota: Quota,
     /// Targets whose circuit opened since somebody asked.
     opened: Mutex<Vec<Arc<str>>>,
 }
@@ -167,8 +180,8 @@ impl Senders {
             acknowledged: Acknowledged::default(),
             probes: Arc::new(Semaphore::new(MOST_PROBES)),
             next_probe: Mutex::new(Instant::now()),
-            changed: Notify::new(),
-            held: Held::default(),
+            changed: Arc::default(),
+            quota: Quota::default(),
             opened: Mutex::default(),
             context,
             letters,
@@ -216,11 +229,20 @@ impl Senders {
         self.changed.notified().await;
     }
 
-    /// Bytes that a target was given and that are not settled, and those of all others.
-    pub(super) fn held(&self, target: &str) -> (usize, usize) {
+    /// Bytes that a target may get now, while others are about to get `planned` bytes. Not 0: at least one line.
+    pub(super) fn room(&self, target: &str, planned: usize) -> usize {
+        let limit = self.context.config.memory_limit;
         let senders = self.senders.lock().expect("nothing panics with this lock");
-        let own = senders.get(target).map_or(0, |sender| sender.held.own());
-        (own, self.held.all().saturating_sub(own))
+        let quota = senders.get(target).map_or(&self.quota, |it| &it.quota);
+        quota.room(limit, planned)
+    }
+
+    /// Whether events of a target that were deferred may be read again.
+    pub(super) fn may_load(&self, target: &str) -> bool {
+        let limit = self.context.config.memory_limit;
+        let senders = self.senders.lock().expect("nothing panics with this lock");
+        let quota = senders.get(target).map_or(&self.quota, |it| &it.quota);
+        quota.may_load(limit)
     }
 
     /// Targets whose circuit opened since this was asked last. Some may be closed again.
@@ -249,7 +271,7 @@ impl Senders {
             if senders.len() > MOST_ISOLATED {
                 return false;
             }
-            let circuit = Circuit::new(&self.context.metrics);
+            let circuit = Circuit::new(&self.context.metrics, &self.changed);
             circuit.trip(fault.class);
             senders.insert(target.to_string(), self.begin(target.to_string(), circuit));
         }
@@ -350,11 +372,15 @@ impl Senders {
         let mut senders = self.senders.lock().expect("nothing panics with this lock");
         let name = sender.clone();
         let sender = senders.entry(sender).or_insert_with(|| {
-            let circuit = Circuit::new(&self.context.metrics);
+            let circuit = Circuit::new(&self.context.metrics, &self.changed);
             self.begin(name.clone(), circuit)
         });
+        // What is reserved for a part is rounded up.
+        let mut rounding = UNIT;
         for (_, piece) in &mut delivery.pieces {
-            piece.guard.charge(&sender.held, piece.bytes.len());
+            let beside = PIECE_BYTES + LINE_NUMBER_BYTES * piece.lines as usize;
+            let bytes = piece.bytes.len() + beside + std::mem::take(&mut rounding);
+            piece.guard.charge(&sender.quota, bytes);
         }
         // A sender ends only by a panic, or with the runtime. What it held has failed its trackers.
         if let Err(unsent) = sender.queue.send(delivery) {
@@ -369,7 +395,7 @@ impl Senders {
         if let Some(sender) = senders.get(sender) {
             return Arc::clone(&sender.circuit);
         }
-        let circuit = Circuit::new(&self.context.metrics);
+        let circuit = Circuit::new(&self.context.metrics, &self.changed);
         let begun = self.begin(sender.to_owned(), Arc::clone(&circuit));
         senders.insert(sender.to_owned(), begun);
         circuit
@@ -385,11 +411,18 @@ impl Senders {
 
     fn begin(self: &Arc<Self>, name: String, circuit: Arc<Circuit>) -> SenderHandle {
         let (queue, arriving) = mpsc::unbounded_channel();
-        tokio::spawn(Sender::new(Arc::clone(self), name, Arc::clone(&circuit)).run(arriving));
+        let quota = Arc::new(self.quota.beside());
+        let sender = Sender::new(
+            Arc::clone(self),
+            name,
+            Arc::clone(&circuit),
+            Arc::clone(&quota),
+        );
+        tokio::spawn(sender.run(arriving));
         SenderHandle {
             queue,
             circuit,
-            held: Arc::new(self.held.beside()),
+            quota,
         }
     }
 
@@ -429,6 +462,7 @@ struct Sender {
     senders: Arc<Senders>,
     name: Arc<str>,
     circuit: Arc<Circuit>,
+    quota: Arc<Quota>,
     direct: bool,
     /// Of several targets that throttle by themselves: how much this one takes.
     adaptive: Option<Adaptive>,
@@ -468,7 +502,12 @@ struct Sender {
 }
 
 impl Sender {
-    fn new(senders: Arc<Senders>, name: String, circuit: Arc<Circuit>) -> Sender {
+    fn new(
+        senders: Arc<Senders>,
+        name: String,
+        circuit: Arc<Circuit>,
+        quota: Arc<Quota>,
+    ) -> Sender {
         let direct = senders.is_direct();
         let several = !senders.has_one_target();
         let shared = several && name.is_empty();
@@ -486,6 +525,7 @@ impl Sender {
             senders,
             name: name.into(),
             circuit,
+            quota,
             packer: Packer::default(),
             on_the_way: JoinSet::new(),
             began: BTreeMap::new(),
@@ -578,25 +618,25 @@ impl Sender {
         Some(*self.idle.get_or_insert(now) + after)
     }
 
-    /// Defers all that is queued.
-    fn defer_all(&mut self) {
+    /// Defers all that is queued. None of it is tried before `not_before`.
+    fn defer_all(&mut self, not_before: Option<Instant>) {
         let queued = std::mem::take(&mut self.packer).into_records();
         let waiting = self.waiting.drain(..).flat_map(|(_, records)| records);
         for record in queued.chain(waiting) {
-            defer(record, &self.name);
+            defer(record, &self.name, not_before);
         }
         (self.probe, self.held, self.full) = (None, None, false);
         self.senders.changed.notify_one();
     }
 
-    /// Defers what is queued while the circuit is open. In direct mode also opens it after [`STALL`] without an answer, and
-    /// returns when the next answer is due.
+    /// Opens the circuit after [`STALL`] without an answer, and defers what is queued while it is open. Returns when the next
+    /// answer is due.
     fn check_stall(&mut self, now: Instant) -> Option<Instant> {
         let answer_by = self.began.values().next().map(|began| {
             let since = self.taken.map_or(*began, |taken| taken.max(*began));
             since + STALL
         });
-        let answer_by = answer_by.filter(|_| self.direct);
+        let answer_by = answer_by.filter(|_| self.defers);
         if answer_by.is_some_and(|by| by <= now) && self.circuit.trip(Class::Transient) {
             let why = format!("took nothing and gave no answer for {} s", STALL.as_secs());
             self.senders.say_open(&self.name, &why);
@@ -605,7 +645,7 @@ impl Sender {
         let was_open = std::mem::replace(&mut self.was_open, open);
         let probes = was_open && (self.probe.is_some() || self.probing);
         if self.defers && open && !probes && !(self.packer.is_empty() && self.waiting.is_empty()) {
-            self.defer_all();
+            self.defer_all(None);
         }
         answer_by.filter(|_| !open)
     }
@@ -615,7 +655,11 @@ impl Sender {
         while let Some(at) = self.waiting.iter().position(|(at, _)| *at <= now) {
             let (_, records) = self.waiting.remove(at);
             self.swept = None;
-            self.packer.put_back(records);
+            // Several targets share it: what one does not take lets the others go first.
+            match self.shared {
+                true => self.packer.put_behind(records),
+                false => self.packer.put_back(records),
+            }
             self.held = None;
         }
     }
@@ -646,7 +690,7 @@ impl Sender {
             let same = |guard: &AckGuard| guard.target() == Some(&target);
             let queued = self.packer.extract(same);
             for record in answered.again.drain(..).chain(queued) {
-                defer(record, &target);
+                defer(record, &target, None);
             }
         }
         if let (Some(adaptive), Some(throttled)) = (&mut self.adaptive, answered.throttled) {
@@ -710,10 +754,23 @@ impl Sender {
         let again = answered.again;
         if self.defers && self.circuit.is_open() {
             for record in again {
-                defer(record, &self.name);
+                defer(record, &self.name, None);
             }
-        } else if !again.is_empty() {
+            return;
+        }
+        let slow = answered.throttled == Some(true) || matches!(answered.life, Health::Down(_));
+        if slow || answered.throttled == Some(false) {
+            self.quota.set_slow(slow);
+        }
+        if !again.is_empty() {
             self.waiting.push((now + answered.wait, again));
+        }
+        let limit = self.senders.context.config.memory_limit;
+        if self.apart && !self.direct && self.quota.is_over(limit) {
+            // Its text is made again when there is reason to try; others need the memory.
+            let times = self.in_vain.map_or(1, |(_, times)| times);
+            let wait = backoff(Class::Throttle, times, &mut StdRng::from_os_rng());
+            self.defer_all(Some(now + wait.max(answered.wait)));
         }
     }
 
@@ -722,7 +779,7 @@ impl Sender {
         // It opened while they were on their way to us.
         if self.defers && probe.is_none() && self.circuit.is_open() {
             for (_, piece) in pieces {
-                piece.guard.defer(&self.name);
+                piece.guard.defer(&self.name, None);
             }
             self.senders.changed.notify_one();
             return;
@@ -757,7 +814,7 @@ impl Sender {
         };
         let mut limits = self.senders.context.sink.shape(&target).await.limits;
         limits.batch_bytes = limits.batch_bytes.min(self.most_bytes);
-        let permit = match self.probe.take().map_or_else(|| self.circuit.admit(), Ok) {
+        let mut permit = match self.probe.take().map_or_else(|| self.circuit.admit(), Ok) {
             Ok(permit) => permit,
             Err(until) => {
                 self.held = Some(until);
@@ -768,13 +825,17 @@ impl Sender {
         self.probing |= permit.is_probe();
         let records = self.packer.take(&limits);
         self.full = self.packer.is_full(&limits);
-        // One that hangs leaves its place to the others, where there are any.
+        // One that hangs leaves its places to the others, where there are any.
         let patience = self.defers.then_some(match permit.is_probe() {
             true => PROBE_PATIENCE,
-            false => STALL,
+            false => PATIENCE,
         });
+        let places = Places {
+            in_flight: pass,
+            probe: permit.take_place(),
+        };
         let target = Arc::clone(&self.name);
-        let send = Arc::clone(&self.senders).send(target, records, pass, patience);
+        let send = Arc::clone(&self.senders).send(target, records, places, patience);
         let request = self.next_request;
         self.next_request += 1;
         self.began.insert(request, Instant::now());
@@ -791,12 +852,12 @@ impl Sender {
 
 impl Senders {
     /// Sends one request, settles what is settled, and gives back what must go again.
-    /// One that has no answer after `patience` gives its place in flight to another.
+    /// One that has no answer after `patience` gives its places to another.
     async fn send(
         self: Arc<Self>,
         whose: Arc<str>,
         records: Vec<Record<AckGuard>>,
-        mut pass: ConcurrencyPermit,
+        mut places: Places,
         patience: Option<Duration>,
     ) -> Answered {
         let mut answered = Answered::default();
@@ -828,7 +889,9 @@ impl Senders {
             Some(outcomes) => outcomes,
             None => {
                 if patience.is_some() {
-                    pass.give_back_early();
+                    places.in_flight.give_back_early();
+                    drop(places.probe.take());
+                    self.changed.notify_one();
                 }
                 sending.await
             }
@@ -867,6 +930,7 @@ impl Senders {
                 Outcome::Ambiguous(fault) => {
                     let lines = record.lines().into();
                     self.context.metrics.records.add(Fate::Ambiguous, lines);
+                    record.ambiguous = true;
                     fault
                 }
             };
@@ -885,7 +949,7 @@ impl Senders {
         answered.taken = answered.again.len() < sent;
         match worst {
             None => {
-                pass.done(Some(true));
+                places.in_flight.done(Some(true));
                 answered.throttled = Some(false);
                 for class in PASSING {
                     let back = format!("{} takes records again", self.describe(&whose));
@@ -896,7 +960,7 @@ impl Senders {
                 // Real throttling fails most of a request or all of it; a record here and there says
                 // nothing.
                 let throttled = fault.class == Class::Throttle && answered.again.len() * 2 > sent;
-                pass.done(throttled.then_some(false));
+                places.in_flight.done(throttled.then_some(false));
                 answered.throttled = throttled.then_some(true);
                 let whose = match answered.again.first() {
                     Some(record) => record.pieces[0].guard.target().unwrap_or(&whose),
@@ -1051,9 +1115,12 @@ pub(super) enum Admits {
     Nothing,
 }
 
-fn defer(record: Record<AckGuard>, target: &Arc<str>) {
+fn defer(record: Record<AckGuard>, target: &Arc<str>, not_before: Option<Instant>) {
     for piece in record.pieces {
-        piece.guard.defer(target);
+        match record.ambiguous {
+            true => piece.guard.defer(target, not_before),
+            false => piece.guard.defer_unsent(target, not_before),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Bounds, Objects, SealedObject};
+use super::quota::weight;
 use super::rebuild::{build_again, is_in, letters_of, quarantine};
 use super::sender::{Admits, Queued, Senders};
 use super::waiting::{Bad, WaitingLetters};
@@ -151,9 +152,9 @@ struct Reading {
     tag: Arc<[u8]>,
     data: Bytes,
     wanted: Arc<Wanted>,
-    /// Of deferred events: their target.
-    target: Option<Arc<str>>,
-    /// Leave to send some of them although the target's circuit is open.
+    /// Of deferred events: their targets.
+    targets: Vec<Arc<str>>,
+    /// Leave to send some of the first target's although its circuit is open.
     probe: Option<CircuitPermit>,
     tracker: Arc<AckTracker>,
     /// Until all of its steps are taken, and what cannot be sent is kept.
@@ -162,6 +163,20 @@ struct Reading {
     from: Place,
     /// Memory that the step needs, at most.
     needs: usize,
+}
+
+impl Reading {
+    /// Whether events of this target were deferred before, and are read again now.
+    fn serves(&self, target: &str) -> bool {
+        self.targets.iter().any(|it| **it == *target)
+    }
+
+    /// Leave to send to this target, if these are the events that find out whether it is back.
+    fn take_probe(&mut self, target: &str) -> Option<CircuitPermit> {
+        let first = self.targets.first();
+        self.probe
+            .take_if(|_| first.is_some_and(|it| **it == *target))
+    }
 }
 
 /// An object on its way.
@@ -179,6 +194,8 @@ struct Sending {
     lines: u32,
     why: metrics::Sealed,
     tries: u32,
+    /// Whether it may have been put before.
+    may_be_there: bool,
 }
 
 impl Sending {
@@ -574,9 +591,7 @@ impl Feed {
             }
             let all_read = self.reading.is_none()
                 && !self.waiting.is_trying()
-                && self.spool.peek(self.after).is_none()
-                && self.deferred.targets() == 0
-                && self.begun.is_empty();
+                && self.spool.peek(self.after).is_none();
             if stopping && all_read {
                 if let Some(objects) = &mut self.objects
                     && !objects.is_empty()
@@ -687,6 +702,8 @@ impl Feed {
 
     fn is_done(&self) -> bool {
         self.chunks.is_empty()
+            && self.begun.is_empty()
+            && self.deferred.targets() == 0
             && self.loads.is_empty()
             && self.again.is_empty()
             && self.sending.is_empty()
@@ -814,7 +831,7 @@ impl Feed {
             tag: stored.tag.into(),
             data: stored.data,
             wanted: Arc::new(wanted),
-            target: None,
+            targets: Vec::new(),
             probe: None,
             tracker,
             hold,
@@ -832,9 +849,16 @@ impl Feed {
             Some(_) => PROBE_EVENTS,
             None => u64::MAX,
         };
-        let Some(load) = self.deferred.take(target, most, now) else {
+        let Some(mut load) = self.deferred.take(target, most, now) else {
             return;
         };
+        let mut deferred = std::mem::take(&mut self.deferred);
+        deferred.take_beside(&mut load, now, |other| {
+            self.senders.admits(other) == Admits::All
+                && self.may_load(other)
+                && !self.undescribed.contains(other)
+        });
+        self.deferred = deferred;
         let chunk = load.chunk;
         let stored = match self.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
@@ -862,9 +886,11 @@ impl Feed {
         let hold = tracker.hold();
         let bytes = CHUNK_BYTES + stored.tag.len();
         self.chunk_bytes += bytes;
-        let wanted = Wanted::Only(Events::Runs(load.events.clone()));
+        let targets = load.targets.iter();
+        let targets = targets.map(|(target, _)| Arc::clone(target)).collect();
+        let wanted = Wanted::Only(Events::Runs(load.events()));
         let reading = self.begin_reading(chunk, stored, wanted, Arc::clone(&tracker), hold);
-        (reading.target, reading.probe) = (Some(Arc::clone(target)), probe);
+        (reading.targets, reading.probe) = (targets, probe);
         let in_flight = InFlightLoad {
             load,
             tracker,
@@ -883,51 +909,45 @@ impl Feed {
                 return None;
             }
             match self.senders.admits(target) {
-                Admits::All => self.has_share(target, 0, 2).then_some(now),
-                // An object that had begun goes first: it may be there.
-                Admits::Probe(at) => {
-                    let begun = |begun: &Begun| begun.target.as_ref() == Some(target);
-                    (!self.begun.iter().any(begun)).then_some(at)
-                }
+                Admits::All => self.may_load(target).then_some(now),
+                Admits::Probe(at) => Some(at),
                 Admits::Nothing => None,
             }
         })
     }
 
-    /// Whether a target may have `bytes` more: half of what the others leave, or one thing in any case. To begin again once
-    /// it has reached that, it must be down to a `part` of it.
-    fn has_share(&self, target: &str, bytes: usize, part: usize) -> bool {
+    /// Whether there is memory to read more for a target.
+    fn may_load(&self, target: &str) -> bool {
         // Objects go to a store one by one, and are as many as it takes.
-        if self.senders.has_one_target() || self.context.nature.objects.is_some() {
-            return true;
-        }
-        let (own, others) = self.senders.held(target);
-        let limit = self.context.config.memory_limit;
-        // All of them together leave a step of reading its memory.
-        let all = limit.saturating_sub(STEP_BYTES / 4 * 5).max(limit / 4);
-        own == 0 || own + bytes <= all.saturating_sub(others) / 2 / part
+        self.context.nature.objects.is_some() || self.senders.may_load(target)
     }
 
-    /// Whether events for a target are sent, or wait. What was deferred before goes first.
-    fn takes(&self, target: &Arc<str>, bytes: usize, reading: &Reading) -> bool {
+    /// Bytes of lines that are sent to a target now, while the others of a step get `planned`; at least one line where it is
+    /// not 0. The others wait. What was deferred before goes first.
+    fn room(&self, target: &Arc<str>, planned: usize, reading: &Reading) -> usize {
         if self.senders.has_one_target() {
-            return true;
+            return usize::MAX;
         }
-        let has_its_turn = match reading.target.as_ref() == Some(target) {
-            // By what let it be read again, or it would be read again at once.
-            true => self.has_share(target, 0, 2),
-            false => !self.deferred.waits_for(target) && self.has_share(target, bytes, 1),
-        };
-        has_its_turn && self.senders.admits(target) == Admits::All
+        let its_turn = reading.serves(target) || !self.deferred.waits_for(target);
+        if !its_turn || self.senders.admits(target) != Admits::All {
+            return 0;
+        }
+        match self.context.nature.objects {
+            Some(_) => usize::MAX,
+            None => self.senders.room(target, planned),
+        }
     }
 
     /// Events of a chunk wait for their target.
     fn defer(&mut self, target: &Arc<str>, part: Part, reading: &Reading) {
-        let mut events = part.events;
+        self.defer_events(target, part.events, reading);
+        buffers::give(part.text);
+    }
+
+    fn defer_events(&mut self, target: &Arc<str>, mut events: Vec<u32>, reading: &Reading) {
         events.sort_unstable();
         self.deferred.add(target, reading.chunk, &ranges(&events));
         reading.tracker.settle(&events);
-        buffers::give(part.text);
     }
 
     /// Targets that take nothing any more: what is open for them is deferred.
@@ -948,6 +968,8 @@ impl Feed {
         };
         match self.senders.admits(target) {
             Admits::All => Some(begun.due),
+            // Some deferred events find out sooner whether the target is back than a whole object.
+            Admits::Probe(_) if self.deferred.waits_for(target) => None,
             Admits::Probe(at) => Some(begun.due.max(at)),
             Admits::Nothing => None,
         }
@@ -985,17 +1007,30 @@ impl Feed {
         match self.objects.take() {
             None => {
                 let mut shaped = Vec::with_capacity(parts.len());
-                for part in parts {
+                let mut planned = 0;
+                for mut part in parts {
                     let target: Arc<str> = self.cutter.target(&part).into();
-                    let probes =
-                        reading.target.as_ref() == Some(&target) && reading.probe.is_some();
-                    match self.shape(&target) {
-                        Some(shape) if probes || self.takes(&target, part.text.len(), &reading) => {
-                            let probe = if probes { reading.probe.take() } else { None };
-                            shaped.push((target, shape, part, probe));
-                        }
-                        _ => self.defer(&target, part, &reading),
+                    let Some(shape) = self.shape(&target) else {
+                        self.defer(&target, part, &reading);
+                        continue;
+                    };
+                    let probe = reading.take_probe(&target);
+                    let room = match probe {
+                        Some(_) => usize::MAX,
+                        None => self.room(&target, planned, &reading),
+                    };
+                    let fitting = weight::fitting(&part.ends, &shape, room);
+                    if fitting < part.events.len() {
+                        self.defer_events(&target, part.events.split_off(fitting), &reading);
+                        part.ends.truncate(fitting);
+                        part.text.truncate(part.ends.last().copied().unwrap_or(0));
                     }
+                    if part.events.is_empty() {
+                        buffers::give(part.text);
+                        continue;
+                    }
+                    planned += weight::of(&part.ends, &shape);
+                    shaped.push((target, shape, part, probe));
                 }
                 let share = self.share.take();
                 let (cutter, of) = (Arc::clone(&self.cutter), Arc::clone(&tracker));
@@ -1027,12 +1062,11 @@ impl Feed {
                 let (mut probing, mut probe) = (None, None);
                 for part in parts {
                     let target: Arc<str> = self.cutter.target(&part).into();
-                    let probes =
-                        reading.target.as_ref() == Some(&target) && reading.probe.is_some();
-                    if probes {
-                        probe = reading.probe.take();
+                    let leave = reading.take_probe(&target);
+                    if leave.is_some() {
+                        probe = leave;
                         probing = Some((target, part));
-                    } else if self.takes(&target, part.text.len(), &reading) {
+                    } else if self.room(&target, 0, &reading) > 0 {
                         taken.push((target, part));
                     } else {
                         self.defer(&target, part, &reading);
@@ -1059,8 +1093,11 @@ impl Feed {
                             self.send_object(object, probe.take());
                         }
                     }
-                    // The open objects are gone, and nothing of them was sent: their chunks' trackers fail.
-                    Err(_) => self.objects = Some(Objects::new(compression, bounds)),
+                    // The open objects are gone, and nothing of them was sent: their chunks' trackers fail, and this one's.
+                    Err(_) => {
+                        self.objects = Some(Objects::new(compression, bounds));
+                        return;
+                    }
                 }
             }
         }
@@ -1073,7 +1110,7 @@ impl Feed {
         }
         self.acquit(chunk, Work::Deliver);
         reading.tracker.has_events(events);
-        if reading.target.is_none()
+        if reading.targets.is_empty()
             && let Some(in_flight) = self.chunks.get_mut(&reading.chunk)
         {
             let bytes = events as usize / 8;
@@ -1406,13 +1443,18 @@ impl Feed {
                 refusal,
                 ..
             } => self.give_up_object(batch, &refusal),
+            News::Unsent { batch, target } => self.release(batch, target),
             News::Deferred {
                 chunk,
                 mut events,
                 target,
+                not_before,
             } => {
                 events.sort_unstable();
                 self.deferred.add(&target, chunk, &ranges(&events));
+                if let Some(not_before) = not_before {
+                    self.deferred.wait(&target, not_before);
+                }
                 // With every probe that fails, and so at most once a minute.
                 self.context.log.trouble(
                     Level::Warn,
@@ -1425,6 +1467,31 @@ impl Feed {
                 );
             }
         }
+    }
+
+    /// An object was certainly never put, and its target takes nothing: its name is given up, and its events wait for other
+    /// objects. Only what may be there has to go under its name again.
+    fn release(&mut self, batch: u64, target: Arc<str>) {
+        let is_known = |sending: &Sending| !sending.may_be_there;
+        if !self.sending.get(&batch).is_some_and(is_known) || self.senders.has_one_target() {
+            return;
+        }
+        let Some(sending) = self.sending.remove(&batch) else {
+            return;
+        };
+        self.sending_bytes -= sending.bytes();
+        let released = Note::Ended {
+            batch,
+            delivered: Some(Vec::new()),
+        };
+        let intake = Arc::clone(&self.intake);
+        self.notes.spawn(async move {
+            // Before another object begins with the same events.
+            intake.insist(released, Durability::Synced).await;
+            for guard in sending.guards {
+                guard.defer(&target, None);
+            }
+        });
     }
 
     /// An object is refused, and its letter cannot be kept: its events wait for theirs, and it ends.
@@ -1477,12 +1544,13 @@ impl Feed {
                 self.chunk_bytes -= in_flight.bytes;
                 if verdict == Verdict::Retry {
                     let settled = in_flight.tracker.settled();
-                    let Load { target, events, .. } = in_flight.load;
-                    let events = events.into_iter().flatten();
-                    let left: Vec<u32> = events.filter(|it| !settled.contains(*it)).collect();
-                    self.deferred.add(&target, chunk, &ranges(&left));
                     let wait = backoff(Class::Transient, 1, &mut StdRng::from_os_rng());
-                    self.deferred.wait(&target, Instant::now() + wait);
+                    for (target, events) in in_flight.load.targets {
+                        let events = events.into_iter().flatten();
+                        let left: Vec<u32> = events.filter(|it| !settled.contains(*it)).collect();
+                        self.deferred.add(&target, chunk, &ranges(&left));
+                        self.deferred.wait(&target, Instant::now() + wait);
+                    }
                 }
                 self.finish_if_settled(chunk);
             }
@@ -1498,6 +1566,7 @@ impl Feed {
                     return;
                 };
                 sending.tries += 1;
+                sending.may_be_there = true;
                 let wait = backoff(Class::Transient, sending.tries, &mut StdRng::from_os_rng());
                 let takes_nothing = self.senders.admits(&sending.target) != Admits::All;
                 if takes_nothing && !self.senders.has_one_target() {
@@ -1565,7 +1634,7 @@ impl Feed {
         let several = !self.senders.has_one_target();
         if several && probe.is_none() && self.senders.admits(&object.target) != Admits::All {
             for guard in object.guards {
-                guard.defer(&object.target);
+                guard.defer(&object.target, None);
             }
             return;
         }
@@ -1594,6 +1663,7 @@ impl Feed {
             lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
             why: object.why,
             tries: 0,
+            may_be_there: false,
         };
         self.sending_bytes += sending.bytes();
         let target = Arc::clone(&sending.target);
@@ -1635,6 +1705,21 @@ impl Feed {
             guard,
         };
         Some((Arc::clone(&sending.name), piece))
+    }
+
+    /// The target of an object that had begun: the folder that its name says, where the configuration names others today.
+    /// What is the matter with it then is not the matter with those.
+    fn target_of(&self, name: &str, destination: Option<(String, String)>) -> Arc<str> {
+        let (target, folder) = destination.unwrap_or_default();
+        if self.senders.has_one_target() {
+            return target.into();
+        }
+        let objects = self.context.nature.objects.as_ref();
+        let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
+        match objects.is_some_and(|it| it.directory(&folder) == directory) {
+            true => target.into(),
+            false => directory.into(),
+        }
     }
 
     /// Builds an object again that had begun, from the same events, and sends it under its name. False where its target takes
@@ -1689,7 +1774,7 @@ impl Feed {
                     built.events,
                     built.lines,
                     built.skipped,
-                    built.target,
+                    built.destination,
                 ))
             }
             Ok(Err(Unreadable::Disk(error))) => {
@@ -1699,7 +1784,7 @@ impl Feed {
             // A missing file is said by whoever looks for it.
             Ok(Err(_)) | Err(_) => None,
         };
-        let Some((body, events, lines, skipped, built_for)) = built else {
+        let Some((body, events, lines, skipped, destination)) = built else {
             // What else there is goes on meanwhile.
             let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             self.begun.push_back(Begun {
@@ -1718,7 +1803,7 @@ impl Feed {
             return true;
         }
         let sending = Sending {
-            target: built_for.unwrap_or_default().into(),
+            target: self.target_of(&pending.name, destination),
             name: pending.name.into(),
             contents: pending.contents,
             token: pending.token,
@@ -1729,6 +1814,7 @@ impl Feed {
             // An earlier run sealed it, and was stopped before it was there.
             why: metrics::Sealed::Stop,
             tries: 0,
+            may_be_there: true,
         };
         self.sending_bytes += sending.bytes();
         self.sending.insert(batch, sending);

@@ -90,16 +90,25 @@ impl Nature {
 }
 
 impl ObjectNature {
+    /// Returns the path of a folder below the store's root, without slashes around it.
+    pub fn directory(&self, folder: &str) -> String {
+        let mut path = String::with_capacity(128);
+        for folder in [self.prefix.as_str(), folder] {
+            let folder = folder.trim_matches('/');
+            if !folder.is_empty() && !path.is_empty() {
+                path.push('/');
+            }
+            path.push_str(folder);
+        }
+        path
+    }
+
     /// Returns the full name of an object below the store's root: its folder, the time of its first event, and a unique
     /// part.
     pub fn name(&self, folder: &str, first: Time, unique: &str) -> String {
-        let mut name = String::with_capacity(128);
-        for folder in [self.prefix.as_str(), folder] {
-            let folder = folder.trim_matches('/');
-            if !folder.is_empty() {
-                name.push_str(folder);
-                name.push('/');
-            }
+        let mut name = self.directory(folder);
+        if !name.is_empty() {
+            name.push('/');
         }
         compact_time(first, &mut name);
         let _ = write!(name, "-{unique}{}", self.extension);

@@ -16,7 +16,7 @@ enum Sick {
     Refuses(Class),
     /// It takes each request, and its answer is lost.
     Loses,
-    /// It answers nothing until it is well.
+    /// It answers nothing until it is well, or the request times out.
     Hangs,
 }
 
@@ -139,8 +139,10 @@ impl Sink for Ward {
                 Some(Sick::Hangs) => {
                     let mut sick = self.sick.subscribe();
                     let well = sick.wait_for(|all| all.get(&target) != Some(&Sick::Hangs));
-                    drop(well.await);
-                    all(Outcome::Retry(fault(Class::Transient)))
+                    match tokio::time::timeout(Duration::from_secs(20), well).await {
+                        Ok(_) => all(Outcome::Retry(fault(Class::Transient))),
+                        Err(_) => all(Outcome::Ambiguous(fault(Class::Transient))),
+                    }
                 }
             }
         })
@@ -163,6 +165,19 @@ const WIDE: Shape = Shape {
         record_lines: u32::MAX,
         joins: true,
         batch_records: 10,
+        batch_bytes: 400_000,
+    },
+    piece_bytes: 20_000,
+    compression: false,
+};
+
+/// Each line is a record of its own.
+const LINE_BY_LINE: Shape = Shape {
+    limits: Limits {
+        record_bytes: 100_000,
+        record_lines: 1,
+        joins: false,
+        batch_records: 500,
         batch_bytes: 400_000,
     },
     piece_bytes: 20_000,
@@ -269,21 +284,25 @@ async fn what_is_more_than_a_slow_streams_share_is_not_read_again_and_again() {
 
 #[tokio::test(start_paused = true)]
 async fn one_stray_line_in_each_chunk_holds_up_no_other() {
-    for sick in SICK {
+    let cases = SICK.into_iter().flat_map(|sick| {
+        [(150, WIDE), (0, WIDE), (0, LINE_BY_LINE)].map(|(at, shape)| (sick, at, shape))
+    });
+    for (sick, at, shape) in cases {
         let dir = tempfile::tempdir().unwrap();
-        let ward = Ward::new(WIDE);
+        let ward = Ward::new(shape);
         ward.is("bad", Some(sick));
         let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
         for n in 0..40 {
             let good: Vec<_> = (0..1_000).map(|m| format!("good-{n}-{m}")).collect();
             let mut all: Vec<_> = good.iter().map(|event| ("good", event.as_str())).collect();
             let bad = format!("bad-{n}");
-            all.insert(150, ("bad", &bad));
+            all.insert(at, ("bad", &bad));
             keep(&bench, events(&all, 700)).await;
         }
-        until(&format!("the good lines ({sick:?})"), || {
-            ward.events().len() == 40 * 1_000
-        })
+        until(
+            &format!("the good lines ({sick:?}, {at}, {shape:?})"),
+            || ward.events().len() == 40 * 1_000,
+        )
         .await;
         // What is healthy again gets its own, and nobody anything twice.
         ward.is("bad", None);
@@ -292,6 +311,58 @@ async fn one_stray_line_in_each_chunk_holds_up_no_other() {
         in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
         stop_in_time(bench).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_slow_streams_together_hold_no_memory_that_others_need() {
+    for sick in [Sick::Refuses(Class::Throttle), Sick::Hangs] {
+        let dir = tempfile::tempdir().unwrap();
+        let ward = Ward::new(WIDE);
+        let bad: Vec<_> = (0..30).map(|n| format!("bad-{n}")).collect();
+        bad.iter().for_each(|name| ward.is(name, Some(sick)));
+        let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+        for round in 0..2 {
+            for name in &bad {
+                keep(&bench, many(name, &format!("{name}-{round}"), 1_000)).await;
+                let good = format!("good-{name}-{round}");
+                keep(&bench, events(&[("good", &good)], 0)).await;
+            }
+        }
+        let what = format!("the good records ({sick:?})");
+        in_time(&what, || ward.arrived("good") == 60).await;
+        assert_eq!(ward.events().len(), 60, "{sick:?}");
+        bad.iter().for_each(|name| ward.is(name, None));
+        in_time("all of it", || ward.events().len() == 60_060).await;
+        stop_in_time(bench).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_hang_are_probed_and_keep_no_other_from_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(WIDE);
+    let bad: Vec<_> = (0..8).map(|n| format!("bad-{n}")).collect();
+    bad.iter().for_each(|name| ward.is(name, Some(Sick::Hangs)));
+    let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+    for round in 0..3 {
+        for name in &bad {
+            keep(&bench, many(name, &format!("{name}-{round}"), 50)).await;
+        }
+    }
+    for name in &bad {
+        let said = format!("'{name}' is unavailable (took nothing and gave no answer");
+        in_time(&said, || bench.said(&said)).await;
+    }
+    // Each is asked now and then, though none of those before it has answered.
+    let asked: Vec<_> = bad.iter().map(|name| ward.asked_for(name)).collect();
+    in_time("a probe of each", || {
+        let now = bad.iter().map(|name| ward.asked_for(name));
+        now.zip(&asked).all(|(now, before)| now > *before)
+    })
+    .await;
+    bad.iter().for_each(|name| ward.is(name, None));
+    in_time("all of it", || ward.events().len() == 8 * 3 * 50).await;
+    stop_in_time(bench).await;
 }
 
 /// Objects in a folder for each `to`.
@@ -340,6 +411,74 @@ async fn an_object_whose_answer_was_lost_goes_under_its_name_again_when_its_fold
     in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
     assert_eq!(ward.events().values().sum::<usize>(), 2);
     stop_in_time(bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_was_never_to_be_is_renamed_with_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(OBJECT);
+    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
+    keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
+    in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
+    in_time("the good one", || ward.events().len() == 1).await;
+    let asked = ward.asked_for("bad");
+    in_time("another", || ward.asked_for("bad") > asked).await;
+    let left = bench.crash_image();
+    bench.feed.abort();
+
+    // What was certainly never put goes where the configuration says today.
+    let renamed = [BLOB, &FOLDERS, &[("path", "new/{record.to}")]].concat();
+    let bench = start(left.path(), &ward, &renamed);
+    in_time("the other", || bench.spool.usage().unfinished == 0).await;
+    assert_eq!(ward.events().len(), 2);
+    stop_in_time(bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_under_a_refused_former_name_holds_up_no_folder_of_today() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(OBJECT);
+    ward.is("a", Some(Sick::Loses));
+    let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
+    keep(&bench, events(&[("a", "1")], 0)).await;
+    in_time("an object", || ward.events().len() == 1).await;
+    let left = bench.crash_image();
+    bench.feed.abort();
+
+    ward.is("a", Some(Sick::Refuses(Class::Configuration)));
+    let renamed = [BLOB, &FOLDERS, &[("path", "new/{record.to}")]].concat();
+    let bench = start(left.path(), &ward, &renamed);
+    in_time("a refusal", || bench.said("folder 'a' is unavailable")).await;
+    for n in 2..5 {
+        let name = n.to_string();
+        keep(&bench, events(&[("a", &name)], 0)).await;
+        in_time("the new folder's", || ward.events().len() == n).await;
+    }
+    ward.is("a", None);
+    in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+    assert!(ward.events().values().all(|times| *times == 1));
+    stop_in_time(bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_sends_the_open_objects_of_healthy_folders_while_another_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(OBJECT);
+    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    let keys = [BLOB, &FOLDERS, &[("blob_max_age", "10s")]].concat();
+    let bench = start(dir.path(), &ward, &keys);
+    keep(&bench, events(&[("bad", "a")], 0)).await;
+    in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
+    // Read, and not old enough.
+    let encoded = || bench.pipeline.metrics().bytes.get(Stage::Encoded);
+    let before = encoded();
+    keep(&bench, events(&[("good", "b")], 0)).await;
+    until("the good record", || encoded() > before).await;
+    assert_eq!(ward.events().len(), 0);
+    bench.pipeline.drain();
+    until("the good object", || ward.events().len() == 1).await;
+    bench.feed.abort();
 }
 
 #[tokio::test(start_paused = true)]
