@@ -20,6 +20,7 @@ use rejected::Letter;
 use template::Template;
 use time::TimeFormat;
 
+pub mod extract;
 pub mod json;
 pub mod msgpack;
 pub mod rejected;
@@ -51,7 +52,7 @@ const PUNCTUATION_BYTES: usize = 16;
 const MAX_LETTER_GROWTH: usize = 4;
 
 /// A chunk's lines for one name.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Part {
     /// The delivery stream, or the object's folder.
     pub name: String,
@@ -874,7 +875,7 @@ mod tests {
         ]
     }
 
-    fn any_event() -> impl Strategy<Value = Vec<u8>> {
+    pub(super) fn any_event() -> impl Strategy<Value = Vec<u8>> {
         let body = proptest::collection::vec((value(), value()), 0..4);
         (0u32..3, body, 0u8..20).prop_map(|(second, pairs, kind)| {
             let mut event = match kind {

@@ -9,12 +9,13 @@ mod reference;
 
 use std::collections::{BTreeMap, HashSet};
 
+use ferry::codec::extract::extract;
 use ferry::codec::json::{MAX_DEPTH, Options};
 use ferry::codec::msgpack::{Event, Events, Item};
 use ferry::codec::template::Template;
 use ferry::codec::time::{Strftime, TimeFormat};
-use ferry::codec::{Encoded, Encoding, encode};
-use ferry::ids::EventSet;
+use ferry::codec::{Encoded, Encoding, Place, encode};
+use ferry::ids::{EventSet, Time};
 use ferry::metrics::Reason;
 use ferry_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
@@ -40,6 +41,9 @@ fuzz_target!(|data: &[u8]| {
             self::lines(&rest),
             "a line depends on what was settled before"
         );
+    }
+    for most_bytes in [usize::MAX, 200] {
+        setup.check_extracted(&items, most_bytes);
     }
 });
 
@@ -217,6 +221,94 @@ impl<'a> Setup<'a> {
         assert!(skipped.eq(&encoded.skipped));
     }
 
+    /// What is not settled gives the same as a chunk of its own, or as several.
+    fn check_extracted(&self, items: &[Item], most_bytes: usize) {
+        let wanted = |event: u32| !self.settled.contains(event);
+        let (mut next, mut done) = (Some(Place::default()), 0);
+        while let Some(from) = next {
+            let extracted = extract(self.chunk, from, most_bytes, wanted);
+            next = extracted.next;
+            let numbers: Vec<u32> = extracted.taken.iter().cloned().flatten().collect();
+            let kept: Vec<u32> = extracted.kept.iter().cloned().flatten().collect();
+            assert_eq!(numbers.len(), extracted.events as usize);
+            assert!(extracted.events < 2 || extracted.data.len() <= most_bytes);
+            assert!(
+                kept.iter()
+                    .all(|event| matches!(items[*event as usize], Item::Malformed { .. }))
+            );
+            // Each wanted event up to the end is in one of them.
+            let mut passed = [&numbers[..], &kept].concat();
+            passed.sort_unstable();
+            let end = match next {
+                Some(_) => passed.last().map_or(done, |last| last + 1),
+                None => items.len() as u32,
+            };
+            assert!(next.is_none() || !passed.is_empty(), "no progress");
+            let expected = (done..end).filter(|event| wanted(*event));
+            assert!(expected.eq(passed), "events were lost");
+            done = end;
+
+            let copy = self.given(
+                &extracted.data,
+                Place::default(),
+                |_| true,
+                |event| numbers[event as usize],
+            );
+            let original = self.given(
+                self.chunk,
+                from,
+                |event| numbers.binary_search(&event).is_ok(),
+                |event| event,
+            );
+            assert_eq!(copy, original, "an event differs in a chunk of its own");
+        }
+    }
+
+    /// The lines, letters and skipped events of all steps of a chunk, by the numbers that the events have elsewhere.
+    fn given(
+        &self,
+        chunk: &[u8],
+        from: Place,
+        wanted: impl Fn(u32) -> bool,
+        number: impl Fn(u32) -> u32,
+    ) -> Given {
+        let encoding = Encoding {
+            step_bytes: 1 << 30,
+            ..Encoding::new(&self.options, &self.names)
+        };
+        let (tag, mut given, mut next) = (TAG.into(), Given::default(), Some(from));
+        while let Some(from) = next {
+            let step = encoding
+                .step(&tag, chunk, from, usize::MAX, &wanted)
+                .expect("memory is unlimited");
+            next = step.next;
+            let lines = lines(&step)
+                .into_iter()
+                .map(|(event, (name, line))| (number(event), (name.to_owned(), line.to_vec())));
+            given.lines.extend(lines);
+            let firsts = step
+                .parts
+                .iter()
+                .map(|part| (part.name.clone(), part.first));
+            given.firsts.extend(firsts);
+            given
+                .skipped
+                .extend(step.skipped.iter().map(|event| number(*event)));
+            for (event, letter) in step.lettered.iter().zip(&step.letters) {
+                let mut detail = letter.detail.clone();
+                if let (Reason::Malformed, Some((bytes, rest))) =
+                    (letter.reason, detail.split_once(" at offset "))
+                {
+                    let (_, reason) = rest.split_once(" of a chunk: ").expect("a reason");
+                    detail = format!("{bytes}: {reason}");
+                }
+                let record = letter.record.to_bytes().to_vec();
+                given.letters.push((number(*event), detail, record));
+            }
+        }
+        given
+    }
+
     fn check_line(&self, line: &[u8], event: &Event) {
         if let Some(key) = &self.options.log_key {
             return reference::check_log_value(line, &self.options, key, event);
@@ -235,6 +327,15 @@ impl<'a> Setup<'a> {
             assert_eq!(read, expected, "{text}");
         }
     }
+}
+
+/// What a chunk's encoding gives, but for the offsets that letters name.
+#[derive(Debug, Default, PartialEq)]
+struct Given {
+    lines: BTreeMap<u32, (String, Vec<u8>)>,
+    firsts: BTreeMap<String, Time>,
+    letters: Vec<(u32, String, Vec<u8>)>,
+    skipped: Vec<u32>,
 }
 
 fn key_of_time(options: &Options) -> Option<String> {
