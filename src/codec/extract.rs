@@ -12,7 +12,7 @@ use super::Place;
 use super::msgpack::{Events, Item};
 
 /// The marker that ends a group, as hosts write it.
-const GROUP_END: &[u8] = b"\x92\x92\xd7\x00\xff\xff\xff\xfe\0\0\0\0\x80\x80";
+pub const GROUP_END: &[u8] = b"\x92\x92\xd7\x00\xff\xff\xff\xfe\0\0\0\0\x80\x80";
 
 /// Events of a chunk, as a chunk of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Extracted {
     pub data: Vec<u8>,
     /// The number of events in `data`, which the encoder numbers from 0.
     pub events: u32,
+    /// Whether `data` ends within a group. [`GROUP_END`] has to follow before events of another chunk do.
+    pub in_group: bool,
     /// The same events by their ordinals in the original: sorted ranges with gaps between them.
     pub taken: Vec<Range<u32>>,
     /// The wanted events before `next` that are bytes which would not decode to the same letter elsewhere. Sorted ranges
@@ -107,6 +109,7 @@ fn copy(
         extracted.events += 1;
         add(&mut extracted.taken, here.event);
         open = group;
+        extracted.in_group = open.is_some();
         last_malformed = matches!(item, Item::Malformed { .. });
         malformed |= last_malformed;
     }
