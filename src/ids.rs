@@ -7,10 +7,17 @@ pub type ChunkId = [u8; 16];
 
 /// Returns the first 16 bytes of the BLAKE3 hash of a chunk's tag and bytes.
 pub fn chunk_id(tag: &[u8], data: &[u8]) -> ChunkId {
+    chunk_id_of_parts(tag, &[data])
+}
+
+/// Like [`chunk_id`], of bytes in several parts.
+pub(crate) fn chunk_id_of_parts(tag: &[u8], data: &[&[u8]]) -> ChunkId {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(tag.len() as u64).to_le_bytes());
     hasher.update(tag);
-    hasher.update(data);
+    for part in data {
+        hasher.update(part);
+    }
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     id

@@ -8,8 +8,10 @@ use crate::ids::{ChunkId, chunk_id};
 
 /// The length of a frame's header, in bytes.
 pub(super) const HEADER: u64 = 64;
-/// The format version in a segment's Begin frame.
-pub(super) const VERSION: u32 = 1;
+/// The format version of a segment without relocated chunks, which every version of Ferry reads.
+pub(super) const PLAIN_VERSION: u32 = 1;
+/// The newest format version that this program reads: that of a segment that may hold relocated chunks.
+pub(super) const VERSION: u32 = 2;
 /// The alignment of frames, in bytes.
 pub(super) const ALIGN: u64 = 8;
 /// The exclusive upper bound of frame numbers, never reached in practice: a spool writes none at or above it.
@@ -37,6 +39,15 @@ pub(super) enum Kind {
     Chunk,
     /// A note on the fate of chunks.
     Note,
+    /// A chunk of events of older chunks, which are settled there by this frame.
+    Relocated,
+}
+
+impl Kind {
+    /// Whether the frame is a chunk that is to be delivered.
+    pub(super) fn is_chunk(self) -> bool {
+        matches!(self, Kind::Chunk | Kind::Relocated)
+    }
 }
 
 /// A frame's header.
@@ -69,6 +80,7 @@ impl Head {
             Kind::Begin => 0u32,
             Kind::Chunk => 1,
             Kind::Note => 2,
+            Kind::Relocated => 3,
         };
         put(&kind.to_le_bytes());
         put(&self.tag_len.to_le_bytes());
@@ -97,6 +109,7 @@ impl Head {
             0 => Kind::Begin,
             1 => Kind::Chunk,
             2 => Kind::Note,
+            3 => Kind::Relocated,
             _ => return None,
         };
         let (tag_len, data_len, nanos) = (fields.u32()?, fields.u32()?, fields.u32()?);
@@ -178,12 +191,19 @@ pub(super) fn crc(parts: &[&[u8]]) -> u32 {
 /// The payload of a Begin frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Begin {
+    /// The format version.
+    pub(super) version: u32,
     /// The file was another segment's before: bytes after the last frame may be left from that.
     pub(super) reused: bool,
     /// Greater than every earlier batch number.
     pub(super) next_batch: u64,
     /// The ids of the chunks accepted last, oldest first.
     pub(super) window: Vec<ChunkId>,
+}
+
+/// Whether this program reads segments of a format version.
+pub(super) fn is_read(version: u32) -> bool {
+    (PLAIN_VERSION..=VERSION).contains(&version)
 }
 
 /// The error for an undamaged Begin frame of another format version.
@@ -197,12 +217,13 @@ impl Begin {
     }
 
     pub(super) fn encode<'a>(
+        version: u32,
         reused: bool,
         next_batch: u64,
         window: impl ExactSizeIterator<Item = &'a ChunkId>,
     ) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(BEGIN + window.len() * ID);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&version.to_le_bytes());
         bytes.extend_from_slice(&u32::from(reused).to_le_bytes());
         bytes.extend_from_slice(&next_batch.to_le_bytes());
         for id in window {
@@ -219,10 +240,11 @@ impl Begin {
     pub(super) fn decode(payload: &[u8]) -> Result<Begin, OtherVersion> {
         let version = Begin::version(payload);
         let mut fields = Fields(payload.get(size_of::<u32>()..).unwrap_or_default());
-        if version != VERSION {
+        if !is_read(version) {
             return Err(OtherVersion(version));
         }
         Ok(Begin {
+            version,
             reused: fields.u32().is_some_and(|reused| reused != 0),
             next_batch: fields.u64().unwrap_or(0),
             window: std::iter::from_fn(|| fields.take()).collect(),
@@ -389,18 +411,28 @@ mod tests {
     #[test]
     fn a_begin_frame_keeps_its_window_and_rejects_another_version() {
         let window = [[1; 16], [2; 16], [1; 16]];
-        for reused in [false, true] {
-            let payload = Begin::encode(reused, 9, window.iter());
+        for (version, reused) in [
+            (PLAIN_VERSION, false),
+            (PLAIN_VERSION, true),
+            (VERSION, false),
+        ] {
+            let payload = Begin::encode(version, reused, 9, window.iter());
             assert_eq!(HEADER + payload.len() as u64, Begin::length(3));
             let begin = Begin::decode(&payload).unwrap();
             assert_eq!(
-                (begin.reused, begin.next_batch, &begin.window[..]),
-                (reused, 9, &window[..])
+                (
+                    begin.version,
+                    begin.reused,
+                    begin.next_batch,
+                    &begin.window[..]
+                ),
+                (version, reused, 9, &window[..])
             );
         }
-        let mut newer = Begin::encode(false, 9, window.iter());
-        newer[0] = 2;
-        assert_eq!(Begin::decode(&newer), Err(OtherVersion(2)));
+        for other in [0, VERSION + 1, u32::MAX] {
+            let payload = Begin::encode(other, false, 9, window.iter());
+            assert_eq!(Begin::decode(&payload), Err(OtherVersion(other)));
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! ```text
 //!  0  magic      f5 'S' 'p' 0a
 //!  4  checksum   CRC-32 of bytes 8 to 63
-//!  8  kind       0 Begin, 1 chunk, 2 note
+//!  8  kind       0 Begin, 1 chunk, 2 note, 3 relocated chunk
 //! 12  tag        length
 //! 16  data       length
 //! 20  arrival    nanoseconds (note: 0; Begin: see below)
@@ -33,10 +33,35 @@
 //! the generation of the first manifest that lists its segment (31 bits; 0: written by an earlier version); the top bit is
 //! set if some numbers before it are unused.
 //!
+//! **Relocated chunks.** Segments are removed oldest first, so a few events that cannot be delivered for long would keep all
+//! segments after theirs. Such events are written again at the log's head ([`Spool::relocate`]), as a frame that also settles
+//! them where they were. A relocated chunk's data is the length of its *origins* (32 bits), the origins (msgpack, as in a
+//! note: which events of which chunks), and the events. The frame is both the new chunk and a note, with one checksum, so the
+//! events are in one place at any time:
+//!
+//! - If the frame is torn, void or damaged, it settles nothing, and the events are where they were. Recovery therefore reads
+//!   relocated chunks in full, in all segments, and a chunk of which some byte is damaged has no origins.
+//! - A relocated chunk's number is greater than those of its origins. So as long as a segment with an origin exists, the
+//!   segment with the relocated chunk does too, even if that is delivered long since: no origin comes back. A segment that
+//!   is removed takes the origins that its frames settled along, or they were removed before.
+//! - Events are not relocated while they are in a pending batch, which would settle them where they no longer are.
+//!
+//! As with a note, what a relocated chunk settled is no longer known if its frame is damaged afterwards, if its file is
+//! missing, or if it was removed while the file of an origin was missing that is put back later: where an origin exists, its
+//! events are then delivered from there, although they may have been delivered before. A relocated chunk is not in the
+//! window, since the host never hands it over.
+//!
+//! A segment with relocated chunks has format version 2, all others have version 1. An active segment of version 1 is closed
+//! when something is relocated. A Ferry that reads only version 1 leaves segments of version 2 alone, with all that is in
+//! them, and does not know what their notes and relocated chunks settled: it would deliver that once more from older
+//! segments. Without the manifest, which the first version does not know, its new chunks also get numbers that count for
+//! nothing once segments of version 2 count again. Before a downgrade a spool has to be drained until no segment of version 2
+//! is left; one that is empty when it is closed has version 1.
+//!
 //! **Void frames.** When a write or an fsync fails, the unsynced frames of that segment become void: the next segment
 //! reuses their numbers. A frame is therefore valid only if its number is below the first one of the next segment. Notes
 //! among the void frames that were already acknowledged ([`Durability::Written`]) are held in memory until an fsync, and
-//! the next segment starts with them.
+//! the next segment starts with them. A relocated chunk is never among those: it is acknowledged after an fsync.
 //!
 //! **Spares.** When a file system frees a segment's blocks, or discards them on the device, every fsync stalls meanwhile;
 //! overwriting allocated blocks needs no journal. A finished segment is therefore renamed to `<its number>.spare`, and a
@@ -65,7 +90,8 @@
 //!   unless it is older than all others and notes finish everything in it. The same goes for a segment that was begun, not
 //!   yet listed when the machine stopped, and missing when the next manifest was written. Neither voids frames of listed
 //!   segments. About segments older than the first manifest nothing is known.
-//! - Whole chunks that exist only as void frames are copied to `quarantine/`, since they may have been accepted.
+//! - Whole chunks that exist only as void frames are copied to `quarantine/`, since they may have been accepted. A relocated
+//!   chunk whose origins all exist is not: nothing but they can count.
 //! - A manifest is ignored if it is torn, belongs to another spool, or is older than a segment written by an earlier version
 //!   of Ferry, which does not know manifests.
 //!
@@ -138,7 +164,8 @@
 //! Chunks are refused when all files together, excluding spares, would exceed [`Options::limit`]. The reserve, at most 1 MiB,
 //! and the two manifests, 16 bytes for each segment, are not counted. Notes, and the Begin frames of the segments that they
 //! need, are written regardless of the limit, since they are what finishes chunks; so are copies of damaged bytes in
-//! `quarantine/`, since those were acknowledged. The copies may be deleted after inspection; they are counted again at the
+//! `quarantine/`, since those were acknowledged. Relocated chunks may pass the limit by a 16th, since they let more than that
+//! be removed. The copies may be deleted after inspection; they are counted again at the
 //! next open. Missing files are not counted.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -156,7 +183,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::ids::Time;
-use crate::ids::{ChunkId, chunk_id};
+use crate::ids::{ChunkId, chunk_id, chunk_id_of_parts};
 
 pub mod disk;
 mod frame;
@@ -180,7 +207,7 @@ use manifest::Entry;
 use recovery::{Quarantine, describe};
 use scan::{Damage, Flaw, Place};
 use suspects::Suspects;
-use writer::{Job, Slot, Waiting, Writer};
+use writer::{Job, Relocating, Slot, Waiting, Writer};
 
 pub(crate) use note::merge;
 pub use suspects::{Suspect, Work};
@@ -268,6 +295,20 @@ pub struct Chunk<'a> {
     pub data: Bytes,
     /// The time of arrival.
     pub arrived: Time,
+}
+
+/// Events of older chunks, to be written again at the log's head.
+#[derive(Clone, Debug)]
+pub struct Relocation {
+    /// The tag.
+    pub tag: Vec<u8>,
+    /// The msgpack events, and nothing else of their chunks. No clone is held once the relocation has been answered.
+    pub data: Bytes,
+    /// The time at which the events arrived, that of their chunk.
+    pub arrived: Time,
+    /// Which events of which chunks they are. All of those chunks must be unfinished, and none of these events settled or in
+    /// a pending batch.
+    pub origins: Vec<Content>,
 }
 
 /// The result for a chunk that the host may forget.
@@ -403,6 +444,8 @@ impl Usage {
 const REMEMBERED: u64 = 16_384;
 /// Spares may take one part in this many of the limit.
 const SPARE_SHARE: u64 = 4;
+/// Relocated chunks may pass the limit by one part in this many: they let older segments be removed, which hold more.
+const RELOCATION_SHARE: u64 = 16;
 /// The window may take one part in this many of a segment.
 const WINDOW_SHARE: u64 = 16;
 
@@ -426,6 +469,11 @@ impl Limits {
             segment_bytes,
             window: ids.min(REMEMBERED) as usize,
         }
+    }
+
+    /// The total size of all files above which nothing is relocated.
+    fn relocation_limit(&self) -> u64 {
+        self.limit.saturating_add(self.limit / RELOCATION_SHARE)
     }
 
     /// The size of the reserve: enough for thousands of notes, and a Begin frame with the window before them.
@@ -458,6 +506,8 @@ struct Active {
     capacity: u64,
     /// The Begin frame is the only frame.
     bare: bool,
+    /// The format version in the Begin frame.
+    version: u32,
 }
 
 /// The state shared by the writer thread and callers. Sizes are in bytes.
@@ -505,6 +555,11 @@ impl State {
         while self.window.len() > window {
             self.window.pop_front();
         }
+        self.show(chunk, place);
+    }
+
+    /// Makes a written chunk visible.
+    fn show(&mut self, chunk: Seq, place: Place) {
         if let Some(info) = self.segments.get_mut(&place.segment) {
             info.unfinished += 1;
         }
@@ -857,6 +912,103 @@ impl Spool {
         self.jobs.send(job).map_err(|_| closed())
     }
 
+    /// Writes events once more as a new chunk at the log's head, and settles them where they were, in one step: `origins` are
+    /// settled if and only if the new chunk exists, now and in every later run. That lets segments be removed that only
+    /// events which cannot be delivered for long still need. Completes when it is on disk, with the new chunk's number, which
+    /// is greater than those of its origins. Hashes the data on the calling thread.
+    ///
+    /// The new chunk is like an appended one, except that it is not recognised if the host hands it over: it can be
+    /// [peeked](Spool::peek) at, before this completes as well ([`Spool::is_relocated`]), read, noted, finished, and
+    /// relocated. A chunk of which nothing is left is still to be [finished](Spool::finish) by the caller; the next run finds
+    /// one that was settled as a whole ([`Events::All`]) finished.
+    ///
+    /// Events of a pending batch must not be relocated: the next run would find them in both. Nor may any of them be sent
+    /// or settled before this has completed.
+    ///
+    /// # Errors
+    ///
+    /// The events are still where they were. If the process or the machine dies before anything more is written, the next run
+    /// may find them relocated nevertheless, in one place either way.
+    ///
+    /// - [`ErrorKind::QuotaExceeded`]: all files together would exceed [`Options::limit`] by more than a 16th, or the disk's
+    ///   own quota is exceeded. Possible again once a segment is removed.
+    /// - [`ErrorKind::InvalidInput`]: there are no origins, one of them is not an unfinished chunk, or the tag or the data with
+    ///   the origins (some bytes for each chunk and run) has more than 4 GiB.
+    /// - All others: the disk failed, or the spool is closed.
+    ///
+    /// If the future is dropped after its first poll, the events are still either relocated or not, as a whole.
+    pub async fn relocate(&self, relocation: Relocation) -> io::Result<Seq> {
+        let (answer, answered) = oneshot::channel();
+        self.queue_relocation(relocation, answer)?;
+        answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    fn queue_relocation(
+        &self,
+        relocation: Relocation,
+        answer: oneshot::Sender<io::Result<Seq>>,
+    ) -> io::Result<()> {
+        let Relocation {
+            tag,
+            data,
+            arrived,
+            origins,
+        } = relocation;
+        let invalid = |words| io::Error::new(ErrorKind::InvalidInput, words);
+        let too_long = || invalid("a relocated chunk's tag and data have at most 4 GiB each");
+        let encoded = note::encode_origins(&origins);
+        let before = u32::try_from(encoded.len()).map_err(|_| too_long())?;
+        let head = Head {
+            kind: Kind::Relocated,
+            number: 0,
+            spool: 0,
+            tag_len: u32::try_from(tag.len()).map_err(|_| too_long())?,
+            data_len: u32::try_from(encoded.len() + data.len()).map_err(|_| too_long())?,
+            arrived,
+            id: chunk_id_of_parts(&tag, &[&encoded, &data]),
+        };
+        let length = head.length();
+        {
+            let mut state = self.shared.state();
+            if state.closed {
+                return Err(closed());
+            }
+            let is_held = |origin: &Content| state.chunks.contains_key(&origin.chunk);
+            if origins.is_empty() || !origins.iter().all(is_held) {
+                return Err(invalid("a relocated chunk's origins are unfinished chunks"));
+            }
+            let limit = self.shared.limits.relocation_limit();
+            if state.used() + state.reserved + length > limit {
+                let full = no_room_to_relocate(state.bytes, limit);
+                self.request_cleanup(state);
+                return Err(full);
+            }
+            state.reserved += length;
+        }
+        let job = Job::Relocation {
+            relocating: Relocating {
+                head,
+                crc: crc(&[&tag, &encoded, &data]),
+                before_events: [tag, encoded].concat().into(),
+                origins: before,
+                events: data,
+            },
+            answer,
+        };
+        self.jobs.send(job).map_err(|_| {
+            self.shared.state().reserved -= length;
+            closed()
+        })
+    }
+
+    /// Whether a chunk was relocated by this run, and is unfinished: whoever relocated it knows its events already.
+    pub fn is_relocated(&self, chunk: Seq) -> bool {
+        let state = self.shared.state();
+        let place = state.chunks.get(&chunk);
+        // Only what this run wrote has a CRC-32.
+        place.is_some_and(|place| place.is_relocated() && place.crc.is_some())
+    }
+
     /// Marks a chunk as finished, in memory: only a note makes that survive the process.
     pub fn finish(&self, chunk: Seq) {
         let mut state = self.shared.state();
@@ -902,13 +1054,13 @@ impl Spool {
         })
     }
 
-    /// The next unfinished chunk after `after` (`None`: the oldest), with the length of its data, without reading it.
+    /// The next unfinished chunk after `after` (`None`: the oldest), with the length of its events, without reading it.
     /// `None`: there is none yet.
     pub fn peek(&self, after: Option<Seq>) -> Option<(Seq, usize)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.shared.state();
         let (chunk, place) = state.chunks.range((from, Bound::Unbounded)).next()?;
-        Some((*chunk, place.data_len as usize))
+        Some((*chunk, place.events_len() as usize))
     }
 
     fn fetch(&self, chunk: Seq, place: Place) -> Result<Stored, Unreadable> {
@@ -1016,7 +1168,7 @@ impl Spool {
                  the process ended twice while reading and encoding it, out of memory or because of a bug. It is kept in \
                  the spool's {name} ({bytes} bytes). To deliver it, copy that file as {segment} into an empty folder and \
                  give more memory to an output with that folder as spool_dir; 'ferry spool export' shows its records",
-                place.data_len
+                place.events_len()
             ),
             kept: true,
         }
@@ -1155,6 +1307,12 @@ fn lock_lost() -> io::Error {
     let words = "another instance uses this spool's folder, since its lock file was removed. This one has stopped reading \
                  and writing there; stop the other one and restart this one to deliver what is left";
     with_remedy(ErrorKind::WouldBlock, words.to_owned())
+}
+
+fn no_room_to_relocate(bytes: u64, limit: u64) -> io::Error {
+    let words =
+        format!("the spool's {bytes} bytes leave no room to relocate events below {limit} bytes");
+    io::Error::new(ErrorKind::QuotaExceeded, words)
 }
 
 fn closed() -> io::Error {

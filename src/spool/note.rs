@@ -1,4 +1,4 @@
-//! The byte format of notes, and the ledger that results from all notes of a log.
+//! The byte format of notes and of a relocated chunk's origins, and the ledger that results from all of a log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -79,6 +79,23 @@ pub(super) fn decode(payload: &[u8]) -> Option<Note> {
     Some(note)
 }
 
+/// Encodes what a relocated chunk's data begins with: the length of its origins, and these.
+pub(super) fn encode_origins(origins: &[Content]) -> Vec<u8> {
+    let origins = write(&parts(origins));
+    // Longer ones make the data too long: see `Spool::relocate`.
+    let len = u32::try_from(origins.len()).unwrap_or(u32::MAX);
+    [&len.to_le_bytes()[..], &origins].concat()
+}
+
+/// Decodes a relocated chunk's origins from its data. Returns them with the number of bytes before the events.
+pub(super) fn decode_origins(data: &[u8]) -> Option<(Vec<Content>, u32)> {
+    let (len, rest) = data.split_first_chunk()?;
+    let len = u32::from_le_bytes(*len);
+    let origins = read(rest.get(..len as usize)?)?;
+    let before = len.checked_add(u32::BITS / 8)?;
+    Some((contents(origins)?, before))
+}
+
 fn write(note: &impl Serialize) -> Vec<u8> {
     rmp_serde::to_vec(note).expect("writing to a vector does not fail")
 }
@@ -127,11 +144,25 @@ pub(crate) fn merge(runs: &mut Vec<Range<u32>>, more: &[Range<u32>]) {
     });
 }
 
-/// The state that results from a log's notes, applied in order.
+fn add(to: &mut HashMap<Seq, Events>, contents: &[Content]) {
+    for Content { chunk, events } in contents {
+        let there = to.entry(*chunk);
+        let there = there.or_insert_with(|| Events::Runs(Vec::new()));
+        match (there, events) {
+            (Events::All, _) => {}
+            (Events::Runs(runs), Events::Runs(more)) => merge(runs, more),
+            (there, Events::All) => *there = Events::All,
+        }
+    }
+}
+
+/// The state that results from a log's notes and relocated chunks, applied in order.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pending: BTreeMap<u64, Pending>,
     settled: HashMap<Seq, Events>,
+    /// The part of it that is in relocated chunks.
+    relocated: HashMap<Seq, Events>,
     next_batch: u64,
 }
 
@@ -170,21 +201,24 @@ impl Ledger {
         }
     }
 
+    /// Settles what a relocated chunk holds where it was before.
+    pub(super) fn relocate(&mut self, origins: Vec<Content>) {
+        add(&mut self.relocated, &origins);
+        self.settle(origins);
+    }
+
     fn settle(&mut self, contents: Vec<Content>) {
-        for Content { chunk, events } in contents {
-            let settled = self.settled.entry(chunk);
-            let settled = settled.or_insert_with(|| Events::Runs(Vec::new()));
-            match (settled, &events) {
-                (Events::All, _) => {}
-                (Events::Runs(runs), Events::Runs(more)) => merge(runs, more),
-                (settled, Events::All) => *settled = Events::All,
-            }
-        }
+        add(&mut self.settled, &contents);
     }
 
     /// The settled events of a chunk.
     pub(super) fn settled(&self, chunk: Seq) -> Option<&Events> {
         self.settled.get(&chunk)
+    }
+
+    /// The events of a chunk that are in relocated chunks.
+    pub(super) fn relocated(&self, chunk: Seq) -> Option<&Events> {
+        self.relocated.get(&chunk)
     }
 
     /// Greater than every batch number so far.
@@ -256,6 +290,30 @@ mod tests {
         }
 
         #[test]
+        fn origins_are_read_as_they_were_written_and_the_events_follow_them(
+            origins in contents(),
+            events in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let encoded = encode_origins(&origins);
+            for cut in 0..encoded.len() {
+                prop_assert_eq!(decode_origins(&encoded[..cut]), None);
+            }
+            let data = [&encoded[..], &events].concat();
+            let (read, before) = decode_origins(&data).unwrap();
+            prop_assert_eq!(read, origins);
+            prop_assert_eq!(&data[before as usize..], &events[..]);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_rejected_or_decode_to_origins(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Some((origins, before)) = decode_origins(&bytes) {
+                prop_assert!(before as usize <= bytes.len());
+                let (again, _) = decode_origins(&encode_origins(&origins)).unwrap();
+                prop_assert_eq!(again, origins);
+            }
+        }
+
+        #[test]
         fn arbitrary_bytes_are_rejected_or_decode_to_a_note(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Some(note) = decode(&bytes) {
                 prop_assert_eq!(decode(&encode(&note)), Some(note));
@@ -314,6 +372,30 @@ mod tests {
             let hex: String = encode(&note).iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(hex, bytes.replace(' ', ""), "{note:?}");
         }
+    }
+
+    #[test]
+    fn origins_are_encoded_as_in_the_first_version_that_relocates() {
+        let origins = [all(7), runs(8, &[(1, 3)])];
+        let hex: String = encode_origins(&origins)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        assert_eq!(hex, "09000000 92 9207c0 9208920103".replace(' ', ""));
+    }
+
+    #[test]
+    fn a_relocated_chunk_settles_its_origins_as_a_note_does() {
+        let mut ledger = Ledger::default();
+        ledger.apply(Note::Done {
+            contents: vec![runs(1, &[(0, 2)])],
+        });
+        ledger.relocate(vec![runs(1, &[(2, 3), (6, 8)]), all(2)]);
+        let events = |runs: &[Range<u32>]| Some(Events::Runs(runs.to_vec()));
+        assert_eq!(ledger.settled(1).cloned(), events(&[0..3, 6..8]));
+        assert_eq!(ledger.settled(2), Some(&Events::All));
+        assert_eq!(ledger.relocated(1).cloned(), events(&[2..3, 6..8]));
+        assert_eq!(ledger.relocated(3), None);
     }
 
     fn runs(chunk: Seq, runs: &[(u32, u32)]) -> Content {

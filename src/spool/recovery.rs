@@ -260,6 +260,7 @@ fn repair_last(
             len: last.bytes,
             capacity: last.bytes,
             bare: last.is_bare(),
+            version: last.version,
         }))
 }
 

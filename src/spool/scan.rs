@@ -6,10 +6,12 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
+use bytes::Buf as _;
+
 use super::disk::{Disk, File, remedy_of_reading, says_remedy, with_remedy};
 use super::frame::{
     ALIGN, Begin, END, HEADER, Head, Kind, OtherVersion, QUARANTINE, RESERVE, SUSPECTS, VERSION,
-    crc, is_spare, quarantine_place, segment_first, segment_name,
+    crc, is_read, is_spare, quarantine_place, segment_first, segment_name,
 };
 use super::manifest::{self, Entry, Manifest};
 use super::note::{self, Ledger};
@@ -22,7 +24,7 @@ use crate::ids::{ChunkId, chunk_id};
 /// The minimum number of bytes read at once.
 const BLOCK: usize = 64 * 1024;
 
-/// Which chunks' payloads are verified. Notes always are.
+/// Which chunks' payloads are verified. Notes and relocated chunks always are, since they settle events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
     /// Those in the last segment, and in segments that were last when they went missing: only these can be torn by a crash.
@@ -40,8 +42,10 @@ pub struct Place {
     pub offset: u64,
     /// The length of the tag, in bytes.
     pub tag_len: u32,
-    /// The length of the data, in bytes.
+    /// The length of the data, in bytes, including a relocated chunk's origins.
     pub data_len: u32,
+    /// The length of what precedes the events in a relocated chunk's data, in bytes; 0: it is not relocated.
+    pub(super) origins: u32,
     /// The time of arrival.
     pub arrived: Time,
     /// The chunk's id.
@@ -51,16 +55,33 @@ pub struct Place {
 }
 
 impl Place {
-    pub(super) fn new(segment: Seq, frame: u64, head: &Head, crc: Option<u32>) -> Place {
+    pub(super) fn new(
+        segment: Seq,
+        frame: u64,
+        head: &Head,
+        origins: u32,
+        crc: Option<u32>,
+    ) -> Place {
         Place {
             segment,
             offset: frame + HEADER,
             tag_len: head.tag_len,
             data_len: head.data_len,
+            origins,
             arrived: head.arrived,
             id: head.id,
             crc,
         }
+    }
+
+    /// The length of the events, in bytes.
+    pub fn events_len(&self) -> u32 {
+        self.data_len - self.origins
+    }
+
+    /// Whether it was relocated: its events were in older chunks before.
+    pub fn is_relocated(&self) -> bool {
+        self.origins > 0
     }
 
     /// The offset of its frame.
@@ -94,6 +115,7 @@ impl Place {
             return Ok(Err(Flaw::Damaged));
         }
         let tag = data.split_to(tag_len).to_vec();
+        data.advance(self.origins as usize);
         Ok(Ok(Stored {
             tag,
             data,
@@ -234,6 +256,8 @@ pub struct Segment {
     pub begin: Option<u64>,
     /// The chunks, by number.
     pub chunks: Vec<(Seq, Place)>,
+    /// The number of those that were relocated.
+    pub relocated: u64,
     /// The number of notes.
     pub notes: u64,
     /// The unreadable ranges.
@@ -242,13 +266,15 @@ pub struct Segment {
     pub void: u64,
     /// The chunks among the void frames that exist nowhere else.
     pub doubted: Option<Doubted>,
-    /// The whole chunks among the void frames: ids and byte ranges.
-    renumbered: Vec<(ChunkId, Range<u64>)>,
+    /// The whole chunks among the void frames.
+    renumbered: Vec<Renumbered>,
     /// The number of bytes after the last whole frame, of a write in progress or cut short. Only in the last segment, and
     /// in one that was missing when the next one began.
     pub torn: u64,
     /// The number of bytes after the last frame that are left from another segment, to be overwritten.
     pub room: u64,
+    /// The format version in the Begin frame, if that is readable.
+    pub(super) version: u32,
     /// The Begin frame marks the file as reused from another segment.
     reused: bool,
     /// Greater than every frame number in the segment.
@@ -279,6 +305,16 @@ impl Segment {
     pub(super) fn is_bare(&self) -> bool {
         self.begin == Some(self.bytes)
     }
+}
+
+/// A whole chunk among void frames.
+#[derive(Debug)]
+struct Renumbered {
+    id: ChunkId,
+    /// Its bytes in the file.
+    place: Range<u64>,
+    /// The chunks that its events were in before, if it is relocated.
+    origins: Vec<Seq>,
 }
 
 /// A frame with a valid header.
@@ -337,6 +373,11 @@ impl Survey {
             Some(Events::Runs(runs)) => runs,
             Some(Events::All) | None => &[],
         }
+    }
+
+    /// The events of a chunk that are in relocated chunks, which are all in this survey. They are settled as well.
+    pub fn relocated(&self, chunk: Seq) -> Option<&Events> {
+        self.ledger.relocated(chunk)
     }
 
     /// The missing segments: those that the manifest lists, and those older than the manifest that left a gap between two
@@ -595,9 +636,16 @@ fn find_doubted(survey: &mut Survey) {
         return;
     }
     let known: HashSet<ChunkId> = survey.chunks().map(|(_, place)| place.id).collect();
+    let numbers: HashSet<Seq> = survey.chunks().map(|(chunk, _)| chunk).collect();
     for segment in &mut survey.segments {
-        segment.renumbered.retain(|(id, _)| !known.contains(id));
-        let places = segment.renumbered.iter().map(|(_, place)| place);
+        segment.renumbered.retain(|chunk| {
+            // A void frame settles nothing: the events are still where they were.
+            let is_at_origin = |origins: &[Seq]| {
+                !origins.is_empty() && origins.iter().all(|origin| numbers.contains(origin))
+            };
+            !known.contains(&chunk.id) && !is_at_origin(&chunk.origins)
+        });
+        let places = segment.renumbered.iter().map(|chunk| &chunk.place);
         let first = places.clone().map(|place| place.start).min();
         let end = places.map(|place| place.end).max();
         segment.doubted = first.zip(end).map(|(offset, end)| Doubted {
@@ -654,7 +702,7 @@ fn foreign_reason(
     if Some(head.spool) != spool {
         return Ok(Some("it belongs to another spool".into()));
     }
-    if version == VERSION {
+    if is_read(version) {
         return Ok(None);
     }
     // The version counts only if the frame is undamaged.
@@ -664,7 +712,7 @@ fn foreign_reason(
     let payload = source.bytes(HEADER, head.payload())?;
     Ok(match head.matches(payload) {
         true => Begin::decode(payload).err().map(|OtherVersion(version)| {
-            format!("its format is version {version}, this program reads version {VERSION}")
+            format!("its format is version {version}, this program reads version {VERSION} and older ones")
         }),
         false => None,
     })
@@ -738,6 +786,7 @@ fn read_segment(
         bytes: source.len,
         begin: None,
         chunks: Vec::new(),
+        relocated: 0,
         notes: 0,
         damage: Vec::new(),
         void: 0,
@@ -745,6 +794,7 @@ fn read_segment(
         renumbered: Vec::new(),
         torn: 0,
         room: 0,
+        version: 0,
         reused: false,
         next: source.first,
     };
@@ -829,9 +879,10 @@ fn add_frame(
 ) -> io::Result<bool> {
     let Frame { offset, head } = frame;
     if head.kind == Kind::Chunk && !check {
-        segment
-            .chunks
-            .push((head.number, Place::new(segment.first, offset, &head, None)));
+        segment.chunks.push((
+            head.number,
+            Place::new(segment.first, offset, &head, 0, None),
+        ));
         survey.window.push_back(head.id);
         return Ok(true);
     }
@@ -841,10 +892,22 @@ fn add_frame(
     }
     match head.kind {
         Kind::Chunk => {
-            segment
-                .chunks
-                .push((head.number, Place::new(segment.first, offset, &head, None)));
+            segment.chunks.push((
+                head.number,
+                Place::new(segment.first, offset, &head, 0, None),
+            ));
             survey.window.push_back(head.id);
+        }
+        Kind::Relocated => {
+            let data = payload.get(head.tag_len as usize..).unwrap_or_default();
+            let Some((origins, before)) = note::decode_origins(data) else {
+                return Ok(false);
+            };
+            let place = Place::new(segment.first, offset, &head, before, None);
+            segment.chunks.push((head.number, place));
+            segment.relocated += 1;
+            survey.ledger.relocate(origins);
+            // Not in the window: the host never hands it over.
         }
         Kind::Note => match note::decode(payload) {
             Some(note) => {
@@ -859,6 +922,7 @@ fn add_frame(
                 segment.previous = head.previous();
                 survey.ledger.raise_next_batch(begin.next_batch);
                 survey.window = begin.window.into();
+                segment.version = begin.version;
                 segment.reused = begin.reused;
             }
             Ok(_) | Err(OtherVersion(_)) => return Ok(false),
@@ -943,18 +1007,29 @@ impl<'b> Source<'b> {
         Ok(Head::decode(self.bytes(offset, HEADER)?))
     }
 
-    /// The ids and byte ranges of whole chunks from `offset` on with a `wanted` header.
+    /// The whole chunks from `offset` on with a `wanted` header.
     fn whole_chunks(
         &mut self,
         offset: u64,
         wanted: impl Fn(&Head) -> bool,
-    ) -> io::Result<Vec<(ChunkId, Range<u64>)>> {
+    ) -> io::Result<Vec<Renumbered>> {
         let mut chunks = Vec::new();
         let mut next = offset;
         while let Some((at, head)) = self.search(next, &wanted)? {
-            let is_whole = head.matches(self.bytes(at + HEADER, head.payload())?);
-            if is_whole && head.kind == Kind::Chunk {
-                chunks.push((head.id, at..at + HEADER + head.payload()));
+            let payload = self.bytes(at + HEADER, head.payload())?;
+            let is_whole = head.matches(payload);
+            if is_whole && head.kind.is_chunk() {
+                let data = payload.get(head.tag_len as usize..).unwrap_or_default();
+                let origins = match head.kind {
+                    Kind::Relocated => note::decode_origins(data),
+                    _ => None,
+                };
+                let origins = origins.into_iter().flat_map(|(origins, _)| origins);
+                chunks.push(Renumbered {
+                    id: head.id,
+                    place: at..at + HEADER + head.payload(),
+                    origins: origins.map(|origin| origin.chunk).collect(),
+                });
             }
             next = at + if is_whole { head.length() } else { ALIGN };
         }

@@ -6,6 +6,7 @@ mod damage;
 mod descriptors;
 mod model;
 mod numbers;
+mod relocation;
 mod stories;
 mod suspects;
 mod versions;
@@ -95,6 +96,12 @@ impl Bench {
         self.runtime.block_on(self.spool().note(note, durability))
     }
 
+    /// Relocates events to a chunk of `len` equal bytes.
+    fn relocate(&self, byte: u8, len: usize, origins: &[Content]) -> io::Result<Seq> {
+        let relocation = relocation(byte, len, origins);
+        self.runtime.block_on(self.spool().relocate(relocation))
+    }
+
     /// Reads all visible chunks, in order.
     fn peeked(&self) -> Vec<(Seq, Result<Stored, Unreadable>)> {
         let mut after = None;
@@ -173,6 +180,18 @@ fn chunk<'a>(tag: &'a [u8], data: &[u8]) -> Chunk<'a> {
             seconds: i64::from(data.first().copied().unwrap_or(0)),
             nanos: 7,
         },
+    }
+}
+
+fn relocation(byte: u8, len: usize, origins: &[Content]) -> Relocation {
+    Relocation {
+        tag: b"app.log".to_vec(),
+        data: vec![byte; len].into(),
+        arrived: Time {
+            seconds: i64::from(byte),
+            nanos: 7,
+        },
+        origins: origins.to_vec(),
     }
 }
 

@@ -12,14 +12,15 @@ use tokio::sync::oneshot;
 
 use super::disk::{File, LockState, says_remedy, with_remedy};
 use super::frame::{
-    Begin, END, HEADER, Head, Kind, QUARANTINE, RESERVE, copy_name, displaced_name, padding,
-    segment_first, segment_name, spare_name,
+    Begin, END, HEADER, Head, Kind, PLAIN_VERSION, QUARANTINE, RESERVE, VERSION, copy_name,
+    displaced_name, padding, segment_first, segment_name, spare_name,
 };
 use super::manifest::{Entry as ManifestEntry, ManifestWriter};
 use super::recovery::copy_bytes;
 use super::scan::Place;
 use super::{
     Active, Appended, Durability, Refusal, SPARE_SHARE, SegmentInfo, Seq, Shared, State, lock_lost,
+    no_room_to_relocate,
 };
 use crate::ids::Time;
 use crate::ids::chunk_id;
@@ -54,6 +55,11 @@ pub(super) enum Job {
         next_batch: u64,
         answer: oneshot::Sender<io::Result<()>>,
     },
+    /// Write events of older chunks again.
+    Relocation {
+        relocating: Relocating,
+        answer: oneshot::Sender<io::Result<Seq>>,
+    },
     /// Remove finished segments.
     CleanUp,
     /// Check whether a restart would find everything accepted.
@@ -77,6 +83,19 @@ pub(super) struct Waiting {
     pub(super) crc: u32,
     pub(super) tag: Box<[u8]>,
     pub(super) data: Bytes,
+}
+
+/// A queued relocation. The length of its frame is reserved.
+pub(super) struct Relocating {
+    /// The header, still without number and spool.
+    pub(super) head: Head,
+    /// The CRC-32 of tag and data.
+    pub(super) crc: u32,
+    /// The tag, and what precedes the events in the data.
+    pub(super) before_events: Box<[u8]>,
+    /// The length of what precedes the events in the data, in bytes.
+    pub(super) origins: u32,
+    pub(super) events: Bytes,
 }
 
 impl Slot {
@@ -105,6 +124,7 @@ fn note_head(payload: &[u8]) -> Head {
 /// One frame of a group.
 struct GroupEntry {
     head: Head,
+    /// The tag; of a relocated chunk, what precedes the events in the data as well.
     tag: Box<[u8]>,
     data: Bytes,
     waiter: Waiter,
@@ -129,6 +149,11 @@ enum Waiter {
         next_batch: u64,
         answer: oneshot::Sender<io::Result<()>>,
     },
+    Relocation {
+        crc: u32,
+        origins: u32,
+        answer: oneshot::Sender<io::Result<Seq>>,
+    },
 }
 
 impl GroupEntry {
@@ -136,13 +161,18 @@ impl GroupEntry {
         (&self.head, &self.tag, &self.data)
     }
 
+    /// Whether it is a chunk that is to be delivered, appended or relocated.
     fn is_chunk(&self) -> bool {
-        matches!(self.waiter, Waiter::Chunk { .. })
+        self.head.kind.is_chunk()
+    }
+
+    fn is_relocated(&self) -> bool {
+        self.head.kind == Kind::Relocated
     }
 
     fn wants_sync(&self) -> bool {
         match self.waiter {
-            Waiter::Chunk { .. } => true,
+            Waiter::Chunk { .. } | Waiter::Relocation { .. } => true,
             Waiter::Note { durability, .. } => durability == Durability::Synced,
         }
     }
@@ -167,6 +197,8 @@ struct Plan {
     base: u64,
     /// The number of those that are still to be written.
     begin: u64,
+    /// Its segment's format version allows, or will allow, relocated chunks.
+    takes_relocations: bool,
 }
 
 /// The state of the writer thread.
@@ -268,7 +300,7 @@ impl Writer {
                     }
                     return;
                 }
-                Job::Chunk { .. } | Job::Note { .. } => {
+                Job::Chunk { .. } | Job::Note { .. } | Job::Relocation { .. } => {
                     let group = self.gather(job);
                     if !group.is_empty() {
                         self.commit(group);
@@ -307,12 +339,17 @@ impl Writer {
     fn gather(&mut self, first: Job) -> Vec<GroupEntry> {
         let mut group: Vec<GroupEntry> = Vec::new();
         let mut bytes = 0;
-        let mut plan = Plan { base: 0, begin: 0 };
+        let mut plan = Plan {
+            base: 0,
+            begin: 0,
+            takes_relocations: false,
+        };
         let mut next = Some(first);
         while let Some(job) = next.take().or_else(|| self.jobs.try_recv().ok()) {
             let length = match &job {
                 Job::Chunk { length, .. } => *length,
                 Job::Note { payload, .. } => note_length(payload),
+                Job::Relocation { relocating, .. } => relocating.head.length(),
                 // Done after the group.
                 Job::CleanUp => continue,
                 Job::Look => {
@@ -324,10 +361,12 @@ impl Writer {
                     break;
                 }
             };
+            let relocates = matches!(job, Job::Relocation { .. });
             if group.is_empty() {
-                plan = self.plan(length);
+                plan = self.plan(length, relocates);
             } else if bytes + length > GROUP_BYTES
                 || plan.base + bytes + length > self.shared.limits.segment_bytes
+                || relocates && !plan.takes_relocations
             {
                 self.deferred = Some(job);
                 break;
@@ -349,6 +388,9 @@ impl Writer {
                         answer,
                     },
                 }),
+                Job::Relocation { relocating, answer } => {
+                    self.take_relocation(relocating, answer, &plan, bytes)
+                }
                 _ => None,
             };
             if let Some(entry) = entry {
@@ -359,11 +401,12 @@ impl Writer {
         group
     }
 
-    fn plan(&self, length: u64) -> Plan {
+    fn plan(&self, length: u64, relocates: bool) -> Plan {
         match &self.active {
-            Some(active) if self.fits(active, length) => Plan {
+            Some(active) if self.fits(active, length, relocates) => Plan {
                 base: active.len,
                 begin: 0,
+                takes_relocations: active.version == VERSION,
             },
             _ => {
                 let unsynced_notes: u64 = self
@@ -372,14 +415,20 @@ impl Writer {
                     .map(|(head, _)| head.length())
                     .sum();
                 let begin = Begin::length(self.state().window.len()) + unsynced_notes;
-                Plan { base: begin, begin }
+                Plan {
+                    base: begin,
+                    begin,
+                    takes_relocations: true,
+                }
             }
         }
     }
 
-    /// Whether `bytes` fit into the active segment. A frame larger than a segment gets one of its own.
-    fn fits(&self, active: &Active, bytes: u64) -> bool {
-        active.bare || active.len + bytes <= self.shared.limits.segment_bytes
+    /// Whether `bytes`, with relocated chunks among them if the group `relocates`, fit into the active segment. A frame larger
+    /// than a segment gets one of its own.
+    fn fits(&self, active: &Active, bytes: u64, relocates: bool) -> bool {
+        (active.bare || active.len + bytes <= self.shared.limits.segment_bytes)
+            && (active.version == VERSION || !relocates)
     }
 
     /// Dequeues a chunk, unless its caller has given up or it does not fit after `before` bytes.
@@ -397,13 +446,7 @@ impl Writer {
             data,
         } = slot.take()?;
         let limit = self.shared.limits.limit;
-        let needed = plan.begin + before + head.length();
-        let in_new_segment = plan.begin > 0;
-        let mut fits = self.make_room(in_new_segment, needed);
-        while !fits && self.clean_up() {
-            fits = self.make_room(in_new_segment, needed);
-        }
-        if !fits {
+        if !self.find_room(plan, before + head.length(), limit) {
             let mut state = self.state();
             state.reserved -= head.length();
             state.needs_space = true;
@@ -421,15 +464,63 @@ impl Writer {
         })
     }
 
-    /// Whether `needed` bytes fit below the limit. Removes spares for them.
-    fn make_room(&mut self, in_new_segment: bool, needed: u64) -> bool {
+    /// Takes a relocation into a group, unless it does not fit after `before` bytes.
+    fn take_relocation(
+        &mut self,
+        relocating: Relocating,
+        answer: oneshot::Sender<io::Result<Seq>>,
+        plan: &Plan,
+        before: u64,
+    ) -> Option<GroupEntry> {
+        let Relocating {
+            head,
+            crc,
+            before_events,
+            origins,
+            events,
+        } = relocating;
+        let limit = self.shared.limits.relocation_limit();
+        if !self.find_room(plan, before + head.length(), limit) {
+            let mut state = self.state();
+            state.reserved -= head.length();
+            let bytes = state.bytes;
+            drop(state);
+            drop(events);
+            let _ = answer.send(Err(no_room_to_relocate(bytes, limit)));
+            return None;
+        }
+        Some(GroupEntry {
+            head,
+            tag: before_events,
+            data: events,
+            waiter: Waiter::Relocation {
+                crc,
+                origins,
+                answer,
+            },
+        })
+    }
+
+    /// Whether a group of `bytes` fits below a limit. Removes spares and finished segments for it.
+    fn find_room(&mut self, plan: &Plan, bytes: u64, limit: u64) -> bool {
+        let needed = plan.begin + bytes;
+        let in_new_segment = plan.begin > 0;
+        let mut fits = self.make_room(in_new_segment, needed, limit);
+        while !fits && self.clean_up() {
+            fits = self.make_room(in_new_segment, needed, limit);
+        }
+        fits
+    }
+
+    /// Whether `needed` bytes fit below a limit. Removes spares for them.
+    fn make_room(&mut self, in_new_segment: bool, needed: u64, limit: u64) -> bool {
         loop {
             let state = self.state();
             let used = match in_new_segment {
                 true => state.bytes,
                 false => state.used(),
             };
-            let (spares, limit) = (state.spares, self.shared.limits.limit);
+            let spares = state.spares;
             drop(state);
             if used + needed + spares <= limit {
                 return true;
@@ -549,7 +640,8 @@ impl Writer {
     /// Writes a group, and syncs it if any entry needs that. Returns the segment and the group's offset.
     fn write(&mut self, group: &mut [GroupEntry]) -> io::Result<(Seq, u64)> {
         let bytes: u64 = group.iter().map(|entry| entry.head.length()).sum();
-        let fits = |active: &Active| self.fits(active, bytes);
+        let relocates = group.iter().any(GroupEntry::is_relocated);
+        let fits = |active: &Active| self.fits(active, bytes, relocates);
         if !self.active.as_ref().is_some_and(fits) {
             return self.rotate(group);
         }
@@ -701,9 +793,15 @@ impl Writer {
                         state.reserved -= head.length();
                         state.keep(
                             head.number,
-                            Place::new(segment, offset, head, Some(*crc)),
+                            Place::new(segment, offset, head, 0, Some(*crc)),
                             self.shared.limits.window,
                         );
+                    }
+                    Waiter::Relocation { crc, origins, .. } => {
+                        kept = true;
+                        state.reserved -= head.length();
+                        let place = Place::new(segment, offset, head, *origins, Some(*crc));
+                        state.show(head.number, place);
                     }
                 }
                 offset += head.length();
@@ -715,12 +813,16 @@ impl Writer {
         if kept {
             self.shared.more.notify_waiters();
         }
-        for GroupEntry { data, waiter, .. } in group {
+        for GroupEntry {
+            head, data, waiter, ..
+        } in group
+        {
             // The host waits until no clone of its bytes is left.
             drop(data);
             match waiter {
                 Waiter::Chunk { answer, .. } => drop(answer.send(Ok(Appended::Kept))),
                 Waiter::Note { answer, .. } => drop(answer.send(Ok(()))),
+                Waiter::Relocation { answer, .. } => drop(answer.send(Ok(head.number))),
             }
         }
     }
@@ -738,6 +840,10 @@ impl Writer {
                     let _ = answer.send(Err(Refusal::Disk(clone_error(error))));
                 }
                 Waiter::Note { answer, .. } => drop(answer.send(Err(clone_error(error)))),
+                Waiter::Relocation { answer, .. } => {
+                    self.state().reserved -= head.length();
+                    let _ = answer.send(Err(clone_error(error)));
+                }
             }
         }
     }
@@ -824,9 +930,15 @@ impl Writer {
         let (file, spare) = self.obtain_file(&name)?;
         let file: Arc<dyn File> = file.into();
         let capacity = spare.as_ref().map_or(0, |spare| spare.bytes);
+        // Versions of Ferry that do not know relocated chunks go on reading segments without any.
+        let version = match group.iter().any(GroupEntry::is_relocated) {
+            true => VERSION,
+            false => PLAIN_VERSION,
+        };
         let (window, previous) = {
             let state = self.state();
-            let window = Begin::encode(spare.is_some(), state.next_batch, state.window.iter());
+            let reused = spare.is_some();
+            let window = Begin::encode(version, reused, state.next_batch, state.window.iter());
             let newest = state.segments.last_key_value().map(|(newest, _)| *newest);
             let absent = state.absent.last_key_value().map(|(newest, _)| *newest);
             (window, newest.max(absent).unwrap_or(0))
@@ -893,6 +1005,7 @@ impl Writer {
             len,
             capacity,
             bare,
+            version,
         });
         let mut state = self.state();
         state.bytes += capacity;

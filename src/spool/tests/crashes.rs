@@ -27,6 +27,11 @@ fn script() -> Vec<Op> {
     use Durability::{Synced, Written};
     let append = |len| Op::Append { len };
     let finish = |pick, noted| Op::Finish { pick, noted };
+    let relocate = |picks: &[(usize, Part)], len, finish| Op::Relocate {
+        picks: picks.to_vec(),
+        len,
+        finish,
+    };
     Vec::from([
         append(300),
         append(700),
@@ -53,6 +58,7 @@ fn script() -> Vec<Op> {
             picks: Vec::from([(0, Part::Run(2, 2)), (1, Part::All)]),
             durability: Written,
         },
+        relocate(&[(0, Part::Run(4, 2)), (1, Part::All)], 200, true),
         finish(0, Some(Written)),
         finish(0, Some(Synced)),
         Op::End {
@@ -69,6 +75,8 @@ fn script() -> Vec<Op> {
         append(1_200),
         Op::Again { pick: 0 },
         append(1_200),
+        relocate(&[(0, Part::All)], 900, false),
+        relocate(&[(1, Part::All), (2, Part::Run(0, 1))], 1_900, true),
         finish(0, Some(Written)),
         finish(0, Some(Written)),
         append(600),

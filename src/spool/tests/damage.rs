@@ -385,7 +385,7 @@ fn segments_of_another_spool_and_of_another_version_are_left_alone() {
     let own = bench.sim.contents(&name);
     let mut head = Head::decode(&own).unwrap();
     let mut payload = own[64..64 + head.data_len as usize].to_vec();
-    payload[0] = 2;
+    payload[0] = 3;
     head.id = chunk_id(b"", &payload);
     bench.sim.put(
         &newer,
@@ -399,7 +399,7 @@ fn segments_of_another_spool_and_of_another_version_are_left_alone() {
         recovered.findings
     );
     assert!(
-        recovered.findings[1].contains("version 2"),
+        recovered.findings[1].contains("version 3"),
         "{:?}",
         recovered.findings
     );

@@ -34,6 +34,12 @@ pub(super) enum Op {
         part: Part,
         durability: Durability,
     },
+    /// Some events of visible chunks are relocated, and perhaps a chunk of which nothing is left is finished.
+    Relocate {
+        picks: Vec<(usize, Part)>,
+        len: usize,
+        finish: bool,
+    },
     /// A visible chunk is finished.
     Finish {
         pick: usize,
@@ -91,6 +97,7 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
         ]
     };
     let len = prop_oneof![8 => 0usize..300, 2 => 300usize..2_000, 1 => Just(5_000)];
+    let relocated = prop_oneof![8 => 0usize..300, 2 => 300usize..2_000];
     let oldest = prop_oneof![3 => Just(0), 1 => any::<usize>()];
     let end = prop_oneof![2 => Just(End::Crash), 1 => Just(End::Kill), 1 => Just(End::Close)];
     let op = prop_oneof![
@@ -102,6 +109,12 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(pick, whole, durability)| Op::End { pick, whole, durability }),
         3 => (any::<usize>(), part(), durability())
             .prop_map(|(pick, part, durability)| Op::Settle { pick, part, durability }),
+        4 => (
+            proptest::collection::vec((oldest.clone(), part()), 1..3),
+            relocated,
+            any::<bool>(),
+        )
+            .prop_map(|(picks, len, finish)| Op::Relocate { picks, len, finish }),
         8 => (oldest, proptest::option::of(durability()))
             .prop_map(|(pick, noted)| Op::Finish { pick, noted }),
         4 => (end, any::<bool>()).prop_map(|(how, faulty)| Op::Restart { how, faulty }),
@@ -120,8 +133,10 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
 #[derive(Clone, Debug, Default)]
 struct Parcel {
     data: Vec<u8>,
-    /// It was acknowledged.
+    /// It was acknowledged. The host knows nothing of relocated ones, and never hands them over.
     taken: bool,
+    /// It was made by a relocation.
+    relocated: bool,
     /// It was refused since the last sync: the next run may find it.
     may_reappear: bool,
     /// Its number, if it is or was in the spool.
@@ -135,7 +150,10 @@ struct Parcel {
 /// A note that was written.
 #[derive(Clone, Debug)]
 struct Noted {
+    /// Of a relocation: what it settles.
     note: Note,
+    /// The parcel that a relocation made, which exists if and only if this note does.
+    relocated: Option<usize>,
     /// It survives a crash.
     durable: bool,
     /// It was acknowledged.
@@ -244,6 +262,7 @@ impl Model {
                 let contents = Vec::from([part.of(chunk)]);
                 self.write(Note::Done { contents }, *durability)
             }),
+            Op::Relocate { picks, len, finish } => self.relocate(picks, *len, *finish),
             Op::Finish { pick, noted } => {
                 if let Some(chunk) = choose(&self.visible(), *pick) {
                     self.finish(chunk, *noted);
@@ -435,6 +454,67 @@ impl Model {
         written
     }
 
+    fn relocate(&mut self, picks: &[(usize, Part)], len: usize, finish: bool) -> bool {
+        let visible = self.visible();
+        let part = |(pick, part): &(usize, Part)| Some(part.of(choose(&visible, *pick)?));
+        let origins: Vec<Content> = picks.iter().filter_map(part).collect();
+        let unsynced = self.notes.iter().filter(|noted| !noted.durable).count();
+        if origins.is_empty() || unsynced >= MAX_UNSYNCED {
+            return false;
+        }
+        let mut data = self.parcels.len().to_le_bytes().to_vec();
+        data.resize(8 + len, 0xcd);
+        let relocation = Relocation {
+            tag: b"t".to_vec(),
+            data: data.clone().into(),
+            arrived: Time::default(),
+            origins: origins.clone(),
+        };
+        let spool = self.bench.spool();
+        let answer = self.bench.runtime.block_on(spool.relocate(relocation));
+        let usage = spool.usage();
+        let limit = usage.limit + usage.limit / 16;
+        match &answer {
+            Ok(seq) => {
+                assert!(usage.bytes <= limit);
+                assert!(origins.iter().all(|origin| origin.chunk < *seq));
+                assert!(spool.is_relocated(*seq));
+            }
+            Err(error) if error.kind() == ErrorKind::QuotaExceeded => {
+                let needed = usage.bytes + len as u64 + 4_000;
+                assert!(needed > limit, "{} bytes are not full", usage.bytes);
+                return false;
+            }
+            Err(error) => assert!(self.sim().has_faulted() || self.away, "{error}"),
+        }
+        let acknowledged = answer.is_ok();
+        self.notes.push(Noted {
+            note: Note::Done {
+                contents: origins.clone(),
+            },
+            relocated: Some(self.parcels.len()),
+            durable: false,
+            acknowledged,
+        });
+        self.parcels.push(Parcel {
+            data,
+            taken: true,
+            relocated: true,
+            may_reappear: !acknowledged,
+            seq: answer.ok(),
+            ..Parcel::default()
+        });
+        if acknowledged {
+            self.synced();
+            let settled = origins.iter().filter(|it| it.events == Events::All);
+            for origin in settled.filter(|_| finish) {
+                self.bench.spool().finish(origin.chunk);
+                self.with_seq(origin.chunk).finished = true;
+            }
+        }
+        acknowledged
+    }
+
     fn finish(&mut self, chunk: Seq, noted: Option<Durability>) {
         if noted.is_none_or(|durability| self.write(done(chunk), durability)) {
             self.bench.spool().finish(chunk);
@@ -453,6 +533,7 @@ impl Model {
         assert!(acknowledged || self.sim().has_faulted(), "{answer:?}");
         self.notes.push(Noted {
             note,
+            relocated: None,
             durable: false,
             acknowledged,
         });
@@ -579,7 +660,9 @@ impl Model {
                     "parcel {index} was refused, and comes back"
                 );
                 parcel.seq = Some(*seq);
-                self.accepted.push(index);
+                if !parcel.relocated {
+                    self.accepted.push(index);
+                }
             }
             assert_eq!(parcel.seq, Some(*seq), "parcel {index} is there twice");
             assert!(!parcel.gone, "parcel {index} was gone");
@@ -649,8 +732,18 @@ impl Model {
         seen: &BTreeSet<Seq>,
     ) -> bool {
         let mut ledger = Ledger::default();
-        for index in (0..self.notes.len()).filter(survived) {
-            ledger.apply(self.notes[index].note.clone());
+        for (index, noted) in self.notes.iter().enumerate() {
+            let is_made = |parcel: usize| self.parcels[parcel].seq.is_some();
+            // Either the new chunk exists and its origins are settled, or neither.
+            if noted
+                .relocated
+                .is_some_and(|it| is_made(it) != survived(&index))
+            {
+                return false;
+            }
+            if survived(&index) {
+                ledger.apply(noted.note.clone());
+            }
         }
         let chunks_fit = self.parcels.iter().all(|parcel| match parcel.seq {
             None => true,
