@@ -282,7 +282,7 @@ fn tags(survey: &Survey, handles: &Handles) -> io::Result<BTreeMap<Vec<u8>, Wait
             oldest: place.arrived,
         });
         waiting.chunks += 1;
-        waiting.bytes += u64::from(place.data_len);
+        waiting.bytes += u64::from(place.events_len());
         waiting.oldest = waiting.oldest.min(place.arrived);
     }
     Ok(tags)
@@ -337,6 +337,8 @@ struct Report {
     full_in_seconds: Option<u64>,
     /// Chunks that are there, finished ones too.
     chunks: usize,
+    /// Those of them that hold what was in older chunks before, where it counts as settled.
+    relocated: u64,
     /// Chunks that are not delivered, or only in part.
     unfinished: usize,
     /// Bytes of their data.
@@ -365,6 +367,7 @@ struct SegmentRow {
     name: String,
     bytes: u64,
     chunks: usize,
+    relocated: u64,
     unfinished: usize,
     notes: u64,
     damage: Vec<DamageRow>,
@@ -473,7 +476,7 @@ impl Report {
         let bytes = survey.segments.iter().map(|segment| segment.bytes).sum();
         let oldest = unfinished(survey).map(|(_, place)| place.arrived).min();
         let unfinished_bytes = unfinished(survey)
-            .map(|(_, place)| u64::from(place.data_len))
+            .map(|(_, place)| u64::from(place.events_len()))
             .sum();
         let limit = configured.and_then(|of| Some(of.config.spool.as_ref()?.limit));
         let age = oldest.map(|oldest| now.seconds.saturating_sub(oldest.seconds));
@@ -491,6 +494,11 @@ impl Report {
             limit_bytes: limit,
             full_in_seconds: full_in,
             chunks: survey.chunks().count(),
+            relocated: survey
+                .segments
+                .iter()
+                .map(|segment| segment.relocated)
+                .sum(),
             unfinished: unfinished(survey).count(),
             unfinished_bytes,
             oldest: oldest.map(iso),
@@ -545,6 +553,7 @@ fn segment_row(segment: &Segment, survey: &Survey) -> SegmentRow {
         name: segment.name(),
         bytes: segment.bytes,
         chunks: segment.chunks.len(),
+        relocated: segment.relocated,
         unfinished: chunks
             .filter(|(chunk, _)| !survey.is_finished(*chunk))
             .count(),
@@ -662,6 +671,10 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
         row(out, "limit", &[&limit, &format!("bytes, {share}% in use")])?;
     }
     row(out, "chunks", &[&report.chunks])?;
+    if report.relocated > 0 {
+        let words = "of them, with what older chunks held before";
+        row(out, "relocated", &[&report.relocated, &words])?;
+    }
     row(
         out,
         "unfinished",
@@ -918,6 +931,11 @@ fn export(
         if !choice.all && survey.is_finished(chunk) {
             continue;
         }
+        let relocated = match survey.relocated(chunk) {
+            Some(Events::All) => continue,
+            Some(Events::Runs(runs)) => runs,
+            None => &[][..],
+        };
         let file = match handles.get(place.segment) {
             Ok(file) => file,
             // It is finished since.
@@ -941,10 +959,13 @@ fn export(
             }
         };
         let mut settled = EventSet::default();
-        if !choice.all {
-            for event in survey.settled(chunk).iter().cloned().flatten() {
-                settled.insert(event);
-            }
+        let left_out = match choice.all {
+            // They are written with the chunk that they are in now.
+            true => relocated,
+            false => survey.settled(chunk),
+        };
+        for event in left_out.iter().cloned().flatten() {
+            settled.insert(event);
         }
         let (encoding, tag) = (Encoding::new(&options, &names), stored.tag.into());
         let wanted = |event| !settled.contains(event);
@@ -972,7 +993,7 @@ mod tests {
     use std::time::Duration;
 
     use ferry::ids::chunk_id;
-    use ferry::spool::{self, Chunk, Durability, Note, Spool};
+    use ferry::spool::{self, Chunk, Durability, Note, Relocation, Spool};
     use serde_json::{Value, json};
     use tempfile::TempDir;
 
@@ -1467,6 +1488,93 @@ mod tests {
             "{errors}"
         );
         assert_eq!(errors.lines().count(), 1, "{errors}");
+    }
+
+    /// A spool as [`spool`] makes it, of which an event of the second chunk and the whole fourth are relocated. Gives the
+    /// new chunk's bytes.
+    fn relocated() -> (TempDir, Vec<u8>) {
+        let (dir, chunks) = spool();
+        let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
+        let options = spool::Options {
+            limit: 1 << 20,
+            segment_bytes: Some(400),
+        };
+        let (spool, _) = Spool::open(disk, options).unwrap();
+        let data = [event(11, 11), chunk_of(30)].concat();
+        let relocation = Relocation {
+            tag: b"app".to_vec(),
+            data: data.clone().into(),
+            arrived: Time::default(),
+            origins: vec![
+                Content {
+                    chunk: chunks[1],
+                    events: Events::Runs(std::iter::once(1..2).collect()),
+                },
+                Content {
+                    chunk: chunks[3],
+                    events: Events::All,
+                },
+            ],
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(spool.relocate(relocation)).unwrap();
+        (dir, data)
+    }
+
+    #[test]
+    fn a_relocated_chunk_is_counted_and_exported_once_from_where_it_is_now() {
+        let (dir, data) = relocated();
+        let text = inspected(&dir, false);
+        assert!(
+            text.contains("chunks       6\nrelocated    1 of them"),
+            "{text}"
+        );
+        let told: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
+        assert_eq!(told["relocated"], 1);
+        // The fourth chunk is finished by it.
+        assert_eq!(told["unfinished"], 4);
+        let bytes: u64 = told["tags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|tag| tag["bytes"].as_u64().unwrap())
+            .sum();
+        assert_eq!(bytes, 3 * 51 + data.len() as u64);
+        let by_segment = told["segments"].as_array().unwrap().iter();
+        let by_segment: u64 = by_segment.filter_map(|row| row["relocated"].as_u64()).sum();
+        assert_eq!(by_segment, 1);
+        let (text, sound) = verified(&dir);
+        assert!(sound && text.contains("6 chunks and 2 notes"), "{text}");
+
+        let lines = |numbers: &[u8]| -> String {
+            numbers.iter().map(|n| format!("{{\"n\":{n}}}\n")).collect()
+        };
+        let (text, errors, sound) = exported(&dir, Choice::default());
+        assert_eq!(text, lines(&[20, 21, 22, 40, 41, 42, 11, 30, 31, 32]));
+        assert!(sound && errors.is_empty(), "{errors}");
+        let choice = Choice {
+            all: true,
+            ..Choice::default()
+        };
+        let (text, _, sound) = exported(&dir, choice);
+        let delivered = [0, 1, 2, 10, 12];
+        let left = [20, 21, 22, 40, 41, 42, 11, 30, 31, 32];
+        assert_eq!(text, lines(&[&delivered[..], &left].concat()));
+        assert!(sound);
+    }
+
+    #[test]
+    fn a_damaged_relocated_chunk_is_named_and_exported_from_its_origins() {
+        let (dir, data) = relocated();
+        let name = rot(&dir, &data);
+        let (text, sound) = verified(&dir);
+        assert!(!sound && text.contains(&name), "{text}");
+        let (text, errors, sound) = exported(&dir, Choice::default());
+        assert!(!sound && errors.contains(&name), "{errors}");
+        assert_eq!(text.lines().count(), 10, "{text}");
+        assert_eq!(text.matches("{\"n\":11}").count(), 1, "{text}");
     }
 
     #[test]
