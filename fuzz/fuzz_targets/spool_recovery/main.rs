@@ -16,7 +16,8 @@ use ferry::ids::Time;
 use ferry::ids::chunk_id;
 use ferry::spool::disk::{Disk, File, FileId, LockState};
 use ferry::spool::{
-    Appended, Chunk, Content, Durability, Events, Note, Options, Seq, Spool, Stored, Unreadable,
+    Appended, Chunk, Content, Durability, Events, Note, Options, Relocation, Seq, Spool, Stored,
+    Unreadable,
 };
 use ferry_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
@@ -196,7 +197,7 @@ fuzz_target!(|data: &[u8]| {
     let disk = Memory::default();
     let mut written: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
 
-    // A spool as it really is, of chunks and notes that the input chooses.
+    // A spool as it really is, of chunks, notes and relocations that the input chooses.
     let chunks = input.byte() % 8;
     if chunks > 0 {
         let (spool, _) =
@@ -206,7 +207,7 @@ fuzz_target!(|data: &[u8]| {
             let tag = input.piece().to_vec();
             let data = input.piece().repeat(usize::from(input.byte()) + 1);
             append(&runtime, &spool, &tag, &data);
-            written.push((tag, data));
+            written.push((tag.clone(), data));
             while let Some((number, _)) = spool.peek(numbers.last().copied()) {
                 numbers.push(number);
             }
@@ -220,6 +221,24 @@ fuzz_target!(|data: &[u8]| {
                     Events::Runs(vec![0..1, 3..9])
                 },
             }];
+            if flags & 8 != 0 {
+                let data = input.piece().repeat(2);
+                let relocation = Relocation {
+                    tag: tag.clone(),
+                    data: Bytes::copy_from_slice(&data),
+                    arrived: Time {
+                        seconds: 3,
+                        nanos: 4,
+                    },
+                    origins: contents.clone(),
+                };
+                let number = runtime
+                    .block_on(spool.relocate(relocation))
+                    .expect("a good disk with room takes a relocation");
+                assert!(numbers.iter().all(|known| *known < number));
+                numbers.push(number);
+                written.push((tag, data));
+            }
             let batch = u64::from(n);
             let note = match flags >> 1 & 3 {
                 0 => continue,
