@@ -1076,9 +1076,9 @@ fn every_mistake_in_the_file_is_reported_with_its_line() {
     let run = tool(&[&file], &[]);
     assert_eq!(run.status, 1, "{}", run.stdout);
     let lines = [
-        "FAIL logs configuration: PLACE:6: delivery_stream: 'app logs' is no name of a stream",
+        "FAIL logs configuration: PLACE:6: delivery_stream: 'app logs' is not a stream name",
         "FAIL logs configuration: PLACE:7: memory_limit: 'lots' is not a size",
-        "FAIL logs configuration: PLACE:8: role_arn: 'nobody' is no ARN",
+        "FAIL logs configuration: PLACE:8: role_arn: 'nobody' is not an ARN",
         "warn ferry.1 keys: PLACE:16: agregation is not known and does nothing; remedy: did you mean aggregation?",
         "FAIL ferry.1 keys: PLACE:17: tls on: Fluent Bit 5.1.1 does not start with it",
         "warn ferry.1 keys: PLACE:19: tag_key is set twice",
@@ -1571,7 +1571,7 @@ fn keys_that_cannot_be_migrated_are_reported_with_status_1() {
         "# - TO MEND: destination: no destination",
         "# - TO MEND: account_name: is missing",
         "# - TO MEND: shared_key: is missing",
-        "# - TO MEND: container_name: 'x' is no name of a container",
+        "# - TO MEND: container_name: 'x' is not a container name",
     ] {
         assert!(run.stdout.contains(words), "{words}\n{}", run.stdout);
     }

@@ -1,28 +1,28 @@
-//! What is told of AWS, for Firehose and for `s3://` alike.
+//! The keys of AWS, for Firehose and for `s3://`.
 
 use super::keys;
 use super::reader::Reader;
 use super::value::{at, shown};
 
-/// How to reach AWS, for Firehose and for `s3://` alike.
+/// The settings of AWS, for Firehose and for `s3://`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Aws {
-    /// Region; from the environment or the profile where it is not given.
+    /// The region; by default from the environment or the profile.
     pub region: Option<String>,
-    /// Full URL of the service, for private endpoints and emulators.
+    /// The full URL of the service, for private endpoints and emulators.
     pub endpoint: Option<String>,
-    /// Full URL of STS.
+    /// The full URL of STS.
     pub sts_endpoint: Option<String>,
-    /// Profile of the shared configuration files.
+    /// The profile of the shared configuration files.
     pub profile: Option<String>,
-    /// Role to assume with the credentials of the chain.
+    /// The role to assume with the chain's credentials.
     pub role_arn: Option<String>,
-    /// External id the role asks for.
+    /// The external id that the role requires.
     pub external_id: Option<String>,
 }
 
 impl Aws {
-    /// Where that is, for the log.
+    /// Returns region and endpoint for the log.
     pub(super) fn place(&self) -> String {
         let region = match &self.region {
             Some(region) => format!(", region {region}"),
@@ -48,7 +48,7 @@ impl Reader<'_> {
             self.problem(
                 &keys::ROLE_ARN,
                 format!(
-                    "{} is no ARN; write arn:aws:iam::ACCOUNT:role/NAME",
+                    "{} is not an ARN; write arn:aws:iam::ACCOUNT:role/NAME",
                     shown(role)
                 ),
             );
@@ -56,7 +56,7 @@ impl Reader<'_> {
         if aws.external_id.is_some() && aws.role_arn.is_none() {
             self.problem(
                 &keys::EXTERNAL_ID,
-                "needs role_arn, the role that asks for it",
+                "needs role_arn, the role that requires it",
             );
         }
         aws

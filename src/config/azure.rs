@@ -1,4 +1,4 @@
-//! What is told of Azure Blob: the account, the container, and how we prove who we are.
+//! The keys of Azure Blob: the account, the container, and authentication.
 
 use std::fs;
 
@@ -7,52 +7,52 @@ use super::reader::Reader;
 use super::value::{is_full_url, shown};
 use super::{Secret, SecretSource, keys};
 
-/// How to reach Azure Blob.
+/// The settings of Azure Blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Azure {
-    /// Storage account.
+    /// The storage account.
     pub account: String,
-    /// Container.
+    /// The container.
     pub container: String,
-    /// How we prove who we are.
+    /// The authentication.
     pub auth: AzureAuth,
-    /// Full URL of the blob service, the account's own where it is not given.
+    /// The full URL of the blob service; by default the account's own.
     pub endpoint: Option<String>,
-    /// Talk to Azurite: the account stands in the path, plain http is allowed.
+    /// Whether the service is Azurite: the account is part of the path, and plain http is allowed.
     pub emulator: bool,
-    /// Make the container when it does not exist.
+    /// Whether to create the container if it does not exist.
     pub auto_create_container: bool,
 }
 
-/// How we prove who we are to Azure.
+/// A way to authenticate to Azure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AzureAuth {
-    /// The account's shared key, base64.
+    /// The account's shared key, in base64.
     SharedKey(SecretSource),
     /// A shared access signature, with or without its `?`.
     Sas(SecretSource),
-    /// A connection string, whose account and endpoint stand in [`Azure`], too.
+    /// A connection string, whose account and endpoint are in [`Azure`] too.
     ConnectionString(SecretSource),
-    /// The identity of the machine, App Service or Container App we run on.
+    /// The identity of the virtual machine, App Service or Container App.
     ManagedIdentity {
-        /// Which one, where there are several.
+        /// The identity's id, needed if there are several.
         client_id: Option<String>,
     },
-    /// The identity that Kubernetes' token of our ServiceAccount stands for. What is not given comes from
-    /// `AZURE_TENANT_ID` and `AZURE_CLIENT_ID`, the token from the file `AZURE_FEDERATED_TOKEN_FILE`.
+    /// The identity of the pod's ServiceAccount. Missing ids come from `AZURE_TENANT_ID` and `AZURE_CLIENT_ID`, the
+    /// token from the file `AZURE_FEDERATED_TOKEN_FILE`.
     WorkloadIdentity {
-        /// Tenant of the identity.
+        /// The tenant of the identity.
         tenant_id: Option<String>,
-        /// The identity.
+        /// The identity's id.
         client_id: Option<String>,
     },
     /// A registered application with a secret.
     ClientSecret {
-        /// Tenant of the application.
+        /// The tenant of the application.
         tenant_id: String,
-        /// The application.
+        /// The application's id.
         client_id: String,
-        /// Its secret.
+        /// The application's secret.
         secret: SecretSource,
     },
 }
@@ -71,7 +71,7 @@ impl AzureAuth {
         auth.name()
     }
 
-    /// Whether requests are signed with a secret of the storage account, rather than carrying a token.
+    /// Whether requests are signed with a secret of the storage account, rather than authenticated with a token.
     pub fn is_secret(&self) -> bool {
         match self {
             AzureAuth::SharedKey(_) | AzureAuth::Sas(_) | AzureAuth::ConnectionString(_) => true,
@@ -88,7 +88,7 @@ impl Reader<'_> {
             self.problem(
                 &keys::CONTAINER_NAME,
                 format!(
-                    "{} is no name of a container: 3 to 63 lowercase letters, digits and single hyphens",
+                    "{} is not a container name: use 3 to 63 lowercase letters, digits and single hyphens",
                     shown(&container)
                 ),
             );
@@ -110,7 +110,7 @@ impl Reader<'_> {
         })
     }
 
-    /// How we prove who we are; refuses the keys that belong to other ways.
+    /// Returns the type of authentication, and refuses the keys of other types.
     fn azure_auth(&mut self) -> AuthType {
         use AuthType::{
             ClientSecret, ConnectionString, Key, ManagedIdentity, Sas, WorkloadIdentity,
@@ -121,7 +121,7 @@ impl Reader<'_> {
             false => Key,
         };
         let auth = chosen.unwrap_or(inferred);
-        // Keys, and the ways that they belong to. azure_blob takes a key and a signature side by side.
+        // Keys and the types they belong to. azure_blob accepts a key together with a signature.
         let owners: [(&'static keys::Key, &[AuthType]); 6] = [
             (&keys::SHARED_KEY, &[Key, Sas]),
             (&keys::SAS_TOKEN, &[Key, Sas]),
@@ -135,16 +135,16 @@ impl Reader<'_> {
         ];
         let idle: Vec<_> = owners
             .into_iter()
-            .filter(|(key, ways)| self.is_set(key) && !ways.contains(&auth))
+            .filter(|(key, types)| self.is_set(key) && !types.contains(&auth))
             .collect();
-        for (key, ways) in idle {
-            let ways: Vec<_> = ways.iter().map(|way| way.name()).collect();
+        for (key, types) in idle {
+            let types: Vec<_> = types.iter().map(|auth| auth.name()).collect();
             self.problem(
                 key,
                 format!(
                     "does nothing with auth_type {}: set auth_type {}, or remove it",
                     auth.name(),
-                    ways.join(" or ")
+                    types.join(" or ")
                 ),
             );
         }
@@ -163,7 +163,7 @@ impl Reader<'_> {
         };
         let auth = match auth {
             AuthType::Sas => self
-                .needed_secret(&keys::SAS_TOKEN, "auth_type sas")
+                .required_secret(&keys::SAS_TOKEN, "auth_type sas")
                 .map(AzureAuth::Sas),
             AuthType::ManagedIdentity => Some(AzureAuth::ManagedIdentity {
                 client_id: self.text(&keys::CLIENT_ID),
@@ -189,7 +189,7 @@ impl Reader<'_> {
                         );
                     }
                 }
-                let secret = self.needed_secret(&keys::CLIENT_SECRET, "auth_type client_secret");
+                let secret = self.required_secret(&keys::CLIENT_SECRET, "auth_type client_secret");
                 Some(AzureAuth::ClientSecret {
                     tenant_id: tenant_id?,
                     client_id: client_id?,
@@ -200,7 +200,7 @@ impl Reader<'_> {
                 SecretSource::Value(Secret::new(EMULATOR_KEY)),
             )),
             _ => self
-                .needed_secret(&keys::SHARED_KEY, "auth_type key")
+                .required_secret(&keys::SHARED_KEY, "auth_type key")
                 .map(AzureAuth::SharedKey),
         };
         let endpoint = self.url(&keys::ENDPOINT);
@@ -209,14 +209,14 @@ impl Reader<'_> {
 
     fn azure_by_connection_string(&mut self) -> Option<AzurePlace> {
         const KEY: &keys::Key<keys::SecretText> = &keys::CONNECTION_STRING;
-        let source = self.needed_secret(KEY, "auth_type connection_string")?;
-        let (what, parsed) = match &source {
+        let source = self.required_secret(KEY, "auth_type connection_string")?;
+        let (subject, parsed) = match &source {
             SecretSource::Value(text) => (
                 "the value".to_owned(),
                 ConnectionString::parse(text.expose()),
             ),
             SecretSource::File(path) => {
-                // That it can be read was seen just now; what it holds may be no text.
+                // It was readable just now, but may not be text.
                 let text = fs::read(path).unwrap_or_default();
                 (
                     format!("the content of '{}'", path.display()),
@@ -226,17 +226,17 @@ impl Reader<'_> {
         };
         let parsed = match parsed {
             Ok(parsed) => parsed,
-            Err(wrong) => {
-                self.problem(KEY, format!("{what} {wrong}"));
+            Err(error) => {
+                self.problem(KEY, format!("{subject} {error}"));
                 return None;
             }
         };
-        let elsewhere: [&'static keys::Key; 2] = [&keys::ENDPOINT, &keys::EMULATOR_MODE];
-        for key in elsewhere {
+        let superseded: [&'static keys::Key; 2] = [&keys::ENDPOINT, &keys::EMULATOR_MODE];
+        for key in superseded {
             if self.is_set(key) {
                 self.problem(
                     key,
-                    "does nothing beside connection_string, which says where the service is: remove it",
+                    "does nothing with connection_string, which contains the endpoint: remove it",
                 );
             }
         }
@@ -246,7 +246,7 @@ impl Reader<'_> {
             self.problem(
                 KEY,
                 format!(
-                    "{what} holds a BlobEndpoint that is no full URL; write https://host[:port]"
+                    "{subject} contains a BlobEndpoint that is not a full URL; write https://host[:port]"
                 ),
             );
         }
@@ -257,7 +257,7 @@ impl Reader<'_> {
             self.problem(
                 &keys::ACCOUNT_NAME,
                 format!(
-                    "{}, but connection_string says '{account}': keep one of them",
+                    "{}, but connection_string has '{account}': keep one of them",
                     shown(named)
                 ),
             );
@@ -265,7 +265,7 @@ impl Reader<'_> {
         let Some(account) = parsed.account.or(named) else {
             self.problem(
                 &keys::ACCOUNT_NAME,
-                "is missing: connection_string does not say it",
+                "is missing: set it, since connection_string does not contain AccountName",
             );
             return None;
         };
@@ -273,11 +273,14 @@ impl Reader<'_> {
         Some((account, auth, parsed.endpoint, parsed.emulator))
     }
 
-    /// A tenant's id or domain; it becomes part of an address.
+    /// Reads a tenant's id or domain, which becomes part of a URL.
     fn tenant(&mut self) -> Option<String> {
         let tenant = self.text(&keys::TENANT_ID)?;
         if !is_tenant(&tenant) {
-            self.problem(&keys::TENANT_ID, format!("{} {NO_TENANT}", shown(&tenant)));
+            self.problem(
+                &keys::TENANT_ID,
+                format!("{} {NOT_A_TENANT}", shown(&tenant)),
+            );
             return None;
         }
         Some(tenant)
@@ -313,17 +316,17 @@ impl AuthType {
     }
 }
 
-/// Account, identity, endpoint, and whether it is the emulator.
+/// The account, authentication, endpoint, and whether it is the emulator.
 type AzurePlace = (String, AzureAuth, Option<String>, bool);
 
-/// Azurite's account, which is no secret: https://learn.microsoft.com/azure/storage/common/storage-use-azurite
+/// Azurite's well-known account: <https://learn.microsoft.com/azure/storage/common/storage-use-azurite>
 pub const EMULATOR_ACCOUNT: &str = "devstoreaccount1";
 /// The key of [`EMULATOR_ACCOUNT`].
 pub const EMULATOR_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/// 3 to 63 letters, digits and single hyphens, or one of the service's own that begin with `$`.
-/// https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+/// Whether a name is 3 to 63 letters, digits and single hyphens, or that of a system container, which begins with `$`.
+/// <https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata>
 fn is_container_name(name: &str) -> bool {
     let plain = name.strip_prefix('$').unwrap_or(name);
     let part = |part: &str| {
@@ -335,12 +338,12 @@ fn is_container_name(name: &str) -> bool {
     (3..=63).contains(&name.len()) && plain.split('-').all(part)
 }
 
-/// Whether something can be a tenant's id or domain.
+/// Whether a text may be a tenant's id or domain.
 pub fn is_tenant(tenant: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
-    !tenant.is_empty() && tenant.bytes().all(fits) && tenant.bytes().any(|b| b != b'.')
+    let valid = |b: u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
+    !tenant.is_empty() && tenant.bytes().all(valid) && tenant.bytes().any(|b| b != b'.')
 }
 
-/// What is said of what is not [`is_tenant`].
-pub const NO_TENANT: &str =
-    "is no tenant: write the directory (tenant) ID, or a domain such as contoso.onmicrosoft.com";
+/// The message for a text that is not [`is_tenant`].
+pub const NOT_A_TENANT: &str =
+    "is not a tenant: write the directory (tenant) ID, or a domain such as contoso.onmicrosoft.com";

@@ -1,4 +1,4 @@
-//! What a blob destination is told: which store, and what its objects are.
+//! The keys of a blob destination: the store, and its objects.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,23 +9,23 @@ use super::{Aws, Azure, Destination, ObjectBounds, Place, Properties, keys, open
 use crate::codec::template::Template;
 use crate::compress::Compression;
 
-/// Which store objects go to.
+/// A blob store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     /// A folder on this machine.
     File(PathBuf),
-    /// Amazon S3, or what speaks its protocol.
+    /// Amazon S3, or a compatible store.
     S3 {
         /// The bucket's name.
         bucket: String,
-        /// How to reach it.
+        /// The settings of AWS.
         aws: Aws,
     },
-    /// Google Cloud Storage; credentials from `GOOGLE_APPLICATION_CREDENTIALS` or the metadata server.
+    /// Google Cloud Storage; credentials come from `GOOGLE_APPLICATION_CREDENTIALS` or the metadata server.
     Gcs {
         /// The bucket's name.
         bucket: String,
-        /// Full URL of the service, for emulators.
+        /// The full URL of the service, for emulators.
         endpoint: Option<String>,
     },
     /// Azure Blob.
@@ -44,7 +44,7 @@ impl Store {
 }
 
 impl fmt::Display for Store {
-    /// The store as a URL, without secrets.
+    /// Formats the store as a URL, without secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Store::File(path) => write!(f, "file://{}", path.display()),
@@ -55,25 +55,25 @@ impl fmt::Display for Store {
     }
 }
 
-/// What a blob sink needs to know.
+/// The settings of a blob sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blob {
-    /// Which store.
+    /// The store.
     pub store: Store,
-    /// Value of `Content-Type`.
+    /// The value of `Content-Type`.
     pub content_type: &'static str,
-    /// Value of `Content-Encoding`, where the body is compressed.
+    /// The value of `Content-Encoding` for compressed bodies.
     pub content_encoding: Option<&'static str>,
-    /// PEM of certificates to trust beside the system's.
+    /// Certificates to trust in addition to the system's, in PEM.
     pub ca_pem: Option<Vec<u8>>,
 }
 
-/// The folder of objects where no `path` is set.
+/// The default of `path`.
 const PATH: &str = "{tag}/%Y/%m/%d/%H";
 
 impl Blob {
-    /// The folder of objects with its strftime as it is written, to be shown to a person: it follows from the time of
-    /// each event. `None` where `path` cannot be read.
+    /// Returns the template of an object's folder with its time specifiers as literals, for display. `None` where
+    /// `path` is invalid.
     pub fn folder_as_written(properties: &dyn Properties) -> Option<Template> {
         let path = keys::PATH.names().find_map(|name| properties.get(name));
         Template::parse(path.as_deref().unwrap_or(PATH).trim(), false).ok()
@@ -91,7 +91,7 @@ impl Reader<'_> {
         let raw = raw && !self.lines_are_records();
         let path = self.text(&keys::PATH).unwrap_or_else(|| PATH.to_owned());
         let folder = self.template(&keys::PATH, &path);
-        // Who lowers `memory_limit` alone gets smaller objects, not a refusal.
+        // Lowering `memory_limit` alone makes objects smaller, rather than being refused.
         let default = open_objects(memory_limit).min(keys::BLOB_MAX_SIZE.value.default);
         let object = ObjectBounds {
             bytes: self.size_or(&keys::BLOB_MAX_SIZE, default),
@@ -147,14 +147,14 @@ impl Reader<'_> {
                 self.problem(&keys::URL, bad_url(&url));
                 return None;
             }
-            // `file:///var/log` is absolute; `file://logs` is a folder below where the host runs.
+            // `file:///var/log` is absolute; `file://logs` is relative to the host's working directory.
             let store = Store::File(path.to_owned());
             return Some((store, String::new()));
         }
         let (root, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if rest.contains('?') {
             let message = format!(
-                "'{}' holds a query: secrets have keys of their own, such as sas_token",
+                "'{}' contains a query: secrets have keys of their own, such as sas_token",
                 without_secrets(&url)
             );
             self.problem(&keys::URL, message);
@@ -172,7 +172,7 @@ impl Reader<'_> {
                     self.problem(
                         &keys::CONTAINER_NAME,
                         format!(
-                            "{}, but url says '{root}': keep one of them",
+                            "{}, but url has '{root}': keep one of them",
                             shown(&container)
                         ),
                     );
@@ -199,6 +199,6 @@ impl Reader<'_> {
 fn bad_url(url: &str) -> String {
     let url = without_secrets(url);
     format!(
-        "'{url}' is not known; it may be az://container/prefix, s3://bucket/prefix, gs://bucket/prefix or file:///folder"
+        "'{url}' is not supported; use az://container/prefix, s3://bucket/prefix, gs://bucket/prefix or file:///folder"
     )
 }

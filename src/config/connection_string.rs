@@ -3,16 +3,16 @@
 
 use super::{EMULATOR_ACCOUNT, EMULATOR_KEY, Secret};
 
-/// What a connection string says of the blob service. What it says of queues, tables and files is passed over.
+/// The settings of the blob service in a connection string. Those of queues, tables and files are ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionString {
-    /// The account; a string with a signature need not name it.
+    /// The account, which a string with a signature need not name.
     pub account: Option<String>,
-    /// Full URL of the blob service, where it is not the account's usual one.
+    /// The full URL of the blob service, if it is not the account's default.
     pub endpoint: Option<String>,
-    /// It is Azurite that is meant, at its usual address.
+    /// Whether the service is Azurite at its default address.
     pub emulator: bool,
-    /// How requests are signed.
+    /// The secret that signs requests.
     pub secret: ConnectionSecret,
 }
 
@@ -25,40 +25,42 @@ pub enum ConnectionSecret {
     Sas(Secret),
 }
 
-/// What is wrong with a connection string; it goes on from the name of what that is in. Shows nothing of it but names
-/// that are known.
+/// A problem with a connection string. Its text continues a sentence that starts with where the string is, and repeats
+/// nothing of the string but known names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionStringError {
-    /// Something in it has no name.
-    #[error("is no connection string: write Name=value;Name=value, as the portal shows it")]
+    /// A setting is not `Name=value`.
+    #[error("is not a connection string: write Name=value;Name=value, as the portal shows it")]
     NotPairs,
-    /// This name is given more than once.
-    #[error("holds {0} twice: keep one of them")]
+    /// This name is set more than once.
+    #[error("contains {0} twice: keep one of them")]
     Twice(&'static str),
-    /// The emulator by way of a proxy.
-    #[error("holds DevelopmentStorageProxyUri, which is not known: write BlobEndpoint")]
+    /// The emulator is reached through a proxy.
+    #[error("contains DevelopmentStorageProxyUri, which is not supported: use BlobEndpoint")]
     Proxy,
-    /// Nothing to sign with.
-    #[error("holds neither AccountKey nor SharedAccessSignature: give it as the portal shows it")]
+    /// There is no secret.
+    #[error(
+        "contains neither AccountKey nor SharedAccessSignature: copy the whole string from the portal"
+    )]
     NoSecret,
-    /// Two things to sign with.
-    #[error("holds both AccountKey and SharedAccessSignature: keep one of them")]
+    /// There are two secrets.
+    #[error("contains both AccountKey and SharedAccessSignature: keep one of them")]
     TwoSecrets,
-    /// Another protocol than HTTP.
-    #[error("holds a DefaultEndpointsProtocol that is neither https nor http")]
+    /// The protocol is not HTTP.
+    #[error("contains a DefaultEndpointsProtocol that is neither https nor http: write https")]
     Protocol,
-    /// It does not say where the service is.
-    #[error("holds neither AccountName nor BlobEndpoint")]
-    NoPlace,
-    /// A key without the account that it is of.
-    #[error("holds AccountKey without AccountName")]
+    /// There is no endpoint, and no account to derive it from.
+    #[error("contains neither AccountName nor BlobEndpoint: add one of them")]
+    NoEndpoint,
+    /// There is an account key, but no account.
+    #[error("contains AccountKey without AccountName: add the account")]
     NoAccount,
 }
 
 impl ConnectionString {
-    /// Reads `Name=value;Name=value`, names in any case.
+    /// Parses `Name=value;Name=value`, ignoring the case of names.
     pub fn parse(text: &str) -> Result<ConnectionString, ConnectionStringError> {
-        use ConnectionStringError as Wrong;
+        use ConnectionStringError as Error;
         const NAMES: [&str; 8] = [
             "DefaultEndpointsProtocol",
             "AccountName",
@@ -72,7 +74,7 @@ impl ConnectionString {
         let mut values: [Option<&str>; 8] = [None; 8];
         for setting in text.split(';').map(str::trim).filter(|s| !s.is_empty()) {
             let Some((name, value)) = setting.split_once('=') else {
-                return Err(Wrong::NotPairs);
+                return Err(Error::NotPairs);
             };
             let (name, value) = (name.trim(), value.trim());
             let known = NAMES
@@ -80,7 +82,7 @@ impl ConnectionString {
                 .position(|known| known.eq_ignore_ascii_case(name));
             if let Some(at) = known {
                 if values[at].is_some() {
-                    return Err(Wrong::Twice(NAMES[at]));
+                    return Err(Error::Twice(NAMES[at]));
                 }
                 values[at] = Some(value).filter(|value| !value.is_empty());
             }
@@ -96,7 +98,7 @@ impl ConnectionString {
             proxy,
         ] = values;
         if proxy.is_some() {
-            return Err(Wrong::Proxy);
+            return Err(Error::Proxy);
         }
         if development.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(ConnectionString {
@@ -109,13 +111,13 @@ impl ConnectionString {
         let secret = match (key, sas) {
             (Some(key), None) => ConnectionSecret::Key(Secret::new(key)),
             (None, Some(sas)) => ConnectionSecret::Sas(Secret::new(sas)),
-            (None, None) => return Err(Wrong::NoSecret),
-            (Some(_), Some(_)) => return Err(Wrong::TwoSecrets),
+            (None, None) => return Err(Error::NoSecret),
+            (Some(_), Some(_)) => return Err(Error::TwoSecrets),
         };
         let protocol = match protocol.map(str::to_ascii_lowercase).as_deref() {
             None | Some("https") => "https",
             Some("http") => "http",
-            Some(_) => return Err(Wrong::Protocol),
+            Some(_) => return Err(Error::Protocol),
         };
         let endpoint = match (endpoint, account) {
             (Some(endpoint), _) => Some(endpoint.to_owned()),
@@ -124,10 +126,10 @@ impl ConnectionString {
                 suffix.unwrap_or("core.windows.net")
             )),
             (None, Some(_)) => None,
-            (None, None) => return Err(Wrong::NoPlace),
+            (None, None) => return Err(Error::NoEndpoint),
         };
         if account.is_none() && matches!(secret, ConnectionSecret::Key(_)) {
-            return Err(Wrong::NoAccount);
+            return Err(Error::NoAccount);
         }
         Ok(ConnectionString {
             account: account.map(str::to_owned).or_else(|| {
@@ -146,12 +148,12 @@ impl ConnectionString {
 mod tests {
     use super::*;
 
-    /// What a good string means: account, endpoint, emulator, and the secret behind `key` or `sas`.
-    type Meant<'a> = (Option<&'a str>, Option<&'a str>, bool, (&'a str, &'a str));
+    /// Account, endpoint, emulator, and the kind (`key` or `sas`) and text of the secret.
+    type Expected<'a> = (Option<&'a str>, Option<&'a str>, bool, (&'a str, &'a str));
 
     #[test]
-    fn a_connection_string_says_account_endpoint_and_secret() {
-        let table: [(&str, Meant<'_>); 9] = [
+    fn a_connection_string_names_account_endpoint_and_secret() {
+        let table: [(&str, Expected<'_>); 9] = [
             (
                 "DefaultEndpointsProtocol=https;AccountName=logs;AccountKey=a2V5==;EndpointSuffix=core.windows.net",
                 (
@@ -224,18 +226,18 @@ mod tests {
                 "key" => ConnectionSecret::Key(Secret::new(secret)),
                 _ => ConnectionSecret::Sas(Secret::new(secret)),
             };
-            let meant = ConnectionString {
+            let expected = ConnectionString {
                 account: account.map(str::to_owned),
                 endpoint: endpoint.map(str::to_owned),
                 emulator,
                 secret,
             };
-            assert_eq!(ConnectionString::parse(text), Ok(meant), "{text}");
+            assert_eq!(ConnectionString::parse(text), Ok(expected), "{text}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_told_without_the_secret() {
+    fn errors_do_not_contain_the_secret() {
         let table = [
             ("hunter2", "Name=value"),
             ("", "neither AccountKey nor SharedAccessSignature"),

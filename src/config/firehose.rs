@@ -1,4 +1,4 @@
-//! What a Firehose destination is told.
+//! The keys of a Firehose destination.
 
 use std::time::Duration;
 
@@ -7,29 +7,29 @@ use super::value::shown;
 use super::{Aws, Place, keys};
 use crate::codec::template::Template;
 
-/// What a Firehose sink needs to know.
+/// The settings of a Firehose sink.
 #[derive(Clone, Debug)]
 pub struct Firehose {
-    /// The delivery stream for each event.
+    /// The template of an event's delivery stream.
     pub delivery_stream: Template,
-    /// How to reach it.
+    /// The settings of AWS.
     pub aws: Aws,
-    /// How many lines share a record.
+    /// The number of lines in a record.
     pub aggregation: Aggregation,
-    /// PEM of certificates to trust beside the system's.
+    /// Certificates to trust in addition to the system's, in PEM.
     pub ca_pem: Option<Vec<u8>>,
-    /// How long a request from the spool that is not full waits for more.
+    /// The time that a request from the spool waits for more lines while it is not full.
     pub linger: Duration,
 }
 
-/// How many lines share a Firehose record.
+/// The number of lines in a Firehose record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aggregation {
     /// As many as fit.
     On,
     /// One.
     Off,
-    /// As the stream's destination can read: asked of the service.
+    /// As many as the stream's destination can read, as the service describes it.
     Auto,
 }
 
@@ -55,7 +55,7 @@ impl Reader<'_> {
             self.problem(
                 &keys::DELIVERY_STREAM,
                 format!(
-                    "{} is no name of a stream: at most {MAX_STREAM_NAME} of a-z, A-Z, 0-9, '_', '-' and '.'",
+                    "{} is not a stream name: use at most {MAX_STREAM_NAME} of a-z, A-Z, 0-9, '_', '-' and '.'",
                     shown(&fixed)
                 ),
             );
@@ -70,11 +70,11 @@ impl Reader<'_> {
     }
 }
 
-/// Characters in a stream's name:
-/// https://docs.aws.amazon.com/firehose/latest/APIReference/API_CreateDeliveryStream.html
+/// The most characters in a stream's name:
+/// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_CreateDeliveryStream.html>
 pub(super) const MAX_STREAM_NAME: usize = 64;
 
-/// `name` with what a stream's name may not hold replaced, and cut to its length.
+/// Returns `name` with invalid characters replaced, and truncated to the length of a stream's name.
 pub fn stream_name(name: &str) -> String {
     name.chars()
         .take(MAX_STREAM_NAME)

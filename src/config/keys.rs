@@ -1,9 +1,10 @@
-//! The key table: one row a key, and everything that is known of it.
+//! The table of keys, with a row for each key and all its properties.
 //!
-//! Reading, problems, `ferry check`, migration, replay and the reference in `docs/configuration.md` are
-//! all driven by it. A new key is one row here and its use.
+//! It drives the reader, its problems, `ferry check`, migration, replay and the reference in `docs/configuration.md`. A
+//! new key needs one row here, and its use.
 //!
-//! A [`Key`] is made in this file only, and the reader takes nothing else: what is not in the table cannot be read.
+//! Only this file can create a [`Key`], and the reader accepts nothing else, so that a key outside of the table cannot
+//! be read.
 
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
@@ -12,38 +13,38 @@ use super::azure::AuthType;
 use super::value::FLAGS;
 use super::{Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, Place, Properties};
 
-/// One key of the configuration. `T` is the type of its value.
+/// A key of the configuration. `T` is the type of its value.
 #[derive(Debug)]
 pub struct Key<T: ?Sized = dyn ValueType> {
-    /// Its name, in lower case.
+    /// The name, in lower case.
     pub name: &'static str,
-    /// Other names with the same meaning, from the plugins people come from.
+    /// Names of other plugins with the same meaning.
     pub aliases: &'static [&'static str],
-    /// Where the reference lists it.
+    /// The section of the reference.
     pub section: Section,
-    /// The destinations it means something to.
+    /// The destinations it applies to.
     pub scope: Scope,
-    /// Whether it means something with `spool on` only.
+    /// Whether it applies with `spool on` only.
     pub spooled: bool,
-    /// Whether an output that sends dead letters again keeps it.
+    /// Whether a replay of dead letters keeps it.
     pub replayed: bool,
-    /// What to do instead, for a key that is known and not honoured.
+    /// The alternative, for a known key that is not supported.
     pub instead: Option<&'static str>,
-    /// What it means, in Markdown.
+    /// The meaning, in Markdown.
     pub doc: &'static str,
-    /// A value as somebody would write it; empty where there is no use for one.
+    /// An example value; empty where there is no need for one.
     pub example: &'static str,
     default: Option<&'static str>,
     /// The type of its value.
     pub value: T,
 }
 
-/// The type of a value: what may be written.
+/// The type of a value.
 pub trait ValueType: std::fmt::Debug + Sync {
-    /// What may be written, in Markdown.
+    /// Returns the valid values, in Markdown.
     fn words(&self) -> String;
 
-    /// What counts where nothing is written; `None` where the row says so in words, or nothing does.
+    /// Returns the default; `None` where the row describes it in words, or there is none.
     fn default(&self) -> Option<String> {
         None
     }
@@ -61,13 +62,13 @@ pub struct Flag(pub(super) Option<bool>);
 /// One of several words.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice<V: 'static> {
-    /// Words and their meaning.
+    /// The words and their values.
     pub(super) words: &'static [(&'static str, V)],
-    /// Words of other plugins with the same meaning.
+    /// Words of other plugins.
     pub(super) also: &'static [(&'static str, V)],
 }
 
-/// Bytes, such as `64M`.
+/// A size in bytes, such as `64M`.
 #[derive(Clone, Debug)]
 pub struct Size {
     pub(super) default: usize,
@@ -77,15 +78,16 @@ pub struct Size {
 /// A time, such as `30s`.
 #[derive(Clone, Debug)]
 pub struct Time {
+    /// In seconds.
     pub(super) default: u64,
-    /// Seconds.
+    /// In seconds.
     pub(super) range: RangeInclusive<u64>,
 }
 
-/// How often something is done, or `off`.
+/// An interval, or `off`.
 #[derive(Clone, Debug)]
 pub struct Interval {
-    /// Seconds.
+    /// In seconds.
     pub(super) range: RangeInclusive<u64>,
 }
 
@@ -95,21 +97,21 @@ pub struct Count {
     pub(super) range: RangeInclusive<usize>,
 }
 
-/// Any text. The words say what it names.
+/// Any text, with its description.
 #[derive(Clone, Copy, Debug)]
 pub struct Text(&'static str);
 
-/// Full URL of a service.
+/// The full URL of a service.
 #[derive(Clone, Copy, Debug)]
 pub struct Url;
 
-/// A name with what a tag or a record fills in.
+/// A template of a name.
 #[derive(Clone, Copy, Debug)]
 pub struct Name {
     pub(super) with_time: bool,
 }
 
-/// A secret, or `@/path` of the file that holds it.
+/// A secret, or `@/path` of the file that contains it.
 #[derive(Clone, Copy, Debug)]
 pub struct SecretText;
 
@@ -217,29 +219,29 @@ impl ValueType for SecretText {
     }
 }
 
-/// The part of the reference that lists a key.
+/// A section of the reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
-    /// Where records go.
+    /// The destination.
     Destination,
-    /// What is sent.
+    /// The contents of records.
     Content,
-    /// How it behaves.
+    /// The behaviour.
     Behaviour,
     /// AWS, for Firehose and for `s3://`.
     Aws,
-    /// Firehose alone.
+    /// Firehose only.
     Firehose,
     /// Blob stores.
     Blob,
-    /// Azure alone.
+    /// Azure only.
     Azure,
-    /// Known, and not honoured.
+    /// Known keys that are not supported.
     Refused,
 }
 
 impl Section {
-    /// Every section, in the order of the reference, with its heading.
+    /// All sections, in the order of the reference, with their headings.
     const ALL: [(Section, &str); 8] = [
         (Section::Destination, "Destination"),
         (Section::Content, "Content"),
@@ -252,25 +254,25 @@ impl Section {
     ];
 }
 
-/// The destinations that a key means something to.
+/// The destinations that a key applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Every one.
+    /// All destinations.
     All,
-    /// Every one but `file://`.
+    /// All but `file://`.
     Remote,
     /// Firehose.
     Firehose,
     /// Firehose and `s3://`.
     Aws,
-    /// Every blob store.
+    /// All blob stores.
     Blob,
     /// Azure Blob.
     Azure,
 }
 
 impl Scope {
-    /// Whether a key of this scope means something at `place`.
+    /// Whether a key of this scope applies to `place`.
     pub fn includes(self, place: Place) -> bool {
         match self {
             Scope::All => true,
@@ -282,7 +284,7 @@ impl Scope {
         }
     }
 
-    /// For the reference.
+    /// Returns the wording of the reference.
     fn words(self) -> &'static str {
         match self {
             Scope::All => "all",
@@ -319,7 +321,7 @@ const fn key<T>(name: &'static str, section: Section, value: T) -> Key<T> {
     }
 }
 
-/// The rest of a row. Fields are set here and not by `..`, which cannot change the type of the value.
+/// Setters of a row's other fields. The `..` syntax cannot be used, since it would not change the type of the value.
 impl<T> Key<T> {
     const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
         self.aliases = aliases;
@@ -337,7 +339,7 @@ impl<T> Key<T> {
         self
     }
 
-    /// What would make a dead letter's line other than it is, or belongs to the output that wrote it.
+    /// Marks a key that would change a dead letter's line, or that belongs to the output that wrote it.
     const fn not_replayed(mut self) -> Self {
         self.replayed = false;
         self
@@ -358,7 +360,7 @@ impl<T> Key<T> {
         self
     }
 
-    /// What counts where nothing is written, in words.
+    /// Describes the default in words.
     const fn default(mut self, words: &'static str) -> Self {
         self.default = Some(words);
         self
@@ -366,19 +368,19 @@ impl<T> Key<T> {
 }
 
 impl<T: ?Sized> Key<T> {
-    /// Every name it has, its own first.
+    /// Returns all names, the key's own first.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + use<T> {
         std::iter::once(self.name).chain(self.aliases.iter().copied())
     }
 
-    /// Whether it changes how a line is built, so that a replay of lines must drop it.
+    /// Whether it changes the contents of lines, so that a replay of lines must drop it.
     pub fn affects_lines(&self) -> bool {
         self.section == Section::Content && !self.replayed
     }
 }
 
 impl Key {
-    /// What counts where nothing is written, in Markdown; empty where nothing does.
+    /// Returns the default, in Markdown; empty where there is none.
     pub fn default_words(&self) -> String {
         match (self.default, self.value.default()) {
             (Some(words), _) => words.to_owned(),
@@ -388,12 +390,12 @@ impl Key {
     }
 }
 
-/// Declares the rows, and [`ALL`] with each of them.
+/// Declares the rows, and [`ALL`] with all of them.
 macro_rules! keys {
     ($($(#[$meta:meta])* $row:ident: $type:ty = $key:expr;)*) => {
         $($(#[$meta])* pub(crate) static $row: Key<$type> = $key;)*
 
-        /// Every key, in the order of the reference.
+        /// All keys, in the order of the reference.
         pub static ALL: &[&Key] = &[$(&$row),*];
     };
 }
@@ -713,13 +715,13 @@ keys! {
 /// A key that Fluent Bit takes from any output's section.
 #[derive(Debug)]
 pub struct HostKey {
-    /// Its name as Fluent Bit's documentation writes it; with `group`, what a group's names begin with.
+    /// The name, as in Fluent Bit's documentation; with `group`, the prefix of the group's names.
     pub name: &'static str,
-    /// Whether it stands for all names that begin with it.
+    /// Whether it represents all names with this prefix.
     pub group: bool,
-    /// For one that concerns a connection which the host never makes here: what to do instead.
+    /// The alternative, for a key of the host's own connections, which proxy outputs do not use.
     pub instead: Option<&'static str>,
-    /// With what Fluent Bit 5.1.1 does not start; empty where it always does.
+    /// The values with which Fluent Bit 5.1.1 does not start; empty if there are none.
     pub stops: &'static str,
 }
 
@@ -753,7 +755,7 @@ const OWN_CONNECTIONS: &str =
 
 const OWN_TLS: &str = "remove it; Ferry speaks HTTPS by itself, as the endpoint says";
 
-/// Keys of Fluent Bit itself. A name comes before the group that it would belong to.
+/// Keys of Fluent Bit itself. A name precedes the group that it would belong to.
 pub static HOST: &[HostKey] = &[
     acts("Match"),
     acts("Match_Regex"),
@@ -773,14 +775,14 @@ pub static HOST: &[HostKey] = &[
     idle("oauth2", true, OWN_CONNECTIONS).stops("an unknown name"),
 ];
 
-/// A key of another output that nothing here corresponds to.
+/// A key of another output without a counterpart.
 #[derive(Debug)]
 pub struct ForeignKey {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
     /// The output that has it.
     pub plugin: &'static str,
-    /// Why there is none here, or what to use instead.
+    /// The reason why there is no counterpart, or the alternative.
     pub why: &'static str,
 }
 
@@ -788,7 +790,7 @@ const fn foreign(plugin: &'static str, name: &'static str, why: &'static str) ->
     ForeignKey { name, plugin, why }
 }
 
-/// Keys that people bring along from `azure_blob`, AWS's Go `firehose` and `s3`.
+/// Keys of `azure_blob`, AWS's Go `firehose` and `s3`.
 pub static FOREIGN: &[ForeignKey] = &[
     foreign(
         "azure_blob",
@@ -939,57 +941,59 @@ pub static FOREIGN: &[ForeignKey] = &[
     ),
 ];
 
-/// The key that has this name or alias, in any case.
+/// Returns the key with this name or alias, ignoring case.
 pub fn find(name: &str) -> Option<&'static Key> {
     let has = |key: &&&Key| key.names().any(|known| known.eq_ignore_ascii_case(name));
     ALL.iter().find(has).copied()
 }
 
-/// Fluent Bit's own key of this name, or the group it belongs to.
+/// Returns Fluent Bit's own key of this name, or the group that it belongs to.
 pub fn find_host(name: &str) -> Option<&'static HostKey> {
     HOST.iter().find(|key| match key.group {
         true => {
-            let head = name.get(..key.name.len());
-            head.is_some_and(|head| head.eq_ignore_ascii_case(key.name))
+            let prefix = name.get(..key.name.len());
+            prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(key.name))
         }
         false => name.eq_ignore_ascii_case(key.name),
     })
 }
 
-/// The key of another output of this name.
+/// Returns the key of another output with this name.
 pub fn find_foreign(name: &str) -> Option<&'static ForeignKey> {
     FOREIGN
         .iter()
         .find(|key| key.name.eq_ignore_ascii_case(name))
 }
 
-/// Every name that does something: keys, their aliases, and Fluent Bit's own.
-fn names_that_act() -> impl Iterator<Item = &'static str> {
+/// Returns all names with an effect: keys, their aliases, and Fluent Bit's own.
+fn effective_names() -> impl Iterator<Item = &'static str> {
     let hosts = HOST.iter().filter(|key| key.instead.is_none());
     let ours = ALL.iter().flat_map(|key| key.names());
     ours.chain(hosts.map(|key| key.name))
 }
 
-/// The known name that a misspelt one is closest to, at most two edits away.
+/// Returns the known name that is closest to a misspelt one, at most two edits away.
 pub fn nearest(name: &str) -> Option<&'static str> {
     let name = name.to_ascii_lowercase();
     let distance = |known: &str| strsim::damerau_levenshtein(&name, &known.to_ascii_lowercase());
-    let near = names_that_act().map(|known| (distance(known), known)).min();
+    let near = effective_names()
+        .map(|known| (distance(known), known))
+        .min();
     near.filter(|(distance, _)| *distance <= 2)
         .map(|(_, known)| known)
 }
 
-/// A key that is set and does nothing. Its value is none of our business: it may be a secret.
+/// A key that is set and does nothing. Its value is not read, since it may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdleKey {
-    /// As it was found, in lower case.
+    /// The name, in lower case.
     pub name: String,
-    /// Why, and what to do.
+    /// The reason, and the remedy.
     pub message: String,
 }
 
-/// Looks for keys that are set and that nobody reads: misspelt ones, and those of other outputs. A host gives no list
-/// of what is set, so that this asks for each name by itself, some 60,000 of them.
+/// Finds keys that are set but never read: misspelt ones, and those of other outputs. The host cannot list the keys
+/// that are set, so this tries about 60,000 names.
 pub fn idle_keys(properties: &dyn Properties) -> Vec<IdleKey> {
     let mut found: Vec<IdleKey> = Vec::new();
     for key in FOREIGN {
@@ -1004,7 +1008,7 @@ pub fn idle_keys(properties: &dyn Properties) -> Vec<IdleKey> {
             });
         }
     }
-    for known in names_that_act() {
+    for known in effective_names() {
         misspellings(&known.to_ascii_lowercase(), &mut |name| {
             if properties.is_set(name)
                 && is_idle(name)
@@ -1022,22 +1026,22 @@ pub fn idle_keys(properties: &dyn Properties) -> Vec<IdleKey> {
     found
 }
 
-/// Whether nobody knows this name.
+/// Whether a name is unknown.
 fn is_idle(name: &str) -> bool {
     find(name).is_none() && find_host(name).is_none()
 }
 
-/// What names are written with.
+/// The characters of names.
 const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789_-.";
 
-/// Calls `ask` with each name that is one edit from `name`, and with `name` without its underscores or with others in
-/// their place.
-fn misspellings(name: &str, ask: &mut dyn FnMut(&str)) {
+/// Calls `visit` with each name that is one edit from `name`, and with `name` without underscores or with other
+/// separators.
+fn misspellings(name: &str, visit: &mut dyn FnMut(&str)) {
     let mut edited = String::with_capacity(name.len() + 1);
     let mut with = |parts: [&str; 3]| {
         edited.clear();
         edited.extend(parts);
-        ask(&edited);
+        visit(&edited);
     };
     let mut letter = [0; 1];
     for at in 0..=name.len() {
@@ -1064,7 +1068,7 @@ fn misspellings(name: &str, ask: &mut dyn FnMut(&str)) {
     }
 }
 
-/// The reference of all keys, in Markdown.
+/// Returns the reference of all keys, in Markdown.
 pub fn reference() -> String {
     let mut text = String::from(
         "<!-- Generated by \"make docs\" from src/config/keys.rs. -->\n\n# Configuration reference\n\n\
@@ -1148,7 +1152,7 @@ fn row(key: &Key) -> String {
     format!("| {} |", cells.join(" | "))
 }
 
-/// `a, b or c`.
+/// Joins words as `a, b or c`.
 pub(super) fn one_of(words: &[impl AsRef<str>]) -> String {
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
     match words.as_slice() {
@@ -1158,7 +1162,7 @@ pub(super) fn one_of(words: &[impl AsRef<str>]) -> String {
     }
 }
 
-/// Bytes as a person writes them.
+/// Formats a size with the largest exact unit.
 fn size(bytes: usize) -> String {
     for (unit, letter) in [(1_000_000_000, "G"), (1_000_000, "M"), (1_000, "K")] {
         if bytes > 0 && bytes.is_multiple_of(unit) {
@@ -1168,7 +1172,7 @@ fn size(bytes: usize) -> String {
     bytes.to_string()
 }
 
-/// Seconds as a person writes them.
+/// Formats a time with the largest exact unit.
 fn time(seconds: u64) -> String {
     for (unit, letter) in [(86_400, "d"), (3_600, "h"), (60, "m")] {
         if seconds > 0 && seconds.is_multiple_of(unit) {

@@ -1,9 +1,8 @@
-//! What the user wrote ([`Properties`]) becomes what we run with ([`Config`]).
+//! Parses the user's settings ([`Properties`]) into a [`Config`].
 //!
-//! Every key is looked at before anything is refused, so that a person mends a configuration once.
-//! Keys of Fluent Bit's `kinesis_firehose` and `azure_blob` and of AWS's Go `firehose` keep their
-//! meaning. A key that we know and cannot honour is refused by name; one that we do not know never gets here,
-//! and `ferry check` warns of it.
+//! All problems are reported together, so that a configuration is fixed in one go. Keys of Fluent Bit's
+//! `kinesis_firehose` and `azure_blob` and of AWS's Go `firehose` keep their meaning. Known keys that are not supported
+//! are refused by name; unknown ones are never read, and reported by [`keys::idle_keys`].
 
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,7 +19,7 @@ use reader::Reader;
 use value::{at, shown};
 
 pub use aws::Aws;
-pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NO_TENANT, is_tenant};
+pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, is_tenant};
 pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
 pub use firehose::{Aggregation, Firehose, stream_name};
@@ -38,9 +37,9 @@ pub mod keys;
 mod reader;
 mod value;
 
-/// Where the user's words come from: the host, or a test.
+/// A source of settings: the host, a configuration file, or a test.
 pub trait Properties {
-    /// The value of a key, whatever its case; `None` where it is not set.
+    /// Returns the value of a key, ignoring case; `None` where it is not set.
     fn get(&self, key: &str) -> Option<String>;
 
     /// Whether a key is set.
@@ -48,8 +47,8 @@ pub trait Properties {
         self.get(key).is_some()
     }
 
-    /// Whether what `log_key` takes are lines that an output without it has made: objects are named and typed as that
-    /// output's. No key says so: only a replay does.
+    /// Whether the values under `log_key` are lines that an output without `log_key` encoded, so that objects get that
+    /// output's extension and content type. Only a replay returns true; no key sets it.
     fn lines_are_records(&self) -> bool {
         false
     }
@@ -61,17 +60,17 @@ impl<F: Fn(&str) -> Option<String>> Properties for F {
     }
 }
 
-/// One thing that is wrong, and what to do about it.
+/// A problem of a configuration, with its remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The key it concerns.
+    /// The name of the key, as it is set.
     pub key: &'static str,
-    /// What is wrong with which value, and what is allowed. Never a secret.
+    /// What is wrong, and the remedy; never contains a secret.
     pub message: String,
 }
 
 impl Problem {
-    /// `message` says what is wrong with which value, and what is allowed.
+    /// Creates a problem of `key`.
     pub fn new(key: &'static str, message: impl Into<String>) -> Problem {
         Problem {
             key,
@@ -86,77 +85,77 @@ impl fmt::Display for Problem {
     }
 }
 
-/// One output, ready to run.
+/// The configuration of an output.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What this instance is called in logs, and below [`STATE_DIR`] by default.
+    /// The name of this instance in logs, and of its folder below [`STATE_DIR`] by default.
     pub instance: String,
-    /// Where records go.
+    /// The destination.
     pub destination: Destination,
-    /// What a record looks like.
+    /// The contents of a record.
     pub encode: Options,
-    /// How bodies are compressed.
+    /// The compression of bodies.
     pub compression: Compression,
-    /// The longest a flush waits before it answers RETRY.
+    /// The longest time a flush waits before it answers RETRY.
     pub flush_deadline: Duration,
-    /// The longest stopping takes.
+    /// The longest time that stopping takes.
     pub exit_deadline: Duration,
-    /// Bytes of chunks and their lines in flight.
+    /// The most memory, in bytes, for lines, requests and open objects.
     pub memory_limit: usize,
-    /// Requests in flight; `None` adapts to the destination.
+    /// The most requests in flight; `None` adapts to the destination.
     pub concurrency: Option<usize>,
-    /// Where dead letters are kept.
+    /// The folder of dead letters.
     pub dead_letter_dir: PathBuf,
-    /// Bytes of dead letters.
+    /// The most bytes of dead letters.
     pub dead_letter_limit: u64,
-    /// The buffer on disk between the host and the destination; `None` is direct mode.
+    /// The spool between the host and the destination; `None` is direct mode.
     pub spool: Option<SpoolPlace>,
-    /// How often the figures are said in the log: zero for never, `None` where it is left to us.
+    /// The interval at which metrics are logged: zero for never, `None` for the default.
     pub metrics_log_interval: Option<Duration>,
-    /// Where the figures are served.
+    /// The address at which metrics are served.
     pub metrics_listen: Option<SocketAddr>,
 }
 
-/// Where a spool is, and how large it may be.
+/// The location and limit of a spool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpoolPlace {
     /// Its folder, which no other instance may use.
     pub dir: PathBuf,
-    /// Bytes of all its files.
+    /// The most bytes of its log.
     pub limit: u64,
 }
 
-/// When a spooled object is sealed.
+/// The bounds at which a spooled object is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectBounds {
-    /// Compressed bytes.
+    /// The compressed size, in bytes.
     pub bytes: usize,
-    /// Time since its first line came.
+    /// The time since its first line was added.
     pub age: Duration,
 }
 
-/// Where records go.
+/// A destination.
 #[derive(Clone, Debug)]
 pub enum Destination {
     /// Amazon Data Firehose.
     Firehose(Firehose),
     /// A blob store.
     Blob {
-        /// How to reach it.
+        /// The store and the properties of its objects.
         blob: Blob,
-        /// In front of every object's name, from `url`.
+        /// The prefix of every object's name, from `url`.
         prefix: String,
-        /// Each object's folder below that.
+        /// The template of an object's folder, below the prefix.
         folder: Template,
-        /// The end of each object's name.
+        /// The extension of every object's name.
         extension: String,
-        /// When an object is sealed that is built from the spool.
+        /// The bounds of objects that are built from the spool.
         object: ObjectBounds,
     },
 }
 
 impl Config {
-    /// Reads every key; the error holds everything that is wrong.
+    /// Reads every key. The error contains all problems.
     pub fn read(properties: &dyn Properties) -> Result<Config, Vec<Problem>> {
         let mut reader = Reader::new(properties);
         let config = reader.config();
@@ -167,30 +166,30 @@ impl Config {
         }
     }
 
-    /// One line for the log at start, which fits a screen: version, destination, mode. No secrets.
+    /// Returns the log line at startup: version, destination and mode, without secrets.
     pub fn summary(&self) -> String {
         let mut line = format!("ferry {} to ", env!("CARGO_PKG_VERSION"));
-        let mut say = |words: fmt::Arguments<'_>| {
-            let _ = line.write_fmt(words);
+        let mut append = |text: fmt::Arguments<'_>| {
+            let _ = line.write_fmt(text);
         };
         match &self.destination {
             Destination::Firehose(firehose) => {
                 match firehose.delivery_stream.fixed() {
-                    Some(stream) => say(format_args!("delivery stream {stream}")),
-                    None => say(format_args!("delivery streams by template")),
+                    Some(stream) => append(format_args!("delivery stream {stream}")),
+                    None => append(format_args!("delivery streams by template")),
                 }
-                say(format_args!("{}", firehose.aws.place()));
+                append(format_args!("{}", firehose.aws.place()));
             }
             Destination::Blob { blob, prefix, .. } => {
-                say(format_args!("{}", blob.store));
+                append(format_args!("{}", blob.store));
                 if !prefix.is_empty() {
-                    say(format_args!("/{prefix}"));
+                    append(format_args!("/{prefix}"));
                 }
                 match &blob.store {
                     Store::File(_) => {}
-                    Store::S3 { aws, .. } => say(format_args!("{}", aws.place())),
-                    Store::Gcs { endpoint, .. } => say(format_args!("{}", at(endpoint))),
-                    Store::Azure(azure) => say(format_args!(
+                    Store::S3 { aws, .. } => append(format_args!("{}", aws.place())),
+                    Store::Gcs { endpoint, .. } => append(format_args!("{}", at(endpoint))),
+                    Store::Azure(azure) => append(format_args!(
                         ", account {}{}, auth_type {}",
                         azure.account,
                         at(&azure.endpoint),
@@ -200,23 +199,23 @@ impl Config {
             }
         }
         match &self.spool {
-            None => say(format_args!(", direct")),
+            None => append(format_args!(", direct")),
             Some(spool) => {
                 let (dir, limit) = (spool.dir.display(), size(spool.limit));
-                say(format_args!(", spooled in {dir} (at most {limit})"));
+                append(format_args!(", spooled in {dir} (at most {limit})"));
             }
         }
         line
     }
 
-    /// How, and within which limits, in a line for the log at level debug.
+    /// Returns the log line at level debug that lists formats, deadlines and limits.
     pub fn details(&self) -> String {
         let concurrency = self
             .concurrency
             .map_or("auto".to_owned(), |n| n.to_string());
         let mut line = String::new();
-        let mut say = |words: fmt::Arguments<'_>| {
-            let _ = line.write_fmt(words);
+        let mut append = |text: fmt::Arguments<'_>| {
+            let _ = line.write_fmt(text);
         };
         match &self.destination {
             Destination::Firehose(firehose) => {
@@ -225,20 +224,20 @@ impl Config {
                     Aggregation::Off => "off",
                     Aggregation::Auto => "auto",
                 };
-                say(format_args!("aggregation {aggregation}, "));
+                append(format_args!("aggregation {aggregation}, "));
                 if self.spool.is_some() {
                     let linger = firehose.linger.as_millis();
-                    say(format_args!("linger {linger} ms, "));
+                    append(format_args!("linger {linger} ms, "));
                 }
             }
             Destination::Blob { object, .. } => {
                 if self.spool.is_some() {
                     let (bytes, age) = (size(object.bytes as u64), object.age.as_secs());
-                    say(format_args!("objects of {bytes} or {age} s, "));
+                    append(format_args!("objects of {bytes} or {age} s, "));
                 }
             }
         }
-        say(format_args!(
+        append(format_args!(
             "{}, flush_deadline {} s, exit_deadline {} s, memory_limit {}, concurrency {concurrency}, dead letters in {} \
              (at most {})",
             self.compression,
@@ -258,7 +257,7 @@ impl Reader<'_> {
         if self.flag(&keys::AUTO_RETRY_REQUESTS) == Some(false) {
             self.problem(
                 &keys::AUTO_RETRY_REQUESTS,
-                "'off' is not possible: what failed is always sent again; remove it",
+                "'off' is not supported: failed records are always retried; remove it",
             );
         }
         self.choice(&keys::FORMAT);
@@ -288,8 +287,8 @@ impl Reader<'_> {
             self.problem(
                 &keys::BLOB_MAX_SIZE,
                 format!(
-                    "{} bytes are more than three eighths of memory_limit ({memory_limit} bytes), which is \
-                     what open objects may hold: raise memory_limit, or lower this",
+                    "{} bytes exceed three eighths of memory_limit ({memory_limit} bytes), the limit of open \
+                     objects: raise memory_limit, or lower this",
                     object.bytes
                 ),
             );
@@ -327,7 +326,7 @@ impl Reader<'_> {
         if format.is_some() && time_key.is_none() {
             self.problem(
                 &keys::TIME_KEY_FORMAT,
-                "needs time_key, the key to write the time under",
+                "needs time_key, the key to write the time under: set it, or remove this",
             );
         }
         let format = match format.as_deref() {
@@ -339,7 +338,7 @@ impl Reader<'_> {
                 Err(message) => {
                     self.problem(
                         &keys::TIME_KEY_FORMAT,
-                        format!("{message}; it may be strftime, epoch or epoch_ms"),
+                        format!("{message}; use strftime, epoch or epoch_ms"),
                     );
                     TimeFormat::Iso8601
                 }
@@ -370,7 +369,7 @@ impl Reader<'_> {
             ];
             for (key, set) in others {
                 if set {
-                    self.problem(key, "does nothing beside log_key, which sends one value as it is: remove one of them");
+                    self.problem(key, "does nothing with log_key, which sends one value as it is: remove one of them");
                 }
             }
         }
@@ -393,7 +392,7 @@ impl Reader<'_> {
         let path = self.text(&keys::TLS_CA_FILE)?;
         let pem = self.file(&keys::TLS_CA_FILE, &path)?;
         check_ca(&pem)
-            .map_err(|what| self.problem(&keys::TLS_CA_FILE, format!("'{path}' {what}")))
+            .map_err(|error| self.problem(&keys::TLS_CA_FILE, format!("'{path}' {error}")))
             .ok()?;
         Some(pem)
     }
@@ -401,13 +400,13 @@ impl Reader<'_> {
     fn kind(&mut self) -> Option<DestinationKind> {
         let chosen = self.choice(&keys::DESTINATION);
         let firehose = self.is_set(&keys::DELIVERY_STREAM);
-        let of_blobs: [&'static Key; 4] = [
+        let blob_keys: [&'static Key; 4] = [
             &keys::URL,
             &keys::CONTAINER_NAME,
             &keys::ACCOUNT_NAME,
             &keys::CONNECTION_STRING,
         ];
-        let blob_key = of_blobs.into_iter().find(|key| self.is_set(key));
+        let blob_key = blob_keys.into_iter().find(|key| self.is_set(key));
         let blob_key = blob_key.map(|key| key.name);
         match (chosen, firehose, blob_key) {
             (_, true, Some(blob)) => {
@@ -442,15 +441,15 @@ impl Reader<'_> {
     }
 
     fn compression(&mut self, kind: Option<DestinationKind>) -> Compression {
-        let packed = self.flag(&keys::COMPRESS_BLOB) == Some(true);
-        let written = self.is_set(&keys::COMPRESSION);
+        let compress_blob = self.flag(&keys::COMPRESS_BLOB) == Some(true);
+        let is_set = self.is_set(&keys::COMPRESSION);
         let chosen = self.choice(&keys::COMPRESSION);
-        if written && chosen.is_none() {
+        if is_set && chosen.is_none() {
             return Compression::None;
         }
         let default = match kind {
             Some(DestinationKind::Blob) => Algorithm::Gzip,
-            _ if packed => Algorithm::Gzip,
+            _ if compress_blob => Algorithm::Gzip,
             _ => Algorithm::None,
         };
         let (compression, name, least, most) = match chosen.unwrap_or(default) {
@@ -462,9 +461,10 @@ impl Reader<'_> {
             return compression;
         };
         match (level.parse::<i32>(), compression) {
-            (_, Compression::None) => {
-                self.problem(&keys::COMPRESSION_LEVEL, "needs compression gzip or zstd")
-            }
+            (_, Compression::None) => self.problem(
+                &keys::COMPRESSION_LEVEL,
+                "needs compression gzip or zstd: set one of them, or remove it",
+            ),
             (Ok(level), Compression::Gzip(_)) if (least..=most).contains(&level) => {
                 return Compression::Gzip(level.unsigned_abs());
             }
@@ -474,7 +474,7 @@ impl Reader<'_> {
             _ => self.problem(
                 &keys::COMPRESSION_LEVEL,
                 format!(
-                    "{} is not a level of {name}: {least} to {most}",
+                    "{} is not a level of {name}: use {least} to {most}",
                     shown(&level)
                 ),
             ),
@@ -482,13 +482,13 @@ impl Reader<'_> {
         compression
     }
 
-    /// The spool: on for a blob store, where one object a flush would be slow and dear; off for Firehose,
-    /// which acknowledges at once.
+    /// Reads the spool's keys. It is on by default for a blob store, where an object per flush would be slow and
+    /// expensive, and off for Firehose, which acknowledges at once.
     fn spool(&mut self, kind: Option<DestinationKind>, instance: &str) -> Option<SpoolPlace> {
         let blob = kind == Some(DestinationKind::Blob);
         let written = self.flag(&keys::SPOOL);
         if !written.unwrap_or(blob) {
-            // Without a destination nobody knows whether there is a spool.
+            // Without a destination the default is unknown.
             if kind.is_some() || written.is_some() {
                 self.refuse_spooled(kind);
             }
@@ -502,14 +502,14 @@ impl Reader<'_> {
         })
     }
 
-    /// `host:port`. Without a host it is this machine alone that may ask; a name would leave open who may.
+    /// Parses `host:port`. Without a host it is the loopback address; names are refused, since the interfaces they
+    /// resolve to are not obvious.
     fn metrics_listen(&mut self) -> Option<SocketAddr> {
         let value = self.text(&keys::METRICS_LISTEN)?;
-        let here = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
         let (host, port) = value.rsplit_once(':').unwrap_or(("", &value));
         let host = match host {
-            "" => Some(here),
-            "localhost" => Some(here),
+            "" | "localhost" => Some(loopback),
             host => match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
                 Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::from),
                 None => host.parse::<Ipv4Addr>().ok().map(IpAddr::from),
@@ -520,8 +520,8 @@ impl Reader<'_> {
             self.problem(
                 &keys::METRICS_LISTEN,
                 format!(
-                    "{} is no address: write 127.0.0.1:9464, or another IP address of this machine and a \
-                     port; a port alone is one of 127.0.0.1",
+                    "{} is not an address: write 127.0.0.1:9464, or another IP address of this machine and a \
+                     port; a port alone means 127.0.0.1",
                     shown(&value)
                 ),
             );
@@ -554,7 +554,7 @@ pub(crate) enum DestinationKind {
     Blob,
 }
 
-/// A destination, as far as it decides which keys mean something.
+/// A kind of destination, which determines the keys that apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Amazon Data Firehose.
@@ -577,20 +577,20 @@ pub(crate) enum Algorithm {
     Zstd,
 }
 
-/// Where an instance keeps what must outlive it, in a folder of its own.
+/// The default parent of the instances' folders for persistent state.
 const STATE_DIR: &str = "/var/lib/ferry";
 
-/// Against level 1 this costs 7% more CPU for all that an output does, and its bodies of structured logs are
-/// 3% smaller (`make bench-host`).
+/// Compared to level 1 this takes 7% more of an output's total CPU time, and makes bodies of structured logs 3% smaller
+/// (`make bench-host`).
 const GZIP_LEVEL: u32 = 2;
 const ZSTD_LEVEL: i32 = 1;
 
 /// The default of `memory_limit`.
 pub(crate) const MEMORY_LIMIT_BYTES: usize = 64_000_000;
 
-/// Of `memory_limit`, what open objects may hold together with those that are being sent: three eighths. The
-/// rest is for what is read and encoded meanwhile, and for buffers. With a half, a host at full speed was seen to
-/// grow by more than `memory_limit`.
+/// Returns the most memory for open objects and those in flight: three eighths of `memory_limit`. The rest is for
+/// chunks that are read and encoded meanwhile, and for buffers. With a half, a host at full speed grew by more than
+/// `memory_limit`.
 pub(crate) const fn open_objects(memory_limit: usize) -> usize {
     memory_limit / 8 * 3
 }

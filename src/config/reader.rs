@@ -1,4 +1,4 @@
-//! Reads the values of keys, and gathers what is wrong with them.
+//! Reads the values of keys, and collects problems.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use super::value::{
 use super::{DestinationKind, Place, Problem, Properties, Secret, SecretSource};
 use crate::codec::template::Template;
 
-/// Reads keys of the table, under any of their names, and gathers what is wrong with them.
+/// A reader of the keys in the table, under any of their names, which collects problems.
 pub(super) struct Reader<'p> {
     properties: &'p dyn Properties,
     problems: Vec<Problem>,
@@ -38,12 +38,12 @@ impl<'p> Reader<'p> {
         self.asked.into_inner()
     }
 
-    /// Everything that was wrong so far.
+    /// Returns all problems so far.
     pub(super) fn into_problems(self) -> Vec<Problem> {
         self.problems
     }
 
-    /// Adds a problem of a key, under the name that it was written with.
+    /// Adds a problem of a key, under the name that is set.
     pub(super) fn problem(&mut self, key: &'static Key, message: impl Into<String>) {
         let written = key.names().find(|name| self.properties.is_set(name));
         self.problem_at(written.unwrap_or(key.name), message);
@@ -53,7 +53,7 @@ impl<'p> Reader<'p> {
         self.problems.push(Problem::new(name, message));
     }
 
-    /// Whether a key is there, even with nothing in it.
+    /// Whether a key is set, even to an empty value.
     pub(super) fn is_set(&self, key: &'static Key) -> bool {
         key.names().any(|name| self.properties.is_set(name))
     }
@@ -63,30 +63,30 @@ impl<'p> Reader<'p> {
         self.properties.lines_are_records()
     }
 
-    /// A value as it is written.
+    /// Returns a value without any checks.
     pub(super) fn raw(&self, key: &'static Key) -> Option<String> {
         self.asked.borrow_mut().insert(key.name);
         key.names().find_map(|name| self.properties.get(name))
     }
 
-    /// The value under one of the names. An empty one is what an unset `${VARIABLE}` leaves behind.
+    /// Returns the value under one name. An empty one, which an unset `${VARIABLE}` expands to, is a problem.
     fn named(&mut self, name: &'static str) -> Option<String> {
         let value = self.properties.get(name)?;
         let value = value.trim();
         if value.is_empty() {
-            self.problem_at(name, "is empty: give it a value (an environment variable that is not set is empty), or remove it");
+            self.problem_at(name, "is empty: set a value (an environment variable that is not set is empty), or remove it");
             return None;
         }
         Some(value.to_owned())
     }
 
-    /// A value that says something, to be used. Several names of a key may be set only to the same.
+    /// Returns a value that is not empty. Several names of a key may only be set to the same value.
     pub(super) fn text(&mut self, key: &'static Key) -> Option<String> {
         self.asked.borrow_mut().insert(key.name);
         self.written(key)
     }
 
-    /// The same, of a key that is only looked at.
+    /// Like [`Reader::text`], for a key that is checked but not used.
     fn written(&mut self, key: &'static Key) -> Option<String> {
         let mut found: Option<(&'static str, String)> = None;
         for name in key.names() {
@@ -98,7 +98,7 @@ impl<'p> Reader<'p> {
                 Some((_, first)) if first.eq_ignore_ascii_case(&value) => {}
                 Some((first_name, first)) => {
                     let message = format!(
-                        "{}, but its other name {name} says {}: keep one of them",
+                        "{}, but its alias {name} has {}: keep one of them",
                         self.shown(key, first),
                         self.shown(key, &value)
                     );
@@ -109,7 +109,7 @@ impl<'p> Reader<'p> {
         found.map(|(_, value)| value)
     }
 
-    /// A value for a message.
+    /// Returns a value for a message.
     fn shown(&self, key: &'static Key, value: &str) -> String {
         match key.value.is_secret() {
             true => "a secret".to_owned(),
@@ -117,7 +117,7 @@ impl<'p> Reader<'p> {
         }
     }
 
-    /// What is written, or else the default of the table.
+    /// Returns the value, or else the default of the table.
     pub(super) fn flag(&mut self, key: &'static Key<Flag>) -> Option<bool> {
         self.asked.borrow_mut().insert(key.name);
         let mut found: Option<bool> = None;
@@ -131,7 +131,7 @@ impl<'p> Reader<'p> {
                 }
                 (Some(flag), Some(first)) if flag != first => self.problem(
                     key,
-                    format!("and its other name {name} say the opposite: keep one of them"),
+                    format!("contradicts its alias {name}: keep one of them"),
                 ),
                 (flag, first) => found = first.or(flag),
             }
@@ -148,11 +148,7 @@ impl<'p> Reader<'p> {
         let chosen = word(words, &value).or_else(|| word(also, &value));
         if chosen.is_none() {
             let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-            let message = format!(
-                "{} is not possible; it may be {}",
-                shown(&value),
-                one_of(&words)
-            );
+            let message = format!("{} is not supported; use {}", shown(&value), one_of(&words));
             self.problem(key, message);
         }
         chosen
@@ -162,7 +158,7 @@ impl<'p> Reader<'p> {
         self.size_or(key, key.value.default)
     }
 
-    /// A size whose default follows from other keys.
+    /// Returns a size whose default depends on other keys.
     pub(super) fn size_or(&mut self, key: &'static Key<Size>, default: usize) -> usize {
         let Some(value) = self.text(key) else {
             return default;
@@ -190,7 +186,7 @@ impl<'p> Reader<'p> {
         read.flatten().unwrap_or(default)
     }
 
-    /// How often; zero for never, `None` where it is not said.
+    /// Returns an interval; zero for never, `None` where it is not set.
     pub(super) fn interval(&mut self, key: &'static Key<Interval>) -> Option<Duration> {
         let value = self.text(key)?;
         if value.eq_ignore_ascii_case("off") || value == "0" {
@@ -223,7 +219,7 @@ impl<'p> Reader<'p> {
         time
     }
 
-    /// A number; `None` for `auto`.
+    /// Returns a number; `None` for `auto`.
     pub(super) fn count(&mut self, key: &'static Key<keys::Count>) -> Option<usize> {
         let value = self.text(key)?;
         if value.eq_ignore_ascii_case("auto") {
@@ -247,13 +243,18 @@ impl<'p> Reader<'p> {
         match fs::read(path) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
-                self.problem(key, format!("'{path}' cannot be read: {error}"));
+                self.problem(
+                    key,
+                    format!(
+                        "'{path}' cannot be read ({error}): check the path and its permissions"
+                    ),
+                );
                 None
             }
         }
     }
 
-    /// A secret, or `@/path` of the file that holds it.
+    /// Returns a secret, or the path of its file for `@/path`.
     fn secret(&mut self, key: &'static Key<SecretText>) -> Option<SecretSource> {
         let value = self.text(key)?;
         let Some(path) = value.strip_prefix('@') else {
@@ -261,18 +262,21 @@ impl<'p> Reader<'p> {
         };
         let bytes = self.file(key, path)?;
         if bytes.trim_ascii().is_empty() {
-            self.problem(key, format!("the file '{path}' is empty"));
+            self.problem(
+                key,
+                format!("the file '{path}' is empty: write the secret into it"),
+            );
         }
         Some(SecretSource::File(path.into()))
     }
 
-    pub(super) fn needed_secret(
+    pub(super) fn required_secret(
         &mut self,
         key: &'static Key<SecretText>,
         because: &str,
     ) -> Option<SecretSource> {
         if !self.is_set(key) {
-            self.problem(key, format!("is missing: {because} needs it; write the value, or @/path/to/a/file that holds it"));
+            self.problem(key, format!("is missing: {because} needs it; write the value, or @/path/to/a/file that contains it"));
         }
         self.secret(key)
     }
@@ -289,7 +293,7 @@ impl<'p> Reader<'p> {
         }
         if holds_secrets(&value) {
             let message = format!(
-                "'{}' holds a query or a user: give scheme, host and port; secrets have keys of their own",
+                "'{}' contains a query or a user: give scheme, host and port; secrets have keys of their own",
                 without_secrets(&value)
             );
             self.problem(key, message);
@@ -306,7 +310,7 @@ impl<'p> Reader<'p> {
 
     // Rules of the table.
 
-    /// Refuses keys that are known and not honoured.
+    /// Refuses known keys that are not supported.
     pub(super) fn refuse_unsupported(&mut self) {
         for &key in keys::ALL {
             if let Some(instead) = key.instead
@@ -317,15 +321,15 @@ impl<'p> Reader<'p> {
         }
     }
 
-    /// Refuses keys that mean nothing at `place`, which messages call `name`. Without a place it is a blob store that
-    /// is not known yet.
+    /// Refuses keys that do not apply to `place`, which messages call `name`. Without a place it is a blob store whose
+    /// kind is not known.
     pub(super) fn refuse_foreign(&mut self, place: Option<Place>, name: &str) {
         for &key in keys::ALL {
-            let ours = match place {
+            let applies = match place {
                 Some(place) => key.scope.includes(place),
                 None => key.scope != Scope::Firehose,
             };
-            if ours || self.written(key).is_none() {
+            if applies || self.written(key).is_none() {
                 continue;
             }
             let message = match place {
@@ -339,7 +343,7 @@ impl<'p> Reader<'p> {
         }
     }
 
-    /// Refuses keys that need a spool, where there is none. Those of other destinations are refused as such.
+    /// Refuses keys that need a spool where there is none. Those of other destinations are refused elsewhere.
     pub(super) fn refuse_spooled(&mut self, kind: Option<DestinationKind>) {
         let place = match kind {
             Some(DestinationKind::Blob) => Some(Place::File),
@@ -347,18 +351,18 @@ impl<'p> Reader<'p> {
             None => None,
         };
         for &key in keys::ALL {
-            let ours = place.is_none_or(|place| key.scope.includes(place));
-            if key.spooled && ours && self.is_set(key) {
+            let applies = place.is_none_or(|place| key.scope.includes(place));
+            if key.spooled && applies && self.is_set(key) {
                 self.problem(
                     key,
-                    "needs spool on: without it each chunk is sent by itself",
+                    "needs spool on, since without it each chunk is sent by itself: set spool on, or remove it",
                 );
             }
         }
     }
 }
 
-/// The meaning of a word, in any case.
+/// Returns the meaning of a word, ignoring case.
 fn word<V: Copy>(words: &[(&str, V)], value: &str) -> Option<V> {
     let found = words
         .iter()

@@ -11,7 +11,7 @@ fn read(keys: &[(&str, &str)]) -> Result<Config, Vec<Problem>> {
     })
 }
 
-/// Keys with problems, and what the problems say.
+/// Returns the keys with problems, and their messages.
 fn problems(keys: &[(&str, &str)]) -> Vec<(&'static str, String)> {
     read(keys)
         .expect_err("a bad configuration")
@@ -109,7 +109,7 @@ fn stores_are_named_by_url_or_by_azures_own_keys() {
 }
 
 #[test]
-fn keys_of_the_plugins_people_come_from_are_understood() {
+fn keys_of_other_plugins_are_accepted() {
     // kinesis_firehose and the Go plugin.
     let config = read(&[
         FIREHOSE,
@@ -152,7 +152,7 @@ fn keys_of_the_plugins_people_come_from_are_understood() {
 
 #[test]
 fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
-    /// What is written, the key that is named, and what is said of it.
+    /// The settings, the key that is named, and a part of its message.
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
     let cases: &[Case<'_>] = &[
         (&[], "destination", "set delivery_stream"),
@@ -281,7 +281,7 @@ fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
         (
             &[FIREHOSE, ("log_key", "log"), ("tag_key", "t")],
             "tag_key",
-            "beside log_key",
+            "with log_key",
         ),
         (
             &[FIREHOSE, ("tls_ca_file", "/no/such/file")],
@@ -379,11 +379,11 @@ fn a_key_that_does_nothing_yet_is_refused_by_name() {
         ("format", "json_lines"),
         ("blob_type", "block"),
     ])
-    .expect("what is so anyway");
+    .expect("the only supported values");
 }
 
 #[test]
-fn a_blob_store_is_spooled_and_firehose_is_not_unless_told_otherwise() {
+fn blob_stores_are_spooled_by_default_and_firehose_is_not() {
     assert_eq!(read(&[FIREHOSE]).unwrap().spool, None);
     let spooled = read(&[FIREHOSE, ("spool", "on"), ("linger", "250ms")]).unwrap();
     assert_eq!(
@@ -431,7 +431,7 @@ fn a_blob_store_is_spooled_and_firehose_is_not_unless_told_otherwise() {
     assert_eq!(
         moved.dead_letter_dir,
         Path::new("/data/spool/dead-letters"),
-        "beside the spool"
+        "in the spool's folder"
     );
 }
 
@@ -459,7 +459,7 @@ fn an_address_with_characters_that_no_url_has_is_refused() {
         assert!(!text.contains("hunter2"), "{text}");
         assert!(text.contains("'ftp://***'"), "{text}");
     }
-    // What holds no secret is worth seeing.
+    // An address without a secret is shown.
     for address in ["https:/host", "host:9000", "https://a b:9000"] {
         let (_, text) = one(&[FIREHOSE, ("endpoint", address)]);
         assert!(text.contains(&format!("'{address}'")), "{text}");
@@ -471,7 +471,7 @@ fn an_address_that_holds_a_user_or_a_signature_is_refused_at_every_service() {
     for endpoint in [
         "https://user:hunter2@vpce.internal",
         "https://vpce.internal/?sig=hunter2",
-        // To a parser the password ends the host, and the rest is a fragment.
+        // A parser ends the host within the password, and reads the rest as a fragment.
         "https://user:hunter2#9@vpce.internal",
         // Or a query, or a path.
         "https://user:hunter2?9@vpce.internal",
@@ -490,7 +490,7 @@ fn an_address_that_holds_a_user_or_a_signature_is_refused_at_every_service() {
         ] {
             let (found, text) = one(&[destination, (key, endpoint)]);
             assert_eq!(found, key);
-            assert!(text.contains("holds a query or a user"), "{text}");
+            assert!(text.contains("contains a query or a user"), "{text}");
             assert!(!text.contains("hunter2"), "{text}");
         }
     }
@@ -513,7 +513,7 @@ fn an_address_that_holds_a_user_or_a_signature_is_refused_at_every_service() {
 
 proptest! {
     #[test]
-    fn no_part_of_what_stands_before_the_host_is_shown(
+    fn no_part_of_a_user_or_password_is_shown(
         before in "[a-z?#/:@% .]{0,6}",
         behind in "[a-z0-9?#/:@% .]{0,6}",
         scheme in "(https|http|s3|gs|az|ftp)",
@@ -526,8 +526,8 @@ proptest! {
             key => vec![("url", "s3://bucket"), (key, value.as_str())],
         };
         let read = read(&store);
-        let said = format!("{read:?}");
-        prop_assert!(read.is_err() && !said.contains("hunter2"), "{}: {}", value, said);
+        let shown = format!("{read:?}");
+        prop_assert!(read.is_err() && !shown.contains("hunter2"), "{}: {}", value, shown);
     }
 }
 
@@ -563,18 +563,18 @@ fn a_secret_in_the_place_of_another_value_is_not_repeated() {
                 set = vec![(key, secret)];
             }
             let all = problems(&set);
-            let said = format!("{all:?}");
+            let text = format!("{all:?}");
             assert!(
                 all.iter().any(|(found, _)| *found == key),
-                "{set:?}: {said}"
+                "{set:?}: {text}"
             );
             assert!(
-                !said.contains(secret) && !said.contains("hunter2"),
-                "{key}: {said}"
+                !text.contains(secret) && !text.contains("hunter2"),
+                "{key}: {text}"
             );
         }
     }
-    // What a person mistyped is worth seeing.
+    // A mistyped value is shown.
     let (_, text) = one(&[FIREHOSE, ("role_arn", "role/application-logs-production-2")]);
     assert!(
         text.contains("'role/application-logs-production-2'"),
@@ -583,7 +583,7 @@ fn a_secret_in_the_place_of_another_value_is_not_repeated() {
 }
 
 #[test]
-fn what_needs_the_spool_says_so() {
+fn keys_that_need_the_spool_are_refused_without_it() {
     for (key, value) in [
         ("spool_dir", "/data"),
         ("spool_limit", "1G"),
@@ -600,13 +600,16 @@ fn what_needs_the_spool_says_so() {
         "{key}: {text}"
     );
     let (key, text) = one(&[FILE, ("spool", "on"), ("buffering_enabled", "off")]);
-    assert!(key == "spool" && text.contains("opposite"), "{key}: {text}");
+    assert!(
+        key == "spool" && text.contains("contradicts its alias buffering_enabled"),
+        "{key}: {text}"
+    );
     let (key, text) = one(&[FILE, ("blob_max_size", "64M")]);
     assert!(
         key == "blob_max_size" && text.contains("memory_limit"),
         "{key}: {text}"
     );
-    // Alone, it makes objects smaller.
+    // A smaller memory_limit alone makes objects smaller.
     let config = read(&[FILE, ("memory_limit", "32M")]).unwrap();
     let Destination::Blob { object, .. } = config.destination else {
         panic!("a folder is a blob store");
@@ -619,7 +622,7 @@ fn what_needs_the_spool_says_so() {
 }
 
 #[test]
-fn everything_wrong_is_said_at_once() {
+fn all_problems_are_reported_together() {
     let keys: Vec<&str> = problems(&[
         FIREHOSE,
         ("memory_limit", "x"),
@@ -642,7 +645,7 @@ fn everything_wrong_is_said_at_once() {
 }
 
 #[test]
-fn figures_are_served_on_this_machine_alone_unless_another_address_is_written_out() {
+fn metrics_are_served_on_the_loopback_address_unless_another_one_is_set() {
     assert_eq!(read(&[FIREHOSE]).unwrap().metrics_listen, None);
     for (value, address) in [
         ("9464", Some("127.0.0.1:9464")),
@@ -676,7 +679,7 @@ fn figures_are_served_on_this_machine_alone_unless_another_address_is_written_ou
 }
 
 #[test]
-fn figures_are_said_as_often_as_the_user_wants() {
+fn metrics_are_logged_at_the_configured_interval() {
     let interval = |value| {
         let config = read(&[FIREHOSE, ("metrics_log_interval", value)]).unwrap();
         config.metrics_log_interval
@@ -691,7 +694,7 @@ fn figures_are_said_as_often_as_the_user_wants() {
 }
 
 #[test]
-fn the_line_at_the_start_says_where_and_one_for_debug_says_how() {
+fn the_line_at_startup_names_destination_and_mode_and_one_for_debug_the_limits() {
     let version = env!("CARGO_PKG_VERSION");
     #[rustfmt::skip] // a table
     let cases = [
@@ -728,15 +731,19 @@ fn the_line_at_the_start_says_where_and_one_for_debug_says_how() {
         ),
     ];
     for (keys, summary, details) in cases {
-        let said = read(keys).unwrap();
-        assert_eq!(said.summary(), format!("ferry {version} to {summary}"));
-        assert!(said.summary().len() <= 120, "{}", said.summary());
-        assert!(said.details().starts_with(details), "{}", said.details());
+        let config = read(keys).unwrap();
+        assert_eq!(config.summary(), format!("ferry {version} to {summary}"));
+        assert!(config.summary().len() <= 120, "{}", config.summary());
+        assert!(
+            config.details().starts_with(details),
+            "{}",
+            config.details()
+        );
     }
 }
 
 #[test]
-fn a_time_that_is_given_as_an_example_is_possible() {
+fn times_given_as_examples_are_in_range() {
     for (key, value, destination) in [
         ("flush_deadline", "500ms", FIREHOSE),
         ("exit_deadline", "1h", FIREHOSE),
@@ -768,11 +775,11 @@ fn secrets_are_in_no_message_and_no_debug_output() {
     }
     let config = read(&keys[..3]).unwrap();
     assert!(!format!("{config:?}").contains("TOPSECRET"));
-    let said = [config.summary(), config.details()];
-    assert!(!said.concat().contains("TOPSECRET"));
+    let lines = [config.summary(), config.details()];
+    assert!(!lines.concat().contains("TOPSECRET"));
 }
 
-/// How an Azure output with these keys proves who it is, and what else they say of it.
+/// Returns the Azure settings of an output with these keys.
 fn azure_of(keys: &[(&str, &str)]) -> Azure {
     let keys = [&[("container_name", "logs")], keys].concat();
     match read(&keys).expect("good").destination {
@@ -789,7 +796,7 @@ fn azure_of(keys: &[(&str, &str)]) -> Azure {
 }
 
 #[test]
-fn each_way_to_prove_who_we_are_takes_its_own_keys() {
+fn each_type_of_authentication_has_its_own_keys() {
     const ACCOUNT: (&str, &str) = ("account_name", "acct");
     let value = |text: &str| SecretSource::Value(Secret::new(text));
     let id = |text: &str| Some(text.to_owned());
@@ -872,7 +879,7 @@ fn each_way_to_prove_who_we_are_takes_its_own_keys() {
 }
 
 #[test]
-fn a_connection_string_says_where_the_service_is_wherever_it_stands() {
+fn a_connection_string_names_the_endpoint_in_the_configuration_and_in_a_file() {
     const TEXT: &str = "AccountName=dev;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:10000/dev";
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("{TEXT}\n")).unwrap();
@@ -890,16 +897,16 @@ fn a_connection_string_says_where_the_service_is_wherever_it_stands() {
         (azurite.account.as_str(), azurite.endpoint, azurite.emulator),
         (EMULATOR_ACCOUNT, None, true)
     );
-    // A signature alone does not always tell whose account it is for.
+    // A signature does not always name its account.
     let sas = "BlobEndpoint=https://store.example;SharedAccessSignature=sig=1";
     let named = azure_of(&[("connection_string", sas), ("account_name", "acct")]);
     assert_eq!(named.account, "acct");
 }
 
 #[test]
-fn a_way_to_prove_who_we_are_says_which_keys_it_lacks_and_which_do_nothing() {
+fn each_type_of_authentication_reports_missing_keys_and_those_that_do_nothing() {
     const AZ: [(&str, &str); 2] = [("url", "az://logs"), ("account_name", "acct")];
-    /// The keys beside those, the key that is named, and what is said of it.
+    /// The additional settings, the key that is named, and a part of its message.
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
     let table: [Case<'_>; 15] = [
         (
@@ -915,12 +922,12 @@ fn a_way_to_prove_who_we_are_says_which_keys_it_lacks_and_which_do_nothing() {
         (
             &[("connection_string", "hunter2")],
             "connection_string",
-            "the value is no",
+            "the value is not a connection string",
         ),
         (
             &[("connection_string", "AccountName=other;AccountKey=a2V5")],
             "account_name",
-            "'acct', but connection_string says 'other'",
+            "'acct', but connection_string has 'other'",
         ),
         (
             &[
@@ -928,7 +935,7 @@ fn a_way_to_prove_who_we_are_says_which_keys_it_lacks_and_which_do_nothing() {
                 ("endpoint", "https://x"),
             ],
             "endpoint",
-            "beside connection_string",
+            "with connection_string",
         ),
         (
             &[(
@@ -936,7 +943,7 @@ fn a_way_to_prove_who_we_are_says_which_keys_it_lacks_and_which_do_nothing() {
                 "AccountName=acct;AccountKey=hunter2;BlobEndpoint=x",
             )],
             "connection_string",
-            "no full URL",
+            "not a full URL",
         ),
         (
             &[
@@ -986,7 +993,7 @@ fn a_way_to_prove_who_we_are_says_which_keys_it_lacks_and_which_do_nothing() {
         (
             &[("auth_type", "workload_identity"), ("tenant_id", "t/../u")],
             "tenant_id",
-            "'t/../u' is no tenant",
+            "'t/../u' is not a tenant",
         ),
         (
             &[("auth_type", "managed_identity"), ("tenant_id", "t")],
@@ -1010,8 +1017,8 @@ fn a_way_to_prove_who_we_are_says_which_keys_it_lacks_and_which_do_nothing() {
     for (keys, key, words) in table {
         let all = problems(&[&AZ, keys].concat());
         let found = all.iter().find(|(found, _)| *found == key);
-        let (_, said) = found.unwrap_or_else(|| panic!("{keys:?}: {all:?}"));
-        assert!(said.contains(words), "{keys:?}: {said}");
+        let (_, text) = found.unwrap_or_else(|| panic!("{keys:?}: {all:?}"));
+        assert!(text.contains(words), "{keys:?}: {text}");
         assert!(!format!("{all:?}").contains("hunter2"), "{all:?}");
     }
     for other in [
@@ -1067,7 +1074,7 @@ fn sizes_and_times_are_read_as_the_host_reads_them() {
 }
 
 #[test]
-fn a_stream_name_made_from_a_tag_is_one_the_service_knows() {
+fn a_stream_name_made_from_a_tag_is_valid() {
     assert_eq!(stream_name("app-kube.주문/x y"), "app-kube.---x-y");
     assert_eq!(stream_name(&"x".repeat(100)).len(), MAX_STREAM_NAME);
 }

@@ -1,4 +1,4 @@
-//! What a value is: sizes, times, secrets, addresses, certificates.
+//! Types of values: sizes, times, secrets, URLs, certificates.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
 
-/// A value that must not reach a log: `Debug` and `Display` show that it is there, not what it is.
+/// A value that must not reach a log: `Debug` shows stars instead.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -18,7 +18,7 @@ impl Secret {
         Secret(value.into())
     }
 
-    /// The value itself, for the one call that needs it.
+    /// Returns the value, for the one call that needs it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -30,12 +30,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A secret written in the configuration, or kept in a file that may change while we run (`@/path`).
+/// The source of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
-    /// Written in the configuration.
+    /// The configuration itself.
     Value(Secret),
-    /// The file it is read from, again whenever the file changes.
+    /// A file (`@/path`), which is read again whenever it changes.
     File(PathBuf),
 }
 
@@ -46,7 +46,7 @@ pub(super) fn is_full_url(value: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty()) && value.parse::<hyper::Uri>().is_ok()
 }
 
-/// The words of a flag; the first of each meaning is the one to show.
+/// The words of a flag; the first one of each meaning is shown.
 pub(super) const FLAGS: &[(&str, bool)] = &[
     ("on", true),
     ("true", true),
@@ -56,10 +56,10 @@ pub(super) const FLAGS: &[(&str, bool)] = &[
     ("no", false),
 ];
 
-/// A value in quotes for a message, unless it looks like a secret that was written to the wrong key.
+/// Returns a value in quotes for a message, unless it looks like a secret that was set under the wrong key.
 pub(super) fn shown(value: &str) -> String {
     match looks_like_a_secret(value) {
-        true => "a value that looks like a secret, and is not repeated here,".to_owned(),
+        true => "a value that looks like a secret (not shown)".to_owned(),
         false if value.contains("://") || names_a_user(value) => {
             format!("'{}'", without_secrets(value))
         }
@@ -67,8 +67,8 @@ pub(super) fn shown(value: &str) -> String {
     }
 }
 
-/// Whether a value has the shape of a key, a signature or a connection string: one of Azure's own words, or at least 24
-/// characters of base64 with capitals, small letters and digits.
+/// Whether a value may be a key, a signature or a connection string: it contains one of Azure's parameter names, or is
+/// at least 24 characters of base64 with upper-case and lower-case letters and digits.
 fn looks_like_a_secret(value: &str) -> bool {
     let lower = value.to_ascii_lowercase();
     let words = ["sig=", "accountkey=", "sharedaccesssignature="];
@@ -85,32 +85,32 @@ fn looks_like_a_secret(value: &str) -> bool {
         && has(u8::is_ascii_digit)
 }
 
-/// Whether an address holds more than scheme, host, port and path: a user, a query, or a fragment, which a password with a
-/// `#` in it makes of what is behind.
+/// Whether a URL contains more than scheme, host, port and path: a user, a query, or a fragment. A parser reads the
+/// rest of a password after a `#` as a fragment.
 pub(crate) fn holds_secrets(url: &str) -> bool {
     url.contains(['@', '?', '#']) || url.contains("%40")
 }
 
-/// Whether a value begins with `user:password@`.
+/// Whether a value starts with `user:password@`.
 fn names_a_user(value: &str) -> bool {
     value
         .split_once('@')
         .is_some_and(|(user, _)| user.contains(':'))
 }
 
-/// An address for a message. People write passwords before the `@` and signatures behind the `?`. A password may hold any
-/// character, so that nobody knows where it begins and ends: then nothing is shown but the scheme.
+/// Returns a URL for a message. Passwords precede `@`, and signatures follow `?`. Since a password may contain any
+/// character, its bounds are unknown: if there may be one, only the scheme is shown.
 pub(crate) fn without_secrets(url: &str) -> String {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme, rest)) => (Some(scheme), rest),
         None => (None, url),
     };
     let authority = rest.split('/').next().unwrap_or_default();
-    let behind_host = authority
+    let after_host = authority
         .rsplit_once(']')
         .map_or(authority, |(_, rest)| rest);
-    // What is behind the colon is a port, or else a password.
-    let port = behind_host.split_once(':').map_or("", |(_, port)| port);
+    // What follows the colon is a password unless it is a port.
+    let port = after_host.split_once(':').map_or("", |(_, port)| port);
     let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
     if is_port && !holds_secrets(url) {
         return url.to_owned();
@@ -122,7 +122,7 @@ pub(crate) fn without_secrets(url: &str) -> String {
     }
 }
 
-/// An endpoint for the log.
+/// Returns an endpoint for the log.
 pub(super) fn at(endpoint: &Option<String>) -> String {
     match endpoint {
         Some(endpoint) => format!(" at {}", without_secrets(endpoint)),
@@ -130,21 +130,21 @@ pub(super) fn at(endpoint: &Option<String>) -> String {
     }
 }
 
-/// What is wrong with the certificates of a private CA; it goes on from the name of what they are in.
+/// A problem with the certificates of a private CA. Its text continues a sentence that starts with the file's name.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// They cannot be read.
+    /// The text is not PEM.
     #[error("is not PEM: {0:?}")]
     Pem(#[from] pem::Error),
-    /// One of them is of no use.
-    #[error("holds a certificate that cannot be used: {0}")]
+    /// A certificate is invalid as a trust anchor.
+    #[error("contains a certificate that cannot be used: {0}")]
     Certificate(#[from] rustls::Error),
-    /// There are none.
-    #[error("holds no certificate: give PEM, -----BEGIN CERTIFICATE-----")]
+    /// There is no certificate.
+    #[error("contains no certificate: it must be PEM, with -----BEGIN CERTIFICATE-----")]
     None,
 }
 
-/// Checks PEM certificates of a private CA.
+/// Checks the PEM certificates of a private CA.
 pub fn check_ca(pem: &[u8]) -> Result<(), CaError> {
     trust_ca(pem, &mut RootCertStore::empty())
 }
@@ -161,7 +161,7 @@ pub(crate) fn trust_ca(pem: &[u8], roots: &mut RootCertStore) -> Result<(), CaEr
     }
 }
 
-/// `4M`, `500K`, `1GB`, `1.5M` or plain bytes, as the host reads them: K is 1,000.
+/// Parses `4M`, `500K`, `1GB`, `1.5M` or plain bytes, as the host does: K is 1,000.
 pub(crate) fn parse_size(value: &str) -> Option<usize> {
     let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match value[digits.len()..].to_ascii_uppercase().as_str() {
@@ -176,7 +176,7 @@ pub(crate) fn parse_size(value: &str) -> Option<usize> {
     (0.0..1e15).contains(&bytes).then_some(bytes as usize)
 }
 
-/// `30`, `500ms`, `30s`, `5m`, `1h` or `1d`.
+/// Parses `30` (seconds), `500ms`, `30s`, `5m`, `1h` or `1d`.
 pub(super) fn parse_time(value: &str) -> Option<Duration> {
     let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let millis = match value[digits.len()..].to_ascii_lowercase().as_str() {

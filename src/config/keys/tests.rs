@@ -10,7 +10,7 @@ fn read(settings: &Settings) -> Result<Config, Vec<Problem>> {
     Config::read(&|key: &str| settings.get(key).cloned())
 }
 
-/// Each kind of destination, and the keys that make one.
+/// Each kind of destination, and the keys that configure it.
 const PLACES: [(Place, &[(&str, &str)]); 5] = [
     (Place::Firehose, &[("delivery_stream", "s")]),
     (Place::File, &[("url", "file:///x")]),
@@ -26,8 +26,8 @@ const PLACES: [(Place, &[(&str, &str)]); 5] = [
     ),
 ];
 
-/// What a key needs beside it, or in the place of what is there.
-fn company(key: &Key) -> &'static [(&'static str, &'static str)] {
+/// Returns the settings that a key requires; an empty value removes one.
+fn required(key: &Key) -> &'static [(&'static str, &'static str)] {
     match key.name {
         "external_id" => &[("role_arn", "arn:x")],
         "compression_level" => &[("compression", "gzip")],
@@ -46,7 +46,7 @@ fn company(key: &Key) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// A value that a key takes.
+/// Returns a valid value of a key.
 fn value(key: &Key) -> String {
     match key.name {
         "connection_string" => "AccountName=a;AccountKey=a2V5".into(),
@@ -58,8 +58,8 @@ fn value(key: &Key) -> String {
     }
 }
 
-/// What is said of `name`, set to `value` at a destination.
-fn said(
+/// Reads a configuration with `name` set to `value` at a destination.
+fn read_with(
     key: &Key,
     name: &'static str,
     value: &str,
@@ -68,7 +68,7 @@ fn said(
 ) -> (Settings, Result<Config, Vec<Problem>>) {
     let mut settings: Settings = Settings::new();
     settings.insert("spool", spool.to_owned());
-    for (other, value) in base.iter().chain(company(key)) {
+    for (other, value) in base.iter().chain(required(key)) {
         match value.is_empty() {
             true => settings.remove(other),
             false => settings.insert(other, (*value).to_owned()),
@@ -80,7 +80,7 @@ fn said(
 }
 
 #[test]
-fn no_two_rows_have_one_name() {
+fn no_two_rows_have_the_same_name() {
     let ours = ALL.iter().flat_map(|key| key.names());
     let hosts = HOST.iter().map(|key| key.name);
     let foreign = FOREIGN.iter().map(|key| key.name);
@@ -111,7 +111,7 @@ fn every_row_is_documented() {
             key.instead.is_some(),
             "{name}"
         );
-        // What has one value, or is only accepted for the sake of others, needs no example.
+        // Keys with one value, or for compatibility only, need no example.
         let plain = [
             "format",
             "blob_type",
@@ -124,7 +124,7 @@ fn every_row_is_documented() {
 }
 
 #[test]
-fn each_key_is_acted_on_or_refused_at_each_destination() {
+fn each_key_is_accepted_or_refused_at_each_destination() {
     for (place, base) in PLACES {
         for &key in ALL {
             if place == Place::Firehose
@@ -134,11 +134,11 @@ fn each_key_is_acted_on_or_refused_at_each_destination() {
                     && ["delivery_stream", "destination"].contains(&key.name)
                 || ["spool", "destination", "url", "container_name"].contains(&key.name)
             {
-                continue; // They say which destination it is; see `kind` and its tests.
+                continue; // They determine the destination; see `kind` and its tests.
             }
             for spool in ["on", "off"] {
-                let (settings, read) = said(key, key.name, &value(key), base, spool);
-                let of_it: Vec<String> = read
+                let (settings, read) = read_with(key, key.name, &value(key), base, spool);
+                let messages: Vec<String> = read
                     .err()
                     .into_iter()
                     .flatten()
@@ -162,10 +162,10 @@ fn each_key_is_acted_on_or_refused_at_each_destination() {
                 };
                 match wanted {
                     Some(words) => {
-                        assert_eq!(of_it.len(), 1, "{settings:?}: {of_it:?}");
-                        assert!(of_it[0].contains(words), "{settings:?}: {of_it:?}");
+                        assert_eq!(messages.len(), 1, "{settings:?}: {messages:?}");
+                        assert!(messages[0].contains(words), "{settings:?}: {messages:?}");
                     }
-                    None => assert!(of_it.is_empty(), "{place:?} {settings:?}: {of_it:?}"),
+                    None => assert!(messages.is_empty(), "{place:?} {settings:?}: {messages:?}"),
                 }
             }
         }
@@ -183,8 +183,8 @@ fn an_alias_means_what_its_key_means_and_contradicts_it_only_once() {
         for &alias in key.aliases {
             aliases += 1;
             let value = value(key);
-            let (_, named) = said(key, key.name, &value, base(key), "on");
-            let (_, aliased) = said(key, alias, &value, base(key), "on");
+            let (_, named) = read_with(key, key.name, &value, base(key), "on");
+            let (_, aliased) = read_with(key, alias, &value, base(key), "on");
             let named = named.expect(key.name);
             assert_eq!(
                 format!("{named:?}"),
@@ -196,7 +196,7 @@ fn an_alias_means_what_its_key_means_and_contradicts_it_only_once() {
                 "on" => "off",
                 _ => "7m",
             };
-            let (mut settings, _) = said(key, alias, other, base(key), "on");
+            let (mut settings, _) = read_with(key, alias, other, base(key), "on");
             settings.insert(key.name, value);
             let problems = read(&settings).expect_err(alias);
             let words = problems.iter().find(|problem| problem.key == key.name);
@@ -238,7 +238,7 @@ fn defaults_lie_in_their_range_and_what_lies_outside_is_refused() {
             Scope::Firehose => PLACES[0].1,
             _ => PLACES[1].1,
         };
-        let (_, read) = said(key, key.name, &value, base, "on");
+        let (_, read) = read_with(key, key.name, &value, base, "on");
         let problems = read.err().unwrap_or_default();
         problems.iter().any(|problem| {
             problem.key == key.name && problem.message.contains(&format!("'{value}' is not a "))
@@ -275,7 +275,7 @@ fn defaults_lie_in_their_range_and_what_lies_outside_is_refused() {
     }
 }
 
-/// Properties that may be asked whether a key is set, and never for a value.
+/// Properties whose values must not be read.
 struct Names(HashSet<String>);
 
 impl Names {
@@ -286,7 +286,7 @@ impl Names {
 
 impl Properties for Names {
     fn get(&self, key: &str) -> Option<String> {
-        panic!("the value of {key} was asked for")
+        panic!("the value of {key} was read")
     }
 
     fn is_set(&self, key: &str) -> bool {
@@ -295,12 +295,12 @@ impl Properties for Names {
 }
 
 #[test]
-fn a_key_with_one_edit_of_each_kind_is_found_and_the_nearest_known_one_is_named() {
-    for known in names_that_act() {
+fn a_key_one_edit_away_is_found_and_the_nearest_known_one_is_named() {
+    for known in effective_names() {
         let name = known.to_lowercase();
-        let mut asked = HashSet::new();
+        let mut tried = HashSet::new();
         misspellings(&name, &mut |edit| {
-            asked.insert(edit.to_owned());
+            tried.insert(edit.to_owned());
         });
         for at in 0..name.len() {
             let (head, tail) = name.split_at(at);
@@ -315,7 +315,7 @@ fn a_key_with_one_edit_of_each_kind_is_found_and_the_nearest_known_one_is_named(
                 swapped.into_iter().collect(),
             ];
             for edit in edits.iter().filter(|edit| is_idle(edit)) {
-                assert!(asked.contains(edit), "{edit}, for {name}");
+                assert!(tried.contains(edit), "{edit}, for {name}");
                 let near = nearest(edit).expect(edit).to_lowercase();
                 let distance = strsim::damerau_levenshtein(edit, &near);
                 assert!(
@@ -333,7 +333,7 @@ fn a_key_with_one_edit_of_each_kind_is_found_and_the_nearest_known_one_is_named(
 }
 
 #[test]
-fn other_ways_to_separate_words_are_found() {
+fn other_separators_are_found() {
     for (name, meant) in [
         ("deadletterdir", "dead_letter_dir"),
         ("dead-letter-dir", "dead_letter_dir"),
@@ -350,7 +350,7 @@ fn other_ways_to_separate_words_are_found() {
 }
 
 #[test]
-fn what_is_known_raises_no_alarm() {
+fn known_keys_are_not_reported() {
     let groups = [
         "tls.verify",
         "net.keepalive",
@@ -369,7 +369,7 @@ fn what_is_known_raises_no_alarm() {
 }
 
 #[test]
-fn a_row_of_the_reference_says_all_that_the_table_knows() {
+fn a_row_of_the_reference_contains_everything_in_the_table() {
     let reference = reference();
     for row in [
         "| `memory_limit` | size, 4M to 64G | `64M` | all | the memory for lines",

@@ -146,7 +146,7 @@ impl Tokens {
                     ));
                 };
                 if !config::is_tenant(tenant) {
-                    let message = format!("'{tenant}' {}", config::NO_TENANT);
+                    let message = format!("'{tenant}' {}", config::NOT_A_TENANT);
                     return Err(Problem::new("AZURE_TENANT_ID", message));
                 }
                 if let Some(problem) = unreadable(file) {
