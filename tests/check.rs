@@ -517,7 +517,7 @@ fn missing_credentials_are_reported_in_one_line() {
     }
     assert!(
         run.stdout
-            .contains("credentials: there are none: nothing is set up for "),
+            .contains("credentials: none found: not configured: "),
         "{}",
         run.stdout
     );
@@ -560,7 +560,7 @@ fn the_tls_check_names_the_trust_anchor() {
         );
         assert!(
             run.words("tls")
-                .contains("comes from nobody that is trusted"),
+                .contains("is trusted neither by the system's roots nor by tls_ca_file"),
             "{}",
             run.stdout
         );
@@ -593,7 +593,11 @@ fn an_unreachable_server_is_distinguished_from_a_wrong_name() {
         .local_addr()
         .unwrap();
     let table = [
-        (format!("http://{closed}"), "connect", "takes no connection"),
+        (
+            format!("http://{closed}"),
+            "connect",
+            "accepts no connection",
+        ),
         (
             "http://no-such-host.invalid".to_owned(),
             "name",
@@ -634,7 +638,7 @@ fn an_unreachable_server_is_distinguished_from_a_wrong_name() {
     );
     assert_eq!(run.status, 1, "{}", run.stdout);
     assert!(
-        run.words("stream").contains("no answer within 500ms"),
+        run.words("stream").contains("no response within 500ms"),
         "{}",
         run.stdout
     );
@@ -774,7 +778,7 @@ fn a_container_is_checked_and_written_to_only_on_request() {
         put.stdout
     );
     assert!(
-        put.words("path").contains("objects come to app/"),
+        put.words("path").contains("objects are written to app/"),
         "{}",
         put.stdout
     );
@@ -970,7 +974,7 @@ fn folders_are_tested_and_left_unchanged() {
         (&file, "FAIL", "cannot be written to", 1),
         (&used, "warn", "in use by another process", 0),
         (&open, "warn", "other users may read", 0),
-        (&fresh, "ok", "can be made", 0),
+        (&fresh, "ok", "can be created", 0),
     ];
     for (spool, result, words, status) in table {
         let run = bench.check(&[("url", &url), ("spool_dir", spool)], &[]);
@@ -1226,9 +1230,12 @@ fn a_folder_is_shown_with_its_time_format() {
     let spool = bench.path("spool").display().to_string();
     let keys = [("url", url.as_str()), ("spool_dir", &spool)];
     for (path, shown) in [
-        (None, "objects come to app/%Y/%m/%d/%H/"),
-        (Some("/x/{tag}-$TAG/%F/"), "objects come to x/app-app/%F/"),
-        (Some("%Y"), "objects come to %Y/"),
+        (None, "objects are written to app/%Y/%m/%d/%H/"),
+        (
+            Some("/x/{tag}-$TAG/%F/"),
+            "objects are written to x/app-app/%F/",
+        ),
+        (Some("%Y"), "objects are written to %Y/"),
     ] {
         let more: Vec<_> = path.map(|path| ("path", path)).into_iter().collect();
         let run = bench.check(&[&keys[..], &more].concat(), &["--tag", "app"]);
@@ -1257,7 +1264,7 @@ fn the_library_is_searched_where_fluent_bit_searches() {
     let ours = format!("[PLUGINS]\n    Path {library}\n");
     let cases = [
         ("", "", "skip", "-e /full/path/of/out_ferry.so"),
-        (named, &*ours, "ok", "out_ferry.so' is there"),
+        (named, &*ours, "ok", "out_ferry.so' exists"),
         (
             "Plugins_File none.conf",
             "",
@@ -1414,7 +1421,7 @@ const MOVES: &[Move] = &[
             "compression zstd",
             "Workers 4",
             "# - auto_retry_requests is left out",
-            "# - surprise is no key of kinesis_firehose and is left out",
+            "# - surprise is not a key of kinesis_firehose and is left out",
         ],
         has_not: &["# - aggregation differs", "# - port"],
     },
@@ -1568,10 +1575,10 @@ fn keys_that_cannot_be_migrated_are_reported_with_status_1() {
     let run = tool(&["migrate", &bench.write("old.conf", old)], &[]);
     assert_eq!(run.status, 1, "{}", run.stdout);
     for words in [
-        "# - TO MEND: destination: no destination",
-        "# - TO MEND: account_name: is missing",
-        "# - TO MEND: shared_key: is missing",
-        "# - TO MEND: container_name: 'x' is not a container name",
+        "# - TO FIX: destination: no destination",
+        "# - TO FIX: account_name: is missing",
+        "# - TO FIX: shared_key: is missing",
+        "# - TO FIX: container_name: 'x' is not a container name",
     ] {
         assert!(run.stdout.contains(words), "{words}\n{}", run.stdout);
     }

@@ -1,4 +1,4 @@
-//! What Firehose and `s3://` have in common: where a client would go, and who it would be there.
+//! The checks that Firehose and `s3://` have in common: endpoint and identity.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use crate::sink::aws::{LoadError, Loaded};
 use crate::sink::firehose::{answer_of, fault};
 use crate::sink::{Class, Fault};
 
-/// Region and credentials as the plugin would find them.
+/// Resolves region and credentials as the plugin does.
 pub(super) async fn load(
     aws: &config::Aws,
     ca_pem: Option<&[u8]>,
@@ -40,7 +40,7 @@ pub(super) async fn load(
     None
 }
 
-/// Sees where a request would go, and stops it there.
+/// An interceptor that records the URL of a request and aborts it.
 #[derive(Debug, Default, Clone)]
 struct Address(Arc<Mutex<Option<String>>>);
 
@@ -57,29 +57,33 @@ impl Intercept for Address {
     ) -> Result<(), BoxError> {
         let url = context.request().uri().to_owned();
         *self.0.lock().expect("nothing panics with this lock") = Some(url);
-        Err("only the address was wanted".into())
+        Err("aborted: only the address is needed".into())
     }
 }
 
-/// The URL of Firehose as its client finds it: what is configured, the environment, the profile, the
-/// region's own, dual-stack and FIPS among them.
+/// Returns the URL of Firehose as its client resolves it: from the configuration, the environment, the profile or the
+/// region, including dual-stack and FIPS endpoints.
 pub(super) async fn firehose_url(loaded: &Loaded, endpoint: Option<&str>) -> Option<String> {
-    let nobody = Credentials::new("none", "none", None, None, "none");
-    let seen = Address::default();
+    let dummy = Credentials::new("none", "none", None, None, "none");
+    let address = Address::default();
     let mut config = aws_sdk_firehose::config::Builder::from(&loaded.sdk)
-        .credentials_provider(SharedCredentialsProvider::new(nobody))
-        .interceptor(seen.clone());
+        .credentials_provider(SharedCredentialsProvider::new(dummy))
+        .interceptor(address.clone());
     if let Some(endpoint) = endpoint {
         config = config.endpoint_url(endpoint);
     }
     let client = aws_sdk_firehose::Client::from_conf(config.build());
-    // It fails by design.
+    // The interceptor aborts it.
     let _ = client.list_delivery_streams().send().await;
-    seen.0.lock().expect("nothing panics with this lock").take()
+    address
+        .0
+        .lock()
+        .expect("nothing panics with this lock")
+        .take()
 }
 
-/// Fetches the credentials and asks STS whose they are. Whether there are any that are not refused.
-/// `at_aws` says whether the service itself is AWS's: else STS would not know its users.
+/// Fetches the credentials and looks up their identity at STS. Returns whether there are any that are not refused.
+/// `at_aws`: whether the service is AWS itself, whose users STS knows.
 pub(super) async fn credentials(
     loaded: &Loaded,
     aws: &config::Aws,
@@ -97,14 +101,14 @@ pub(super) async fn credentials(
                 "give the machine a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or profile"
             }
         };
-        let why = not_found(&error);
-        report.fail("credentials", format!("there are none: {why}"), remedy);
+        let reason = chain_error(&error);
+        report.fail("credentials", format!("none found: {reason}"), remedy);
         return false;
     }
     if !at_aws && aws.sts_endpoint.is_none() {
         report.skip(
             "credentials",
-            "there are some; whose they are is not asked, since the endpoint is not AWS's and sts_endpoint is not set",
+            "found; their identity was not looked up, since the endpoint is not AWS's and sts_endpoint is not set",
         );
         return true;
     }
@@ -114,9 +118,9 @@ pub(super) async fn credentials(
     }
     let sts = aws_sdk_sts::Client::from_conf(sts.build());
     match within(options, sts.get_caller_identity().send()).await {
-        Ok(Ok(who)) => {
-            let arn = who.arn().unwrap_or("somebody");
-            report.ok("credentials", format!("we are {arn}"));
+        Ok(Ok(identity)) => {
+            let arn = identity.arn().unwrap_or("unknown");
+            report.ok("credentials", format!("the identity is {arn}"));
             true
         }
         Ok(Err(error)) => {
@@ -125,19 +129,19 @@ pub(super) async fn credentials(
                 report.fail("credentials", format!("STS refuses them: {fault}"), REFUSED);
                 return false;
             }
-            say_unasked(&fault.to_string(), report);
+            warn_unidentified(&fault.to_string(), report);
             true
         }
-        Err(late) => {
-            say_unasked(&late, report);
+        Err(timeout) => {
+            warn_unidentified(&timeout, report);
             true
         }
     }
 }
 
-/// What a chain of providers says that has no credentials: a line for each provider, with the same words in most of
-/// them. Where one of them failed, and was not only absent, its words are what a person needs.
-fn not_found(error: &str) -> String {
+/// Shortens the error of a provider chain, which has a line for each provider: messages of providers that failed come
+/// first, those that are not configured are only named.
+fn chain_error(error: &str) -> String {
     const ABSENT: &str = "the credential provider was not enabled";
     let Some((_, tried)) = error.split_once("no credentials found in chain. Attempted:") else {
         return error.to_owned();
@@ -146,29 +150,29 @@ fn not_found(error: &str) -> String {
         .lines()
         .filter_map(|line| line.trim().split_once(": "));
     let (absent, failed): (Vec<_>, Vec<_>) =
-        tried.partition(|(_, words)| words.starts_with(ABSENT));
-    let mut words: Vec<String> = failed
+        tried.partition(|(_, message)| message.starts_with(ABSENT));
+    let mut messages: Vec<String> = failed
         .into_iter()
-        .map(|(name, words)| format!("{name}: {words}"))
+        .map(|(name, message)| format!("{name}: {message}"))
         .collect();
     let absent: Vec<&str> = absent.into_iter().map(|(name, _)| name).collect();
     if !absent.is_empty() {
-        words.push(format!("nothing is set up for {}", absent.join(", ")));
+        messages.push(format!("not configured: {}", absent.join(", ")));
     }
-    words.join("; ")
+    messages.join("; ")
 }
 
 const REFUSED: &str = "renew them, and check this machine's clock";
 
-fn say_unasked(why: &str, report: &mut Report<'_>) {
+fn warn_unidentified(reason: &str, report: &mut Report<'_>) {
     report.warn(
         "credentials",
-        format!("there are some, but STS could not be asked whose they are: {why}"),
+        format!("found, but STS could not identify them: {reason}"),
         "in a private network, set sts_endpoint; needed only with role_arn",
     );
 }
 
-/// What to do about a refusal of a service's.
+/// Returns the remedy for an error of a service.
 pub(super) fn remedy(fault: &Fault, permission: &str, thing: &str) -> String {
     match fault.class {
         Class::Credentials => REFUSED.to_owned(),
@@ -176,13 +180,13 @@ pub(super) fn remedy(fault: &Fault, permission: &str, thing: &str) -> String {
             format!("allow {permission}")
         }
         Class::Configuration if fault.code.contains("ResourceNotFound") => {
-            format!("make {thing}, or correct its name and the region")
+            format!("create {thing}, or correct its name and the region")
         }
         Class::Configuration => {
-            format!("mend what the service says, of {thing} or in the configuration")
+            format!("fix what the service reports, of {thing} or in the configuration")
         }
-        Class::Throttle => "nothing: try again later".to_owned(),
-        _ => "try again; if it lasts, look into the service's health".to_owned(),
+        Class::Throttle => "none: try again later".to_owned(),
+        _ => "try again; if it persists, check the service's health".to_owned(),
     }
 }
 
@@ -204,16 +208,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chain_without_credentials_is_said_in_one_line() {
+    fn a_chain_without_credentials_is_reported_in_one_line() {
         let chain = "an error occurred while loading credentials: the credential provider was not enabled: no \
                      credentials found in chain. Attempted:\n  \
                      Environment: the credential provider was not enabled: environment variable not set\n  \
                      Profile: profile `x` was not defined\n  \
                      EcsContainer: the credential provider was not enabled: ECS provider not configured";
         assert_eq!(
-            not_found(chain),
-            "Profile: profile `x` was not defined; nothing is set up for Environment, EcsContainer"
+            chain_error(chain),
+            "Profile: profile `x` was not defined; not configured: Environment, EcsContainer"
         );
-        assert_eq!(not_found("timeout"), "timeout");
+        assert_eq!(chain_error("timeout"), "timeout");
     }
 }

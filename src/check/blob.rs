@@ -1,4 +1,4 @@
-//! A blob store: whether the container, bucket or folder is there, and whether we may read and write.
+//! Checks of a blob store: that the container, bucket or folder exists, and may be read and written.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -17,10 +17,10 @@ use crate::sink::blob::probe::{Absent, Refusal};
 use crate::sink::blob::{BlobSink, Warn};
 use crate::sink::{Batch, Class, Fault, Outcome, Sink as _};
 
-/// A shared access signature that ends sooner is worth a word.
+/// The remaining lifetime of a shared access signature below which to warn.
 const EXPIRES_SOON: Duration = Duration::from_secs(7 * 86_400);
 
-/// Checks everything about a blob output but the spool.
+/// Checks everything of a blob output but the spool.
 pub(super) async fn check(
     config: &Config,
     blob: &config::Blob,
@@ -36,13 +36,13 @@ pub(super) async fn check(
             .join("/");
         report.ok(
             "path",
-            format!("objects come to {}/", name.trim_matches('/')),
+            format!("objects are written to {}/", name.trim_matches('/')),
         );
     }
     if folders.is_empty() {
         report.skip(
             "path",
-            "made from each record, and neither Match nor the spool gives an example: --tag (and --record) show one",
+            "depends on each record, and neither Match nor the spool has an example: give one with --tag and --record",
         );
     }
     if let Store::File(root) = &blob.store {
@@ -52,17 +52,18 @@ pub(super) async fn check(
             return;
         }
     }
-    let said: Arc<Mutex<Vec<String>>> = Arc::default();
-    let ear = Arc::clone(&said);
+    let warnings: Arc<Mutex<Vec<String>>> = Arc::default();
+    let collected = Arc::clone(&warnings);
     let warn: Warn = Arc::new(move |line| {
-        ear.lock()
+        collected
+            .lock()
             .expect("nothing panics with this lock")
             .push(line.to_owned());
     });
     let sink = match BlobSink::new(blob, warn) {
         Ok(sink) => sink,
         Err(problem) => {
-            report.say(
+            report.add(
                 "configuration",
                 super::Mark::Fail,
                 problem.to_string(),
@@ -74,29 +75,29 @@ pub(super) async fn check(
     if !matches!(blob.store, Store::File(_)) {
         if !reach(blob, &sink, options, report).await {
             report.skip(
-                place(&blob.store),
-                "not asked for before the way there is mended",
+                kind(&blob.store),
+                "not tried until the failures above are fixed",
             );
             return;
         }
-        if !look(blob, &sink, prefix, options, report).await {
+        if !probe(blob, &sink, prefix, options, report).await {
             return;
         }
     }
     put(config, blob, &sink, prefix, options, report).await;
-    for line in said
+    for line in warnings
         .lock()
         .expect("nothing panics with this lock")
         .drain(..)
     {
-        report.warn("store", line, "look into it");
+        report.warn("store", line, "investigate it");
     }
 }
 
 const NO_PUT: &str = "nothing is written without --put; it writes one small object and removes it";
 
-/// What holds the objects, in the store's own word.
-fn place(store: &Store) -> &'static str {
+/// Returns the store's term for what contains objects.
+fn kind(store: &Store) -> &'static str {
     match store {
         Store::File(_) => "folder",
         Store::S3 { .. } | Store::Gcs { .. } => "bucket",
@@ -104,44 +105,45 @@ fn place(store: &Store) -> &'static str {
     }
 }
 
-/// The network and the credentials.
+/// Checks the network and the credentials. Returns whether both work.
 async fn reach(
     blob: &config::Blob,
     sink: &BlobSink,
     options: &Options,
     report: &mut Report<'_>,
 ) -> bool {
-    let (skew, known) = match &blob.store {
+    let (skew, authenticated) = match &blob.store {
         Store::S3 { aws, .. } => {
             let ca = blob.ca_pem.as_deref();
             let Some(loaded) = aws::load(aws, ca, options, report).await else {
                 return false;
             };
             let url = sink.address().await.unwrap_or_default();
-            let known = aws::credentials(&loaded, aws, aws::is_aws(&url), options, report).await;
-            (net::S3_SKEW, known)
+            let authenticated =
+                aws::credentials(&loaded, aws, aws::is_aws(&url), options, report).await;
+            (net::S3_SKEW, authenticated)
         }
         Store::Azure(azure) => {
-            let known = match within(options, sink.token()).await {
+            let authenticated = match within(options, sink.token()).await {
                 Ok(None) => azure_secret(azure, report),
-                Ok(Some(token)) => say_token(token, report),
-                Err(late) => {
+                Ok(Some(token)) => report_token(token, report),
+                Err(timeout) => {
                     report.fail(
                         "credentials",
-                        format!("no token: {late}"),
+                        format!("no token: {timeout}"),
                         "try again; see --timeout",
                     );
                     false
                 }
             };
-            (net::AZURE_SKEW, known)
+            (net::AZURE_SKEW, authenticated)
         }
         Store::Gcs { .. } | Store::File(_) => (net::GOOGLE_SKEW, true),
     };
     let url = match sink.address().await.map(|url| url.parse()) {
         Ok(Ok(url)) => url,
         Ok(Err(_)) => {
-            report.fail("endpoint", "is no URL", "write https://host");
+            report.fail("endpoint", "is not a URL", "write https://host");
             return false;
         }
         Err(fault) => {
@@ -154,35 +156,38 @@ async fn reach(
         ca_pem: blob.ca_pem.clone(),
         skew,
     };
-    net::check(service, options, report).await && known
+    net::check(service, options, report).await && authenticated
 }
 
-/// Whether a token could be had, and whose it is.
-fn say_token(token: Result<(String, Option<SystemTime>), Fault>, report: &mut Report<'_>) -> bool {
+/// Reports the identity of a token, or the failure to fetch one. Returns whether there is one.
+fn report_token(
+    token: Result<(String, Option<SystemTime>), Fault>,
+    report: &mut Report<'_>,
+) -> bool {
     match token {
-        Ok((whose, end)) => {
-            let end = end
-                .map(|end| DateTime::<Utc>::from(end).to_rfc3339_opts(SecondsFormat::Secs, true));
-            let until = end.map_or(String::new(), |end| format!(", until {end}"));
-            report.ok("credentials", format!("a token of {whose}{until}"));
+        Ok((identity, expiry)) => {
+            let expiry = expiry
+                .map(|time| DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true));
+            let until = expiry.map_or(String::new(), |time| format!(", until {time}"));
+            report.ok("credentials", format!("a token for {identity}{until}"));
             true
         }
         Err(fault) => {
             report.fail(
                 "credentials",
                 fault.to_string(),
-                "correct what Microsoft Entra ID or this machine's metadata service names",
+                "fix what Microsoft Entra ID or this machine's metadata service reports",
             );
             false
         }
     }
 }
 
-/// What can be told about Azure's secrets without asking. Whether they can serve.
+/// Checks Azure's secrets as far as that is possible offline. Returns whether they may be valid.
 fn azure_secret(azure: &config::Azure, report: &mut Report<'_>) -> bool {
     let text = |source: &SecretSource| match source {
         SecretSource::Value(secret) => secret.expose().to_owned(),
-        // That it cannot be read was said by the sink before.
+        // The sink has reported a file that cannot be read.
         SecretSource::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
     };
     let sas = match &azure.auth {
@@ -203,10 +208,10 @@ fn azure_secret(azure: &config::Azure, report: &mut Report<'_>) -> bool {
         );
         return true;
     };
-    say_sas(&Sas::read(&sas), Utc::now(), report)
+    check_sas(&Sas::read(&sas), Utc::now(), report)
 }
 
-/// What a shared access signature says in the open.
+/// The parameters of a shared access signature that are not secret.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sas {
     permissions: Option<String>,
@@ -233,7 +238,7 @@ impl Sas {
     }
 }
 
-/// The forms of ISO 8601 that a signature may hold, always UTC:
+/// Parses the forms of ISO 8601 that a signature may contain, always in UTC:
 /// <https://learn.microsoft.com/rest/api/storageservices/formatting-datetime-values>
 fn sas_time(text: &str) -> Option<DateTime<Utc>> {
     let plain = text.strip_suffix('Z').unwrap_or(text);
@@ -249,7 +254,7 @@ fn sas_time(text: &str) -> Option<DateTime<Utc>> {
     time.or_else(day).map(|time| time.and_utc())
 }
 
-fn say_sas(sas: &Sas, now: DateTime<Utc>, report: &mut Report<'_>) -> bool {
+fn check_sas(sas: &Sas, now: DateTime<Utc>, report: &mut Report<'_>) -> bool {
     let permissions = sas.permissions.as_deref();
     let shown = format!(
         "a shared access signature with the permissions '{}', until {}",
@@ -257,10 +262,10 @@ fn say_sas(sas: &Sas, now: DateTime<Utc>, report: &mut Report<'_>) -> bool {
         sas.ends
             .map_or("its policy ends".to_owned(), |ends| ends.to_rfc3339())
     );
-    let new = "issue a new one, with the permissions c, w and r";
+    let renew = "issue a new one, with the permissions c, w and r";
     let left = sas.ends.map(|ends| ends - now);
     if left.is_some_and(|left| left <= chrono::TimeDelta::zero()) {
-        report.fail("credentials", format!("{shown}: it has expired"), new);
+        report.fail("credentials", format!("{shown}: it has expired"), renew);
         return false;
     }
     if sas.starts.is_some_and(|starts| starts > now) {
@@ -271,27 +276,27 @@ fn say_sas(sas: &Sas, now: DateTime<Utc>, report: &mut Report<'_>) -> bool {
         );
         return false;
     }
-    let may = |letter: char| permissions.is_none_or(|letters| letters.contains(letter));
-    if !may('c') && !may('w') {
+    let allows = |letter: char| permissions.is_none_or(|letters| letters.contains(letter));
+    if !allows('c') && !allows('w') {
         report.fail(
             "credentials",
-            format!("{shown}: it does not allow to create objects"),
-            new,
+            format!("{shown}: it does not allow creating objects"),
+            renew,
         );
         return false;
     }
-    if !may('r') {
+    if !allows('r') {
         let message = format!(
-            "{shown}: without r Ferry cannot tell its own objects from others after a lost answer"
+            "{shown}: without r Ferry cannot tell its own objects from others after a lost response"
         );
-        report.warn("credentials", message, new);
+        report.warn("credentials", message, renew);
     } else if left
         .and_then(|left| left.to_std().ok())
         .is_some_and(|left| left < EXPIRES_SOON)
     {
         report.warn(
             "credentials",
-            format!("{shown}: that is soon"),
+            format!("{shown}: it expires soon"),
             "issue a new one; with @/path it is read without a restart",
         );
     } else {
@@ -300,8 +305,8 @@ fn say_sas(sas: &Sas, now: DateTime<Utc>, report: &mut Report<'_>) -> bool {
     true
 }
 
-/// A name that no object has.
-fn fresh(prefix: &str) -> String {
+/// Returns a name that no object has.
+fn unused_name(prefix: &str) -> String {
     let mut name = String::new();
     crate::codec::template::compact_time(crate::codec::time::now(), &mut name);
     let random: u64 = StdRng::from_os_rng().random();
@@ -310,46 +315,45 @@ fn fresh(prefix: &str) -> String {
     name.trim_start_matches('/').to_owned()
 }
 
-/// Asks for an object that is not there: the refusal tells whether the container is. Whether it makes sense
-/// to go on.
-async fn look(
+/// Requests an object that does not exist: the error tells whether the container does. Returns whether to go on.
+async fn probe(
     blob: &config::Blob,
     sink: &BlobSink,
     prefix: &str,
     options: &Options,
     report: &mut Report<'_>,
 ) -> bool {
-    let what = place(&blob.store);
+    let kind = kind(&blob.store);
     let store = &blob.store;
-    let makes = matches!(store, Store::Azure(azure) if azure.auto_create_container);
-    match within(options, sink.look_for(&fresh(prefix))).await {
+    let auto_create = matches!(store, Store::Azure(azure) if azure.auto_create_container);
+    match within(options, sink.probe(&unused_name(prefix))).await {
         Ok(Ok(Absent::Object)) => {
-            report.ok(what, format!("'{store}' is there and can be read"));
+            report.ok(kind, format!("'{store}' exists and can be read"));
             true
         }
-        Ok(Ok(Absent::Container)) if makes => {
+        Ok(Ok(Absent::Container)) if auto_create => {
             report.warn(
-                what,
+                kind,
                 format!(
-                    "'{store}' does not exist; Ferry makes it (auto_create_container), if it may"
+                    "'{store}' does not exist; Ferry creates it (auto_create_container) if it has the permission"
                 ),
-                "make it, or try with --put, which makes it",
+                "create it, or try --put, which creates it",
             );
             true
         }
         Ok(Ok(Absent::Container)) => {
             report.fail(
-                what,
+                kind,
                 format!("'{store}' does not exist"),
-                format!("make the {what}, or correct its name"),
+                format!("create the {kind}, or correct its name"),
             );
             false
         }
-        Ok(Err(refusal)) => say_refusal(what, store, &refusal, report),
-        Err(late) => {
+        Ok(Err(refusal)) => report_refusal(kind, store, &refusal, report),
+        Err(timeout) => {
             report.fail(
-                what,
-                format!("'{store}': {late}"),
+                kind,
+                format!("'{store}': {timeout}"),
                 "try again; see --timeout",
             );
             false
@@ -357,16 +361,16 @@ async fn look(
     }
 }
 
-fn say_refusal(
-    what: &'static str,
+fn report_refusal(
+    kind: &'static str,
     store: &Store,
     refusal: &Refusal,
     report: &mut Report<'_>,
 ) -> bool {
     let fault = &refusal.fault;
-    // Azure's word for a network rule that shuts us out, and Azurite's for a wrong key or signature.
-    let shut_out = matches!(store, Store::Azure(_)) && fault.code == "AuthorizationFailure";
-    if fault.class == Class::Credentials || shut_out {
+    // Azure sends this for a network rule, and Azurite for a wrong key or signature.
+    let blocked = matches!(store, Store::Azure(_)) && fault.code == "AuthorizationFailure";
+    if fault.class == Class::Credentials || blocked {
         let remedy = match store {
             Store::Azure(azure) if !azure.auth.is_secret() => {
                 "check that the identity belongs to the account's tenant, and this machine's clock"
@@ -386,36 +390,35 @@ fn say_refusal(
     }
     if refusal.status == Some(404) {
         report.warn(
-            what,
-            format!("'{store}' was asked for, and what answers may not be the store: {fault}"),
-            "correct the endpoint, and look for a proxy on the way; or try with --put",
+            kind,
+            format!("the response for '{store}' may not be the store's: {fault}"),
+            "check the endpoint, and look for a proxy in between; or try --put",
         );
         return true;
     }
     if refusal.status == Some(403) {
         let remedy = match store {
             Store::Azure(azure) if !azure.auth.is_secret() => {
-                "assign the role; that may take minutes to be felt"
+                "assign the role, which may take minutes to take effect"
             }
-            Store::Azure(_) => "give the signature the permission r; or try with --put",
+            Store::Azure(_) => "give the signature the permission r; or try --put",
             // https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
             Store::S3 { .. } => {
-                "allow s3:GetObject and s3:PutObject; without s3:ListBucket S3 answers so for any object that is not there, so try with --put"
+                "allow s3:GetObject and s3:PutObject; without s3:ListBucket S3 responds like this for any missing object, so try --put"
             }
-            _ => "allow to read and create objects; or try with --put",
+            _ => "allow reading and creating objects; or try --put",
         };
-        report.warn(what, format!("'{store}' may not be read: {fault}"), remedy);
+        report.warn(kind, format!("'{store}' may not be read: {fault}"), remedy);
         return true;
     }
-    let remedy =
-        "correct the name and the endpoint; if they are right, look into the service's health";
-    report.fail(what, format!("'{store}': {fault}"), remedy);
+    let remedy = "check the name and the endpoint; if they are right, check the service's health";
+    report.fail(kind, format!("'{store}': {fault}"), remedy);
     false
 }
 
-/// What to do about an object that was not taken.
+/// Returns the remedy for an object that was not accepted.
 fn put_remedy(store: &Store, fault: &Fault) -> &'static str {
-    // S3's, Google's and Azure's words for what the caller may not do; without a code the answer to a HEAD.
+    // The codes of S3, Google and Azure for missing permissions; a response to HEAD has no code.
     let denied = [
         "AccessDenied",
         "Authorization",
@@ -425,21 +428,21 @@ fn put_remedy(store: &Store, fault: &Fault) -> &'static str {
     .iter()
     .any(|code| fault.code.starts_with(code));
     match (store, fault.class) {
-        (Store::File(_), _) => "the file system needs room, rights and hard links",
+        (Store::File(_), _) => "the file system needs space, permissions and hard links",
         (_, Class::Credentials) => "renew the credentials",
         (Store::S3 { .. }, _) if denied => "allow s3:PutObject",
         (Store::Azure(azure), _) if denied && !azure.auth.is_secret() => "assign the role",
         (Store::Azure(_), _) if denied => "give the signature the permissions c and w",
         (Store::Gcs { .. }, _) if denied => "allow storage.objects.create",
         (_, Class::Configuration) => {
-            "mend what the store says, at the destination or in the configuration"
+            "fix what the store reports, at the destination or in the configuration"
         }
-        (_, Class::Throttle) => "nothing: try again later",
-        _ => "try again; if it lasts, look into the service's health",
+        (_, Class::Throttle) => "none: try again later",
+        _ => "try again; if it persists, check the service's health",
     }
 }
 
-/// One small object, where that is asked for.
+/// Writes and removes a small object, if requested.
 async fn put(
     config: &Config,
     blob: &config::Blob,
@@ -452,7 +455,7 @@ async fn put(
         report.skip("put", NO_PUT);
         return;
     }
-    let name = fresh(prefix);
+    let name = unused_name(prefix);
     let body = config
         .compression
         .apply(b"an object of ferry check: it may be removed\n");
@@ -474,17 +477,17 @@ async fn put(
                 remedy,
             );
         }
-        Ok(None) => return report.fail("put", "no answer came", "try again"),
-        Err(late) => return report.fail("put", late, "try again; see --timeout"),
+        Ok(None) => return report.fail("put", "no response", "try again"),
+        Err(timeout) => return report.fail("put", timeout, "try again; see --timeout"),
     }
     match within(options, sink.remove(&name)).await {
         Ok(Ok(())) => report.ok("put", format!("'{name}' was written and removed")),
         Ok(Err(Refusal { fault, .. })) => report.warn(
             "put",
-            format!("'{name}' was written, but we may not remove it, which Ferry never needs to: {fault}"),
+            format!("'{name}' was written, but may not be removed, which Ferry never needs to do: {fault}"),
             "remove it by hand",
         ),
-        Err(late) => report.warn("put", format!("'{name}' was written; removing it: {late}"), "remove it by hand"),
+        Err(timeout) => report.warn("put", format!("'{name}' was written; removing it: {timeout}"), "remove it by hand"),
     }
 }
 
@@ -493,7 +496,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_remedy_for_an_object_that_was_not_taken_fits_what_the_store_said() {
+    fn the_remedy_for_an_object_that_was_not_accepted_fits_the_stores_error() {
         let s3 = Store::S3 {
             bucket: "logs".into(),
             aws: config::Aws::default(),
@@ -503,15 +506,15 @@ mod tests {
             (
                 Class::Configuration,
                 "InvalidRequest",
-                "mend what the store says",
+                "fix what the store reports",
             ),
             (
                 Class::Configuration,
                 "KMS.DisabledException",
-                "mend what the store says",
+                "fix what the store reports",
             ),
             (Class::Credentials, "ExpiredToken", "renew the credentials"),
-            (Class::Throttle, "SlowDown", "nothing"),
+            (Class::Throttle, "SlowDown", "none"),
             (Class::Transient, "InternalError", "try again"),
         ];
         for (class, code, remedy) in table {
@@ -548,11 +551,11 @@ mod tests {
             let mut findings = Vec::new();
             let mut report = Report {
                 output: "x",
-                say: &mut |finding| findings.push(finding),
+                sink: &mut |finding| findings.push(finding),
             };
-            let serves = say_sas(&Sas::read(text), now, &mut report);
+            let valid = check_sas(&Sas::read(text), now, &mut report);
             assert_eq!(
-                (findings[0].mark, serves),
+                (findings[0].mark, valid),
                 (mark, mark != Mark::Fail),
                 "{text}"
             );

@@ -1,5 +1,5 @@
-//! The folders that an output writes to. What is tried there has no name, or loses it at once, so that
-//! nothing is left behind and nothing disturbs an instance that is at work.
+//! Checks of the folders that an output writes to. Test files are unnamed, or unlinked at once, so that nothing is left
+//! behind, and a running instance is not disturbed.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,14 +15,14 @@ use super::{Options, Report, blocking};
 use crate::config::Config;
 use crate::spool::disk::{Disk as _, LocalDisk};
 
-/// What is written and synced to measure the disk: about the largest chunk that the host hands over.
+/// The bytes that are written and synced to measure the disk: about the host's largest chunk.
 const PROBE_BYTES: usize = 2_000_000;
-/// How often; the median counts.
+/// The number of measurements, of which the median is reported.
 const PROBES: usize = 5;
-/// Above this an fsync is worth a word: every flush of a spooled output waits for one.
+/// The fsync time above which to warn, since every flush of a spooled output waits for one.
 const SLOW: Duration = Duration::from_millis(500);
 
-/// What a folder is to an output.
+/// The use of a folder.
 #[derive(Clone, Copy)]
 struct Use {
     dir_check: &'static str,
@@ -30,28 +30,28 @@ struct Use {
     key: &'static str,
     limit_key: &'static str,
     limit: u64,
-    /// What becomes of what is in it where another folder is named.
+    /// A note on the contents of the folder when another one is configured.
     left_behind: &'static str,
 }
 
-/// What was found in a folder.
+/// The state of a folder.
 struct Found {
-    /// The folder itself, or the nearest one above it that is there.
-    stands: PathBuf,
+    /// The folder itself, or the nearest existing ancestor.
+    existing: PathBuf,
     missing: bool,
     mode: u32,
     owner: u32,
     medium: Option<&'static str>,
-    /// Bytes that this user may still write.
+    /// The free bytes for this user.
     free: u64,
-    /// Bytes of the files in it.
+    /// The bytes of the files in it.
     used: u64,
     locked: bool,
     /// The median time of a write with its fsync.
     synced: Duration,
 }
 
-/// Checks the spool's folder and that of the dead letters. `folders` are those of the outputs before.
+/// Checks the folders of the spool and of the dead letters. `folders`: the spool folders of previous outputs.
 pub(super) async fn check(
     config: &Config,
     folders: &mut HashMap<PathBuf, String>,
@@ -67,16 +67,16 @@ pub(super) async fn check(
             );
         }
         warn_of_relative(&spool.dir, "spool_dir", "spool_dir", report);
-        let what = Use {
+        let usage = Use {
             dir_check: "spool_dir",
             space_check: "spool_space",
             key: "spool_dir",
             limit_key: "spool_limit",
             limit: spool.limit,
-            left_behind: ", where what an earlier run left in this one is not delivered from",
+            left_behind: ", from where chunks that an earlier run left in this one are not delivered",
         };
-        if let Some(found) = folder(&spool.dir, what, options, report).await {
-            let took = format!(
+        if let Some(found) = folder(&spool.dir, usage, options, report).await {
+            let measured = format!(
                 "{} MB are written and synced in {:?}",
                 PROBE_BYTES / 1_000_000,
                 found.synced
@@ -84,11 +84,11 @@ pub(super) async fn check(
             if found.synced > SLOW {
                 report.warn(
                     "spool_fsync",
-                    took,
+                    measured,
                     "every flush waits for an fsync: use a faster local disk",
                 );
             } else {
-                report.ok("spool_fsync", took);
+                report.ok("spool_fsync", measured);
             }
         }
     }
@@ -97,7 +97,7 @@ pub(super) async fn check(
         let key = "dead_letter_dir";
         warn_of_relative(&config.dead_letter_dir, key, key, report);
     }
-    let what = Use {
+    let usage = Use {
         dir_check: "dead_letter_dir",
         space_check: "dead_letter_space",
         key: "dead_letter_dir",
@@ -105,13 +105,13 @@ pub(super) async fn check(
         limit: config.dead_letter_limit,
         left_behind: "",
     };
-    folder(&config.dead_letter_dir, what, options, report).await;
+    folder(&config.dead_letter_dir, usage, options, report).await;
 }
 
-/// Checks a folder of this machine that objects are written to.
+/// Checks a local folder that objects are written to.
 pub(super) async fn destination(dir: &Path, options: &Options, report: &mut Report<'_>) {
     warn_of_relative(dir, "folder", "url", report);
-    let what = Use {
+    let usage = Use {
         dir_check: "folder",
         space_check: "folder_space",
         key: "url",
@@ -119,10 +119,10 @@ pub(super) async fn destination(dir: &Path, options: &Options, report: &mut Repo
         limit: 0,
         left_behind: "",
     };
-    folder(dir, what, options, report).await;
+    folder(dir, usage, options, report).await;
 }
 
-/// A folder that is named from where the host is started is another one where that changes.
+/// Warns of a relative path, which depends on the working directory of the host.
 fn warn_of_relative(dir: &Path, check: &'static str, key: &str, report: &mut Report<'_>) {
     if dir.is_absolute() {
         return;
@@ -144,65 +144,66 @@ fn warn_of_relative(dir: &Path, check: &'static str, key: &str, report: &mut Rep
 
 async fn folder(
     dir: &Path,
-    what: Use,
+    usage: Use,
     options: &Options,
     report: &mut Report<'_>,
 ) -> Option<Found> {
     let shown = dir.display();
-    let there = dir.to_owned();
-    let found = match blocking(options, move || look(&there)).await {
+    let path = dir.to_owned();
+    let found = match blocking(options, move || inspect(&path)).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             report.fail(
-                what.dir_check,
+                usage.dir_check,
                 format!("'{shown}' cannot be written to: {error}"),
                 format!(
-                    "make it for the user that Fluent Bit runs as: install -d -m 700 -o USER '{shown}'; or name another folder in {}{}",
-                    what.key, what.left_behind
+                    "create it for the user that Fluent Bit runs as: install -d -m 700 -o USER '{shown}'; or set {} to \
+                     another folder{}",
+                    usage.key, usage.left_behind
                 ),
             );
             return None;
         }
-        Err(late) => {
+        Err(timeout) => {
             report.fail(
-                what.dir_check,
-                format!("'{shown}': {late}"),
-                "look after the disk",
+                usage.dir_check,
+                format!("'{shown}': {timeout}"),
+                "check the disk",
             );
             return None;
         }
     };
-    say_folder(dir, what, &found, report);
-    say_space(what, &found, report);
+    report_folder(dir, usage, &found, report);
+    report_space(usage, &found, report);
     Some(found)
 }
 
-fn say_folder(dir: &Path, what: Use, found: &Found, report: &mut Report<'_>) {
+fn report_folder(dir: &Path, usage: Use, found: &Found, report: &mut Report<'_>) {
     let shown = dir.display();
     let me = rustix::process::geteuid().as_raw();
     if let Some(medium) = found.medium {
         report.warn(
-            what.dir_check,
-            format!("'{shown}' lies on {medium}"),
-            "use a local disk, which an fsync makes safe from a power cut",
+            usage.dir_check,
+            format!("'{shown}' is on {medium}"),
+            "use a local disk, where fsync protects from a power failure",
         );
     } else if found.missing {
         report.ok(
-            what.dir_check,
+            usage.dir_check,
             format!(
-                "'{shown}' is not there yet and can be made in '{}'",
-                found.stands.display()
+                "'{shown}' does not exist yet and can be created in '{}'",
+                found.existing.display()
             ),
         );
     } else if found.locked {
         report.warn(
-            what.dir_check,
+            usage.dir_check,
             format!("'{shown}' is in use by another process"),
-            "nothing, if that is Fluent Bit with this output; else name another folder",
+            "none if that is Fluent Bit with this output; otherwise use another folder",
         );
-    } else if what.limit > 0 && found.mode & 0o077 != 0 {
+    } else if usage.limit > 0 && found.mode & 0o077 != 0 {
         report.warn(
-            what.dir_check,
+            usage.dir_check,
             format!(
                 "'{shown}' has mode {:03o}: other users may read the logs in it",
                 found.mode & 0o777
@@ -211,7 +212,7 @@ fn say_folder(dir: &Path, what: Use, found: &Found, report: &mut Report<'_>) {
         );
     } else if found.owner != me {
         report.warn(
-            what.dir_check,
+            usage.dir_check,
             format!(
                 "'{shown}' belongs to user {}, and this check runs as {me}",
                 found.owner
@@ -219,30 +220,30 @@ fn say_folder(dir: &Path, what: Use, found: &Found, report: &mut Report<'_>) {
             "run it as the user that Fluent Bit runs as",
         );
     } else {
-        report.ok(what.dir_check, format!("'{shown}' can be written to"));
+        report.ok(usage.dir_check, format!("'{shown}' can be written to"));
     }
 }
 
-fn say_space(what: Use, found: &Found, report: &mut Report<'_>) {
-    let wanted = what.limit.saturating_sub(found.used);
+fn report_space(usage: Use, found: &Found, report: &mut Report<'_>) {
+    let needed = usage.limit.saturating_sub(found.used);
     let free = megabytes(found.free);
     if found.free == 0 {
-        report.fail(what.space_check, "the disk is full", "make room");
-    } else if found.free < wanted {
+        report.fail(usage.space_check, "the disk is full", "free some space");
+    } else if found.free < needed {
         report.warn(
-            what.space_check,
+            usage.space_check,
             format!(
-                "{free} are free, less than the {} that {} allows besides what is there",
-                megabytes(wanted),
-                what.limit_key
+                "{free} are free, less than the {} that {} still allows",
+                megabytes(needed),
+                usage.limit_key
             ),
             format!(
-                "lower {}, or make room: the disk is full before the limit is reached",
-                what.limit_key
+                "lower {}, or free some space: the disk is full before the limit is reached",
+                usage.limit_key
             ),
         );
     } else {
-        report.ok(what.space_check, format!("{free} are free"));
+        report.ok(usage.space_check, format!("{free} are free"));
     }
 }
 
@@ -250,58 +251,58 @@ fn megabytes(bytes: u64) -> String {
     format!("{} MB", bytes / 1_000_000)
 }
 
-fn look(dir: &Path) -> io::Result<Found> {
-    let mut stands = std::path::absolute(dir)?;
+fn inspect(dir: &Path) -> io::Result<Found> {
+    let mut existing = std::path::absolute(dir)?;
     let mut missing = false;
     let metadata = loop {
-        match stands.metadata() {
+        match existing.metadata() {
             Ok(metadata) => break metadata,
-            Err(error) if error.kind() == ErrorKind::NotFound && stands.pop() => missing = true,
+            Err(error) if error.kind() == ErrorKind::NotFound && existing.pop() => missing = true,
             Err(error) => return Err(error),
         }
     };
     if !metadata.is_dir() {
         return Err(io::Error::new(
             ErrorKind::NotADirectory,
-            format!("'{}' is a file", stands.display()),
+            format!("'{}' is a file", existing.display()),
         ));
     }
     let mut times = Vec::with_capacity(PROBES);
-    let mut file = nameless(&stands)?;
+    let mut file = unnamed_file(&existing)?;
     let bytes = vec![b'.'; PROBE_BYTES];
     for _ in 0..PROBES {
-        let since = Instant::now();
+        let start = Instant::now();
         file.write_all(&bytes)?;
         file.sync_data()?;
-        times.push(since.elapsed());
+        times.push(start.elapsed());
     }
     drop(file);
     times.sort();
-    let room = rustix::fs::statvfs(&stands)?;
-    let kind = rustix::fs::statfs(&stands)?;
+    let space = rustix::fs::statvfs(&existing)?;
+    let kind = rustix::fs::statfs(&existing)?;
     let used = match missing {
         true => 0,
-        false => LocalDisk::look(&stands)?
+        false => LocalDisk::look(&existing)?
             .list()?
             .iter()
             .map(|(_, bytes)| bytes)
             .sum(),
     };
     Ok(Found {
-        locked: !missing && is_locked(&stands)?,
+        locked: !missing && is_locked(&existing)?,
         missing,
         mode: metadata.mode(),
         owner: metadata.uid(),
         medium: medium(kind.f_type),
-        free: room.f_bavail.saturating_mul(room.f_frsize),
+        free: space.f_bavail.saturating_mul(space.f_frsize),
         used,
         synced: times[PROBES / 2],
-        stands,
+        existing,
     })
 }
 
-/// A file in `dir` that no name leads to.
-fn nameless(dir: &Path) -> io::Result<File> {
+/// Creates a file without a name in `dir`.
+fn unnamed_file(dir: &Path) -> io::Result<File> {
     let mode = Mode::RUSR | Mode::WUSR;
     match rustix::fs::open(
         dir,
@@ -309,7 +310,7 @@ fn nameless(dir: &Path) -> io::Result<File> {
         mode,
     ) {
         Ok(file) => Ok(File::from(file)),
-        // File systems that do not know such files.
+        // Not supported by this file system.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
             let path = dir.join(format!(".ferry-check-{}", std::process::id()));
             let file = File::create_new(&path)?;
@@ -320,7 +321,7 @@ fn nameless(dir: &Path) -> io::Result<File> {
     }
 }
 
-/// Whether an instance has the folder, or its file `lock`: earlier versions lock that alone.
+/// Whether an instance has locked the folder, or its file `lock`, as earlier versions do.
 fn is_locked(dir: &Path) -> io::Result<bool> {
     for path in [dir.to_owned(), dir.join("lock")] {
         let found = match File::open(path) {
@@ -335,7 +336,7 @@ fn is_locked(dir: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// What is no local disk, by the magic numbers of statfs(2).
+/// Returns a description of a file system that is not a local disk, by the magic numbers of statfs(2).
 fn medium(kind: rustix::fs::FsWord) -> Option<&'static str> {
     match kind {
         0x6969 => Some("NFS, where locks and fsync depend on the server"),

@@ -1,5 +1,4 @@
-//! A delivery stream: whether it is there and takes records, and whether what is configured suits what it
-//! delivers to.
+//! Checks of a delivery stream: that it exists and accepts records, and that the configuration suits its destination.
 
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use crate::sink::aws::Loaded;
 use crate::sink::firehose::{FirehoseSink, answer_of, fault, shape_of};
 use crate::sink::{Batch, Class, Outcome, Sink as _};
 
-/// Checks everything about a Firehose output but the disk.
+/// Checks everything of a Firehose output but the disk.
 pub(super) async fn check(
     config: &Config,
     firehose: &config::Firehose,
@@ -48,29 +47,30 @@ pub(super) async fn check(
         ca_pem: firehose.ca_pem.clone(),
         skew: net::AWS_SKEW,
     };
-    let reached = net::check(service, options, report).await;
-    let known = aws::credentials(&loaded, &firehose.aws, aws::is_aws(&url), options, report).await;
+    let reachable = net::check(service, options, report).await;
+    let authenticated =
+        aws::credentials(&loaded, &firehose.aws, aws::is_aws(&url), options, report).await;
     let streams = examples(&firehose.delivery_stream, options);
     if streams.is_empty() {
         report.skip(
             "stream",
-            "its name is made from each record, and neither Match nor the spool gives an example: give one with --tag \
+            "its name depends on each record, and neither Match nor the spool has an example: give one with --tag \
              and --record '{\"key\":\"value\"}'",
         );
         return;
     }
-    if !(reached && known) {
-        report.skip("stream", "not asked for before the way there is mended");
+    if !(reachable && authenticated) {
+        report.skip("stream", "not tried until the failures above are fixed");
         return;
     }
-    let mut asked = Vec::new();
+    let mut checked = Vec::new();
     for stream in streams.iter().map(|stream| config::stream_name(stream)) {
-        if asked.contains(&stream) {
+        if checked.contains(&stream) {
             continue;
         }
         describe(config, firehose, &loaded, &stream, options, report).await;
         put(config, firehose, &loaded, &stream, options, report).await;
-        asked.push(stream);
+        checked.push(stream);
     }
 }
 
@@ -87,26 +87,26 @@ async fn describe(
         client = client.endpoint_url(endpoint);
     }
     let client = aws_sdk_firehose::Client::from_conf(client.build());
-    let asked = client
+    let request = client
         .describe_delivery_stream()
         .delivery_stream_name(stream)
         .send();
-    let answer = match within(options, asked).await {
-        Ok(answer) => answer,
-        Err(late) => {
+    let response = match within(options, request).await {
+        Ok(response) => response,
+        Err(timeout) => {
             report.fail(
                 "stream",
-                format!("'{stream}': {late}"),
+                format!("'{stream}': {timeout}"),
                 "try again; see --timeout",
             );
             return;
         }
     };
-    let error = match answer {
-        Ok(answer) => {
-            match answer.delivery_stream_description() {
-                Some(found) => suits(config, firehose.aggregation, found, report),
-                None => report.skip("stream", "the answer describes none"),
+    let error = match response {
+        Ok(response) => {
+            match response.delivery_stream_description() {
+                Some(found) => compare(config, firehose.aggregation, found, report),
+                None => report.skip("stream", "the response describes no stream"),
             }
             return;
         }
@@ -120,7 +120,7 @@ async fn describe(
         report.fail(
             "stream",
             format!("'{stream}' does not exist in {}", loaded.region),
-            "make it, or correct delivery_stream, region and the account",
+            "create it, or correct delivery_stream, region and the account",
         );
     } else if fault.class == Class::Configuration && fault.code.contains("AccessDenied") {
         let remedy = match firehose.aggregation {
@@ -131,7 +131,7 @@ async fn describe(
         };
         report.warn(
             "stream",
-            format!("'{stream}' may not be described: {fault}"),
+            format!("not allowed to describe '{stream}': {fault}"),
             remedy,
         );
     } else {
@@ -140,8 +140,8 @@ async fn describe(
     }
 }
 
-/// Holds the configuration against what a stream says of itself.
-fn suits(
+/// Compares the configuration with the description of a stream.
+fn compare(
     config: &Config,
     aggregation: Aggregation,
     stream: &DeliveryStreamDescription,
@@ -153,28 +153,24 @@ fn suits(
     let (shape, what) = match destination {
         Some(destination) => shape_of(destination),
         None => {
-            return report.fail(
-                "stream",
-                format!("'{name}' delivers nowhere"),
-                "give it a destination",
-            );
+            return report.fail("stream", format!("'{name}' has no destination"), "add one");
         }
     };
     if *stream.delivery_stream_type() != DeliveryStreamType::DirectPut {
         report.fail(
             "stream",
             format!(
-                "'{name}' takes its records from {}, not from producers",
+                "'{name}' gets its records from {}, not from producers",
                 stream.delivery_stream_type()
             ),
-            "make a stream with the source Direct PUT",
+            "create a stream with the source Direct PUT",
         );
     } else if *status != DeliveryStreamStatus::Active {
-        let mark = format!("'{name}' is {status}, not ACTIVE");
+        let message = format!("'{name}' is {status}, not ACTIVE");
         report.fail(
             "stream",
-            mark,
-            "wait until it is, or mend it in the console",
+            message,
+            "wait until it is, or fix it in the console",
         );
     } else {
         report.ok(
@@ -185,21 +181,21 @@ fn suits(
 
     let lines = shape.limits.record_lines;
     match aggregation {
-        Aggregation::Auto if lines == 1 => report.ok("aggregation", format!("auto: one line a record, for {what}")),
-        Aggregation::Auto if lines == u32::MAX => report.ok("aggregation", "auto: as many lines a record as fit"),
-        Aggregation::Auto => report.ok("aggregation", format!("auto: at most {lines} lines a record")),
+        Aggregation::Auto if lines == 1 => report.ok("aggregation", format!("auto: one line per record, for {what}")),
+        Aggregation::Auto if lines == u32::MAX => report.ok("aggregation", "auto: as many lines per record as fit"),
+        Aggregation::Auto => report.ok("aggregation", format!("auto: at most {lines} lines per record")),
         Aggregation::On if lines == 1 => report.fail(
             "aggregation",
-            format!("on, but the stream delivers to {what}, which cannot take joined lines apart"),
+            format!("on, but the stream delivers to {what}, which cannot split joined lines"),
             "write aggregation auto",
         ),
         Aggregation::On if lines != u32::MAX => report.warn(
             "aggregation",
-            format!("on, but the stream delivers to {what}, which takes apart at most {lines} lines a record"),
+            format!("on, but the stream delivers to {what}, which splits at most {lines} lines per record"),
             "write aggregation auto",
         ),
         Aggregation::On => report.ok("aggregation", "on, which the stream can read"),
-        Aggregation::Off if lines == 1 => report.ok("aggregation", format!("off, as {what} needs it")),
+        Aggregation::Off if lines == 1 => report.ok("aggregation", format!("off, as {what} requires")),
         Aggregation::Off => report.warn(
             "aggregation",
             format!("off, though the stream delivers to {what}: each line is billed as at least 5 KB"),
@@ -209,11 +205,11 @@ fn suits(
 
     let s3 = destination.and_then(DestinationDescription::extended_s3_destination_description);
     if compresses(config) {
-        let packed = s3.map(|s3| s3.compression_format());
+        let format = s3.map(|s3| s3.compression_format());
         if !shape.compression && aggregation == Aggregation::Auto {
             report.warn(
                 "compression",
-                format!("the stream delivers to {what}, which cannot read compressed records: they are sent plain"),
+                format!("the stream delivers to {what}, which cannot read compressed records: they are sent uncompressed"),
                 "remove compression",
             );
         } else if !shape.compression {
@@ -222,16 +218,16 @@ fn suits(
                 format!("the stream delivers to {what}, which cannot read compressed records"),
                 "remove compression",
             );
-        } else if packed.is_some_and(|packed| *packed != CompressionFormat::Uncompressed) {
+        } else if format.is_some_and(|format| *format != CompressionFormat::Uncompressed) {
             report.warn(
                 "compression",
-                "the stream compresses as well: its objects are packed twice",
+                "the stream compresses as well: its objects are compressed twice",
                 "remove compression, or turn it off in the stream",
             );
         } else {
             report.ok(
                 "compression",
-                format!("{:?}, which {what} keeps as it is", config.compression),
+                format!("{}, which {what} stores as it is", config.compression),
             );
         }
     }
@@ -240,22 +236,22 @@ fn suits(
         .and_then(|s3| s3.data_format_conversion_configuration())
         .filter(|conversion| conversion.enabled() == Some(true));
     if let (Some(conversion), Some((key, format))) = (conversion, &config.encode.time) {
-        let reader = conversion
+        let deserializer = conversion
             .input_format_configuration()
             .and_then(|input| input.deserializer());
-        let hive = reader.is_some_and(|reader| reader.hive_json_ser_de().is_some());
-        say_time(key, format, hive, report);
+        let hive = deserializer.is_some_and(|reader| reader.hive_json_ser_de().is_some());
+        check_time(key, format, hive, report);
     }
 }
 
-/// Whether format conversion can read the times that are written.
-fn say_time(key: &str, format: &TimeFormat, hive: bool, report: &mut Report<'_>) {
+/// Checks that format conversion can read the times that are written.
+fn check_time(key: &str, format: &TimeFormat, hive: bool, report: &mut Report<'_>) {
     let written = written(format);
     if hive {
         report.warn(
             "time",
-            format!("the stream reads JSON by the Hive SerDe, which reads '{written}' only if its TimestampFormats say so"),
-            "look there, or take the OpenX SerDe",
+            format!("the stream's Hive SerDe reads '{written}' only if its TimestampFormats include that format"),
+            "check them, or use the OpenX SerDe",
         );
     } else if openx_reads(&written) {
         report.ok(
@@ -266,12 +262,12 @@ fn say_time(key: &str, format: &TimeFormat, hive: bool, report: &mut Report<'_>)
         report.warn(
             "time",
             format!("{key} is written as '{written}', which the stream's OpenX SerDe does not read: a column of type timestamp arrives as null"),
-            "remove time_key_format (the default is read), or let it end in Z",
+            "remove time_key_format (the default is read), or end it with Z",
         );
     }
 }
 
-/// A time as it is written into a record.
+/// Returns an example time in the format of records.
 fn written(format: &TimeFormat) -> String {
     let at = Time {
         seconds: 1_751_489_071,
@@ -293,8 +289,9 @@ fn written(format: &TimeFormat) -> String {
     }
 }
 
-/// `2025-07-02T20:44:31.123Z` with up to nine digits of fraction, `2025-07-02 20:44:31.1`, or seconds or
-/// milliseconds since 1970: <https://docs.aws.amazon.com/firehose/latest/dev/enable-record-format-conversion.html>
+/// Whether the OpenX SerDe reads a time: `2025-07-02T20:44:31.123Z` with up to nine digits of fraction,
+/// `2025-07-02 20:44:31.1`, or seconds or milliseconds since the epoch.
+/// <https://docs.aws.amazon.com/firehose/latest/dev/enable-record-format-conversion.html>
 fn openx_reads(text: &str) -> bool {
     let shape: String = text
         .chars()
@@ -315,10 +312,10 @@ fn openx_reads(text: &str) -> bool {
     }
 }
 
-/// What a sink says beside its outcomes is said here already.
-struct Nowhere;
+/// A log that discards everything, since the checks report it already.
+struct NoLog;
 
-impl Output for Nowhere {
+impl Output for NoLog {
     fn enabled(&self, _level: Level) -> bool {
         false
     }
@@ -326,7 +323,7 @@ impl Output for Nowhere {
     fn write(&self, _level: Level, _line: &str) {}
 }
 
-/// One marked record, where that is asked for.
+/// Sends a marked record, if requested.
 async fn put(
     config: &Config,
     firehose: &config::Firehose,
@@ -342,7 +339,7 @@ async fn put(
         );
         return;
     }
-    let log = Arc::new(Log::new(Box::new(Nowhere), &config.instance));
+    let log = Arc::new(Log::new(Box::new(NoLog), &config.instance));
     let endpoint = firehose.aws.endpoint.as_deref();
     let sink = FirehoseSink::new(
         loaded,
@@ -368,18 +365,18 @@ async fn put(
     {
         Ok(Some(Outcome::Delivered)) => report.ok(
             "put",
-            format!("'{stream}' took one marked record (key ferry_check)"),
+            format!("'{stream}' accepted one marked record (key ferry_check)"),
         ),
         Ok(Some(Outcome::Retry(fault) | Outcome::Ambiguous(fault) | Outcome::Rejected(fault))) => {
             let remedy = aws::remedy(&fault, "firehose:PutRecordBatch", "the stream");
             report.fail(
                 "put",
-                format!("'{stream}' did not take a record: {fault}"),
+                format!("'{stream}' did not accept a record: {fault}"),
                 remedy,
             );
         }
-        Ok(None) => report.fail("put", "no answer came", "try again"),
-        Err(late) => report.fail("put", late, "try again; see --timeout"),
+        Ok(None) => report.fail("put", "no response", "try again"),
+        Err(timeout) => report.fail("put", timeout, "try again; see --timeout"),
     }
 }
 
@@ -389,7 +386,7 @@ mod tests {
     use crate::codec::time::Strftime;
 
     #[test]
-    fn openx_reads_what_its_documentation_says() {
+    fn openx_reads_the_documented_formats() {
         let strftime = |format: &str| TimeFormat::Strftime(Strftime::parse(format).unwrap());
         let table = [
             (TimeFormat::Iso8601, true),
@@ -400,7 +397,7 @@ mod tests {
             (strftime("%F %T"), true),
             (strftime("%F %T.%3N"), true),
             (strftime("%s.%3N"), true),
-            // The default of the plugins that people come from.
+            // The default of other plugins.
             (strftime("%Y-%m-%dT%H:%M:%S"), false),
             (strftime("%Y-%m-%dT%H:%M:%S%z"), false),
             (strftime("%F %TZ"), false),

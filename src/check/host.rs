@@ -1,5 +1,4 @@
-//! Fluent Bit's side: its configuration file as far as it concerns `ferry`, and its own settings that lose
-//! data or time when they are wrong.
+//! Fluent Bit's configuration file, as far as it concerns `ferry`, and checks of Fluent Bit's own settings.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -10,65 +9,65 @@ use fluent_bit_config::{Document, Format, Place, Section, beside};
 use super::{Mark, Report};
 use crate::config::{Config, Properties, keys};
 
-/// What a file says.
+/// A configuration.
 #[derive(Debug)]
 pub struct Configuration {
-    /// How it is written.
+    /// The format of the file.
     pub format: Format,
-    /// The outputs that were asked for, in order.
+    /// The outputs of the wanted plugins, in order.
     pub outputs: Vec<Output>,
     /// The names of the other outputs.
     pub others: Vec<String>,
     service: Vec<Key>,
     /// The libraries that the file itself names.
     libraries: Vec<Key>,
-    /// Where files are looked for that are not found from the current folder.
+    /// The folder relative to which files are looked up that the working directory does not have.
     root: PathBuf,
 }
 
-/// One output.
+/// An output.
 #[derive(Debug)]
 pub struct Output {
-    /// Its plugin.
+    /// The name of its plugin.
     pub name: String,
     /// Its alias, or the host's name for it, such as `ferry.0`.
     pub label: String,
     /// All its keys but `name`, in order.
     pub keys: Vec<Key>,
-    /// Where it begins.
+    /// Its first line.
     pub place: Place,
-    /// Variables in it that are not set.
+    /// Warnings about unset variables in it.
     pub unset: Vec<String>,
 }
 
 /// A key of a section.
 #[derive(Debug)]
 pub struct Key {
-    /// As written.
+    /// The name, as written.
     pub name: String,
-    /// Its value as written, variables and all.
+    /// The value, as written, with its variables.
     pub raw: String,
-    /// Its value; `None` where variables that are not set left nothing of it. To the host it is not set then.
+    /// The resolved value; `None` if it is empty because of unset variables, which the host treats as not set.
     pub value: Option<String>,
-    /// Where it stands.
+    /// Its line.
     pub place: Place,
 }
 
 impl Output {
-    /// The key of that name that counts: of Ferry's own the first one. Of its own keys Fluent Bit takes the last one,
-    /// for which most of them need a value.
+    /// Returns the key of this name that takes effect: the first one of Ferry's keys. Of its own keys Fluent Bit uses
+    /// the last one, which for most of them must have a value.
     pub fn entry(&self, name: &str) -> Option<&Key> {
-        let of_it = |key: &&Key| key.name.eq_ignore_ascii_case(name);
-        let mut keys = self.keys.iter().filter(of_it);
+        let same_name = |key: &&Key| key.name.eq_ignore_ascii_case(name);
+        let mut keys = self.keys.iter().filter(same_name);
         if keys::find_host(name).is_none() {
             return keys.next();
         }
         let can_be_unset = ["match", "retry_limit"]
             .iter()
             .any(|key| key.eq_ignore_ascii_case(name));
-        keys.reduce(|counts, key| match can_be_unset || key.value.is_some() {
+        keys.reduce(|current, key| match can_be_unset || key.value.is_some() {
             true => key,
-            false => counts,
+            false => current,
         })
     }
 }
@@ -79,8 +78,7 @@ impl Properties for Output {
     }
 }
 
-/// Reads a file and what it includes, and keeps the outputs whose plugin is `wanted`. Errors name file and
-/// line.
+/// Reads a file and its includes, and keeps the outputs whose plugin is `wanted`. Errors name file and line.
 pub fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Configuration, String> {
     let document = Document::read(path).map_err(|error| format!("{error:#}"))?;
     let mut configuration = Configuration {
@@ -127,7 +125,7 @@ pub fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Configuration,
     Ok(configuration)
 }
 
-/// The keys of a section, and the variables in it that are not set.
+/// Returns the keys of a section, and warnings about unset variables.
 fn keys_of(document: &Document, section: &Section) -> (Vec<Key>, Vec<String>) {
     let mut variables = document.variables();
     let keys = section.entries.iter().map(|entry| Key {
@@ -139,7 +137,7 @@ fn keys_of(document: &Document, section: &Section) -> (Vec<Key>, Vec<String>) {
     (keys.collect(), variables.warnings)
 }
 
-/// The libraries that a file names for Fluent Bit to load.
+/// Returns the libraries that a file tells Fluent Bit to load.
 fn libraries_of(document: &Document) -> Vec<Key> {
     let sections = document.sections.iter().filter(|one| one.is("plugins"));
     let keys = sections.flat_map(|section| keys_of(document, section).0);
@@ -147,37 +145,42 @@ fn libraries_of(document: &Document) -> Vec<Key> {
         .collect()
 }
 
-/// Says which keys do nothing. The host takes any key for a proxy output, mistyped ones too.
+/// Reports keys that do nothing. The host accepts any key of a proxy output, even mistyped ones.
 pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut Report<'_>) {
     let mut seen = BTreeSet::new();
-    let mut sound = true;
+    let mut passed = true;
     for key in &output.keys {
         let name = key.name.to_lowercase();
         let place = &key.place;
         let again = !seen.insert(name.clone());
-        if let Some(Unfit { mark, what, remedy }) = unfit(&name, key.value.as_deref()) {
-            report.say(
+        if let Some(HostProblem {
+            mark,
+            message,
+            remedy,
+        }) = host_problem(&name, key.value.as_deref())
+        {
+            report.add(
                 "keys",
                 mark,
-                format!("{place}: {what}"),
+                format!("{place}: {message}"),
                 Some(remedy.to_owned()),
             );
-            sound = false;
+            passed = false;
             if !again {
                 continue;
             }
         }
         let (message, remedy) = if again && !is_list(configuration, output, &name) {
-            let counts = match keys::find_host(&name) {
+            let effective = match keys::find_host(&name) {
                 Some(_) => "Fluent Bit takes the last one",
                 None => "the first one counts",
             };
             (
-                format!("{place}: {name} is set twice; {counts}"),
+                format!("{place}: {name} is set twice; {effective}"),
                 "remove one".to_owned(),
             )
         } else if again || keys::find(&name).is_some() {
-            // What a known key cannot do for this destination the configuration itself refuses.
+            // Known keys that do not apply to the destination are refused by the configuration.
             continue;
         } else if let Some(host) = keys::find_host(&name) {
             let Some(instead) = host.instead else {
@@ -206,7 +209,7 @@ pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut 
             )
         };
         report.warn("keys", message, remedy);
-        sound = false;
+        passed = false;
     }
     for variable in &output.unset {
         report.warn(
@@ -214,27 +217,24 @@ pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut 
             variable.trim_start_matches("[env] ").to_owned(),
             "set it, here and where Fluent Bit runs",
         );
-        sound = false;
+        passed = false;
     }
-    if sound {
-        report.ok(
-            "keys",
-            format!("{} keys, all of them known", output.keys.len()),
-        );
+    if passed {
+        report.ok("keys", format!("{} keys, all known", output.keys.len()));
     }
 }
 
-/// What is wrong with a key of Fluent Bit's own.
-struct Unfit {
+/// A problem of a key of Fluent Bit's own.
+struct HostProblem {
     mark: Mark,
-    what: String,
+    message: String,
     remedy: &'static str,
 }
 
-/// The words that Fluent Bit takes for a level of its log.
+/// The log levels of Fluent Bit.
 const LEVELS: [&str; 7] = ["off", "error", "warn", "warning", "info", "debug", "trace"];
 
-/// What it takes of `net.` and `oauth2.`. Newer ones may take more.
+/// The keys in `net.` and `oauth2.` of Fluent Bit 5.1.1. Newer versions may have more.
 const NET: [&str; 17] = [
     "dns.mode",
     "dns.resolver",
@@ -274,48 +274,50 @@ const OAUTH2: [&str; 17] = [
     "connect_timeout",
 ];
 
-/// Whether Fluent Bit 5.1.1 would not start with a key of its own, whose name is in lower case. It reads each of them, also
-/// those that do not count in the end.
-fn unfit(name: &str, value: Option<&str>) -> Option<Unfit> {
-    // One without a value it passes over.
+/// Returns the problem of a key of Fluent Bit's own, in lower case, with which Fluent Bit 5.1.1 does not start. It
+/// reads every one of them, even those that a later one overrides.
+fn host_problem(name: &str, value: Option<&str>) -> Option<HostProblem> {
+    // Fluent Bit ignores a key without a value.
     let value = value?;
     let word = value.to_lowercase();
-    let fail = |words: &str, remedy| {
-        Some(Unfit {
+    let fail = |reason: &str, remedy| {
+        Some(HostProblem {
             mark: Mark::Fail,
-            what: format!("{name} {value}: {words}Fluent Bit 5.1.1 does not start with it"),
+            message: format!("{name} {value}: {reason}Fluent Bit 5.1.1 does not start with it"),
             remedy,
         })
     };
-    let among = |known: &[&str], begin: &str| {
-        let rest = name.strip_prefix(begin)?;
+    let known_in = |known: &[&str], group: &str| {
+        let rest = name.strip_prefix(group)?;
         let known = rest
             .strip_prefix('.')
             .is_some_and(|rest| known.contains(&rest));
-        (!known).then(|| Unfit {
+        (!known).then(|| HostProblem {
             mark: Mark::Warn,
-            what: format!("{name}: Fluent Bit 5.1.1 does not know it, and does not start with it"),
+            message: format!(
+                "{name}: Fluent Bit 5.1.1 does not know it, and does not start with it"
+            ),
             remedy: "remove it; it would not reach Ferry",
         })
     };
     match name {
         "tls" if ["on", "true", "yes"].contains(&&*word) => fail(
             "",
-            "remove it; Ferry speaks HTTPS by itself, as the endpoint says",
+            "remove it; Ferry uses HTTPS by itself, as the endpoint specifies",
         ),
-        "log_level" if !LEVELS.contains(&&*word) => fail("no level: ", LEVEL),
+        "log_level" if !LEVELS.contains(&&*word) => fail("not a level: ", LEVEL_REMEDY),
         "storage.total_limit_size" if !is_size(&word) => {
-            fail("no size: ", "write a size such as 500M or 5G, or off")
+            fail("not a size: ", "write a size such as 500M or 5G, or off")
         }
-        _ if name.starts_with("net.") => among(&NET, "net"),
-        _ => among(&OAUTH2, "oauth2"),
+        _ if name.starts_with("net.") => known_in(&NET, "net"),
+        _ => known_in(&OAUTH2, "oauth2"),
     }
 }
 
-const LEVEL: &str = "write off, error, warn, info, debug or trace";
+const LEVEL_REMEDY: &str = "write off, error, warn, info, debug or trace";
 
-/// Whether Fluent Bit takes this for the most bytes of an output's chunks, in lower case. What does not begin with a number
-/// is 0 to it, which is no limit.
+/// Whether Fluent Bit accepts a lower-case value of `storage.total_limit_size`. A value that does not begin with a
+/// number is 0, which means no limit.
 fn is_size(value: &str) -> bool {
     if ["off", "false", "no"].contains(&value) {
         return true;
@@ -323,34 +325,39 @@ fn is_size(value: &str) -> bool {
     let digit = value.rfind(|c: char| c.is_ascii_digit());
     let unit = digit.map_or(value.get(1..), |at| value.get(at + 1..));
     match unit.unwrap_or_default() {
-        // That is its own word for an error.
+        // Fluent Bit uses -1 for an error.
         "" => value.parse() != Ok(-1.0),
         unit => ["k", "m", "g", "kb", "mb", "gb"].contains(&unit),
     }
 }
 
-/// Says what of Fluent Bit's own section it does not start with.
+/// Reports keys in `[SERVICE]` with which Fluent Bit does not start.
 pub(super) fn service(configuration: &Configuration, report: &mut Report<'_>) {
     let levels = configuration.service.iter();
     for key in levels.filter(|key| key.name.eq_ignore_ascii_case("log_level")) {
-        if let Some(Unfit { mark, what, remedy }) = unfit("log_level", key.value.as_deref()) {
-            let message = format!("{}: {what}", key.place);
-            report.say("service", mark, message, Some(remedy.to_owned()));
+        if let Some(HostProblem {
+            mark,
+            message,
+            remedy,
+        }) = host_problem("log_level", key.value.as_deref())
+        {
+            let message = format!("{}: {message}", key.place);
+            report.add("service", mark, message, Some(remedy.to_owned()));
         }
     }
 }
 
-/// Whether a key that comes again was written as a YAML list.
+/// Whether a repeated key was written as a YAML list.
 fn is_list(configuration: &Configuration, output: &Output, name: &str) -> bool {
-    let of_it = output
+    let repeated = output
         .keys
         .iter()
         .filter(|key| key.name.eq_ignore_ascii_case(name));
-    let places: BTreeSet<usize> = of_it.map(|key| key.place.line).collect();
-    configuration.format == Format::Yaml && places.len() == 1
+    let lines: BTreeSet<usize> = repeated.map(|key| key.place.line).collect();
+    configuration.format == Format::Yaml && lines.len() == 1
 }
 
-/// Says whether Fluent Bit finds the library: it does not start without it.
+/// Checks that Fluent Bit finds the library, without which it does not start.
 pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
     const CHECK: &str = "library";
     let mut libraries: Vec<&Key> = configuration.libraries.iter().collect();
@@ -364,7 +371,7 @@ pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
                 return report.fail(
                     CHECK,
                     format!("{place}: Plugins_File: {error:#}"),
-                    "name it by its full path: Fluent Bit does not start without it",
+                    "write its full path: Fluent Bit does not start without it",
                 );
             }
         }
@@ -379,14 +386,14 @@ pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
     for library in libraries {
         let (place, path) = (&library.place, library.value.as_deref().unwrap_or_default());
         if let Err(error) = File::open(path) {
-            // For a plain name the loader looks in folders of its own.
+            // The loader looks up plain names in its own folders.
             let mark = match path.contains('/') {
                 true => Mark::Fail,
                 false => Mark::Warn,
             };
             let message = format!("{place}: '{path}' cannot be opened: {error}");
-            let remedy = "name it by its full path, for the user to read that Fluent Bit runs as: it does not start without it";
-            return report.say(CHECK, mark, message, Some(remedy.to_owned()));
+            let remedy = "write its full path, readable by the user that Fluent Bit runs as: it does not start without it";
+            return report.add(CHECK, mark, message, Some(remedy.to_owned()));
         }
         let name = Path::new(path).file_name().unwrap_or_default();
         if name.to_string_lossy().contains("ferry") {
@@ -394,16 +401,16 @@ pub(super) fn library(configuration: &Configuration, report: &mut Report<'_>) {
         }
     }
     match found {
-        Some(path) => report.ok(CHECK, format!("'{path}' is there")),
+        Some(path) => report.ok(CHECK, format!("'{path}' exists")),
         None => report.warn(
             CHECK,
-            "no library that Fluent Bit is told to load has ferry in its name",
+            "no library in the configuration has ferry in its name",
             "write Path /full/path/of/out_ferry.so below [PLUGINS] in the Plugins_File",
         ),
     }
 }
 
-/// Advice about the host's own settings.
+/// Checks the host's own settings.
 pub(super) fn advise(
     configuration: &Configuration,
     output: &Output,
@@ -412,15 +419,15 @@ pub(super) fn advise(
 ) {
     let direct = config.spool.is_none();
     let word = |key: &str| output.get(key).map(|value| value.to_lowercase());
-    let mut sound = true;
+    let mut passed = true;
     let mut warn = |message: String, remedy: &str| {
         report.warn("host", message, remedy);
-        sound = false;
+        passed = false;
     };
 
     if word("match").is_none() && word("match_regex").is_none() {
         warn(
-            "there is no Match: no record ever comes here".to_owned(),
+            "there is no Match: this output gets no records".to_owned(),
             "write Match *",
         );
     }
@@ -428,8 +435,8 @@ pub(super) fn advise(
         Some("no_limits" | "false" | "off") => {}
         other => warn(
             format!(
-                "Retry_Limit is {}: Fluent Bit drops a chunk after so many retries, however long the outage",
-                other.unwrap_or("not set, and 1 then")
+                "Retry_Limit is {}: Fluent Bit drops a chunk after that many retries, however long the outage",
+                other.unwrap_or("not set, which means 1")
             ),
             "write Retry_Limit no_limits",
         ),
@@ -439,7 +446,7 @@ pub(super) fn advise(
         .unwrap_or(0);
     if direct && workers == 0 {
         warn(
-            "there are no Workers: in direct mode every flush stops all of Fluent Bit while it waits for the destination"
+            "there are no Workers: in direct mode every flush blocks all of Fluent Bit while it waits for the destination"
                 .to_owned(),
             "write Workers 2, or spool on",
         );
@@ -459,20 +466,20 @@ pub(super) fn advise(
     {
         warn(
             format!(
-                "Grace is {seconds} s, not more than exit_deadline ({} s): what is delivered after Grace at a stop, Fluent Bit \
-                 does not hear of, and hands over again",
+                "Grace is {seconds} s, not more than exit_deadline ({} s): at a stop, Fluent Bit misses what is delivered \
+                 after Grace, and sends it again",
                 config.exit_deadline.as_secs()
             ),
             "raise Grace above exit_deadline",
         );
     }
-    if sound {
+    if passed {
         report.ok("host", "Retry_Limit, Workers and Grace suit the mode");
     }
 }
 
 impl Configuration {
-    /// A key of the service; the last one counts.
+    /// Returns a key of the service; the last one takes effect.
     fn service_entry(&self, name: &str) -> Option<&Key> {
         let mut keys = self.service.iter().rev();
         keys.find(|key| key.name.eq_ignore_ascii_case(name))

@@ -1,6 +1,6 @@
-//! Outputs of `kinesis_firehose`, AWS's Go `firehose` and `azure_blob` become outputs of `ferry` that do the
-//! same. Every key is carried over, or named in a comment with the reason why not. Values are printed as
-//! they were written, with their `${VARIABLE}`s; secrets are not.
+//! Converts outputs of `kinesis_firehose`, AWS's Go `firehose` and `azure_blob` into equivalent outputs of `ferry`.
+//! Every key is carried over, or named in a comment with the reason why not. Values are printed as they were written,
+//! with their `${VARIABLE}`s, except for secrets.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,17 +12,16 @@ use super::host::{self, Configuration, Key, Output};
 use crate::config::keys::{self, Key as Known};
 use crate::config::{Config, MEMORY_LIMIT_BYTES, Properties, open_objects, parse_size};
 
-/// A configuration for `ferry`.
+/// The result of a migration.
 #[derive(Debug)]
 pub struct Migration {
-    /// What to write into the configuration of Fluent Bit, in the format of the old one.
+    /// The new outputs for Fluent Bit's configuration, in the format of the old one.
     pub text: String,
-    /// What in it is not possible as it is; each stands in a comment as well.
+    /// The problems to fix by hand, which are also in comments.
     pub problems: Vec<String>,
 }
 
-/// Reads a file and rewrites its outputs. The error says that it cannot be read, or that there is nothing
-/// to rewrite.
+/// Reads a file and converts its outputs. Fails if it cannot be read, or has no output to convert.
 pub fn migrate(path: &Path) -> Result<Migration, String> {
     let configuration = host::read(path, |name| {
         ["kinesis_firehose", "firehose", "azure_blob"].contains(&name)
@@ -47,8 +46,8 @@ pub fn migrate(path: &Path) -> Result<Migration, String> {
             "azure_blob" => azure_blob(&mut draft),
             name => firehose(&mut draft, name == "firehose"),
         }
-        draft.leave_the_rest();
-        draft.judge(&mut migration.problems);
+        draft.drop_the_rest();
+        draft.validate(&mut migration.problems);
         migration.text.push('\n');
         draft.print(configuration.format, &mut migration.text);
     }
@@ -58,13 +57,13 @@ pub fn migrate(path: &Path) -> Result<Migration, String> {
 fn head(configuration: &Configuration, path: &Path) -> String {
     let plugins = match configuration.format {
         Format::Classic => {
-            "Plugins_File in [SERVICE], and there [PLUGINS] with Path /…/out_ferry.so"
+            "Plugins_File in [SERVICE], and in that file [PLUGINS] with Path /…/out_ferry.so"
         }
         Format::Yaml => "plugins: with - /…/out_ferry.so",
     };
     let mut head = format!(
-        "# From {}. Beside this, Fluent Bit needs to load the library ({plugins}),\n\
-         # and a Grace of 15 in its service. Text arrives as itself, not as \\uXXXX.\n",
+        "# From {}. In addition, Fluent Bit must load the library ({plugins}),\n\
+         # and needs a Grace of 15 in its service. Text is sent as UTF-8, not as \\uXXXX.\n",
         path.display()
     );
     if configuration.format == Format::Yaml {
@@ -73,18 +72,18 @@ fn head(configuration: &Configuration, path: &Path) -> String {
     head
 }
 
-/// One key of the new output.
+/// A key of the new output.
 struct Line {
-    /// As its documentation writes it; in YAML all are in lower case.
+    /// The name, as in its documentation; in YAML it is printed in lower case.
     key: &'static str,
-    /// What is printed.
+    /// The value to print.
     raw: String,
-    /// What it stands for, to be judged.
+    /// The resolved value, to validate.
     value: String,
     comment: Option<String>,
 }
 
-/// A new output in the making.
+/// A new output in progress.
 struct Draft<'o> {
     from: &'o Output,
     number: usize,
@@ -111,13 +110,13 @@ impl<'o> Draft<'o> {
         }
     }
 
-    /// A key of the old output, which is then dealt with.
+    /// Returns a key of the old output, and marks it as used.
     fn take(&mut self, key: &str) -> Option<&'o Key> {
         self.used.insert(key.to_owned());
         self.from.entry(key)
     }
 
-    /// A switch of the old output.
+    /// Returns a flag of the old output.
     fn flag(&mut self, key: &str) -> Option<bool> {
         match self.take(key)?.value.as_deref()?.to_lowercase().as_str() {
             "on" | "true" | "yes" => Some(true),
@@ -133,7 +132,7 @@ impl<'o> Draft<'o> {
         self.push(key, value, value, Some(comment.into()));
     }
 
-    /// Every line is made here. A secret is printed only as the variable that it already was.
+    /// Adds a line; all lines are added here. A secret is printed only if it is a variable, by that variable's name.
     fn push(&mut self, key: &'static str, raw: &str, value: &str, comment: Option<String>) {
         let (raw, comment) = match keys::find(key).filter(|known| known.value.is_secret()) {
             Some(known) if !is_variable(raw) => {
@@ -159,7 +158,7 @@ impl<'o> Draft<'o> {
         });
     }
 
-    /// Carries a key over, under a name that may be another, with what has to be changed about its value.
+    /// Carries a key over, with a new name and a changed value.
     fn carry(&mut self, old: &str, new: &'static str, change: impl Fn(&str) -> String) {
         let Some(key) = self.take(old) else {
             return;
@@ -169,7 +168,7 @@ impl<'o> Draft<'o> {
         let is_secret = keys::find(new).is_some_and(|known| known.value.is_secret());
         if key.value.is_none() && !is_secret {
             let place = &key.place;
-            self.note(format!("{place}: {old} holds a variable that is not set here: its value could not be looked at"));
+            self.note(format!("{place}: {old} contains a variable that is not set here: its value could not be checked"));
         }
     }
 
@@ -179,7 +178,7 @@ impl<'o> Draft<'o> {
         }
     }
 
-    /// Carries over what has another name here, of which the old one is an alias.
+    /// Carries over a key under the name of which the old one is an alias.
     fn rename(&mut self, old: &str, change: impl Fn(&str) -> String) {
         if let Some(key) = keys::find(old) {
             self.carry(old, key.name, change);
@@ -190,15 +189,15 @@ impl<'o> Draft<'o> {
         self.notes.push(note.into());
     }
 
-    /// Names a key that has no counterpart, where it was set.
-    fn leave(&mut self, key: &str, why: &str) {
+    /// Notes that a key has no counterpart, if it is set.
+    fn drop_key(&mut self, key: &str, why: &str) {
         if self.take(key).is_some() {
             self.note(format!("{key} has no counterpart: {why}"));
         }
     }
 
-    /// Names the keys of `plugin` that have no counterpart, and those that are refused.
-    fn leave_foreign(&mut self, plugin: &str) {
+    /// Notes the keys of `plugin` that have no counterpart, and those that are refused.
+    fn drop_foreign(&mut self, plugin: &str) {
         let foreign = keys::FOREIGN.iter().filter(|key| key.plugin == plugin);
         let foreign = foreign.map(|key| (key.name, key.why));
         let refused = keys::ALL
@@ -206,17 +205,17 @@ impl<'o> Draft<'o> {
             .filter_map(|key| Some((key.name, key.instead?)));
         for (key, why) in foreign.chain(refused) {
             if !self.used.contains(key) {
-                self.leave(key, why);
+                self.drop_key(key, why);
             }
         }
     }
 
-    /// The host's own keys.
-    fn hosts(&mut self, direct: bool) {
-        // Those have a meaning that depends on the mode: see below.
-        const JUDGED: [&str; 2] = ["Retry_Limit", "Workers"];
+    /// Carries over the host's own keys.
+    fn host_keys(&mut self, direct: bool) {
+        // Handled below, since they depend on the mode.
+        const SPECIAL: [&str; 2] = ["Retry_Limit", "Workers"];
         let acting = keys::HOST.iter().filter(|key| key.instead.is_none());
-        for key in acting.filter(|key| !JUDGED.contains(&key.name)) {
+        for key in acting.filter(|key| !SPECIAL.contains(&key.name)) {
             self.carry(&key.name.to_lowercase(), key.name, str::to_owned);
         }
         let limit = self.take("retry_limit").and_then(|key| key.value.clone());
@@ -229,7 +228,7 @@ impl<'o> Draft<'o> {
                 "no_limits",
                 format!(
                     "was {}, after which Fluent Bit drops the chunk",
-                    limit.as_deref().unwrap_or("not set, that is 1")
+                    limit.as_deref().unwrap_or("not set, which means 1")
                 ),
             ),
         }
@@ -242,16 +241,16 @@ impl<'o> Draft<'o> {
             (None, true) => self.add_with(
                 "Workers",
                 "2",
-                "for a proxy output Fluent Bit has no default; without Workers each flush stops it",
+                "Fluent Bit has no default for a proxy output; without Workers each flush blocks it",
             ),
             (Some(_), false) => {
-                self.note("workers is left out: with a spool a flush is over after an fsync")
+                self.note("workers is left out: with a spool a flush takes only an fsync")
             }
             (None, false) => {}
         }
         match (self.take("tls").is_some(), self.flag("tls")) {
             (_, Some(true)) => self.note("tls on is left out: Ferry speaks HTTPS by itself, and Fluent Bit does not start with it here"),
-            (true, _) => self.note("tls is left out: whether it is HTTPS the endpoint says"),
+            (true, _) => self.note("tls is left out: the endpoint determines whether HTTPS is used"),
             (false, _) => {}
         }
         self.carry("tls.ca_file", "tls_ca_file", str::to_owned);
@@ -267,7 +266,7 @@ impl<'o> Draft<'o> {
         for key in keys {
             let idle = keys::find_host(&key).is_some_and(|key| key.instead.is_some());
             if idle && !self.used.contains(&key) {
-                self.leave(
+                self.drop_key(
                     &key,
                     "it concerns Fluent Bit's own connections, and Ferry makes its own",
                 );
@@ -275,22 +274,22 @@ impl<'o> Draft<'o> {
         }
     }
 
-    fn leave_the_rest(&mut self) {
+    fn drop_the_rest(&mut self) {
         for key in &self.from.keys {
             if self.used.insert(key.name.to_lowercase()) {
                 self.notes.push(format!(
-                    "{} is no key of {} and is left out",
+                    "{} is not a key of {} and is left out",
                     key.name, self.from.name
                 ));
             }
         }
     }
 
-    /// Reads the new output as the plugin will.
-    fn judge(&mut self, problems: &mut Vec<String>) {
+    /// Validates the new output as the plugin will.
+    fn validate(&mut self, problems: &mut Vec<String>) {
         if let Err(found) = Config::read(self) {
             for problem in found {
-                self.note(format!("TO MEND: {problem}"));
+                self.note(format!("TO FIX: {problem}"));
                 problems.push(format!("{}: {problem}", self.from.place));
             }
         }
@@ -350,7 +349,7 @@ fn yaml_scalar(text: &str) -> String {
     }
 }
 
-/// An address as a full URL; the plugins take a bare host as well.
+/// Returns a full URL; the old plugins accept a bare host as well.
 fn full_url(text: &str) -> String {
     match text.contains("://") {
         true => text.to_owned(),
@@ -358,7 +357,7 @@ fn full_url(text: &str) -> String {
     }
 }
 
-/// Their default, which the OpenX SerDe does not read.
+/// The old plugins' default, which the OpenX SerDe does not read.
 const NO_ZONE: &str = "%Y-%m-%dT%H:%M:%S";
 
 /// `kinesis_firehose`, in C, and AWS's `firehose`, in Go.
@@ -368,7 +367,7 @@ fn firehose(draft: &mut Draft<'_>, go: bool) {
         true => draft.take("port").map(|key| key.raw.clone()),
         false => None,
     };
-    draft.hosts(true);
+    draft.host_keys(true);
     draft.keep(&[
         &keys::DELIVERY_STREAM,
         &keys::REGION,
@@ -395,9 +394,9 @@ fn firehose(draft: &mut Draft<'_>, go: bool) {
     let has_time = draft.get("time_key").is_some();
     match draft.take("time_key_format") {
         Some(_) if !has_time => draft.note("time_key_format is left out: without time_key it did nothing"),
-        // Go's plugin calls microseconds so.
+        // Microseconds in the Go plugin.
         Some(_) if go => draft.carry("time_key_format", "time_key_format", |text| text.replace("%f", "%6N")),
-        // Nanoseconds there, milliseconds here.
+        // Nanoseconds in the C plugin, milliseconds here.
         Some(_) => draft.carry("time_key_format", "time_key_format", |text| text.replace("%L", "%9N")),
         None if has_time => draft.add_with(
             "time_key_format",
@@ -410,33 +409,33 @@ fn firehose(draft: &mut Draft<'_>, go: bool) {
     draft.carry("simple_aggregation", "simple_aggregation", str::to_owned);
     if draft.get("simple_aggregation").is_none() {
         draft.note(
-            "aggregation differs: lines were sent one by one; Ferry joins them where the stream can read that, which costs less. Write aggregation off for the old way",
+            "aggregation differs: lines were sent one by one; Ferry joins them where the stream can read that, which costs less. Write aggregation off for the old behaviour",
         );
     }
     let compression = draft.take("compression");
     match compression.and_then(|key| key.value.as_deref()) {
         Some("gzip" | "zstd" | "none") => draft.carry("compression", "compression", str::to_owned),
         Some(other) => draft.note(format!(
-            "compression {other} has no counterpart: lines are sent plain; there are gzip and zstd"
+            "compression {other} has no counterpart: lines are sent uncompressed; use gzip or zstd"
         )),
         None => {}
     }
     if draft.flag("auto_retry_requests").is_some() {
         draft.note(
-            "auto_retry_requests is left out: what failed is always sent again, and only that",
+            "auto_retry_requests is left out: failed records are always sent again, and only those",
         );
     }
-    draft.note("retries differ: of a request that failed in part only the failed records go again");
-    draft.leave_foreign("firehose");
+    draft.note("retries differ: after a partial failure only the failed records are sent again");
+    draft.drop_foreign("firehose");
 }
 
-/// The largest object beside the default of `memory_limit`.
+/// The largest object with the default of `memory_limit`.
 const LARGEST_OBJECT: usize = open_objects(MEMORY_LIMIT_BYTES);
 
 /// `azure_blob`, in C.
 fn azure_blob(draft: &mut Draft<'_>) {
     let tls = draft.flag("tls").unwrap_or(false);
-    draft.hosts(false);
+    draft.host_keys(false);
     draft.keep(&[
         &keys::ACCOUNT_NAME,
         &keys::CONTAINER_NAME,
@@ -453,10 +452,10 @@ fn azure_blob(draft: &mut Draft<'_>) {
         .and_then(|key| key.value.clone());
     match endpoint.as_deref() {
         None if !tls && draft.get("emulator_mode").is_none() => {
-            draft.note("tls was off, so all went over plain HTTP; Ferry speaks HTTPS");
+            draft.note("tls was off, so everything was sent over plain HTTP; Ferry uses HTTPS");
         }
         Some(url) if url.starts_with("https://") && !tls => {
-            draft.note("endpoint: without tls on azure_blob spoke plain HTTP there; Ferry speaks HTTPS, as the URL says");
+            draft.note("endpoint: without tls on azure_blob used plain HTTP; Ferry uses HTTPS, as the URL says");
         }
         _ => {}
     }
@@ -473,31 +472,31 @@ fn azure_blob(draft: &mut Draft<'_>) {
     } else {
         draft.add("path", "$TAG", "$TAG");
     }
-    draft.note("object names differ: <path>/<time of the first event>-<token>.ndjson; strftime in path takes the events' time, not that of the upload");
+    draft.note("object names differ: <path>/<time of the first event>-<token>.ndjson; strftime in path uses the events' time, not that of the upload");
     if draft
         .from
         .entry("path")
         .is_some_and(|key| has_other_dollars(&key.raw))
     {
-        draft.note("path: $UUID and what else begins with $ is left out, but $TAG and $TAG[n]: a name holds a token of its own");
+        draft.note("path: $UUID and all other $ placeholders but $TAG and $TAG[n] are left out: every name has a unique token");
     }
     let old_type = draft.take("blob_type").and_then(|key| key.value.clone());
     if old_type.as_deref() != Some("blockblob") {
         draft.note(
-            "blob_type was appendblob: a blob that grew for ever; Ferry writes whole block blobs",
+            "blob_type was appendblob: a blob that grew without limit; Ferry writes whole block blobs",
         );
     }
     draft.add("blob_type", "block", "block");
 
-    let packs = draft.flag("compress_blob") == Some(true);
+    let compress_blob = draft.flag("compress_blob") == Some(true);
     let codec = draft.take("compress").and_then(|key| key.value.clone());
-    match (codec.as_deref(), packs) {
+    match (codec.as_deref(), compress_blob) {
         (Some(codec @ ("gzip" | "zstd")), _) => draft.add("compression", codec, codec),
         (_, true) => draft.add("compression", "gzip", "gzip"),
         _ => draft.add_with(
             "compression",
             "none",
-            "as it was; without the line Ferry takes gzip, which costs less",
+            "as before; without the line Ferry uses gzip, which costs less",
         ),
     }
 
@@ -513,7 +512,7 @@ fn azure_blob(draft: &mut Draft<'_>) {
 
     let buffered = draft.flag("buffering_enabled") == Some(true);
     if !buffered {
-        draft.note("buffering differs: each flush wrote by itself; Ferry builds objects on disk from many. Write spool off for one object a flush");
+        draft.note("buffering differs: each flush was uploaded separately; Ferry builds objects on disk from many. Write spool off for one object per flush");
     }
     draft.add("spool", "on", "on");
     if buffered {
@@ -521,7 +520,7 @@ fn azure_blob(draft: &mut Draft<'_>) {
             format!("{}/ferry", text.trim_end_matches('/'))
         });
         if draft.get("spool_dir").is_some() {
-            draft.note("spool_dir is a folder below the old buffer_dir: what azure_blob left there is not read; let it deliver that before you change over");
+            draft.note("spool_dir is a folder below the old buffer_dir: what azure_blob left there is not read; let it deliver that before you switch");
         }
         draft.rename("upload_timeout", str::to_owned);
         draft.rename("store_dir_limit_size", str::to_owned);
@@ -529,7 +528,7 @@ fn azure_blob(draft: &mut Draft<'_>) {
             .take("upload_file_size")
             .and_then(|key| key.value.clone());
         if let Some(size) = size {
-            draft.note("upload_file_size became blob_max_size, which counts bytes as they are stored, compressed");
+            draft.note("upload_file_size became blob_max_size, the size of an object as it is stored, compressed");
             match parse_size(&size) {
                 Some(bytes) if bytes <= LARGEST_OBJECT => draft.add("blob_max_size", &size, &size),
                 _ => draft.add_with(
@@ -546,14 +545,16 @@ fn azure_blob(draft: &mut Draft<'_>) {
             "store_dir_limit_size",
             "upload_file_size",
         ] {
-            draft.leave(key, "without buffering_enabled it did nothing; see spool_dir, blob_max_age, spool_limit and blob_max_size");
+            draft.drop_key(key, "without buffering_enabled it did nothing; see spool_dir, blob_max_age, spool_limit and blob_max_size");
         }
     }
-    draft.leave_foreign("azure_blob");
-    draft.note("retries differ: nothing is given up, and an object goes again under the same name");
+    draft.drop_foreign("azure_blob");
+    draft.note(
+        "retries differ: nothing is given up, and an object is sent again under the same name",
+    );
 }
 
-/// Where a `$` begins that is neither a variable nor the tag, and how long that is.
+/// Returns the offset and length of the first `$` placeholder that is neither a variable nor the tag.
 fn other_dollar(text: &str) -> Option<(usize, usize)> {
     text.match_indices('$').find_map(|(at, _)| {
         let rest = &text[at + 1..];
@@ -569,7 +570,7 @@ fn has_other_dollars(path: &str) -> bool {
     other_dollar(path).is_some()
 }
 
-/// A path of `azure_blob` with the tag that it puts behind it, in our words.
+/// Converts a path of `azure_blob`, which appends the tag by itself.
 fn folder(path: &str) -> String {
     let mut path = path.replace("%L", "%9N");
     while let Some((at, len)) = other_dollar(&path) {
@@ -585,7 +586,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_keeps_what_has_a_meaning_here() {
+    fn a_path_keeps_the_placeholders_that_are_supported() {
         let table = [
             ("logs", "logs/$TAG"),
             ("/logs/%Y/%m/", "logs/%Y/%m/$TAG"),
@@ -600,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_is_carried_over_by_whatever_way() {
+    fn no_secret_is_printed_however_it_is_carried_over() {
         let place = fluent_bit_config::Place {
             file: "fluent-bit.conf".into(),
             line: 1,
@@ -626,10 +627,10 @@ mod tests {
                 |draft, key| draft.rename(key.name, str::to_owned),
                 |draft, key| draft.add(key.name, "hunter2", "hunter2"),
             ];
-            for way in ways {
+            for carry in ways {
                 let mut draft = Draft::new(&output, 0);
-                way(&mut draft, key);
-                draft.leave_the_rest();
+                carry(&mut draft, key);
+                draft.drop_the_rest();
                 let mut text = String::new();
                 draft.print(Format::Classic, &mut text);
                 assert!(!text.contains("hunter2"), "{name}: {text}");
@@ -638,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn scalars_are_quoted_where_yaml_would_read_them_otherwise() {
+    fn scalars_that_yaml_would_misread_are_quoted() {
         for (text, scalar) in [
             ("app-1", "app-1"),
             ("*", "'*'"),

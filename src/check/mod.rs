@@ -1,11 +1,10 @@
-//! What `ferry check` does: a configuration of Fluent Bit is read as the host would read it, and everything
-//! that each `ferry` output in it needs is tried, from the keys to the far end. Nothing is written at a
-//! destination unless it is asked for, nothing is left behind on the disk, and no secret is shown.
+//! The implementation of `ferry check`: reads a configuration as Fluent Bit does, and checks everything that its
+//! `ferry` outputs need, from the keys to the destination. Nothing is written at a destination unless requested,
+//! nothing is left on the disk, and no secret is shown.
 //!
-//! [`host`] reads the file and advises about Fluent Bit's own settings; [`disk`] tries the folders;
-//! [`net`] goes the way to the service, step by step; [`firehose`] and [`blob`] ask the service itself;
-//! [`tags`] finds examples for names that are made from events; [`migrate`] turns outputs of other plugins into
-//! Ferry's. The plugin itself uses none of it.
+//! [`host`] reads the file and checks Fluent Bit's own settings; [`disk`] checks the folders; [`net`] checks the
+//! connection to the service, step by step; [`firehose`] and [`blob`] check the service itself; [`tags`] finds example
+//! tags for templates; [`migrate`] converts outputs of other plugins. The plugin itself uses none of it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,16 +28,16 @@ mod tags;
 
 use host::{Configuration, Output};
 
-/// What came of a check.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// As it should be.
+    /// It passed.
     Ok,
-    /// It works, but a person should know this.
+    /// It passed, but needs attention.
     Warn,
-    /// It does not work.
+    /// It failed.
     Fail,
-    /// Not tried, for a reason that is said.
+    /// It was not tried, for the reason in the message.
     Skip,
 }
 
@@ -53,18 +52,18 @@ impl fmt::Display for Mark {
     }
 }
 
-/// One check of one output.
+/// The finding of a check of an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The output, by its alias or by the name that the host gives it, such as `ferry.0`.
+    /// The output's alias, or the host's name for it, such as `ferry.0`.
     pub output: String,
-    /// What was checked: `configuration`, `tls`, `clock` and so on.
+    /// The name of the check: `configuration`, `tls`, `clock` and so on.
     pub check: &'static str,
-    /// What came of it.
+    /// The result.
     pub mark: Mark,
-    /// What was found. Never a secret.
+    /// The details. Never a secret.
     pub message: String,
-    /// What to do about it.
+    /// The remedy.
     pub remedy: Option<String>,
 }
 
@@ -82,17 +81,16 @@ impl fmt::Display for Finding {
     }
 }
 
-/// How to check.
+/// The options of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whether to write one marked record or object.
+    /// Whether to write a marked record or object.
     pub put: bool,
-    /// The longest that one check waits for somebody else.
+    /// The timeout of each check.
     pub timeout: Duration,
-    /// Examples of tags, for names that are made from them. Where there are none, they are looked for in `Match`
-    /// and in the spool.
+    /// Example tags for templates. Without any, those in `Match` and in the spool are used.
     pub tags: Vec<String>,
-    /// An example of a record, for names that are made from it.
+    /// An example record for templates.
     pub record: Option<Value>,
 }
 
@@ -107,67 +105,68 @@ impl Default for Options {
     }
 }
 
-/// Words in one line.
-fn one_line(words: &str) -> String {
-    let lines: Vec<&str> = words.lines().map(str::trim).collect();
+/// Joins the lines of a text.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
     lines.join(" ")
 }
 
-/// Takes the findings about one output.
+/// The report about an output.
 struct Report<'a> {
     output: &'a str,
-    say: &'a mut dyn FnMut(Finding),
+    sink: &'a mut dyn FnMut(Finding),
 }
 
 impl Report<'_> {
-    fn say(&mut self, check: &'static str, mark: Mark, message: String, remedy: Option<String>) {
-        (self.say)(Finding {
+    fn add(&mut self, check: &'static str, mark: Mark, message: String, remedy: Option<String>) {
+        (self.sink)(Finding {
             output: self.output.to_owned(),
             check,
             mark,
-            // A finding is a line, whatever others' words are.
+            // Messages of services and libraries may have several lines.
             message: one_line(&message),
             remedy,
         });
     }
 
     fn ok(&mut self, check: &'static str, message: impl Into<String>) {
-        self.say(check, Mark::Ok, message.into(), None);
+        self.add(check, Mark::Ok, message.into(), None);
     }
 
     fn warn(&mut self, check: &'static str, message: impl Into<String>, remedy: impl Into<String>) {
-        self.say(check, Mark::Warn, message.into(), Some(remedy.into()));
+        self.add(check, Mark::Warn, message.into(), Some(remedy.into()));
     }
 
     fn fail(&mut self, check: &'static str, message: impl Into<String>, remedy: impl Into<String>) {
-        self.say(check, Mark::Fail, message.into(), Some(remedy.into()));
+        self.add(check, Mark::Fail, message.into(), Some(remedy.into()));
     }
 
     fn skip(&mut self, check: &'static str, message: impl Into<String>) {
-        self.say(check, Mark::Skip, message.into(), None);
+        self.add(check, Mark::Skip, message.into(), None);
     }
 }
 
-/// Checks every `ferry` output and tells each finding as soon as it is there. Whether none failed.
+/// Checks every `ferry` output and passes each finding to `sink` at once. Returns whether no check failed; an error
+/// means that the runtime could not be started.
 pub fn run(
     configuration: &Configuration,
     options: &Options,
-    say: &mut dyn FnMut(Finding),
+    sink: &mut dyn FnMut(Finding),
 ) -> std::io::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let mut sound = true;
-    let mut listen = |finding: Finding| {
-        sound &= finding.mark != Mark::Fail;
-        say(finding);
+    let mut passed = true;
+    let mut record = |finding: Finding| {
+        passed &= finding.mark != Mark::Fail;
+        sink(finding);
     };
     let mut folders = HashMap::new();
     if let Some(first) = configuration.outputs.first() {
         let mut report = Report {
             output: &first.label,
-            say: &mut listen,
+            sink: &mut record,
         };
         host::library(configuration, &mut report);
         host::service(configuration, &mut report);
@@ -175,7 +174,7 @@ pub fn run(
     for output in &configuration.outputs {
         let mut report = Report {
             output: &output.label,
-            say: &mut listen,
+            sink: &mut record,
         };
         runtime.block_on(check(
             configuration,
@@ -185,9 +184,9 @@ pub fn run(
             &mut report,
         ));
     }
-    // A look-up of a name cannot be called off; nobody waits for it any more.
+    // A name lookup that timed out cannot be cancelled.
     runtime.shutdown_background();
-    Ok(sound)
+    Ok(passed)
 }
 
 async fn check(
@@ -209,16 +208,13 @@ async fn check(
                     .entry(problem.key)
                     .map(|key| format!("{}: ", key.place));
                 let message = format!("{}{problem}", at.unwrap_or_default());
-                report.say("configuration", Mark::Fail, message, None);
+                report.add("configuration", Mark::Fail, message, None);
             }
         }
     }
     host::keys(configuration, output, report);
     let Ok(config) = config else {
-        report.skip(
-            "destination",
-            "not tried before the configuration is mended",
-        );
+        report.skip("destination", "not tried until the configuration is fixed");
         return;
     };
     host::advise(configuration, output, &config, report);
@@ -245,28 +241,28 @@ async fn check(
     }
 }
 
-/// Waits for `what` as long as a check may take; the error says that it took longer.
-async fn within<T>(options: &Options, what: impl Future<Output = T>) -> Result<T, String> {
-    tokio::time::timeout(options.timeout, what)
+/// Awaits a future with the timeout of a check.
+async fn within<T>(options: &Options, future: impl Future<Output = T>) -> Result<T, String> {
+    tokio::time::timeout(options.timeout, future)
         .await
-        .map_err(|_| format!("no answer within {:?}", options.timeout))
+        .map_err(|_| format!("no response within {:?}", options.timeout))
 }
 
-/// The same for what blocks its thread.
+/// Runs a blocking function with the timeout of a check.
 async fn blocking<T: Send + 'static>(
     options: &Options,
-    what: impl FnOnce() -> T + Send + 'static,
+    function: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
-    within(options, tokio::task::spawn_blocking(what))
+    within(options, tokio::task::spawn_blocking(function))
         .await?
-        .map_err(|_| "the check itself broke: please report it".to_owned())
+        .map_err(|_| "the check itself failed: please report it".to_owned())
 }
 
-/// Names that are tried, at most, of those that the examples make.
-const MOST_TRIED: usize = 8;
+/// The most names to check for a template.
+const MAX_EXAMPLES: usize = 8;
 
-/// Names made from the examples, each once, at most [`MOST_TRIED`]; none where they need an example that was neither
-/// given nor found.
+/// Returns the distinct names that the examples yield, at most [`MAX_EXAMPLES`]; none where the template needs an
+/// example that was neither given nor found.
 fn examples(template: &Template, options: &Options) -> Vec<String> {
     if let Some(fixed) = template.fixed() {
         return vec![fixed];
@@ -274,7 +270,7 @@ fn examples(template: &Template, options: &Options) -> Vec<String> {
     let mut body = Vec::new();
     match &options.record {
         Some(record) => msgpack(record, &mut body),
-        // Steady names hold nothing of the record.
+        // Such names do not depend on the record.
         None if template.constant_within_a_second() => body.push(0x80),
         None => return Vec::new(),
     }
@@ -294,14 +290,14 @@ fn examples(template: &Template, options: &Options) -> Vec<String> {
     for tag in tags {
         let mut name = String::new();
         template.render(tag, &event, &mut name);
-        if !names.contains(&name) && names.len() < MOST_TRIED {
+        if !names.contains(&name) && names.len() < MAX_EXAMPLES {
             names.push(name);
         }
     }
     names
 }
 
-/// A JSON value as msgpack.
+/// Returns a JSON value as msgpack.
 pub fn msgpack_of(value: &Value) -> Vec<u8> {
     let mut out = Vec::new();
     msgpack(value, &mut out);
@@ -310,7 +306,6 @@ pub fn msgpack_of(value: &Value) -> Vec<u8> {
 
 /// Appends a JSON value as msgpack.
 fn msgpack(value: &Value, out: &mut Vec<u8>) {
-    // Writing into memory cannot fail.
     let length = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
     match value {
         Value::Null => out.push(0xc0),
@@ -321,24 +316,28 @@ fn msgpack(value: &Value, out: &mut Vec<u8>) {
                 (None, Some(n)) => rmp::encode::write_sint(out, n).map(drop),
                 _ => rmp::encode::write_f64(out, number.as_f64().unwrap_or(f64::NAN)),
             };
-            written.expect("memory takes it");
+            written.expect("writing to memory does not fail");
         }
-        Value::String(text) => rmp::encode::write_str(out, text).expect("memory takes it"),
+        Value::String(text) => {
+            rmp::encode::write_str(out, text).expect("writing to memory does not fail")
+        }
         Value::Array(items) => {
-            rmp::encode::write_array_len(out, length(items.len())).expect("memory takes it");
+            rmp::encode::write_array_len(out, length(items.len()))
+                .expect("writing to memory does not fail");
             items.iter().for_each(|item| msgpack(item, out));
         }
         Value::Object(pairs) => {
-            rmp::encode::write_map_len(out, length(pairs.len())).expect("memory takes it");
+            rmp::encode::write_map_len(out, length(pairs.len()))
+                .expect("writing to memory does not fail");
             for (key, value) in pairs {
-                rmp::encode::write_str(out, key).expect("memory takes it");
+                rmp::encode::write_str(out, key).expect("writing to memory does not fail");
                 msgpack(value, out);
             }
         }
     }
 }
 
-/// Whether the configuration compresses what it sends.
+/// Whether bodies are compressed.
 fn compresses(config: &Config) -> bool {
     config.compression != crate::compress::Compression::None
 }

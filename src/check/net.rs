@@ -1,5 +1,5 @@
-//! The way to a service, step by step, so that the first step that fails has a name: the host's name, the
-//! connection, the proxy, the TLS handshake, and what time it is over there.
+//! Checks the connection to a service step by step, so that the step that fails is known: name lookup, connection,
+//! proxy, TLS handshake, and clock.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -21,24 +21,24 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::{Options, Report, blocking};
 use crate::sink::tls;
 
-/// How far clocks may differ before a person should know.
+/// The clock skew above which to warn.
 const NOTABLE_SKEW: Duration = Duration::from_secs(60);
-/// A certificate that ends sooner is worth a word.
+/// The remaining lifetime of a certificate below which to warn.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
-/// No head of an answer is larger.
+/// The largest head of a response, in bytes.
 const HEAD_BYTES: usize = 16 * 1024;
 
-/// A service's address and what it asks of our clock.
+/// A service to connect to.
 pub(super) struct Service {
-    /// Scheme, host and port.
+    /// Its scheme, host and port.
     pub(super) url: Uri,
-    /// PEM to trust beside the system's roots.
+    /// Certificates to trust in addition to the system's roots, in PEM.
     pub(super) ca_pem: Option<Vec<u8>>,
-    /// By how much our clock may differ, and who says so.
+    /// The clock skew that it tolerates.
     pub(super) skew: Skew,
 }
 
-/// By how much a clock may differ before signatures are refused.
+/// The clock skew beyond which signatures are refused, and the vendor that refuses them.
 #[derive(Clone, Copy)]
 pub(super) struct Skew {
     limit: Duration,
@@ -61,17 +61,17 @@ pub(super) const AZURE_SKEW: Skew = Skew {
     limit: Duration::from_secs(15 * 60),
     of: "Azure",
 };
-/// Its requests carry no time; the tokens that it issues live for an hour.
+/// Requests have no timestamp, but tokens are valid for an hour.
 pub(super) const GOOGLE_SKEW: Skew = Skew {
     limit: Duration::from_secs(3_600),
     of: "Google",
 };
 
-/// Goes the whole way. Whether the service can be reached.
+/// Checks all steps. Returns whether the service is reachable.
 pub(super) async fn check(service: Service, options: &Options, report: &mut Report<'_>) -> bool {
     let url = &service.url;
     let proxy = Matcher::from_env().intercept(url);
-    let (host, port, what) = match &proxy {
+    let (host, port, peer) = match &proxy {
         Some(proxy) => {
             let (host, port) = host_and_port(proxy.uri());
             (
@@ -88,28 +88,27 @@ pub(super) async fn check(service: Service, options: &Options, report: &mut Repo
     if let Some(scheme) = proxy.as_ref().and_then(|proxy| proxy.uri().scheme_str())
         && scheme != "http"
     {
-        let words =
-            format!("the way leads through a proxy that speaks {scheme}, which this tool does not");
-        report.skip("connect", words);
+        let message = format!("the proxy uses {scheme}, which this tool does not support");
+        report.skip("connect", message);
         return true;
     }
 
-    let asked = (host.trim_matches(['[', ']']).to_owned(), port);
-    let addresses = match blocking(options, move || asked.to_socket_addrs()).await {
+    let target = (host.trim_matches(['[', ']']).to_owned(), port);
+    let addresses = match blocking(options, move || target.to_socket_addrs()).await {
         Ok(Ok(addresses)) => addresses.collect::<Vec<_>>(),
         Ok(Err(error)) => {
             report.fail(
                 "name",
                 format!("'{host}' has no address: {error}"),
-                "check the region or the endpoint for mistypes, and this machine's DNS",
+                "check the region or the endpoint for typos, and this machine's DNS",
             );
             return false;
         }
-        Err(late) => {
+        Err(timeout) => {
             report.fail(
                 "name",
-                format!("'{host}': {late}"),
-                "look after this machine's DNS",
+                format!("'{host}': {timeout}"),
+                "check this machine's DNS",
             );
             return false;
         }
@@ -118,36 +117,36 @@ pub(super) async fn check(service: Service, options: &Options, report: &mut Repo
     report.ok("name", format!("{host} is {}", shown.join(", ")));
 
     let timeout = options.timeout;
-    let since = Instant::now();
+    let start = Instant::now();
     let connected = blocking(options, move || connect(&addresses, timeout)).await;
     let stream = match connected {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             report.fail(
                 "connect",
-                format!("{what} takes no connection: {error}"),
+                format!("{peer} accepts no connection: {error}"),
                 "check the port, security groups, network policies and, in a private network, the VPC endpoint",
             );
             return false;
         }
-        Err(late) => {
+        Err(timeout) => {
             report.fail(
                 "connect",
-                format!("{what}: {late}"),
-                "a firewall or a security group swallows the packets, or the route is missing",
+                format!("{peer}: {timeout}"),
+                "look for a firewall or security group that drops the packets, or a missing route",
             );
             return false;
         }
     };
     report.ok(
         "connect",
-        format!("{what} took the connection within {:.0?}", since.elapsed()),
+        format!("{peer} accepted the connection in {:.0?}", start.elapsed()),
     );
-    talk(service, proxy, stream, options, report).await
+    check_stream(service, proxy, stream, options, report).await
 }
 
-/// Over an open connection: TLS, and an answer's date.
-async fn talk(
+/// Checks TLS and the clock over an open connection.
+async fn check_stream(
     service: Service,
     proxy: Option<Intercept>,
     mut stream: TcpStream,
@@ -164,7 +163,7 @@ async fn talk(
             Err(error) => {
                 report.fail(
                     "proxy",
-                    format!("the proxy does not let us through: {error}"),
+                    format!("the proxy refuses the connection: {error}"),
                     "check HTTPS_PROXY, its user and password, and NO_PROXY",
                 );
                 return false;
@@ -172,46 +171,43 @@ async fn talk(
         };
     }
     if !secure {
-        report.skip(
-            "tls",
-            "the endpoint is http://: what is sent can be read on the way",
-        );
+        report.skip("tls", "the endpoint is http://: traffic is not encrypted");
         let target = match proxy {
             Some(_) => url.to_string(),
             None => "/".to_owned(),
         };
-        let answer = blocking(options, move || date(&mut stream, &url, &target)).await;
-        say_clock(answer.map_err(io::Error::other).flatten(), skew, report);
+        let offset = blocking(options, move || clock_offset(&mut stream, &url, &target)).await;
+        report_clock(offset.map_err(io::Error::other).flatten(), skew, report);
         return true;
     }
-    let shaken = blocking(options, move || {
-        let mut shaken = handshake(stream, &service)?;
-        let answer = date(&mut shaken.stream, &service.url, "/");
-        Ok((shaken.told, answer))
+    let connected = blocking(options, move || {
+        let mut connected = handshake(stream, &service)?;
+        let offset = clock_offset(&mut connected.stream, &service.url, "/");
+        Ok((connected.session, offset))
     })
     .await;
-    match shaken {
-        Ok(Ok((told, answer))) => {
-            match told.ends_in {
+    match connected {
+        Ok(Ok((session, offset))) => {
+            match session.expires_in {
                 Some(left) if left < EXPIRES_SOON => report.warn(
                     "tls",
-                    format!("{told}, ends in {} days", left.as_secs() / 86_400),
-                    "have the certificate renewed",
+                    format!("{session}, expires in {} days", left.as_secs() / 86_400),
+                    "renew the certificate",
                 ),
-                _ => report.ok("tls", told.to_string()),
+                _ => report.ok("tls", session.to_string()),
             }
-            say_clock(answer, skew, report);
+            report_clock(offset, skew, report);
             true
         }
         Ok(Err(Refused { message, remedy })) => {
             report.fail("tls", message, remedy);
             false
         }
-        Err(late) => {
+        Err(timeout) => {
             report.fail(
                 "tls",
-                late,
-                "something on the way holds back the handshake: look for a firewall or a proxy",
+                timeout,
+                "look for a firewall or proxy in between that blocks the handshake",
             );
             false
         }
@@ -244,7 +240,7 @@ fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream>
     Err(last)
 }
 
-/// Has the proxy connect us.
+/// Opens a tunnel through the proxy.
 fn tunnel(mut stream: TcpStream, url: &Uri, proxy: &Intercept) -> io::Result<TcpStream> {
     let (host, port) = host_and_port(url);
     let mut request = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
@@ -261,7 +257,7 @@ fn tunnel(mut stream: TcpStream, url: &Uri, proxy: &Intercept) -> io::Result<Tcp
     }
 }
 
-/// The head of an answer. Read byte by byte, so that nothing behind it is lost.
+/// Reads the head of a response, byte by byte, so that nothing after it is consumed.
 fn head(stream: &mut impl Read) -> io::Result<String> {
     let mut head = Vec::new();
     let mut byte = [0];
@@ -273,13 +269,17 @@ fn head(stream: &mut impl Read) -> io::Result<String> {
     }
     Err(io::Error::new(
         io::ErrorKind::UnexpectedEof,
-        "no HTTP answer came",
+        "no HTTP response",
     ))
 }
 
-/// Asks for anything, and gives what the answer's date is ahead of our clock, in seconds. Any answer will
-/// do: a refusal carries a date as well.
-fn date(stream: &mut (impl Read + Write), url: &Uri, target: &str) -> io::Result<Option<i64>> {
+/// Sends a request, and returns the seconds that the response's date is ahead of this machine's clock, or `None` if it
+/// has no date. Any response will do, even an error.
+fn clock_offset(
+    stream: &mut (impl Read + Write),
+    url: &Uri,
+    target: &str,
+) -> io::Result<Option<i64>> {
     let authority = url.authority().map_or("", |authority| authority.as_str());
     write!(
         stream,
@@ -291,8 +291,8 @@ fn date(stream: &mut (impl Read + Write), url: &Uri, target: &str) -> io::Result
     let now = SystemTime::now();
     let date = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        let named = name.eq_ignore_ascii_case("date");
-        named.then(|| httpdate::parse_http_date(value.trim()).ok())?
+        let is_date = name.eq_ignore_ascii_case("date");
+        is_date.then(|| httpdate::parse_http_date(value.trim()).ok())?
     });
     Ok(date.map(|theirs| match theirs.duration_since(now) {
         Ok(ahead) => ahead.as_secs().cast_signed(),
@@ -300,11 +300,14 @@ fn date(stream: &mut (impl Read + Write), url: &Uri, target: &str) -> io::Result
     }))
 }
 
-fn say_clock(answer: io::Result<Option<i64>>, skew: Skew, report: &mut Report<'_>) {
-    let seconds = match answer {
+fn report_clock(offset: io::Result<Option<i64>>, skew: Skew, report: &mut Report<'_>) {
+    let seconds = match offset {
         Ok(Some(seconds)) => seconds,
         Ok(None) => {
-            return report.skip("clock", "the service's answer has no Date to compare with");
+            return report.skip(
+                "clock",
+                "the service's response has no Date to compare with",
+            );
         }
         Err(error) => {
             return report.warn(
@@ -334,24 +337,24 @@ fn say_clock(answer: io::Result<Option<i64>>, skew: Skew, report: &mut Report<'_
     }
 }
 
-/// Why a handshake did not come about.
+/// A failed handshake.
 struct Refused {
     message: String,
     remedy: String,
 }
 
-/// What a handshake told.
-struct Told {
+/// The properties of a TLS session.
+struct Session {
     version: String,
     subject: String,
     issuer: String,
     trusted_by: &'static str,
-    ends_in: Option<Duration>,
+    expires_in: Option<Duration>,
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Told {
+        let Session {
             version,
             subject,
             issuer,
@@ -365,95 +368,90 @@ impl fmt::Display for Told {
     }
 }
 
-struct Shaken {
+struct Connected {
     stream: rustls::StreamOwned<ClientConnection, TcpStream>,
-    told: Told,
+    session: Session,
 }
 
-fn handshake(stream: TcpStream, service: &Service) -> Result<Shaken, Refused> {
-    let broken = |error: String, remedy: &str| Refused {
+fn handshake(stream: TcpStream, service: &Service) -> Result<Connected, Refused> {
+    let failed = |error: String, remedy: &str| Refused {
         message: error,
         remedy: remedy.to_owned(),
     };
     let verifier = Arc::new(
         Verifier::new(service.ca_pem.as_deref())
-            .map_err(|e| broken(e, "install ca-certificates, or set tls_ca_file"))?,
+            .map_err(|e| failed(e, "install ca-certificates, or set tls_ca_file"))?,
     );
     let config = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
-        .map_err(|e| broken(e.to_string(), "correct the endpoint"))?
+        .map_err(|e| failed(e.to_string(), "correct the endpoint"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
         .with_no_client_auth();
     let (host, _) = host_and_port(&service.url);
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|e| {
-        broken(
-            format!("'{host}' is no name of a server: {e}"),
+        failed(
+            format!("'{host}' is not a server name: {e}"),
             "correct the endpoint",
         )
     })?;
     let connection = ClientConnection::new(Arc::new(config), name)
-        .map_err(|e| broken(e.to_string(), "correct the endpoint"))?;
+        .map_err(|e| failed(e.to_string(), "correct the endpoint"))?;
     let mut stream = rustls::StreamOwned::new(connection, stream);
     let done = stream.conn.complete_io(&mut stream.sock);
-    let seen = verifier.seen();
+    let certificate = verifier.certificate();
     if let Err(error) = done {
-        return Err(refused(&error, &seen));
+        return Err(refused(&error, &certificate));
     }
     let version = stream
         .conn
         .protocol_version()
         .and_then(|v| v.as_str().map(str::to_owned));
-    let told = Told {
+    let session = Session {
         version: version.unwrap_or_else(|| "TLS".to_owned()),
-        subject: seen.subject,
-        issuer: seen.issuer,
-        trusted_by: seen.trusted_by,
-        ends_in: seen.ends_in,
+        subject: certificate.subject,
+        issuer: certificate.issuer,
+        trusted_by: certificate.trusted_by,
+        expires_in: certificate.expires_in,
     };
-    Ok(Shaken { stream, told })
+    Ok(Connected { stream, session })
 }
 
-fn refused(error: &io::Error, seen: &Seen) -> Refused {
+fn refused(error: &io::Error, certificate: &Certificate) -> Refused {
     use rustls::{CertificateError as Bad, Error};
     let inner = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<Error>());
-    let Seen {
+    let Certificate {
         subject, issuer, ..
-    } = seen;
-    let of = format!("the certificate of '{subject}', issued by '{issuer}',");
+    } = certificate;
+    let it = format!("the certificate of '{subject}', issued by '{issuer}',");
     let (message, remedy) = match inner {
         Some(Error::InvalidCertificate(bad)) => match bad {
             Bad::UnknownIssuer => (
-                format!(
-                    "{of} comes from nobody that is trusted, neither by the system nor by tls_ca_file"
-                ),
-                "set tls_ca_file to the PEM of the CA that issued it (a proxy that looks into TLS has one of its own)",
+                format!("{it} is trusted neither by the system's roots nor by tls_ca_file"),
+                "set tls_ca_file to the PEM of the CA that issued it (a proxy that intercepts TLS has its own)",
             ),
             Bad::Expired | Bad::ExpiredContext { .. } => (
-                format!("{of} has expired"),
-                "have it renewed, or set this machine's clock",
+                format!("{it} has expired"),
+                "renew it, or set this machine's clock",
             ),
             Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
-                (format!("{of} is not valid yet"), "set this machine's clock")
+                (format!("{it} is not valid yet"), "set this machine's clock")
             }
             Bad::NotValidForName | Bad::NotValidForNameContext { .. } => (
-                format!("{of} is for another name: {bad}"),
-                "write the name that stands in the certificate into the endpoint",
+                format!("{it} is for another name: {bad}"),
+                "write the certificate's name into the endpoint",
             ),
-            other => (
-                format!("{of} is refused: {other}"),
-                "have the certificate mended",
-            ),
+            other => (format!("{it} is refused: {other}"), "fix the certificate"),
         },
         Some(Error::InvalidMessage(_)) => (
-            "what answers there does not speak TLS".to_owned(),
-            "write http:// if that is meant, or correct the port",
+            "the server does not speak TLS".to_owned(),
+            "write http:// if that is intended, or correct the port",
         ),
         _ => (
             format!("the handshake failed: {error}"),
-            "something on the way cuts TLS: look for a firewall or a proxy, and correct the port",
+            "look for a firewall or proxy in between, and check the port",
         ),
     };
     Refused {
@@ -462,24 +460,24 @@ fn refused(error: &io::Error, seen: &Seen) -> Refused {
     }
 }
 
-/// What the server's certificate says.
+/// The properties of the server's certificate.
 #[derive(Clone, Default)]
-struct Seen {
+struct Certificate {
     subject: String,
     issuer: String,
     trusted_by: &'static str,
-    ends_in: Option<Duration>,
+    expires_in: Option<Duration>,
 }
 
-/// Verifies as rustls does, and remembers the certificate and whose roots vouch for it.
+/// A verifier that works like that of rustls, and records the certificate and the roots that trust it.
 #[derive(Debug)]
 struct Verifier {
-    /// The system's roots and those of `tls_ca_file`, each where there are any.
-    by: Vec<(&'static str, Arc<WebPkiServerVerifier>)>,
-    seen: Mutex<Seen>,
+    /// The verifiers of the system's roots and of `tls_ca_file`, if there are any.
+    by_roots: Vec<(&'static str, Arc<WebPkiServerVerifier>)>,
+    certificate: Mutex<Certificate>,
 }
 
-impl fmt::Debug for Seen {
+impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.subject)
     }
@@ -487,59 +485,63 @@ impl fmt::Debug for Seen {
 
 impl Verifier {
     fn new(ca_pem: Option<&[u8]>) -> Result<Verifier, String> {
-        let mut by = Vec::new();
-        let mut trust = |whose, certificates: Vec<CertificateDer<'static>>| {
+        let mut by_roots = Vec::new();
+        let mut trust = |name, certificates: Vec<CertificateDer<'static>>| {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(certificates);
             let verifier =
                 WebPkiServerVerifier::builder_with_provider(Arc::new(roots), tls::provider());
             if let Ok(verifier) = verifier.build() {
-                by.push((whose, verifier));
+                by_roots.push((name, verifier));
             }
         };
-        // What the clients use as well; SSL_CERT_FILE and SSL_CERT_DIR are heeded.
+        // As in the clients; honours SSL_CERT_FILE and SSL_CERT_DIR.
         trust(
             "the system's roots",
             rustls_native_certs::load_native_certs().certs,
         );
         let private = CertificateDer::pem_slice_iter(ca_pem.unwrap_or_default());
         trust("tls_ca_file", private.filter_map(Result::ok).collect());
-        if by.is_empty() {
-            return Err("this machine has no certificates to trust".to_owned());
+        if by_roots.is_empty() {
+            return Err("this machine has no trusted certificates".to_owned());
         }
         Ok(Verifier {
-            by,
-            seen: Mutex::default(),
+            by_roots,
+            certificate: Mutex::default(),
         })
     }
 
-    fn seen(&self) -> Seen {
-        self.seen
+    fn certificate(&self) -> Certificate {
+        self.certificate
             .lock()
             .expect("nothing panics with this lock")
             .clone()
     }
 
-    fn remember(&self, certificate: &CertificateDer<'_>, trusted_by: &'static str) {
+    fn record(&self, certificate: &CertificateDer<'_>, trusted_by: &'static str) {
         let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
             return;
         };
         let left = parsed.validity().time_to_expiration();
-        // A certificate may name its subject only among the alternative names.
+        // A certificate may have alternative names only.
         let subject = match parsed.subject().to_string() {
             empty if empty.is_empty() => "no subject".to_owned(),
             subject => subject,
         };
-        *self.seen.lock().expect("nothing panics with this lock") = Seen {
+        let mut recorded = self
+            .certificate
+            .lock()
+            .expect("nothing panics with this lock");
+        *recorded = Certificate {
             subject,
             issuer: parsed.issuer().to_string(),
             trusted_by,
-            ends_in: left.and_then(|left| left.try_into().ok()),
+            expires_in: left.and_then(|left| left.try_into().ok()),
         };
     }
 
     fn any(&self) -> &WebPkiServerVerifier {
-        &self.by[0].1
+        &self.by_roots[0].1
     }
 }
 
@@ -553,7 +555,7 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let mut refusal = None;
-        for (whose, verifier) in &self.by {
+        for (name, verifier) in &self.by_roots {
             match verifier.verify_server_cert(
                 end_entity,
                 intermediates,
@@ -562,14 +564,14 @@ impl ServerCertVerifier for Verifier {
                 now,
             ) {
                 Ok(verified) => {
-                    self.remember(end_entity, whose);
+                    self.record(end_entity, name);
                     return Ok(verified);
                 }
-                // The last word is that of tls_ca_file, if there is one.
+                // The last error is that of tls_ca_file, if it is set.
                 Err(error) => refusal = Some(error),
             }
         }
-        self.remember(end_entity, "nobody");
+        self.record(end_entity, "nobody");
         Err(refusal.expect("there is at least one verifier"))
     }
 

@@ -1,4 +1,4 @@
-//! `ferry migrate`: rewrites outputs of other plugins. What it does lives in [`ferry::check::migrate`].
+//! `ferry migrate`: converts outputs of other plugins. The implementation is in [`ferry::check::migrate`].
 
 use std::path::PathBuf;
 
@@ -18,13 +18,13 @@ const STATUS: &str = "\
 Example:
   ferry migrate /etc/fluent-bit/fluent-bit.conf >ferry-outputs.conf
 
-Exit status: 0, it is complete; 1, something in it is TO MEND; 2, the file cannot be read";
+Exit status: 0, it is complete; 1, something in it is marked TO FIX; 2, the file cannot be read";
 
 pub(super) fn run(args: &Args) -> Done {
     let migration = migrate::migrate(&args.file)?;
     print(&migration.text)?;
     for problem in &migration.problems {
-        eprintln!("to mend: {problem}");
+        eprintln!("to fix: {problem}");
     }
     Ok(migration.problems.is_empty())
 }

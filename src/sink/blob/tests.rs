@@ -975,7 +975,7 @@ async fn what_is_missing_is_known_by_the_stores_own_code_alone() {
     for (reply, expected) in table {
         let server = Loopback::start(vec![reply]);
         let sink = sink(azure(server.url(), false, well_known()), &Ear::default()).unwrap();
-        let absent = sink.look_for("x").await.map_err(|refusal| refusal.status);
+        let absent = sink.probe("x").await.map_err(|refusal| refusal.status);
         assert_eq!(absent, expected);
     }
 }
