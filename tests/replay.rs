@@ -488,7 +488,7 @@ fn mistakes_are_reported_before_any_letter_is_taken() {
         (
             two.clone(),
             &["--output", "third"],
-            "there is no output third; there are first, second",
+            "there is no output third; use one of first, second",
         ),
         (
             one.replace("ferry", "stdout"),
@@ -548,7 +548,8 @@ fn a_file_without_any_letter_is_left_alone() {
             let run = place.run(arguments);
             run.ends(2);
             assert!(
-                run.stderr.contains(&format!("{file} holds no dead letter")),
+                run.stderr
+                    .contains(&format!("{file} contains no dead letter")),
                 "{}",
                 run.stderr
             );
@@ -794,10 +795,10 @@ fn an_unreadable_letter_is_reported_with_the_field() {
     run.ends(1);
     let file = place.at("dead-letters.ndjson");
     for (number, words) in [
-        (1, "record must be a string, and is an object"),
-        (2, "tag must be a string, and is a number"),
+        (1, "record must be a string, not an object"),
+        (2, "tag must be a string, not a number"),
         (3, "reason is missing"),
-        (4, "the line is no JSON object"),
+        (4, "the line is not a JSON object"),
     ] {
         let line = format!("{}:{number}: unreadable: {words}", file.display());
         assert!(run.stdout.contains(&line), "{line}: {}", run.stdout);
@@ -821,7 +822,7 @@ fn letters_that_cannot_be_looked_at_are_not_said_to_be_none() {
     let closed = fs::Permissions::from_mode(0o000);
     fs::set_permissions(place.path("closed"), closed).unwrap();
     for (folder, remedy) in [
-        ("file/letters", "what stands above it is a file"),
+        ("file/letters", "a part of it is a file"),
         (
             "closed/spool/letters",
             "run this as the user that Fluent Bit runs as",
@@ -842,7 +843,7 @@ fn letters_that_cannot_be_looked_at_are_not_said_to_be_none() {
                 assert_eq!(output.status.code(), Some(2), "{said}");
                 assert!(output.stdout.is_empty(), "{said}");
                 assert!(
-                    said.contains(" cannot be looked at: ") && said.contains(remedy),
+                    said.contains(" cannot be accessed: ") && said.contains(remedy),
                     "{said}"
                 );
             }

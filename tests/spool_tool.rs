@@ -196,8 +196,8 @@ fn a_folder_without_a_spool_is_refused() {
         assert!(output.stdout.is_empty(), "{output:?}");
         let words = String::from_utf8(output.stderr).unwrap();
         for expected in [
-            format!("error: {} holds no spool", dir.path().display()),
-            "remedy: name spool_dir; below it are: az/, s3/".to_owned(),
+            format!("error: {} contains no spool", dir.path().display()),
+            "remedy: give spool_dir; there are spools in: az/, s3/".to_owned(),
         ] {
             assert!(words.contains(&expected), "{expected}: {words}");
         }
@@ -205,7 +205,7 @@ fn a_folder_without_a_spool_is_refused() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let words = String::from_utf8(output.stderr).unwrap();
         assert!(
-            words.contains("holds no spool") && words.trim_end().ends_with("name spool_dir"),
+            words.contains("contains no spool") && words.trim_end().ends_with("give spool_dir"),
             "{words}"
         );
         let output = tool(&[command], &dir.path().join("s3"));

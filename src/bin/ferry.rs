@@ -1,5 +1,5 @@
-//! `ferry`: the tool beside the library. It tries a configuration, moves others over, looks into a spool, and
-//! sends dead letters again. See `src/cli/`.
+//! `ferry`: the command-line tool. It checks configurations, migrates those of other plugins, inspects spools, and
+//! replays dead letters. See `src/cli/`.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! `ferry check`: tries what a configuration needs before Fluent Bit is started with it. What it does lives in
+//! `ferry check`: checks a configuration before Fluent Bit is started with it. The implementation is in
 //! [`ferry::check`].
 
 use std::path::PathBuf;
@@ -20,14 +20,14 @@ pub(super) struct Args {
     /// Send one marked record to a delivery stream; write and remove one small object in a store
     #[arg(long)]
     put: bool,
-    /// A tag to try delivery_stream or path with, where they are made from it; may be given several times.
-    /// Without it: the tags of Match where that has no wildcard, and those of the chunks in the spool
+    /// A tag to check delivery_stream or path with, if they depend on it; may be given several times.
+    /// By default the tag in Match if it has no wildcard, or those of the chunks in the spool
     #[arg(long)]
     tag: Vec<String>,
-    /// An example of a record, where delivery_stream or path are made from it
+    /// An example of a record, if delivery_stream or path depend on it
     #[arg(long, value_name = "JSON", value_parser = object)]
     record: Option<Value>,
-    /// The longest that one check waits
+    /// The timeout of each check
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
     /// One JSON document: an array of {output, check, result, message, remedy}
@@ -36,9 +36,9 @@ pub(super) struct Args {
 }
 
 const STATUS: &str = "\
-One line a check: ok, warn, FAIL, or skip where it was not tried. Run it as the user that Fluent Bit runs as,
-with its environment. Nothing is written at a destination without --put, and no secret is ever shown. What could
-not be tried is said once more on stderr at the end.
+Prints one line per check: ok, warn, FAIL, or skip if it was not tried. Run it as the user that Fluent Bit runs as,
+with its environment. Nothing is written at a destination without --put, and no secret is ever shown. Checks that
+were not tried are listed on stderr at the end.
 
 Examples:
   ferry check /etc/fluent-bit/fluent-bit.conf
@@ -46,18 +46,18 @@ Examples:
 
 Exit status: 0, nothing failed; 1, a check failed; 2, the configuration or the arguments cannot be read";
 
-/// A finding, as `--json` gives it.
+/// A finding in the output of `--json`.
 #[derive(Serialize)]
 struct Row {
     /// The output's alias, or the host's name for it, such as `ferry.0`.
     output: String,
-    /// What was checked, such as `credentials`.
+    /// The name of the check, such as `credentials`.
     check: &'static str,
     /// `ok`, `warn`, `FAIL` or `skip`.
     result: String,
-    /// What was found.
+    /// The details.
     message: String,
-    /// What to do about it; null where there is nothing to do.
+    /// The remedy; null if there is none.
     remedy: Option<String>,
 }
 
@@ -77,7 +77,7 @@ fn object(text: &str) -> Result<Value, String> {
     match serde_json::from_str(text) {
         Ok(value @ Value::Object(_)) => Ok(value),
         Ok(_) => Err("a record is an object: {\"key\": \"value\"}".to_owned()),
-        Err(error) => Err(format!("no JSON: {error}")),
+        Err(error) => Err(format!("invalid JSON: {error}")),
     }
 }
 
@@ -86,7 +86,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .parse::<f64>()
         .ok()
         .filter(|seconds| (0.1..=3_600.0).contains(seconds));
-    let seconds = seconds.ok_or("seconds from 0.1 to 3600 are expected")?;
+    let seconds = seconds.ok_or("expected seconds from 0.1 to 3600")?;
     Ok(Duration::from_secs_f64(seconds))
 }
 
@@ -107,8 +107,8 @@ pub(super) fn run(args: &Args) -> Done {
         record: args.record.clone(),
     };
     let (mut rows, mut printed, mut untried) = (Vec::new(), Ok(()), Vec::new());
-    let sound = check::run(&configuration, &options, &mut |finding| {
-        // That nothing is written without --put is as it should be.
+    let passed = check::run(&configuration, &options, &mut |finding| {
+        // Skipping the put without --put is expected.
         if finding.mark == Mark::Skip && finding.check != "put" {
             untried.push(format!("{} {}", finding.output, finding.check));
         }
@@ -125,5 +125,5 @@ pub(super) fn run(args: &Args) -> Done {
     if !untried.is_empty() {
         eprintln!("note: not tried: {}", untried.join(", "));
     }
-    sound.map_err(|error| format!("no threads could be started: {error}").into())
+    passed.map_err(|error| format!("no threads could be started: {error}").into())
 }

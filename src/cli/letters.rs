@@ -1,8 +1,8 @@
-//! Files of dead letters: one JSON document a line, written by the library and taken away by a replay.
+//! Files of dead letters, with one JSON document per line, which the library writes and a replay claims.
 //!
-//! A file is taken by renaming it to `NAME.replaying`: its writer then begins a new one. In a taken file the first
-//! byte of a line becomes `#` once its letter needs nothing more. That is one write of one byte: a replay that is
-//! killed at any moment is taken up where it was, and at most the letters that were on their way are sent once more.
+//! A replay claims a file by renaming it to `NAME.replaying`; the writer then creates a new one. In a claimed file the
+//! first byte of a line is overwritten with `#` once its letter is done. Since that is a write of one byte, a replay
+//! that was killed at any moment can be resumed, and at most the letters in flight are sent again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -16,25 +16,26 @@ use ferry::delivery::dead_letter::line::Line;
 use ferry::ids::Time;
 use serde_json::Value;
 
-use super::{Failure, about, stands, unseen};
+use super::{Failure, cannot_be, inaccessible, metadata};
 
-/// `dead-letters.ndjson`, and `dead-letters.SOMETHING.ndjson` where it was renamed.
-const BEGIN: &str = "dead-letters";
-/// Ends of the names of files that nobody has taken; `.kept` is that of earlier versions for what stayed.
-const WRITTEN: [&str; 2] = [".ndjson", ".kept"];
-const TAKEN: &str = ".replaying";
+/// The prefix of names: `dead-letters.ndjson`, or `dead-letters.SOMETHING.ndjson` after a rotation.
+const PREFIX: &str = "dead-letters";
+/// The suffixes of files that are not claimed; earlier versions kept remaining letters in `.kept`.
+const UNCLAIMED: [&str; 2] = [".ndjson", ".kept"];
+const CLAIMED: &str = ".replaying";
 const DONE: u8 = b'#';
 
-/// One thing that was not delivered.
+/// A dead letter: a record, or several lines, that were not delivered.
 pub(super) type Letter = Line<'static>;
 
-/// Reads a line. The error says what is wrong with it.
+/// Parses a line. The error describes what is wrong with it.
 pub(super) fn read(line: &[u8]) -> Result<Letter, String> {
-    serde_json::from_slice(line)
-        .map_err(|error| flaw(line).unwrap_or_else(|| format!("the line is no letter: {error}")))
+    serde_json::from_slice(line).map_err(|error| {
+        problem(line).unwrap_or_else(|| format!("the line is not a letter: {error}"))
+    })
 }
 
-/// When a letter was written; 1970 where it does not say.
+/// Returns the time at which a letter was written; 1970 if that is invalid.
 pub(super) fn time(letter: &Letter) -> Time {
     let time = DateTime::parse_from_rfc3339(&letter.time).unwrap_or_default();
     Time {
@@ -43,11 +44,11 @@ pub(super) fn time(letter: &Letter) -> Time {
     }
 }
 
-/// A letter's bytes, unpacked where they were compressed. The error says what is wrong.
+/// Returns a letter's record, decompressed. The error describes what is wrong.
 pub(super) fn body(letter: &Letter) -> Result<Vec<u8>, String> {
-    let packed = letter.bytes().map_err(|error| error.to_string())?;
+    let raw = letter.bytes().map_err(|error| error.to_string())?;
     let mut body = Vec::new();
-    let unpacked = match packed.as_slice() {
+    let decompressed = match raw.as_slice() {
         mut data @ [0x1f, 0x8b, ..] => {
             flate2::bufread::MultiGzDecoder::new(&mut data).read_to_end(&mut body)
         }
@@ -55,11 +56,11 @@ pub(super) fn body(letter: &Letter) -> Result<Vec<u8>, String> {
             zstd::Decoder::with_buffer(data).and_then(|mut frames| frames.read_to_end(&mut body))
         }
         _ => {
-            body = packed;
+            body = raw;
             Ok(0)
         }
     };
-    unpacked.map_err(|error| format!("its record cannot be unpacked: {error}"))?;
+    decompressed.map_err(|error| format!("its record cannot be decompressed: {error}"))?;
     if body.is_empty() {
         return Err("its record is empty".to_owned());
     }
@@ -81,15 +82,15 @@ const FIELDS: [(&str, bool, bool); 8] = [
     ("record_base64", false, true),
 ];
 
-/// What is wrong with JSON that is no letter; `None` where it is no JSON.
-fn flaw(line: &[u8]) -> Option<String> {
+/// Returns the problem of JSON that is not a letter; `None` for invalid JSON.
+fn problem(line: &[u8]) -> Option<String> {
     let Value::Object(fields) = serde_json::from_slice(line).ok()? else {
-        return Some("the line is no JSON object".to_owned());
+        return Some("the line is not a JSON object".to_owned());
     };
-    FIELDS.iter().find_map(|(name, needed, nullable)| {
+    FIELDS.iter().find_map(|(name, required, nullable)| {
         let kind = match fields.get(*name) {
             Some(Value::String(_)) => return None,
-            None => return needed.then(|| format!("{name} is missing")),
+            None => return required.then(|| format!("{name} is missing")),
             Some(Value::Null) if *nullable => return None,
             Some(Value::Null) => "null",
             Some(Value::Bool(_)) => "true or false",
@@ -97,40 +98,41 @@ fn flaw(line: &[u8]) -> Option<String> {
             Some(Value::Array(_)) => "an array",
             Some(Value::Object(_)) => "an object",
         };
-        Some(format!("{name} must be a string, and is {kind}"))
+        Some(format!("{name} must be a string, not {kind}"))
     })
 }
 
-/// The lines of a letter's bytes.
+/// Returns the lines of a letter's body.
 pub(super) fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     body.strip_suffix(b"\n")
         .unwrap_or(body)
         .split(|byte| *byte == b'\n')
 }
 
-/// Files of letters, and whether each is taken already.
+/// Files of letters.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
-    taken: BTreeSet<PathBuf>,
-    written: BTreeSet<PathBuf>,
+    /// Files that an earlier replay claimed.
+    claimed: BTreeSet<PathBuf>,
+    unclaimed: BTreeSet<PathBuf>,
 }
 
 impl Sources {
-    /// Finds what is named: files, folders of them, and for each file what an earlier replay has left of it.
+    /// Finds the named files, those in named folders, and for each file what an earlier replay has left of it.
     pub(super) fn find(paths: &[PathBuf]) -> Result<Sources, Failure> {
         let mut sources = Sources::default();
         for path in paths {
-            let found = stands(path)?;
+            let found = metadata(path)?;
             if found.as_ref().is_some_and(Metadata::is_dir) {
                 for entry in list(path)? {
                     let name = name_of(&entry);
-                    if !name.starts_with(BEGIN) {
+                    if !name.starts_with(PREFIX) {
                         continue;
                     }
-                    if name.ends_with(TAKEN) {
-                        sources.taken.insert(entry);
-                    } else if WRITTEN.iter().any(|end| name.ends_with(end)) {
-                        sources.written.insert(entry);
+                    if name.ends_with(CLAIMED) {
+                        sources.claimed.insert(entry);
+                    } else if UNCLAIMED.iter().any(|suffix| name.ends_with(suffix)) {
+                        sources.unclaimed.insert(entry);
                     }
                 }
                 continue;
@@ -138,74 +140,75 @@ impl Sources {
             let is_file = found.as_ref().is_some_and(Metadata::is_file);
             if is_file && !may_hold_letters(path)? {
                 return Err(format!(
-                    "{} holds no dead letter: no line in it is one; nothing was changed",
+                    "{} contains no dead letter: no line in it is one; nothing was changed",
                     path.display()
                 )
                 .into());
             }
             let name = name_of(path);
             let folder = folder_of(path);
-            let begin = format!("{name}.");
-            if stands(&folder)?.is_none() {
+            let prefix = format!("{name}.");
+            if metadata(&folder)?.is_none() {
                 let folder = folder.display();
-                let why = format!("there is no folder {folder}");
-                return Err(about(path.display(), "read", why));
+                let reason = format!("there is no folder {folder}");
+                return Err(cannot_be(path.display(), "read", reason));
             }
             let left = list(&folder)?;
             let left = left.into_iter().filter(|other| {
                 let other = name_of(other);
-                other.starts_with(&begin) && other.ends_with(TAKEN)
+                other.starts_with(&prefix) && other.ends_with(CLAIMED)
             });
-            let before = sources.taken.len();
-            sources.taken.extend(left);
+            let before = sources.claimed.len();
+            sources.claimed.extend(left);
             match is_file {
-                true if name.ends_with(TAKEN) => sources.taken.insert(path.clone()),
-                true => sources.written.insert(path.clone()),
-                false if sources.taken.len() > before => true,
+                true if name.ends_with(CLAIMED) => sources.claimed.insert(path.clone()),
+                true => sources.unclaimed.insert(path.clone()),
+                false if sources.claimed.len() > before => true,
                 false => {
-                    let why = match found {
+                    let reason = match found {
                         Some(_) => "it is neither a file nor a folder",
                         None => "there is no such file or folder",
                     };
-                    return Err(about(path.display(), "read", why));
+                    return Err(cannot_be(path.display(), "read", reason));
                 }
             };
         }
         Ok(sources)
     }
 
-    /// The folders that the files are in.
+    /// Returns the folders of the files.
     pub(super) fn folders(&self) -> BTreeSet<PathBuf> {
         self.all().map(|path| folder_of(path)).collect()
     }
 
-    /// All files: those that an earlier replay has left come first.
+    /// Returns all files, those of an earlier replay first.
     pub(super) fn all(&self) -> impl Iterator<Item = &PathBuf> {
-        self.taken.iter().chain(&self.written)
+        self.claimed.iter().chain(&self.unclaimed)
     }
 
-    /// Takes those that nobody has taken.
-    pub(super) fn take(self) -> Result<Vec<PathBuf>, Failure> {
-        let mut taken: Vec<PathBuf> = self.taken.into_iter().collect();
-        for path in self.written {
+    /// Claims all files, and returns their new paths.
+    pub(super) fn claim(self) -> Result<Vec<PathBuf>, Failure> {
+        let mut claimed: Vec<PathBuf> = self.claimed.into_iter().collect();
+        for path in self.unclaimed {
             let name = name_of(&path);
-            let names = (1..).map(|number| format!("{name}.{number}{TAKEN}"));
+            let names = (1..).map(|number| format!("{name}.{number}{CLAIMED}"));
             let mut names = names.map(|name| path.with_file_name(name));
-            let mut free = path.with_file_name(format!("{name}{TAKEN}"));
-            while stands(&free)?.is_some() {
-                free = names.next().expect("the numbers do not end");
+            let mut free = path.with_file_name(format!("{name}{CLAIMED}"));
+            while metadata(&free)?.is_some() {
+                free = names.next().expect("there is no last number");
             }
-            fs::rename(&path, &free).map_err(|error| about(path.display(), "renamed", error))?;
-            taken.push(free);
+            fs::rename(&path, &free)
+                .map_err(|error| cannot_be(path.display(), "renamed", error))?;
+            claimed.push(free);
         }
-        Ok(taken)
+        Ok(claimed)
     }
 }
 
-/// Whether a line of a file is a letter, or was one before it was struck out, or there is no line. A replay takes a file and
-/// changes it, and what it is given may be another by a slip.
+/// Whether a file has a letter, done or not, or is empty. Protects from replaying another file by mistake, since a
+/// replay renames and changes it.
 fn may_hold_letters(path: &Path) -> Result<bool, Failure> {
-    let unreadable = |error| about(path.display(), "read", error);
+    let unreadable = |error| cannot_be(path.display(), "read", error);
     let file = File::open(path).map_err(unreadable)?;
     let mut is_empty = true;
     for line in BufReader::new(file).split(b'\n') {
@@ -227,7 +230,7 @@ fn may_hold_letters(path: &Path) -> Result<bool, Failure> {
 fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let listed: io::Result<Vec<PathBuf>> =
         fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
-    listed.map_err(|error| unseen(folder, &error))
+    listed.map_err(|error| inaccessible(folder, &error))
 }
 
 fn name_of(path: &Path) -> String {
@@ -237,7 +240,7 @@ fn name_of(path: &Path) -> String {
         .into_owned()
 }
 
-/// The folder that a file is in.
+/// Returns the folder of a file.
 pub(super) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder.to_owned(),
@@ -245,7 +248,7 @@ pub(super) fn folder_of(path: &Path) -> PathBuf {
     }
 }
 
-/// Where a letter stands in its file.
+/// The position of a letter in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     offset: u64,
@@ -255,37 +258,37 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Bytes of its line.
+    /// The length of its line, newline included.
     pub(super) fn bytes(&self) -> u64 {
         self.length as u64 + 1
     }
 }
 
-/// A letter that needs something, or a line that is none.
+/// A letter that is not done, or a line that is not a letter.
 pub(super) struct Found {
     pub(super) place: Place,
-    /// What tells it from all other letters, also those with the same bytes.
+    /// An id that is unique, even among letters with the same bytes.
     pub(super) id: String,
-    /// How many letters before it in the file have the same bytes.
+    /// The number of earlier letters in the file with the same bytes.
     pub(super) twin: u32,
     pub(super) letter: Result<Letter, String>,
 }
 
-/// A file of letters that is taken.
+/// A claimed file of letters.
 pub(super) struct LetterFile {
     path: PathBuf,
     file: File,
-    left: Mutex<Left>,
+    state: Mutex<State>,
 }
 
-/// What becomes of letters that stay.
+/// The state of a claimed file.
 #[derive(Default)]
-struct Left {
-    /// Bytes of the file.
+struct State {
+    /// The length of the file.
     end: u64,
-    /// The offsets of letters with what stays of them, by the offset that it was appended at.
-    instead_of: HashMap<u64, u64>,
-    /// See [`Found::twin`], by their offset.
+    /// The offset of the original letter, by the offset of the remainder that was appended.
+    originals: HashMap<u64, u64>,
+    /// [`Found::twin`], by the letter's offset.
     twins: HashMap<u64, u32>,
 }
 
@@ -293,9 +296,9 @@ impl LetterFile {
     pub(super) fn open(path: &Path) -> Result<LetterFile, Failure> {
         let file = OpenOptions::new().read(true).write(true).open(path);
         Ok(LetterFile {
-            file: file.map_err(|error| about(path.display(), "opened", error))?,
+            file: file.map_err(|error| cannot_be(path.display(), "opened", error))?,
             path: path.to_owned(),
-            left: Mutex::default(),
+            state: Mutex::default(),
         })
     }
 
@@ -303,11 +306,11 @@ impl LetterFile {
         &self.path
     }
 
-    /// Goes through the letters that still need something, and lines that are none. Gives the file's length.
+    /// Calls `each` for letters that are not done, and for lines that are not letters. Returns the file's length.
     pub(super) fn scan(&self, each: impl FnMut(Found)) -> Result<u64, Failure> {
-        let left = scan(&self.path, each)?;
-        let end = left.end;
-        *self.left.lock().expect("nothing panics with this lock") = left;
+        let state = scan(&self.path, each)?;
+        let end = state.end;
+        *self.state.lock().expect("nothing panics with this lock") = state;
         Ok(end)
     }
 
@@ -317,53 +320,53 @@ impl LetterFile {
         Ok(line)
     }
 
-    /// Reads one letter again.
+    /// Reads a letter again.
     pub(super) fn read(&self, place: Place) -> Result<Letter, String> {
         let line = self.line(place).map_err(|error| error.to_string())?;
         read(&line)
     }
 
-    /// Notes that a letter needs nothing more.
-    pub(super) fn strike(&self, place: Place) -> io::Result<()> {
+    /// Marks a letter as done.
+    pub(super) fn mark_done(&self, place: Place) -> io::Result<()> {
         self.file.write_all_at(&[DONE], place.offset)
     }
 
-    /// Puts what stays of a letter in its place: `rest` are letters as the library wrote them.
+    /// Replaces a letter with its remainder: `rest` are letters as the library wrote them.
     pub(super) fn replace(&self, place: Place, rest: Vec<Letter>) -> io::Result<()> {
         let original: Letter = serde_json::from_slice(&self.line(place)?)?;
-        let mut left = self.left.lock().expect("nothing panics with this lock");
+        let mut state = self.state.lock().expect("nothing panics with this lock");
         for mut letter in rest {
             letter.time.clone_from(&original.time);
             letter.tag.clone_from(&original.tag);
             if original.target.is_some() {
                 letter.target.clone_from(&original.target);
             }
-            // A line of its own, even behind one that a crash cut short.
+            // Starts with a newline, in case a crash truncated the last line.
             let mut line = b"\n".to_vec();
             serde_json::to_writer(&mut line, &letter)?;
             line.push(b'\n');
-            if let Err(error) = self.file.write_all_at(&line, left.end) {
-                // A full disk may have taken a part of it, which would be no letter.
-                let _ = self.file.set_len(left.end);
+            if let Err(error) = self.file.write_all_at(&line, state.end) {
+                // A part of it, as on a full disk, would not be a letter.
+                let _ = self.file.set_len(state.end);
                 return Err(error);
             }
-            let offset = left.end + 1;
-            left.instead_of.insert(offset, place.offset);
-            left.end += line.len() as u64;
+            let offset = state.end + 1;
+            state.originals.insert(offset, place.offset);
+            state.end += line.len() as u64;
         }
-        drop(left);
-        // Before the letter itself is struck out: twice is better than not at all.
+        drop(state);
+        // Synced before the original is marked: a duplicate is better than a loss.
         self.file.sync_data()?;
-        self.strike(place)
+        self.mark_done(place)
     }
 
-    /// Deletes the file when nothing in it needs anything more, or else leaves only what does, in order. Gives
-    /// the line that each letter now stands in, by the number of its line before.
+    /// Deletes the file if all its letters are done, and otherwise rewrites it with the others, in order. Returns the
+    /// new line number of each letter, by its old one.
     pub(super) fn finish(self) -> Result<HashMap<u64, u64>, Failure> {
         let mut places = Vec::new();
         scan(&self.path, |found| places.push(found.place))?;
         let numbers = self.shorten(places);
-        numbers.map_err(|error| about(self.path.display(), "shortened", error))
+        numbers.map_err(|error| cannot_be(self.path.display(), "shortened", error))
     }
 
     fn shorten(&self, places: Vec<Place>) -> io::Result<HashMap<u64, u64>> {
@@ -376,17 +379,17 @@ impl LetterFile {
         part.push(".part");
         let shortened = self.write_rest(places, Path::new(&part));
         if shortened.is_err() {
-            // It would count towards dead_letter_limit.
+            // The file would count towards dead_letter_limit.
             let _ = fs::remove_file(&part);
         }
         shortened
     }
 
     fn write_rest(&self, mut places: Vec<Place>, part: &Path) -> io::Result<HashMap<u64, u64>> {
-        let left = self.left.lock().expect("nothing panics with this lock");
+        let state = self.state.lock().expect("nothing panics with this lock");
         let origin = |place: &Place| {
-            let of = left.instead_of.get(&place.offset);
-            of.copied().unwrap_or(place.offset)
+            let original = state.originals.get(&place.offset);
+            original.copied().unwrap_or(place.offset)
         };
         places.sort_by_key(|place| (origin(place), place.offset));
         let rest = OpenOptions::new()
@@ -402,10 +405,10 @@ impl LetterFile {
         scan_numbers(&self.path, &mut before)?;
         for (index, &place) in places.iter().enumerate() {
             let mut line = self.line(place)?;
-            if let Some(twin) = left.twins.get(&place.offset)
+            if let Some(twin) = state.twins.get(&place.offset)
                 && line.ends_with(b"}")
             {
-                // The others of the same bytes are gone now, and it must stay another than they were.
+                // Keeps its id distinct from those of letters with the same bytes that are gone.
                 line.truncate(without_twin(&line).0.len());
                 line.extend(format!(",\"twin\":{twin}}}").bytes());
             }
@@ -424,8 +427,8 @@ impl LetterFile {
     }
 }
 
-/// A letter without its last brace, and the number among twins that an earlier replay noted in it. Its name comes from the
-/// rest, so that it is the same letter in every replay.
+/// Returns a letter without its last brace and its `twin` field, and the value of that field, which an earlier replay
+/// may have added. The id depends on the rest only, so that it is the same in every replay.
 fn without_twin(line: &[u8]) -> (&[u8], Option<u32>) {
     let Some(line) = line.strip_suffix(b"}") else {
         return (line, None);
@@ -437,18 +440,18 @@ fn without_twin(line: &[u8]) -> (&[u8], Option<u32>) {
     noted.unwrap_or((line, None))
 }
 
-/// Reads a file of letters, which may be anybody's.
+/// Reads a file of letters, claimed or not, without changing it.
 pub(super) fn look(path: &Path, each: impl FnMut(Found)) -> Result<(), Failure> {
     scan(path, each).map(drop)
 }
 
-fn scan(path: &Path, mut each: impl FnMut(Found)) -> Result<Left, Failure> {
-    let mut left = Left::default();
-    // How many letters of the same bytes there were; those that are struck out count.
+fn scan(path: &Path, mut each: impl FnMut(Found)) -> Result<State, Failure> {
+    let mut state = State::default();
+    // The number of letters by hash, those that are done included.
     let mut known: HashMap<[u8; 16], u32> = HashMap::new();
     let read = walk(path, |offset, number, line| {
         let content = line.strip_suffix(b"\n").unwrap_or(line);
-        left.end = offset + line.len() as u64;
+        state.end = offset + line.len() as u64;
         if content.trim_ascii().is_empty() {
             return;
         }
@@ -466,7 +469,7 @@ fn scan(path: &Path, mut each: impl FnMut(Found)) -> Result<Left, Failure> {
         }
         let mut id: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         if twin > 0 {
-            left.twins.insert(offset, twin);
+            state.twins.insert(offset, twin);
             id.push_str(&format!("-{twin}"));
         }
         let place = Place {
@@ -482,11 +485,11 @@ fn scan(path: &Path, mut each: impl FnMut(Found)) -> Result<Left, Failure> {
             letter,
         });
     });
-    read.map_err(|error| about(path.display(), "read", error))?;
-    Ok(left)
+    read.map_err(|error| cannot_be(path.display(), "read", error))?;
+    Ok(state)
 }
 
-/// The numbers of lines, by their offsets.
+/// Collects line numbers by offset.
 fn scan_numbers(path: &Path, numbers: &mut HashMap<u64, u64>) -> io::Result<()> {
     walk(path, |offset, number, _| {
         numbers.insert(offset, number);
@@ -530,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_with_the_same_bytes_are_the_same_ones_in_every_replay() {
+    fn letters_with_the_same_bytes_keep_their_ids_in_every_replay() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("letters");
         let same = line(json!({ "record": "x" }));
@@ -551,17 +554,17 @@ mod tests {
             let (file, letters) = found();
             let now: Vec<&String> = letters.iter().map(|(id, ..)| id).collect();
             assert_eq!(now, ids.iter().collect::<Vec<_>>());
-            file.strike(letters[0].2).unwrap();
+            file.mark_done(letters[0].2).unwrap();
             file.finish().unwrap();
             ids.remove(0);
         }
     }
 
-    /// Those wanted, or how the error begins.
+    /// The expected lines, or the beginning of the error.
     type Lines<'a> = Result<Vec<&'a [u8]>, &'a str>;
 
     #[test]
-    fn a_record_is_unpacked_and_split_into_its_lines() {
+    fn a_record_is_decompressed_and_split_into_its_lines() {
         let base64 =
             |data: &[u8]| json!({ "record_base64": base64_simd::STANDARD.encode_to_string(data) });
         #[rustfmt::skip] // a table
@@ -574,7 +577,7 @@ mod tests {
             (base64(&gzip(b"x\ny\n")), Ok(vec![b"x", b"y"])),
             (base64(&[gzip(b"x\n"), gzip(b"y\n")].concat()), Ok(vec![b"x", b"y"])),
             (base64(&zstd::encode_all(&b"x\ny\n"[..], 1).unwrap()), Ok(vec![b"x", b"y"])),
-            (base64(&gzip(b"x\ny\n")[..12]), Err("its record cannot be unpacked: ")),
+            (base64(&gzip(b"x\ny\n")[..12]), Err("its record cannot be decompressed: ")),
             (json!({ "record_base64": "x" }), Err("its record_base64 cannot be read: ")),
             (json!({ "record": "a", "record_base64": "YQ==" }), Err("it must have either")),
             (json!({}), Err("it must have either")),
@@ -592,30 +595,30 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_not_taken_for_what_is_not_there() {
+    fn a_path_that_cannot_be_accessed_is_not_reported_as_absent() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let words = |path: PathBuf| match Sources::find(&[path]) {
-            Err(Failure::Words(words)) => words,
+        let message = |path: PathBuf| match Sources::find(&[path]) {
+            Err(Failure::Message(message)) => message,
             other => panic!("{other:?}"),
         };
         let below = file.join("dead-letters");
-        let said = words(below.clone());
+        let denied = message(below.clone());
         assert!(
-            said.starts_with(&format!("{} cannot be looked at: ", below.display()))
-                && said.contains("; remedy: "),
-            "{said}"
+            denied.starts_with(&format!("{} cannot be accessed: ", below.display()))
+                && denied.contains("; remedy: "),
+            "{denied}"
         );
-        let none = words(dir.path().join("none"));
+        let none = message(dir.path().join("none"));
         assert!(none.ends_with("there is no such file or folder"), "{none}");
-        // One that is named in place of a folder that is not there.
-        let lost = words(dir.path().join("none/dead-letters.ndjson"));
+        // A file in a missing folder.
+        let lost = message(dir.path().join("none/dead-letters.ndjson"));
         let folder = format!("there is no folder {}", dir.path().join("none").display());
         assert!(lost.contains(&folder), "{lost}");
     }
 
-    /// The numbers of lines that need something, and their ids.
+    /// Returns the places and ids of the letters that are not done, and of lines that are not letters.
     fn found(file: &LetterFile) -> Vec<(Place, String)> {
         let mut all = Vec::new();
         let scanned = file.scan(|found| all.push((found.place, found.id)));
@@ -624,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_struck_out_stays_so_and_the_rest_is_left_in_order() {
+    fn done_letters_stay_done_and_the_others_keep_their_order() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dead-letters.ndjson.replaying");
         let whole = |n: u8| line(json!({ "record": n.to_string() }));
@@ -634,17 +637,17 @@ mod tests {
         let file = open();
         let all = found(&file);
         let numbers: Vec<u64> = all.iter().map(|(place, _)| place.number).collect();
-        assert_eq!(numbers, [1, 4, 5, 6], "empty lines are none");
+        assert_eq!(numbers, [1, 4, 5, 6], "empty lines are not letters");
         let rest = json!({
             "time": "later", "tag": "replay", "reason": "too_large", "error": "Y", "record": "rest",
         });
         let rest = serde_json::from_value(rest).unwrap();
         file.replace(all[0].0, vec![rest]).unwrap();
-        file.strike(all[1].0).unwrap();
+        file.mark_done(all[1].0).unwrap();
         let Ok(numbers) = file.finish() else {
             panic!("it cannot be shortened");
         };
-        // What stays of the first letter stands where that stood.
+        // The remainder of the first letter takes its position.
         assert_eq!(numbers, HashMap::from([(1, 1), (5, 2), (6, 3)]));
         let text = fs::read_to_string(&path).unwrap();
         let left: Vec<&str> = text.lines().collect();
@@ -656,14 +659,14 @@ mod tests {
 
         let file = open();
         for (place, _) in found(&file) {
-            file.strike(place).unwrap();
+            file.mark_done(place).unwrap();
         }
         assert!(file.finish().is_ok_and(|left| left.is_empty()));
         assert!(!path.exists());
     }
 
     #[test]
-    fn letters_with_the_same_bytes_are_told_apart_also_when_the_first_of_them_is_gone() {
+    fn letters_with_the_same_bytes_are_distinct_even_when_the_first_of_them_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dead-letters.ndjson.replaying");
         let same = line(json!({ "record": "x" }));
@@ -672,8 +675,8 @@ mod tests {
         let file = open();
         let before = found(&file);
         assert_ne!(before[0].1, before[1].1);
-        file.strike(before[0].0).unwrap();
-        // As after a kill.
+        file.mark_done(before[0].0).unwrap();
+        // As after a crash.
         assert_eq!(found(&file), before[1..]);
         assert!(file.finish().is_ok());
         let after = found(&open());

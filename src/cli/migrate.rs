@@ -6,7 +6,7 @@ use ferry::check::migrate;
 
 use super::{Done, print};
 
-/// Print the ferry outputs that do what kinesis_firehose, firehose or azure_blob outputs do
+/// Print ferry outputs that are equivalent to kinesis_firehose, firehose or azure_blob outputs
 #[derive(clap::Args)]
 #[command(after_help = STATUS)]
 pub(super) struct Args {

@@ -1,5 +1,5 @@
-//! The command line of `ferry`, a file for each subcommand. Data goes to stdout; errors, summaries and progress
-//! go to stderr.
+//! The command line of `ferry`, with a file for each subcommand. Data goes to stdout; errors, summaries and progress go
+//! to stderr.
 
 use std::fmt::Display;
 use std::fs::{self, Metadata};
@@ -18,7 +18,7 @@ mod replay;
 mod shell;
 mod spool;
 
-/// The tool of Ferry, an output of Fluent Bit that ships logs to Amazon Data Firehose and blob storage
+/// The tool for Ferry, a Fluent Bit output that ships logs to Amazon Data Firehose and blob storage
 #[derive(Parser)]
 #[command(name = "ferry", version, propagate_version = true, after_help = STATUS)]
 struct Cli {
@@ -33,7 +33,7 @@ Examples:
   ferry replay /etc/fluent-bit/fluent-bit.conf
 
 Exit status: 0, all is well; 1, something needs attention; 2, the arguments, the configuration or a file cannot be
-read. Each command's --help says what that means for it.";
+read. Each command's --help has the details.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -45,34 +45,34 @@ enum Command {
     Man(shell::Man),
 }
 
-/// Whether all is well, or else something needs attention. An error: what was asked for could not be done at all.
+/// The result of a command: whether all is well, or an error if it could not be run at all.
 type Done = Result<bool, Failure>;
 
-/// Why what was asked for could not be done.
+/// The failure of a command.
 #[derive(Debug)]
 enum Failure {
-    /// In words.
-    Words(String),
-    /// The reader of stdout has gone: it has enough.
-    Unread,
+    /// An error message.
+    Message(String),
+    /// The reader of stdout has closed it, which is not an error.
+    BrokenPipe,
 }
 
 impl From<String> for Failure {
-    fn from(words: String) -> Failure {
-        Failure::Words(words)
+    fn from(message: String) -> Failure {
+        Failure::Message(message)
     }
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
         match error.kind() {
-            ErrorKind::BrokenPipe => Failure::Unread,
-            _ => Failure::Words(error.to_string()),
+            ErrorKind::BrokenPipe => Failure::BrokenPipe,
+            _ => Failure::Message(error.to_string()),
         }
     }
 }
 
-/// Does what the command line says.
+/// Runs the command line.
 pub(crate) fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
@@ -83,10 +83,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Man(args) => shell::man(&args, Cli::command()),
     };
     match done {
-        Ok(true) | Err(Failure::Unread) => ExitCode::SUCCESS,
+        Ok(true) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
-        Err(Failure::Words(words)) => {
-            eprintln!("error: {words}");
+        Err(Failure::Message(message)) => {
+            eprintln!("error: {message}");
             ExitCode::from(2)
         }
     }
@@ -99,43 +99,43 @@ fn print(text: &str) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-/// Writes one JSON document to stdout.
+/// Writes a JSON document to stdout.
 fn print_json(report: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(report).map_err(|error| error.to_string())?;
     print(&format!("{text}\n"))
 }
 
-/// What stands at a path; `None`: nothing does. What cannot be looked at is not taken for what is not there.
-fn stands(path: &Path) -> Result<Option<Metadata>, Failure> {
+/// Returns the metadata of a path; `None` if it does not exist. A path that cannot be accessed is an error, not absent.
+fn metadata(path: &Path) -> Result<Option<Metadata>, Failure> {
     match fs::metadata(path) {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unseen(path, &error)),
+        Err(error) => Err(inaccessible(path, &error)),
     }
 }
 
-/// A path cannot be looked at, and what to do.
-fn unseen(path: &Path, error: &io::Error) -> Failure {
+/// Returns the error, with its remedy, for a path that cannot be accessed.
+fn inaccessible(path: &Path, error: &io::Error) -> Failure {
     let path = path.display();
-    Failure::Words(format!(
-        "{path} cannot be looked at: {error}; remedy: {}",
+    Failure::Message(format!(
+        "{path} cannot be accessed: {error}; remedy: {}",
         remedy(error)
     ))
 }
 
-/// What to do about a path that cannot be looked at.
+/// Returns the remedy for a path that cannot be accessed.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        ErrorKind::NotFound => "correct the path, or mount what it is on",
+        ErrorKind::NotFound => "correct the path, or mount its file system",
         ErrorKind::PermissionDenied => "run this as the user that Fluent Bit runs as",
-        ErrorKind::NotADirectory => "correct the path: what stands above it is a file",
-        _ => "look after the disk, and whether it is mounted",
+        ErrorKind::NotADirectory => "correct the path: a part of it is a file, not a folder",
+        _ => "check the disk, and whether it is mounted",
     }
 }
 
-/// An error's words, about a file or folder.
-fn about(what: impl Display, doing: &str, error: impl Display) -> Failure {
-    Failure::Words(format!("{what} cannot be {doing}: {error}"))
+/// Returns the error `<subject> cannot be <participle>: <error>`.
+fn cannot_be(subject: impl Display, participle: &str, error: impl Display) -> Failure {
+    Failure::Message(format!("{subject} cannot be {participle}: {error}"))
 }
 
 #[cfg(test)]
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_explains_its_status_and_gives_an_example() {
+    fn every_command_documents_its_status_and_has_an_example() {
         Cli::command().debug_assert();
         let mut todo = vec![Cli::command()];
         while let Some(command) = todo.pop() {

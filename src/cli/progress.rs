@@ -1,13 +1,13 @@
-//! How far a command is, on a terminal only: a pipe or a log file sees none of it.
+//! Progress bars, on a terminal only.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// How often the line is drawn anew where nothing moves.
+/// The interval at which an idle bar is redrawn.
 const TICK: Duration = Duration::from_millis(250);
 
-/// A line on stderr: bytes done, of how many, how fast, and the time that is left. `quiet`: no line.
+/// Creates a bar on stderr with bytes done, total, throughput and remaining time; a hidden one if `quiet`.
 pub(super) fn of_bytes(total: u64, quiet: bool) -> ProgressBar {
     let target = match quiet {
         true => ProgressDrawTarget::hidden(),

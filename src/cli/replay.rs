@@ -1,13 +1,13 @@
-//! `ferry replay`: dead letters sent again, through the same library that wrote them, without a spool.
+//! `ferry replay`: sends dead letters again, through the library that wrote them, without a spool.
 //!
-//! Each letter becomes a chunk of its own with events `{"record": line}`, for the output that is configured but with
-//! `log_key record`: the lines go out exactly as they are. Its tag is made from the letter's bytes. So the same letter
-//! makes an object of the same name whenever it is sent, which a store holds once, and what is refused again is known
-//! by its tag. It comes into a dead-letter folder of the replay's own, and what it says is reported; the letter itself
-//! stays where it was. An instance runs for each delivery stream or folder that letters go to.
+//! Each letter becomes a chunk of events `{"record": line}` for the configured output with `log_key record`, so that
+//! its lines are sent unchanged. The chunk's tag is derived from the letter's bytes: a letter always yields an object
+//! of the same name, which a store accepts once, and what is refused again is identified by its tag. Refused records
+//! become letters in a folder of the replay's own, from where they are reported; the original letter stays. An instance
+//! runs for each delivery stream or folder that letters go to.
 //!
-//! A letter whose record is an event in msgpack (one that was nested too deep, or larger as a line than as an event)
-//! is sent as the event that it is, with everything that the output does to events.
+//! A letter whose record is an event in msgpack (nested too deep, or too large as a line) is sent as that event, and
+//! encoded by the output.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -34,43 +34,42 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::letters::{self, Found, Letter, LetterFile, Place, Sources, folder_of, lines, look};
-use super::{Done, Failure, about, print, print_json, progress, stands};
+use super::{Done, Failure, cannot_be, metadata, print, print_json, progress};
 
-/// Send dead letters again, once what they were refused for is mended
+/// Send dead letters again, after the cause of their refusal is fixed
 #[derive(clap::Args)]
 #[command(after_help = STATUS)]
 pub(super) struct Args {
     /// Fluent Bit's configuration with the output: classic, or YAML where it is named .yaml or .yml. Only its ferry
     /// outputs are read
     config: PathBuf,
-    /// Files of dead letters, or folders of them; the output's dead_letter_dir where none is named
+    /// Files of dead letters, or folders of them; by default the output's dead_letter_dir
     letters: Vec<PathBuf>,
-    /// The output to send through, by its alias or its number among the ferry outputs, from 0; needed where there
+    /// The output to send through, by its alias or its number among the ferry outputs, from 0; required if there
     /// are several
     #[arg(long, value_name = "N|ALIAS")]
     output: Option<String>,
-    /// Say what would become of the letters, and send and change nothing
+    /// Print what would be done with the letters, without sending or changing anything
     #[arg(long)]
     dry_run: bool,
-    /// How often a letter is sent again that the destination does not answer for; pauses between grow from 1 to 30
-    /// seconds
+    /// The number of retries of a letter that the destination does not acknowledge, after pauses that grow from 1 to
+    /// 30 seconds
     #[arg(long, value_name = "N", default_value = "5")]
     retries: u32,
-    /// One JSON document: {letters, sent, lines, stay, files, stays: [{file, line, reason, error}]}
+    /// Print one JSON document: {letters, sent, lines, stay, files, stays: [{file, line, reason, error}]}
     #[arg(long)]
     json: bool,
 }
 
 const STATUS: &str = "\
-Letters are judged by what the destination takes now, not by the reason they were written for. Their lines are sent
-exactly as they are, to the delivery stream or folder that they were on their way to, or else where the output sends
-such a record. A record may be shortened or mended in the file before. Run it as the user that Fluent Bit runs as, with
-its environment.
+What counts is what the destination accepts now, not why a letter was written. The lines of letters are sent unchanged,
+to the delivery stream or folder that they were meant for, or else to where the output sends such a record. Records may
+be shortened or fixed in the file before. Run it as the user that Fluent Bit runs as, with its environment.
 
-A file is first renamed to NAME.replaying; a Fluent Bit that runs meanwhile begins a new one. What is delivered is
-struck out there, and the file is deleted when all of it is. What stays is printed with its reason, and is all that is
-left in NAME.replaying: the next replay goes on with it. So does one after a kill; the letters that were on their way
-then are sent once more, and a blob store holds them once all the same.
+A file is first renamed to NAME.replaying; a running Fluent Bit creates a new one. Delivered letters are marked in it,
+and the file is deleted when all are. Letters that stay are printed with their reasons, and are all that is left in
+NAME.replaying, where the next replay resumes. A replay that was killed is resumed in the same way: the letters in
+flight are sent again, and a blob store stores them only once.
 
 Examples:
   ferry replay /etc/fluent-bit/fluent-bit.conf --dry-run
@@ -78,65 +77,66 @@ Examples:
 
 Exit status: 0, all were sent; 1, some stay; 2, the arguments, the configuration or a file cannot be read";
 
-/// The key that lines are sent under, and that `log_key` takes them from.
+/// The key of lines in events, and the value of `log_key`.
 const KEY: &str = "record";
-/// Letters on their way at the same time. They share requests where the destination lets them.
+/// The most letters in flight. They share requests if the destination supports it.
 const WORKERS: usize = 64;
-/// Bytes of letters on their way at the same time; a larger one goes alone.
+/// The most bytes of letters in flight; a larger letter is sent alone.
 const IN_FLIGHT_BYTES: u64 = 64_000_000;
-/// The folder beside the letters with what is refused again, and with who we are to a blob store.
+/// The folder next to the letters for those that are refused again, and for the sender's id.
 const FOLDER: &str = ".ferry-replay";
-/// The longest pause before a letter is sent again.
+/// The longest pause before a retry.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Names of the keys that a replay leaves out: those of the output's own state; and, where letters are lines already, those
-/// that would make them others.
-fn left_out(lines: bool) -> Vec<&'static str> {
-    let out = keys::ALL.iter().filter(|key| !key.replayed);
-    out.filter(|key| lines || !key.affects_lines())
+/// Returns the names of keys that a replay omits: those of the output's own state and, for letters that are lines,
+/// those that would change them.
+fn omitted_keys(lines: bool) -> Vec<&'static str> {
+    let omitted = keys::ALL.iter().filter(|key| !key.replayed);
+    omitted
+        .filter(|key| lines || !key.affects_lines())
         .flat_map(|key| key.names())
         .collect()
 }
 
-/// What became of the letters, as `--json` gives it.
+/// The result of a replay, in the format of `--json`.
 #[derive(Default, Serialize)]
 struct Report {
-    /// Letters, and lines that are none.
+    /// The number of letters, and of lines that are not letters.
     letters: u64,
-    /// Letters that were delivered; with `--dry-run`, those that would be tried.
+    /// The number of letters that were delivered; with `--dry-run`, of those that would be sent.
     sent: u64,
-    /// Lines of these.
+    /// The number of their lines.
     lines: u64,
-    /// Letters that stay.
+    /// The number of letters that stay.
     stay: u64,
-    /// The files that hold them.
+    /// The files of letters that stay.
     files: Vec<String>,
-    /// Each of them, in order.
-    stays: Vec<Stays>,
+    /// The letters that stay, in order.
+    stays: Vec<Remaining>,
 }
 
 /// A letter that stays.
 #[derive(Serialize)]
-struct Stays {
+struct Remaining {
     file: String,
-    /// The number of its line in that file, from 1.
+    /// Its line number in that file, from 1.
     line: u64,
-    /// The reason in a word, such as `refused`; `unavailable`: the destination did not take it in time.
+    /// The class of the failure, such as `refused`, or `unavailable` if the destination did not accept it in time.
     reason: String,
-    /// What exactly is wrong.
+    /// The description of the failure.
     error: String,
 }
 
-/// Why a letter stays.
+/// The reason why a letter stays.
 #[derive(Clone)]
-struct Why {
+struct Cause {
     reason: String,
     error: String,
 }
 
-impl Why {
-    fn new(reason: &str, error: impl Into<String>) -> Why {
-        Why {
+impl Cause {
+    fn new(reason: &str, error: impl Into<String>) -> Cause {
+        Cause {
             reason: reason.to_owned(),
             error: error.into(),
         }
@@ -146,27 +146,27 @@ impl Why {
 pub(super) fn run(args: &Args) -> Done {
     let configuration = host::read(&args.config, |name| name == "ferry")?;
     let section = Section::choose(&configuration.outputs, args)?;
-    let named = match args.letters.as_slice() {
+    let paths = match args.letters.as_slice() {
         [] => vec![section.config.dead_letter_dir.clone()],
-        named => named.to_vec(),
+        paths => paths.to_vec(),
     };
-    let named = named
+    let paths = paths
         .iter()
         .map(std::path::absolute)
         .collect::<io::Result<Vec<_>>>()?;
-    let is_absent = args.letters.is_empty() && stands(&named[0])?.is_none();
+    let is_absent = args.letters.is_empty() && metadata(&paths[0])?.is_none();
     let sources = match is_absent {
         true => Sources::default(),
-        false => Sources::find(&named)?,
+        false => Sources::find(&paths)?,
     };
     let report = match args.dry_run {
-        true => would(&section, &sources)?,
+        true => dry_run(&section, &sources)?,
         false => send(&section, sources, args)?,
     };
     if args.json {
         print_json(&report)?;
     } else {
-        for Stays {
+        for Remaining {
             file,
             line,
             reason,
@@ -178,10 +178,10 @@ pub(super) fn run(args: &Args) -> Done {
     }
     match (report.letters, args.dry_run) {
         (0, _) if is_absent => eprintln!(
-            "there is no folder {}: no letter was ever written there, or what it is on is not mounted",
-            named[0].display()
+            "there is no folder {}: no letter was ever written to it, or its file system is not mounted",
+            paths[0].display()
         ),
-        (0, _) => eprintln!("there are no dead letters in {}", named[0].display()),
+        (0, _) => eprintln!("there are no dead letters in {}", paths[0].display()),
         (letters, true) => eprintln!(
             "{letters} letters: {} would be sent ({} lines), {} would stay",
             report.sent, report.lines, report.stay
@@ -200,23 +200,23 @@ pub(super) fn run(args: &Args) -> Done {
     Ok(report.stay == 0)
 }
 
-/// Where a letter goes, and how.
+/// The form in which a letter is sent, and its target.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Way {
-    /// Its lines, to a delivery stream or into a folder below the store's prefix.
+enum Route {
+    /// As lines, to this delivery stream or folder below the store's prefix.
     Lines(String),
-    /// Its events, as the output sends such events. Letters with the same bytes differ in the number.
+    /// As events, which the output encodes and routes. The number is [`Found::twin`].
     Events(u32),
 }
 
-/// The output that letters go out through.
+/// The output that letters are sent through.
 struct Section<'a> {
     output: &'a Output,
     config: Config,
 }
 
 impl<'a> Section<'a> {
-    /// The output that is asked for, or the only one.
+    /// Returns the requested output, or the only one.
     fn choose(outputs: &'a [Output], args: &Args) -> Result<Section<'a>, Failure> {
         let file = args.config.display();
         let all: Vec<&str> = outputs.iter().map(|output| &*output.label).collect();
@@ -235,7 +235,9 @@ impl<'a> Section<'a> {
                 return Err(format!("{file}: name one of {all} with --output").into());
             }
             (None, _, Some(wanted)) if !outputs.is_empty() => {
-                return Err(format!("{file}: there is no output {wanted}; there are {all}").into());
+                return Err(
+                    format!("{file}: there is no output {wanted}; use one of {all}").into(),
+                );
             }
             (None, ..) => return Err(format!("{file}: there is no output ferry").into()),
         };
@@ -253,39 +255,39 @@ impl<'a> Section<'a> {
         matches!(self.config.destination, Destination::Blob { .. })
     }
 
-    /// Which way a letter goes, and how many lines it has, or why it stays.
-    fn way(&self, found: &Found) -> Result<(Way, u64), Why> {
+    /// Returns the route of a letter and the number of its lines, or the reason why it stays.
+    fn route(&self, found: &Found) -> Result<(Route, u64), Cause> {
         let letter = match &found.letter {
             Ok(letter) => letter,
-            Err(error) => return Err(Why::new("unreadable", error)),
+            Err(error) => return Err(Cause::new("unreadable", error)),
         };
-        let why = |error: String| Why::new(&letter.reason, error);
-        let body = letters::body(letter).map_err(why)?;
+        let cause = |error: String| Cause::new(&letter.reason, error);
+        let body = letters::body(letter).map_err(cause)?;
         let count = lines(&body).count() as u64;
         if letter.reason != "refused" {
             if is_events(&body) {
-                return Ok((Way::Events(found.twin), Events::new(&body).count() as u64));
+                return Ok((Route::Events(found.twin), Events::new(&body).count() as u64));
             }
-            // What was no event may have been mended by hand.
+            // A malformed event may have been fixed by hand.
             let was_event = ["malformed", "too_deep"].contains(&&*letter.reason);
             if was_event && !lines(&body).all(is_object) {
-                return Err(why(letter.error.to_string()));
+                return Err(cause(letter.error.to_string()));
             }
         }
         let target = letter.target.as_deref();
-        let way = target.and_then(|target| self.known(target));
-        let way = match way {
-            Some(way) => way,
-            None => self.of_record(letter, &body),
+        let route = target.and_then(|target| self.target_of(target));
+        let route = match route {
+            Some(route) => route,
+            None => self.default_target(letter, &body),
         };
-        if way.contains(['{', '$']) {
-            return Err(why(format!("its target '{way}' reads as a template")));
+        if route.contains(['{', '$']) {
+            return Err(cause(format!("its target '{route}' looks like a template")));
         }
-        Ok((Way::Lines(way), count))
+        Ok((Route::Lines(route), count))
     }
 
-    /// Where the letter was on its way to, where this destination has such a place.
-    fn known(&self, target: &str) -> Option<String> {
+    /// Returns the letter's own target, if it is valid for this destination.
+    fn target_of(&self, target: &str) -> Option<String> {
         match &self.config.destination {
             Destination::Firehose(_) => (stream_name(target) == target).then(|| target.to_owned()),
             Destination::Blob { prefix, .. } => {
@@ -294,7 +296,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The name of the delivery stream or folder.
+    /// Returns the template of the delivery stream or folder.
     fn template(&self) -> &Template {
         match &self.config.destination {
             Destination::Firehose(firehose) => &firehose.delivery_stream,
@@ -302,19 +304,20 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Why a letter would stay, or something of it, that goes out as events: what is no record to the output.
-    fn unfit(&self, letter: &Letter) -> Option<Why> {
+    /// Returns the reason why a letter that is sent as events would stay, in whole or in part: an event that the output
+    /// cannot encode.
+    fn rejection(&self, letter: &Letter) -> Option<Cause> {
         let body = letters::body(letter).ok()?;
         let encoding = Encoding::new(&self.config.encode, self.template());
         let tag = letter.tag.as_bytes().into();
         let first = encoding
             .steps(&tag, &body, |_| true)
             .find_map(|step| step.letters.into_iter().next());
-        first.map(|letter| Why::new(letter.reason.as_str(), letter.detail))
+        first.map(|letter| Cause::new(letter.reason.as_str(), letter.detail))
     }
 
-    /// Where the output sends such a record.
-    fn of_record(&self, letter: &Letter, body: &[u8]) -> String {
+    /// Returns the target to which the output sends such a record.
+    fn default_target(&self, letter: &Letter, body: &[u8]) -> String {
         let first = lines(body).next().unwrap_or_default();
         let record = match serde_json::from_slice(first) {
             Ok(record @ Value::Object(_)) => ferry::check::msgpack_of(&record),
@@ -335,59 +338,60 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The output with what a way needs. What is refused comes into `folder`.
-    fn keys(&self, way: &Way, folder: &Path) -> Keys<'_> {
+    /// Returns the settings of an instance for a route. Its dead letters are written to `folder`.
+    fn keys(&self, route: &Route, folder: &Path) -> Keys<'_> {
         let mut instance = format!("{}-replay", self.config.instance);
-        let out = left_out(matches!(way, Way::Lines(_)));
-        let mut set = vec![
+        let omitted = omitted_keys(matches!(route, Route::Lines(_)));
+        let mut overrides = vec![
             ("spool", "off".to_owned()),
             ("dead_letter_dir", folder.display().to_string()),
             ("dead_letter_limit", "1000G".to_owned()),
         ];
-        match way {
-            Way::Lines(to) => {
-                set.push(("log_key", KEY.to_owned()));
-                set.push(match self.is_blob() {
+        match route {
+            Route::Lines(to) => {
+                overrides.push(("log_key", KEY.to_owned()));
+                overrides.push(match self.is_blob() {
                     true if to.is_empty() => ("path", "/".to_owned()),
                     true => ("path", to.replace('%', "%%")),
                     false => ("delivery_stream", to.clone()),
                 });
             }
-            Way::Events(0) => {}
-            Way::Events(twin) => instance.push_str(&format!("-{twin}")),
+            Route::Events(0) => {}
+            Route::Events(twin) => instance.push_str(&format!("-{twin}")),
         }
-        set.push(("instance", instance));
-        let is_lines = matches!(way, Way::Lines(_));
+        overrides.push(("instance", instance));
+        let is_lines = matches!(route, Route::Lines(_));
         Keys {
             output: self.output,
-            as_records: is_lines && self.config.encode.log_key.is_none(),
-            out,
-            set,
+            lines_are_records: is_lines && self.config.encode.log_key.is_none(),
+            omitted,
+            overrides,
         }
     }
 }
 
-/// An output's keys, of which some are left out or set otherwise.
+/// An output's keys, of which some are omitted or overridden.
 struct Keys<'a> {
     output: &'a Output,
-    as_records: bool,
-    out: Vec<&'static str>,
-    set: Vec<(&'static str, String)>,
+    /// See [`Properties::lines_are_records`].
+    lines_are_records: bool,
+    omitted: Vec<&'static str>,
+    overrides: Vec<(&'static str, String)>,
 }
 
 impl Properties for Keys<'_> {
     fn get(&self, key: &str) -> Option<String> {
-        if let Some((_, value)) = self.set.iter().find(|(name, _)| *name == key) {
+        if let Some((_, value)) = self.overrides.iter().find(|(name, _)| *name == key) {
             return Some(value.clone());
         }
-        match self.out.contains(&key) {
+        match self.omitted.contains(&key) {
             true => None,
             false => self.output.get(key),
         }
     }
 
     fn lines_are_records(&self) -> bool {
-        self.as_records
+        self.lines_are_records
     }
 }
 
@@ -400,7 +404,7 @@ fn is_object(line: &[u8]) -> bool {
     line.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(line).is_ok()
 }
 
-/// Whether a target is an object of ours, and no delivery stream: it is in a folder, or begins with a time.
+/// Whether a target is the name of an object rather than a delivery stream: it is in a folder, or begins with a time.
 fn is_object_name(target: &str) -> bool {
     let begins_with_time = target.len() > 16
         && target.as_bytes()[8] == b'T'
@@ -408,7 +412,7 @@ fn is_object_name(target: &str) -> bool {
     target.contains('/') || begins_with_time
 }
 
-/// The folder of an object below the store's prefix; empty where it is in none.
+/// Returns the folder of an object below the store's prefix; empty if there is none.
 fn folder<'t>(object: &'t str, prefix: &str) -> &'t str {
     let prefix = prefix.trim_matches('/');
     let below = object
@@ -419,29 +423,29 @@ fn folder<'t>(object: &'t str, prefix: &str) -> &'t str {
     object.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// `--dry-run`.
-fn would(section: &Section<'_>, sources: &Sources) -> Result<Report, Failure> {
+/// Reports what a replay would do.
+fn dry_run(section: &Section<'_>, sources: &Sources) -> Result<Report, Failure> {
     let mut report = Report::default();
     for path in sources.all() {
         let before = report.stay;
         look(path, |found| {
             report.letters += 1;
-            let way = section.way(&found);
-            let events = matches!(way, Ok((Way::Events(_), _)));
+            let route = section.route(&found);
+            let events = matches!(route, Ok((Route::Events(_), _)));
             let letter = found.letter.as_ref().ok().filter(|_| events);
-            let unfit = letter.and_then(|letter| section.unfit(letter));
-            match unfit.map_or(way, Err) {
+            let rejection = letter.and_then(|letter| section.rejection(letter));
+            match rejection.map_or(route, Err) {
                 Ok((_, count)) => {
                     report.sent += 1;
                     report.lines += count;
                 }
-                Err(why) => {
+                Err(cause) => {
                     report.stay += 1;
-                    report.stays.push(Stays {
+                    report.stays.push(Remaining {
                         file: path.display().to_string(),
                         line: found.place.number,
-                        reason: why.reason,
-                        error: why.error,
+                        reason: cause.reason,
+                        error: cause.error,
                     });
                 }
             }
@@ -453,22 +457,22 @@ fn would(section: &Section<'_>, sources: &Sources) -> Result<Report, Failure> {
     Ok(report)
 }
 
-/// Takes the files and sends what is in them.
+/// Claims the files and sends their letters.
 fn send(section: &Section<'_>, sources: Sources, args: &Args) -> Result<Report, Failure> {
     let folders = sources.folders();
     let mut locks = Vec::new();
     for folder in &folders {
-        let lock = File::open(folder).map_err(|error| about(folder.display(), "opened", error))?;
+        let lock =
+            File::open(folder).map_err(|error| cannot_be(folder.display(), "opened", error))?;
         if lock.try_lock().is_err() {
             let folder = folder.display();
-            return Err(format!(
-                "another replay is at work in {folder}: wait for its end, or end it"
-            )
-            .into());
+            return Err(
+                format!("another replay is running in {folder}: wait for it, or stop it").into(),
+            );
         }
         locks.push(lock);
     }
-    let files = sources.take()?;
+    let files = sources.claim()?;
     let bytes = |path: &PathBuf| fs::metadata(path).map_or(0, |found| found.len());
     let bar = progress::of_bytes(files.iter().map(bytes).sum(), false);
     let mut replay = Replay {
@@ -476,26 +480,26 @@ fn send(section: &Section<'_>, sources: Sources, args: &Args) -> Result<Report, 
         retries: args.retries,
         bar,
         report: Report::default(),
-        given_up: None,
+        aborted: None,
     };
     let done = files.iter().try_for_each(|path| replay.file(path));
     replay.bar.finish_and_clear();
-    let left = "what is not sent is left in *.replaying, for the next replay";
+    let note = "letters that are not sent are left in *.replaying, for the next replay";
     match done {
         Ok(()) => {}
-        Err(Failure::Words(words)) => return Err(format!("{words}; {left}").into()),
-        Err(Failure::Unread) => return Err(Failure::Unread),
+        Err(Failure::Message(message)) => return Err(format!("{message}; {note}").into()),
+        Err(Failure::BrokenPipe) => return Err(Failure::BrokenPipe),
     }
     for folder in &folders {
-        // Who we are to a blob store is needed as long as letters may have been sent that are not struck out.
-        let ours = folder.join(FOLDER);
+        // The sender's id is needed as long as there may be letters that were sent but are not marked.
+        let own = folder.join(FOLDER);
         let removed = match replay.report.stay {
-            0 => fs::remove_dir_all(&ours),
-            _ => fs::remove_file(ours.join(FILE)),
+            0 => fs::remove_dir_all(&own),
+            _ => fs::remove_file(own.join(FILE)),
         };
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(about(ours.display(), "removed", error));
+                return Err(cannot_be(own.display(), "removed", error));
             }
             _ => {}
         }
@@ -508,11 +512,11 @@ struct Replay<'a> {
     retries: u32,
     bar: ProgressBar,
     report: Report,
-    /// Why nothing more is tried.
-    given_up: Option<Why>,
+    /// The reason why no more letters are sent.
+    aborted: Option<Cause>,
 }
 
-/// A letter to be sent.
+/// A letter to send.
 struct Job {
     place: Place,
     id: String,
@@ -520,34 +524,37 @@ struct Job {
 }
 
 impl Replay<'_> {
-    /// Sends the letters of one file, as far as it gets.
+    /// Sends the letters of a file, as far as possible.
     fn file(&mut self, path: &Path) -> Result<(), Failure> {
         let file = LetterFile::open(path)?;
-        let mut ways: BTreeMap<Way, Vec<Job>> = BTreeMap::new();
-        let mut stays: BTreeMap<u64, Why> = BTreeMap::new();
+        let mut routes: BTreeMap<Route, Vec<Job>> = BTreeMap::new();
+        let mut stays: BTreeMap<u64, Cause> = BTreeMap::new();
         let (mut letters, mut waiting) = (0, 0);
         let length = file.scan(|found| {
             letters += 1;
-            match self.section.way(&found) {
-                Ok((way, lines)) => {
+            match self.section.route(&found) {
+                Ok((route, lines)) => {
                     let Found { place, id, .. } = found;
                     waiting += place.bytes();
-                    ways.entry(way).or_default().push(Job { place, id, lines });
+                    routes
+                        .entry(route)
+                        .or_default()
+                        .push(Job { place, id, lines });
                 }
-                Err(why) => {
-                    stays.insert(found.place.number, why);
+                Err(cause) => {
+                    stays.insert(found.place.number, cause);
                 }
             }
         })?;
         self.bar.inc(length.saturating_sub(waiting));
         self.report.letters += letters;
         let mut failed = Ok(());
-        for (way, jobs) in ways {
-            let sent = match (&failed, &self.given_up) {
-                (Ok(()), None) => self.send(&file, &way, &jobs, &mut stays),
-                (Ok(()), Some(why)) => {
+        for (route, jobs) in routes {
+            let sent = match (&failed, &self.aborted) {
+                (Ok(()), None) => self.send(&file, &route, &jobs, &mut stays),
+                (Ok(()), Some(cause)) => {
                     for job in &jobs {
-                        stays.insert(job.place.number, why.clone());
+                        stays.insert(job.place.number, cause.clone());
                     }
                     Ok(())
                 }
@@ -562,46 +569,46 @@ impl Replay<'_> {
         if !stays.is_empty() {
             self.report.files.push(name.clone());
         }
-        let rows = stays.into_iter().map(|(number, why)| Stays {
+        let rows = stays.into_iter().map(|(number, cause)| Remaining {
             file: name.clone(),
             line: numbers.get(&number).copied().unwrap_or(number),
-            reason: why.reason,
-            error: why.error,
+            reason: cause.reason,
+            error: cause.error,
         });
         self.report.stays.extend(rows);
         Ok(())
     }
 
-    /// Sends the letters that go one way.
+    /// Sends the letters of a route.
     fn send(
         &mut self,
         file: &LetterFile,
-        way: &Way,
+        route: &Route,
         jobs: &[Job],
-        stays: &mut BTreeMap<u64, Why>,
+        stays: &mut BTreeMap<u64, Cause>,
     ) -> Result<(), Failure> {
         let folder = folder_of(file.path()).join(FOLDER);
         let refused = Refused::new(folder.join(FILE))
-            .map_err(|error| about(folder.display(), "written", error))?;
-        let said = Said {
+            .map_err(|error| cannot_be(folder.display(), "written", error))?;
+        let log = StderrLog {
             last: Arc::default(),
             bar: self.bar.clone(),
-            ours: folder.display().to_string(),
+            own: folder.display().to_string(),
         };
-        let last = Arc::clone(&said.last);
-        let keys = self.section.keys(way, &folder);
-        let Some(instance) = Instance::start(&keys, Box::new(said), None, Arc::new(|| None)) else {
+        let last = Arc::clone(&log.last);
+        let keys = self.section.keys(route, &folder);
+        let Some(instance) = Instance::start(&keys, Box::new(log), None, Arc::new(|| None)) else {
             let last = last.lock().expect("nothing panics with this lock");
             return Err(format!("the output cannot be started: {last}").into());
         };
-        let workers = match way {
-            Way::Lines(_) => WORKERS.min(jobs.len()),
-            // What is refused of one is told from what is refused of others by the time it comes.
-            Way::Events(_) => 1,
+        let workers = match route {
+            Route::Lines(_) => WORKERS.min(jobs.len()),
+            // Their refused events have no tag of their own, and are attributed by their order.
+            Route::Events(_) => 1,
         };
         let sending = Sending {
             file,
-            way,
+            route,
             instance: &instance,
             refused: &refused,
             last: &last,
@@ -634,130 +641,130 @@ impl Replay<'_> {
             .into_inner()
             .expect("nothing panics with this lock");
         if unavailable {
-            let why = self.unavailable(&last);
+            let cause = self.unavailable(&last);
             for job in &jobs[sending.next.load(Ordering::Relaxed).min(jobs.len())..] {
-                found.insert(job.place.number, why.clone());
+                found.insert(job.place.number, cause.clone());
             }
-            // Another delivery stream may be there; another folder of the same store is not.
+            // Another delivery stream may be available, but not another folder of the same store.
             if self.section.is_blob() {
-                self.given_up = Some(why);
+                self.aborted = Some(cause);
             }
         }
         stays.extend(found);
         let failed = failed.into_inner().expect("nothing panics with this lock");
         failed.map_or(Ok(()), |error| {
-            Err(about(file.path().display(), "written", error))
+            Err(cannot_be(file.path().display(), "written", error))
         })
     }
 
-    fn unavailable(&self, last: &Mutex<String>) -> Why {
+    fn unavailable(&self, last: &Mutex<String>) -> Cause {
         unavailable(&last.lock().expect("nothing panics with this lock"))
     }
 }
 
-fn unavailable(last: &str) -> Why {
-    let words = match last {
-        "" => "the destination did not take it in time",
+fn unavailable(last: &str) -> Cause {
+    let error = match last {
+        "" => "the destination did not accept it in time",
         last => last,
     };
-    Why::new("unavailable", words)
+    Cause::new("unavailable", error)
 }
 
-/// Letters of one way on their way.
+/// The sending of a route's letters.
 struct Sending<'a> {
     file: &'a LetterFile,
-    way: &'a Way,
+    route: &'a Route,
     instance: &'a Instance,
     refused: &'a Refused,
     last: &'a Mutex<String>,
     bar: &'a ProgressBar,
     retries: u32,
-    /// The job that is taken next.
+    /// The index of the next job.
     next: AtomicUsize,
     in_flight: InFlight,
-    /// A letter was sent as often as it may be, and was not taken: the others are left.
+    /// Set when the retries of a letter are used up: no more letters are sent.
     unavailable: AtomicBool,
     sent: AtomicU64,
     lines: AtomicU64,
-    stays: Mutex<BTreeMap<u64, Why>>,
+    stays: Mutex<BTreeMap<u64, Cause>>,
 }
 
 impl Sending<'_> {
-    /// Sends one letter after the other. An error: a file of ours fails.
+    /// Sends letters until there are no more. Fails if a file cannot be read or written.
     fn work(&self, jobs: &[Job]) -> io::Result<()> {
         while !self.unavailable.load(Ordering::Relaxed) {
             let Some(job) = jobs.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
                 break;
             };
             let bytes = job.place.bytes();
-            self.in_flight.take(bytes);
+            self.in_flight.acquire(bytes);
             let done = self.letter(job);
-            self.in_flight.give(bytes);
+            self.in_flight.release(bytes);
             self.bar.inc(bytes);
             match done? {
                 None => {
                     self.sent.fetch_add(1, Ordering::Relaxed);
                     self.lines.fetch_add(job.lines, Ordering::Relaxed);
                 }
-                Some(why) => {
+                Some(cause) => {
                     let mut stays = self.stays.lock().expect("nothing panics with this lock");
-                    stays.insert(job.place.number, why);
+                    stays.insert(job.place.number, cause);
                 }
             }
         }
         Ok(())
     }
 
-    /// Sends a letter. Why it stays, if it does, or something of it.
-    fn letter(&self, job: &Job) -> io::Result<Option<Why>> {
+    /// Sends a letter. Returns the cause if it stays, as a whole or in part.
+    fn letter(&self, job: &Job) -> io::Result<Option<Cause>> {
         let read = self
             .file
             .read(job.place)
             .and_then(|letter| Ok((letters::body(&letter)?, letter)));
         let (body, letter) = match read {
             Ok(read) => read,
-            Err(error) => return Ok(Some(Why::new("unreadable", error))),
+            Err(error) => return Ok(Some(Cause::new("unreadable", error))),
         };
-        let (tag, data) = match self.way {
-            Way::Lines(_) => (&*job.id, chunk(&body, letters::time(&letter))),
-            Way::Events(_) => (&*letter.tag, body),
+        let (tag, data) = match self.route {
+            Route::Lines(_) => (&*job.id, chunk(&body, letters::time(&letter))),
+            Route::Events(_) => (&*letter.tag, body),
         };
         if !self.flush(tag, &data.into()) {
             let last = self.last.lock().expect("nothing panics with this lock");
             return Ok(Some(unavailable(&last)));
         }
-        let refused = match self.way {
-            Way::Lines(_) => self.refused.take(tag)?,
-            Way::Events(_) => self.refused.take_all()?,
+        let refused = match self.route {
+            Route::Lines(_) => self.refused.take(tag)?,
+            Route::Events(_) => self.refused.take_all()?,
         };
         let Some(first) = refused.first() else {
-            self.file.strike(job.place)?;
+            self.file.mark_done(job.place)?;
             return Ok(None);
         };
-        let why = Why::new(&first.reason, &*first.error);
+        let cause = Cause::new(&first.reason, &*first.error);
         if !self.is_all(job, &letter, &refused) {
             self.file.replace(job.place, refused)?;
         }
-        Ok(Some(why))
+        Ok(Some(cause))
     }
 
-    /// Whether nothing of a letter was taken.
+    /// Whether all of a letter was refused.
     fn is_all(&self, job: &Job, letter: &Letter, refused: &[Letter]) -> bool {
         let bodies: Result<Vec<_>, _> = refused.iter().map(letters::body).collect();
-        // One that cannot be read: the letter itself is kept rather than that.
+        // If the refused letters cannot be read, the original is kept.
         let Ok(bodies) = bodies else {
             return true;
         };
-        match self.way {
-            Way::Lines(_) => {
+        match self.route {
+            Route::Lines(_) => {
                 let count: usize = bodies.iter().map(|body| lines(body).count()).sum();
                 count as u64 >= job.lines
             }
-            Way::Events(_) => letters::body(letter).is_ok_and(|body| body == bodies.concat()),
+            Route::Events(_) => letters::body(letter).is_ok_and(|body| body == bodies.concat()),
         }
     }
 
-    /// Hands a chunk over, however often it has to be. Whether it was answered OK.
+    /// Flushes a chunk, with retries. Returns whether the answer was OK.
     fn flush(&self, tag: &str, data: &Bytes) -> bool {
         let mut pause = Duration::from_secs(1);
         for attempt in 0..=self.retries {
@@ -777,7 +784,7 @@ impl Sending<'_> {
     }
 }
 
-/// Lines as a chunk of events, whatever their bytes are.
+/// Returns the lines of a body as a chunk of events. The lines may be any bytes.
 fn chunk(body: &[u8], time: Time) -> Vec<u8> {
     let seconds = u32::try_from(time.seconds).unwrap_or_default();
     let mut chunk = Vec::with_capacity(body.len() + body.len() / 4 + 64);
@@ -788,14 +795,15 @@ fn chunk(body: &[u8], time: Time) -> Vec<u8> {
         chunk.extend([0x80, 0x81]);
         for text in [KEY.as_bytes(), line] {
             let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-            rmp::encode::write_str_len(&mut chunk, length).expect("memory takes it");
+            rmp::encode::write_str_len(&mut chunk, length)
+                .expect("writing to memory does not fail");
             chunk.extend(text);
         }
     }
     chunk
 }
 
-/// What is refused again: the letters that the library writes into the replay's own folder.
+/// The letters that are refused again, which the library writes into the replay's own folder.
 struct Refused {
     path: PathBuf,
     read: Mutex<(u64, ByTag)>,
@@ -805,7 +813,7 @@ struct Refused {
 type ByTag = HashMap<String, Vec<Letter>>;
 
 impl Refused {
-    /// Forgets what an earlier replay left there: its letters are not struck out.
+    /// Removes the file of an earlier replay, whose letters are not marked as done and are sent again.
     fn new(path: PathBuf) -> io::Result<Refused> {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -817,17 +825,17 @@ impl Refused {
         })
     }
 
-    /// Those of a chunk that was answered, by its tag: they were written before the answer.
+    /// Takes the letters of a chunk by its tag. They are written before the chunk's flush returns.
     fn take(&self, tag: &str) -> io::Result<Vec<Letter>> {
         self.with(|known| known.remove(tag).unwrap_or_default())
     }
 
-    /// All that came since the last time.
+    /// Takes all letters written since the last call.
     fn take_all(&self) -> io::Result<Vec<Letter>> {
         self.with(|known| known.drain().flat_map(|(_, letters)| letters).collect())
     }
 
-    /// Reads what is new, and acts on all that nobody has taken.
+    /// Reads new letters, and calls `act` with all that were not taken yet.
     fn with<T>(&self, act: impl FnOnce(&mut ByTag) -> T) -> io::Result<T> {
         let mut read = self.read.lock().expect("nothing panics with this lock");
         let (at, known) = &mut *read;
@@ -836,7 +844,7 @@ impl Refused {
                 let mut new = Vec::new();
                 file.seek(SeekFrom::Start(*at))?;
                 file.read_to_end(&mut new)?;
-                // Of a line without its end the chunk is not answered yet.
+                // The flush of a chunk with an incomplete line has not returned yet.
                 let whole = new.iter().rposition(|byte| *byte == b'\n');
                 let whole = &new[..whole.map_or(0, |end| end + 1)];
                 *at += whole.len() as u64;
@@ -854,48 +862,51 @@ impl Refused {
     }
 }
 
-/// Bounds the bytes on their way.
+/// The bytes in flight, with a bound.
 #[derive(Default)]
 struct InFlight {
-    held: Mutex<u64>,
-    freed: Condvar,
+    bytes: Mutex<u64>,
+    released: Condvar,
 }
 
 impl InFlight {
-    fn take(&self, bytes: u64) {
-        let held = self.held.lock().expect("nothing panics with this lock");
-        let mut held = self
-            .freed
-            .wait_while(held, |held| *held > 0 && *held + bytes > IN_FLIGHT_BYTES)
+    fn acquire(&self, bytes: u64) {
+        let current = self.bytes.lock().expect("nothing panics with this lock");
+        let mut current = self
+            .released
+            .wait_while(current, |current| {
+                *current > 0 && *current + bytes > IN_FLIGHT_BYTES
+            })
             .expect("nothing panics with this lock");
-        *held += bytes;
+        *current += bytes;
     }
 
-    fn give(&self, bytes: u64) {
-        *self.held.lock().expect("nothing panics with this lock") -= bytes;
-        self.freed.notify_all();
+    fn release(&self, bytes: u64) {
+        *self.bytes.lock().expect("nothing panics with this lock") -= bytes;
+        self.released.notify_all();
     }
 }
 
-/// What the library says goes to stderr, but for what it says of the replay's own folder.
-struct Said {
+/// A log that writes to stderr, except for messages about the replay's own folder.
+struct StderrLog {
+    /// The last message.
     last: Arc<Mutex<String>>,
     bar: ProgressBar,
-    ours: String,
+    own: String,
 }
 
-impl log::Output for Said {
+impl log::Output for StderrLog {
     fn enabled(&self, level: Level) -> bool {
         level <= Level::Warn
     }
 
     fn write(&self, _level: Level, line: &str) {
-        if line.contains(&self.ours) {
+        if line.contains(&self.own) {
             return;
         }
-        let words = line.split_once("] ").map_or(line, |(_, words)| words);
-        words.clone_into(&mut self.last.lock().expect("nothing panics with this lock"));
-        self.bar.suspend(|| eprintln!("{words}"));
+        let message = line.split_once("] ").map_or(line, |(_, message)| message);
+        message.clone_into(&mut self.last.lock().expect("nothing panics with this lock"));
+        self.bar.suspend(|| eprintln!("{message}"));
     }
 }
 
@@ -920,7 +931,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_told_from_a_delivery_stream() {
+    fn an_object_is_distinguished_from_a_delivery_stream() {
         for (target, is_object) in [
             ("orders", false),
             ("app.logs-2025", false),

@@ -1,11 +1,11 @@
-//! `ferry completions` and `ferry man`: what shells and man(1) read. The packages bring both.
+//! `ferry completions` and `ferry man`: shell completions and manual pages, which the packages contain.
 
 use std::io;
 use std::path::PathBuf;
 
 use clap_complete::Shell;
 
-use super::{Done, about, print};
+use super::{Done, cannot_be, print};
 
 /// Print the completions of the commands for a shell
 #[derive(clap::Args)]
@@ -19,13 +19,13 @@ const COMPLETIONS: &str = "\
 Example:
   ferry completions bash >/etc/bash_completion.d/ferry
 
-Exit status: 0, they are printed; 2, the shell is not known";
+Exit status: 0, they are printed; 2, the shell is not supported";
 
 /// Write the manual pages, one for each command, into a folder
 #[derive(clap::Args)]
 #[command(after_help = MAN)]
 pub(super) struct Man {
-    /// The folder; it is made where it is missing
+    /// The folder; it is created if it does not exist
     dir: PathBuf,
 }
 
@@ -45,15 +45,15 @@ pub(super) fn completions(args: &Completions, command: &mut clap::Command) -> Do
 pub(super) fn man(args: &Man, mut command: clap::Command) -> Done {
     command.build();
     let written = std::fs::create_dir_all(&args.dir).and_then(|()| pages(&command, &args.dir));
-    written.map_err(|error| about(args.dir.display(), "written", error))?;
+    written.map_err(|error| cannot_be(args.dir.display(), "written", error))?;
     Ok(true)
 }
 
-/// Writes a command's page, and those of its subcommands: `ferry-spool-verify.1`.
+/// Writes the page of a command and those of its subcommands, such as `ferry-spool-verify.1`.
 fn pages(command: &clap::Command, dir: &std::path::Path) -> io::Result<()> {
     let name = command.get_display_name().unwrap_or(command.get_name());
     let mut page = Vec::new();
-    // The date is left out: the same source makes the same pages.
+    // Without a date the pages are reproducible.
     clap_mangen::Man::new(command.clone())
         .date("")
         .source(concat!("ferry ", env!("CARGO_PKG_VERSION")))

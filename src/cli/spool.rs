@@ -1,6 +1,5 @@
-//! `ferry spool`: looks into a spool's directory, and changes nothing in it. It takes no lock, so that it works
-//! beside an instance that runs, and on a copy. Segments are read one after the other: of each chunk only its
-//! place is kept in memory.
+//! `ferry spool`: inspects a spool's directory without changing it. It takes no lock, so that it works next to a
+//! running instance, and on a copy. Segments are read sequentially, and only the place of each chunk is kept in memory.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -27,9 +26,9 @@ use ferry::spool::scan::{
 use ferry::spool::{Content, Events, Pending, Seq, Suspect, Work};
 use serde::Serialize;
 
-use super::{Done, Failure, progress, remedy, stands, unseen};
+use super::{Done, Failure, inaccessible, metadata, progress, remedy};
 
-/// Look into the directory where Ferry keeps chunks (spool_dir), without changing anything there
+/// Inspect the directory where Ferry keeps chunks (spool_dir), without changing it
 #[derive(clap::Args)]
 #[command(after_help = STATUS)]
 pub(super) struct Args {
@@ -48,25 +47,25 @@ Exit status: 0, it was read, and for verify and export nothing is wrong; 1, some
 
 #[derive(Subcommand)]
 enum Command {
-    /// Say what is there: segments, unfinished chunks by tag, what is on its way
+    /// Show the contents: segments, unfinished chunks by tag, batches in flight
     #[command(after_help = INSPECT)]
     Inspect {
         /// The spool's directory, or a copy of it
         dir: PathBuf,
-        /// Fluent Bit's configuration: with it spool_limit and each tag's target are shown
+        /// Fluent Bit's configuration, to show spool_limit and each tag's target
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// One JSON document
+        /// Print one JSON document
         #[arg(long)]
         json: bool,
     },
-    /// Check every checksum; a line for each place that is damaged
+    /// Check every checksum, and print a line for each damaged place
     #[command(after_help = VERIFY)]
     Verify {
         /// The spool's directory, or a copy of it
         dir: PathBuf,
     },
-    /// Write the records of unfinished chunks as JSON lines, without those that are delivered already
+    /// Write the records of unfinished chunks as JSON lines, except for those that are delivered
     #[command(after_help = EXPORT)]
     Export {
         /// The spool's directory, or a copy of it
@@ -77,30 +76,29 @@ enum Command {
 }
 
 const INSPECT: &str = "\
-full_in is how long the spool would last if nothing were delivered any more and chunks went on coming as those came
-that wait now: their bytes over the age of the oldest of them. It needs --config, which says how large the spool
-may be.
+full_in is the time until the spool is full if nothing is delivered, and chunks arrive at the rate of those that are
+unfinished now: their bytes over the age of the oldest one. It needs --config for spool_limit.
 
 Example:
   ferry spool inspect /var/lib/ferry/main --config /etc/fluent-bit/fluent-bit.conf
 
-Exit status: 0, it was read, whatever it holds; 2, it could not be read at all";
+Exit status: 0, it was read, whatever it contains; 2, it could not be read at all";
 
 const VERIFY: &str = "\
 Example:
   ferry spool verify /var/lib/ferry/main
 
-Exit status: 0, all is as it was written; 1, something is damaged or missing; 2, it could not be read at all";
+Exit status: 0, it is intact; 1, something is damaged or missing; 2, it could not be read at all";
 
 const EXPORT: &str = "\
 Example:
   ferry spool export /var/lib/ferry/main --time-key time --tag-key tag >undelivered.ndjson
 
-Exit status: 0, all was written; 1, something is damaged or is no record; 2, it could not be read at all";
+Exit status: 0, all was written; 1, something is damaged or not a record; 2, it could not be read at all";
 
 #[derive(clap::Args, Default)]
 struct Choice {
-    /// Write what is finished or delivered as well, as far as it is still there
+    /// Include finished chunks and delivered records, as far as they still exist
     #[arg(long)]
     all: bool,
     /// Add each event's time under this key
@@ -113,13 +111,13 @@ struct Choice {
 
 pub(super) fn run(args: &Args) -> Done {
     let mut out = BufWriter::new(io::stdout().lock());
-    let sound = obey(&args.command, &mut out, &mut io::stderr().lock())?;
+    let intact = execute(&args.command, &mut out, &mut io::stderr().lock())?;
     out.flush()?;
-    Ok(sound)
+    Ok(intact)
 }
 
-/// Does what is asked for. Whether nothing is damaged.
-fn obey(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done {
+/// Runs a command. Returns whether nothing is damaged.
+fn execute(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done {
     match command {
         Command::Inspect { dir, config, json } => {
             let config = match config {
@@ -144,7 +142,7 @@ fn obey(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done 
     }
 }
 
-/// Opens a spool's directory. One that holds none is refused: that nothing waits in it would be no answer.
+/// Opens a spool's directory. Fails if there is no spool in it, rather than reporting that it is empty.
 fn look(dir: &Path) -> Result<LocalDisk, Failure> {
     let disk = LocalDisk::look(dir).map_err(|error| match says_remedy(&error) {
         true => Failure::from(error),
@@ -153,44 +151,44 @@ fn look(dir: &Path) -> Result<LocalDisk, Failure> {
     if is_spool(&disk)? {
         return Ok(disk);
     }
-    let mut below: Vec<String> = Vec::new();
+    let mut subfolders: Vec<String> = Vec::new();
     for entry in dir.read_dir()?.flatten() {
         let spool = LocalDisk::look(&entry.path()).and_then(|disk| is_spool(&disk));
         if spool.unwrap_or(false) {
-            below.push(format!("{}/", entry.file_name().display()));
+            subfolders.push(format!("{}/", entry.file_name().display()));
         }
     }
-    below.sort();
-    let below = match below.is_empty() {
+    subfolders.sort();
+    let hint = match subfolders.is_empty() {
         true => String::new(),
-        false => format!("; below it are: {}", below.join(", ")),
+        false => format!("; there are spools in: {}", subfolders.join(", ")),
     };
-    let words = "holds no spool (no .seg file, lock or manifest); remedy: name spool_dir";
-    Err(format!("{} {words}{below}", dir.display()).into())
+    let message = "contains no spool (no .seg file, lock or manifest); remedy: give spool_dir";
+    Err(format!("{} {message}{hint}", dir.display()).into())
 }
 
-/// The file that a spool is locked by.
+/// The lock file of a spool.
 const LOCK: &str = "lock";
-/// What else it has beside its segments.
+/// The other files of a spool besides its segments.
 const FILES: [&str; 4] = ["manifest.0", "manifest.1", "reserve", "suspects"];
 
-/// Whether anything that a spool makes is there. Others lock their folders by a file of that name, too: it counts where it is
-/// alone, as in a spool that nothing came to yet.
+/// Whether a directory contains files of a spool. Other programs have lock files of the same name: it only counts if it
+/// is the only file, as in a new spool.
 fn is_spool(disk: &dyn Disk) -> io::Result<bool> {
     let files = disk.list()?;
     let mut names = files.iter().map(|(name, _)| name.as_str());
-    let fresh = !files.is_empty() && names.clone().all(|name| name == LOCK);
-    let made_by_one = |name: &str| {
+    let new = !files.is_empty() && names.clone().all(|name| name == LOCK);
+    let is_spool_file = |name: &str| {
         FILES.contains(&name)
             || name.starts_with("quarantine/")
             || [".seg", ".spare", ".copy"]
                 .iter()
                 .any(|end| name.ends_with(end))
     };
-    Ok(fresh || names.any(made_by_one))
+    Ok(new || names.any(is_spool_file))
 }
 
-/// Surveys a spool, and shows on a terminal how far it is.
+/// Surveys a spool, with a progress bar.
 fn read(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     let bar = progress::of_bytes(segment_bytes(disk)?, false);
     let survey = survey_while(disk, check, &mut |bytes| bar.inc(bytes));
@@ -198,14 +196,14 @@ fn read(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
     survey
 }
 
-/// What is known of the output that a spool is of.
+/// The output that a spool belongs to.
 struct Configured {
     config: Config,
-    /// The folder of its objects, without an event's time.
+    /// The folder of its objects, with time specifiers as literals.
     folder: Option<Template>,
 }
 
-/// The output of a configuration whose spool is in `dir`; of a copy, the only one that has a spool, which is said.
+/// Returns the output whose spool is in `dir`. For a copy, it is the only output with a spool, with a note on stderr.
 fn configured(file: &Path, dir: &Path, errors: &mut dyn Write) -> Result<Configured, Failure> {
     let configuration = host::read(file, |name| name == "ferry")?;
     let mut spooled: Vec<(Configured, PathBuf)> = Vec::new();
@@ -221,17 +219,19 @@ fn configured(file: &Path, dir: &Path, errors: &mut dyn Write) -> Result<Configu
             spooled.push((Configured { config, folder }, place));
         }
     }
-    let there = |path: &Path| -> Result<Option<PathBuf>, Failure> {
-        if stands(path)?.is_none() {
+    let canonical = |path: &Path| -> Result<Option<PathBuf>, Failure> {
+        if metadata(path)?.is_none() {
             return Ok(None);
         }
-        let whole = path.canonicalize().map_err(|error| unseen(path, &error))?;
+        let whole = path
+            .canonicalize()
+            .map_err(|error| inaccessible(path, &error))?;
         Ok(Some(whole))
     };
-    let asked = there(dir)?;
+    let wanted = canonical(dir)?;
     let mut at = None;
     for (number, (_, place)) in spooled.iter().enumerate() {
-        if asked.is_some() && at.is_none() && there(place)? == asked {
+        if wanted.is_some() && at.is_none() && canonical(place)? == wanted {
             at = Some(number);
         }
     }
@@ -250,7 +250,7 @@ fn configured(file: &Path, dir: &Path, errors: &mut dyn Write) -> Result<Configu
         }
         (None, 0) => Err(format!("{}: no ferry output in it has a spool", file.display()).into()),
         (None, _) => Err(format!(
-            "{}: several outputs have a spool, and none of them in {}: name the directory as spool_dir does",
+            "{}: several outputs have a spool, but none of them in {}: give the directory as in spool_dir",
             file.display(),
             dir.display()
         )
@@ -258,10 +258,10 @@ fn configured(file: &Path, dir: &Path, errors: &mut dyn Write) -> Result<Configu
     }
 }
 
-/// What is unfinished of one tag.
+/// The unfinished chunks of a tag.
 struct Waiting {
     chunks: u64,
-    /// Of their data.
+    /// The size of their data.
     bytes: u64,
     oldest: Time,
 }
@@ -271,7 +271,7 @@ fn tags(survey: &Survey, handles: &Handles) -> io::Result<BTreeMap<Vec<u8>, Wait
     for (_, place) in unfinished(survey) {
         let file = match handles.get(place.segment) {
             Ok(file) => file,
-            // It is finished since.
+            // It was finished meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
@@ -293,13 +293,13 @@ fn unfinished(survey: &Survey) -> impl Iterator<Item = (Seq, Place)> + '_ {
     chunks.filter(|(chunk, _)| !survey.is_finished(*chunk))
 }
 
-/// Unfinished chunks of which something is settled.
+/// Returns the unfinished chunks with settled events.
 fn partly_settled(survey: &Survey) -> impl Iterator<Item = Seq> + '_ {
     let chunks = unfinished(survey).map(|(chunk, _)| chunk);
     chunks.filter(|chunk| !survey.settled(*chunk).is_empty())
 }
 
-/// What is done with a chunk, in a word.
+/// Returns the name of the work on a chunk.
 fn work(work: Work) -> &'static str {
     match work {
         Work::Deliver => "deliver",
@@ -318,50 +318,51 @@ fn hex(spool: u64) -> String {
     format!("{spool:016x}")
 }
 
-/// Text from outside, in one line and without what a terminal would obey.
+/// Escapes untrusted text for a terminal.
 fn plain(text: &[u8]) -> String {
     String::from_utf8_lossy(text).escape_debug().to_string()
 }
 
-/// What `inspect` finds, as `--json` gives it. Bytes are those of files or of chunks' data; times are ISO 8601, UTC.
+/// The result of `inspect`, in the format of `--json`. Bytes are those of files or of chunks' data; times are ISO 8601,
+/// UTC.
 #[derive(Serialize)]
 struct Report {
-    /// The spool's own number; null where no segment tells it.
+    /// The spool's id; null if no segment contains it.
     spool: Option<String>,
-    /// Bytes of all segments.
+    /// The size of all segments.
     bytes: u64,
     /// `spool_limit`; null without `--config`.
     limit_bytes: Option<u64>,
-    /// Seconds until the spool is full if nothing is delivered and chunks come as those came that wait; null
-    /// without `--config`, and where nothing waits.
+    /// The seconds until the spool is full if nothing is delivered, and chunks arrive at the rate of the unfinished
+    /// ones; null without `--config`, and without unfinished chunks.
     full_in_seconds: Option<u64>,
-    /// Chunks that are there, finished ones too.
+    /// The number of chunks, finished ones included.
     chunks: usize,
-    /// Those of them that hold what was in older chunks before, where it counts as settled.
+    /// The number of chunks that contain events of older chunks, in which these events count as settled.
     relocated: u64,
-    /// Chunks that are not delivered, or only in part.
+    /// The number of chunks that are not delivered, or only in part.
     unfinished: usize,
-    /// Bytes of their data.
+    /// The size of their data.
     unfinished_bytes: u64,
-    /// When the oldest of them came.
+    /// The arrival of the oldest of them.
     oldest: Option<String>,
     segments: Vec<SegmentRow>,
     tags: Vec<TagRow>,
     pending: Vec<PendingRow>,
     settled: Vec<SettledRow>,
     missing: Vec<MissingRow>,
-    /// Segments that an earlier run removed, and that were put back.
+    /// The segments that an earlier run removed, and that were put back.
     returned: Vec<FileRow>,
     quarantine: Vec<FileRow>,
-    /// The chunk that is being worked on, or that the process ended at; null for none.
+    /// The chunk that is being processed, or was when the process ended; null if there is none.
     at_work: Option<SuspectRow>,
-    /// Chunks that a process ended at.
+    /// The chunks that were being processed when a process ended.
     suspects: Vec<SuspectRow>,
     spares: Vec<FileRow>,
     foreign: Vec<ForeignRow>,
 }
 
-/// A segment's file.
+/// The file of a segment.
 #[derive(Serialize)]
 struct SegmentRow {
     name: String,
@@ -371,15 +372,15 @@ struct SegmentRow {
     unfinished: usize,
     notes: u64,
     damage: Vec<DamageRow>,
-    /// Whole chunks among frames that count for nothing; null for none.
+    /// Whole chunks among frames that are ignored; null if there are none.
     doubted: Option<DoubtedRow>,
-    /// Bytes at its end that are no whole frame.
+    /// The bytes at its end that are not a whole frame.
     torn_bytes: u64,
-    /// Bytes at its end that are there to be written over.
+    /// The preallocated bytes at its end.
     room_bytes: u64,
 }
 
-/// Whole chunks whose numbers a newer segment has, too.
+/// Whole chunks whose numbers a newer segment has too.
 #[derive(Serialize)]
 struct DoubtedRow {
     offset: u64,
@@ -392,22 +393,23 @@ struct DoubtedRow {
 struct DamageRow {
     offset: u64,
     bytes: u64,
-    /// The first and the last frame that are missing there.
+    /// The first and the last missing frame.
     frames: [Seq; 2],
 }
 
-/// What waits with one tag.
+/// The unfinished chunks of a tag.
 #[derive(Serialize)]
 struct TagRow {
     tag: String,
-    /// The delivery stream, or the folder with its strftime as it is written, that it goes to; null without `--config`, and where each record says.
+    /// The target: the delivery stream, or the folder with its time specifiers as they are written; null without
+    /// `--config`, and if it depends on each record.
     target: Option<String>,
     chunks: u64,
     bytes: u64,
     oldest: String,
 }
 
-/// A batch that is on its way.
+/// A batch in flight.
 #[derive(Serialize)]
 struct PendingRow {
     batch: u64,
@@ -425,33 +427,33 @@ struct ContentRow {
     events: Option<Vec<[u32; 2]>>,
 }
 
-/// Events of an unfinished chunk that are settled: the first, and the one behind the last, of each run.
+/// The settled events of an unfinished chunk, as half-open ranges.
 #[derive(Serialize)]
 struct SettledRow {
     chunk: Seq,
     events: Vec<[u32; 2]>,
 }
 
-/// A segment that is not there.
+/// A missing segment.
 #[derive(Serialize)]
 struct MissingRow {
     first: Seq,
-    /// The frames between its neighbours, of a segment that the manifest does not know; else null.
+    /// The missing frames, if the segment is not in the manifest.
     frames: Option<[Seq; 2]>,
-    /// Chunks in it that were not finished, by the manifest; else null.
+    /// The number of its unfinished chunks, if the segment is in the manifest.
     unfinished: Option<u64>,
-    /// Whether it was still being written to, so that there may be more.
+    /// Whether it was still being written to, so that there may be more chunks.
     perhaps_more: bool,
 }
 
-/// A file beside the segments.
+/// A file other than a segment.
 #[derive(Serialize)]
 struct FileRow {
     name: String,
     bytes: u64,
 }
 
-/// A chunk, what was done with it (deliver, rebuild, letters), and how often a process ended at that.
+/// A chunk, the work on it (deliver, rebuild, letters), and how often a process ended during that.
 #[derive(Serialize)]
 struct SuspectRow {
     chunk: Seq,
@@ -459,7 +461,7 @@ struct SuspectRow {
     ends: u32,
 }
 
-/// A segment that is another spool's or another version's.
+/// A segment of another spool or another version.
 #[derive(Serialize)]
 struct ForeignRow {
     name: String,
@@ -483,7 +485,7 @@ impl Report {
         let full_in = limit
             .zip(age)
             .and_then(|(limit, age)| full_in(limit.saturating_sub(bytes), unfinished_bytes, age));
-        let (under_way, suspects) = survey.suspected();
+        let (current, suspects) = survey.suspected();
         let file = |(name, bytes): &(String, u64)| FileRow {
             name: name.clone(),
             bytes: *bytes,
@@ -527,7 +529,7 @@ impl Report {
             missing: survey.missing().into_iter().map(missing_row).collect(),
             returned: survey.returned.iter().map(file).collect(),
             quarantine: survey.quarantine.iter().map(file).collect(),
-            at_work: under_way.as_ref().map(suspect_row),
+            at_work: current.as_ref().map(suspect_row),
             suspects: suspects.iter().map(suspect_row).collect(),
             spares: survey.spares.iter().map(file).collect(),
             foreign: survey
@@ -610,15 +612,17 @@ fn pending_row(batch: Pending) -> PendingRow {
     }
 }
 
-/// Seconds until `room` bytes are full, where `waiting` bytes came in `age` seconds. `None`: that is no rate.
-fn full_in(room: u64, waiting: u64, age: i64) -> Option<u64> {
+/// Returns the seconds until `free` bytes are full at the rate of `waiting` bytes in `age` seconds, or `None` without a
+/// rate.
+fn full_in(free: u64, waiting: u64, age: i64) -> Option<u64> {
     let age = u64::try_from(age).ok().filter(|age| *age > 0)?;
     let seconds =
-        u128::from(room) * u128::from(age) / u128::from((waiting > 0).then_some(waiting)?);
+        u128::from(free) * u128::from(age) / u128::from((waiting > 0).then_some(waiting)?);
     u64::try_from(seconds).ok()
 }
 
-/// The delivery stream, or the folder in the store, of a tag's records, without an event's time. `None`: each record says.
+/// Returns the target of a tag's records: the delivery stream, or the folder with its time specifiers as they are
+/// written. `None` if it depends on each record.
 fn target(of: &Configured, tag: &[u8], time: Time) -> Option<String> {
     let template = match &of.config.destination {
         Destination::Firehose(firehose) => &firehose.delivery_stream,
@@ -627,7 +631,7 @@ fn target(of: &Configured, tag: &[u8], time: Time) -> Option<String> {
     if !template.constant_within_a_second() {
         return None;
     }
-    // An empty map: what is steady holds nothing of a record.
+    // An empty map, since the name does not depend on the record.
     let body = [0x80];
     let event = Event {
         time,
@@ -651,7 +655,7 @@ fn target(of: &Configured, tag: &[u8], time: Time) -> Option<String> {
     })
 }
 
-/// A time span for a person.
+/// Formats a time span.
 fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -684,27 +688,27 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
         row(out, "oldest", &[oldest])?;
     }
     if let Some(seconds) = report.full_in_seconds {
-        let words = "if nothing is delivered and chunks come as those came that wait";
-        row(out, "full_in", &[&span(seconds), &words])?;
+        let note = "if nothing is delivered and chunks arrive at the rate of the unfinished ones";
+        row(out, "full_in", &[&span(seconds), &note])?;
     }
     if !report.quarantine.is_empty() {
         let bytes: u64 = report.quarantine.iter().map(|file| file.bytes).sum();
         let files = report.quarantine.len();
         row(out, "quarantined", &[&files, &"bytes", &bytes])?;
     }
-    let (under_way, suspects) = survey.suspected();
-    if let Some(it) = under_way {
-        let words = "is being worked on, or the process ended at it:";
+    let (current, suspects) = survey.suspected();
+    if let Some(it) = current {
+        let note = "is being processed, or the process ended during it:";
         row(
             out,
             "at work",
-            &[&"chunk", &it.chunk, &words, &work(it.work)],
+            &[&"chunk", &it.chunk, &note, &work(it.work)],
         )?;
     }
     for it in suspects {
         let ends = match it.is_condemned() {
-            true => "ended at it twice, and it is set aside at the next start",
-            false => "ended at it, and it goes behind the others and alone",
+            true => "ended during it twice, and it is set aside at the next start",
+            false => "ended during it, and it is processed after the others and alone",
         };
         let ends = format!("({}): a process {ends}", work(it.work));
         row(out, "suspect", &[&"chunk", &it.chunk, &ends])?;
@@ -732,10 +736,7 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
         }
         if segment.room_bytes > 0 {
             let bytes = segment.room_bytes;
-            writeln!(
-                out,
-                "  {bytes} bytes at its end are there to be written over"
-            )?;
+            writeln!(out, "  {bytes} bytes at its end are preallocated")?;
         }
     }
     for missing in survey.missing() {
@@ -747,7 +748,7 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
     for FileRow { name, bytes } in &report.spares {
         writeln!(
             out,
-            "{name:<24} {bytes} bytes that wait to be written again or freed"
+            "{name:<24} {bytes} bytes that wait to be reused or freed"
         )?;
     }
     for ForeignRow { name, what } in &report.foreign {
@@ -779,7 +780,7 @@ fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<
     if !report.pending.is_empty() {
         writeln!(
             out,
-            "\n{:>8} {:>8} {:>8}  on its way to",
+            "\n{:>8} {:>8} {:>8}  in flight to",
             "batch", "lines", "chunks"
         )?;
         for batch in &report.pending {
@@ -817,69 +818,69 @@ fn row(out: &mut dyn Write, name: &str, values: &[&dyn Display]) -> io::Result<(
     writeln!(out)
 }
 
-/// What a segment is that an earlier run removed.
-const RETURNED: &str = "was finished and removed, and put back since, or the machine stopped when it was begun: the next start puts it into \
+/// The description of a segment that an earlier run removed.
+const RETURNED: &str = "was finished and removed, and put back since, or the machine stopped when it was created: the next start puts it into \
      quarantine";
 
-/// Whether a segment may end in bytes that are no whole frame, or has none: only a crash, or a write that goes on, leaves
-/// such bytes, and only where writing went on last.
+/// Whether a segment may end in an incomplete frame, or has none. Only a crash or a write in progress leaves one, and
+/// only in the segment written last.
 fn may_be_torn(survey: &Survey, at: usize) -> bool {
     let segment = &survey.segments[at];
     segment.torn == 0 || (at >= survey.closed() && segment.unreadable().is_none())
 }
 
-/// What the bytes at a segment's end are that are no whole frame.
+/// Describes the incomplete frame at a segment's end.
 fn torn(survey: &Survey, at: usize) -> String {
     let segment = &survey.segments[at];
     let bytes = segment.torn;
     match segment.unreadable() {
-        Some(damage) => format!("{damage}, unless it was begun just now"),
+        Some(damage) => format!("{damage}, unless it was created just now"),
         None if may_be_torn(survey, at) => format!(
-            "{bytes} bytes at its end are no whole frame: a write that goes on, or that a crash ended"
+            "{bytes} bytes at its end are not a whole frame: a write in progress, or one that a crash interrupted"
         ),
         None => format!(
-            "{bytes} bytes at its end are no whole frame, and nothing more is written to it: they are damaged, unless a crash \
-             ended that write"
+            "{bytes} bytes at its end are not a whole frame, and nothing more is written to it: they are damaged, unless a \
+             crash interrupted that write"
         ),
     }
 }
 
-/// Runs as pairs of the first event and the one behind the last.
+/// Converts ranges to pairs.
 fn pairs(runs: &[Range<u32>]) -> Vec<[u32; 2]> {
     runs.iter().map(|run| [run.start, run.end]).collect()
 }
 
-/// Says what is damaged or missing, a line each. Whether nothing is.
+/// Prints a line for everything that is damaged or missing. Returns whether nothing is.
 fn damages(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
-    let mut sound = true;
+    let mut intact = true;
     for missing in survey.missing() {
         writeln!(out, "{missing}")?;
-        sound = false;
+        intact = false;
     }
     for segment in &survey.segments {
         for damage in &segment.damage {
             writeln!(out, "{}: {damage}", segment.name())?;
-            sound = false;
+            intact = false;
         }
         if let Some(doubted) = &segment.doubted {
             writeln!(out, "{}: {doubted}", segment.name())?;
-            sound = false;
+            intact = false;
         }
     }
     for (at, segment) in survey.segments.iter().enumerate() {
         if !may_be_torn(survey, at) {
             writeln!(out, "{}: {}", segment.name(), torn(survey, at))?;
-            sound = false;
+            intact = false;
         }
     }
     for (name, _) in &survey.returned {
         writeln!(out, "{name}: {RETURNED}")?;
     }
-    Ok(sound)
+    Ok(intact)
 }
 
 fn verify(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
-    let sound = damages(survey, out)?;
+    let intact = damages(survey, out)?;
     for (at, segment) in survey.segments.iter().enumerate() {
         if segment.torn > 0 && may_be_torn(survey, at) {
             writeln!(out, "{}: {}", segment.name(), torn(survey, at))?;
@@ -888,7 +889,7 @@ fn verify(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
     for segment in survey.segments.iter().filter(|segment| segment.void > 0) {
         writeln!(
             out,
-            "{}: {} bytes in it count for nothing: no frame is missing there",
+            "{}: {} bytes in it are ignored: no frame is missing there",
             segment.name(),
             segment.void
         )?;
@@ -902,15 +903,15 @@ fn verify(survey: &Survey, out: &mut dyn Write) -> io::Result<bool> {
     let notes: u64 = survey.segments.iter().map(|segment| segment.notes).sum();
     writeln!(
         out,
-        "{} segments, {} chunks and {notes} notes are as they were written{}",
+        "{} segments, {} chunks and {notes} notes are intact{}",
         survey.segments.len(),
         survey.chunks().count(),
-        if sound { "" } else { ", the rest is not" }
+        if intact { "" } else { ", the rest is not" }
     )?;
-    Ok(sound)
+    Ok(intact)
 }
 
-/// Writes records, and says what cannot be written. Whether nothing is damaged.
+/// Writes records, and reports those that cannot be written. Returns whether nothing is damaged.
 fn export(
     disk: Arc<dyn Disk>,
     choice: &Choice,
@@ -919,7 +920,7 @@ fn export(
 ) -> io::Result<bool> {
     let survey = read(&*disk, Check::LastSegment)?;
     let handles = Handles::new(disk);
-    let mut sound = damages(&survey, errors)?;
+    let mut intact = damages(&survey, errors)?;
     let format = TimeFormat::Iso8601;
     let options = Options {
         time: choice.time_key.clone().map(|key| (key, format)),
@@ -938,13 +939,13 @@ fn export(
         };
         let file = match handles.get(place.segment) {
             Ok(file) => file,
-            // It is finished since.
+            // It was finished meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
         let stored = match place.read(&*file)? {
             Ok(stored) => stored,
-            // It was removed while it was read, and emptied or written over.
+            // It was removed meanwhile, and emptied or overwritten.
             Err(_) if !handles.is_named(place.segment, &*file)? => continue,
             Err(_) => {
                 let Place {
@@ -954,7 +955,7 @@ fn export(
                     errors,
                     "chunk {chunk} is damaged: at offset {offset} of segment {segment}"
                 )?;
-                sound = false;
+                intact = false;
                 continue;
             }
         };
@@ -976,15 +977,15 @@ fn export(
             for letter in encoded.letters {
                 writeln!(
                     errors,
-                    "chunk {chunk} has what is no record: {}: {}",
+                    "chunk {chunk} has an event that is not a record: {}: {}",
                     letter.reason.as_str(),
                     letter.detail
                 )?;
-                sound = false;
+                intact = false;
             }
         }
     }
-    Ok(sound)
+    Ok(intact)
 }
 
 #[cfg(test)]
@@ -1010,8 +1011,8 @@ mod tests {
         (first..first + 3).flat_map(|n| event(n, n)).collect()
     }
 
-    /// A spool of five chunks, of which the first is finished, the second settled in part, and the third on
-    /// its way. Gives the chunks' numbers.
+    /// Creates a spool of five chunks, of which the first is finished, the second partly settled, and the third in
+    /// flight. Returns the chunks' numbers.
     fn spool() -> (TempDir, Vec<Seq>) {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
@@ -1070,34 +1071,34 @@ mod tests {
         (dir, chunks)
     }
 
-    /// What a command says, what it complains of, and whether all was well.
-    fn said(command: &Command) -> (String, String, bool) {
+    /// Returns what a command prints to stdout and stderr, and whether nothing is damaged.
+    fn run_command(command: &Command) -> (String, String, bool) {
         let (mut out, mut errors) = (Vec::new(), Vec::new());
-        let Ok(sound) = obey(command, &mut out, &mut errors) else {
-            panic!("it cannot be done");
+        let Ok(intact) = execute(command, &mut out, &mut errors) else {
+            panic!("the command failed");
         };
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        (text(out), text(errors), sound)
+        (text(out), text(errors), intact)
     }
 
     fn inspected(dir: &TempDir, json: bool) -> String {
         let dir = dir.path().to_owned();
         let config = None;
-        said(&Command::Inspect { dir, config, json }).0
+        run_command(&Command::Inspect { dir, config, json }).0
     }
 
     fn verified(dir: &TempDir) -> (String, bool) {
         let dir = dir.path().to_owned();
-        let (out, _, sound) = said(&Command::Verify { dir });
-        (out, sound)
+        let (out, _, intact) = run_command(&Command::Verify { dir });
+        (out, intact)
     }
 
     fn exported(dir: &TempDir, choice: Choice) -> (String, String, bool) {
         let dir = dir.path().to_owned();
-        said(&Command::Export { dir, choice })
+        run_command(&Command::Export { dir, choice })
     }
 
-    /// Turns a bit over in a chunk's data. Gives the segment's name.
+    /// Flips a bit in a chunk's data. Returns the segment's name.
     fn rot(dir: &TempDir, chunk: &[u8]) -> String {
         for entry in fs::read_dir(dir.path()).unwrap() {
             let path = entry.unwrap().path();
@@ -1111,11 +1112,11 @@ mod tests {
                 return path.file_name().unwrap().to_str().unwrap().to_owned();
             }
         }
-        panic!("no segment holds that chunk");
+        panic!("no segment contains that chunk");
     }
 
     #[test]
-    fn inspect_says_what_is_there() {
+    fn inspect_shows_the_contents() {
         let (dir, chunks) = spool();
         let text = inspected(&dir, false);
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -1125,7 +1126,7 @@ mod tests {
             "unfinished 4 bytes 204",
             "oldest 2023-11-14T22:13:16.000Z",
             "2 102 2023-11-14T22:13:17.000Z app",
-            // What a tag says is not obeyed.
+            // Control characters in a tag are escaped.
             "1 51 2023-11-14T22:13:16.000Z \\u{1b}[2Jevil\\n",
             "7 3 1 app/a.gz",
             &format!("{} 0 2", chunks[1]),
@@ -1146,16 +1147,16 @@ mod tests {
     }
 
     #[test]
-    fn inspect_says_the_same_as_json() {
+    fn inspect_shows_the_same_as_json() {
         let (dir, chunks) = spool();
-        let told: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
+        let shown: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
         assert_eq!(
-            (&told["chunks"], &told["unfinished"]),
+            (&shown["chunks"], &shown["unfinished"]),
             (&json!(5), &json!(4))
         );
-        assert_eq!(told["oldest"], "2023-11-14T22:13:16.000Z");
+        assert_eq!(shown["oldest"], "2023-11-14T22:13:16.000Z");
         assert_eq!(
-            told["tags"],
+            shown["tags"],
             json!([
                 {"tag": "\x1b[2Jevil\n", "target": null, "chunks": 1, "bytes": 51, "oldest": "2023-11-14T22:13:16.000Z"},
                 {"tag": "app", "target": null, "chunks": 2, "bytes": 102, "oldest": "2023-11-14T22:13:17.000Z"},
@@ -1163,7 +1164,7 @@ mod tests {
             ])
         );
         assert_eq!(
-            told["pending"],
+            shown["pending"],
             json!([{
                 "batch": 7,
                 "name": "app/a.gz",
@@ -1173,17 +1174,17 @@ mod tests {
             }])
         );
         assert_eq!(
-            told["settled"],
+            shown["settled"],
             json!([{"chunk": chunks[1], "events": [[0, 1], [2, 3]]}])
         );
-        let segments = told["segments"].as_array().unwrap();
+        let segments = shown["segments"].as_array().unwrap();
         assert!(segments.len() > 1);
         let sum: u64 = segments
             .iter()
             .map(|segment| segment["bytes"].as_u64().unwrap())
             .sum();
-        assert_eq!(told["bytes"], sum);
-        assert_eq!(told["spool"].as_str().unwrap().len(), 16);
+        assert_eq!(shown["bytes"], sum);
+        assert_eq!(shown["spool"].as_str().unwrap().len(), 16);
     }
 
     #[test]
@@ -1200,38 +1201,38 @@ mod tests {
         open().begin_work(chunks[1], Work::Rebuild, false);
         let spool = open();
         spool.begin_work(chunks[3], Work::Deliver, false);
-        let told: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
+        let shown: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
         assert_eq!(
-            told["at_work"],
+            shown["at_work"],
             json!({"chunk": chunks[3], "work": "deliver", "ends": 0})
         );
         assert_eq!(
-            told["suspects"],
+            shown["suspects"],
             json!([{"chunk": chunks[1], "work": "rebuild", "ends": 1}])
         );
-        assert_eq!(told["foreign"], json!([]));
+        assert_eq!(shown["foreign"], json!([]));
         let text = inspected(&dir, false);
         for row in [
-            format!("at work      chunk {} is being worked on", chunks[3]),
+            format!("at work      chunk {} is being processed", chunks[3]),
             format!(
-                "suspect      chunk {} (rebuild): a process ended at it,",
+                "suspect      chunk {} (rebuild): a process ended during it,",
                 chunks[1]
             ),
         ] {
             assert!(text.contains(&row), "{row}: {text}");
         }
-        let (text, sound) = verified(&dir);
-        assert!(sound && text.lines().count() == 1, "{text}");
+        let (text, intact) = verified(&dir);
+        assert!(intact && text.lines().count() == 1, "{text}");
     }
 
     #[test]
-    fn verify_finds_every_place_that_is_damaged() {
+    fn verify_finds_every_damaged_place() {
         let (dir, chunks) = spool();
-        let (text, sound) = verified(&dir);
-        assert!(sound && text.contains("5 chunks and 2 notes"), "{text}");
+        let (text, intact) = verified(&dir);
+        assert!(intact && text.contains("5 chunks and 2 notes"), "{text}");
         let (first, last) = (rot(&dir, &chunk_of(0)), rot(&dir, &chunk_of(30)));
-        let (text, sound) = verified(&dir);
-        assert!(!sound);
+        let (text, intact) = verified(&dir);
+        assert!(!intact);
         let damaged: Vec<&str> = text
             .lines()
             .filter(|line| line.contains("damaged"))
@@ -1248,11 +1249,11 @@ mod tests {
         assert!(text.contains("3 chunks and 2 notes"), "{text}");
     }
 
-    /// Harms a file's bytes.
+    /// Damages a file's bytes.
     type Harm = fn(&mut Vec<u8>);
 
     #[test]
-    fn verify_says_what_a_start_would_say() {
+    fn verify_reports_what_a_start_would_report() {
         let harms: [(&str, Harm); 7] = [
             ("nothing", |_| {}),
             ("empty", Vec::clear),
@@ -1266,7 +1267,7 @@ mod tests {
                 bytes.truncate(bytes.len() - 9)
             }),
         ];
-        for remembers in [true, false] {
+        for has_manifest in [true, false] {
             for (what, harm) in harms {
                 for at in 0..3 {
                     let (dir, _) = spool();
@@ -1277,7 +1278,7 @@ mod tests {
                         names.filter(|name| name.ends_with(".seg")).collect();
                     segments.sort();
                     assert_eq!(segments.len(), 3);
-                    if !remembers {
+                    if !has_manifest {
                         for name in ["manifest.0", "manifest.1"] {
                             let _ = fs::remove_file(dir.path().join(name));
                         }
@@ -1286,7 +1287,7 @@ mod tests {
                     let mut bytes = fs::read(&path).unwrap();
                     harm(&mut bytes);
                     fs::write(&path, bytes).unwrap();
-                    let (text, sound) = verified(&dir);
+                    let (text, intact) = verified(&dir);
                     let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
                     let options = spool::Options {
                         limit: 1 << 20,
@@ -1294,13 +1295,13 @@ mod tests {
                     };
                     let (_, recovered) = Spool::open(disk, options).unwrap();
                     let findings = recovered.findings;
-                    let case = format!("{what} {at} {remembers}: {text}{findings:?}");
+                    let case = format!("{what} {at} {has_manifest}: {text}{findings:?}");
                     eprintln!("{case}");
-                    // A crash ends a write like that, and nothing is lost with it.
+                    // A write that a crash interrupted is not a loss.
                     let harmless =
                         |finding: &&String| finding.contains("its last write was never finished");
                     assert_eq!(
-                        sound,
+                        intact,
                         findings.iter().all(|finding| harmless(&finding)),
                         "{case}"
                     );
@@ -1308,11 +1309,11 @@ mod tests {
                         let name = finding.split([' ', ':']).next().unwrap();
                         assert!(text.contains(name), "{name}: {case}");
                     }
-                    assert!(sound || text.contains("the rest is not"), "{case}");
-                    // Without the list nobody knows that the oldest was not finished and emptied.
-                    let is_known = remembers || at > 0 || what != "empty";
+                    assert!(intact || text.contains("the rest is not"), "{case}");
+                    // Without a manifest, an empty oldest segment may have been finished.
+                    let is_known = has_manifest || at > 0 || what != "empty";
                     if ["empty", "zeros", "half of it"].contains(&what) && at < 2 && is_known {
-                        assert!(!sound, "{case}");
+                        assert!(!intact, "{case}");
                     }
                     assert!(what == "nothing" || text.contains(&segments[at]), "{case}");
                 }
@@ -1321,14 +1322,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_and_what_came_back_too_late_is_said() {
+    fn missing_segments_and_those_put_back_too_late_are_reported() {
         let (dir, _) = spool();
         let names = fs::read_dir(dir.path()).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut segments: Vec<String> = names.filter(|name| name.ends_with(".seg")).collect();
         segments.sort();
         let path = |name: &str| dir.path().join(name);
-        // The newest but one, and the newest, which was written to.
+        // The last two, of which the newest was still being written to.
         let away = segments.split_off(segments.len() - 2);
         let whole: Vec<_> = away
             .iter()
@@ -1336,15 +1337,15 @@ mod tests {
             .collect();
         away.iter()
             .for_each(|name| fs::remove_file(path(name)).unwrap());
-        let (text, sound) = verified(&dir);
-        assert!(!sound);
+        let (text, intact) = verified(&dir);
+        assert!(!intact);
         for (name, count) in away
             .iter()
             .zip(["2 chunks in it", "1 chunks in it, perhaps more"])
         {
-            let said = format!("{name} is missing: {count} were not delivered");
-            assert!(text.contains(&said), "{text}");
-            assert!(inspected(&dir, false).contains(&said));
+            let expected = format!("{name} is missing: {count} were not delivered");
+            assert!(text.contains(&expected), "{text}");
+            assert!(inspected(&dir, false).contains(&expected));
         }
         let json: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
         assert_eq!(json["missing"][0]["unfinished"], 2, "{json}");
@@ -1367,14 +1368,14 @@ mod tests {
         drop(spool);
         assert!(!path(&segments[0]).exists());
         fs::write(path(&segments[0]), first).unwrap();
-        let said = format!("{}: was finished and removed", segments[0]);
+        let expected = format!("{}: was finished and removed", segments[0]);
         let (text, _) = verified(&dir);
-        assert!(text.contains(&said), "{text}");
+        assert!(text.contains(&expected), "{text}");
         assert!(inspected(&dir, false).contains("the next start puts it into quarantine"));
     }
 
     #[test]
-    fn what_waits_to_be_written_again_and_what_is_are_no_damage() {
+    fn spare_and_preallocated_bytes_are_not_damage() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(LocalDisk::open(dir.path()).unwrap());
         let options = spool::Options {
@@ -1407,11 +1408,11 @@ mod tests {
                 .unwrap();
             spool.finish(chunk);
         }
-        // The first is written behind all that was finished; the others need a segment, and half of another.
+        // The first is written after everything that was finished; the others need a segment and a half.
         (100..103).for_each(keep);
         let text = inspected(&dir, false);
-        assert!(text.contains("are there to be written over"), "{text}");
-        assert!(text.contains("that wait to be written again"), "{text}");
+        assert!(text.contains("at its end are preallocated"), "{text}");
+        assert!(text.contains("that wait to be reused"), "{text}");
         let json: Value = serde_json::from_str(&inspected(&dir, true)).unwrap();
         let room = json["segments"].as_array().unwrap().last().unwrap()["room_bytes"].as_u64();
         assert!(room.is_some_and(|room| room > 1_000), "{json}");
@@ -1421,12 +1422,12 @@ mod tests {
                 .is_some_and(|bytes| bytes > 2_000),
             "{json}"
         );
-        let (text, sound) = verified(&dir);
-        assert!(sound && text.contains("3 chunks"), "{text}");
+        let (text, intact) = verified(&dir);
+        assert!(intact && text.contains("3 chunks"), "{text}");
     }
 
     #[test]
-    fn a_write_that_goes_on_is_no_damage() {
+    fn a_write_in_progress_is_not_damage() {
         let (dir, _) = spool();
         let segments = fs::read_dir(dir.path())
             .unwrap()
@@ -1438,36 +1439,36 @@ mod tests {
         let mut bytes = fs::read(&newest).unwrap();
         bytes.extend([0xf5; 30]);
         fs::write(&newest, bytes).unwrap();
-        let (text, sound) = verified(&dir);
-        assert!(sound && text.contains("30 bytes at its end"), "{text}");
+        let (text, intact) = verified(&dir);
+        assert!(intact && text.contains("30 bytes at its end"), "{text}");
     }
 
     #[test]
     fn export_writes_what_is_left_to_deliver() {
         let (dir, _) = spool();
-        let (text, errors, sound) = exported(&dir, Choice::default());
+        let (text, errors, intact) = exported(&dir, Choice::default());
         let lines = |numbers: &[u8]| -> String {
             numbers.iter().map(|n| format!("{{\"n\":{n}}}\n")).collect()
         };
-        // Of the second chunk the first and the third record are delivered.
+        // The first and the third record of the second chunk are delivered.
         assert_eq!(text, lines(&[11, 20, 21, 22, 30, 31, 32, 40, 41, 42]));
-        assert!(sound && errors.is_empty(), "{errors}");
+        assert!(intact && errors.is_empty(), "{errors}");
     }
 
     #[test]
-    fn export_writes_what_is_delivered_too_and_where_it_came_from_when_it_is_asked_to() {
+    fn export_writes_delivered_records_and_their_origin_if_requested() {
         let (dir, _) = spool();
         let choice = Choice {
             all: true,
             time_key: Some("at".into()),
             tag_key: Some("tag".into()),
         };
-        let (text, _, sound) = exported(&dir, choice);
+        let (text, _, intact) = exported(&dir, choice);
         let lines: Vec<Value> = text
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        assert!(sound);
+        assert!(intact);
         assert_eq!(lines.len(), 15);
         assert_eq!(
             lines[0],
@@ -1477,11 +1478,11 @@ mod tests {
     }
 
     #[test]
-    fn export_names_what_is_damaged_and_writes_the_rest() {
+    fn export_reports_damage_and_writes_the_rest() {
         let (dir, chunks) = spool();
         rot(&dir, &chunk_of(20));
-        let (text, errors, sound) = exported(&dir, Choice::default());
-        assert!(!sound);
+        let (text, errors, intact) = exported(&dir, Choice::default());
+        assert!(!intact);
         assert_eq!(text.lines().count(), 7, "{text}");
         assert!(
             errors.contains(&format!("chunk {} is damaged", chunks[2])),
@@ -1490,7 +1491,7 @@ mod tests {
         assert_eq!(errors.lines().count(), 1, "{errors}");
     }
 
-    /// A spool as [`spool`] makes it, of which an event of the second chunk and the whole fourth are relocated. Gives the
+    /// A spool as [`spool`] makes it, of which an event of the second chunk and the whole fourth are relocated. Returns the
     /// new chunk's bytes.
     fn relocated() -> (TempDir, Vec<u8>) {
         let (dir, chunks) = spool();
@@ -1578,20 +1579,20 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_named() {
+    fn a_missing_directory_is_named() {
         let dir = PathBuf::from("/nonexistent/spool");
-        let said = obey(&Command::Verify { dir }, &mut Vec::new(), &mut Vec::new());
-        let Err(Failure::Words(words)) = said else {
-            panic!("{:?}", said.is_ok());
+        let done = execute(&Command::Verify { dir }, &mut Vec::new(), &mut Vec::new());
+        let Err(Failure::Message(message)) = done else {
+            panic!("{:?}", done.is_ok());
         };
         assert!(
-            words.starts_with("/nonexistent/spool cannot be read"),
-            "{words}"
+            message.starts_with("/nonexistent/spool cannot be read"),
+            "{message}"
         );
     }
 
     #[test]
-    fn a_configuration_tells_the_limit_the_targets_and_how_long_it_lasts() {
+    fn a_configuration_adds_the_limit_the_targets_and_the_time_until_full() {
         let (dir, _) = spool();
         let file = dir.path().join("fluent-bit.conf");
         let output = |dir: &Path, stream: &str| {
@@ -1608,7 +1609,7 @@ mod tests {
             config: Some(file.clone()),
             json,
         };
-        let text = said(&command(false)).0;
+        let text = run_command(&command(false)).0;
         for expected in [
             "limit        16000000 bytes, 0% in use",
             "app to to-app",
@@ -1616,14 +1617,14 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected}: {text}");
         }
-        let told: Value = serde_json::from_str(&said(&command(true)).0).unwrap();
-        assert_eq!(told["limit_bytes"], 16_000_000);
-        assert!(told["full_in_seconds"].is_u64(), "{told}");
-        assert_eq!(told["tags"][2]["target"], "to-sys");
+        let shown: Value = serde_json::from_str(&run_command(&command(true)).0).unwrap();
+        assert_eq!(shown["limit_bytes"], 16_000_000);
+        assert!(shown["full_in_seconds"].is_u64(), "{shown}");
+        assert_eq!(shown["tags"][2]["target"], "to-sys");
     }
 
     #[test]
-    fn how_long_it_lasts_is_the_room_over_the_rate_of_what_waits() {
+    fn the_time_until_full_is_the_free_space_over_the_rate_of_unfinished_chunks() {
         assert_eq!(full_in(1_000, 100, 60), Some(600));
         assert_eq!(full_in(0, 100, 60), Some(0));
         assert_eq!(full_in(1_000, 0, 60), None);
