@@ -4,53 +4,53 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-# The steps of "make test" run one after the other, whatever -j says.
+# The steps of "make test" run one after the other, even with -j.
 .NOTPARALLEL:
 
 # The host of "make demo": harness (bundled) or fluent-bit.
 HOST ?= harness
-# Some shells export the machine's name under this name.
+# Some shells export the machine's name as HOST.
 ifeq ($(origin HOST)$(filter harness fluent-bit,$(HOST)),environment)
 HOST := harness
 endif
 # A fluent-bit executable. With it, "make test" also tests in the real host.
 FLUENT_BIT ?=
 export HOST FLUENT_BIT
-# "make soak": kills a test, the seed of their moments, and seconds for each fuzz target.
+# "make soak": kills per test, the seed of their times, and seconds per fuzz target.
 KILLS ?= 200
 SEED ?= 1
 FUZZ_SECONDS ?= 600
 # "make soak": hot reloads in one process.
 RELOADS ?= 1000
-# "make install": where to, and a folder before it for those who build packages.
+# "make install": the prefix, and a staging folder for packagers.
 PREFIX ?= /usr/local
 DESTDIR ?=
-# "make package": for which machine, and the oldest glibc that it shall run on.
+# "make package": the target, and the oldest glibc to support.
 PACKAGE_TARGET ?= $(shell uname -m)-unknown-linux-gnu
 PACKAGE_GLIBC := 2.28
-# zig's compiler fails over libdeflate's use of ARM's SHA-3 instructions: it does its checksums without them.
+# zig's compiler cannot compile libdeflate's use of ARM's SHA-3 instructions; its checksums work without them.
 PACKAGE_CFLAGS := CFLAGS_aarch64_unknown_linux_gnu=-DLIBDEFLATE_ASSEMBLER_DOES_NOT_SUPPORT_SHA3
-# What runs of it here, where that machine is another: it writes the manual pages.
+# When cross-compiling, the ferry built for this machine, which writes the manual pages.
 PACKAGE_TOOL = $(if $(filter $(shell uname -m)-%,$(PACKAGE_TARGET)),,TOOL=$(RELEASE)/ferry)
-# "make deny": which checks; advisories needs the database of them, which is fetched.
+# "make deny": the checks to run; advisories downloads a database.
 DENY ?= licenses bans sources
-# "make bench-host": sample lines, how often all of it runs, and words that the rows' names contain.
+# "make bench-host": the number of sample lines and of rounds, and words by which to select rows.
 LINES ?= 600000
 REPEAT ?= 1
 ROWS ?=
-# Terminals export their height under this name.
+# Terminals export their height as LINES.
 ifeq ($(origin LINES),environment)
 LINES := 600000
 endif
 
-# Cargo's target folder may be elsewhere; what people use always lies in target/.
+# Cargo's target folder may be elsewhere; the results are always copied to target/.
 CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 RELEASE := $(CARGO_TARGET_DIR)/release
 DEBUG := $(CARGO_TARGET_DIR)/debug
-# The build for packages: another linker, and other options of the C compiler.
+# The build for packages, with another linker and other C compiler options.
 PORTABLE := $(CARGO_TARGET_DIR)/portable
-# What builds packages and the book, installed here.
+# The tools that build packages and the book.
 TOOLS := $(CURDIR)/target/tools
 CYCLONEDX := 0.5.9
 MDBOOK := 0.5.4
@@ -58,7 +58,7 @@ STARTED := $(shell date +%s)
 
 heading = @printf '\n=== %s\n' "$(1)"
 # Replaces a file in one step, so that a running host keeps the library it has mapped.
-publish = if [ "$(1)" -nt "$(2)" ]; then cp "$(1)" "$(2).new" && mv "$(2).new" "$(2)" && echo "made $(2)"; fi
+publish = if [ "$(1)" -nt "$(2)" ]; then cp "$(1)" "$(2).new" && mv "$(2).new" "$(2)" && echo "built $(2)"; fi
 
 .PHONY: build
 build: cargo-present ## Build out_ferry.so, ferry and ferry-harness into target/ (the same as plain "make")
@@ -73,7 +73,7 @@ demo: demo-build ## Ship a generated application log to target/demo/objects and 
 	$(call heading,Demo)
 	@LIBRARY=target/demo-build/out_ferry.so HARNESS=target/demo-build/ferry-harness tests/demo.sh
 
-# The clouds' SDKs take most of a build, and a folder needs none.
+# The demo ships to a folder, so it is built without the cloud SDKs, which take most of the build time.
 .PHONY: demo-build
 demo-build: cargo-present
 	cargo build --release --locked --package ferry --package ferry-harness --lib --bins --no-default-features
@@ -85,16 +85,16 @@ demo-build: cargo-present
 test: tools format-check clippy header-check emulators test-rust test-c fuzz demo ## Run every check and test, in order, stopping at the first failure
 	$(call heading,Passed in $$(($$(date +%s) - $(STARTED))) seconds)
 ifeq ($(FLUENT_BIT),)
-	@echo "Skipped: the tests in the real host. FLUENT_BIT=/path/to/fluent-bit runs them too."
+	@echo "Skipped: the tests in the real host; to run them, set FLUENT_BIT=/path/to/fluent-bit."
 endif
-	@command -v promtool >/dev/null || echo "Skipped: the alerts' own tests. With promtool (apt install prometheus) they run too."
-	@command -v initdb /usr/lib/postgresql/*/bin/initdb >/dev/null || echo "Skipped: loading objects into PostgreSQL. Where it is installed (apt install postgresql) that runs too."
-	@command -v jq >/dev/null || echo "Skipped: mending dead letters as the documentation shows. With jq (apt install jq) that runs too."
-	@[ -x $(TOOLS)/bin/mdbook ] || echo "Skipped: the links of the built book. After \"make book\" has installed mdbook they are followed too."
+	@command -v promtool >/dev/null || echo "Skipped: the tests of the alerts; to run them, install promtool (apt install prometheus)."
+	@command -v initdb /usr/lib/postgresql/*/bin/initdb >/dev/null || echo "Skipped: loading objects into PostgreSQL; to run it, install PostgreSQL (apt install postgresql)."
+	@command -v jq >/dev/null || echo "Skipped: repairing dead letters as documented; to run it, install jq (apt install jq)."
+	@[ -x $(TOOLS)/bin/mdbook ] || echo "Skipped: the links of the built book; to check them, run \"make book\" once, which installs mdbook."
 
 .PHONY: soak
 soak: tools emulators ## Kill hosts hundreds of times (KILLS=200, SEED=…), reload RELOADS=1000 times, and fuzz for FUZZ_SECONDS=600
-	$(call heading,Soak: $(KILLS) kills a test)
+	$(call heading,Soak: $(KILLS) kills per test)
 	FERRY_KILLS=$(KILLS) FERRY_SEED=$(SEED) cargo test --workspace --locked --test ferry -- --nocapture crash:: faults::
 	$(call heading,Soak: the spool on a failing disk)
 	PROPTEST_CASES=5000 cargo test --workspace --locked --lib -- spool::
@@ -123,7 +123,7 @@ bench: tools emulators ## Measure each part against a reference: encode, compres
 
 .PHONY: bench-instructions
 bench-instructions: cargo-present ## Count the instructions of encoding and compressing, and of references; needs valgrind
-	@command -v valgrind >/dev/null || { echo "error: there is no valgrind; remedy: apt install valgrind" >&2; exit 1; }
+	@command -v valgrind >/dev/null || { echo "error: valgrind is not installed; remedy: apt install valgrind" >&2; exit 1; }
 	cargo bench --workspace --locked --bench instructions
 
 .PHONY: bench-spool
@@ -160,14 +160,14 @@ emulators: ## Install Azurite, moto and the Python packages of the tests into ta
 	@tests/emulators/install.sh
 
 .PHONY: test-rust
-test-rust: cargo-present ## Run the Rust tests alone; needs "make emulators" once
+test-rust: cargo-present ## Run only the Rust tests; needs "make emulators" once
 	$(call heading,Rust tests)
 	cargo test --workspace --locked
 
-# The library as the Rust tests have it: "cargo build" would choose other features of its dependencies, and
-# build many of them once more.
+# Uses the library of the Rust tests: "cargo build" would select other features of its dependencies, and rebuild many of
+# them.
 .PHONY: test-c
-test-c: cargo-present ## Run the C host alone, under the address and undefined-behaviour sanitizers
+test-c: cargo-present ## Run only the C host, under the address and undefined-behaviour sanitizers
 	$(call heading,C host)
 	cargo test --workspace --locked --no-run
 	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
@@ -177,12 +177,12 @@ docs: cargo-present ## Regenerate docs/configuration.md from src/config/keys.rs,
 	FERRY_WRITE_DOCS=1 cargo test --workspace --locked --test ferry -- configuration::the_reference
 	@$(MAKE) --no-print-directory book
 
-# The features that are left out serve and watch a book.
+# The omitted features serve and watch a book.
 $(TOOLS)/bin/mdbook:
 	cargo install --locked --quiet --version $(MDBOOK) --root $(TOOLS) --no-default-features --features search mdbook
 
 .PHONY: book
-book: cargo-present $(TOOLS)/bin/mdbook ## Build the documentation as a book into target/book; the first time installs mdbook, in two minutes
+book: cargo-present $(TOOLS)/bin/mdbook ## Build the documentation as a book into target/book; installs mdbook the first time, in two minutes
 	$(call heading,Book)
 	@docs/book.sh target/book-source
 	@$(TOOLS)/bin/mdbook build --dest-dir "$(CURDIR)/target/book" target/book-source
@@ -191,12 +191,12 @@ book: cargo-present $(TOOLS)/bin/mdbook ## Build the documentation as a book int
 header: cargo-present ## Regenerate include/ferry.h from src/ffi
 	FERRY_WRITE_HEADER=1 cargo test --workspace --locked --test ferry -- header::
 
-# Of bash, zsh and fish, below PREFIX.
+# The completions of bash, zsh and fish, below PREFIX.
 COMPLETIONS := share/bash-completion/completions/ferry share/zsh/site-functions/_ferry share/fish/vendor_completions.d/ferry.fish
 
 .PHONY: install
-install: ## Install what "make build" made, and the documentation, below PREFIX=/usr/local (and DESTDIR)
-	@[ -f target/out_ferry.so ] || { echo "error: target/out_ferry.so is not there; remedy: make build" >&2; exit 1; }
+install: ## Install what "make build" built, and the documentation, below PREFIX=/usr/local (and DESTDIR)
+	@[ -f target/out_ferry.so ] || { echo "error: target/out_ferry.so does not exist; remedy: make build" >&2; exit 1; }
 	install -D -m 0644 target/out_ferry.so "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so"
 	install -D -m 0755 target/ferry "$(DESTDIR)$(PREFIX)/bin/ferry"
 	target/ferry man "$(DESTDIR)$(PREFIX)/share/man/man1"
@@ -215,7 +215,7 @@ install-docs:
 	@echo "copied the documentation to $(DESTDIR)$(PREFIX)/share/doc/ferry"
 
 .PHONY: uninstall
-uninstall: ## Remove what "make install" copied, but no spools and dead letters
+uninstall: ## Remove what "make install" copied, but not spools or dead letters
 	rm -f "$(DESTDIR)$(PREFIX)/lib/fluent-bit/out_ferry.so" "$(DESTDIR)$(PREFIX)/bin/ferry" \
 		"$(DESTDIR)$(PREFIX)/include/ferry.h" "$(DESTDIR)$(PREFIX)/share/man/man1/ferry.1" \
 		"$(DESTDIR)$(PREFIX)"/share/man/man1/ferry-*.1 $(foreach file,$(COMPLETIONS),"$(DESTDIR)$(PREFIX)/$(file)")
@@ -259,8 +259,8 @@ deny: cargo-present ## Check licences, bans and sources of the dependencies; DEN
 	@command -v cargo-deny >/dev/null || { echo "error: cargo-deny is not installed; remedy: cargo install cargo-deny --locked" >&2; exit 1; }
 	cargo deny --locked check $(DENY)
 
-# Miri has neither sockets nor C code: what is left is what computes on memory. It knows those levels of SIMD that
-# the compiler is told of.
+# Miri supports neither sockets nor C code, so only the code that works on memory runs under it. It supports only the SIMD
+# levels that are enabled for the compiler.
 ifeq ($(shell uname -m),x86_64)
 MIRI_LEVEL := -Ctarget-feature=+avx2,+bmi2
 endif
@@ -268,7 +268,7 @@ endif
 .PHONY: miri
 miri: cargo-present ## Run the code that handles raw memory under Miri; needs a nightly toolchain with it
 	$(call heading,Miri)
-	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "error: there is no Miri; remedy: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
+	@cargo +nightly miri --version >/dev/null 2>&1 || { echo "error: Miri is not installed; remedy: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
 	PROPTEST_CASES=4 MIRIFLAGS=-Zmiri-disable-isolation RUSTFLAGS="$(MIRI_LEVEL)" CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/miri \
 		cargo +nightly miri test --locked --lib -- ffi::lend:: buffers:: delivery::batch:: codec::json:: codec::tests::
 
@@ -277,7 +277,7 @@ fmt: cargo-present ## Format the Rust sources
 	cargo fmt --all
 
 .PHONY: clean
-clean: ## Remove everything that was built or installed in this folder
+clean: ## Remove everything built or installed in this folder
 	cargo clean
 	rm -rf target
 
@@ -287,21 +287,21 @@ help: ## List the commands
 	@echo
 	@echo "Variables:"
 	@echo "  FLUENT_BIT=/path/to/fluent-bit   make test: test in the real host too; make demo: the host to run"
-	@echo "  HOST=harness|fluent-bit          make demo: which host to run; harness is bundled and the default"
-	@echo "  KILLS=200 SEED=1                 make soak: kills a test, and the seed of their moments"
-	@echo "  FUZZ_SECONDS=600                 make soak: seconds for each fuzz target"
+	@echo "  HOST=harness|fluent-bit          make demo: the host to run; harness, the default, is bundled"
+	@echo "  KILLS=200 SEED=1                 make soak: kills per test, and the seed of their times"
+	@echo "  FUZZ_SECONDS=600                 make soak: seconds per fuzz target"
 	@echo "  RELOADS=1000                     make soak: hot reloads in one process"
-	@echo "  DENY=\"licenses bans sources\"     make deny: which checks; advisories needs the network"
-	@echo "  PREFIX=/usr/local DESTDIR=       make install, make uninstall: where to"
-	@echo "  PACKAGE_TARGET=…                 make package: another machine, such as aarch64-unknown-linux-gnu"
-	@echo "  LINES=600000 REPEAT=1 ROWS=…     make bench-host: lines, rounds, and words such as gzip,blob in the rows' names"
+	@echo "  DENY=\"licenses bans sources\"     make deny: the checks to run; advisories needs the network"
+	@echo "  PREFIX=/usr/local DESTDIR=       make install, make uninstall: the prefix, and a staging folder"
+	@echo "  PACKAGE_TARGET=…                 make package: another target, such as aarch64-unknown-linux-gnu"
+	@echo "  LINES=600000 REPEAT=1 ROWS=…     make bench-host: lines, rounds, and words in row names, such as gzip,blob"
 
-# What a machine lacks is said before anything is built.
+# Reports missing tools before anything is built.
 .PHONY: tools
 tools: cargo-present
 	@tests/emulators/install.sh check
-	@command -v cc >/dev/null || { echo "error: there is no C compiler; remedy: apt install gcc libc6-dev" >&2; exit 1; }
-	@command -v c++ >/dev/null || { echo "error: there is no C++ compiler, which the fuzz targets need; remedy: apt install g++" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "error: no C compiler is installed; remedy: apt install gcc libc6-dev" >&2; exit 1; }
+	@command -v c++ >/dev/null || { echo "error: no C++ compiler is installed, which the fuzz targets need; remedy: apt install g++" >&2; exit 1; }
 	@if [ -n "$(FLUENT_BIT)" ]; then \
 		[ -x "$(FLUENT_BIT)" ] || { echo "error: FLUENT_BIT is $(FLUENT_BIT), which cannot be executed; remedy: the full path of a fluent-bit executable" >&2; exit 1; }; \
 		"$(FLUENT_BIT)" --version | head -n 1; \

@@ -2,7 +2,7 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // A second belt beside joining every thread: the host's dlclose leaves our code mapped, so that a
-    // thread that outlived its deadline does not run into nothing.
+    // A safeguard in addition to joining every thread: dlclose leaves the code mapped, so that a thread that outlives
+    // its deadline does not run unmapped code.
     println!("cargo::rustc-link-arg-cdylib=-Wl,-z,nodelete");
 }

@@ -1,8 +1,8 @@
-//! How many instructions each part of the work takes, counted by callgrind: `make bench-instructions`. Counts are
-//! the same on a busy machine as on a quiet one; how long an instruction takes is another matter.
+//! Instruction counts of each step, by callgrind: `make bench-instructions`. They do not depend on the load of the
+//! machine, and say nothing about the time that an instruction takes.
 //!
-//! Without arguments it counts every part, each in a process of its own under valgrind, and prints them.
-//! With a part's name it does that part once.
+//! Without arguments, each step runs in a process of its own under valgrind, and the counts are printed. With the name
+//! of a step, only that step runs, once.
 
 #[allow(
     dead_code,
@@ -22,7 +22,7 @@ use ferry::codec::template::Template;
 use ferry::compress::Compression;
 use work::EVENTS;
 
-/// A part of the work.
+/// A step that is measured.
 struct Part {
     name: String,
     run: Run,
@@ -32,7 +32,7 @@ type Run = Box<dyn Fn(&Input<'_>) -> Vec<u8>>;
 
 struct Input<'c> {
     chunk: &'c [u8],
-    /// Those of the chunk's events.
+    /// The bodies of the chunk's events.
     bodies: Vec<&'c [u8]>,
     lines: Vec<u8>,
 }
@@ -86,7 +86,7 @@ fn transcoded(bodies: &[&[u8]], lines: usize) -> Vec<u8> {
     out
 }
 
-/// What callgrind counts: this and all it calls.
+/// The function that callgrind counts, with everything that it calls.
 #[inline(never)]
 fn ferry_counted(part: &Part, input: &Input<'_>) -> Vec<u8> {
     black_box((part.run)(black_box(input)))
@@ -114,7 +114,7 @@ fn main() {
     assert!(!ferry_counted(&part, &input).is_empty());
 }
 
-/// Instructions that one part takes.
+/// Returns the number of instructions of a part.
 fn count(name: &str) -> u64 {
     let executable = std::env::current_exe().expect("a path");
     let output = Command::new("valgrind")
@@ -123,13 +123,11 @@ fn count(name: &str) -> u64 {
         .arg(executable)
         .arg(name)
         .output()
-        .expect("valgrind; remedy: apt install valgrind");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    let collected = said
-        .lines()
-        .find_map(|line| line.split_once("Collected : "));
-    let (_, count) = collected.expect("callgrind says what it collected");
+        .expect("valgrind is installed; remedy: apt install valgrind");
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{log}");
+    let collected = log.lines().find_map(|line| line.split_once("Collected : "));
+    let (_, count) = collected.expect("callgrind reports a count");
     let count = count.trim().parse().expect("a number");
     assert!(count > 0, "the function's name was stripped");
     count

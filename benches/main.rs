@@ -1,5 +1,6 @@
-//! What each part of the way costs, each beside a reference in the same run: `make bench`. Throughput is of
-//! JSON lines, whatever they are compressed to. Wall time on a busy machine is noisy: compare within a run.
+//! Benchmarks of each step from a chunk to the destination, each with a reference in the same run: `make bench`.
+//! Throughput is that of JSON lines before compression. Wall-clock time is noisy on a busy machine: compare only within
+//! a run.
 
 #[allow(
     dead_code,
@@ -69,7 +70,7 @@ fn encoding(c: &mut Criterion) {
             out.clear();
             work::transcode(&bodies, &mut out);
         });
-        // Numbers and escapes are written alike, so that both did the same work.
+        // Both format numbers and escapes in the same way, so they do the same work.
         assert_eq!(out.len(), text.len());
     });
     group.finish();
@@ -89,7 +90,7 @@ fn compressing(c: &mut Criterion) {
         let name = format!("{compression:?}, {times:.2} times smaller");
         group.bench_function(name, |b| b.iter(|| compression.apply(&text)));
     }
-    // What Fluent Bit's own outputs compress with.
+    // The compressor of Fluent Bit's own outputs.
     let reference = |text: &[u8]| miniz_oxide::deflate::compress_to_vec(text, 6);
     let times = text.len() as f64 / reference(&text).len() as f64;
     let name = format!("reference: miniz 6, {times:.2} times smaller");
@@ -156,7 +157,7 @@ fn spooling(c: &mut Criterion) {
     let mut number = 0u64;
     group.bench_function("append a chunk, synced", |b| {
         b.iter(|| {
-            // Each chunk another one: the spool knows those it had.
+            // Distinct chunks, since the spool recognises repeated ones.
             number += 1;
             let tag = format!("app.{number}");
             let chunk = Chunk {
@@ -183,7 +184,7 @@ fn spooling(c: &mut Criterion) {
     group.finish();
 }
 
-/// Takes everything at once.
+/// A sink that accepts everything at once.
 struct Nowhere;
 
 impl Sink for Nowhere {
@@ -208,6 +209,7 @@ impl Sink for Nowhere {
     }
 }
 
+/// A log that discards everything.
 struct Silent;
 
 impl Output for Silent {
@@ -253,7 +255,7 @@ fn pipeline_into_nowhere(c: &mut Criterion) {
     group.finish();
 }
 
-/// The same 4 chunks again and again: the ledger counts lines, and each must come.
+/// Sends the same chunk again and again. The ledger counts lines, so that a missing one is noticed.
 fn firehose(c: &mut Criterion) {
     use aws_sdk_firehose::primitives::Blob;
     use aws_sdk_firehose::types::Record;
@@ -301,21 +303,20 @@ fn firehose(c: &mut Criterion) {
         .expect("credentials");
     let config = aws_sdk_firehose::config::Builder::from(&loaded.sdk).endpoint_url(fake.url());
     let client = aws_sdk_firehose::Client::from_conf(config.build());
-    group.bench_function(
-        "reference: the SDK with lines that are encoded already",
-        |b| {
-            b.iter(|| {
-                let records = text.chunks(1_024_000).map(|data| {
-                    let record = Record::builder().data(Blob::new(data));
-                    record.build().expect("data is all a record needs")
-                });
-                let call = client.put_record_batch().delivery_stream_name("reference");
-                let answer = call.set_records(Some(records.collect())).send();
-                let answer = runtime.block_on(answer).expect("the fake takes everything");
-                assert_eq!(answer.failed_put_count(), 0);
+    group.bench_function("reference: the SDK with encoded lines", |b| {
+        b.iter(|| {
+            let records = text.chunks(1_024_000).map(|data| {
+                let record = Record::builder().data(Blob::new(data));
+                record.build().expect("a record needs only data")
             });
-        },
-    );
+            let call = client.put_record_batch().delivery_stream_name("reference");
+            let answer = call.set_records(Some(records.collect())).send();
+            let answer = runtime
+                .block_on(answer)
+                .expect("the fake accepts everything");
+            assert_eq!(answer.failed_put_count(), 0);
+        });
+    });
     group.finish();
 }
 
@@ -342,7 +343,7 @@ fn azurite(c: &mut Criterion) {
         let mut sent = 0;
         group.bench_function(BenchmarkId::new("flush", compression), |b| {
             b.iter_batched(
-                // Each chunk has other lines: the same again would be the same object.
+                // Distinct lines, since the same chunk would be the same object.
                 || {
                     sent += 1;
                     chunk(EVENTS * (sent - 1)..EVENTS * sent)
@@ -360,12 +361,12 @@ fn azurite(c: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let store = azurite.store("bench-none");
     let mut number = 0;
-    group.bench_function("reference: a put of lines that are encoded already", |b| {
+    group.bench_function("reference: a put of encoded lines", |b| {
         b.iter(|| {
             number += 1;
             let path = object_store::path::Path::from(format!("reference/{number}"));
             let put = store.put(&path, PutPayload::from(text.clone()));
-            runtime.block_on(put).expect("Azurite takes everything")
+            runtime.block_on(put).expect("Azurite accepts everything")
         });
     });
     group.finish();

@@ -32,8 +32,8 @@ use crate::sink::firehose::FirehoseSink;
 use crate::spool::disk::{LocalDisk, says_remedy};
 use crate::spool::{self, Recovered, Spool};
 
-/// The maximum number of worker threads. Sending waits on the network and encoding is short: more threads would only take
-/// cores from the application.
+/// The maximum number of worker threads. Sending waits on the network and encoding is short: more threads would only
+/// take cores from the application.
 const MAX_THREADS: usize = 2;
 
 /// The part of `exit_deadline` (at least 1 s) that is reserved for ending the threads.
@@ -87,8 +87,8 @@ impl Instance {
     /// Reads the configuration and starts an instance. Returns `None` after logging all configuration problems at once.
     /// `page` is the host's metrics page, if it has one.
     ///
-    /// The host waits for pending flushes before it calls the output's exit, so that call comes too late to end them. Once
-    /// `asked` reports that the host was asked to end, they have `exit_deadline` left.
+    /// The host waits for pending flushes before it calls the output's exit, so that call comes too late to end them.
+    /// Once `asked` reports that the host was asked to end, they have `exit_deadline` left.
     pub fn start(
         properties: &dyn Properties,
         output: Box<dyn Output>,
@@ -140,7 +140,7 @@ impl Instance {
             .build()
             .map_err(|error| Problem {
                 key: keys::INSTANCE.name,
-                message: format!("no threads could be started: {error}"),
+                message: format!("no threads could be started: {error}; raise the limit of processes (TasksMax=, ulimit -u)"),
             })?;
         let sink = runtime.block_on(sink(&config, log))?;
         log.say(Level::Info, &config.summary());
@@ -217,8 +217,8 @@ impl Instance {
         })
     }
 
-    /// Flushes one chunk and waits for its verdict. Runs on the host's small coroutine stack, so it only sends the job to the
-    /// runtime and waits. `on_engine_thread`: the whole host waits meanwhile.
+    /// Flushes one chunk and waits for its verdict. Runs on the host's small coroutine stack, so it only sends the job
+    /// to the runtime and waits. `on_engine_thread`: the whole host waits meanwhile.
     pub fn flush(&self, tag: &[u8], data: Bytes, on_engine_thread: bool) -> Verdict {
         let warn = on_engine_thread
             && self.pipeline.is_direct()
@@ -251,8 +251,8 @@ impl Instance {
         );
     }
 
-    /// Stops within `exit_deadline` and joins all threads. Pending flushes answer RETRY; open objects of the spool are sealed
-    /// and sent as far as time allows, and the rest stays in the spool.
+    /// Stops within `exit_deadline` and joins all threads. Pending flushes answer RETRY; open objects of the spool are
+    /// sealed and sent as far as time allows, and the rest stays in the spool.
     pub fn stop(&self) {
         let running = self
             .running
@@ -381,8 +381,8 @@ fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Proble
         .map_err(problem)
 }
 
-/// The origin of objects sent to a blob store without a spool; in other modes object names do not depend on it. `output` is
-/// the host's name for this output.
+/// The origin of objects sent to a blob store without a spool; in other modes object names do not depend on it.
+/// `output` is the host's name for this output.
 fn origin(config: &Config, output: Option<&str>, log: &Log) -> Option<Origin> {
     let (Destination::Blob { .. }, None) = (&config.destination, &config.spool) else {
         return None;
@@ -416,7 +416,7 @@ async fn sink(config: &Config, log: &Arc<Log>) -> Result<Arc<dyn Sink>, Problem>
         #[cfg(not(feature = "firehose"))]
         Destination::Firehose(_) => Err(Problem::new(
             keys::DELIVERY_STREAM.name,
-            "Firehose is not in this build of Ferry, which was made without its feature firehose",
+            "this build of Ferry does not support Firehose: use one with the feature firehose",
         )),
         #[cfg(feature = "firehose")]
         Destination::Firehose(firehose) => {

@@ -1,20 +1,20 @@
-//! The work that both benches measure, and the reference beside it.
+//! The encoding step that both benchmarks measure, and its reference.
 
 use ferry::codec::json::Encoder;
 use ferry::codec::msgpack::{Events, Item};
 
-/// Events of a chunk: about 1.9 MB of msgpack, what a host gathers before it hands a chunk over.
+/// The number of events in a chunk: about 1.9 MB of msgpack, the size at which a host flushes a chunk.
 pub(crate) const EVENTS: usize = 5_000;
 
-/// Appends a chunk's lines, as Ferry writes them.
+/// Appends a chunk's lines as Ferry encodes them.
 pub(crate) fn encode(encoder: &mut Encoder<'_>, chunk: &[u8], out: &mut Vec<u8>) {
     let mut events = Events::new(chunk);
     let written = encoder.lines(b"app", &mut events, out, |_| true, |_| ());
     written.expect("sample events are whole");
-    assert_eq!(events.next(), None, "sample events have today's shape");
+    assert_eq!(events.next(), None, "sample events have the current format");
 }
 
-/// The body of each event: what the reference begins with, so that finding them is no part of its work.
+/// Returns the body of each event. The reference starts with them, so that finding them is not measured.
 pub(crate) fn bodies(chunk: &[u8]) -> Vec<&[u8]> {
     Events::new(chunk)
         .map(|item| match item {
@@ -24,7 +24,7 @@ pub(crate) fn bodies(chunk: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
-/// Appends the same lines, as rmp-serde and serde_json write them.
+/// Appends the same lines as rmp-serde and serde_json encode them.
 pub(crate) fn transcode(bodies: &[&[u8]], out: &mut Vec<u8>) {
     for body in bodies {
         let mut from = rmp_serde::Deserializer::from_read_ref(body);
