@@ -1,6 +1,8 @@
 //! Reads the values of keys, and collects problems.
 
+#[cfg(test)]
 use std::cell::RefCell;
+#[cfg(test)]
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::RangeInclusive;
@@ -19,8 +21,9 @@ use crate::codec::template::Template;
 pub(super) struct Reader<'p> {
     properties: &'p dyn Properties,
     problems: Vec<Problem>,
-    /// The rows whose value was asked for, by the name of their key.
-    asked: RefCell<BTreeSet<&'static str>>,
+    /// The keys whose values were used.
+    #[cfg(test)]
+    used: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'p> Reader<'p> {
@@ -28,15 +31,24 @@ impl<'p> Reader<'p> {
         Reader {
             properties,
             problems: Vec::new(),
-            asked: RefCell::default(),
+            #[cfg(test)]
+            used: RefCell::default(),
         }
     }
 
-    /// The rows whose value was asked for: a row that no configuration makes us ask for does nothing.
+    /// Returns the keys whose values were used. A row of the table that no configuration uses has no effect.
     #[cfg(test)]
-    pub(super) fn into_asked(self) -> BTreeSet<&'static str> {
-        self.asked.into_inner()
+    pub(super) fn into_used(self) -> BTreeSet<&'static str> {
+        self.used.into_inner()
     }
+
+    #[cfg(test)]
+    fn mark_used(&self, key: &'static Key) {
+        self.used.borrow_mut().insert(key.name);
+    }
+
+    #[cfg(not(test))]
+    fn mark_used(&self, _: &'static Key) {}
 
     /// Returns all problems so far.
     pub(super) fn into_problems(self) -> Vec<Problem> {
@@ -65,7 +77,7 @@ impl<'p> Reader<'p> {
 
     /// Returns a value without any checks.
     pub(super) fn raw(&self, key: &'static Key) -> Option<String> {
-        self.asked.borrow_mut().insert(key.name);
+        self.mark_used(key);
         key.names().find_map(|name| self.properties.get(name))
     }
 
@@ -82,7 +94,7 @@ impl<'p> Reader<'p> {
 
     /// Returns a value that is not empty. Several names of a key may only be set to the same value.
     pub(super) fn text(&mut self, key: &'static Key) -> Option<String> {
-        self.asked.borrow_mut().insert(key.name);
+        self.mark_used(key);
         self.written(key)
     }
 
@@ -119,7 +131,7 @@ impl<'p> Reader<'p> {
 
     /// Returns the value, or else the default of the table.
     pub(super) fn flag(&mut self, key: &'static Key<Flag>) -> Option<bool> {
-        self.asked.borrow_mut().insert(key.name);
+        self.mark_used(key);
         let mut found: Option<bool> = None;
         for name in key.names() {
             let Some(value) = self.named(name) else {

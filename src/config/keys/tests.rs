@@ -392,8 +392,8 @@ fn a_row_of_the_reference_contains_everything_in_the_table() {
     }
 }
 
-/// What else a destination is tried with, so that each of its keys is of use in one of them.
-const WAYS: [&[(&str, &str)]; 8] = [
+/// Variants of each destination, so that each of its keys takes effect in one of them.
+const VARIANTS: [&[(&str, &str)]; 8] = [
     &[("spool", "on")],
     &[("spool", "off")],
     &[("auth_type", "key")],
@@ -414,17 +414,17 @@ const WAYS: [&[(&str, &str)]; 8] = [
 ];
 
 #[test]
-fn every_row_is_read_where_it_means_something() {
+fn every_row_is_used_at_each_destination_that_it_applies_to() {
     for (place, base) in PLACES {
-        let mut asked = BTreeSet::new();
-        for way in WAYS {
+        let mut used = BTreeSet::new();
+        for variant in VARIANTS {
             let of_azure =
                 |(name, _): &(&str, &str)| find(name).is_some_and(|key| key.scope == Scope::Azure);
-            if place != Place::Azure && way.iter().any(of_azure) {
+            if place != Place::Azure && variant.iter().any(of_azure) {
                 continue;
             }
             let mut settings = Settings::new();
-            for (key, value) in base.iter().chain(way) {
+            for (key, value) in base.iter().chain(variant) {
                 match value.is_empty() {
                     true => settings.remove(key),
                     false => settings.insert(key, (*value).to_owned()),
@@ -433,20 +433,20 @@ fn every_row_is_read_where_it_means_something() {
             let properties = |key: &str| settings.get(key).cloned();
             let mut reader = Reader::new(&properties);
             assert!(reader.config().is_some(), "{settings:?}");
-            asked.extend(reader.into_asked());
+            used.extend(reader.into_used());
         }
         let idle: Vec<&str> = ALL
             .iter()
             .filter(|key| key.instead.is_none() && key.scope.includes(place))
             .map(|key| key.name)
-            .filter(|key| !asked.contains(key))
+            .filter(|key| !used.contains(key))
             .collect();
-        assert!(idle.is_empty(), "{place:?}: nothing reads {idle:?}");
+        assert!(idle.is_empty(), "{place:?}: nothing uses {idle:?}");
     }
 }
 
 #[test]
-fn no_configuration_says_that_its_lines_are_records_already() {
+fn no_key_marks_the_lines_of_a_replay() {
     let config = Config::read(&|key: &str| match key {
         "url" => Some("file:///objects".to_owned()),
         "log_key" => Some("record".to_owned()),
