@@ -1,4 +1,5 @@
-//! The documentation holds together: no link leads nowhere, wherever it is read, and the README stays a page.
+//! Tests of the documentation: links work in the repository, in the book and where it is installed, and the README
+//! stays a page.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,7 +12,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every file below a folder whose name has this ending, by its path from there.
+/// Returns the relative paths of all files below a folder whose names have this ending.
 fn files(root: &Path, ending: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::from(".")];
@@ -31,7 +32,7 @@ fn files(root: &Path, ending: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Every page, from the root.
+/// Returns the paths of all pages, relative to the root.
 fn pages() -> Vec<PathBuf> {
     files(root(), ".md")
 }
@@ -40,7 +41,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What a heading is linked by, as GitHub and mdBook make it.
+/// Returns the anchor of a heading, as GitHub and mdBook generate it.
 fn anchor(heading: &str) -> String {
     let kept = |c: char| match c {
         ' ' => Some('-'),
@@ -73,13 +74,13 @@ fn links(text: &str) -> Vec<String> {
     links
 }
 
-/// Whether a link leads away, to what cannot be looked at here.
+/// Whether a link leads to another site, which is not checked.
 fn is_external(link: &str) -> bool {
     link.contains("://") || link.starts_with("mailto:") || link.starts_with("data:")
 }
 
-/// The links of a page that lead to no file below `root`, or to no heading in it. A folder is no target: in the book, and
-/// on a disk, it shows no page.
+/// Returns the links of a page whose file below `root`, or the heading in it, does not exist. A folder is not a valid
+/// target, since neither the book nor a disk shows a page for it.
 fn broken(root: &Path, page: &Path, text: &str) -> Vec<String> {
     let mut broken = Vec::new();
     for link in links(text) {
@@ -105,7 +106,7 @@ fn broken(root: &Path, page: &Path, text: &str) -> Vec<String> {
     broken
 }
 
-/// The broken links of every page below a folder, in which there are some.
+/// Returns the broken links of all pages below a folder.
 pub(crate) fn broken_links(root: &Path) -> Vec<String> {
     let pages = files(root, ".md");
     assert!(pages.len() > 15, "{pages:?}");
@@ -116,13 +117,13 @@ pub(crate) fn broken_links(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn no_link_leads_nowhere() {
+fn no_link_is_broken() {
     let broken = broken_links(root());
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
 #[test]
-fn a_link_that_leads_nowhere_is_found() {
+fn broken_links_are_found() {
     let page = Path::new("README.md");
     for (text, expected) in [
         ("[a](README.md)", 0),
@@ -137,7 +138,7 @@ fn a_link_that_leads_nowhere_is_found() {
     }
 }
 
-/// Runs a command of this project at its root.
+/// Runs a command of this project in its root. Returns its output.
 fn run(command: &mut Command) -> String {
     let done = command
         .current_dir(root())
@@ -146,14 +147,14 @@ fn run(command: &mut Command) -> String {
         .env_remove("MAKELEVEL")
         .output()
         .expect("it is installed");
-    let said = [done.stdout, done.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(done.status.success(), "{command:?}: {said}");
-    said
+    let output = [done.stdout, done.stderr].concat();
+    let output = String::from_utf8_lossy(&output).into_owned();
+    assert!(done.status.success(), "{command:?}: {output}");
+    output
 }
 
 #[test]
-fn no_link_leads_nowhere_where_the_documentation_is_installed() {
+fn no_link_in_the_installed_documentation_is_broken() {
     let dir = tempfile::tempdir().unwrap();
     let to = format!("DESTDIR={}", dir.path().display());
     run(Command::new("make").args(["install-docs", "PREFIX=/usr", &to]));
@@ -163,30 +164,30 @@ fn no_link_leads_nowhere_where_the_documentation_is_installed() {
     assert!(!dir.path().join("usr/share/doc/ferry").exists());
 }
 
-/// The book's source, laid out in a folder.
+/// Generates the book's source in a folder. Returns its path.
 fn source_of_the_book(folder: &Path) -> PathBuf {
     run(Command::new(root().join("docs/book.sh")).arg(folder));
     folder.join("src")
 }
 
 #[test]
-fn every_page_of_the_book_is_a_chapter_and_no_link_in_it_leads_nowhere() {
+fn every_page_of_the_book_is_a_chapter_without_broken_links() {
     let dir = tempfile::tempdir().unwrap();
     let source = source_of_the_book(dir.path());
     let broken = broken_links(&source);
     assert!(broken.is_empty(), "{broken:#?}");
-    // mdbook makes a page of what the summary names, and of nothing else.
+    // mdbook renders only the pages in the summary.
     let chapters = links(&read(&source.join("SUMMARY.md")));
     for page in files(&source, ".md") {
         let page = page.strip_prefix(".").unwrap().display().to_string();
         assert!(
             page == "SUMMARY.md" || chapters.contains(&page),
-            "{page} is in no summary"
+            "{page} is not in SUMMARY.md"
         );
     }
 }
 
-/// The values of an attribute in HTML.
+/// Returns the values of an attribute in HTML.
 fn attributes(html: &str, name: &str) -> Vec<String> {
     let begin = format!(" {name}=\"");
     html.split(&begin)
@@ -196,25 +197,31 @@ fn attributes(html: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// With the mdbook that "make book" installs, the book is built and looked at.
+/// Builds the book, if "make book" has installed mdbook.
 #[test]
-fn no_link_in_the_built_book_leads_nowhere() {
+fn no_link_in_the_built_book_is_broken() {
     let mdbook = root().join("target/tools/bin/mdbook");
     if !mdbook.exists() {
-        eprintln!("skipped: {} is not there; make book", mdbook.display());
+        eprintln!(
+            "skipped: {} does not exist; run make book",
+            mdbook.display()
+        );
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let source = source_of_the_book(dir.path());
     let book = dir.path().join("book");
-    let said = run(Command::new(mdbook)
+    let output = run(Command::new(mdbook)
         .args(["build", "--dest-dir"])
         .args([&book, dir.path()]));
-    assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
+    assert!(
+        !output.contains("WARN") && !output.contains("ERROR"),
+        "{output}"
+    );
 
     let (mut followed, mut broken) = (0, Vec::new());
     for page in files(&book, ".html") {
-        // Its links are those of a server's root.
+        // Its links are relative to a server's root.
         if page.ends_with("404.html") {
             continue;
         }
@@ -251,45 +258,5 @@ fn no_link_in_the_built_book_leads_nowhere() {
 #[test]
 fn the_readme_is_a_page() {
     let readme = read(&root().join("README.md"));
-    assert!(readme.lines().count() <= 160, "the rest belongs into docs/");
-}
-
-/// Paths of this repository that a page names between backticks, without what is behind a `:` or `#`. One with a wildcard or
-/// an ellipsis stands for several.
-fn paths_of(text: &str) -> Vec<String> {
-    let code = text.split('`').skip(1).step_by(2);
-    let words = code.flat_map(str::split_whitespace);
-    let ours = words.filter(|word| {
-        let folders = ["src/", "tests/", "docs/"];
-        folders.iter().any(|folder| word.starts_with(folder))
-            && !word.contains(['*', '<', '{', '$', '…'])
-    });
-    let path = |word: &str| {
-        let end = word.find([':', '#', ',', ';', ')']).unwrap_or(word.len());
-        word[..end].to_owned()
-    };
-    ours.map(path).collect()
-}
-
-#[test]
-fn every_path_that_is_named_is_there() {
-    let mut named = 0;
-    let mut nowhere = Vec::new();
-    for page in pages() {
-        let text = fs::read_to_string(root().join(&page)).expect("text");
-        for path in paths_of(&text) {
-            named += 1;
-            if !root().join(&path).exists() {
-                nowhere.push(format!("{}: {path}", page.display()));
-            }
-        }
-    }
-    assert!(nowhere.is_empty(), "{nowhere:#?}");
-    assert!(named > 60, "{named}");
-}
-
-#[test]
-fn a_path_that_is_not_there_is_found() {
-    let text = "`src/a.rs`, src/b.rs, `cargo test tests/c.rs:7`; `src/*.rs`\n```\nls docs/d.md\n```\n`x/src/e`";
-    assert_eq!(paths_of(text), ["src/a.rs", "tests/c.rs", "docs/d.md"]);
+    assert!(readme.lines().count() <= 160, "move the rest to docs/");
 }

@@ -1,6 +1,6 @@
-//! What the pages show is so: every fenced block has a kind, and each kind is tried. Configurations are read as
-//! `ferry check` reads them, commands are held against the tools that they name, and what is named in passing (files,
-//! tests, metrics, lines of the log) is looked up.
+//! Tests of the documentation's contents. Every fenced block has a kind, and each kind has a test: configurations are
+//! read as by `ferry check`, and commands are checked against the tools. The files, tests, metrics and log messages
+//! named in the text must exist.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -24,7 +24,7 @@ struct Block {
     text: String,
 }
 
-/// The fenced blocks of a page, and its text without them.
+/// Splits a page into its fenced blocks and the rest.
 fn split(page: &Path) -> (Vec<Block>, String) {
     let (mut blocks, mut prose) = (Vec::new(), String::new());
     let mut open: Option<Block> = None;
@@ -47,12 +47,12 @@ fn split(page: &Path) -> (Vec<Block>, String) {
     (blocks, prose)
 }
 
-/// The changelog names what there was, and is asked for nothing.
-fn is_of_today(page: &Path) -> bool {
+/// Whether a page describes the current state, unlike the changelog.
+fn is_current(page: &Path) -> bool {
     !page.ends_with("CHANGELOG.md")
 }
 
-/// The blocks of a kind, on every page.
+/// Returns the blocks of a kind on all pages.
 fn blocks(kind: &str) -> Vec<Block> {
     let mut found: Vec<Block> = pages().iter().flat_map(|page| split(page).0).collect();
     found.retain(|block| block.kind == kind);
@@ -60,10 +60,10 @@ fn blocks(kind: &str) -> Vec<Block> {
     found
 }
 
-/// Code within lines, with the page that it is on.
+/// Returns all inline code, with its page.
 fn spans() -> Vec<(PathBuf, String)> {
     let mut spans = Vec::new();
-    for page in pages().into_iter().filter(|page| is_of_today(page)) {
+    for page in pages().into_iter().filter(|page| is_current(page)) {
         let (_, prose) = split(&page);
         let found = prose.split('`').skip(1).step_by(2);
         spans.extend(found.map(|span| (page.clone(), span.replace('\n', " "))));
@@ -72,13 +72,13 @@ fn spans() -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn every_block_has_a_kind_that_is_tried() {
+fn every_block_has_a_kind_with_a_test() {
     for page in pages() {
         for block in split(&page).0 {
             let known = KINDS.contains(&&*block.kind);
             assert!(
                 known,
-                "{}: a block of kind '{}', which no test tries: {}",
+                "{}: a block of kind '{}', which has no test: {}",
                 page.display(),
                 block.kind,
                 block.text
@@ -88,12 +88,12 @@ fn every_block_has_a_kind_that_is_tried() {
 }
 
 #[test]
-fn every_configuration_is_one() {
+fn every_configuration_is_valid() {
     let dir = tempfile::tempdir().unwrap();
     let mut outputs = 0;
     let mut try_it = |page: &Path, ending: &str, text: &str| {
         let file = dir.path().join(format!("shown.{ending}"));
-        // The file that names the library is not there, and is another check's matter.
+        // The file that names the library does not exist here; another check reports that.
         fs::write(&file, text).unwrap();
         let is_ferry = |name: &str| name.eq_ignore_ascii_case("ferry");
         let read = host::read(&file, is_ferry);
@@ -112,7 +112,7 @@ fn every_configuration_is_one() {
     };
     for (kind, ending) in [("ini", "conf"), ("yaml", "yaml")] {
         for block in blocks(kind) {
-            // Keys without a section are for an output that is there already.
+            // Keys without a section belong to an output that already exists.
             let text = match kind == "ini" && !block.text.contains('[') {
                 true => format!(
                     "[OUTPUT]\n    Name ferry\n    account_name mylogs\n    container_name logs\n{}",
@@ -120,7 +120,7 @@ fn every_configuration_is_one() {
                 ),
                 false => block.text,
             };
-            // A secret that is kept in a file is read.
+            // Files of secrets are read.
             let text = text.replace("@/", &format!("@{}/", dir.path().display()));
             for kept in text.split('@').skip(1) {
                 let file = Path::new(kept.split_whitespace().next().expect("a path"));
@@ -130,7 +130,7 @@ fn every_configuration_is_one() {
             try_it(&block.page, ending, &text);
         }
     }
-    // What is to be copied out of comments.
+    // The alternatives in comments.
     let path = Path::new("fluent-bit.conf.example");
     let example = read(&root().join(path));
     let (_, others) = example
@@ -148,7 +148,7 @@ fn every_configuration_is_one() {
 }
 
 #[test]
-fn every_json_is_json() {
+fn every_json_block_is_valid() {
     for block in blocks("json") {
         for line in block.text.lines() {
             let value: Result<Value, _> = serde_json::from_str(line);
@@ -157,7 +157,7 @@ fn every_json_is_json() {
     }
 }
 
-/// The commands of a script: each with its words, without comments, `sudo` and variables that are set for it.
+/// Returns the commands of a script as words, without comments, `sudo` and variable assignments.
 fn commands(script: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let script = script.replace("\\\n", " ");
@@ -204,7 +204,7 @@ fn commands(script: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// Every command that is shown: in scripts, after a prompt, and within lines.
+/// Returns all commands: in scripts, after a prompt, and in inline code.
 fn shown() -> Vec<(PathBuf, Vec<String>)> {
     let mut shown = Vec::new();
     let mut add = |page: &Path, script: &str| {
@@ -231,9 +231,9 @@ fn shown() -> Vec<(PathBuf, Vec<String>)> {
     shown
 }
 
-/// Whether the tool takes these words. It is asked for its help with them, so that nothing is done.
+/// Whether `ferry` accepts these arguments. They are passed with `--help`, so that nothing is done.
 fn is_understood(arguments: &[String]) -> bool {
-    // An option that is only named lacks its value, and a placeholder is no choice.
+    // An option named in the text may lack its value, and a placeholder is not a valid choice.
     let placed = |word: &String| match word.as_str() {
         "SHELL" => "bash".to_owned(),
         other => other.to_owned(),
@@ -250,14 +250,14 @@ fn is_understood(arguments: &[String]) -> bool {
     })
 }
 
-/// The words that follow `option`.
+/// Returns the words that follow `option`.
 fn values_of<'a>(words: &'a [String], option: &'a str) -> impl Iterator<Item = &'a str> {
     let pairs = words.windows(2);
     pairs.filter_map(move |pair| (pair[0] == option).then_some(pair[1].as_str()))
 }
 
 #[test]
-fn every_command_is_understood() {
+fn every_command_is_accepted() {
     let makefile = read(&root().join("Makefile"));
     let targets: HashSet<&str> = makefile
         .lines()
@@ -276,7 +276,7 @@ fn every_command_is_understood() {
             "ferry" => is_understood(arguments),
             "make" => arguments.iter().all(|word| match word.split_once('=') {
                 Some((variable, _)) => {
-                    // STRIP is the packaging script's.
+                    // STRIP belongs to the packaging script.
                     variables.contains(variable) || variable == "STRIP"
                 }
                 None => targets.contains(word.as_str()),
@@ -293,7 +293,7 @@ fn every_command_is_understood() {
                         source.is_dir() || source.with_extension("rs").exists()
                     })
             }
-            // Its own help lists what it takes.
+            // Its help lists its options.
             "python" if arguments.first().is_some_and(|it| it == "ferry_logs.py") => {
                 let script = root().join(&page).with_file_name("ferry_logs.py");
                 let help = Command::new("python3")
@@ -314,7 +314,7 @@ fn every_command_is_understood() {
 }
 
 #[test]
-fn every_file_that_a_command_takes_is_there() {
+fn every_file_that_a_command_reads_exists() {
     let mut found = 0;
     for (page, command) in shown() {
         let folder = root().join(&page).parent().expect("a folder").to_owned();
@@ -351,22 +351,22 @@ fn every_file_that_a_command_takes_is_there() {
 }
 
 #[test]
-fn every_script_is_one() {
+fn every_script_parses() {
     for block in blocks("sh") {
         let parsed = Command::new("bash")
             .args(["-n", "-c", &block.text])
             .output()
-            .expect("bash is there");
-        let said = String::from_utf8_lossy(&parsed.stderr);
+            .expect("bash is installed");
+        let errors = String::from_utf8_lossy(&parsed.stderr);
         assert!(
-            parsed.status.success() && said.is_empty(),
-            "{}: {said}",
+            parsed.status.success() && errors.is_empty(),
+            "{}: {errors}",
             block.page.display()
         );
     }
 }
 
-/// All of the sources that are shipped, with strings that go over several lines in one piece.
+/// Returns the sources of the library and the tool, with the lines of multi-line strings joined.
 fn sources() -> String {
     let mut all = String::new();
     for path in files(&root().join("src"), ".rs") {
@@ -381,7 +381,7 @@ fn sources() -> String {
 }
 
 #[test]
-fn what_a_check_prints_is_what_it_is_called() {
+fn every_line_of_a_check_has_a_known_name_and_result() {
     let sources = sources();
     let mut checks = 0;
     for block in blocks("console") {
@@ -400,10 +400,10 @@ fn what_a_check_prints_is_what_it_is_called() {
     assert!(checks > 5, "{checks}");
 }
 
-/// Where something is said that the sources have: what lies between the places that change.
+/// Returns the constant parts of a message.
 fn fragments(quoted: &str) -> Vec<String> {
     let mut text = quoted.replace("<key>", "…");
-    // The names of segments are numbers, and a remedy may follow from what was wrong.
+    // The names of segments vary, and so may the remedy.
     text = text.replace("….seg", "…").replace("; ", "…");
     let pieces = text.split('…').map(|piece| piece.trim_matches(' '));
     let words = pieces.filter(|piece| piece.chars().filter(|c| c.is_alphabetic()).count() > 2);
@@ -411,13 +411,13 @@ fn fragments(quoted: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_message_of_troubleshooting_is_in_the_sources() {
+fn every_message_in_troubleshooting_is_in_the_sources() {
     let sources = sources().replace("{SUSPECTS}", "suspects");
     let page = read(&root().join("docs/troubleshooting.md"));
     let mut messages = 0;
     for row in page.lines().filter(|line| line.starts_with('|')) {
         let seen = row.split('|').nth(1).expect("a cell");
-        // What the host says is in the host's sources.
+        // Messages of the host are not in these sources.
         if seen.contains("Fluent Bit") && !seen.contains("configuration:") {
             continue;
         }
@@ -426,7 +426,7 @@ fn every_message_of_troubleshooting_is_in_the_sources() {
             for fragment in fragments(message) {
                 assert!(
                     sources.contains(&fragment),
-                    "no source says '{fragment}', of '{message}'"
+                    "'{fragment}' of '{message}' is not in the sources"
                 );
             }
         }
@@ -434,8 +434,31 @@ fn every_message_of_troubleshooting_is_in_the_sources() {
     assert!(messages > 25, "{messages}");
 }
 
+/// Returns the paths of this repository that a page names between backticks, up to a `:` or `#`. Those with a wildcard
+/// or an ellipsis are left out.
+fn paths_of(text: &str) -> Vec<String> {
+    let code = text.split('`').skip(1).step_by(2);
+    let words = code.flat_map(str::split_whitespace);
+    let ours = words.filter(|word| {
+        let folders = ["src/", "tests/", "docs/"];
+        folders.iter().any(|folder| word.starts_with(folder))
+            && !word.contains(['*', '<', '{', '$', '…'])
+    });
+    let path = |word: &str| {
+        let end = word.find([':', '#', ',', ';', ')']).unwrap_or(word.len());
+        word[..end].to_owned()
+    };
+    ours.map(path).collect()
+}
+
 #[test]
-fn every_file_test_and_metric_that_is_named_is_there() {
+fn paths_are_found_in_code_only() {
+    let text = "`src/a.rs`, src/b.rs, `cargo test tests/c.rs:7`; `src/*.rs`\n```\nls docs/d.md\n```\n`x/src/e`";
+    assert_eq!(paths_of(text), ["src/a.rs", "tests/c.rs", "docs/d.md"]);
+}
+
+#[test]
+fn every_path_file_test_and_metric_that_is_named_exists() {
     let mut names = HashSet::new();
     let mut tests = String::new();
     for ending in [
@@ -450,9 +473,18 @@ fn every_file_test_and_metric_that_is_named_is_there() {
         }
     }
     let metrics = read(&root().join("src/metrics/mod.rs"));
-    // What is built or packed is in no folder before that.
+    // Files that a build or a package creates.
     let built = read(&root().join("Makefile")) + &read(&root().join("packaging/package.sh"));
     let mut missing = BTreeSet::new();
+    let mut paths_named = 0;
+    for page in pages() {
+        for path in paths_of(&read(&root().join(&page))) {
+            paths_named += 1;
+            if !root().join(&path).exists() {
+                missing.insert(format!("{}: {path}", page.display()));
+            }
+        }
+    }
     let (mut files_named, mut tests_named, mut metrics_named) = (0, 0, 0);
     for (page, span) in spans() {
         let place = format!("{}: {span}", page.display());
@@ -495,19 +527,19 @@ fn every_file_test_and_metric_that_is_named_is_there() {
     }
     assert!(missing.is_empty(), "{missing:#?}");
     assert!(
-        files_named > 60 && tests_named > 20 && metrics_named > 20,
-        "{files_named} {tests_named} {metrics_named}"
+        paths_named > 60 && files_named > 60 && tests_named > 20 && metrics_named > 20,
+        "{paths_named} {files_named} {tests_named} {metrics_named}"
     );
 }
 
-/// Dead letters are mended as the page says, and a replay takes what comes of it.
+/// Runs the documented commands that decode dead letters.
 #[test]
-fn dead_letters_in_base64_are_read_as_it_is_shown() {
-    let is_there = |program: &str, argument: &str| {
-        let said = Command::new(program).arg(argument).output();
-        said.is_ok_and(|said| said.status.success())
+fn dead_letters_in_base64_are_decoded_as_documented() {
+    let is_installed = |program: &str, argument: &str| {
+        let output = Command::new(program).arg(argument).output();
+        output.is_ok_and(|output| output.status.success())
     };
-    if !is_there("jq", "--version") {
+    if !is_installed("jq", "--version") {
         eprintln!("skipped: jq is not installed; apt install jq");
         return;
     }
@@ -524,15 +556,15 @@ fn dead_letters_in_base64_are_read_as_it_is_shown() {
             .args(["-euo", "pipefail", "-c", script])
             .current_dir(dir.path())
             .output()
-            .expect("bash is there");
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "{script}: {said}");
+            .expect("bash is installed");
+        let errors = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{script}: {errors}");
         String::from_utf8(done.stdout).expect("text")
     };
 
     let shown = blocks.iter().find(|block| block.kind == "json");
     let shown: Value = serde_json::from_str(&shown.expect("a letter").text).unwrap();
-    // The first of its commands is for gzip, the second for msgpack.
+    // The first command is for gzip, the second for msgpack.
     let reading = script("record_base64");
     let (gzip, msgpack) = reading.split_once('\n').expect("two commands");
     let in_base64 = |bytes: &[u8]| {
@@ -552,7 +584,7 @@ fn dead_letters_in_base64_are_read_as_it_is_shown() {
     let has_msgpack = Command::new("python3")
         .args(["-c", "import msgpack"])
         .output();
-    if has_msgpack.is_ok_and(|said| said.status.success()) {
+    if has_msgpack.is_ok_and(|output| output.status.success()) {
         // {"level": "info"}
         in_base64(b"\x81\xa5level\xa4info");
         assert_eq!(run(msgpack), "{'level': 'info'}\n");
