@@ -74,7 +74,8 @@ impl Reader<'_> {
 /// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_CreateDeliveryStream.html>
 pub(super) const MAX_STREAM_NAME: usize = 64;
 
-/// Returns `name` with invalid characters replaced, and truncated to the length of a stream's name.
+/// Returns a valid stream name for any text: invalid characters become `-`, and it is truncated to 64
+/// characters. The names of instances use the same characters.
 pub fn stream_name(name: &str) -> String {
     name.chars()
         .take(MAX_STREAM_NAME)

@@ -5,11 +5,11 @@
 //!   [`RESPONSE_BYTES`]. A longer one is an error, [`BodyTooLong`]: the request may have been processed, but its
 //!   result is unknown.
 //! - The **head** may have [`HEAD_BYTES`] and, by hyper's own limit, 100 headers.
-//! - There may be [`INTERIM_RESPONSES`] **interim responses** (100 Continue), which hyper would read without limit. When
-//!   there are more, it has buffered at most 128 × [`HEAD_BYTES`].
+//! - There may be [`INTERIM_RESPONSES`] **interim responses** (100 Continue), which hyper would read without limit.
+//!   When there are more, it has buffered at most 128 × [`HEAD_BYTES`].
 //!
-//! The client uses HTTP/1.1 only: every destination supports it, and the last two bounds are those of its parser. It has
-//! no timeout for responses; callers set their own.
+//! The client uses HTTP/1.1 only: every destination supports it, and the last two bounds are those of its parser. It
+//! has no timeout for responses; callers set their own.
 
 use std::error::Error as StdError;
 use std::fmt;

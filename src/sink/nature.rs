@@ -1,4 +1,4 @@
-//! The properties of a destination that delivery depends on, so that it need not distinguish destinations.
+//! The properties of a destination that delivery depends on, so that it does not distinguish destinations by name.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,23 +7,24 @@ use crate::codec::template::{Template, compact_time};
 use crate::config::{Destination, ObjectBounds, stream_name};
 use crate::ids::Time;
 
-/// The properties of a destination.
+/// The properties of a destination: how names are made, what can fail by itself, and what a repeated request does.
 #[derive(Clone, Debug)]
 pub struct Nature {
-    /// The template for an event's delivery stream or object folder.
+    /// The template of an event's delivery stream or object folder.
     pub names: Template,
-    /// Names an event's target, the part of the destination that may be in trouble by itself: the parts of `names` that do
-    /// not change with time. `None` if `names` has no times, or if there is only one target.
+    /// The template of an event's target, the part of the destination that can fail or throttle by itself: `names`
+    /// without the parts that change with time. `None` if a name is itself the target, as for a delivery stream, or if
+    /// there is only one target.
     pub targets: Option<Template>,
-    /// What a target is called.
+    /// The word for a target in log lines.
     pub target_kind: &'static str,
-    /// Whether each target throttles by itself.
+    /// Whether each target throttles by itself, so that each has a concurrency limit of its own.
     pub throttles_targets: bool,
-    /// Set where a request creates an object. Its name is unique, so that the store detects a repeat: there are no
-    /// duplicates, and a chunk is sent again as a whole. Otherwise a repeat is a duplicate, and only the records that are
-    /// not settled are sent again.
-    pub objects: Option<ObjectNature>,
-    /// The time a request that is not full waits for more records while no flush waits for it.
+    /// The naming and bounds of objects, if each request creates one. An object's name is unique, so that the store
+    /// detects a repeat, and a chunk is sent again as a whole without duplicates. `None` if a repeated request creates
+    /// duplicates, so that only the records that are not settled are sent again.
+    pub objects: Option<ObjectLayout>,
+    /// The time that a request that is not full waits for more records, unless a flush waits for it.
     pub linger: Duration,
     /// The unit, in bytes, that each billed record is rounded up to.
     pub billing_unit: Option<u64>,
@@ -31,7 +32,7 @@ pub struct Nature {
 
 /// The naming and bounds of objects.
 #[derive(Clone, Debug)]
-pub struct ObjectNature {
+pub struct ObjectLayout {
     /// The path before each folder, below the store's root.
     pub prefix: String,
     /// The extension of each name, with its dot.
@@ -40,7 +41,7 @@ pub struct ObjectNature {
     pub bounds: ObjectBounds,
 }
 
-/// <https://aws.amazon.com/firehose/pricing/>
+/// The unit that Firehose bills by: <https://aws.amazon.com/firehose/pricing/>
 const FIREHOSE_BILLING_UNIT: u64 = 5 * 1024;
 
 impl Nature {
@@ -67,7 +68,7 @@ impl Nature {
                 names: folder.clone(),
                 target_kind: "folder",
                 throttles_targets: false,
-                objects: Some(ObjectNature {
+                objects: Some(ObjectLayout {
                     prefix: prefix.clone(),
                     extension: extension.clone(),
                     bounds: *object,
@@ -80,7 +81,7 @@ impl Nature {
 }
 
 impl Nature {
-    /// The only target, where there is but one. A store has no name for it.
+    /// Returns the only target, if there is just one. At a store, its name is empty.
     pub fn only_target(&self) -> Option<String> {
         match &self.objects {
             Some(_) => self.targets.is_none().then(String::new),
@@ -89,7 +90,7 @@ impl Nature {
     }
 }
 
-impl ObjectNature {
+impl ObjectLayout {
     /// Returns the path of a folder below the store's root, without slashes around it.
     pub fn directory(&self, folder: &str) -> String {
         let mut path = String::with_capacity(128);

@@ -56,8 +56,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Sanitizes untrusted text for the log: runs of white space and control characters become a space, and text longer than
-/// `max` bytes is truncated.
+/// Sanitizes untrusted text for the log: runs of white space and control characters become a space, and text longer
+/// than `max` bytes is truncated.
 fn one_line(text: &str, max: usize) -> String {
     let separator = |c: char| c.is_whitespace() || c.is_control();
     let parts: Vec<&str> = text

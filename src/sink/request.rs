@@ -38,8 +38,8 @@ pub struct Batch {
     pub target: Arc<str>,
     /// The bodies, in order: exactly one for a blob sink.
     pub records: Vec<Payload>,
-    /// The identity of an object with a unique name: an existing object with this name and token is the same, even if it
-    /// was compressed differently. Without a token, an object is identified by its name and length.
+    /// The identity of an object with a unique name: an existing object with this name and token is the same, even if
+    /// it was compressed differently. Without a token, an object is identified by its name and length.
     pub token: Option<Arc<str>>,
 }
 

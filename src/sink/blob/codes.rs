@@ -2,9 +2,9 @@
 //! the destination or the connection, and hold it.
 //!
 //! A response rejects an object only by a code in the store's table. (Without a response, only a name that the store's
-//! client or a file system refuses does: `FILE`.) The cause of any other response, known or unknown, from the store or an
-//! intermediary, may be fixed without changing the object, which is then delivered: a bucket that requires a checksum, a
-//! disabled key, a proxy with a limit of its own.
+//! client or a file system refuses does: `FILE`.) The cause of any other response, known or unknown, from the store or
+//! an intermediary, may be fixed without changing the object, which is then delivered: a bucket that requires a
+//! checksum, a disabled key, a proxy with a limit of its own.
 
 use std::io;
 
@@ -144,8 +144,8 @@ pub(super) fn classify(
     }
 }
 
-/// Classifies a file system's error. Only the kinds that occur before the file has its final name are certain not to have
-/// written it.
+/// Classifies a file system's error. Only the kinds that occur before the file has its final name are certain not to
+/// have written it.
 pub(super) fn classify_file(kind: io::ErrorKind) -> (Fate, Class) {
     if FILE.contains(&kind) {
         return (Fate::Rejected, Class::Record);
@@ -320,8 +320,8 @@ mod tests {
     }
 
     proptest! {
-        /// Of all responses of a store or a proxy, only the codes in the store's table reject an object, and only the one
-        /// that the request puts.
+        /// Of all responses of a store or a proxy, only the codes in the store's table reject an object, and only the
+        /// one that the request puts.
         #[test]
         fn nothing_gives_an_object_up_but_the_stores_table(
             status in 100_u16..=999,

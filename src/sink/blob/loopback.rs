@@ -131,8 +131,8 @@ impl Loopback {
         }
     }
 
-    /// Ends the script and returns the number of bytes of endless replies that were sent. Requires a runtime with worker
-    /// threads, on which connections close.
+    /// Ends the script and returns the number of bytes of endless replies that were sent. Requires a runtime with
+    /// worker threads, on which connections close.
     pub(crate) fn sent(mut self) -> usize {
         self.end();
         self.sent.load(Ordering::Relaxed)

@@ -303,8 +303,8 @@ impl BlobSink {
         }
     }
 
-    /// Identifies the object with a name: by its token, or by its bytes where it has none, as on a file system or behind
-    /// a gateway that drops metadata. On a file system a unique name suffices.
+    /// Identifies the object with a name: by its token, or by its bytes where it has none, as on a file system or
+    /// behind a gateway that drops metadata. On a file system a unique name suffices.
     async fn identify(
         &self,
         store: &Store,
@@ -607,8 +607,8 @@ fn no_retries() -> RetryConfig {
     }
 }
 
-/// Returns the path of an object with any name. Distinct names have distinct paths: characters with a meaning for stores,
-/// URLs or file systems are percent-encoded, and so is `%`.
+/// Returns the path of an object with any name. Distinct names have distinct paths: characters with a meaning for
+/// stores, URLs or file systems are percent-encoded, and so is `%`.
 fn object_path(target: &str) -> Path {
     let segments = target.trim_start_matches('/').split('/').map(|segment| {
         let mut escaped = String::with_capacity(segment.len());

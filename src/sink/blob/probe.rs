@@ -85,8 +85,8 @@ impl BlobSink {
         }
     }
 
-    /// Requests an object that does not exist. It is a GET since the response to a HEAD does not tell whether the object
-    /// or the container is missing.
+    /// Requests an object that does not exist. It is a GET since the response to a HEAD does not tell whether the
+    /// object or the container is missing.
     pub async fn probe(&self, name: &str) -> Result<Absent, Refusal> {
         let store = self.opened().await.map_err(|fault| Refusal {
             status: None,

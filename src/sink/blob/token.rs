@@ -1,7 +1,7 @@
 //! Token services: the meaning of their responses, and the validity of tokens.
 //!
-//! When a token cannot be fetched nothing is sent to the store: every failure is one of credentials, and its status is not
-//! the store's.
+//! When a token cannot be fetched nothing is sent to the store: every failure is one of credentials, and its status is
+//! not the store's.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -25,8 +25,8 @@ const LONGEST: Duration = Duration::from_secs(366 * 86_400);
 /// The expiry of the token fetched last.
 pub(super) type Expiry = Arc<Mutex<Option<SystemTime>>>;
 
-/// An HTTP client that checks that a success contains a usable token, records its expiry, and turns everything else into
-/// a [`Failure`].
+/// An HTTP client that checks that a success contains a usable token, records its expiry, and turns everything else
+/// into a [`Failure`].
 #[derive(Debug)]
 pub(super) struct TokenChecker {
     client: HttpClient,

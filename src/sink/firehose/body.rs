@@ -42,8 +42,8 @@ pub(super) struct BodyText {
     target: Arc<str>,
     records: Arc<[Payload]>,
     next: Next,
-    /// Up to two bytes at the end of a part that are encoded with the start of the next, since base64 encodes three bytes
-    /// at a time.
+    /// Up to two bytes at the end of a part that are encoded with the start of the next, since base64 encodes three
+    /// bytes at a time.
     carry: Vec<u8>,
     /// The number of bytes of text still to generate.
     remaining: u64,

@@ -124,9 +124,9 @@ impl FirehoseSink {
 }
 
 impl StreamShapes {
-    /// Returns the shape of requests to a stream, as the service describes it. Waits for the first attempt only: after a
-    /// failure it returns the most cautious shape while it tries again. With compression it waits instead, since readers
-    /// could not handle a mix of compressed and uncompressed records.
+    /// Returns the shape of requests to a stream, as the service describes it. Waits for the first attempt only: after
+    /// a failure it returns the most cautious shape while it tries again. With compression it waits instead, since
+    /// readers could not handle a mix of compressed and uncompressed records.
     async fn shape(self: &Arc<Self>, stream: &str) -> Shape {
         loop {
             let (mut changed, describe_at) = {
@@ -514,8 +514,8 @@ fn unanswered(error: &(dyn StdError + 'static)) -> Answer {
 }
 
 /// The errors that name a record: a code, and the text before and after the record's number in the path of the fault.
-/// Only these reject a record; all other responses, known or unknown, concern the stream or the connection, and hold the
-/// record.
+/// Only these reject a record; all other responses, known or unknown, concern the stream or the connection, and hold
+/// the record.
 ///
 /// <https://docs.aws.amazon.com/firehose/latest/APIReference/CommonErrors.html>, and the form of the constraints' names
 /// in <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html>

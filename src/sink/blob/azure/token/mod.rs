@@ -1,8 +1,8 @@
 //! Tokens of Microsoft Entra ID, for a managed identity, a workload identity or an application.
 //!
-//! `object_store` fetches them, and refreshes them five minutes before they expire. This module handles the rest: a token
-//! service that does not respond, a token that is refused before it expires, a token service that fails while the token
-//! is still valid, and explanations of failures.
+//! `object_store` fetches them, and refreshes them five minutes before they expire. This module handles the rest: a
+//! token service that does not respond, a token that is refused before it expires, a token service that fails while the
+//! token is still valid, and explanations of failures.
 
 use std::fmt;
 use std::path::PathBuf;
