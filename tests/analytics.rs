@@ -1,5 +1,5 @@
-//! `examples/analytics`: logs go through Ferry to Azurite, are fetched and loaded twice, and the answers to all questions are
-//! compared with values computed from the original lines.
+//! `examples/analytics`: logs go through Ferry to Azurite, are fetched and loaded twice, and the answers to all
+//! questions are compared with values computed from the original lines.
 
 use std::collections::BTreeMap;
 use std::env;

@@ -266,8 +266,8 @@ async fn another_object_with_the_same_name_is_not_changed_in_azure() {
 #[tokio::test]
 async fn azures_own_error_messages_are_reported() {
     let server = azurite();
-    // Instead of Azure's AuthenticationFailed, Azurite answers AuthorizationFailure, which Azure uses for its firewall. So
-    // the class of these faults differs from Azure's.
+    // Instead of Azure's AuthenticationFailed, Azurite answers AuthorizationFailure, which Azure uses for its firewall.
+    // So the class of these faults differs from Azure's.
     let table = [
         (
             key(Azurite::KEY),

@@ -141,7 +141,8 @@ fn by_name(name: &str, template: &str, options: &Options) -> Vec<(String, Vec<Va
         .collect()
 }
 
-/// Fluentd tags text as binary, keys too. All but the last three records of these chunks are text, or binary that is UTF-8.
+/// Fluentd tags text as binary, keys too. All but the last three records of these chunks are text, or binary that is
+/// UTF-8.
 #[test]
 fn text_that_fluentd_forwards_as_binary_matches_the_hosts_own_output() {
     for name in ["fluentd.array", "fluentd.packed"] {

@@ -1,8 +1,9 @@
 //! The built library in a host that is killed repeatedly, at random moments.
 //!
-//! The host is the bundled harness with the rules of `storage.type filesystem`: a chunk's file is deleted only after its OK,
-//! so a host killed before that hands the same bytes over again. Each round adds chunks to the host's backlog, starts it, and
-//! kills it with SIGKILL at a random moment of a seeded sequence; the last round lets it finish. Then all lines are counted.
+//! The host is the bundled harness with the rules of `storage.type filesystem`: a chunk's file is deleted only after
+//! its OK, so a host killed before that hands the same bytes over again. Each round adds chunks to the host's backlog,
+//! starts it, and kills it with SIGKILL at a random moment of a seeded sequence; the last round lets it finish. Then
+//! all lines are counted.
 //!
 //! With `FLUENT_BIT` set, the tests also run in the real host.
 //!

@@ -148,8 +148,8 @@ struct Stage {
 }
 
 impl Stage {
-    /// Copies the configuration. Replaced are only the library, the folders of logs and state, local ports, and (`replaced`)
-    /// the addresses of the services.
+    /// Copies the configuration. Replaced are only the library, the folders of logs and state, local ports, and
+    /// (`replaced`) the addresses of the services.
     fn new(example: Example, replaced: &[(&str, &str)]) -> Stage {
         let dir = tempfile::tempdir().unwrap();
         let here = dir.path();
@@ -220,8 +220,8 @@ impl Stage {
         command
     }
 
-    /// Runs the harness to its end. It supports neither filters nor the inputs of these examples, so a sample input replaces
-    /// both.
+    /// Runs the harness to its end. It supports neither filters nor the inputs of these examples, so a sample input
+    /// replaces both.
     fn run_in_the_harness(&self) {
         let config = read(&self.path("fluent-bit.conf"));
         let shape = match self.shape {
@@ -257,8 +257,8 @@ impl Stage {
         assert_eq!(report["records_dropped"], 0, "{log}");
     }
 
-    /// Runs Fluent Bit with the unchanged configuration until all records are delivered, and stops it like a service manager.
-    /// `feed` is called once it is up.
+    /// Runs Fluent Bit with the unchanged configuration until all records are delivered, and stops it like a service
+    /// manager. `feed` is called once it is up.
     fn run_in_fluent_bit(&self, fluent_bit: &Path, feed: impl FnOnce(&Stage)) {
         let log = fs::File::create(self.path("log")).unwrap();
         let child = self
@@ -469,8 +469,8 @@ fn ecs_fargate_delivers_to_firehose_what_format_conversion_reads() {
     assert!(lines.iter().all(|(_, line)| line["source"] == "stdout"));
 }
 
-/// A fake Entra ID that exchanges the Kubernetes token of the example's ServiceAccount, and no other, for a storage token.
-/// Returns its address, and the number of tokens issued.
+/// A fake Entra ID that exchanges the Kubernetes token of the example's ServiceAccount, and no other, for a storage
+/// token. Returns its address, and the number of tokens issued.
 fn entra(client_id: String) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,7 +1,7 @@
 //! Injected faults on the way to a destination, and the records they lose or duplicate.
 //!
-//! Each row is one fault: for blob storage injected by a proxy in front of Azurite, for Firehose by the fake's script. The
-//! library runs in the bundled harness, for Firehose both spooled and directly; all arrivals are counted. With
+//! Each row is one fault: for blob storage injected by a proxy in front of Azurite, for Firehose by the fake's script.
+//! The library runs in the bundled harness, for Firehose both spooled and directly; all arrivals are counted. With
 //! `FERRY_TABLE=<file>` the rows are appended to a file as Markdown, for the table in docs/testing.md.
 
 use std::fs;

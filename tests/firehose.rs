@@ -198,7 +198,7 @@ fn records_to_be_compressed_wait_until_the_stream_can_be_described() {
     until("all records", || fake.report(Some(4_000)).missing == 0);
     let report = fake.report(Some(4_000));
     assert_eq!(report.duplicates, 0, "{report:?}");
-    // None was sent uncompressed, one line per record, before that.
+    // Before that, no record was sent uncompressed with a single line.
     assert!(report.totals.records < 10, "{report:?}");
     assert!(
         report.totals.record_bytes < report.totals.raw_bytes / 3,

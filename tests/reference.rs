@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use rmpv::Value as Packed;
 use serde_json::{Map, Value};
 
-/// A 32-bit float in its shortest round-trip notation. If two texts of that length are equally near (1.0976562 and 1.0976563
-/// for 1.09765625), it is serde_json's, not the standard library's.
+/// A 32-bit float in its shortest round-trip notation. If two texts of that length are equally near (1.0976562 and
+/// 1.0976563 for 1.09765625), it is serde_json's, not the standard library's.
 fn shortest(n: f32) -> Value {
     if !n.is_finite() {
         return Value::Null;
@@ -147,8 +147,8 @@ fn maps(values: impl Strategy<Value = Packed> + Clone) -> impl Strategy<Value = 
     })
 }
 
-/// The same value with text turned into binary wherever `toss` returns true. Containers as keys are encoded as their bytes,
-/// and so left alone.
+/// The same value with text turned into binary wherever `toss` returns true. Containers as keys are encoded as their
+/// bytes, and so left alone.
 fn as_binary(value: &Packed, toss: &mut impl FnMut() -> bool) -> Packed {
     match value {
         Packed::String(text) if text.is_str() && toss() => Packed::Binary(text.as_bytes().to_vec()),
@@ -281,7 +281,8 @@ proptest! {
         prop_assert_eq!(read, expected);
     }
 
-    /// A captured chunk with some bytes overwritten, inserted or removed is encoded as valid lines, and letters for the rest.
+    /// A captured chunk with some bytes overwritten, inserted or removed is encoded as valid lines, and letters for the
+    /// rest.
     #[test]
     fn a_corrupted_chunk_becomes_lines_and_letters(
         name in prop_oneof![Just("fwd.array"), Just("fwd.packed"), Just("otel"), Just("app.types")],

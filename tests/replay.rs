@@ -399,19 +399,19 @@ fn a_killed_replay_is_resumed() {
         .unwrap();
     let begun = Instant::now();
     let name = "dead-letters.ndjson.replaying";
-    let struck = || {
+    let marked = || {
         let text = fs::read_to_string(place.at(name)).unwrap_or_default();
         text.lines().filter(|line| line.starts_with('#')).count()
     };
     let written = || fake.report(None).totals.lines as usize;
-    // Wait until all written letters are struck out, and the rest hangs.
-    while struck() == 0 || struck() < written() {
+    // Wait until all delivered letters are marked, and the rest hangs.
+    while marked() == 0 || marked() < written() {
         assert!(begun.elapsed() < Duration::from_secs(60), "nothing is sent");
         std::thread::yield_now();
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let sent = struck();
+    let sent = marked();
     assert!((1..500).contains(&sent), "{sent}");
     fake.clear_faults();
     let run = place.run(&["--json"]);
@@ -436,7 +436,7 @@ fn a_store_has_each_letter_once_however_often_it_is_sent_and_identical_letters_t
     place.run(&[]).ends(1);
     let expected = ["a: other", "a: same", "a: same"];
     assert_eq!(place.delivered(), expected);
-    // A kill between delivery and striking out.
+    // A kill between delivery and marking.
     let name = "dead-letters.ndjson.replaying";
     let stays = fs::read_to_string(place.at(name)).unwrap();
     place.write(&[same.clone(), same]);
@@ -557,7 +557,7 @@ fn a_file_without_any_letter_is_left_alone() {
             assert_eq!(place.files(), ["dead-letters.ndjson"], "{name}");
         }
     }
-    // A single letter is enough, even if it is struck out.
+    // A single letter is enough, even if it is marked as done.
     let line = letter("a/20251121T130000Z-0.ndjson", "x").to_string();
     for (name, text, status) in [
         ("some", format!("no letter\n{line}\n"), 1),
@@ -657,12 +657,12 @@ fn commands_behind(page: &str, line: &str) -> String {
 }
 
 #[test]
-fn the_recipe_for_mending_letters_mends_them() {
+fn letters_are_repaired_as_documented() {
     if Command::new("python3").arg("--version").output().is_err() {
         eprintln!("skipped: python3 is not installed");
         return;
     }
-    let recipe = commands_behind("docs/operating.md", "To mend letters");
+    let recipe = commands_behind("docs/operating.md", "To repair letters");
     for begins_as in ["dead-letters.ndjson", "dead-letters.ndjson.replaying"] {
         let place = Place::folder("");
         let long = "é".repeat(150_000);
@@ -678,7 +678,7 @@ fn the_recipe_for_mending_letters_mends_them() {
         other["reason"] = "too_large".into();
         let lines = [
             large.to_string(),
-            format!("#{}", &of_size("{\"struck\":\"out\"}").to_string()[1..]),
+            format!("#{}", &of_size("{\"already\":\"done\"}").to_string()[1..]),
             without.to_string(),
             String::new(),
             other.to_string(),
@@ -686,7 +686,7 @@ fn the_recipe_for_mending_letters_mends_them() {
             "[1]".to_owned(),
             "{\"time\":\"20".to_owned(),
         ];
-        // Bytes that are no text, as a full disk may leave them.
+        // Bytes that are not text, as a full disk may leave them.
         let mut bytes = lines.join("\n").into_bytes();
         bytes.extend(b"\n\xff\xfe garbage\n");
         fs::write(place.at(begins_as), bytes).unwrap();
@@ -724,13 +724,13 @@ fn the_recipe_for_mending_letters_mends_them() {
         expected.sort();
         let delivered = place.delivered();
         assert!(delivered == expected, "{said}{}", delivered.len());
-        // What is no letter stays, and the replay says so.
+        // A line that is not a letter stays, and is reported.
         assert!(
             said.contains("7 letters: 4 sent (4 lines), 3 stay"),
             "{said}"
         );
         assert_eq!(output.status.code(), Some(1), "{said}");
-        // All of them are still there, and no replay of the folder takes them.
+        // The files still exist, and a replay of the folder ignores them.
         assert!(
             place.files().contains(&"to-mend".to_owned()),
             "{:?}",
@@ -850,7 +850,7 @@ fn letters_that_cannot_be_looked_at_are_not_said_to_be_none() {
         }
     }
     fs::set_permissions(place.path("closed"), open).unwrap();
-    // A volume that is not mounted looks like this, and so does an output that never wrote a letter.
+    // As for a volume that is not mounted, or an output that never wrote a letter.
     let none = place.path("none/letters");
     of(&none);
     let run = place.run(&[]);

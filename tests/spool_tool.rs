@@ -277,7 +277,7 @@ fn a_segment_that_only_others_may_read_is_no_reason_to_take_it_away() {
         let is_segment = path.extension().is_some_and(|end| end == "seg");
         allow(&path, if is_segment { 0o000 } else { 0o644 });
     }
-    // Neither where its segments may not be read, nor where the folder may not.
+    // Unreadable segments, and an unreadable folder.
     for mode in [0o755, 0o000] {
         allow(&spool, mode);
         for command in ["inspect", "verify", "export"] {

@@ -296,7 +296,7 @@ fn in_an_outage_a_stop_takes_at_most_grace_and_exit_deadline_whatever_is_pending
         let (report, log) = place.run(&arguments);
         let pending = report["chunks"].as_u64().unwrap()
             - report["outputs"]["ferry.0"]["chunks"].as_u64().unwrap();
-        // The engine's thread makes no chunks while it waits.
+        // The engine's thread creates no chunks while it waits.
         let least = if workers == 0 { 10 } else { 50 };
         assert!(pending >= least, "{far_end}: {report:#}\n{log}");
         let took = report["stopping_seconds"].as_f64().unwrap();
@@ -380,7 +380,7 @@ fn in_the_real_host_a_stop_takes_no_longer_than_in_the_harness() {
             .spawn()
             .expect("the host starts");
         let log = || fs::read_to_string(place.path("log")).unwrap();
-        // Ten inputs make chunks five times a second each.
+        // Ten inputs create five chunks per second each.
         let is_busy = || match far_end {
             "slow" => away.slow.requests().len() >= 2,
             _ => log().matches("failed to flush chunk").count() >= 20,

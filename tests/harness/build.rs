@@ -1,4 +1,5 @@
-//! Compiles what Rust cannot define, a C variadic for the host's log, and exports what the host's executable does.
+//! Compiles the C variadic function of the host's log, which Rust cannot define, and exports the symbols that the
+//! host's executable exports.
 
 fn main() {
     println!("cargo::rerun-if-changed=src/shim.c");

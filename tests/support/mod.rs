@@ -42,8 +42,8 @@ pub(crate) fn fluent_bit() -> Option<PathBuf> {
     Some(path)
 }
 
-/// The `Workers` line of an output in a real host, if it supports workers: before 2.1.8 Fluent Bit frees its chunks before
-/// it ends its workers, and so crashes when it is stopped while they flush.
+/// The `Workers` line of an output in a real host, if it supports workers: before 2.1.8 Fluent Bit frees its chunks
+/// before it ends its workers, and so crashes when it is stopped while they flush.
 pub(crate) fn workers(fluent_bit: &Path, workers: usize) -> String {
     let output = Command::new(fluent_bit).arg("--version").output();
     let output = String::from_utf8(output.expect("the host starts").stdout).expect("text");

@@ -1,7 +1,7 @@
-//! A fake Azure Blob service on the loopback interface, for measuring: it takes whole blobs and blobs in
-//! blocks, believes every signature, and costs so little that it is not in the way.
+//! A fake Azure Blob service on the loopback interface, for benchmarks. It accepts whole blobs and blobs in blocks, and
+//! any signature, and uses little CPU time.
 //!
-//! What was committed is counted line by line; the bytes themselves are not kept.
+//! It counts the lines of committed blobs, and does not keep their bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -23,17 +23,17 @@ use tokio::sync::oneshot;
 
 use crate::ledger::{Delivery, Ledger, Report, SeqKey};
 
-/// What was asked of the service, and what it was left with.
+/// The requests that the service received, and the committed blobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Requests by what they were: `Put Blob`, `Put Block`, `Put Block List`, `Get Blob Properties`,
-    /// `container` or `unknown`; those that were refused as well.
+    /// The number of requests by kind, including refused ones: `Put Blob`, `Put Block`, `Put Block List`, `Get Blob
+    /// Properties`, `container` or `unknown`.
     pub requests: BTreeMap<&'static str, u64>,
-    /// Bytes of the bodies of all requests.
+    /// The bytes of all request bodies.
     pub wire_bytes: u64,
-    /// Blobs that were committed.
+    /// The number of committed blobs.
     pub blobs: u64,
-    /// Bytes in them.
+    /// The bytes in them.
     pub stored_bytes: u64,
 }
 
@@ -44,7 +44,7 @@ impl Usage {
     }
 }
 
-/// A running service; it stops, with its connections, when dropped.
+/// A running service. It stops on drop, and closes its connections.
 pub struct FakeBlobs {
     shared: Arc<Shared>,
     url: String,
@@ -61,14 +61,14 @@ struct Shared {
 #[derive(Default)]
 struct State {
     usage: Usage,
-    /// Blocks that wait for their list, by blob and id.
+    /// The uncommitted blocks, by blob and id.
     blocks: HashMap<String, HashMap<String, Bytes>>,
     blobs: BTreeMap<String, Blob>,
 }
 
 struct Blob {
     length: u64,
-    /// The headers that come back when it is looked at.
+    /// The headers of a response to HEAD.
     metadata: HeaderMap,
     lines: Delivery,
 }
@@ -82,8 +82,8 @@ impl Shared {
 }
 
 impl FakeBlobs {
-    /// Starts a service on a free port that answers after `latency`. A line's number stands at
-    /// `seq_key`. Fails when no port can be had.
+    /// Starts a service with this latency on a free port. `seq_key` is the key of a line's number. Fails if no port is
+    /// available.
     pub fn start(seq_key: &str, latency: Duration) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0");
         let listener = listener.context("cannot listen on 127.0.0.1")?;
@@ -114,23 +114,23 @@ impl FakeBlobs {
         })
     }
 
-    /// The endpoint of every account, `http://127.0.0.1:PORT`.
+    /// Returns the endpoint of every account, `http://127.0.0.1:PORT`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// What was asked of it until now.
+    /// Returns the requests so far.
     pub fn usage(&self) -> Usage {
         self.shared.state().usage.clone()
     }
 
-    /// Lines in the blobs that were committed until now.
+    /// Returns the number of lines in the blobs committed so far.
     pub fn lines(&self) -> u64 {
         let state = self.shared.state();
         state.blobs.values().map(|blob| blob.lines.lines()).sum()
     }
 
-    /// What lies in the blobs that were committed until now, summed up; see [`Ledger::report`].
+    /// Returns a summary of the blobs committed so far; see [`Ledger::report`].
     pub fn report(&self, expect: Option<u64>) -> Report {
         let mut ledger = Ledger::default();
         for blob in self.shared.state().blobs.values() {
@@ -153,7 +153,7 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
     let listener = TcpListener::from_std(listener).expect("a listening socket that does not block");
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors, most likely; connections that end will free some.
+            // Probably out of file descriptors, which ending connections will free.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
@@ -162,7 +162,7 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
         tokio::spawn(async move {
             let service = service_fn(move |request| answer(shared.clone(), request));
             let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            // A client that hangs up is not our trouble.
+            // Ignore clients that disconnect.
             let _ = connection.await;
         });
     }
@@ -182,7 +182,7 @@ async fn answer(
     Ok(response)
 }
 
-/// Does what one request asks for.
+/// Handles a request.
 fn take(shared: &Shared, head: &request::Parts, body: Bytes) -> Response<Full<Bytes>> {
     let query = head.uri.query().unwrap_or_default();
     let query: HashMap<_, _> = form_urlencoded::parse(query.as_bytes()).collect();
@@ -233,14 +233,14 @@ fn take(shared: &Shared, head: &request::Parts, body: Bytes) -> Response<Full<By
     }
 }
 
-/// Writes a blob, anew where it is there already and the request does not forbid that.
+/// Writes a blob, or overwrites it unless the request forbids that.
 fn commit(
     shared: &Shared,
     head: &request::Parts,
     name: String,
     whole: &[u8],
 ) -> Response<Full<Bytes>> {
-    // Read outside of the lock: others go on meanwhile.
+    // Read without the lock, so that others do not wait.
     let mut lines = Delivery::default();
     lines.add(&name, whole, &shared.seq_key);
     let metadata = head.headers.iter();
@@ -263,7 +263,7 @@ fn commit(
     created()
 }
 
-/// The ids of a block list, in order, whichever of the lists each is to be taken from.
+/// Returns the ids of a block list in order, from any of its lists.
 fn block_ids(list: &str) -> impl Iterator<Item = &str> {
     let places = ["<Latest>", "<Uncommitted>", "<Committed>"];
     list.split("</").filter_map(move |piece| {
@@ -308,7 +308,7 @@ mod tests {
         FakeBlobs::start("seq", Duration::ZERO).unwrap()
     }
 
-    /// Sends one request on a connection of its own; returns the status and all that came back.
+    /// Sends a request on a new connection. Returns the status and the whole response.
     fn send(
         blobs: &FakeBlobs,
         method: &str,
@@ -341,7 +341,7 @@ mod tests {
             status(&blobs, "GET", "/acc/logs?restype=container", b""),
             200
         );
-        // The ids are base64, escaped in the query and as they are in the list.
+        // The ids are base64, escaped in the query and unescaped in the list.
         let block = "/acc/logs/app.1?blockid=Zmx%3D&comp=block";
         assert_eq!(status(&blobs, "PUT", block, b"\"seq\":0}\n"), 201);
         let block = "/acc/logs/app.1?comp=block&blockid=YWI%3D";

@@ -1,4 +1,4 @@
-//! What can be typed, and which part of the harness it goes to.
+//! The command line, which dispatches to the parts of the harness.
 
 use std::process::ExitCode;
 
@@ -19,10 +19,10 @@ struct Cli {
     command: Command,
 }
 
-/// What a command without words here does stands at its arguments.
+/// Commands without a description here have it on their arguments.
 #[derive(Subcommand)]
 enum Command {
-    /// Loads outputs and feeds them, as Fluent Bit's engine does
+    /// Loads outputs and feeds them, like Fluent Bit's engine
     Run(RunArgs),
     Firehose(FirehoseArgs),
     Proxy(ProxyArgs),
@@ -31,7 +31,7 @@ enum Command {
     BenchHost(BenchHostArgs),
 }
 
-/// Does what the command line says. What cannot be done, a wrong configuration above all, is status 2.
+/// Runs the command line. The status is 2 for errors, such as an invalid configuration.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => engine::run(args),

@@ -1,4 +1,4 @@
-//! What the engine does with the sections of a configuration file.
+//! The engine's interpretation of a configuration file's sections.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -8,30 +8,30 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fluent_bit_config::{Document, Format, Place, Section, Variables, beside};
 
-/// One `Key value` line. The value is `None` where nothing was left of it once its variables were
-/// resolved: the host then answers "not set".
+/// A `Key value` line. The value is `None` if it is empty once its variables are resolved: the host treats it as not
+/// set.
 #[derive(Clone, Debug)]
 pub struct Property {
-    /// The key as written; keys compare without regard to case.
+    /// The key, as written; keys are compared ignoring case.
     pub key: String,
-    /// The value, with its variables resolved.
+    /// The value, with variables resolved.
     pub value: Option<String>,
-    /// Where it was written.
+    /// Its place in the file.
     pub place: Place,
 }
 
-/// An `[INPUT]`, `[OUTPUT]` or `[PARSER]` section: a name, and properties in the order written.
+/// An `[INPUT]`, `[OUTPUT]` or `[PARSER]` section: a name, and properties in order.
 #[derive(Clone, Debug)]
 pub struct Instance {
     /// The value of `Name`.
     pub name: String,
-    /// All properties but `Name`.
+    /// All properties except `Name`.
     pub properties: Vec<Property>,
-    /// Where the section begins.
+    /// The place of the section's header.
     pub place: Place,
 }
 
-/// Same name and properties, wherever they are written.
+/// Whether name and properties are equal, ignoring their places.
 impl PartialEq for Instance {
     fn eq(&self, other: &Self) -> bool {
         let plain = |of: &Self| -> Vec<_> {
@@ -45,24 +45,24 @@ impl PartialEq for Instance {
 }
 
 impl Instance {
-    /// The first property of that name, as the host looks it up.
+    /// Returns the first property of this name, like the host.
     pub fn property(&self, key: &str) -> Option<&Property> {
         let mut properties = self.properties.iter();
         properties.find(|property| property.key.eq_ignore_ascii_case(key))
     }
 
-    /// The value of a property that is set and not empty.
+    /// Returns the value of a property that is set and not empty.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.property(key).and_then(|found| found.value.as_deref())
     }
 
-    /// The value of a property that the section cannot do without.
+    /// Returns the value of a required property.
     pub fn require(&self, key: &str) -> Result<&str> {
         self.get(key)
             .with_context(|| format!("{}: '{}' needs the key '{key}'", self.place, self.name))
     }
 
-    /// A parsed value, or `default` where the key is not set.
+    /// Returns a parsed value, or `default` if the key is not set.
     pub fn parse<T>(
         &self,
         key: &str,
@@ -82,47 +82,47 @@ impl Instance {
         }
     }
 
-    /// A number of any kind.
+    /// Returns a number.
     pub fn number<T: FromStr>(&self, key: &str, default: T) -> Result<T> {
         self.parse(key, default, |text| text.parse().ok(), "a number")
     }
 
-    /// `on`, `true`, `yes` or their opposites.
+    /// Returns a flag: `on`, `true`, `yes` or their opposites.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         self.parse(key, default, flag, "on or off")
     }
 
-    /// A size such as `64M`; Fluent Bit's units are powers of ten.
+    /// Returns a size such as `64M`; Fluent Bit's units are powers of ten.
     pub fn size(&self, key: &str, default: usize) -> Result<usize> {
         self.parse(key, default, size, "a size such as 5M")
     }
 }
 
-/// What `[SERVICE]` says.
+/// The settings in `[SERVICE]`.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// Time between two flushes of what the inputs gathered.
+    /// The interval between flushes of the inputs' data.
     pub flush: Duration,
-    /// How long running work may take at stop; `None` waits for all of it (`Grace -1`).
+    /// The time that running work may take at a stop; `None` waits for all of it (`Grace -1`).
     pub grace: Option<Duration>,
     /// 0 off, 1 error, 2 warn, 3 info, 4 debug, 5 trace.
     pub log_level: i32,
-    /// Go to the background between registering the libraries and starting them.
+    /// Whether to daemonize between registering the libraries and starting them.
     pub daemon: bool,
-    /// Whether SIGHUP reloads.
+    /// Whether SIGHUP triggers a hot reload.
     pub hot_reload: bool,
-    /// Whether a reload waits for every pending chunk, however long it takes; the host's default.
+    /// Whether a reload waits for all pending chunks without a limit, which is the host's default.
     pub reload_waits: bool,
-    /// Bytes of stack that a flush runs on.
+    /// The stack size of a flush, in bytes.
     pub coro_stack_size: usize,
-    /// Smallest wait before a retry, in seconds. A fraction, which the host would not take, makes
-    /// waits of fractions of a second for tests.
+    /// The shortest wait before a retry, in seconds. For tests it may be a fraction, which the host does not accept:
+    /// waits are then fractions of a second.
     pub scheduler_base: f64,
-    /// Largest wait before a retry, in seconds.
+    /// The longest wait before a retry, in seconds.
     pub scheduler_cap: f64,
-    /// `storage.path`, made absolute, and where it is written.
+    /// `storage.path` as an absolute path, and its place in the file.
     pub storage_path: Option<(PathBuf, Place)>,
-    /// `storage.backlog.mem_limit`: bytes of the backlog that are on their way at once.
+    /// `storage.backlog.mem_limit`: the most bytes of the backlog in flight.
     pub backlog_mem_limit: usize,
 }
 
@@ -135,7 +135,7 @@ impl Default for Service {
             daemon: false,
             hot_reload: false,
             reload_waits: true,
-            // The size of hosts before 5.1 on Linux: the tightest that a plugin meets.
+            // The stack size of hosts before 5.1 on Linux, the smallest one that a plugin encounters.
             coro_stack_size: 24 * 1024,
             scheduler_base: 5.0,
             scheduler_cap: 2000.0,
@@ -145,12 +145,12 @@ impl Default for Service {
     }
 }
 
-/// A whole configuration: the main file, its plugins files and its parsers files.
+/// A complete configuration: the main file, its plugins files and its parsers files.
 #[derive(Debug, Default)]
 pub struct Config {
     /// `[SERVICE]`.
     pub service: Service,
-    /// Libraries to load, in order, with the place that names each.
+    /// The libraries to load, in order, with their places in the file.
     pub plugins: Vec<(PathBuf, Place)>,
     /// `[PARSER]` sections.
     pub parsers: Vec<Instance>,
@@ -158,7 +158,7 @@ pub struct Config {
     pub inputs: Vec<Instance>,
     /// `[OUTPUT]` sections.
     pub outputs: Vec<Instance>,
-    /// What was read but is not acted upon, each said once.
+    /// Warnings about settings that are ignored, without repetitions.
     pub warnings: Vec<String>,
 }
 
@@ -189,7 +189,7 @@ const SERVICE_IGNORED_GROUPS: &[&str] = &[
 const SECTIONS_IGNORED: &[&str] = &["filter", "custom", "stream_task", "upstream", "node"];
 
 impl Config {
-    /// Reads `path` and what it names. Errors name file and line.
+    /// Reads `path` and the files that it names. Errors name file and line.
     pub fn load(path: &Path) -> Result<Self> {
         let document = Document::read(path)?;
         let root = document.root.clone();
@@ -202,7 +202,7 @@ impl Config {
                 "input" => config.inputs.push(instance(section, &mut variables)?),
                 "output" => config.outputs.push(instance(section, &mut variables)?),
                 "env" => {}
-                // YAML has these in the main file, the classic format has not.
+                // Only YAML has these in the main file.
                 "plugins" if yaml => config.take_plugins(section),
                 "parser" if yaml => config.parsers.push(instance(section, &mut variables)?),
                 "parser" | "multiline_parser" => bail!(
@@ -252,7 +252,7 @@ impl Config {
         root: &Path,
         variables: &mut Variables,
     ) -> Result<()> {
-        // The last of two equal keys counts, since the host sets them one after the other.
+        // The last of two equal keys takes effect, since the host sets them in order.
         for entry in &section.entries {
             let value = variables.resolve(&entry.value);
             let one = Instance {
@@ -328,7 +328,7 @@ impl Config {
     fn take_plugins(&mut self, section: &Section) {
         for entry in &section.entries {
             if entry.key.eq_ignore_ascii_case("path") {
-                // The host resolves no variables here.
+                // The host does not resolve variables here.
                 let library = PathBuf::from(&entry.value);
                 self.plugins.push((library, entry.place.clone()));
             }
@@ -381,7 +381,7 @@ fn instance(section: &Section, variables: &mut Variables) -> Result<Instance> {
 const WAIT: &str = "seconds, 0 or more";
 const LOG_LEVELS: &str = "off, error, warn, info, debug or trace";
 
-/// `on`, `true`, `yes` or their opposites, in any case.
+/// Parses `on`, `true`, `yes` or their opposites, ignoring case.
 fn flag(text: &str) -> Option<bool> {
     match text.to_lowercase().as_str() {
         "on" | "true" | "yes" => Some(true),
@@ -390,7 +390,7 @@ fn flag(text: &str) -> Option<bool> {
     }
 }
 
-/// The host's number for a level's name.
+/// Returns the host's number of a level.
 pub(crate) fn log_level(text: &str) -> Option<i32> {
     const NAMES: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let lower = text.to_lowercase();
@@ -401,7 +401,7 @@ pub(crate) fn log_level(text: &str) -> Option<i32> {
         .map(|n| n as i32)
 }
 
-/// A size as the host reads it: `5M`, `5MB`, `500k`; a thousand bytes to the K.
+/// Parses a size like the host: `5M`, `5MB`, `500k`; K is 1,000.
 fn size(text: &str) -> Option<usize> {
     let digits = text
         .trim_end_matches(['b', 'B'])
@@ -438,7 +438,7 @@ mod tests {
 
     use super::*;
 
-    /// Loads `main` as `fluent-bit.conf`, beside the other files given.
+    /// Loads `main` as `fluent-bit.conf`, in a folder with the other files.
     fn load(main: &str, files: &[(&str, &str)]) -> Result<Config> {
         let directory = tempfile::tempdir()?;
         for (name, text) in files.iter().chain(&[("fluent-bit.conf", main)]) {

@@ -1,6 +1,5 @@
-//! Fault scripts: rules that say which calls a fault strikes, and the seeded dice that decide where a rule
-//! leaves it to chance. What faults there are, and what else restricts a rule, each server says for
-//! itself in its [`Language`].
+//! Fault scripts: rules that select the calls to which a fault applies, and seeded randomness. The faults and further
+//! restrictions are defined by each server's [`Language`].
 
 use std::iter::Peekable;
 use std::marker::PhantomData;
@@ -13,17 +12,17 @@ use anyhow::{Context, anyhow};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-/// What is left of a rule's text.
+/// The remaining text of a rule.
 pub(crate) type Words<'a> = Peekable<SplitWhitespace<'a>>;
 
-/// What the rules of one server may say.
+/// The rule language of a server.
 pub(crate) trait Language {
     type Fault;
 
-    /// What may stand behind a fault to restrict it: a word and what its argument is called.
+    /// The words that may follow a fault to restrict it, with the names of their arguments.
     const SCOPES: &'static [(&'static str, &'static str)];
 
-    /// Reads a fault with its arguments. The error says what may stand there.
+    /// Parses a fault with its arguments. The error names what is expected.
     fn fault(words: &mut Words<'_>) -> Result<Self::Fault, String>;
 }
 
@@ -38,14 +37,14 @@ struct Rule<F> {
 }
 
 impl<F> Rule<F> {
-    /// Counts a call in the rule's scope. Whether it is one of those that the rule is about.
+    /// Counts a call in the rule's scope. Returns whether the rule applies to it.
     fn counts(&mut self) -> bool {
         self.calls_seen += 1;
         self.calls.contains(&self.calls_seen) && self.calls_seen.is_multiple_of(self.every)
     }
 }
 
-/// The rules in force.
+/// The active rules.
 pub(crate) struct Script<L: Language> {
     rules: Vec<Rule<L::Fault>>,
     dice: SmallRng,
@@ -61,8 +60,7 @@ impl<L: Language> Script<L> {
         }
     }
 
-    /// Adds the rules of a script after those that are there; an error names the line and what is
-    /// allowed there.
+    /// Appends the rules of a script. An error names the line and what is expected there.
     pub(crate) fn push(&mut self, script: &str) -> anyhow::Result<()> {
         let mut rules = Vec::new();
         for (number, line) in (1..).zip(script.lines()) {
@@ -85,10 +83,9 @@ impl<L: Language> Script<L> {
         self.rules.len()
     }
 
-    /// Goes through the rules for one call. `concerns` tells, for each scope and its argument, whether
-    /// the call lies in it. `consider` gets the faults of the rules that are about this call, and the
-    /// dice, which it throws once for each thing that a fault may strike; once it breaks off, the rules
-    /// behind only count the call.
+    /// Applies the rules to a call. `concerns` returns, for each scope and its argument, whether the call is in it.
+    /// `consider` gets the faults of the rules that select this call, and the randomness, which it uses once for each
+    /// thing that a fault may apply to. Once it breaks, later rules only count the call.
     pub(crate) fn consult(
         &mut self,
         concerns: impl Fn(&str, &str) -> bool,
@@ -179,13 +176,13 @@ fn parse_calls(text: &str) -> Result<RangeInclusive<u64>, String> {
     }
 }
 
-/// The argument of a fault that takes its time.
+/// Parses the duration of a fault.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = |_| format!("{text:?} is not a duration such as 200ms or 5s");
     humantime::parse_duration(text).map_err(wrong)
 }
 
-/// The script that `--faults` means: that in the file of this name, or else the argument itself.
+/// Returns the script of `--faults`: the contents of the file, or the argument itself.
 pub(crate) fn from_argument<L: Language>(argument: String) -> anyhow::Result<String> {
     if Path::new(&argument).is_file() {
         let script = std::fs::read_to_string(&argument);
@@ -200,7 +197,7 @@ pub(crate) fn from_argument<L: Language>(argument: String) -> anyhow::Result<Str
 mod tests {
     use super::*;
 
-    /// Knows one fault, `fail`.
+    /// A language with one fault, `fail`.
     struct Simple;
 
     impl Language for Simple {
@@ -215,7 +212,7 @@ mod tests {
         }
     }
 
-    /// Which of the calls, each by somebody, are struck.
+    /// Returns the calls, given by caller, to which a fault applied.
     fn struck(script: &str, callers: &[&str]) -> Vec<usize> {
         let mut rules = Script::<Simple>::new(1);
         rules.push(script).unwrap();

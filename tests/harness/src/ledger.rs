@@ -1,8 +1,8 @@
-//! What arrived: every line counted by its sequence number, so that lost and duplicate lines show.
+//! A count of every line by its sequence number, which shows lost and duplicated lines.
 //!
-//! The producer numbers its lines 0, 1, 2, … at one key (`seq`, or a path such as `log.seq`). The
-//! fake Firehose adds the records of each accepted call; [`verify_objects`] reads the files a blob
-//! store was left with. [`Ledger::report`] then says what is missing and what came twice.
+//! The producer numbers its lines 0, 1, 2, … at a key (`seq`, or a path such as `log.seq`). The fake Firehose adds the
+//! records of each accepted call; [`verify_objects`] reads the files of a blob store. [`Ledger::report`] then lists
+//! missing and repeated numbers.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,14 +17,13 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Direct PUT bills each record rounded up to a multiple of this many bytes
-/// (<https://aws.amazon.com/firehose/pricing/>).
+/// The multiple of bytes to which Direct PUT rounds up each record (<https://aws.amazon.com/firehose/pricing/>).
 pub const BILLING_UNIT: u64 = 5_120;
 
-/// How many numbers or lines a report names; the counts beside them are complete.
+/// The most numbers or lines that a report names; the counts next to them are complete.
 const EXAMPLES: usize = 10;
 
-/// Where the sequence number stands in a line: a key, or keys joined by dots.
+/// The path of the sequence number in a line: a key, or keys joined by dots.
 #[derive(Clone, Debug)]
 pub struct SeqKey(Vec<String>);
 
@@ -35,15 +34,15 @@ impl From<&str> for SeqKey {
 }
 
 impl SeqKey {
-    /// Checks that `line` is one JSON document and takes the number out of it.
+    /// Checks that `line` is a JSON document, and returns its number.
     fn find(&self, line: &[u8]) -> Result<Option<u64>, String> {
-        // serde_json ignores a string without a look at its UTF-8.
+        // serde_json does not check the UTF-8 of strings that it skips.
         let text = std::str::from_utf8(line).map_err(|error| error.to_string())?;
         let mut json = serde_json::Deserializer::from_str(text);
         let found = AtPath(&self.0).deserialize(&mut json);
         match found.and_then(|seq| json.end().map(|()| seq)) {
             Ok(seq) => Ok(seq),
-            // No map on the way to the number, or no JSON at all.
+            // There is no map on the path to the number, or it is not JSON.
             Err(error) => match serde_json::from_str::<IgnoredAny>(text) {
                 Ok(_) => Ok(None),
                 Err(_) => Err(error.to_string()),
@@ -52,7 +51,7 @@ impl SeqKey {
     }
 }
 
-/// Reads nested maps to their ends and keeps the unsigned integer at a path.
+/// Reads nested maps completely and keeps the unsigned integer at a path.
 struct AtPath<'a>(&'a [String]);
 
 impl<'de> DeserializeSeed<'de> for AtPath<'_> {
@@ -89,24 +88,24 @@ impl<'de> Visitor<'de> for AtPath<'_> {
     }
 }
 
-/// Sums over records (or objects) and their lines.
+/// The totals of records (or objects) and their lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Firehose records, or files.
+    /// The number of Firehose records, or of files.
     pub records: u64,
-    /// Lines in them, after decompression, whether valid or not.
+    /// The lines in them, after decompression, valid or not.
     pub lines: u64,
-    /// Valid lines without an unsigned integer at the sequence key.
+    /// The valid lines without an unsigned integer at the sequence key.
     pub lines_without_seq: u64,
-    /// Lines that are not one JSON document in UTF-8, and compressed data that does not decode.
+    /// The lines that are not a JSON document in UTF-8, and compressed data that cannot be decoded.
     pub invalid_lines: u64,
-    /// Records whose last line does not end in `\n`.
+    /// The records whose last line does not end in `\n`.
     pub unterminated: u64,
-    /// Bytes of the lines, after decompression.
+    /// The bytes of the lines, after decompression.
     pub raw_bytes: u64,
-    /// Bytes of the records as they were put: before base64, after compression.
+    /// The bytes of the records as sent: before base64, after compression.
     pub record_bytes: u64,
-    /// What Direct PUT bills: every record rounded up to a multiple of [`BILLING_UNIT`].
+    /// The billed bytes: every record is rounded up to a multiple of [`BILLING_UNIT`].
     pub billed_bytes: u64,
 }
 
@@ -123,7 +122,7 @@ impl AddAssign<&Counts> for Counts {
     }
 }
 
-/// What one call (or one file) brought, read outside of the ledger's lock.
+/// The contents of a call (or file), read without the ledger's lock.
 #[derive(Debug, Default)]
 pub struct Delivery {
     counts: Counts,
@@ -132,15 +131,15 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Reads a record or object, which `name` stands for in complaints: plain lines, gzip members
-    /// or zstd frames, known by the magic bytes.
+    /// Reads a record or object, called `name` in messages: plain lines, gzip members or zstd frames, recognised by the
+    /// magic bytes.
     pub fn add(&mut self, name: &str, data: &[u8], key: &SeqKey) {
         self.counts.records += 1;
         self.counts.record_bytes += data.len() as u64;
         self.counts.billed_bytes += (data.len() as u64).next_multiple_of(BILLING_UNIT);
         let mut lines = Vec::new();
         let decoded = decode(data, &mut lines);
-        // What was decoded before an error counts: a reader of the object would see it, too.
+        // Lines decoded before an error count, since a reader of the object would see them too.
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
             self.add_line(line, key);
         }
@@ -149,7 +148,7 @@ impl Delivery {
         }
     }
 
-    /// How many lines were read until now.
+    /// Returns the number of lines so far.
     pub fn lines(&self) -> u64 {
         self.counts.lines
     }
@@ -179,7 +178,7 @@ impl Delivery {
     }
 }
 
-/// Unpacks gzip members or zstd frames, known by the magic bytes; anything else stays as it is.
+/// Decompresses gzip members or zstd frames, recognised by the magic bytes; other data is returned as it is.
 pub(crate) fn decode(mut data: &[u8], lines: &mut Vec<u8>) -> std::io::Result<usize> {
     match data {
         [0x1f, 0x8b, ..] => flate2::bufread::MultiGzDecoder::new(data).read_to_end(lines),
@@ -188,15 +187,15 @@ pub(crate) fn decode(mut data: &[u8], lines: &mut Vec<u8>) -> std::io::Result<us
     }
 }
 
-/// Counts for numbers, a byte each (stopping at 255), in pages: dense numbers cost a byte, and a
-/// single absurd one costs no more than its page.
+/// Counts by number, with a byte each (up to 255), in pages: dense numbers cost a byte, and a single large one no more
+/// than a page.
 #[derive(Clone, Debug, Default)]
 struct Tally(BTreeMap<u64, Box<[u8; PAGE as usize]>>);
 
 const PAGE: u64 = 4_096;
 
 impl Tally {
-    /// Returns how often the number was there before.
+    /// Counts a number. Returns its count before.
     fn add(&mut self, number: u64) -> u8 {
         let page = self.0.entry(number / PAGE);
         let page = page.or_insert_with(|| Box::new([0; PAGE as usize]));
@@ -211,7 +210,7 @@ impl Tally {
         page.map_or(0, |page| page[(number % PAGE) as usize])
     }
 
-    /// The numbers that were there, ascending, and how often.
+    /// Returns the numbers in ascending order, with their counts.
     fn iter(&self) -> impl Iterator<Item = (u64, u8)> {
         let pages = self.0.iter();
         let all = pages.flat_map(|(page, counts)| (page * PAGE..).zip(counts.iter().copied()));
@@ -219,55 +218,55 @@ impl Tally {
     }
 }
 
-/// What a [`Ledger`] amounts to. The `first_…` lists and examples are cut short at ten.
+/// A summary of a [`Ledger`]. The `first_…` lists and examples have at most ten entries.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Sums over everything.
+    /// The totals.
     #[serde(flatten)]
     pub totals: Counts,
-    /// The same for each stream.
+    /// The totals of each stream.
     pub streams: BTreeMap<String, Counts>,
-    /// Different sequence numbers.
+    /// The number of distinct sequence numbers.
     pub distinct: u64,
-    /// How many numbers were expected, when that was told.
+    /// The number of expected numbers, if given.
     pub expected: Option<u64>,
-    /// How many of the expected numbers never came.
+    /// The number of expected numbers that are missing.
     pub missing: u64,
-    /// The lowest of them.
+    /// The lowest missing numbers.
     pub first_missing: Vec<u64>,
-    /// Lines beyond the first with the same number.
+    /// The number of lines beyond the first with the same number.
     pub duplicates: u64,
-    /// The lowest numbers that came more than once.
+    /// The lowest repeated numbers.
     pub first_duplicates: Vec<u64>,
-    /// Duplicates that no ambiguous call excuses (each excuses one more of each of its lines).
+    /// The duplicates that no ambiguous call explains (each explains one more of each of its lines).
     pub unexplained_duplicates: u64,
-    /// What is wrong with the first invalid lines.
+    /// The errors of the first invalid lines.
     pub invalid_examples: Vec<String>,
-    /// PutRecord and PutRecordBatch calls by outcome.
+    /// The PutRecord and PutRecordBatch calls, by outcome.
     pub calls: BTreeMap<String, u64>,
-    /// Calls that were written although the producer got no good answer.
+    /// The calls that were written although the producer received no success.
     pub ambiguous_calls: u64,
-    /// Lines in those calls.
+    /// The lines in those calls.
     pub ambiguous_lines: u64,
-    /// Bytes of the HTTP bodies of all calls, whatever their outcome.
+    /// The bytes of the HTTP bodies of all calls, with any outcome.
     pub wire_bytes: u64,
-    /// Calls over a limit of the service, or malformed.
+    /// The calls over a limit of the service, and malformed ones.
     pub limit_violations: u64,
-    /// The service's words for the first of them.
+    /// The service's error messages for the first of them.
     pub limit_reasons: Vec<String>,
 }
 
-/// Everything that arrived.
+/// A count of everything that arrived.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     seen: Tally,
     ambiguous: Tally,
-    /// What can be summed up as it comes.
+    /// The totals that are updated with each call.
     sums: Report,
 }
 
 impl Ledger {
-    /// Writes down what a call brought to a stream.
+    /// Records the contents of a call to a stream.
     pub fn add(&mut self, stream: &str, delivery: &Delivery) {
         let sums = &mut self.sums;
         sums.totals += &delivery.counts;
@@ -283,8 +282,8 @@ impl Ledger {
         sums.invalid_examples.extend(examples);
     }
 
-    /// Notes that the producer cannot know whether this delivery was written: each of its lines
-    /// may rightly come once more.
+    /// Records that the producer cannot know whether this delivery was written: each of its lines may be sent once
+    /// more.
     pub fn mark_ambiguous(&mut self, delivery: &Delivery) {
         self.sums.ambiguous_calls += u64::from(delivery.counts.records > 0);
         self.sums.ambiguous_lines += delivery.counts.lines;
@@ -293,7 +292,7 @@ impl Ledger {
         }
     }
 
-    /// Counts a call, with the bytes of its HTTP body, by how it ended.
+    /// Counts a call, with the bytes of its HTTP body, by outcome.
     pub fn add_call(&mut self, outcome: &str, wire_bytes: usize) {
         *self.sums.calls.entry(outcome.to_owned()).or_default() += 1;
         self.sums.wire_bytes += wire_bytes as u64;
@@ -307,7 +306,7 @@ impl Ledger {
         }
     }
 
-    /// Sums up; with `expect`, the numbers `0..expect` are those that should have arrived.
+    /// Returns a summary; with `expect`, the numbers `0..expect` are expected.
     pub fn report(&self, expect: Option<u64>) -> Report {
         let mut report = self.sums.clone();
         report.expected = expect;
@@ -332,7 +331,7 @@ impl Ledger {
 }
 
 impl Report {
-    /// Everything expected came, once, and is JSON.
+    /// Whether everything expected arrived once and is JSON.
     pub fn is_exact(&self) -> bool {
         self.missing == 0 && self.duplicates == 0 && self.totals.invalid_lines == 0
     }
@@ -379,8 +378,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Reads every file under `dir` as an object of lines: plain, gzip or zstd by the magic bytes.
-/// The sequence number of a line stands at `seq_key` (keys joined by dots).
+/// Reads every file under `dir` as an object of lines: plain, gzip or zstd, by the magic bytes. `seq_key` is the path
+/// of a line's sequence number (keys joined by dots).
 pub fn verify_objects(dir: &Path, seq_key: &str) -> anyhow::Result<Ledger> {
     let key = SeqKey::from(seq_key);
     let mut ledger = Ledger::default();
@@ -410,8 +409,8 @@ fn files_under(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 /// Counts the lines of the objects under a directory by sequence number.
 ///
-/// Every file is read as newline-separated JSON, plain or compressed with gzip or zstd. Exits with 1
-/// when a number is missing or comes twice, or when a line is not JSON.
+/// Every file is read as newline-separated JSON, plain or compressed with gzip or zstd. Exits with 1 if a number is
+/// missing or repeated, or a line is not JSON.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
     /// How many lines should be there: the numbers 0 to N-1, once each
@@ -420,7 +419,7 @@ pub struct VerifyArgs {
     /// The key of the sequence number; dots lead into nested maps
     #[arg(long, value_name = "KEY", default_value = "seq")]
     seq_key: String,
-    /// The directory, read with everything below it
+    /// The directory, including subdirectories
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 }
@@ -466,7 +465,7 @@ mod tests {
     #[test]
     fn lost_and_duplicate_lines_are_counted_exactly() {
         let mut ledger = Ledger::default();
-        // Across several pages: 5 and 9,000 to 9,002 are lost, 7 comes three times.
+        // Across several pages: 5 and 9,000 to 9,002 are lost, 7 is there three times.
         ledger.add("a", &delivery(&[&lines((0..5).chain(6..9_000))]));
         ledger.add("b", &delivery(&[&lines(9_003..10_000), &lines([7, 7])]));
         let report = ledger.report(Some(10_002));

@@ -1,7 +1,6 @@
-//! The bundled harness: a stand-in for Fluent Bit's engine ([`engine`]), a fake Firehose ([`firehose`])
-//! whose [`ledger`] tells what arrived, what did not, and what arrived twice, and a [`proxy`] that makes
-//! any other HTTP server fail. [`bench`] measures outputs in the real host, with that Firehose and
-//! with fake [`blobs`].
+//! The bundled harness: a stand-in for Fluent Bit's engine ([`engine`]), a fake Firehose ([`firehose`]) with a
+//! [`ledger`] of what arrived, is missing or was duplicated, and a [`proxy`] that injects faults between a client and
+//! any other HTTP server. [`bench`] measures outputs in the real host, with that Firehose and with fake [`blobs`].
 
 pub mod bench;
 pub mod blobs;

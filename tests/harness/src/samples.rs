@@ -12,16 +12,16 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-/// What the sample lines look like.
+/// The kind of sample lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Shape {
-    /// HTTP logs with nested maps; one line in 50 goes to the extremes of JSON
+    /// HTTP logs with nested maps; one line in 50 has the extremes of JSON
     Http,
     /// A NestJS access log: a request line and a response line with the same traceId
     Nestjs,
 }
 
-/// One in so many `http` lines is an extreme one.
+/// The interval of extreme lines among `http` lines.
 const EXTREME_EVERY: u64 = 50;
 
 const MESSAGES: [&str; 6] = [
@@ -52,7 +52,7 @@ const AGENTS: [&str; 4] = [
     "curl/8.5.0",
 ];
 
-/// Yields lines without end: when each was logged, never going back, and what it says.
+/// Returns an endless iterator over lines, with their non-decreasing times.
 pub fn generate(
     shape: Shape,
     seed: u64,
@@ -131,7 +131,7 @@ impl Source {
         (now, line)
     }
 
-    /// A request and its response.
+    /// Returns a request and its response.
     fn nestjs(&mut self) -> ((SystemTime, Value), (SystemTime, Value)) {
         let asked = self.advance(Duration::from_millis(20));
         let (method, url) = self.pick(&ROUTES);
@@ -169,7 +169,7 @@ impl Source {
     }
 }
 
-/// Lines that look for the edges of an encoder, in turn.
+/// Returns lines with edge cases for an encoder, in turn.
 fn extreme(number: u64) -> Value {
     match number % 6 {
         0 => json!({
@@ -200,22 +200,22 @@ fn timestamp(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
-/// Writes sample logs, one JSON document a line, numbered from 0 at `seq`.
+/// Writes sample logs, one JSON document per line, numbered from 0 at `seq`.
 #[derive(Debug, clap::Args)]
 pub struct GenerateArgs {
-    /// What the lines look like
+    /// The kind of lines
     #[arg(long)]
     shape: Shape,
-    /// How many lines to write
+    /// The number of lines to write
     #[arg(short = 'n', value_name = "N")]
     lines: u64,
-    /// The same seed gives the same lines
+    /// The seed: the same seed yields the same lines
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The time from which the lines' timestamps go on, in RFC 3339 and UTC
+    /// The start of the lines' timestamps, in RFC 3339 and UTC
     #[arg(long, value_name = "TIME", default_value = "2025-01-01T00:00:00Z", value_parser = humantime::parse_rfc3339)]
     start: SystemTime,
-    /// Write to this file instead of the standard output
+    /// Write to this file instead of standard output
     #[arg(short = 'o', long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -228,14 +228,14 @@ pub fn run_generate(args: GenerateArgs) -> anyhow::Result<ExitCode> {
     }
     let output = std::io::stdout().lock();
     match write_to(output, args.shape, args.lines, args.seed, args.start) {
-        // The reader of the pipe has seen enough.
+        // The reader has closed the pipe.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error).context("cannot write the sample lines"),
         Ok(()) => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// Writes so many lines of [`generate`] to a file.
+/// Writes lines of [`generate`] to a file.
 pub fn write(
     path: &Path,
     shape: Shape,

@@ -1,4 +1,4 @@
-//! The fake Firehose, met through a socket as a sender meets it.
+//! Tests of the fake Firehose over a socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -43,12 +43,12 @@ fn start_with(faults: &str) -> FakeFirehose {
     start(|options| options.faults = faults.to_owned())
 }
 
-/// What came back before the connection was closed.
+/// The response before the connection was closed.
 #[derive(Debug)]
 struct Reply(String);
 
 impl Reply {
-    /// 0 without an answer.
+    /// The status; 0 without a response.
     fn status(&self) -> u16 {
         let status = self.0.split(' ').nth(1);
         status.map_or(0, |status| status.parse().unwrap())
@@ -68,7 +68,7 @@ impl Reply {
         serde_json::from_str(self.body()).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The status and code of an error, or what else came.
+    /// Returns the status and code of an error, or the response.
     fn kind(&self) -> String {
         let status = self.status();
         match self.body() {
@@ -80,7 +80,7 @@ impl Reply {
     }
 }
 
-/// Sends one request; `changes` replace headers, or remove them when empty.
+/// Sends a request; `changes` replace headers, or remove them if empty.
 fn converse(mut stream: impl Read + Write, changes: &[(&str, &str)], body: &[u8]) -> Reply {
     let mut headers = HEADERS.to_vec();
     headers.retain(|(name, _)| changes.iter().all(|(changed, _)| name != changed));
@@ -92,7 +92,7 @@ fn converse(mut stream: impl Read + Write, changes: &[(&str, &str)], body: &[u8]
     head += &format!("Content-Length: {}\r\n\r\n", body.len());
     stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
     let mut received = Vec::new();
-    // A reset connection and a missing close_notify end the answer as an orderly end does.
+    // A reset connection and a missing close_notify end the response like an orderly end.
     let _ = stream.read_to_end(&mut received);
     Reply(String::from_utf8(received).unwrap())
 }
@@ -563,8 +563,8 @@ fn calls_at_the_same_time_are_all_counted() {
     assert_eq!(report.duplicates, report.ambiguous_lines, "{report}");
 }
 
-/// Runs `ferry-harness firehose`, sends one batch of three lines through it and stops it with
-/// SIGTERM; returns whether it was content, what it printed and its ledger.
+/// Runs `ferry-harness firehose`, sends a batch of three lines to it and stops it with SIGTERM. Returns whether it
+/// succeeded, its output and its ledger.
 fn run_command(expect: &str, faults: &str) -> (bool, String, Value) {
     let dir = tempfile::tempdir().unwrap();
     let ledger = dir.path().join("ledger.json");

@@ -1,4 +1,4 @@
-//! The faulty proxy, between a client of plain sockets and a small server.
+//! Tests of the proxy, between a client with plain sockets and a small server.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -108,7 +108,7 @@ fn send(proxy: &Proxy, method: &str, path: &str, body: &str) -> String {
 
 fn received(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
-    // A reset connection ends the answer as an orderly end does.
+    // A reset connection ends the response like an orderly end.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8(answer).unwrap()
 }

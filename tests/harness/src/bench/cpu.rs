@@ -1,12 +1,12 @@
-//! What the threads of another process cost, read from `/proc`.
+//! The CPU time of another process's threads, from `/proc`.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Threads that belong to the host itself, whatever its output is: its engine with the inputs, its log,
-/// inputs with threads of their own, its HTTP server. The main thread is one, too.
+/// The host's own threads, which do not depend on its output: the engine with its inputs, the log, inputs with their
+/// own threads, the HTTP server, and the main thread.
 const HOSTS_OWN: [&str; 5] = [
     "flb-pipeline",
     "flb-logger",
@@ -15,14 +15,14 @@ const HOSTS_OWN: [&str; 5] = [
     "flb-mon",
 ];
 
-/// The threads of a process, as they were when each was last seen.
+/// The threads of a process, as last read.
 pub(super) struct Threads {
     process: PathBuf,
-    /// The main thread has the process's number.
+    /// The process's id, which is also that of its main thread.
     main: u32,
-    /// By number and start: numbers are used again.
+    /// The threads by id and start time, since ids are reused.
     seen: BTreeMap<(u32, u64), Thread>,
-    /// Of the process, with threads that came and went between two readings.
+    /// The process's CPU time, including threads that existed only between two readings.
     total: Duration,
     peak_memory: u64,
 }
@@ -31,19 +31,18 @@ pub(super) struct Threads {
 struct Thread {
     name: String,
     used: Duration,
-    /// How long it stood in line for a processor.
+    /// The time it waited for a processor.
     waited: Duration,
 }
 
 /// CPU time so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Cpu {
-    /// Of the host's own threads.
+    /// The CPU time of the host's own threads.
     pub(super) host: Duration,
-    /// Of all other threads: the output's workers, and those that it made itself. What no reading saw
-    /// counts here.
+    /// The CPU time of all other threads: the output's workers, those that it created, and threads that no reading saw.
     pub(super) output: Duration,
-    /// How long all of them stood in line for a processor.
+    /// The time that all threads waited for a processor.
     pub(super) waited: Duration,
 }
 
@@ -58,7 +57,7 @@ impl Threads {
         }
     }
 
-    /// Reads what all threads have used. What is used after the last reading is not seen.
+    /// Reads the usage of all threads. Usage after the last reading is lost.
     pub(super) fn read(&mut self) {
         let tasks = fs::read_dir(self.process.join("task"));
         for task in tasks.into_iter().flatten().flatten() {
@@ -76,7 +75,7 @@ impl Threads {
         self.peak_memory = self.peak_memory.max(peak.unwrap_or(0));
     }
 
-    /// What was seen of all threads, those that have ended as well.
+    /// Returns the usage of all threads, including those that have ended.
     pub(super) fn cpu(&self) -> Cpu {
         let mut cpu = Cpu::default();
         for ((number, _), thread) in &self.seen {
@@ -92,12 +91,12 @@ impl Threads {
         cpu
     }
 
-    /// The largest resident size of the process in bytes.
+    /// Returns the largest resident size of the process, in bytes.
     pub(super) fn peak_memory(&self) -> u64 {
         self.peak_memory
     }
 
-    /// Names and CPU seconds of all threads, for whoever wants to look closer.
+    /// Returns the names and CPU seconds of all threads, for a closer look.
     pub(super) fn by_name(&self) -> BTreeMap<&str, f64> {
         let mut names = BTreeMap::new();
         for thread in self.seen.values() {
@@ -107,11 +106,11 @@ impl Threads {
     }
 }
 
-/// When a thread started (in ticks since the machine's start), and what it has used.
+/// The start of a thread, in ticks since the machine's start, and its usage.
 fn read_thread(task: &Path) -> Option<(u64, Thread)> {
     let stat = fs::read_to_string(task.join("stat")).ok()?;
     let (name, ticks, started) = parse_stat(&stat)?;
-    // The same in nanoseconds, where the kernel keeps it: a tick is ten milliseconds.
+    // In nanoseconds, if the kernel provides it: a tick is ten milliseconds.
     let precise = fs::read_to_string(task.join("schedstat")).ok();
     let (used, waited) = match precise.as_deref().and_then(parse_schedstat) {
         Some(precise) => precise,
@@ -121,17 +120,17 @@ fn read_thread(task: &Path) -> Option<(u64, Thread)> {
     Some((started, Thread { name, used, waited }))
 }
 
-/// Name, ticks used (user and system) and start of a line of `/proc/…/stat`; see proc(5). A name may
-/// hold spaces and parentheses.
+/// Parses a line of `/proc/…/stat` into name, ticks used (user and system) and start; see proc(5). A name may contain
+/// spaces and parentheses.
 fn parse_stat(stat: &str) -> Option<(&str, u64, u64)> {
     let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    // The first field behind the name is the third of all.
+    // The first field after the name is the third one.
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     Some((name, field(14)? + field(15)?, field(22)?))
 }
 
-/// Time on a processor and time in line for one.
+/// Returns the time on a processor, and the time waiting for one.
 fn parse_schedstat(schedstat: &str) -> Option<(Duration, Duration)> {
     let mut fields = schedstat.split_whitespace();
     let mut next = || Some(Duration::from_nanos(fields.next()?.parse().ok()?));
@@ -152,7 +151,7 @@ fn from_ticks(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / a_second as f64)
 }
 
-/// CPU time of the calling thread.
+/// Returns the CPU time of the calling thread.
 pub(super) fn this_thread() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -200,7 +199,7 @@ mod tests {
 
     #[test]
     fn threads_are_told_apart_by_name_and_remembered_after_their_end() {
-        // As many bytes as a kernel takes for a name are enough to tell an input from an output.
+        // The bytes that a kernel keeps of a name suffice to tell an input from an output.
         let busy = |name: &str| {
             let (done, wait) = (mpsc::channel::<()>(), mpsc::channel::<()>());
             let (tell, waiting) = (done.0, wait.1);

@@ -1,8 +1,8 @@
-//! Tables for people.
+//! Tables in Markdown.
 
 use std::fmt;
 
-/// A table in Markdown, its columns aligned.
+/// A table in Markdown with aligned columns.
 pub(super) struct Grid {
     heads: Vec<String>,
     pub(super) rows: Vec<Vec<String>>,
@@ -16,7 +16,7 @@ impl Grid {
         }
     }
 
-    /// An absent cell is one that means nothing in its row.
+    /// The cells; `None` where a column does not apply.
     pub(super) fn add(&mut self, cells: impl IntoIterator<Item = Option<String>>) {
         let cells = cells.into_iter().map(Option::unwrap_or_default);
         self.rows.push(cells.collect());

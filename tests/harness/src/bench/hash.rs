@@ -1,5 +1,5 @@
-//! SHA-256 over every request's body, which the service's signature demands of all senders alike. It is
-//! estimated: bytes that were hashed, by how fast each sender's implementation is on this machine.
+//! The cost of the SHA-256 of request bodies, which request signing requires of every sender. It is estimated from the
+//! bytes hashed and the speed of each sender's implementation on this machine.
 
 use std::process::Command;
 
@@ -7,14 +7,14 @@ use ring::digest::{SHA256, digest};
 
 use super::cpu::this_thread;
 
-/// A request's body as it is hashed, in bytes. Far beyond the fastest cache, as in the senders.
+/// The size of a hashed body, in bytes: far beyond the fastest cache, as in the senders.
 const BODY: usize = 4 << 20;
 const BODIES: usize = 16;
 
-/// Bytes that each implementation hashes in a second of CPU time.
+/// The bytes that each implementation hashes per second of CPU time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Speeds {
-    /// The system's OpenSSL, which Fluent Bit is linked with; `None` without its command.
+    /// The system's OpenSSL, which Fluent Bit is linked with; `None` without the `openssl` command.
     pub(super) openssl: Option<f64>,
     /// The crate that signs Ferry's requests.
     pub(super) ring: f64,
@@ -43,7 +43,7 @@ fn ring() -> f64 {
     (BODY * BODIES) as f64 / used.as_secs_f64()
 }
 
-/// The bytes a second in what `openssl speed -mr` prints: `+F:…:sha256:379000000.00`.
+/// Parses the bytes per second in the output of `openssl speed -mr`: `+F:…:sha256:379000000.00`.
 fn parse_speed(output: &str) -> Option<f64> {
     let line = output.lines().find(|line| line.starts_with("+F:"))?;
     line.rsplit(':').next()?.trim().parse().ok()

@@ -1,4 +1,4 @@
-//! One run of the real host with one output, watched until its process ends.
+//! A run of the real host with one output, monitored until its process ends.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,49 +10,49 @@ use anyhow::{Context, Result, ensure};
 
 use super::cpu::{Cpu, Threads};
 
-/// How often the threads are read.
+/// The interval at which threads are read.
 const READ_EVERY: Duration = Duration::from_millis(20);
-/// The same while the process stops: a thread that ends takes its last moments along.
+/// The interval while the process stops, since a thread's last usage is lost when it ends.
 const READ_EVERY_AT_STOP: Duration = Duration::from_millis(2);
-/// A host that did next to nothing for so long has nothing left to do. Longer than its retries wait.
+/// The time of near idleness after which a host has nothing left to do. Longer than the waits between its retries.
 const IDLE: Duration = Duration::from_secs(4);
-/// Next to nothing: its timers cost this much in [`IDLE`], at most.
+/// The most CPU time within [`IDLE`] that counts as idle: that of the host's timers.
 const IDLE_CPU: Duration = Duration::from_millis(60);
-/// What a host that stops may take beyond its `Grace`.
+/// The time that a stopping host may take beyond its `Grace`.
 const STOPPED_WITHIN: Duration = Duration::from_secs(90);
 
-/// What is to run.
+/// The parameters of a run.
 pub(super) struct Run<'a> {
     /// The `fluent-bit` executable.
     pub(super) executable: &'a Path,
     /// A library to load before the configuration.
     pub(super) library: Option<&'a Path>,
-    /// Where the configuration and the log are written.
+    /// The folder of the configuration and the log.
     pub(super) folder: PathBuf,
-    /// The file of JSON lines that `tail` reads from its head.
+    /// The file of JSON lines that `tail` reads from the beginning.
     pub(super) input: &'a Path,
-    /// The output's keys, `Name` first, a line each.
+    /// The output's keys, one per line, `Name` first.
     pub(super) output: String,
-    /// The longest that it may take.
+    /// The timeout.
     pub(super) deadline: Duration,
 }
 
-/// What a run cost.
+/// The cost of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cost {
     pub(super) cpu: Cpu,
-    /// From the start to the moment when all had arrived, or nothing went on any more.
+    /// The time from the start until everything had arrived, or nothing happened any more.
     pub(super) wall: Duration,
-    /// The largest resident size in bytes.
+    /// The largest resident size, in bytes.
     pub(super) peak_memory: u64,
 }
 
-/// A process that does not outlive us.
+/// A process that is killed on drop.
 struct Host(Child);
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // Both fail where it has ended, as it should have.
+        // Both fail if it has ended, as it should have.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -71,8 +71,7 @@ impl Host {
 }
 
 impl Run<'_> {
-    /// Runs until `arrived` says that everything is there, or until the host has nothing left to do;
-    /// then stops it.
+    /// Runs until `arrived` returns that everything has arrived, or the host has nothing left to do, and then stops it.
     pub(super) fn watch(&self, mut arrived: impl FnMut() -> bool) -> Result<Cost> {
         fs::create_dir_all(&self.folder)?;
         let parsers = self.folder.join("parsers.conf");
@@ -85,7 +84,7 @@ impl Run<'_> {
         if let Some(library) = self.library {
             command.arg("-e").arg(library);
         }
-        // No proxy, no certificates and no credentials but these.
+        // Without the caller's proxies, certificates and credentials.
         command.env_clear().envs([
             ("AWS_ACCESS_KEY_ID", "TESTKEY"),
             ("AWS_SECRET_ACCESS_KEY", "bench"),
@@ -159,8 +158,8 @@ impl Run<'_> {
         })
     }
 
-    /// The input is let run ahead of the output by sixteen chunks, and paused then: what it read
-    /// ahead would otherwise pass for the output's memory.
+    /// The input may run ahead of the output by sixteen chunks, and is then paused. Otherwise the data that it read
+    /// ahead would count as the output's memory.
     fn config(&self, parsers: &Path) -> String {
         let mut config = format!(
             "[SERVICE]\n    Flush 0.5\n    Grace 60\n    Log_Level info\n    Parsers_File {}\n    \
@@ -185,10 +184,10 @@ mod tests {
 
     use super::*;
 
-    /// Stops on SIGTERM, and does nothing until then.
+    /// A script that waits for SIGTERM.
     const WAITS: &str = "trap 'kill $!; exit 0' TERM; sleep 1000 & wait";
 
-    /// Runs a script of one line in the host's place. Returns what it said, too.
+    /// Runs a one-line script in place of the host. Also returns its output.
     fn watch(script: &str, arrived: impl FnMut() -> bool) -> (Result<Cost>, String) {
         let dir = tempfile::tempdir().unwrap();
         let run = Run {
@@ -207,7 +206,7 @@ mod tests {
         (cost, log.unwrap())
     }
 
-    /// Says that all has arrived when it is asked for so many times.
+    /// Returns a function that reports on its n-th call that everything has arrived.
     fn after(polls: u32) -> impl FnMut() -> bool {
         let asked = Cell::new(0);
         move || {

@@ -1,13 +1,13 @@
-//! Ferry and the plugins that people use today, one after the other in the real host: the same lines, the
-//! same server, and what each output's threads cost.
+//! A benchmark of Ferry and of Fluent Bit's own plugins, one after the other in the real host: the same lines, the same
+//! server, and the cost of each output's threads.
 //!
 //! - [`rows`]: the outputs and the goals
-//! - [`host`]: one run of the host, watched until its process ends
-//! - [`cpu`]: what its threads used, from `/proc`
-//! - [`hash`]: how much of that is the hash that signing demands
-//! - [`table`]: the rows side by side, and the goals
-//! - [`throughput`]: how fast Ferry is where the service is far, or the chunks are many
-//! - [`grid`]: how a table is printed
+//! - [`host`]: a run of the host
+//! - [`cpu`]: the CPU time of its threads, from `/proc`
+//! - [`hash`]: the part of it that is the hash for signing
+//! - [`table`]: the results, and the goals
+//! - [`throughput`]: the throughput of Ferry with a distant service, and with many chunks
+//! - [`grid`]: the printing of tables
 
 mod cpu;
 mod grid;
@@ -33,14 +33,14 @@ use crate::firehose::{FakeFirehose, Options};
 use crate::ledger::Report;
 use crate::samples::{self, Shape};
 
-/// The least that a run may take, and what each line may add: a machine may be busy.
+/// The timeout of a run, and its increase per line, for busy machines.
 const DEADLINE: Duration = Duration::from_secs(120);
 const DEADLINE_PER_LINE: Duration = Duration::from_micros(500);
 
-/// Measures Ferry and the plugins beside it in a real Fluent Bit, one output at a time.
+/// Measures Ferry and Fluent Bit's own plugins in a real Fluent Bit, one output at a time.
 ///
-/// The same sample lines go through `tail` into each output, and over loopback to a server in this
-/// process that counts every line. Exits with 1 when Ferry lost a line or delivered one twice.
+/// The same sample lines go through `tail` into each output, and over loopback to a server in this process that counts
+/// every line. Exits with 1 if Ferry lost or duplicated a line.
 #[derive(Debug, clap::Args)]
 pub struct BenchHostArgs {
     /// The fluent-bit executable
@@ -49,38 +49,38 @@ pub struct BenchHostArgs {
     /// The library to measure
     #[arg(long, value_name = "LIB.so", default_value = "target/out_ferry.so")]
     library: PathBuf,
-    /// How many sample lines to send
+    /// The number of sample lines to send
     #[arg(long, value_name = "N", default_value_t = 600_000)]
     lines: u64,
-    /// Only the rows whose names contain one of these words; `list` names them all
+    /// Run only the rows whose names contain one of these words; `list` prints all names
     #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
     rows: Vec<String>,
-    /// Run all of it N times; of each row, the run with the median of CPU time counts
+    /// Run everything N times, and report each row's run with the median CPU time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// How long the services take to answer
+    /// The latency of the services
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
     latency: Duration,
-    /// Measure how fast Ferry is, where the service is 20 ms away, instead of what it costs
+    /// Measure the throughput of Ferry with a service that is 20 ms away, instead of its cost
     #[arg(long, conflicts_with_all = ["rows", "repeat", "latency"])]
     throughput: bool,
-    /// Where the lines, the spools and the hosts' logs lie
+    /// The folder for the lines, the spools and the hosts' logs
     #[arg(long, value_name = "FOLDER", default_value = "target/bench-host")]
     dir: PathBuf,
 }
 
-/// What came of one run of a row.
+/// The result of a run of a row.
 #[derive(Clone, Debug, Default)]
 struct Outcome {
     cost: Cost,
-    /// From the first moment that anything had arrived to that when all had.
+    /// The time from the first arrival to the last.
     delivering: Duration,
     arrived: Report,
     requests: u64,
-    /// Bytes of the requests' bodies.
+    /// The bytes of all request bodies.
     wire_bytes: u64,
     blobs: u64,
-    /// Bytes in records or blobs.
+    /// The bytes in records or blobs.
     stored_bytes: u64,
 }
 
@@ -132,13 +132,13 @@ impl BenchHostArgs {
     }
 }
 
-/// The run in the middle, by the CPU time of the output; of an even number, the cheaper one.
+/// Returns the run with the median CPU time of the output; of an even number, the lower one.
 fn median(mut runs: Vec<Outcome>) -> Outcome {
     runs.sort_by_key(|outcome| outcome.cost.cpu.output);
     runs.swap_remove((runs.len() - 1) / 2)
 }
 
-/// What all rows share.
+/// The parts shared by all rows.
 #[derive(Clone)]
 struct Bench {
     fluent_bit: PathBuf,
@@ -174,7 +174,7 @@ impl Bench {
         })
     }
 
-    /// A folder for one run, without what an earlier one left in it.
+    /// Returns an empty folder for a run.
     fn empty_folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.dir.join(name);
         if folder.exists() {
@@ -242,8 +242,8 @@ impl Bench {
         })
     }
 
-    /// Runs the host with the row's output; `lines` tells how many have arrived. Returns also the
-    /// time from the first of them to the last.
+    /// Runs the host with the row's output; `lines` returns the number of lines that have arrived. Also returns the
+    /// time from the first arrival to the last.
     fn run(
         &self,
         row: &Row,

@@ -1,6 +1,6 @@
-//! The outputs that are measured, and what Ferry's are held against.
+//! The measured outputs, and the plugins that Ferry's rows are compared with.
 
-/// What an output delivers to.
+/// The destination of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Service {
     Nothing,
@@ -8,38 +8,39 @@ pub(super) enum Service {
     Blobs,
 }
 
-/// One output with its keys.
+/// An output with its keys.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) id: String,
     pub(super) title: String,
     pub(super) service: Service,
-    /// A key and its value a line. `{url}`, `{port}`, `{ca}` and `{folder}` stand for what the run has.
+    /// The keys and values, one pair per line. `{url}`, `{port}`, `{ca}` and `{folder}` are replaced by those of the
+    /// run.
     pub(super) keys: String,
-    /// Whether the library is loaded.
+    /// Whether Ferry's library is loaded.
     pub(super) library: bool,
-    /// With Ferry's rows: the row of the plugin that does the same, and what is to be reached.
+    /// For Ferry's rows: the row of the plugin to compare with, and the goal.
     pub(super) goals: Option<(&'static str, Goals)>,
 }
 
-/// What Ferry is to reach, at most.
+/// The upper limits that Ferry should stay below.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Goals {
-    /// CPU seconds, of those of the plugin beside it.
+    /// The CPU time, relative to the plugin's.
     pub(super) cpu: f64,
-    /// Bytes in records or blobs, of those of the plugin beside it.
+    /// The bytes in records or blobs, relative to the plugin's.
     pub(super) stored: Option<f64>,
-    /// Billed bytes, of those of the lines.
+    /// The billed bytes, relative to those of the lines.
     pub(super) billed: Option<f64>,
 }
 
-/// Bytes of memory above a host whose output throws everything away.
+/// The bytes of memory above that of a host whose output discards everything.
 pub(super) const MEMORY_GOAL: u64 = 64_000_000;
 
-/// The row of that host.
+/// The name of that host's row.
 pub(super) const NULL: &str = "null";
 
-/// All rows, each plugin's before Ferry's beside it.
+/// All rows, each plugin's before Ferry's.
 pub(super) fn all() -> Vec<Row> {
     let row = |id: &str, title: &str, service, keys: String| Row {
         id: id.to_owned(),
@@ -115,7 +116,7 @@ pub(super) fn all() -> Vec<Row> {
         "azure_blob, block blobs, gzip",
         "compress_blob on\ncompress gzip",
     ));
-    // The plugin adds the time to each line, and cannot be told not to.
+    // The plugin always adds the time to each line.
     for (compression, beside, cpu) in [("none", "azure-none", 0.35), ("gzip", "azure-gzip", 0.25)] {
         let keys = format!(
             "Name ferry\nendpoint {{url}}/bench\n{CONTAINER}\ncompression {compression}\nspool on\n\
@@ -134,7 +135,7 @@ pub(super) fn all() -> Vec<Row> {
 }
 
 const STREAM: &str = "region us-east-1\ndelivery_stream bench";
-/// The key is no secret: the fake believes every signature.
+/// Not a secret: the fake accepts every signature.
 pub(super) const CONTAINER: &str = "account_name bench\nshared_key YmVuY2g=\ncontainer_name logs";
 
 fn goals(cpu: f64, stored: Option<f64>, billed: Option<f64>) -> Goals {

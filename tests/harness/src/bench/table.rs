@@ -1,4 +1,4 @@
-//! What was measured, side by side, and how Ferry stands to its goals.
+//! The results, and Ferry's goals.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use super::grid::{Grid, stands};
 use super::hash::Speeds;
 use super::rows::{MEMORY_GOAL, NULL, Row};
 
-/// All rows that ran.
+/// The results of all rows.
 pub(super) struct Table {
     rows: Vec<(Row, Outcome)>,
-    /// Bytes of the lines that every output got.
+    /// The bytes of the lines that every output received.
     input_bytes: u64,
     speeds: Speeds,
 }
@@ -24,7 +24,7 @@ impl Table {
         }
     }
 
-    /// Every line came once through each of Ferry's rows.
+    /// Whether each of Ferry's rows delivered every line exactly once.
     pub(super) fn ferry_is_exact(&self) -> bool {
         let mut ferry = self.rows.iter().filter(|(row, _)| row.goals.is_some());
         ferry.all(|(_, outcome)| outcome.arrived.is_exact())
@@ -39,7 +39,7 @@ impl Table {
         self.find(row.goals?.0)
     }
 
-    /// The ratio of something to the same of the row beside.
+    /// Returns the ratio of a value to that of the compared row.
     fn ratio(&self, row: &Row, of: impl Fn(&Outcome) -> f64) -> Option<f64> {
         let (this, beside) = (self.find(&row.id)?, self.beside(row)?);
         Some(of(this) / of(beside)).filter(|ratio| ratio.is_finite())
@@ -123,7 +123,7 @@ impl Table {
         grid
     }
 
-    /// What is left of the Firehose rows that send plain lines without the hash.
+    /// Returns the CPU time without the hash, of the Firehose rows with plain lines.
     fn hashing(&self) -> Grid {
         let mut grid = Grid::new(&[
             "output",
@@ -208,8 +208,8 @@ fn cpu_seconds(outcome: &Outcome) -> f64 {
     outcome.cost.cpu.output.as_secs_f64()
 }
 
-/// CPU time by that of the host's own threads. They do the same in every row, so what slows down a whole
-/// row, such as other programs, is not in it.
+/// Returns the CPU time divided by that of the host's own threads. Those do the same work in every row, so the ratio
+/// does not depend on what else slowed down a row, such as other programs.
 fn levelled_cpu(outcome: &Outcome) -> f64 {
     cpu_seconds(outcome) / outcome.cost.cpu.host.as_secs_f64()
 }
@@ -261,7 +261,7 @@ pub(super) mod tests {
     use super::*;
     use crate::ledger::Report;
 
-    /// A run that cost a second and 10 MB, and delivered 100 MB of lines.
+    /// Returns a run that took a second and 10 MB, and delivered 100 MB of lines.
     pub(in super::super) fn outcome() -> Outcome {
         let mut arrived = Report::default();
         arrived.totals.records = 100;
@@ -288,7 +288,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A table of these rows; `change` makes each one's outcome.
+    /// Returns a table of these rows; `change` modifies each result.
     fn table(ids: &[&str], change: impl Fn(&str, &mut Outcome)) -> Table {
         let chosen = rows::all()
             .into_iter()

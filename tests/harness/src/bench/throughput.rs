@@ -1,5 +1,5 @@
-//! How fast Ferry is: requests beside each other against one after the other, and what a flush takes
-//! beside the disk's own sync.
+//! The throughput of Ferry: concurrent requests compared with one at a time, and the duration of a flush compared with
+//! the disk's own sync.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,20 +14,20 @@ use super::rows::{self, Row, Service};
 use super::{Bench, Outcome};
 use crate::blobs::FakeBlobs;
 
-/// How far the service is away.
+/// The latency of the service.
 const AWAY: Duration = Duration::from_millis(20);
-/// What a chunk of Fluent Bit's holds when its input is never short of lines.
+/// The size of a Fluent Bit chunk if its input always has more lines.
 const CHUNK: usize = 2_048_000;
-/// So many syncs tell of one in a hundred.
+/// The number of syncs needed for a p99.
 const SYNCS: usize = 200;
-/// Lines for the flushes: some two hundred chunks.
+/// The lines for the flushes: about two hundred chunks.
 const FLUSHED_LINES: u64 = 1_000_000;
-/// Lines for flushes five times a second for 40 seconds, of chunks just below 2 MB.
+/// The lines for five flushes per second for 40 seconds, with chunks just below 2 MB.
 const PACED_LINES: u64 = 900_000;
 const PACE: &str = "Rate 22500";
-/// The goal for requests beside each other: at least so many times those of one after another.
+/// The goal for concurrent requests: at least this many times the rate of one at a time.
 const TIMES: f64 = 5.0;
-/// The goal for a flush's p99: at most so many milliseconds beyond the disk's own.
+/// The goal for a flush's p99: at most this many milliseconds above the disk's own.
 const BEYOND_DISK: f64 = 10.0;
 
 /// Runs `ferry-harness bench-host --throughput`.
@@ -42,7 +42,7 @@ pub(super) fn run(bench: &Bench) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One instance and one worker in the real host, with its concurrency and with one request at a time.
+/// Measures one instance and one worker in the real host, with concurrent requests and with one at a time.
 fn requests(bench: &Bench) -> Result<(Grid, Vec<String>)> {
     let mut goals = Vec::new();
     let mut grid = Grid::new(&[
@@ -90,7 +90,7 @@ fn requests(bench: &Bench) -> Result<(Grid, Vec<String>)> {
     Ok((grid, goals))
 }
 
-/// Requests and bytes of lines a second, from the first that arrived to the last.
+/// Returns requests and bytes of lines per second, from the first arrival to the last.
 fn rates(outcome: &Outcome) -> [f64; 2] {
     let bytes = outcome.arrived.totals.raw_bytes;
     let seconds = outcome.delivering.as_secs_f64();
@@ -117,7 +117,7 @@ fn row(aggregation: &str, concurrency: &str) -> Row {
     }
 }
 
-/// Flushes of whole chunks into the spool, in the bundled harness, which measures each.
+/// Measures flushes of whole chunks into the spool, in the bundled harness.
 fn flushes(bench: &Bench) -> Result<(Grid, Vec<String>)> {
     let mut grid = Grid::new(&["2 MB to the disk", "p50 ms", "p99 ms"]);
     let mut add = |title: &str, quantiles: [f64; 2]| {
@@ -142,7 +142,7 @@ fn flushes(bench: &Bench) -> Result<(Grid, Vec<String>)> {
     Ok((grid, goals.collect()))
 }
 
-/// How a flush's p99 stands beside the disk's, of which the slower measurement counts.
+/// Compares a flush's p99 with the slower measurement of the disk's.
 fn flush_goal(title: &str, p99: f64, [before, after]: [f64; 2]) -> String {
     let beyond = p99 - before.max(after);
     stands(
@@ -151,8 +151,8 @@ fn flush_goal(title: &str, p99: f64, [before, after]: [f64; 2]) -> String {
     )
 }
 
-/// Half of the flushes took at most so many milliseconds, and 99 of 100. The objects go to a service that keeps
-/// nothing, so that the disk is the spool's.
+/// Returns p50 and p99 of the flushes, in milliseconds. Objects are sent to a service that stores nothing, so that only
+/// the spool uses the disk.
 fn flush_times(bench: &Bench, lines: u64, pace: &str) -> Result<[f64; 2]> {
     let folder = bench.empty_folder("flushes")?;
     let fake = FakeBlobs::start("seq", Duration::ZERO)?;
@@ -187,12 +187,12 @@ fn flush_times(bench: &Bench, lines: u64, pace: &str) -> Result<[f64; 2]> {
     let arrived = fake.report(Some(lines));
     ensure!(arrived.is_exact(), "{arrived}");
     fs::remove_dir_all(&folder)?;
-    // What is no number meets no goal.
+    // NaN meets no goal.
     let millis = |key: &str| report["flush_latency"][key].as_f64().unwrap_or(f64::NAN);
     Ok(["p50_ms", "p99_ms"].map(millis))
 }
 
-/// How many milliseconds a chunk takes to be appended to a file and synced: half of the times, and 99 of 100.
+/// Returns p50 and p99 of appending a chunk to a file and syncing it, in milliseconds.
 fn syncs(bench: &Bench) -> Result<[f64; 2]> {
     let path = bench.dir.join("sync");
     let mut file = File::create(&path)?;

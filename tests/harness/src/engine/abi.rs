@@ -1,9 +1,9 @@
-//! The host's side of the Go-proxy ABI: loading a library, and every call into it, in the host's
-//! order and with its fallbacks. Nothing here knows which library it is.
+//! The host's side of the Go-proxy ABI: loading a library, and all calls into it, in the host's order and with its
+//! fallbacks. It works with any library.
 //!
-//! A library meets the *oldest* host that this layout allows. Its registration is 32 bytes long, not cleared, and
-//! ends where an inaccessible page begins: what came later (`event_type`, `config_map`) may not be
-//! touched, or older hosts would have their heap overwritten. The API ends in the same way where 2.0 ended it.
+//! A library gets the structures of the *oldest* host with this layout. Its registration is 32 bytes long, not cleared,
+//! and ends at an inaccessible page: a library must not touch later fields (`event_type`, `config_map`), which would
+//! overwrite the heap of older hosts. The API ends in the same way, where that of 2.0 ended.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -15,9 +15,9 @@ use libloading::os::unix::{Library, RTLD_LAZY};
 use super::stack::Guarded;
 use crate::config::Instance;
 
-/// The plugin answered OK: the chunk is its own now.
+/// OK: the plugin has accepted the chunk.
 pub(crate) const FLB_OK: c_int = 1;
-/// The plugin wants the chunk again later.
+/// RETRY: the plugin wants the chunk again later.
 pub(crate) const FLB_RETRY: c_int = 2;
 
 pub(crate) const LOG_ERROR: c_int = 1;
@@ -27,10 +27,10 @@ pub(crate) const LOG_DEBUG: c_int = 4;
 
 const PROXY_OUTPUT_PLUGIN: c_int = 2;
 const PROXY_GOLANG: c_int = 11;
-/// `FLB_IO_TLS`: the plugin says that the host may do TLS for it.
+/// `FLB_IO_TLS`: the plugin declares that the host may handle TLS for it.
 const IO_TLS: c_int = 2;
 
-/// `struct flb_plugin_proxy_def` up to where hosts before 4.2 end.
+/// `struct flb_plugin_proxy_def`, as far as hosts before 4.2 have it.
 #[repr(C)]
 struct Def {
     kind: c_int,
@@ -47,7 +47,7 @@ type GetMetrics = extern "C" fn(*const c_void) -> *mut c_void;
 type LogCheck = unsafe extern "C" fn(*const c_void, c_int) -> c_int;
 type LogPrint = unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, ...);
 
-/// `struct flb_api` up to where hosts before 4.0.3 end.
+/// `struct flb_api`, as far as hosts before 4.0.3 have it.
 #[repr(C)]
 struct Api {
     output_get_property: GetProperty,
@@ -71,15 +71,15 @@ const API: Api = Api {
     output_log_check,
 };
 
-/// `struct flb_plugin_proxy_context`: one an instance, where the plugin keeps its own pointer.
+/// `struct flb_plugin_proxy_context`: one per instance, with the plugin's own pointer.
 #[repr(C)]
 struct ProxyContext {
     remote_context: *mut c_void,
     proxy: *mut c_void,
 }
 
-/// `struct flbgo_output_plugin`: one a *library*, rewritten before every Init. A plugin that keeps
-/// the pointer sees the last instance's values.
+/// `struct flbgo_output_plugin`: one per *library*, rewritten before every Init. A plugin that keeps the pointer sees
+/// the last instance's values.
 #[repr(C)]
 struct GoOutput {
     name: *const c_char,
@@ -101,19 +101,19 @@ unsafe extern "C" {
     safe fn ferry_harness_ends(number: c_int);
 }
 
-/// Writes one line to the host's log on stderr.
+/// Writes a line to the host's log on stderr.
 pub(crate) fn log(level: c_int, text: &str) {
     let text = CString::new(text.replace('\0', "?")).unwrap_or_default();
     // SAFETY: the format takes one string, and one nul-terminated string is given.
     unsafe { ferry_harness_log_print(level, ptr::null(), 0, c"%s".as_ptr(), text.as_ptr()) };
 }
 
-/// Says nothing more: a daemon's stderr is closed.
+/// Disables the log, since a daemon's stderr is closed.
 pub(crate) fn mute_log() {
     ferry_harness_log_mute();
 }
 
-/// Lets a library see that this signal asked the host to end.
+/// Makes the signal that asked the host to end visible to libraries.
 pub(crate) fn ends(signal: c_int) {
     ferry_harness_ends(signal);
 }
@@ -129,9 +129,9 @@ type Exit = unsafe extern "C" fn() -> c_int;
 
 /// A loaded and registered library.
 pub(crate) struct Proxy {
-    /// The name under which outputs ask for it.
+    /// The name by which outputs refer to it.
     pub(crate) name: String,
-    /// The file it came from.
+    /// Its file.
     pub(crate) path: PathBuf,
     flags: c_int,
     def: Guarded,
@@ -161,8 +161,8 @@ fn symbol<T: Copy>(image: &Library, name: &str) -> Option<T> {
 }
 
 impl Proxy {
-    /// dlopen, `FLBPluginPreRegister(hot_reload)`, `FLBPluginRegister`. `None` is a library that
-    /// declined; the host goes on without it, and then does not find the output.
+    /// Calls dlopen, `FLBPluginPreRegister(hot_reload)` and `FLBPluginRegister`. Returns `None` if the library
+    /// declined; the host then continues without it, and does not find the output.
     pub(crate) fn load(path: &Path, hot_reload: bool) -> Result<Option<Self>> {
         let file = path.display();
         let base = path.file_name().unwrap_or_default().to_string_lossy();
@@ -193,7 +193,7 @@ impl Proxy {
         );
         let memory = Guarded::before_a_guard(size_of::<Def>(), message)?;
         let def = memory.last_bytes(size_of::<Def>()).cast::<Def>();
-        // SAFETY: `def` is writable and so long.
+        // SAFETY: `def` is writable and has this length.
         unsafe { def.write_bytes(0xa5, 1) };
         // SAFETY: `def` is writable and as long as the library may assume.
         let answer = unsafe { register(def) };
@@ -258,12 +258,12 @@ impl Proxy {
         }))
     }
 
-    /// Whether the host would do TLS for this plugin (`tls on`).
+    /// Whether the host would handle TLS for this plugin (`tls on`).
     pub(crate) fn does_tls(&self) -> bool {
         self.flags & IO_TLS != 0
     }
 
-    /// `FLBPluginOutputPreRun`: once an instance, after all of them were initialised.
+    /// Calls `FLBPluginOutputPreRun`, once per instance, after all of them are initialised.
     pub(crate) fn pre_run(&self, hot_reload: bool) {
         if let Some(pre_run) = self.pre_run {
             // SAFETY: the symbol has the ABI's signature.
@@ -271,7 +271,7 @@ impl Proxy {
         }
     }
 
-    /// `FLBPluginUnregister`, then the definition is freed, then dlclose.
+    /// Calls `FLBPluginUnregister`, frees the definition, and calls dlclose.
     pub(crate) fn unload(self) {
         if let Some(unregister) = self.unregister {
             let def = self.def.last_bytes(size_of::<Def>()).cast();
@@ -290,13 +290,13 @@ impl Proxy {
     }
 }
 
-/// What `o_ins` points at: the properties that a plugin may read, and its log level.
+/// The target of `o_ins`: the properties that a plugin may read, and its log level.
 struct OutputInstance {
     properties: Vec<(String, Option<CString>)>,
     log_level: c_int,
 }
 
-/// One configured output of a library.
+/// A configured output of a library.
 pub(crate) struct Plugin {
     instance: Box<OutputInstance>,
     context: Box<ProxyContext>,
@@ -305,7 +305,7 @@ pub(crate) struct Plugin {
 // SAFETY: as for `Proxy`; the context is written by Init before any other thread sees it.
 unsafe impl Send for Plugin {}
 
-/// What a flush needs; copied to the threads that call it.
+/// The parameters of flushes, copied to the threads that call them.
 #[derive(Clone, Copy)]
 pub(crate) struct FlushCall {
     with_context: Option<FlushCtx>,
@@ -317,7 +317,7 @@ pub(crate) struct FlushCall {
 unsafe impl Send for FlushCall {}
 
 impl Plugin {
-    /// An instance that has not been initialised. `log_level` is the instance's or the service's.
+    /// Creates an instance without initialising it. `log_level` is the instance's or the service's.
     pub(crate) fn new(output: &Instance, log_level: c_int) -> Self {
         let readable = output.properties.iter();
         let readable = readable.filter(|property| !is_known_to_the_host(&property.key));
@@ -342,7 +342,7 @@ impl Plugin {
         }
     }
 
-    /// `FLBPluginInit`: whether the plugin answered with more than 0.
+    /// Calls `FLBPluginInit`. Returns whether the plugin returned more than 0.
     pub(crate) fn init(&mut self, proxy: &mut Proxy) -> bool {
         proxy.go.o_ins = &raw const *self.instance;
         proxy.go.context = &raw mut *self.context;
@@ -352,7 +352,7 @@ impl Plugin {
         answer > 0
     }
 
-    /// How to flush, for as long as the instance has not exited.
+    /// Returns the parameters of flushes, valid until the instance exits.
     pub(crate) fn flush_call(&self, proxy: &Proxy) -> FlushCall {
         FlushCall {
             with_context: proxy.flush_ctx,
@@ -361,8 +361,8 @@ impl Plugin {
         }
     }
 
-    /// `FLBPluginOutputPreExit`, then `FLBPluginExitCtx` or `FLBPluginExit`. The host calls them for
-    /// an instance that was never initialised too, with a null context, when an earlier one failed.
+    /// Calls `FLBPluginOutputPreExit`, then `FLBPluginExitCtx` or `FLBPluginExit`. If an instance failed, the host also
+    /// calls them, with a null context, for those that were never initialised.
     pub(crate) fn exit(self, proxy: &Proxy, by_hot_reload: bool) {
         if let Some(pre_exit) = proxy.pre_exit {
             // SAFETY: the symbol has the ABI's signature.
@@ -379,7 +379,7 @@ impl Plugin {
 }
 
 impl FlushCall {
-    /// Hands over a chunk; the answer is whatever the plugin returned.
+    /// Flushes a chunk. Returns the plugin's answer as it is.
     pub(crate) fn call(&self, data: &[u8], tag: &CStr) -> c_int {
         let bytes = data.as_ptr().cast();
         match (self.with_context, self.plain) {
@@ -396,7 +396,7 @@ impl FlushCall {
     }
 }
 
-/// Keys that the host takes for itself: a plugin that asks for them gets null.
+/// The host's own keys, which a plugin reads as null.
 fn is_known_to_the_host(key: &str) -> bool {
     const KEYS: &[&str] = &[
         "name",

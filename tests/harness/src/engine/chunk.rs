@@ -1,4 +1,4 @@
-//! Events as the host encodes them, and chunks of them.
+//! Events in the host's encoding, and chunks of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,38 +10,38 @@ use serde_json::Value;
 /// Fluent Bit closes a chunk once it holds more than this (`FLB_INPUT_CHUNK_FS_MAX_SIZE`).
 pub(crate) const CHUNK_LIMIT: usize = 2_048_000;
 
-/// Bytes of one tag, ready for the outputs.
+/// A chunk: the events of a tag.
 pub(crate) struct Chunk {
     pub(crate) tag: Arc<str>,
     pub(crate) data: Vec<u8>,
-    /// Where it lies besides the memory, if anywhere.
+    /// Its copy outside of memory, if there is one.
     pub(crate) origin: Option<Box<dyn Origin>>,
 }
 
-/// Where a chunk lies until it is settled. Dropped untold, it stays there: the engine has ended before.
+/// The copy of a chunk until it is settled. It remains if it is dropped before, because the engine ended.
 pub(crate) trait Origin: Send {
-    /// What the chunk is called in the log.
+    /// Returns the chunk's name in the log.
     fn name(&self) -> String;
 
-    /// Whether it stays there when no output wants it; else that settles it.
+    /// Whether it remains if no output matches the chunk, which otherwise settles it.
     fn stays_without_a_match(&self) -> bool;
 
-    /// The last output has answered for good.
+    /// Called when the last output has settled the chunk.
     fn settled(self: Box<Self>, outcome: Outcome);
 }
 
-/// How a chunk ended.
+/// The outcome of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Every output answered OK.
     Delivered,
-    /// The last output answered OK, but when the engine had ended.
+    /// The last output answered OK, after the engine had ended.
     DeliveredTooLate,
-    /// An output did not take it, or there was none.
+    /// An output did not accept it, or no output matched.
     Dropped,
 }
 
-/// What an input has gathered and the engine has not yet taken.
+/// The events of an input that the engine has not taken yet.
 #[derive(Default)]
 pub(crate) struct Appender {
     open: HashMap<Arc<str>, Vec<u8>>,
@@ -50,7 +50,7 @@ pub(crate) struct Appender {
 }
 
 impl Appender {
-    /// Adds one event: `[[EventTime, {}], body]`, where `body` is encoded msgpack.
+    /// Adds an event: `[[EventTime, {}], body]`, where `body` is encoded msgpack.
     pub(crate) fn event(&mut self, tag: &Arc<str>, time: SystemTime, body: &[u8]) {
         self.append(tag, |out| {
             begin_event(out, time);
@@ -58,7 +58,7 @@ impl Appender {
         });
     }
 
-    /// Adds one event whose body is still JSON.
+    /// Adds an event whose body is JSON.
     pub(crate) fn json(&mut self, tag: &Arc<str>, time: SystemTime, body: &Value) {
         self.append(tag, |out| {
             begin_event(out, time);
@@ -85,7 +85,7 @@ impl Appender {
         }
     }
 
-    /// Adds bytes that are a chunk of their own.
+    /// Adds bytes as a separate chunk.
     pub(crate) fn whole(&mut self, tag: &Arc<str>, data: Vec<u8>, origin: Option<Box<dyn Origin>>) {
         self.bytes += data.len();
         self.closed.push(Chunk {
@@ -95,17 +95,17 @@ impl Appender {
         });
     }
 
-    /// Bytes waiting here.
+    /// Returns the number of bytes that are not taken yet.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether a full chunk waits.
+    /// Whether there is a full chunk.
     pub(crate) fn has_full(&self) -> bool {
         !self.closed.is_empty()
     }
 
-    /// The full chunks, and with `all` the open ones too, in the order of their tags.
+    /// Takes the full chunks, and with `all` also the others, in the order of their tags.
     pub(crate) fn take(&mut self, all: bool) -> Vec<Chunk> {
         let mut chunks = std::mem::take(&mut self.closed);
         if all {
@@ -123,7 +123,7 @@ impl Appender {
     }
 }
 
-/// The part of an event before its body.
+/// Writes the part of an event before its body.
 pub(crate) fn begin_event(out: &mut Vec<u8>, time: SystemTime) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     // Two arrays of two, then the EventTime: extension type 0 of 8 bytes.
@@ -133,8 +133,8 @@ pub(crate) fn begin_event(out: &mut Vec<u8>, time: SystemTime) {
     out.push(0x80); // no metadata
 }
 
-/// The log records in a chunk: every event but the markers that open and close a group. `None` for
-/// bytes that are not whole events. Walks the bytes; nothing is assumed.
+/// Counts the log records in a chunk: all events except the markers of groups. `None` if the bytes are not whole
+/// events.
 pub(crate) fn count_records(chunk: &[u8]) -> Option<u64> {
     let mut rest = chunk;
     let mut records = 0;
@@ -152,7 +152,7 @@ pub(crate) fn count_records(chunk: &[u8]) -> Option<u64> {
     Some(records)
 }
 
-/// `[[EventTime(-1 or -2, 0), …], …]`: the seconds mark a group's start and end.
+/// Whether it is `[[EventTime(-1 or -2, 0), …], …]`, whose seconds mark a group's start or end.
 fn is_group_marker(mut event: &[u8]) -> bool {
     let nested = rmp::decode::read_array_len(&mut event).is_ok()
         && rmp::decode::read_array_len(&mut event).is_ok();
@@ -166,13 +166,13 @@ fn is_group_marker(mut event: &[u8]) -> bool {
     nested && time.is_some_and(|time| time.starts_with(&start) || time.starts_with(&end))
 }
 
-/// Steps over `values` msgpack values.
+/// Skips `values` msgpack values.
 fn skip(rest: &mut &[u8], mut values: u64) -> Option<()> {
     while values > 0 {
         values -= 1;
         let (&first, tail) = rest.split_first()?;
         *rest = tail;
-        // Bytes of payload, and values nested in this one.
+        // The bytes of payload, and the number of nested values.
         let (bytes, nested) = match Marker::from_u8(first) {
             Marker::FixPos(_) | Marker::FixNeg(_) => (0, 0),
             Marker::Null | Marker::True | Marker::False => (0, 0),
@@ -206,7 +206,7 @@ fn skip(rest: &mut &[u8], mut values: u64) -> Option<()> {
     Some(())
 }
 
-/// A big-endian length of `width` bytes.
+/// Reads a big-endian length of `width` bytes.
 fn length(rest: &mut &[u8], width: usize) -> Option<u64> {
     let (bytes, tail) = rest.split_at_checked(width)?;
     *rest = tail;

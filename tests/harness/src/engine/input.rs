@@ -1,7 +1,6 @@
-//! Inputs: those of Fluent Bit that tests need, and the harness's own.
+//! The inputs of Fluent Bit that tests need, and the harness's own.
 //!
-//! An input runs on the engine's thread, as most of Fluent Bit's do: while a flush blocks that
-//! thread, nothing is read.
+//! Like most of Fluent Bit's inputs, they run on the engine's thread: while a flush blocks it, nothing is read.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -20,51 +19,51 @@ use super::storage::Backlog;
 use crate::config::{Instance, Service};
 use crate::samples::{self, Shape};
 
-/// Bytes that an unlimited input adds before it lets the engine look at other things.
+/// The bytes that an unlimited input adds before other inputs and events get their turn.
 const SLICE: usize = 256 * 1024;
 const POLL: Duration = Duration::from_millis(5);
 
-/// When an input wants to be asked again.
+/// The time of an input's next call.
 pub(crate) enum Next {
-    /// At once: there is more.
+    /// At once, since there is more.
     Now,
-    /// Not before then.
+    /// At this time.
     At(Instant),
-    /// Never: it has ended.
+    /// Never, since it has ended.
     Ended,
-    /// Never, and Fluent Bit stops its engine at this point.
+    /// Never, and Fluent Bit stops its engine.
     EndedWithTheEngine,
 }
 
 /// A source of events.
 pub(crate) trait Input: Send {
-    /// Adds what there is.
+    /// Adds the available events.
     fn poll(&mut self, now: Instant, out: &mut Appender) -> Result<Next>;
 
-    /// Whether it goes on where it was after a hot reload. Fluent Bit's own inputs begin anew; what a
-    /// test counts must not.
+    /// Whether it continues at its position after a hot reload. Fluent Bit's own inputs start again; those that a test
+    /// counts must not.
     fn survives_reload(&self) -> bool {
         false
     }
 }
 
-/// An input and what the engine knows about it.
+/// An input, with the engine's settings and counts.
 pub(crate) struct Slot {
     pub(crate) definition: Instance,
-    /// `dummy.0`, or its alias.
+    /// Its name, such as `dummy.0`, or its alias.
     pub(crate) name: String,
-    /// Bytes in chunks, waiting or being flushed, at which the input pauses.
+    /// The bytes of chunks, waiting or in flight, at which the input pauses.
     pub(crate) mem_buf_limit: Option<usize>,
-    /// `storage.type filesystem`.
+    /// Whether it has `storage.type filesystem`.
     pub(crate) on_disk: bool,
     pub(crate) input: Box<dyn Input>,
     pub(crate) ended: bool,
 }
 
-/// The input that hands over what a predecessor left on disk, under the host's own name for it.
+/// Creates the input of the chunks that a predecessor left on disk, with the host's name for it.
 pub(crate) const BACKLOG: &str = "storage_backlog.0";
 
-/// Makes all inputs of a configuration; with a `storage.path` the backlog comes first.
+/// Creates all inputs of a configuration; with a `storage.path` the backlog comes first.
 pub(crate) fn build(
     inputs: &[Instance],
     parsers: &[Instance],
@@ -79,7 +78,7 @@ pub(crate) fn build(
                 place: place.clone(),
             },
             name: BACKLOG.to_owned(),
-            // Even a limit of 0 lets one chunk after the other through.
+            // Even with a limit of 0, one chunk at a time passes.
             mem_buf_limit: Some(service.backlog_mem_limit.max(1)),
             on_disk: false,
             input: Box::new(Backlog::new(dir)),
@@ -182,13 +181,13 @@ fn on_disk(kind: &str) -> Option<bool> {
     }
 }
 
-/// The same record at a steady rate.
+/// An input that emits the same record at a steady rate.
 struct Dummy {
     tag: Arc<str>,
     body: Vec<u8>,
     interval: Duration,
     copies: u64,
-    /// Times still to fire; `None` without end.
+    /// The remaining number of events; `None` is unlimited.
     left: Option<u64>,
     due: Option<Instant>,
 }
@@ -229,21 +228,21 @@ impl Input for Dummy {
             out.event(&self.tag, SystemTime::now(), &self.body);
         }
         self.left = self.left.map(|left| left - 1);
-        // A timer that was not read in time fires once, not once for every tick missed.
+        // A timer that was not read in time fires once, not once per missed tick.
         let next = (due + self.interval).max(now);
         self.due = Some(next);
         Ok(Next::At(next))
     }
 }
 
-/// Records of a known shape, in a known order.
+/// An input of sample records in a known order.
 struct Sample {
     records: Box<dyn Iterator<Item = (SystemTime, Value)> + Send>,
     tags: Vec<Arc<str>>,
     made: u64,
-    /// Records to make; `None` without end.
+    /// The number of records; `None` is unlimited.
     total: Option<u64>,
-    /// Records a second; `None` as fast as they can be made.
+    /// The records per second; `None` is unlimited.
     rate: Option<f64>,
     began: Option<Instant>,
 }
@@ -297,7 +296,7 @@ impl Input for Sample {
     }
 }
 
-/// Captured chunks, byte for byte.
+/// An input of captured chunks, unchanged.
 struct Chunks {
     chunks: Vec<(Arc<str>, Vec<u8>)>,
     next: usize,
@@ -359,7 +358,7 @@ impl Input for Chunks {
     }
 }
 
-/// Lines that files hold, and that are added to them.
+/// An input of the lines of files, including appended ones.
 struct Tail {
     patterns: Vec<String>,
     tag: String,
@@ -371,7 +370,7 @@ struct Tail {
     refresh: Duration,
     scan: Option<Instant>,
     files: Vec<TailFile>,
-    /// Whether the first scan, for which `Read_from_Head` counts, is over.
+    /// Whether the first scan is done, to which `Read_from_Head` applies.
     scanned: bool,
 }
 
@@ -406,7 +405,7 @@ impl Tail {
                 if !path.is_file() || self.files.iter().any(|file| file.path == path) {
                     continue;
                 }
-                // What appears later is read from its head in any case.
+                // Files that appear later are always read from the beginning.
                 let skip = !self.scanned && !self.from_head;
                 let offset = if skip { fs::metadata(&path)?.len() } else { 0 };
                 self.files.push(TailFile {
@@ -422,7 +421,7 @@ impl Tail {
     }
 }
 
-/// The `*` of a tag stands for the file's path, with dots for slashes.
+/// Returns a tag with `*` replaced by the file's path, with dots for slashes.
 fn tag_for(tag: &str, path: &Path) -> String {
     let Some((before, after)) = tag.split_once('*') else {
         return tag.to_owned();
@@ -481,7 +480,7 @@ impl Input for Tail {
     }
 }
 
-/// A line as it stands, whatever its bytes: `{key: line}`.
+/// Encodes a line of any bytes as `{key: line}`.
 pub(crate) fn raw(key: &str, line: &[u8]) -> Vec<u8> {
     let mut body = vec![0x81];
     for text in [key.as_bytes(), line] {
@@ -491,7 +490,7 @@ pub(crate) fn raw(key: &str, line: &[u8]) -> Vec<u8> {
     body
 }
 
-/// Takes the whole lines out of `buffer`.
+/// Takes the complete lines from `buffer`.
 fn lines(buffer: &mut Vec<u8>) -> Vec<Vec<u8>> {
     let Some(end) = buffer.iter().rposition(|&byte| byte == b'\n') else {
         return Vec::new();
@@ -505,7 +504,7 @@ fn lines(buffer: &mut Vec<u8>) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// JSON maps, one a line.
+/// An input of JSON maps, one per line.
 struct Stdin {
     tag: Arc<str>,
     parser: Parser,
@@ -553,7 +552,7 @@ impl Input for Stdin {
     }
 }
 
-/// A `[PARSER]` of format json.
+/// A `[PARSER]` with the format json.
 #[derive(Default)]
 struct Parser {
     time_key: String,
@@ -576,7 +575,7 @@ impl Parser {
             "{}: the format is '{format}'; here it can only be json",
             found.place
         );
-        // Fluent Bit writes %L for a fraction of a second, and takes any form of zone for %z.
+        // Fluent Bit's %L is a fraction of a second, and its %z accepts any form of zone.
         let time_format = found.get("time_format").map(|format| {
             let format = format.replace(".%L", "%.f").replace("%L", "%f");
             format.replace("%z", "%#z")
@@ -588,7 +587,7 @@ impl Parser {
         })
     }
 
-    /// Time and encoded body; `None` where the line is not a JSON map.
+    /// Returns time and encoded body; `None` if the line is not a JSON map.
     fn parse(&self, line: &[u8]) -> Option<(SystemTime, Vec<u8>)> {
         let mut map = json_map(line)?;
         let mut time = SystemTime::now();
@@ -617,7 +616,7 @@ impl Parser {
 
 type Map = Vec<(rmpv::Value, rmpv::Value)>;
 
-/// A JSON map with its keys in the order written, and none lost where two are equal.
+/// A JSON map that keeps the order of keys, and repeated keys.
 fn json_map(text: &[u8]) -> Option<Map> {
     match serde_json::from_slice(text).ok()? {
         rmpv::Value::Map(map) => Some(map),
@@ -632,14 +631,14 @@ fn encode(map: &Map) -> Vec<u8> {
     body
 }
 
-/// A time with its zone, or in UTC where the format has none.
+/// Parses a time with its zone, or in UTC if the format has none.
 fn read_time(text: &str, format: &str) -> Option<SystemTime> {
     let zoned = DateTime::parse_from_str(text, format).map(|time| time.to_utc());
     let time = zoned.or_else(|_| NaiveDateTime::parse_from_str(text, format).map(|t| t.and_utc()));
     time.ok().map(SystemTime::from)
 }
 
-/// Inputs of the last configuration go on where they are if the new one has them unchanged.
+/// Inputs of the last configuration continue at their positions if they are unchanged in the new one.
 pub(crate) fn carry_over(old: Vec<Slot>, new: &mut [Slot]) {
     let mut old: VecDeque<_> = old
         .into_iter()

@@ -1,16 +1,16 @@
-//! A stand-in for Fluent Bit's engine: it loads any Go-proxy output, and treats it as the host does.
+//! A stand-in for Fluent Bit's engine: it loads any Go-proxy output, and calls it like the host.
 //!
 //! - [`abi`]: the calls into a library
-//! - [`stack`]: the stacks that flushes run on, and what tells of their overflow
-//! - [`input`], [`chunk`]: where events come from, and how they are put together
+//! - [`stack`]: the stacks of flushes, and the detection of their overflow
+//! - [`input`], [`chunk`]: the sources of events, and their encoding
 //! - [`storage`]: chunks on disk
 //! - [`pipeline`]: the engine's thread: tasks, retries, workers
-//! - [`schedule`]: when a retry comes
-//! - [`report`]: what a run did and cost
+//! - [`schedule`]: the times of retries
+//! - [`report`]: the results and the cost of a run
 //!
-//! This file is the host's main thread: it loads configurations and libraries, forks for `Daemon on`,
-//! waits for signals, and carries out hot reloads. The engine itself runs on a thread of its own, a new
-//! one after each reload, as in the host; a plugin can tell by thread numbers.
+//! This file is the host's main thread: it loads configurations and libraries, forks for `Daemon on`, waits for
+//! signals, and performs hot reloads. As in the host, the engine runs on a thread of its own, a new one after each
+//! reload, which a plugin can tell from thread ids.
 
 mod abi;
 mod chunk;
@@ -47,12 +47,12 @@ use crate::config::{Config, Instance, Service, log_level};
 pub use self::report::{Cpu, Dropped, InputReport, Latency, OutputReport, Report};
 pub use self::stack::{EXIT_DEF_OVERRUN, EXIT_RAN_AFTER_UNLOAD, EXIT_STACK_OVERFLOW};
 
-/// How often the supervisor looks at signals and clocks.
+/// The interval at which the supervisor checks signals and clocks.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a thread that was joined may still be listed.
+/// The time for which a joined thread may still be listed.
 const THREADS_MAY_LINGER: Duration = Duration::from_millis(250);
 
-/// Arguments of `run`.
+/// The arguments of `run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
     /// The configuration, in the classic format or YAML
@@ -61,31 +61,30 @@ pub struct RunArgs {
     /// A library to load before the configuration; may be given several times
     #[arg(short = 'e', long = "plugin", value_name = "LIB.so")]
     plugins: Vec<PathBuf>,
-    /// Hot-reload once N chunks were made in all; may be given several times
+    /// Hot-reload after N chunks in all; may be given several times
     #[arg(long, value_name = "N")]
     reload_after_chunks: Vec<u64>,
-    /// Write the report to this file too, as JSON
+    /// Also write the report to this file, as JSON
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
-    /// No progress line every second
+    /// Print no progress lines
     #[arg(short, long)]
     quiet: bool,
     /// Stop as on SIGTERM after this time, such as 500ms, 10s or 5m
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     stop_after: Option<Duration>,
-    /// Keep from the library what it could see of the stop, as a program does that has Fluent Bit within it
+    /// Hide the stop from the library, like a program that embeds Fluent Bit
     #[arg(long)]
     hide_stop: bool,
-    /// Remove the file of a settled chunk only so long after the answer: kill -9 in between, and the
-    /// chunk comes again
+    /// Delay the removal of a settled chunk's file by this time, so that a kill in between makes the chunk come again
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
     settle_late: Duration,
-    /// Seed of the retry jitter
+    /// The seed of the retry jitter
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
 
-/// A configuration with its libraries loaded and registered, and nothing started.
+/// A configuration whose libraries are loaded and registered, but whose outputs are not started.
 struct Loaded {
     service: Service,
     proxies: Vec<Proxy>,
@@ -95,8 +94,8 @@ struct Loaded {
 }
 
 impl Loaded {
-    /// `FLBPluginPreRegister(hot_reload)` and `FLBPluginRegister` are called on the way: first for the
-    /// libraries of the command line, then for those of the configuration.
+    /// Loads a configuration. Calls `FLBPluginPreRegister(hot_reload)` and `FLBPluginRegister`, first for the libraries
+    /// of the command line, then for those of the configuration.
     fn load(args: &RunArgs, hot_reload: bool) -> Result<Self> {
         let mut proxies = Vec::new();
         match Self::load_into(&mut proxies, args, hot_reload) {
@@ -108,7 +107,8 @@ impl Loaded {
         }
     }
 
-    /// All but the libraries, which `proxies` gets one by one: they are to be unloaded after an error.
+    /// Like [`Loaded::load`], but adds the libraries to `proxies` one by one, so that they can be unloaded after an
+    /// error.
     fn load_into(proxies: &mut Vec<Proxy>, args: &RunArgs, hot_reload: bool) -> Result<Self> {
         for library in &args.plugins {
             proxies.extend(Proxy::load(library, hot_reload)?);
@@ -147,7 +147,7 @@ impl Loaded {
     }
 }
 
-/// What the host itself reads of an output. Of two equal keys the later counts.
+/// The host's own settings of an output. The later of two equal keys takes effect.
 fn plan(
     output: &Instance,
     number: usize,
@@ -230,7 +230,7 @@ fn unload(proxies: Vec<Proxy>) {
     proxies.into_iter().for_each(Proxy::unload);
 }
 
-/// Signals, as flags that their handlers set.
+/// The signals, as flags set by their handlers.
 struct Signals {
     stop: Arc<AtomicBool>,
     reload: Arc<AtomicBool>,
@@ -250,8 +250,8 @@ impl Signals {
     }
 }
 
-/// Runs a configuration to its end. The status is 0, or 1 when a record was dropped; an error is one of
-/// configuration.
+/// Runs a configuration to its end. Returns the exit status: 1 if a record was dropped, and otherwise 0. An error is
+/// one of the configuration.
 pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     own_this_thread();
     let signals = Signals::catch()?;
@@ -259,7 +259,7 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     let daemon = loaded.service.daemon;
     let mut threads_lost_at_fork = 0;
     if daemon {
-        // A daemon's directory is `/`; what was meant from here stays meant.
+        // A daemon's directory is `/`, so paths are made absolute.
         args.config = std::path::absolute(&args.config)?;
         for library in args.plugins.iter_mut().filter(|library| library.exists()) {
             *library = std::path::absolute(&library)?;
@@ -303,7 +303,7 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(report.exit_status))
 }
 
-/// Forks; only the child returns, with the number of threads that it lost.
+/// Forks. Only the child returns, with the number of threads that it lost.
 fn go_to_the_background() -> Result<usize> {
     let threads = foreign_threads().len();
     if threads > 0 {
@@ -324,7 +324,7 @@ fn go_to_the_background() -> Result<usize> {
     env::set_current_dir("/")?;
     let text = format!("switching to background mode (PID={})", process::id());
     abi::log(LOG_INFO, &text);
-    // As in the host, the descriptors are free for whatever the library opens next.
+    // As in the host, the descriptors are closed, and may be reused by the library.
     abi::mute_log();
     for descriptor in [libc::STDERR_FILENO, libc::STDOUT_FILENO] {
         // SAFETY: nothing of ours writes there any more.
@@ -339,19 +339,19 @@ struct Supervisor {
     signals: Signals,
     shared: Arc<Shared>,
     began: Instant,
-    /// When `--stop-after` is over.
+    /// The time at which `--stop-after` ends.
     deadline: Option<Instant>,
-    /// When the last generation was told to stop, and how long it took from then on.
+    /// The time at which the last generation was told to stop, and the time it took from then on.
     stop_began: Option<Instant>,
     stopping: Duration,
-    /// Progress lines written.
+    /// The number of progress lines.
     lines: u64,
     bytes_at_line: u64,
     reloads: u32,
 }
 
 impl Supervisor {
-    /// For the thread that calls it.
+    /// Creates the supervisor of the calling thread.
     fn new(args: RunArgs, signals: Signals) -> Self {
         let began = Instant::now();
         Self {
@@ -373,7 +373,7 @@ impl Supervisor {
         }
     }
 
-    /// What the first generation is given.
+    /// Returns the parts of the first generation.
     fn begin(&self) -> Lasting {
         let mut reload_after = self.args.reload_after_chunks.clone();
         reload_after.sort_unstable();
@@ -385,7 +385,7 @@ impl Supervisor {
         }
     }
 
-    /// Generation after generation, until one ends that no reload has ended.
+    /// Runs generations until one ends without a reload.
     fn run(&mut self, mut loaded: Loaded) -> Result<Tally> {
         let mut lasting = self.begin();
         loop {
@@ -416,7 +416,7 @@ impl Supervisor {
         }
     }
 
-    /// Runs one generation. Gives it back with what follows it.
+    /// Runs a generation. Returns it with its result, and after a reload the next configuration.
     fn supervise(
         &mut self,
         generation: Generation,
@@ -429,7 +429,7 @@ impl Supervisor {
             shared.supervisor.unpark();
             ended
         })?;
-        // The engine may be gone already: then nobody needs the order.
+        // If the engine has already ended, the order is not needed.
         let order = |order| drop(orders.send(Event::Order(order)));
 
         let mut next = None;

@@ -1,8 +1,8 @@
-//! One generation of the engine, on its own thread: from the outputs' Init, through inputs, chunks,
-//! tasks and retries, to their Exit. A hot reload ends one generation and begins another.
+//! A generation of the engine, on its own thread: from the outputs' Init, through inputs, chunks, tasks and retries, to
+//! their Exit. A hot reload ends a generation and starts another.
 //!
-//! A task is a chunk on its way to every output that matches its tag; each way is a route, and each
-//! route is retried by itself. The task is over when its last route is settled.
+//! A task is a chunk in flight to all outputs that match its tag. Each output is a route, with its own retries. The
+//! task ends when its last route is settled.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
@@ -28,28 +28,28 @@ use super::stack::{AlternateStack, FlushStack};
 use super::storage::Store;
 use crate::config::{Instance, Service};
 
-/// Chunks on their way at once (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE_LIMIT`); others wait.
+/// The most chunks in flight (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE_LIMIT`); others wait.
 const TASK_LIMIT: usize = 16_384;
 
-/// What the configuration says of one output.
+/// The settings of an output.
 pub(crate) struct Plan {
-    /// `ferry.0`, or its alias.
+    /// Its name, such as `ferry.0`, or its alias.
     pub(crate) name: String,
-    /// Which of the loaded libraries it belongs to.
+    /// The index of its library.
     pub(crate) proxy: usize,
     pub(crate) definition: Instance,
-    /// Without one, no chunk goes there.
+    /// The pattern of tags; without one it gets no chunks.
     pub(crate) tag_pattern: Option<String>,
     pub(crate) retry_limit: RetryLimit,
     pub(crate) workers: usize,
     pub(crate) log_level: i32,
 }
 
-/// What the engine's thread shares with the supervisor.
+/// The state that the engine's thread shares with the supervisor.
 pub(crate) struct Shared {
     pub(crate) progress: Progress,
     pub(crate) cpu: Mutex<LibraryCpu>,
-    /// A threshold of `--reload-after-chunks` was reached.
+    /// Whether a threshold of `--reload-after-chunks` was reached.
     pub(crate) wants_reload: AtomicBool,
     pub(crate) supervisor: thread::Thread,
 }
@@ -61,35 +61,35 @@ impl Shared {
     }
 }
 
-/// All that a generation is made of, and hands back when it ends.
+/// The parts of a generation, which it returns when it ends.
 pub(crate) struct Generation {
     pub(crate) service: Service,
     pub(crate) proxies: Vec<Proxy>,
     pub(crate) plans: Vec<Plan>,
     pub(crate) slots: Vec<Slot>,
-    /// Where inputs with `storage.type filesystem` keep their chunks.
+    /// The chunks of inputs with `storage.type filesystem`.
     pub(crate) store: Option<Store>,
-    /// How long after the last answer a chunk's origin is told of it.
+    /// The delay between the last answer for a chunk and the removal of its file.
     pub(crate) settle_late: Duration,
-    /// What outlives a reload.
+    /// The state that outlives a reload.
     pub(crate) lasting: Lasting,
 }
 
-/// What outlives a reload.
+/// The state that outlives a reload.
 pub(crate) struct Lasting {
     pub(crate) tally: Tally,
     pub(crate) random: SmallRng,
-    /// Numbers of chunks after which to reload, ascending.
+    /// The numbers of chunks after which to reload, ascending.
     pub(crate) reload_after: VecDeque<u64>,
     pub(crate) chunks_made: u64,
 }
 
-/// What the supervisor tells the engine.
+/// An order of the supervisor to the engine.
 pub(crate) enum Order {
     Stop {
         by_reload: bool,
     },
-    /// The reload that the engine asked for is off: go on.
+    /// Continue, since the reload that the engine requested is cancelled.
     Resume,
 }
 
@@ -98,7 +98,7 @@ pub(crate) enum Event {
     Flushed(Flushed),
 }
 
-/// A flush that returned.
+/// A completed flush.
 pub(crate) struct Flushed {
     task: usize,
     output: usize,
@@ -115,7 +115,7 @@ struct Job {
 
 impl Job {
     fn run(self, call: FlushCall, stack: &mut FlushStack) -> Flushed {
-        // The host, too, hands over a copy of the tag that is gone after the call.
+        // Like the host, passes a copy of the tag that is freed after the call.
         let tag = CString::new(self.tag.replace('\0', "")).expect("no nul is left in it");
         let began = Instant::now();
         let answer = stack.run(|| call.call(&self.data, &tag));
@@ -136,35 +136,35 @@ struct Task {
     records: u64,
     routes: Vec<Route>,
     origin: Option<Box<dyn Origin>>,
-    /// [`Outcome::Dropped`] as soon as one output has not taken it.
+    /// [`Outcome::Dropped`] once an output has not accepted it.
     outcome: Outcome,
 }
 
 struct Route {
     output: usize,
-    /// Times it was scheduled again.
+    /// The number of retries.
     retries: u32,
     in_flight: bool,
 }
 
 struct Output {
     plan: Plan,
-    /// Until it has exited.
+    /// The instance; `None` once it has exited.
     plugin: Option<Plugin>,
     call: FlushCall,
-    /// For flushes on the engine's thread; workers have their own.
+    /// The stack for flushes on the engine's thread; workers have their own.
     stack: Option<FlushStack>,
     workers: VecDeque<Worker>,
 }
 
 struct Worker {
     jobs: Sender<Job>,
-    /// Gives the high-water mark of its stack.
+    /// The thread, which returns the most stack used by its flushes.
     thread: JoinHandle<usize>,
 }
 
 impl Output {
-    /// Only after Init: the call holds the pointer that the plugin stored there.
+    /// Starts the workers, after Init, since calls contain the pointer that the plugin stored then.
     fn start(
         plan: Plan,
         plugin: Plugin,
@@ -192,7 +192,7 @@ impl Output {
                 move || {
                     let _alternate = AlternateStack::install();
                     for job in todo {
-                        // Nobody listens any more once the engine has gone: nothing is left to tell.
+                        // Fails once the engine has ended, and the answer is not needed.
                         let _ = results.send(Event::Flushed(job.run(call, &mut stack)));
                     }
                     stack.high_water()
@@ -203,7 +203,7 @@ impl Output {
         Ok(output)
     }
 
-    /// Lets the workers finish what they were given, one after the other, as the host does.
+    /// Lets the workers finish their jobs, one worker after the other, like the host.
     fn join_workers(&mut self) -> usize {
         let mut high_water = self.stack.as_ref().map_or(0, FlushStack::high_water);
         for worker in self.workers.drain(..) {
@@ -215,13 +215,13 @@ impl Output {
     }
 }
 
-/// What an input gathered.
+/// The chunks of an input.
 #[derive(Default)]
 struct Buffer {
     appender: Appender,
-    /// Chunks that wait for a task, with their records.
+    /// The chunks that wait for a task, with their number of records.
     ready: VecDeque<(Chunk, u64)>,
-    /// Bytes of chunks that are ready or on their way.
+    /// The bytes of chunks that are ready or in flight.
     on_the_way: usize,
     paused: bool,
 }
@@ -229,9 +229,9 @@ struct Buffer {
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Running,
-    /// A threshold was reached: nothing new begins until the supervisor has spoken.
+    /// Whether a threshold was reached: nothing new starts until the supervisor has answered.
     Held,
-    /// All inputs have ended: every chunk is seen through, on its ordinary schedule.
+    /// Whether all inputs have ended: every chunk is completed on its ordinary schedule.
     Draining,
     Stopping {
         deadline: Option<Instant>,
@@ -245,9 +245,9 @@ struct Engine {
     slots: Vec<Slot>,
     buffers: Vec<Buffer>,
     tasks: BTreeMap<usize, Task>,
-    /// Task numbers below the highest one that are not in use.
+    /// The unused task numbers below the highest one.
     free: BTreeSet<usize>,
-    /// Flushes for the engine's own thread.
+    /// The flushes for the engine's own thread.
     local: VecDeque<Job>,
     retries: BinaryHeap<Reverse<(Instant, usize, usize)>>,
     schedule: Schedule,
@@ -255,15 +255,14 @@ struct Engine {
     next_flush: Instant,
     store: Option<Store>,
     settle_late: Duration,
-    /// Settled chunks whose origins are not told yet, the oldest first.
+    /// The settled chunks whose files are not removed yet, oldest first.
     late: VecDeque<(Instant, Box<dyn Origin>, Outcome)>,
     lasting: Lasting,
     shared: Arc<Shared>,
 }
 
 impl Generation {
-    /// Runs to the end; the caller unloads the libraries. An error means that an output did not
-    /// start.
+    /// Runs to the end; the caller unloads the libraries. An error means that an output did not start.
     pub(crate) fn run(
         mut self,
         shared: Arc<Shared>,
@@ -304,7 +303,7 @@ impl Generation {
                 format!("[output] could not initialize '{name}'")
             };
             abi::log(LOG_ERROR, &failure);
-            // The one that failed is just freed; all others exit, initialised or not.
+            // The one that failed is only freed; all others exit, initialised or not.
             for output in &mut outputs {
                 output.join_workers();
             }
@@ -442,7 +441,7 @@ impl Engine {
         };
         self.gather(true);
         self.start_tasks();
-        // Retries of tasks that have nothing running come at once.
+        // Tasks that have nothing in flight are retried at once.
         let waiting = std::mem::take(&mut self.retries).into_iter();
         self.retries = waiting
             .map(|Reverse((due, task, output))| {
@@ -453,7 +452,7 @@ impl Engine {
             .collect();
     }
 
-    /// Asks every input that may run. Gives the moment when one wants to be asked again.
+    /// Calls every input that may run. Returns the earliest time of the next call.
     fn poll_inputs(&mut self, now: Instant) -> Option<Instant> {
         if self.state != State::Running {
             return None;
@@ -516,7 +515,7 @@ impl Engine {
         over
     }
 
-    /// Takes the inputs' full chunks, or all, and counts what is in them.
+    /// Takes the full chunks of the inputs, or all of them, and counts their records.
     fn gather(&mut self, all: bool) {
         for (slot, buffer) in self.slots.iter().zip(&mut self.buffers) {
             for mut chunk in buffer.appender.take(all) {
@@ -553,7 +552,7 @@ impl Engine {
         }
     }
 
-    /// Makes tasks of the chunks that are ready, as long as there may be more.
+    /// Creates tasks of the chunks that are ready, up to the limit.
     fn start_tasks(&mut self) {
         for slot in 0..self.slots.len() {
             while self.tasks.len() < TASK_LIMIT
@@ -664,7 +663,7 @@ impl Engine {
         }
     }
 
-    /// Counts a call of flush, whatever its answer.
+    /// Counts a flush.
     fn count_call(&mut self, flushed: &Flushed) {
         let name = self.outputs[flushed.output].plan.name.clone();
         let tally = self.lasting.tally.outputs.entry(name).or_default();
@@ -673,7 +672,7 @@ impl Engine {
         tally.latency.record(micros).expect("the histogram resizes");
     }
 
-    /// Acts on the answer of a flush, in the host's words.
+    /// Handles the answer of a flush, with the host's log messages.
     fn settle(&mut self, flushed: Flushed, now: Instant) {
         self.count_call(&flushed);
         let Flushed {
@@ -742,7 +741,7 @@ impl Engine {
                 self.drop_route(id, at, |dropped| &mut dropped.retry_limit);
             }
             answer => {
-                // The host is silent here; a test wants to see it.
+                // The host logs nothing here, but tests need it.
                 let text = format!(
                     "[engine] chunk '{chunk}' is dropped, flush answered {answer}: task_id={id}, {way}"
                 );
@@ -766,7 +765,7 @@ impl Engine {
         self.release(id, at);
     }
 
-    /// A route is settled; after the last one the chunk goes.
+    /// Settles a route; after the last one, the chunk is settled.
     fn release(&mut self, id: usize, at: usize) {
         let task = self.tasks.get_mut(&id).expect("a route belongs to a task");
         task.routes.retain(|route| route.output != at);
@@ -796,8 +795,8 @@ impl Engine {
         !stopping && next.is_some_and(|&after| self.lasting.chunks_made >= after)
     }
 
-    /// After so many chunks the engine holds still until the supervisor has reloaded or failed to:
-    /// what is before and what is after the reload is then the same in every run.
+    /// Pauses the engine after this number of chunks until the supervisor has reloaded, or failed to. That makes the
+    /// chunks before and after the reload the same in every run.
     fn check_reload_threshold(&mut self) {
         if self.state != State::Held && self.is_threshold_reached() {
             self.lasting.reload_after.pop_front();
@@ -807,8 +806,8 @@ impl Engine {
         }
     }
 
-    /// Workers joined, then PreExit and Exit, output by output. What they still acknowledge counts;
-    /// the host does not look any more, but the plugin has it.
+    /// Joins the workers, and then calls PreExit and Exit for each output. Answers in that time count: the host ignores
+    /// them, but the plugin has the chunks.
     fn shut_down(&mut self, proxies: &[Proxy], events: &Receiver<Event>) {
         let by_reload = matches!(
             self.state,
@@ -853,9 +852,9 @@ impl Engine {
         self.publish();
     }
 
-    /// Drops what is still pending. What has an origin stays there.
+    /// Drops all pending chunks. Those with a file stay on disk.
     fn abandon(&mut self, by_reload: bool) {
-        // Chunks that never had a task need one to be dropped from, whatever the limit.
+        // Chunks without a task get one, beyond the limit, so that they can be dropped.
         for slot in 0..self.slots.len() {
             while let Some((chunk, records)) = self.buffers[slot].ready.pop_front() {
                 if chunk.origin.is_none() {
@@ -893,7 +892,7 @@ impl Engine {
     }
 }
 
-/// The host's `Match`: `*` stands for any run of characters.
+/// Whether a tag matches the host's `Match`, where `*` is any sequence of characters.
 fn tag_matches(pattern: &str, tag: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| tag.strip_prefix(first)) else {

@@ -1,4 +1,4 @@
-//! What a run did, and what it cost.
+//! The results and the cost of a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::input::BACKLOG;
 
-/// Records that were lost, by why.
+/// The lost records, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dropped {
     /// The plugin answered ERROR.
@@ -44,114 +44,114 @@ impl Dropped {
     }
 }
 
-/// One input over the whole run.
+/// An input's results over the whole run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct InputReport {
-    /// Log records, counted in the chunks.
+    /// The log records in its chunks.
     pub records: u64,
-    /// Bytes of chunks.
+    /// The bytes of its chunks.
     pub bytes: u64,
     /// Chunks.
     pub chunks: u64,
-    /// Times that `Mem_Buf_Limit` paused it.
+    /// The number of pauses by `Mem_Buf_Limit`.
     pub pauses: u64,
-    /// Records that no output wanted.
+    /// The records that no output matched.
     pub unmatched: u64,
 }
 
-/// One output over the whole run.
+/// An output's results over the whole run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct OutputReport {
-    /// Worker threads; 0 flushes on the engine's own.
+    /// The number of worker threads; with 0, flushes run on the engine's own.
     pub workers: usize,
-    /// Records of chunks that were answered OK.
+    /// The records of chunks that were answered with OK.
     pub acknowledged: u64,
-    /// Records of chunks that were answered RETRY and scheduled again, each time.
+    /// The records of chunks that were answered with RETRY and scheduled again, counted each time.
     pub retried: u64,
-    /// Records lost.
+    /// The lost records.
     pub dropped: Dropped,
-    /// Chunks answered OK.
+    /// The chunks that were answered with OK.
     pub chunks: u64,
-    /// Bytes of chunks answered OK.
+    /// The bytes of chunks that were answered with OK.
     pub bytes: u64,
-    /// Calls of the plugin's flush.
+    /// The number of flushes.
     pub flush_calls: u64,
-    /// Calls answered RETRY.
+    /// The number of flushes that were answered with RETRY.
     pub retries: u64,
-    /// How long the calls took.
+    /// The duration of the flushes.
     pub flush_latency: Latency,
-    /// Deepest use of a flush's stack.
+    /// The most stack used by a flush.
     pub stack_high_water_bytes: usize,
 }
 
 /// Milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Latency {
-    /// Half of the calls took no longer.
+    /// The median.
     pub p50_ms: f64,
-    /// Of a hundred calls 99 took no longer.
+    /// The 99th percentile.
     pub p99_ms: f64,
-    /// The longest call.
+    /// The maximum.
     pub max_ms: f64,
 }
 
 /// CPU time in seconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Cpu {
-    /// All threads, the harness's own included.
+    /// That of all threads, including the harness's own.
     pub process: f64,
-    /// Threads that the library made.
+    /// That of the threads that the library created.
     pub library_threads: f64,
 }
 
-/// Everything `--report` writes.
+/// The report, as written by `--report`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// 0, or 1 when a record was dropped.
+    /// The exit status: 1 if a record was dropped, and otherwise 0.
     pub exit_status: u8,
-    /// From the first instance's start to the last one's end.
+    /// The time from the first instance's start to the last one's end.
     pub seconds: f64,
-    /// From the signal to stop to the last output's end; 0 where the inputs came to their end.
+    /// The time from the signal to stop to the last output's end; 0 if the inputs ended by themselves.
     pub stopping_seconds: f64,
-    /// Log records that the inputs made.
+    /// The log records of the inputs.
     pub records_in: u64,
-    /// Records acknowledged, over all outputs.
+    /// The acknowledged records of all outputs.
     pub records_acknowledged: u64,
-    /// Records retried, over all outputs, each time.
+    /// The retried records of all outputs, counted each time.
     pub records_retried: u64,
-    /// Records lost, over all outputs, and those that no output wanted.
+    /// The lost records of all outputs, and those that no output matched.
     pub records_dropped: u64,
-    /// Why they were lost.
+    /// The lost records, by reason.
     pub dropped: Dropped,
-    /// Chunks that the inputs made, and those of the backlog.
+    /// The chunks of the inputs and of the backlog.
     pub chunks: u64,
-    /// Chunks that were found on disk. One that a hot reload left there counts again.
+    /// The chunks found on disk. One that a hot reload left there is counted again.
     pub backlog_chunks: u64,
-    /// Chunks that lie on disk at the end.
+    /// The chunks on disk at the end.
     pub chunks_left_on_disk: u64,
-    /// Chunks acknowledged in a second.
+    /// The acknowledged chunks per second.
     pub chunks_per_second: f64,
-    /// Bytes of chunks acknowledged in a second.
+    /// The bytes of acknowledged chunks per second.
     pub bytes_per_second: f64,
-    /// Calls of flush, over all outputs.
+    /// The number of flushes of all outputs.
     pub flush_calls: u64,
-    /// Calls answered RETRY, over all outputs.
+    /// The number of flushes that were answered with RETRY, of all outputs.
     pub retries: u64,
-    /// How long the calls took, over all outputs.
+    /// The duration of the flushes of all outputs.
     pub flush_latency: Latency,
-    /// CPU time used.
+    /// The CPU time.
     pub cpu_seconds: Cpu,
     /// The largest resident size of the process (`VmHWM`).
     pub peak_memory_bytes: u64,
-    /// Deepest use of a flush's stack, over all outputs.
+    /// The most stack used by a flush, of all outputs.
     pub stack_high_water_bytes: usize,
-    /// Size of a flush's stack.
+    /// The stack size of a flush.
     pub coro_stack_bytes: usize,
-    /// Hot reloads that were carried out.
+    /// The number of hot reloads.
     pub reloads: u32,
-    /// Threads besides our own that ran when the daemon forked: they are gone in the child.
+    /// The threads other than the harness's own at the daemon's fork, which the child does not have.
     pub threads_lost_at_fork: usize,
-    /// Threads of the library that ran on after it was unloaded.
+    /// The library's threads that were still running after it was unloaded.
     pub threads_left_behind: usize,
     /// By name or alias.
     pub inputs: BTreeMap<String, InputReport>,
@@ -195,7 +195,7 @@ fn latency(histogram: &Histogram<u64>) -> Latency {
 }
 
 impl Tally {
-    /// The report, but for what only the supervisor knows.
+    /// Returns the report, except for what only the supervisor knows.
     pub(crate) fn report(self, seconds: f64) -> Report {
         let mut report = Report {
             seconds,
@@ -237,14 +237,14 @@ impl Tally {
 }
 
 impl Report {
-    /// Writes the JSON in one piece: whoever waits for the file finds it whole.
+    /// Writes the JSON atomically, so that a process that waits for the file finds it complete.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let part = path.with_extension("part");
         fs::write(&part, serde_json::to_vec_pretty(self)?)?;
         fs::rename(&part, path)
     }
 
-    /// The table for people.
+    /// Formats the report as a table.
     pub(crate) fn table(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, value: String| {
@@ -344,7 +344,7 @@ impl Report {
     }
 }
 
-/// Counts for the progress line, written by the engine's thread.
+/// The counts of the progress line, written by the engine's thread.
 #[derive(Default)]
 pub(crate) struct Progress {
     pub(crate) records_in: AtomicU64,
@@ -352,12 +352,12 @@ pub(crate) struct Progress {
     pub(crate) retried: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) bytes: AtomicU64,
-    /// Chunks on their way.
+    /// The chunks in flight.
     pub(crate) pending: AtomicU64,
 }
 
 impl Progress {
-    /// The line for second `second`, given the bytes of the second before.
+    /// Returns the line for a second, given the bytes of the second before.
     pub(crate) fn line(&self, second: u64, bytes_before: u64) -> String {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let rate = (read(&self.bytes) - bytes_before) as f64 / 1e6;
@@ -378,14 +378,14 @@ fn own_threads() -> MutexGuard<'static, BTreeSet<libc::pid_t>> {
     OWN_THREADS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts the calling thread among the harness's own, for good: the number of a thread that ended
-/// may be seen a moment longer.
+/// Registers the calling thread as the harness's own, permanently, since an ended thread may still be listed for a
+/// moment.
 pub(crate) fn own_this_thread() {
     // SAFETY: gettid has no preconditions.
     own_threads().insert(unsafe { libc::gettid() });
 }
 
-/// Starts a thread that is known as the harness's own.
+/// Starts a thread that is registered as the harness's own.
 pub(crate) fn spawn_own<T: Send + 'static>(
     name: String,
     run: impl FnOnce() -> T + Send + 'static,
@@ -396,7 +396,7 @@ pub(crate) fn spawn_own<T: Send + 'static>(
     })
 }
 
-/// Threads that the harness did not make.
+/// Returns the threads that the harness did not create.
 pub(crate) fn foreign_threads() -> Vec<libc::pid_t> {
     let tasks = fs::read_dir("/proc/self/task")
         .into_iter()
@@ -407,8 +407,8 @@ pub(crate) fn foreign_threads() -> Vec<libc::pid_t> {
     ids.filter(|id| !own.contains(id)).collect()
 }
 
-/// CPU time of the library's threads. A thread's clock is gone with it, so they are read again and
-/// again: what one uses between the last reading and its end is not seen.
+/// The CPU time of the library's threads. A thread's clock ends with it, so the clocks are read repeatedly: usage
+/// between the last reading and the thread's end is lost.
 #[derive(Default)]
 pub(crate) struct LibraryCpu {
     now: BTreeMap<libc::pid_t, Duration>,
@@ -420,7 +420,7 @@ impl LibraryCpu {
     pub(crate) fn sample(&mut self) {
         let alive = foreign_threads();
         self.now.retain(|id, used| {
-            // A thread that registered as ours after it was first seen counts no more.
+            // A thread that registered as the harness's own after its first reading is not counted.
             let own = own_threads().contains(id);
             if !own && !alive.contains(id) {
                 self.ended += *used;
@@ -434,14 +434,14 @@ impl LibraryCpu {
         }
     }
 
-    /// All that was seen.
+    /// Returns the total usage.
     pub(crate) fn total(&self) -> Duration {
         self.ended + self.now.values().sum::<Duration>()
     }
 }
 
 fn thread_cpu(id: libc::pid_t) -> Option<Duration> {
-    // Linux's clock of a thread: its number inverted, with bit 2 for a thread, 2 for CPU time.
+    // Linux's clock of a thread: its inverted id, with bit 2 for a thread, and 2 for CPU time.
     let clock = (!id << 3) | 6;
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -452,7 +452,7 @@ fn thread_cpu(id: libc::pid_t) -> Option<Duration> {
     (read == 0).then(|| Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
-/// CPU time of the whole process.
+/// Returns the CPU time of the whole process.
 pub(crate) fn process_cpu() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,

@@ -1,13 +1,13 @@
-//! When a chunk that the plugin did not take comes again.
+//! The schedule of retries.
 
 use std::time::Duration;
 
 use rand::Rng;
 
-/// `Retry_Limit` of an output.
+/// The `Retry_Limit` of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetryLimit {
-    /// So many retries, then the chunk is dropped. The host's default is 1.
+    /// This number of retries, after which the chunk is dropped. The host's default is 1.
     Limit(u32),
     /// `no_limits`, `false` or `off`.
     Unlimited,
@@ -16,8 +16,8 @@ pub(crate) enum RetryLimit {
 }
 
 impl RetryLimit {
-    /// As the host reads it: what is not a number above 0 means the default. The flag tells that the
-    /// host would say so.
+    /// Parses a limit like the host, for which anything but a number above 0 is the default. The flag tells whether the
+    /// host would warn of it.
     pub(crate) fn read(text: &str) -> (Self, bool) {
         match text.to_lowercase().as_str() {
             "no_limits" | "false" | "off" => (Self::Unlimited, true),
@@ -49,9 +49,9 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// The wait before retry `attempt` (1 for the first): a whole number of seconds, evenly spread
-    /// over base ..= min(cap, base * 2^attempt), plus the second that the host's scheduler adds.
-    /// With a fraction as base, which the host does not know, any number in that range, plus nothing.
+    /// Returns the wait before retry `attempt`, from 1: a whole number of seconds, evenly distributed over base ..=
+    /// min(cap, base * 2^attempt), plus the second that the host's scheduler adds. With a fractional base, which the
+    /// host does not support: any number in that range, without the additional second.
     pub(crate) fn wait(&self, attempt: u32, random: &mut impl Rng) -> Duration {
         let top = (self.base * 2_f64.powi(attempt.min(1000) as i32)).min(self.cap);
         let top = top.max(self.base);
@@ -61,7 +61,7 @@ impl Schedule {
         Duration::from_secs(random.random_range(self.base as u64..=top as u64) + 1)
     }
 
-    /// The wait before every retry once the engine is stopping.
+    /// Returns the wait before every retry while the engine is stopping.
     pub(crate) fn wait_at_stop(&self) -> Duration {
         let whole = Duration::from_secs(1);
         if self.is_fractional() {

@@ -1,9 +1,8 @@
-//! Small stacks for flushes, guard pages, and the signal handler that tells what ran into one.
+//! Small stacks for flushes, guard pages, and the signal handler that reports an overflow.
 //!
-//! The host runs every flush on a coroutine's stack of 24 KiB (64 KiB since 5.1) with nothing below
-//! it: a plugin that needs more corrupts memory. Here a guard lies below, and the run ends with a
-//! message instead. A proxy's flush never yields, so a stack is free again when the call returns,
-//! and one for each thread is enough.
+//! The host runs every flush on a coroutine's stack of 24 KiB (64 KiB since 5.1) without a guard page: a plugin that
+//! needs more corrupts memory. Here there is a guard page, and an overflow ends the run with a message. A proxy's flush
+//! never yields, so that its stack is free when the call returns, and each thread needs only one.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -14,21 +13,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use corosensei::stack::{STACK_ALIGNMENT, Stack, StackPointer};
 
-/// Exit status when a flush overflowed its stack.
+/// The exit status if a flush overflows its stack.
 pub const EXIT_STACK_OVERFLOW: i32 = 86;
-/// Exit status when a library went past the 32 bytes of its registration.
+/// The exit status if a library accesses more than the 32 bytes of its registration.
 pub const EXIT_DEF_OVERRUN: i32 = 85;
-/// Exit status when a thread ran on in a library that was unloaded.
+/// The exit status if a thread is still running code of a library that was unloaded.
 pub const EXIT_RAN_AFTER_UNLOAD: i32 = 87;
 
-/// Address space kept unmapped below a stack: a C frame may step over a single page.
+/// The unmapped address space below a stack, since a C frame may skip a single page.
 const STACK_GUARD: usize = 1 << 20;
 const PAINT: u64 = 0xf3f3_f3f3_f3f3_f3f3;
-/// Stacks and registrations that can be guarded at once: every worker of every output has one.
+/// The most stacks and registrations that are guarded at the same time: every worker of every output has one.
 const GUARDS: usize = 512;
 
-/// An address range that the signal handler can name. Only atomics: the handler may read it at any
-/// moment, from any thread.
+/// An address range known to the signal handler, which may read it at any time from any thread; hence atomics.
 struct Guard {
     start: AtomicUsize,
     end: AtomicUsize,
@@ -49,16 +47,16 @@ static REGISTRY: [Guard; GUARDS] = [const {
 
 static UNLOADED: AtomicBool = AtomicBool::new(false);
 
-/// From now on a fault at an unknown address is blamed on code that was unloaded.
+/// Attributes faults at unknown addresses to unloaded code from now on.
 pub(crate) fn libraries_are_unloaded() {
     UNLOADED.store(true, Ordering::Relaxed);
 }
 
-/// Memory with an inaccessible part that a fault can be traced to.
+/// Memory with an inaccessible part, whose faults are identified.
 pub(crate) struct Guarded {
     map: *mut u8,
     len: usize,
-    /// Offset of the accessible part, and its length.
+    /// The offset and length of the accessible part.
     open: (usize, usize),
     entry: &'static Guard,
 }
@@ -67,8 +65,8 @@ pub(crate) struct Guarded {
 unsafe impl Send for Guarded {}
 
 impl Guarded {
-    /// Maps `below` inaccessible bytes, `size` zeroed ones and `above` inaccessible ones, all
-    /// multiples of the page size. A fault in the inaccessible parts prints `message` and exits.
+    /// Maps `below` inaccessible bytes, `size` zeroed ones and `above` inaccessible ones, all multiples of the page
+    /// size. A fault in the inaccessible parts prints `message` and exits.
     fn map(
         below: usize,
         size: usize,
@@ -99,7 +97,7 @@ impl Guarded {
                 free.is_ok()
             })
             .ok_or_else(|| io::Error::other(format!("more than {GUARDS} guarded stacks")))?;
-        // The handler may be reading while this entry is given up: the text stays for good.
+        // The handler may still read the text when this entry is released, so it is never freed.
         let message: &'static str = message.leak();
         entry
             .message
@@ -116,7 +114,7 @@ impl Guarded {
         })
     }
 
-    /// `size` bytes that end where an inaccessible page begins.
+    /// Returns `size` bytes that end at an inaccessible page.
     pub(crate) fn before_a_guard(size: usize, message: String) -> io::Result<Self> {
         let page = page_size();
         Self::map(
@@ -128,7 +126,7 @@ impl Guarded {
         )
     }
 
-    /// The last `size` accessible bytes, zeroed when mapped.
+    /// Returns the last `size` accessible bytes, which are zeroed when mapped.
     pub(crate) fn last_bytes(&self, size: usize) -> *mut u8 {
         self.map.wrapping_add(self.open.0 + self.open.1 - size)
     }
@@ -143,14 +141,14 @@ impl Drop for Guarded {
     }
 }
 
-/// The stack of one thread's flushes.
+/// The stack for a thread's flushes.
 pub(crate) struct FlushStack {
     memory: Guarded,
     size: usize,
 }
 
 impl FlushStack {
-    /// A painted stack of exactly `size` bytes, rounded down to the ABI's alignment.
+    /// Creates a painted stack of exactly `size` bytes, rounded down to the ABI's alignment.
     pub(crate) fn new(size: usize, output: &str) -> io::Result<Self> {
         let message = format!("{output}: flush overflowed its {size}-byte coroutine stack\n");
         let open = size.next_multiple_of(page_size());
@@ -168,17 +166,17 @@ impl FlushStack {
         Ok(stack)
     }
 
-    /// The lowest usable byte: right above the guard, whatever the size.
+    /// Returns the lowest usable byte, right above the guard.
     fn bottom(&self) -> *mut u8 {
         self.memory.map.wrapping_add(self.memory.open.0)
     }
 
-    /// Calls `call` on this stack. A panic in it comes out here.
+    /// Calls `call` on this stack. A panic in it propagates.
     pub(crate) fn run<R>(&mut self, call: impl FnOnce() -> R) -> R {
         corosensei::on_stack(&mut *self, call)
     }
 
-    /// The deepest use over all calls, in bytes: what lost its paint.
+    /// Returns the most stack used by any call, in bytes: what is no longer painted.
     pub(crate) fn high_water(&self) -> usize {
         let words = self.size / size_of::<u64>();
         let bottom = self.bottom().cast::<u64>();
@@ -200,11 +198,11 @@ unsafe impl Stack for FlushStack {
     }
 }
 
-/// A stack for the signal handler, which cannot run on one that has just overflowed.
+/// A stack for the signal handler, which cannot run on a stack that has overflowed.
 pub(crate) struct AlternateStack(Vec<u8>);
 
 impl AlternateStack {
-    /// Gives the calling thread one, until dropped.
+    /// Installs one for the calling thread, until dropped.
     pub(crate) fn install() -> Self {
         let mut memory = vec![0_u8; 64 * 1024];
         set_alternate_stack(memory.as_mut_ptr(), memory.len(), 0);
@@ -248,7 +246,7 @@ fn install_handler() {
     });
 }
 
-/// Only async-signal-safe calls: atomics, write(2), _exit(2), signal(2).
+/// Uses async-signal-safe calls only: atomics, write(2), _exit(2), signal(2).
 extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo for SIGSEGV and SIGBUS.
     let info = unsafe { &*info };
@@ -266,7 +264,7 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_
         const TEXT: &str = "a thread of the library ran on after the library was unloaded\n";
         die(TEXT.as_ptr(), TEXT.len(), EXIT_RAN_AFTER_UNLOAD);
     }
-    // Not ours: the instruction faults again, and kills as it would have without a handler.
+    // Not one of the known ranges: the instruction faults again, and the default handler ends the process.
     // SAFETY: SIG_DFL is a valid disposition, and signal(2) is async-signal-safe.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
 }

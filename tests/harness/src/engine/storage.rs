@@ -1,15 +1,15 @@
-//! Chunks on disk, as the host keeps those of inputs with `storage.type filesystem`.
+//! Chunks on disk, like the host's for inputs with `storage.type filesystem`.
 //!
-//! A chunk stands in a file of its own below `storage.path` from before it is handed to an output until
-//! its last route is settled: answered OK or ERROR, or retried in vain. A host that is killed in between
-//! finds the file at its next start and hands the same bytes over again, also those that an output had
-//! answered OK to a moment before. What was still waiting at an ordinary stop stays on disk as well.
+//! A chunk is in a file of its own below `storage.path` from before its first flush until its last route is settled:
+//! answered with OK or ERROR, or out of retries. A host that was killed in between finds the file at its next start and
+//! flushes the same bytes again, even if an output had just answered OK. Chunks that are pending at an ordinary stop
+//! stay on disk as well.
 //!
-//! A file is written under another name and then renamed, so whatever bears a chunk's name is whole. As in
-//! the host (`storage.sync normal`) nothing is synced: files outlive the process, not the machine.
+//! A file is written under another name and then renamed, so a file with a chunk's name is complete. As in the host
+//! (`storage.sync normal`), nothing is synced: files outlive the process, not the machine.
 //!
-//! A file: [`MAGIC`], the lengths of tag and data (u32 and u64, big-endian), the tag, the data. Its name
-//! begins with 20 digits that grow with time: chunks come back in the order of their names.
+//! A file has [`MAGIC`], the lengths of tag and data (u32 and u64, big-endian), the tag, and the data. Its name starts
+//! with 20 digits that increase with time: chunks are read in the order of their names.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -26,23 +26,23 @@ use super::input::{Input, Next};
 
 const MAGIC: &[u8; 8] = b"FLBCHNK1";
 const EXTENSION: &str = "flb";
-/// What a file is called until it is whole.
+/// The suffix of a file until it is complete.
 const PARTIAL: &str = "part";
 
-/// A chunk in its file.
+/// A chunk read from its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// The name of the file.
     pub name: String,
-    /// The tag it came with.
+    /// Its tag.
     pub tag: String,
     /// Its events, in msgpack.
     pub data: Vec<u8>,
 }
 
-/// Puts a chunk into the backlog below `dir` (made where needed), for a harness that starts later. Chunks
-/// come in ascending `order`, and before those that a harness wrote. Gives the file. Refused are data that
-/// are not whole msgpack events, and an order that is taken.
+/// Adds a chunk to the backlog below `dir` (created if missing), for a harness that starts later. Chunks are read in
+/// ascending `order`, before those that a harness wrote. Returns the file's name. Fails if the data are not whole
+/// msgpack events, or the order is in use.
 pub fn put(dir: &Path, order: u64, tag: &str, data: &[u8]) -> Result<PathBuf> {
     let path = dir.join(format!("{order:020}.{EXTENSION}"));
     ensure!(
@@ -60,14 +60,13 @@ pub fn put(dir: &Path, order: u64, tag: &str, data: &[u8]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The chunks below `dir`, in the order in which they would come. An error names the file that cannot be
-/// read or is not whole.
+/// Reads the chunks below `dir`, in order. An error names the file that cannot be read or is incomplete.
 pub fn list(dir: &Path) -> Result<Vec<Stored>> {
     let files = files(dir, EXTENSION)?;
     files.iter().map(|path| read(path)).collect()
 }
 
-/// The number of chunks below `dir`.
+/// Returns the number of chunks below `dir`.
 pub(crate) fn count(dir: &Path) -> Result<u64> {
     Ok(files(dir, EXTENSION)?.len() as u64)
 }
@@ -125,15 +124,15 @@ fn take_apart(bytes: &[u8]) -> Option<(&str, &[u8])> {
         .map(|tag| (tag, data))
 }
 
-/// Writes the chunks of one generation.
+/// The writer of a generation's chunks.
 pub(crate) struct Store {
     dir: PathBuf,
-    /// The number in the last name, so that names grow even where the clock does not.
+    /// The number in the last name, so that names increase even if the clock does not.
     last: u128,
 }
 
 impl Store {
-    /// Makes the folder where it is missing.
+    /// Creates the folder if it is missing.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)
             .with_context(|| format!("storage.path: cannot make {}", dir.display()))?;
@@ -157,7 +156,7 @@ impl Store {
     }
 }
 
-/// A chunk's file.
+/// The file of a chunk.
 struct Kept {
     path: PathBuf,
     from_backlog: bool,
@@ -169,8 +168,8 @@ impl Origin for Kept {
         name.to_string_lossy().into_owned()
     }
 
-    /// The host leaves a chunk of the backlog for a configuration that has an output for it; what is new
-    /// and has none, it does not take at all.
+    /// The host keeps a chunk of the backlog for a later configuration with an output for it; a new chunk without an
+    /// output is never written.
     fn stays_without_a_match(&self) -> bool {
         self.from_backlog
     }
@@ -186,8 +185,8 @@ impl Origin for Kept {
     }
 }
 
-/// The chunks that a predecessor left, oldest first. Found when the engine has started, before any input
-/// has made a new one.
+/// The chunks that a predecessor left, oldest first. They are listed when the engine starts, before any input creates
+/// new ones.
 pub(crate) struct Backlog {
     dir: PathBuf,
     files: Option<VecDeque<PathBuf>>,
@@ -202,7 +201,7 @@ impl Backlog {
     }
 
     fn find(&self) -> Result<VecDeque<PathBuf>> {
-        // Never handed to anybody: the predecessor was killed while it wrote them.
+        // Incomplete files of a predecessor that was killed while it wrote them.
         for path in files(&self.dir, PARTIAL)? {
             let text = format!("[storage] {} was never whole: removed", path.display());
             abi::log(LOG_WARN, &text);

@@ -1,4 +1,4 @@
-//! The service's side of one HTTP request: what it checks, in which words it refuses, how it answers.
+//! The service's side of an HTTP request: its checks, its errors and its responses.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -21,19 +21,19 @@ use crate::ledger::Delivery;
 
 // The limits of one PutRecordBatch call, from
 // https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html
-/// Records in a call.
+/// The records in a call.
 pub const MAX_RECORDS: usize = 500;
-/// Bytes of one record, before base64.
+/// The bytes of a record, before base64.
 pub const MAX_RECORD_BYTES: usize = 1_024_000;
-/// Bytes of all records of a call, before base64.
+/// The bytes of all records in a call, before base64.
 pub const MAX_CALL_BYTES: usize = 4 << 20;
 
-/// How far a signature's date may be from our clock.
+/// The most that a signature's date may differ from the service's clock.
 const MAX_SKEW: Duration = Duration::from_secs(5 * 60);
 const ACCOUNT: &str = "123456789012";
 const JSON: &str = "application/x-amz-json-1.1";
 
-/// An error as the service words it.
+/// An error of the service.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ApiError {
     pub(super) status: u16,
@@ -137,7 +137,7 @@ fn arn(stream: &str) -> String {
     format!("arn:aws:firehose:us-east-1:{ACCOUNT}:deliverystream/{stream}")
 }
 
-/// Ends the connection: hyper closes it when a service or a body fails.
+/// The error that closes the connection: hyper closes it when a service or a body fails.
 #[derive(Debug)]
 pub(super) struct Cut;
 
@@ -149,7 +149,7 @@ impl std::fmt::Display for Cut {
 
 impl std::error::Error for Cut {}
 
-/// The body of an answer, whole or cut short of the length it announces.
+/// The body of a response, complete or shorter than announced.
 pub(super) struct Answer {
     announced: u64,
     data: Option<Bytes>,
@@ -187,7 +187,7 @@ impl hyper::body::Body for Answer {
             None if !self.cut => Poll::Ready(None),
             None if self.flushed => Poll::Ready(Some(Err(Cut))),
             None => {
-                // While a body is pending, hyper sends what it has.
+                // While a body is pending, hyper flushes what it has.
                 self.flushed = true;
                 cx.waker().wake_by_ref();
                 Poll::Pending
@@ -200,10 +200,10 @@ impl hyper::body::Body for Answer {
     }
 }
 
-/// What becomes of a request.
+/// The outcome of a request.
 struct Plan {
     outcome: String,
-    /// `None` cuts the connection.
+    /// The response; `None` closes the connection.
     reply: Option<Response<String>>,
     cut_mid_answer: bool,
     wait: Duration,
@@ -222,7 +222,7 @@ impl Plan {
     }
 }
 
-/// A written delivery whose sender waits for the answer; ambiguous if it hangs up before.
+/// A written delivery whose sender waits for the response; ambiguous if it disconnects before.
 struct Unanswered(Option<(Arc<Shared>, Delivery)>);
 
 impl Drop for Unanswered {
@@ -233,7 +233,7 @@ impl Drop for Unanswered {
     }
 }
 
-/// Answers one HTTP request, or cuts the connection as a fault wants it.
+/// Answers an HTTP request, or closes the connection for a fault.
 pub(super) async fn answer(
     shared: Arc<Shared>,
     request: hyper::Request<Incoming>,
@@ -269,7 +269,7 @@ fn shifted(time: SystemTime, seconds: i64) -> SystemTime {
     if seconds < 0 { time - by } else { time + by }
 }
 
-/// The input of every operation; what is absent fails the same checks as what is empty.
+/// The input of every operation; an absent field fails the same checks as an empty one.
 #[derive(Deserialize)]
 struct Input<'a> {
     #[serde(rename = "DeliveryStreamName", borrow, default)]
@@ -286,13 +286,13 @@ struct Record<'a> {
     data: Cow<'a, str>,
 }
 
-/// One request and what is known of it so far.
+/// A request in progress.
 struct Call<'a> {
     shared: &'a Arc<Shared>,
     head: &'a request::Parts,
     body: &'a [u8],
     seen: Request,
-    /// Seconds by which our clock is ahead for this call.
+    /// The seconds by which the service's clock is ahead for this call.
     skew: i64,
 }
 
@@ -361,7 +361,7 @@ impl Call<'_> {
             plan.unanswered.0 = Some((self.shared.clone(), delivery));
             return Ok(plan);
         };
-        // On the ledger before the sender can know of its failure.
+        // Recorded before the sender can learn of the failure.
         state.ledger.mark_ambiguous(&delivery);
         plan.outcome = end.outcome;
         plan.wait += end.wait;
@@ -383,14 +383,14 @@ impl Call<'_> {
         Ok(plan)
     }
 
-    /// The answer to PutRecord or PutRecordBatch, given the error codes of the records that fail.
+    /// Returns the response to PutRecord or PutRecordBatch, given the error codes of the records that fail.
     fn put_answer(&self, failed: &[Option<&'static str>]) -> Plan {
         let error = |code: &str| match code {
             "InternalFailure" => ApiError::internal_failure(),
             _ => ApiError::slow_down(),
         };
         let call = self.shared.state().next_id();
-        // As long as the service's own.
+        // As long as the service's own ids.
         let prefix = format!("{call:0>216}");
         let id = |index: usize| format!("{prefix}{index:04}");
         let failures = failed.iter().flatten().count();
@@ -420,7 +420,7 @@ impl Call<'_> {
         serde_json::from_slice(self.body).map_err(ApiError::serialization)
     }
 
-    /// Decodes the records and holds them against the limits.
+    /// Decodes the records and checks them against the limits.
     fn records(&mut self) -> Result<Vec<Vec<u8>>, ApiError> {
         let input = self.input()?;
         let encoded = match self.seen.operation.as_str() {
@@ -470,7 +470,7 @@ impl Call<'_> {
         Ok(Plan::new("ok", reply(200, JSON, answer.to_string())))
     }
 
-    /// The one operation of STS that a sender with a role to assume needs.
+    /// Answers AssumeRole, the only operation of STS that is needed to assume a role.
     fn assume_role(&mut self) -> Result<Plan, ApiError> {
         let form: HashMap<_, _> = form_urlencoded::parse(self.body).into_owned().collect();
         let field = |name: &str| form.get(name).filter(|value| !value.is_empty()).cloned();
@@ -512,9 +512,8 @@ impl Call<'_> {
         Ok(Plan::new("ok", reply(200, "text/xml", body)))
     }
 
-    /// Checks that a SigV4 signature is there and well formed, and that the body is the one signed
-    /// when its hash is given. Whether the signature itself is right is not checked: that takes the
-    /// secret. Returns when it was signed.
+    /// Checks that there is a well-formed SigV4 signature, and that a given hash is that of the body. The signature
+    /// itself is not verified, since that requires the secret. Returns the time of the signature.
     fn authorize(&mut self, service: &str) -> Result<SystemTime, ApiError> {
         let missing = "Missing Authentication Token";
         let missing = || ApiError::new(400, "MissingAuthenticationTokenException", missing);
@@ -601,7 +600,7 @@ fn check_date(signed_at: SystemTime, now: SystemTime) -> Result<(), ApiError> {
     Err(ApiError::signature(message))
 }
 
-/// The form of dates in SigV4: `20250131T235959Z`.
+/// The format of dates in SigV4: `20250131T235959Z`.
 fn basic(time: SystemTime) -> String {
     let date = humantime::format_rfc3339_seconds(time).to_string();
     date.replace(['-', ':'], "")
@@ -660,7 +659,7 @@ fn stream_name_errors(name: &str) -> Vec<String> {
     broken
 }
 
-/// A stream's destination as DescribeDeliveryStream tells it.
+/// Returns a stream's destination in the format of DescribeDeliveryStream.
 fn destination(kind: StreamKind) -> Value {
     let mut s3 = json!({
         "RoleARN": format!("arn:aws:iam::{ACCOUNT}:role/delivery"),

@@ -1,4 +1,4 @@
-//! Faults on demand: a script of rules, and the seeded dice that decide which rule strikes.
+//! Injected faults: a script of rules, with seeded randomness.
 //!
 //! # The script
 #![doc = include_str!("faults.md")]
@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::api::ApiError;
 use crate::faults::{Language, Script, Words, parse_duration};
 
-/// The script's language, as `--help` prints it.
+/// The description of the language, printed by `--help`.
 pub(super) const GRAMMAR: &str = include_str!("faults.md");
 
-/// Stands for the stream's name in an error's message until a rule strikes.
+/// The placeholder for the stream's name in error messages.
 const STREAM: &str = "{stream}";
 
 #[derive(Clone, Debug, PartialEq)]
@@ -24,14 +24,14 @@ pub(super) enum Fault {
     End(End),
 }
 
-/// How a call ends that a fault struck.
+/// The end of a call with a fault.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct End {
-    /// What the ledger calls it.
+    /// Its name in the ledger.
     pub(super) outcome: String,
-    /// The records are written all the same.
+    /// Whether the records are written.
     pub(super) written: bool,
-    /// How long nothing happens before.
+    /// The delay before it.
     pub(super) wait: Duration,
     pub(super) how: How,
 }
@@ -39,26 +39,26 @@ pub(super) struct End {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum How {
     Error(ApiError),
-    /// The HTML page with which a proxy or load balancer reports this status.
+    /// Creates the HTML page of a proxy or load balancer for this status.
     Page(u16),
-    /// A success whose entries have ids that are empty.
+    /// Creates a success whose entries have empty ids.
     EmptyIds,
     Cut,
     CutMidAnswer,
 }
 
-/// What the rules make of one call.
+/// The effect of the rules on a call.
 #[derive(Debug, Default)]
 pub(super) struct Decision {
     pub(super) delay: Duration,
-    /// Seconds by which our clock is ahead.
+    /// The seconds by which the service's clock is ahead.
     pub(super) skew: i64,
-    /// The error code of each record that fails.
+    /// The error codes of the failing records.
     pub(super) failed: Vec<Option<&'static str>>,
     pub(super) end: Option<End>,
 }
 
-/// What can go wrong with a Firehose.
+/// The faults of a Firehose.
 pub(super) struct Faulty;
 
 impl Language for Faulty {

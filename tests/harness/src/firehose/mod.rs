@@ -1,8 +1,8 @@
-//! A fake Amazon Data Firehose on the loopback interface, with faults on demand.
+//! A fake Amazon Data Firehose on the loopback interface, with injected faults.
 //!
-//! It answers PutRecordBatch, PutRecord and DescribeDeliveryStream in the JSON 1.1 protocol, and STS
-//! AssumeRole, and holds every call against the limits of the real service. What it accepted stands
-//! in a [`Ledger`]. Faults follow a script:
+//! It implements PutRecordBatch, PutRecord and DescribeDeliveryStream in the JSON 1.1 protocol, and AssumeRole of STS,
+//! and checks every call against the limits of the real service. Accepted records are counted in a [`Ledger`]. Faults
+//! are injected by a script:
 #![doc = include_str!("faults.md")]
 
 mod api;
@@ -34,13 +34,13 @@ use self::faults::{Faults, Faulty, GRAMMAR};
 use crate::faults::from_argument;
 use crate::ledger::{Ledger, Report, SeqKey};
 
-/// A soak test must not fill the memory with old requests; only the newest are kept.
+/// Only the newest requests are kept, since a soak test must not fill the memory.
 const REQUESTS_KEPT: usize = 100_000;
 
-/// The kind of stream that DescribeDeliveryStream tells of.
+/// The kind of a stream in DescribeDeliveryStream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum StreamKind {
-    /// Delivers to S3 as it is
+    /// Delivers to S3 unchanged
     S3,
     /// Converts JSON to Parquet on the way to S3
     S3Parquet,
@@ -51,10 +51,10 @@ pub enum StreamKind {
     OpenSearch,
 }
 
-/// How a fake is to behave; the default is a service without faults where every stream exists.
+/// The options of a fake; the default is a service without faults where every stream exists.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// The loopback address to listen on; port 0 takes a free one
+    /// The loopback address to listen on; with port 0, a free port is chosen
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
     /// Serve TLS with a fresh certificate for localhost and 127.0.0.1
@@ -64,17 +64,17 @@ pub struct Options {
     #[arg(long, value_name = "FILE|SCRIPT", default_value = "", long_help = faults_help())]
     #[arg(hide_default_value = true)]
     pub faults: String,
-    /// Seeds the dice of the faults
+    /// The seed for the randomness of faults
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// A stream that exists, with KIND s3, s3-parquet, s3-partitioned or opensearch; may be given
-    /// several times. Without any, every name exists as s3
+    /// An existing stream, with KIND s3, s3-parquet, s3-partitioned or opensearch; may be given several times. Without
+    /// any, every name exists as s3
     #[arg(long = "stream", value_name = "NAME=KIND", value_parser = parse_stream)]
     pub streams: Vec<(String, StreamKind)>,
-    /// Refuse DescribeDeliveryStream, as to a sender whose policy does not allow it
+    /// Refuse DescribeDeliveryStream, as if the sender's policy did not allow it
     #[arg(long)]
     pub deny_describe: bool,
-    /// Throttle the records of a stream beyond so many bytes a second, with a second's worth of burst
+    /// Throttle the records of a stream beyond this number of bytes per second, with a burst of one second
     #[arg(long, value_name = "BYTES")]
     pub quota_bytes_per_second: Option<u64>,
     /// The key of a line's sequence number; dots lead into nested maps
@@ -101,40 +101,41 @@ impl Default for Options {
     }
 }
 
-/// What was seen of one request.
+/// A request, as received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// `PutRecordBatch`, `PutRecord`, `DescribeDeliveryStream`, `AssumeRole`, or what was asked for.
+    /// The operation: `PutRecordBatch`, `PutRecord`, `DescribeDeliveryStream`, `AssumeRole`, or any other name that was
+    /// requested.
     pub operation: String,
     /// The delivery stream's name.
     pub stream: String,
-    /// Records in the call.
+    /// The number of records in the call.
     pub records: usize,
-    /// Bytes of its records, before base64.
+    /// The bytes of its records, before base64.
     pub raw_bytes: usize,
-    /// Who signed the request; empty when the signature was not well formed.
+    /// The access key id that signed the request; empty if the signature is malformed.
     pub access_key_id: String,
     /// The token of temporary credentials.
     pub session_token: Option<String>,
     /// The User-Agent header.
     pub user_agent: String,
-    /// `ok`, `some records failed`, `all records failed`, an error code, `status N`, or the fault that
-    /// cut the connection.
+    /// The outcome: `ok`, `some records failed`, `all records failed`, an error code, `status N`, or the fault that
+    /// closed the connection.
     pub outcome: String,
 }
 
-/// What an AssumeRole call asked for, and by which credentials later requests show it.
+/// The parameters of an AssumeRole call, and the credentials by which later requests are recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AssumedRole {
-    /// The role asked for.
+    /// The requested role.
     pub role_arn: String,
-    /// The external id given, if any.
+    /// The external id, if there is one.
     pub external_id: Option<String>,
-    /// The session name given.
+    /// The session name.
     pub session_name: String,
-    /// The access key id handed out.
+    /// The returned access key id.
     pub access_key_id: String,
-    /// The session token handed out.
+    /// The returned session token.
     pub session_token: String,
 }
 
@@ -180,7 +181,7 @@ impl State {
         self.last_id
     }
 
-    /// Counts the request and keeps it for [`FakeFirehose::requests`]; returns an id for it.
+    /// Counts a request and keeps it for [`FakeFirehose::requests`]. Returns its id.
     fn remember(&mut self, request: Request, wire_bytes: usize) -> u64 {
         if request.operation.starts_with("Put") {
             self.ledger.add_call(&request.outcome, wire_bytes);
@@ -201,7 +202,7 @@ impl State {
     }
 }
 
-/// A token bucket of bytes that holds one second's worth.
+/// A token bucket of bytes with a burst of one second.
 #[derive(Default)]
 struct Bucket {
     taken: f64,
@@ -209,7 +210,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// A record may overdraw, or one larger than the bucket would never pass.
+    /// A record may overdraw it, since one larger than the bucket would never pass otherwise.
     fn take(&mut self, rate: f64, now: SystemTime, bytes: usize) -> bool {
         let at = self.at.replace(now).unwrap_or(now);
         let elapsed = now.duration_since(at).unwrap_or_default();
@@ -222,7 +223,7 @@ impl Bucket {
     }
 }
 
-/// A running fake; it stops, with its connections, when dropped.
+/// A running fake. It stops on drop, and closes its connections.
 pub struct FakeFirehose {
     shared: Arc<Shared>,
     url: String,
@@ -232,8 +233,7 @@ pub struct FakeFirehose {
 }
 
 impl FakeFirehose {
-    /// Starts a server with a runtime of its own. Fails when the fault script does not parse or the
-    /// address cannot be had.
+    /// Starts a server with its own runtime. Fails if the fault script is invalid or the address is not available.
     pub fn start(options: Options) -> anyhow::Result<Self> {
         let listen = options.listen;
         ensure!(
@@ -286,32 +286,32 @@ impl FakeFirehose {
         })
     }
 
-    /// The endpoint, `http://127.0.0.1:PORT` or with `https`; STS is served there, too.
+    /// Returns the endpoint, `http://127.0.0.1:PORT` or with `https`; it also serves STS.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The certificate authority to trust, with [`Options::tls`].
+    /// Returns the certificate authority to trust, with [`Options::tls`].
     pub fn ca_pem(&self) -> Option<&str> {
         self.ca_pem.as_deref()
     }
 
-    /// What was accepted until now.
+    /// Returns the accepted records so far.
     pub fn ledger(&self) -> Ledger {
         self.shared.state().ledger.clone()
     }
 
-    /// What was accepted until now, summed up; see [`Ledger::report`].
+    /// Returns a summary of the accepted records so far; see [`Ledger::report`].
     pub fn report(&self, expect: Option<u64>) -> Report {
         self.shared.state().ledger.report(expect)
     }
 
-    /// Every request since the start (the newest 100,000 of them), as they were decided on.
+    /// Returns all requests since the start (the newest 100,000), in the order of their outcomes.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.state().requests.iter().cloned().collect()
     }
 
-    /// Every role assumed since the start.
+    /// Returns all assumed roles since the start.
     pub fn assumed_roles(&self) -> Vec<AssumedRole> {
         self.shared.state().roles.clone()
     }
@@ -321,7 +321,7 @@ impl FakeFirehose {
         self.shared.state().faults.push(script)
     }
 
-    /// Forgets all fault rules: the service is well again.
+    /// Removes all fault rules.
     pub fn clear_faults(&self) {
         self.shared.state().faults.clear();
     }
@@ -340,7 +340,7 @@ async fn serve(listener: std::net::TcpListener, tls: Option<TlsAcceptor>, shared
     let listener = TcpListener::from_std(listener).expect("a listening socket that does not block");
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors, most likely; connections that end will free some.
+            // Probably out of file descriptors, which ending connections will free.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
@@ -360,16 +360,16 @@ async fn serve(listener: std::net::TcpListener, tls: Option<TlsAcceptor>, shared
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
     let service = service_fn(move |request| api::answer(shared.clone(), request));
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    // Each fault that cuts the connection ends in an error here.
+    // Each fault that closes the connection ends in an error here.
     let _ = connection.await;
 }
 
-/// A server certificate signed by a fresh authority, and that authority as PEM.
+/// Creates a server certificate signed by a new authority, and returns that authority as PEM too.
 fn self_signed() -> anyhow::Result<(TlsAcceptor, String)> {
     let mut ca = rcgen::CertificateParams::default();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     ca.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
-    // OpenSSL takes a certificate for self-signed when its subject has its issuer's name.
+    // OpenSSL considers a certificate self-signed if its subject is its issuer's name.
     let name = rcgen::DnType::CommonName;
     ca.distinguished_name.push(name, "fake Firehose authority");
     let ca = rcgen::CertifiedIssuer::self_signed(ca, rcgen::KeyPair::generate()?)?;
@@ -387,8 +387,8 @@ fn self_signed() -> anyhow::Result<(TlsAcceptor, String)> {
 
 /// Runs a fake Amazon Data Firehose until SIGINT or SIGTERM.
 ///
-/// The first line it prints is `listening on URL`; at the end it prints what arrived. Exits with 1
-/// when `--expect` is given and a line is missing, came twice or is not JSON.
+/// The first line is `listening on URL`; at the end it prints what arrived. Exits with 1 if `--expect` is given and a
+/// line is missing, duplicated or not JSON.
 #[derive(Debug, clap::Args)]
 pub struct FirehoseArgs {
     #[command(flatten)]
@@ -396,10 +396,10 @@ pub struct FirehoseArgs {
     /// Write the certificate authority to trust to this file, as PEM
     #[arg(long, value_name = "FILE", requires = "tls")]
     ca_out: Option<PathBuf>,
-    /// Keep the ledger in this file as JSON, written anew each second and at the end
+    /// Write the ledger to this file as JSON, each second and at the end
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
-    /// How many lines should arrive: the numbers 0 to N-1, once each
+    /// The number of expected lines: the numbers 0 to N-1, once each
     #[arg(long, value_name = "N")]
     expect: Option<u64>,
 }
@@ -419,7 +419,7 @@ fn parse_stream(text: &str) -> Result<(String, StreamKind), String> {
 
 /// Runs `ferry-harness firehose`.
 pub fn run(args: FirehoseArgs) -> anyhow::Result<ExitCode> {
-    // Caught before the first line is printed: who reads that may send a signal at once.
+    // Handle signals before the first line is printed, since its reader may send one at once.
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGINT, libc::SIGTERM])?;
     let mut options = args.options;
     options.faults = from_argument::<Faulty>(options.faults)?;
@@ -446,7 +446,7 @@ pub fn run(args: FirehoseArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Replaces the file in one step, so that nobody reads half a ledger.
+/// Replaces the file atomically, so that no reader sees half of it.
 fn write_ledger(path: &Path, report: &Report) -> anyhow::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");

@@ -1,4 +1,4 @@
-//! One connection of a client, and one request after the other on it.
+//! A client's connection, with its requests one after the other.
 
 use std::io;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use super::faults::{Decision, How};
 use super::{Request, Shared};
 
-/// Ends the connection: hyper closes it when a service fails.
+/// The error that closes the connection: hyper closes it when a service fails.
 #[derive(Debug)]
 struct Cut;
 
@@ -44,7 +44,7 @@ pub(super) async fn converse(stream: TcpStream, shared: Arc<Shared>) {
     let connection = http1::Builder::new()
         .preserve_header_case(true)
         .serve_connection(TokioIo::new(tearable), service);
-    // Each fault that cuts the connection ends in an error here.
+    // Each fault that closes the connection ends in an error here.
     let _ = connection.await;
 }
 
@@ -58,7 +58,7 @@ async fn answer(
     let (number, decision) = decide(&shared, &head, body.len());
 
     let reply = if decision.forwards() {
-        // In a task of its own: it goes on when the client leaves.
+        // In a task of its own, which continues when the client disconnects.
         let forwarded = forward(shared.clone(), number, decision.delay, head, body);
         tokio::spawn(forwarded).await.map_err(|_| Cut)?
     } else {
@@ -79,7 +79,7 @@ async fn answer(
             tokio::time::sleep(time).await;
             return Err(Cut);
         }
-        // hyper drops this when the client leaves.
+        // hyper drops this when the client disconnects.
         Some(How::Hang(None)) => std::future::pending().await,
     };
     let status = reply.status().as_u16();
@@ -107,7 +107,7 @@ fn decide(shared: &Shared, head: &request::Parts, bytes: usize) -> (u64, Decisio
     (number, decision)
 }
 
-/// Sends a request to the server and waits for its answer; a gateway's page where there is none.
+/// Sends a request to the server and waits for its response; without one, returns a gateway's page.
 async fn forward(
     shared: Arc<Shared>,
     number: u64,
@@ -149,13 +149,12 @@ async fn forward(
     let Ok(body) = body.collect().await else {
         return page(502);
     };
-    // The length of what came in pieces is known by now.
+    // The length of a chunked body is known by now.
     remove_connection_headers(&mut head.headers, &[header::TRANSFER_ENCODING]);
     Response::from_parts(head, Full::new(body.to_bytes()))
 }
 
-/// Headers that are about one connection and not about what goes through it
-/// (<https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1>).
+/// The hop-by-hop headers (<https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1>).
 fn remove_connection_headers(headers: &mut HeaderMap, more: &[HeaderName]) {
     let own = [
         header::CONNECTION,
@@ -167,7 +166,7 @@ fn remove_connection_headers(headers: &mut HeaderMap, more: &[HeaderName]) {
     }
 }
 
-/// An error as Azure words it; S3's XML has the same form.
+/// Creates an error in Azure's format; S3's XML is the same.
 fn error(number: u64, status: u16, name: &str) -> Response<Full<Bytes>> {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"utf-8\"?><Error><Code>{name}</Code>\
@@ -187,7 +186,7 @@ fn error(number: u64, status: u16, name: &str) -> Response<Full<Bytes>> {
     reply
 }
 
-/// The HTML page with which a gateway or load balancer reports this status.
+/// Creates the HTML page of a gateway or load balancer for this status.
 fn page(status: u16) -> Response<Full<Bytes>> {
     let body = format!("<html><body><h1>{status}</h1></body></html>");
     respond(status, "text/html", body)
@@ -201,10 +200,10 @@ fn respond(status: u16, content_type: &str, body: String) -> Response<Full<Bytes
         .expect("the status and type of the content are well formed")
 }
 
-/// A connection that can break while it is written to.
+/// A connection that can be closed in the middle of a write.
 struct Tearable {
     stream: TcpStream,
-    /// From now on only half of the next piece gets through.
+    /// Whether only half of the next write is passed on.
     tear: Arc<AtomicBool>,
     torn: bool,
 }
@@ -219,7 +218,7 @@ impl AsyncRead for Tearable {
     }
 }
 
-/// Not vectored, so that hyper writes head and body in one piece: its half is the middle of the answer.
+/// Not vectored, so that hyper writes head and body together, and half of that is the middle of the response.
 impl AsyncWrite for Tearable {
     fn poll_write(
         mut self: Pin<&mut Self>,

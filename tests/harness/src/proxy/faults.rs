@@ -1,4 +1,4 @@
-//! What can go wrong between a client and a server.
+//! The faults between a client and a server.
 //!
 //! # The script
 #![doc = include_str!("faults.md")]
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::faults::{Language, Script, Words, parse_duration};
 
-/// The script's language, as `--help` prints it.
+/// The description of the language, printed by `--help`.
 pub(super) const GRAMMAR: &str = include_str!("faults.md");
 
 #[derive(Clone, Debug, PartialEq)]
@@ -18,27 +18,27 @@ pub(super) enum Fault {
     End(End),
 }
 
-/// How a request ends that a fault struck.
+/// The end of a request with a fault.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct End {
-    /// The fault as the script words it.
+    /// The fault, as in the script.
     pub(super) words: String,
-    /// The server gets the request all the same.
+    /// Whether the request is forwarded.
     pub(super) forward: bool,
     pub(super) how: How,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum How {
-    /// A status of our own; without a name of the error as a gateway's page.
+    /// A status of the proxy's own; without an error name, as a gateway's page.
     Status(u16, Option<String>),
     Cut,
     CutMidAnswer,
-    /// Without a time until the client leaves.
+    /// For this time, or until the client disconnects.
     Hang(Option<Duration>),
 }
 
-/// What the rules make of one request.
+/// The effect of the rules on a request.
 #[derive(Debug, Default)]
 pub(super) struct Decision {
     pub(super) delay: Duration,
@@ -51,7 +51,7 @@ impl Decision {
         self.end.as_ref().is_none_or(|end| end.forward)
     }
 
-    /// The faults that struck, as a script words them.
+    /// The faults that applied, as in the script.
     pub(super) fn words(&self) -> Option<String> {
         let delays = [
             ("delay", self.delay),
@@ -67,7 +67,7 @@ impl Decision {
     }
 }
 
-/// What can go wrong with a request.
+/// The faults of a request.
 pub(super) struct Faulty;
 
 impl Language for Faulty {
@@ -83,7 +83,7 @@ impl Language for Faulty {
 pub(super) type Faults = Script<Faulty>;
 
 impl Faults {
-    /// `path` is path and query; `is_on` knows the switches.
+    /// Applies the rules to a request. `path` is path and query; `is_on` returns the state of a switch.
     pub(super) fn decide(
         &mut self,
         method: &str,
@@ -156,9 +156,9 @@ fn parse_fault(words: &mut Words<'_>) -> Result<Fault, String> {
     }))
 }
 
-/// What Azure's blob service calls its errors
-/// (<https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes>); a blob store takes
-/// any of them for the status that it comes with.
+/// The error codes of Azure's blob service
+/// (<https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes>); a blob store may return any of
+/// them for its status.
 fn usual_error(status: u16) -> Option<&'static str> {
     Some(match status {
         403 => "AuthenticationFailed",

@@ -1,8 +1,8 @@
-//! A reverse proxy on the loopback interface that makes any HTTP server fail on demand.
+//! A reverse proxy on the loopback interface that injects faults in front of any HTTP server.
 //!
-//! It stands before a server such as Azurite and forwards each request as it is: method, path, query,
-//! headers (`Host` too) and body; only what belongs to one connection is renewed. Requests and answers
-//! are held in memory whole. What goes wrong follows a script:
+//! It forwards each request to a server such as Azurite as it is: method, path, query, headers (including `Host`) and
+//! body, except for hop-by-hop headers. Requests and responses are buffered completely. Faults are injected by a
+//! script:
 #![doc = include_str!("faults.md")]
 
 mod exchange;
@@ -33,30 +33,30 @@ use tokio::task::JoinSet;
 use self::faults::{Faults, Faulty, GRAMMAR};
 use crate::faults::from_argument;
 
-/// A soak test must not fill the memory with old requests; only the newest are kept.
+/// Only the newest requests are kept, since a soak test must not fill the memory.
 const REQUESTS_KEPT: usize = 100_000;
-/// Connections to the server are used again for so long. Servers close idle ones after some seconds, and
-/// a request sent at that very moment would fail without a fault.
+/// The time for which idle connections to the server are reused. Servers close idle ones after some seconds, and a
+/// request sent at that moment would fail without a fault.
 const IDLE: Duration = Duration::from_secs(1);
 const BACKLOG: u32 = 1024;
-/// The switch that [`Proxy::set_down`] throws.
+/// The switch that [`Proxy::set_down`] sets.
 const DOWN: &str = "down";
 
-/// How a proxy is to behave; the default forwards everything.
+/// The options of a proxy; the default forwards everything.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// The loopback address to listen on; port 0 takes a free one
+    /// The loopback address to listen on; with port 0, a free port is chosen
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
     /// The fault script; on the command line, a file with it or the script itself (see --help)
     #[arg(long, value_name = "FILE|SCRIPT", default_value = "", long_help = faults_help())]
     #[arg(hide_default_value = true)]
     pub faults: String,
-    /// Seeds the dice of the faults
+    /// The seed for the randomness of faults
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// A folder of switches, for scripts of the shell: a switch is on while a file of its name is there.
-    /// While there is one called `down`, connections are refused, and those that are open are closed
+    /// A folder of switches, for shell scripts: a switch is on while a file of its name exists. While `down` exists,
+    /// connections are refused, and open ones are closed
     #[arg(long, value_name = "DIR")]
     pub switches: Option<PathBuf>,
 }
@@ -72,40 +72,40 @@ impl Default for Options {
     }
 }
 
-/// What became of one request. Its fields fill as it goes on.
+/// A request and its outcome so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// `PUT`, say.
+    /// The method, such as `PUT`.
     pub method: String,
-    /// Path and query as they came.
+    /// Path and query, as received.
     pub path: String,
-    /// Length of the body.
+    /// The length of the body.
     pub bytes: usize,
-    /// Whether it was sent to the server: since then the server may have done it.
+    /// Whether it was sent to the server, which may then have processed it.
     pub forwarded: bool,
-    /// What the server answered.
+    /// The server's status.
     pub upstream_status: Option<u16>,
-    /// What the client was told; `None` where it has no whole answer (yet).
+    /// The status sent to the client; `None` without a complete response (yet).
     pub status: Option<u16>,
-    /// The faults that struck, as a script words them, such as `delay 1s, status 503 ServerBusy`.
+    /// The faults that applied, as in the script, such as `delay 1s, status 503 ServerBusy`.
     pub fault: Option<String>,
 }
 
-/// Sums over all requests since the start.
+/// The totals of all requests since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests that came in whole.
+    /// The requests that were received completely.
     pub requests: u64,
-    /// Those sent to the server.
+    /// The requests sent to the server.
     pub forwarded: u64,
-    /// Those answered, by the status that the client was told.
+    /// The answered requests, by the status sent to the client.
     pub answered: BTreeMap<u16, u64>,
-    /// Those struck by a fault, by its words.
+    /// The requests with a fault, by fault.
     pub faults: BTreeMap<String, u64>,
 }
 
 impl Counts {
-    /// Requests without an answer: cut, hanging, or still on their way.
+    /// Returns the number of requests without a response: closed, hanging, or in flight.
     pub fn unanswered(&self) -> u64 {
         self.requests - self.answered.values().sum::<u64>()
     }
@@ -137,7 +137,7 @@ struct State {
     faults: Faults,
     on: HashSet<String>,
     requests: VecDeque<Request>,
-    /// The number of the oldest request that is kept.
+    /// The number of the oldest kept request.
     first: u64,
     counts: Counts,
 }
@@ -156,7 +156,7 @@ impl Shared {
 }
 
 impl State {
-    /// Keeps a request; returns its number.
+    /// Keeps a request. Returns its number.
     fn remember(&mut self, request: Request) -> u64 {
         self.counts.requests += 1;
         if let Some(fault) = &request.fault {
@@ -170,7 +170,7 @@ impl State {
         self.first + self.requests.len() as u64 - 1
     }
 
-    /// Changes a request that is still kept.
+    /// Updates a request, if it is still kept.
     fn update(&mut self, number: u64, change: impl FnOnce(&mut Request)) {
         let at = number.checked_sub(self.first);
         if let Some(request) = at.and_then(|at| self.requests.get_mut(at as usize)) {
@@ -179,10 +179,10 @@ impl State {
     }
 }
 
-/// An order to be up or down, and where to say how it went.
+/// An order to be up or down, and the sender for its result.
 type Order = (bool, std_mpsc::Sender<std::io::Result<()>>);
 
-/// A running proxy; it stops, with its connections, when dropped.
+/// A running proxy. It stops on drop, and closes its connections.
 pub struct Proxy {
     shared: Arc<Shared>,
     url: String,
@@ -191,8 +191,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy, with a runtime of its own, before a server such as `http://127.0.0.1:10000`. Fails
-    /// when that is no loopback URL, the fault script does not parse or the address cannot be had.
+    /// Starts a proxy with its own runtime, in front of a server such as `http://127.0.0.1:10000`. Fails if that is not
+    /// a loopback URL, the fault script is invalid, or the address is not available.
     pub fn start(upstream: &str, options: Options) -> Result<Self> {
         let listen = options.listen;
         ensure!(
@@ -220,7 +220,7 @@ impl Proxy {
             }),
         });
         let cannot = || format!("cannot listen on {listen}");
-        // Bound but never listening, it keeps the port while connections are refused.
+        // Bound but never listening, this reserves the port while connections are refused.
         let place = socket(listen).with_context(cannot)?;
         let address = place.local_addr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -248,7 +248,7 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Where the proxy listens, `http://127.0.0.1:PORT`.
+    /// Returns the proxy's URL, `http://127.0.0.1:PORT`.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -258,12 +258,12 @@ impl Proxy {
         self.shared.state().faults.push(script)
     }
 
-    /// Forgets all fault rules. What hangs or is delayed already stays so.
+    /// Removes all fault rules. Requests that already hang or are delayed are not affected.
     pub fn clear_faults(&self) {
         self.shared.state().faults.clear();
     }
 
-    /// Throws a switch, for the rules that say `while NAME`.
+    /// Sets a switch, for rules with `while NAME`.
     pub fn set_switch(&self, name: &str, on: bool) {
         let mut state = self.shared.state();
         if on {
@@ -273,9 +273,9 @@ impl Proxy {
         }
     }
 
-    /// Down, the proxy refuses connections, and has closed those that were open when this returns; a
-    /// request that was on its way to the server arrives there. Up, it listens on the same port again; an
-    /// error means that this port could not be had.
+    /// Sets the proxy down or up. Down, it refuses connections, and has closed all open ones when this returns; a
+    /// request in flight to the server still arrives there. Up, it listens on the same port again; an error means that
+    /// the port is not available.
     pub fn set_down(&self, down: bool) -> Result<()> {
         let (done, outcome) = std_mpsc::channel();
         let orders = self.orders.as_ref().context("the proxy has stopped")?;
@@ -286,12 +286,12 @@ impl Proxy {
             .with_context(|| format!("cannot listen on {} again", self.url))
     }
 
-    /// Every request since the start (the newest 100,000 of them), in the order in which they came in.
+    /// Returns all requests since the start (the newest 100,000), in the order of their arrival.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.state().requests.iter().cloned().collect()
     }
 
-    /// What was counted until now.
+    /// Returns the totals so far.
     pub fn counts(&self) -> Counts {
         self.shared.state().counts.clone()
     }
@@ -327,7 +327,7 @@ fn parse_upstream(upstream: &str) -> Result<Authority> {
     uri.into_parts().authority.with_context(wrong)
 }
 
-/// A socket bound to an address that others of ours may be bound to, as long as only one listens.
+/// Binds a socket to an address that is shared with others, of which only one listens.
 fn socket(address: SocketAddr) -> std::io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -364,7 +364,7 @@ async fn serve(
                         listener = Some(up);
                     }),
                 };
-                // Whoever gave the order may have stopped waiting.
+                // The sender of the order may have stopped waiting.
                 let _ = done.send(outcome);
             }
             stream = accept(listener.as_ref()) => {
@@ -376,7 +376,7 @@ async fn serve(
     }
 }
 
-/// The next connection; never, without a listener.
+/// Accepts the next connection; pending without a listener.
 async fn accept(listener: Option<&TcpListener>) -> TcpStream {
     let Some(listener) = listener else {
         return std::future::pending().await;
@@ -384,7 +384,7 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            // Out of file descriptors, most likely; connections that end will free some.
+            // Probably out of file descriptors, which ending connections will free.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
@@ -392,7 +392,7 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
 
 /// Forwards HTTP requests to a server on loopback, with faults, until SIGINT or SIGTERM.
 ///
-/// The first line it prints is `listening on URL`; at the end it prints what it counted.
+/// The first line is `listening on URL`; at the end it prints its totals.
 #[derive(Debug, clap::Args)]
 pub struct ProxyArgs {
     /// The server to forward to: plain HTTP, on loopback, such as http://127.0.0.1:10000
@@ -406,12 +406,12 @@ fn faults_help() -> String {
     format!("The fault script: a file with it, or the script itself.\n\n{GRAMMAR}")
 }
 
-/// How often `--switches` is looked at for the switch `down`.
+/// The interval at which the switch `down` in `--switches` is checked.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs `ferry-harness proxy`.
 pub fn run(args: ProxyArgs) -> Result<ExitCode> {
-    // Caught before the first line is printed: who reads that may send a signal at once.
+    // Handle signals before the first line is printed, since its reader may send one at once.
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGINT, libc::SIGTERM])?;
     let mut options = args.options;
     options.faults = from_argument::<Faulty>(options.faults)?;

@@ -1,4 +1,4 @@
-//! The engine against a plugin that does as it is told: `fixture/out_probe.c`.
+//! Tests of the engine with a plugin that is controlled by the test: `fixture/out_probe.c`.
 
 mod storage;
 
@@ -14,7 +14,7 @@ use ferry_harness::engine::{EXIT_DEF_OVERRUN, EXIT_RAN_AFTER_UNLOAD, EXIT_STACK_
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Waits and retries of milliseconds instead of seconds.
+/// Settings with waits and retries of milliseconds instead of seconds.
 const QUICK: &str = "
 [SERVICE]
     Flush           0.01
@@ -30,11 +30,11 @@ const ONE_RECORD: &str = "
     Samples  1
 ";
 
-/// Compiles the probe, once for each set of flags.
+/// Compiles the probe, once per set of flags.
 fn probe(name: &str, flags: &[&str]) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = directory.join(format!("{name}.so"));
-    // Another process of these tests may have it loaded.
+    // Another process of these tests may have loaded it.
     let fresh = directory.join(format!("{name}.{}.so", std::process::id()));
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"])
@@ -59,7 +59,7 @@ fn the_probe() -> &'static Path {
     PROBE.get_or_init(|| probe("out_probe", &[]))
 }
 
-/// One run of `ferry-harness run`, in a directory of its own.
+/// A run of `ferry-harness run`, in a directory of its own.
 struct Run {
     directory: TempDir,
     command: Command,
@@ -68,9 +68,9 @@ struct Run {
 struct Ran {
     status: Option<i32>,
     stderr: String,
-    /// Null where the run ended without one.
+    /// The report; null if the run ended without one.
     report: Value,
-    /// What the probe wrote down.
+    /// The probe's records.
     log: Vec<String>,
     directory: TempDir,
 }
@@ -84,7 +84,7 @@ impl Run {
         Self::in_directory(tempfile::tempdir().unwrap(), configuration, library)
     }
 
-    /// In the directory of a run before; its log begins anew.
+    /// Runs in the directory of an earlier run, with a new log.
     fn in_directory(directory: TempDir, configuration: &str, library: &Path) -> Self {
         let _ = fs::remove_file(directory.path().join("log"));
         let at = |name: &str| directory.path().join(name);
@@ -155,7 +155,7 @@ impl Ran {
         found.unwrap_or_else(|| panic!("no {pointer} in the report; stderr:\n{}", self.stderr))
     }
 
-    /// The lines of the log that begin so.
+    /// Returns the log lines with this prefix.
     fn lines(&self, begin: &str) -> Vec<&str> {
         let lines = self.log.iter().map(String::as_str);
         lines.filter(|line| line.starts_with(begin)).collect()
@@ -392,7 +392,7 @@ fn a_hot_reload_registers_first_and_starts_the_new_after_the_old_ended() {
         .replace("Samples  1", "Samples  40\n    Tags 4");
     let configuration = output("    Id one\n    Answers rrroooooooooo\n    Retry_Limit 5\n")
         .replace(ONE_RECORD, &many);
-    // Four chunks are due in all: the engine holds still after the second and after the third.
+    // There are four chunks in all: the engine pauses after the second and after the third.
     for _ in 0..2 {
         let run = Run::new(&configuration).arguments(&[
             "--reload-after-chunks",
@@ -559,7 +559,7 @@ fn threads_of_the_library_are_told_from_our_own() {
 
 #[test]
 fn captured_chunks_are_handed_over_byte_for_byte() {
-    // A record of today's form, one of the old form, and the markers around a group.
+    // A record in the current format, one in the old format, and the markers around a group.
     let mut chunk = vec![
         0x92, 0x92, 0xd7, 0x00, 1, 2, 3, 4, 0, 0, 0, 0, 0x80, 0x81, 0xa1, b'a', 0xc4, 1, 0xff,
     ];
@@ -611,7 +611,7 @@ fn files_and_standard_input_are_read_to_their_end() {
     let ran = run.file("logs/a.log", lines).run();
     assert_eq!(ran.number("/records_in"), 2, "{}", ran.stderr);
     let chunk = fs::read(ran.directory.path().join("file.logs.a.log.1")).unwrap();
-    // 2026-11-21T04:00:00.25Z; the keys in the order written, the time taken out.
+    // 2026-11-21T04:00:00.25Z; the keys in order, without the time.
     let parsed = [
         &[0x92, 0x92, 0xd7, 0x00][..],
         &1_795_233_600_u32.to_be_bytes(),

@@ -1,4 +1,4 @@
-//! Chunks on disk: what a killed or stopped host finds again.
+//! Tests of chunks on disk, which a killed or stopped host finds at its next start.
 
 use ferry_harness::engine::storage::{self, Stored};
 
@@ -6,7 +6,7 @@ use super::*;
 
 const DIR: &str = "storage";
 
-/// A host without inputs, whose chunks all come from the backlog.
+/// A configuration without inputs, so that all chunks come from the backlog.
 fn backlog_alone(properties: &str) -> String {
     on_disk(&output(properties).replace(ONE_RECORD, ""))
 }
@@ -15,7 +15,7 @@ fn on_disk(configuration: &str) -> String {
     configuration.replace("[SERVICE]\n", "[SERVICE]\n    storage.path storage\n")
 }
 
-/// One record on disk.
+/// A record on disk.
 fn one_stored_record(properties: &str) -> String {
     let input = ONE_RECORD.replace("Samples  1", "Samples  1\n    storage.type filesystem");
     on_disk(&output(properties).replace(ONE_RECORD, &input))
@@ -28,7 +28,7 @@ fn event(n: u8) -> Vec<u8> {
     event
 }
 
-/// A directory with a backlog of `count` chunks, `app.0` with event 0 and so on.
+/// Creates a directory with a backlog of `count` chunks, `app.0` with event 0 and so on.
 fn with_backlog(count: u8) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     for n in 0..count {
