@@ -571,7 +571,7 @@ impl ServerCertVerifier for Verifier {
                 Err(error) => refusal = Some(error),
             }
         }
-        self.record(end_entity, "nobody");
+        self.record(end_entity, "no root");
         Err(refusal.expect("there is at least one verifier"))
     }
 
