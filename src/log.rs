@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 /// The minimum interval between lines about the same trouble.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
-/// The time without an occurrence after which trouble counts as over, so that intermittent trouble does not end each time.
+/// The time without an occurrence after which trouble counts as over, so that intermittent trouble does not end each
+/// time.
 const OVER_AFTER: Duration = Duration::from_secs(10);
 
 /// The maximum number of subjects tracked for one kind of trouble: more would fill the log, and memory.
@@ -77,14 +78,14 @@ impl Log {
         }
     }
 
-    /// Logs trouble at once, then at most once a minute, with the number of occurrences in between. Occurrences with the
-    /// same `kind` are the same trouble.
+    /// Logs trouble at once, then at most once a minute, with the number of occurrences in between. Occurrences with
+    /// the same `kind` are the same trouble.
     pub fn trouble(&self, level: Level, kind: &'static str, line: &str) {
         self.trouble_at(Instant::now(), level, kind, "", line);
     }
 
-    /// Like [`Log::trouble`], separately for each `subject`, such as a delivery stream. Beyond 16 subjects the others count
-    /// as one.
+    /// Like [`Log::trouble`], separately for each `subject`, such as a delivery stream. Beyond 16 subjects the others
+    /// count as one.
     pub fn trouble_with(&self, level: Level, kind: &'static str, subject: &str, line: &str) {
         self.trouble_at(Instant::now(), level, kind, subject, line);
     }
@@ -133,8 +134,8 @@ impl Log {
         }
     }
 
-    /// Logs that trouble is over, with the number of occurrences not logged. Does nothing if it was not logged, or occurred
-    /// within the last 10 s.
+    /// Logs that trouble is over, with the number of occurrences not logged. Does nothing if it was not logged, or
+    /// occurred within the last 10 s.
     pub fn recovered(&self, kind: &'static str, line: &str) {
         self.recovered_at(Instant::now(), kind, "", line);
     }

@@ -1,6 +1,6 @@
-//! A parser of Fluent Bit's configuration files that follows Fluent Bit's own rules: the classic format and YAML yield the
-//! same [`Section`]s, with unresolved `${VARIABLE}`s and the place of every line. Their interpretation is left to the
-//! caller.
+//! A parser of Fluent Bit's configuration files that follows Fluent Bit's own rules: the classic format and YAML yield
+//! the same [`Section`]s, with unresolved `${VARIABLE}`s and the place of every line. Their interpretation is left to
+//! the caller.
 
 #![forbid(unsafe_code)]
 

@@ -32,8 +32,8 @@ impl Variables {
         set.or_else(|| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// Resolves `${name}` and `${name:-default}`. An unset variable is empty. As in the host, a `}` before the next `${`
-    /// ends the resolution.
+    /// Resolves `${name}` and `${name:-default}`. An unset variable is empty. As in the host, a `}` before the next
+    /// `${` ends the resolution.
     pub fn resolve(&mut self, value: &str) -> String {
         let mut out = String::new();
         let mut resolved = false;

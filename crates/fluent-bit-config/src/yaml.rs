@@ -1,5 +1,5 @@
-//! The YAML format. Sections are built from parser events, so that scalars remain the text that was written (`on`, `0750`,
-//! `1.0`), as in the host, and have a line number.
+//! The YAML format. Sections are built from parser events, so that scalars remain the text that was written (`on`,
+//! `0750`, `1.0`), as in the host, and have a line number.
 
 use std::sync::Arc;
 
@@ -164,8 +164,8 @@ impl Node {
     }
 }
 
-/// Converts `deliveryStream` to `delivery_stream`, as the host does for keys that begin with a lower-case letter and have
-/// no underscore.
+/// Converts `deliveryStream` to `delivery_stream`, as the host does for keys that begin with a lower-case letter and
+/// have no underscore.
 fn snake_case(key: &str) -> String {
     if key.contains('_') || !key.starts_with(|c: char| c.is_ascii_lowercase()) {
         return key.to_owned();
