@@ -187,6 +187,11 @@ impl Deferred {
         targets.into_iter().filter_map(events).collect()
     }
 
+    /// The chunks of which something waits, oldest first.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = Seq> {
+        self.chunks.keys().copied()
+    }
+
     /// Whether something of this chunk waits.
     pub(super) fn holds(&self, chunk: Seq) -> bool {
         self.chunks.contains_key(&chunk)

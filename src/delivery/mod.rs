@@ -39,6 +39,7 @@ mod context;
 mod cut;
 pub mod dead_letter;
 mod deferred;
+mod describe;
 mod direct;
 pub mod identity;
 mod intake;
@@ -48,11 +49,13 @@ mod objects;
 pub mod quota;
 mod rebuild;
 mod redelivery;
+mod relocate;
 mod report;
 mod retry;
 mod sender;
 mod spooled;
 mod waiting;
+mod worker;
 
 /// One output's delivery. Cheap to share.
 pub struct Pipeline {

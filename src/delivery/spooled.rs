@@ -11,31 +11,33 @@
 //! After a crash the spool says which objects had begun. Each is built again from the same events and put
 //! under the same name, where the store takes it only if it is not there yet.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use rand::rngs::StdRng;
-use rand::{Rng as _, RngCore as _, SeedableRng as _};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use rand::{RngCore as _, SeedableRng as _};
+use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Duration, Instant, sleep_until, timeout};
+use tokio::time::{Duration, Instant, sleep_until};
 
-use super::background::Background;
 use super::circuit::CircuitPermit;
 use super::context::Context;
 use super::cut::{Cutter, OBJECT_BYTES};
 use super::deferred::{Deferred, Load};
+use super::describe::Describing;
 use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Bounds, Objects, SealedObject};
 use super::quota::weight;
 use super::rebuild::{build_again, is_in, letters_of, quarantine};
+use super::relocate;
 use super::sender::{Admits, Queued, Senders};
 use super::waiting::{Bad, WaitingLetters};
+use super::worker::Worker;
 use crate::buffers;
 use crate::buffers::Payload;
 use crate::codec::json;
@@ -50,10 +52,9 @@ use crate::delivery::retry::backoff;
 use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
-use crate::sink::{Class, Shape};
+use crate::sink::Class;
 use crate::spool::{
-    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Suspect, Unreadable,
-    Work,
+    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Unreadable, Work,
 };
 
 /// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
@@ -66,27 +67,20 @@ const ASIDE_SHARE: usize = 16;
 
 /// The part of `memory_limit` that references to deferred events may take.
 const DEFERRED_SHARE: usize = 16;
+/// The part of `memory_limit` that references take before events are relocated, which needs fewer (little in tests, so that
+/// it happens often).
+const RELOCATED_SHARE: usize = if cfg!(test) {
+    8_192
+} else {
+    2 * DEFERRED_SHARE
+};
+/// How long after a failure nothing is relocated.
+const RELOCATE_AGAIN: Duration = Duration::from_secs(10);
 /// Events that a probe sends, at most: enough to see whether the target takes them.
 const PROBE_EVENTS: u64 = 100;
-/// Streams that are described at once. The sink asks in its own order; this bounds who waits for it.
-const MOST_DESCRIBED: usize = 1_000;
 
 /// How often to check whether a missing file is back.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
-
-/// Outputs of one process take turns at suspects: if several tried theirs at once, a crash could not be attributed.
-static SUSPECTS_TURN: Semaphore = Semaphore::const_new(1);
-/// A suspect waits until the process has lived this long, and up to as long again at random: the others are delivered
-/// meanwhile, and a process that is killed again and again soon after its start (by a probe, a limit, another plugin) does
-/// not count against the suspect.
-const LIVED: Duration = match cfg!(test) {
-    true => Duration::from_millis(100),
-    false => Duration::from_secs(5),
-};
-/// From so many suspects on nothing new is read before their trial.
-const MANY_SUSPECTS: usize = 3;
-/// How long one waits for its turn. After that it is not alone, and a crash is not attributed to it.
-const TURN: Duration = Duration::from_secs(5);
 
 /// Which events of a chunk are read.
 #[derive(Debug)]
@@ -216,15 +210,9 @@ pub(super) struct Feed {
     senders: Arc<Senders>,
     intake: Arc<Intake>,
     spool: Arc<Spool>,
-    background: Background,
-    /// Chunks at which an earlier process ended.
-    suspects: Vec<Suspect>,
-    /// From then on they are worked on, and a process that ends says something.
-    trial: Instant,
-    /// Those of them that are to be read again then, and not in the order of the log.
+    worker: Worker,
+    /// Chunks at which an earlier process ended that are to be read at their trial, and not in the order of the log.
     on_trial: BTreeSet<Seq>,
-    /// Of the work in the background, some chunk's was the last.
-    at_work: bool,
     /// The chunk that was read last, in the order of the log.
     after: Option<Seq>,
     skip: HashMap<Seq, Skip>,
@@ -237,6 +225,12 @@ pub(super) struct Feed {
     chunk_bytes: usize,
     /// Events that wait for their target.
     deferred: Deferred,
+    /// Whether some of them were relocated last, and nothing else was read since.
+    relocated_last: bool,
+    /// Nothing is relocated before then, since that failed.
+    relocates_from: Instant,
+    /// Events that were read so far, and the bytes of their chunks.
+    read: (u64, u64),
     /// Deferred events on their way, by chunk.
     loads: BTreeMap<(Seq, u64), InFlightLoad>,
     next_load: u64,
@@ -258,12 +252,8 @@ pub(super) struct Feed {
     sending_bytes: usize,
     /// Notes about objects, which must not be forgotten.
     notes: JoinSet<()>,
-    /// Streams of which it is not known what they take: what is for them is deferred.
-    undescribed: HashSet<Arc<str>>,
-    /// Those of them that are asked.
-    describing: JoinSet<Arc<str>>,
-    /// Those that are asked later.
-    to_describe: VecDeque<Arc<str>>,
+    /// Targets of which it is not known yet what they take.
+    describing: Describing,
     /// What cannot become a dead letter yet.
     waiting: WaitingLetters,
     /// Whether it was looked for room since we stop.
@@ -297,11 +287,8 @@ impl Feed {
         let (completed, completions) = mpsc::unbounded_channel();
         let mut feed = Feed {
             spool: Arc::clone(intake.spool()),
-            background: Background::start(),
-            suspects: recovered.suspects.clone(),
-            trial: Instant::now() + LIVED.mul_f64(StdRng::from_os_rng().random_range(1.0..2.0)),
+            worker: Worker::start(Arc::clone(intake.spool()), recovered.suspects.clone()),
             on_trial: BTreeSet::new(),
-            at_work: false,
             after: None,
             skip: HashMap::new(),
             reading: None,
@@ -309,6 +296,9 @@ impl Feed {
             chunks: HashMap::new(),
             chunk_bytes: 0,
             deferred: Deferred::default(),
+            relocated_last: false,
+            relocates_from: Instant::now(),
+            read: (0, 0),
             loads: BTreeMap::new(),
             next_load: 0,
             loaded_last: false,
@@ -321,9 +311,7 @@ impl Feed {
             resend: BTreeSet::new(),
             sending_bytes: 0,
             notes: JoinSet::new(),
-            undescribed: HashSet::new(),
-            describing: JoinSet::new(),
-            to_describe: VecDeque::new(),
+            describing: Describing::default(),
             waiting: WaitingLetters::new(Instant::now()),
             looked_at_the_end: false,
             quarantined_until: Instant::now(),
@@ -378,11 +366,11 @@ impl Feed {
     /// What an earlier process ended at comes behind all else. What is condemned is set aside at once.
     fn put_off_suspects(&mut self) {
         let mut put_off = BTreeSet::new();
-        for suspect in &self.suspects {
+        for suspect in self.worker.suspects() {
             let chunk = suspect.chunk;
             let due = match suspect.is_condemned() {
                 true => Instant::now(),
-                false => self.trial,
+                false => self.worker.trial(),
             };
             if !suspect.is_condemned() {
                 put_off.insert(chunk);
@@ -402,7 +390,7 @@ impl Feed {
         for Begun { due, pending, .. } in &mut self.begun {
             let mut chunks = pending.contents.iter().map(|content| content.chunk);
             if chunks.any(|chunk| put_off.contains(&chunk)) {
-                *due = self.trial;
+                *due = self.worker.trial();
             }
         }
     }
@@ -410,7 +398,7 @@ impl Feed {
     /// We stop before suspects were tried: now they are, behind all else, and nothing is held against them. Whether there
     /// were any.
     fn hurry_suspects(&mut self, now: Instant) -> bool {
-        let trial = self.trial;
+        let trial = self.worker.trial();
         let waiting = |(at, ..): &(Instant, Seq, u32)| *at == trial;
         let waiting: Vec<_> = self.again.extract_if(.., waiting).collect();
         let mut hurried = !waiting.is_empty();
@@ -422,68 +410,6 @@ impl Feed {
             hurried = true;
         }
         hurried && now < trial
-    }
-
-    /// Where a suspect is among these: its turn, once no other output of this process is at one. Nothing else of the spool
-    /// is read or encoded meanwhile in any case. `None`: there is none, or it is too early to blame one, or others have been
-    /// at it for long.
-    async fn turn(
-        &self,
-        mut chunks: impl Iterator<Item = Seq>,
-        work: Work,
-    ) -> Option<SemaphorePermit<'static>> {
-        let suspects = &self.suspects;
-        let is_one = |chunk| {
-            suspects
-                .iter()
-                .any(|it| (it.chunk, it.work) == (chunk, work))
-        };
-        if Instant::now() < self.trial || !chunks.any(is_one) {
-            return None;
-        }
-        let turn = timeout(TURN, SUSPECTS_TURN.acquire()).await;
-        turn.ok()?.ok()
-    }
-
-    /// Works on a chunk's bytes in the background. Should the process end meanwhile, the next one knows at which chunk. An
-    /// error where the work panicked.
-    async fn work_on<T: Send + 'static>(
-        &mut self,
-        chunk: Seq,
-        work: Work,
-        job: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, oneshot::error::RecvError> {
-        let turn = self.turn(std::iter::once(chunk), work).await;
-        let alone = turn.is_some();
-        self.at_work = true;
-        let spool = Arc::clone(&self.spool);
-        let done = self.background.run(move || {
-            spool.begin_work(chunk, work, alone);
-            let done = job();
-            // While another output has its turn nothing is this chunk's fault.
-            if alone {
-                spool.end_work();
-            }
-            done
-        });
-        done.await
-    }
-
-    /// What comes next may take long, and is nothing that a chunk could be blamed for.
-    fn end_work(&mut self) {
-        if std::mem::take(&mut self.at_work) {
-            let spool = Arc::clone(&self.spool);
-            drop(self.background.run(move || spool.end_work()));
-        }
-    }
-
-    /// All of this work on a chunk is done.
-    fn acquit(&mut self, chunk: Seq, work: Work) {
-        let acquitted = |it: &mut Suspect| it.chunk == chunk && it.work == work;
-        if self.suspects.extract_if(.., acquitted).next().is_some() {
-            let spool = Arc::clone(&self.spool);
-            drop(self.background.run(move || spool.acquit(chunk, work)));
-        }
     }
 
     /// An object had begun: its events belong to it and to no other, and its chunks are not finished
@@ -542,9 +468,12 @@ impl Feed {
                 self.enqueue_object(batch, None);
             }
             self.defer_opened();
-            while let Some(described) = self.describing.try_join_next() {
-                self.described(described.ok());
-            }
+            while self
+                .describing
+                .answered(&self.context)
+                .now_or_never()
+                .is_some()
+            {}
             let stopping = *draining.borrow_and_update();
             if stopping && !std::mem::replace(&mut self.looked_at_the_end, stopping) {
                 self.waiting.look_now(now);
@@ -584,7 +513,7 @@ impl Feed {
             if room && self.advance(now, deferred.as_ref().ok()).await {
                 continue;
             }
-            self.end_work();
+            self.worker.rest();
             let others_read = self.reading.is_none() && self.spool.peek(self.after).is_none();
             if stopping && others_read && self.hurry_suspects(now) {
                 continue;
@@ -602,8 +531,8 @@ impl Feed {
                 }
                 if self.is_done() {
                     self.say_what_stays();
-                    // What is left to the thread is done, also that suspects are acquitted: nothing waits for that later.
-                    let _ = self.background.run(|| ()).await;
+                    // Nothing waits for what is still to be recorded later.
+                    self.worker.finish().await;
                     // They hold on to what they share for as long as they may get something.
                     self.senders.close();
                     return;
@@ -616,8 +545,8 @@ impl Feed {
             let deferred = deferred.err().flatten().filter(|_| room);
             let resend = self.resend.first().map(|(at, _)| *at);
             let absent = (!self.absent.is_empty()).then_some(self.absent_until);
-            let trial =
-                (self.suspects.len() >= MANY_SUSPECTS && now < self.trial).then_some(self.trial);
+            let trial = (self.worker.has_many_suspects() && now < self.worker.trial())
+                .then_some(self.worker.trial());
             let wakes = [
                 due,
                 again,
@@ -636,7 +565,7 @@ impl Feed {
                 biased;
                 Some(news) = self.completions.recv() => self.hear(news),
                 () = senders.changed() => {}
-                Some(described) = self.describing.join_next() => self.described(described.ok()),
+                () = self.describing.answered(&context) => {}
                 Some(_) = self.notes.join_next(), if stopping => {}
                 Ok(()) = draining.changed() => {}
                 () = more, if room && self.may_read_on() => {}
@@ -692,12 +621,11 @@ impl Feed {
 
     /// Whether chunks that were not read yet may be. Those that wait for another try go on in any case.
     fn may_read_on(&self) -> bool {
-        // Each of many chunks that end the process would be the first that the next one comes to, and none be tried.
-        let many = self.suspects.len() >= MANY_SUSPECTS;
+        let many = self.worker.has_many_suspects();
         let hurried = *self.context.draining.borrow();
         self.again.len() < MOST_HELD
             && self.deferred.bytes() <= self.context.config.memory_limit / DEFERRED_SHARE
-            && (!many || hurried || Instant::now() >= self.trial)
+            && (!many || hurried || Instant::now() >= self.worker.trial())
     }
 
     fn is_done(&self) -> bool {
@@ -733,6 +661,13 @@ impl Feed {
             self.write_letters(chunk).await;
             return true;
         }
+        if !std::mem::replace(&mut self.relocated_last, false)
+            && let Some(chunks) = self.to_relocate(now)
+        {
+            self.relocated_last = true;
+            self.relocate(chunks, now).await;
+            return true;
+        }
         let next = self.spool.peek(self.after).filter(|_| self.may_read_on());
         if (!self.loaded_last || next.is_none())
             && let Some(target) = deferred
@@ -746,7 +681,8 @@ impl Feed {
             return false;
         };
         self.after = Some(chunk);
-        if self.on_trial.remove(&chunk) {
+        // Of what was relocated it is known where it goes.
+        if self.on_trial.remove(&chunk) || self.spool.is_relocated(chunk) {
             return true;
         }
         if let Some(Skip::All) = self.skip.get(&chunk) {
@@ -761,19 +697,9 @@ impl Feed {
         true
     }
 
-    /// Reads a chunk's bytes in the background.
-    async fn read(&mut self, chunk: Seq, work: Work) -> Result<Stored, Unreadable> {
-        let spool = Arc::clone(&self.spool);
-        let stored = self.work_on(chunk, work, move || spool.read(chunk));
-        stored.await.unwrap_or_else(|_| {
-            let error = std::io::Error::other("the reading thread ended");
-            Err(Unreadable::Disk(error))
-        })
-    }
-
     /// Reads a chunk, and begins to encode it.
     async fn launch(&mut self, chunk: Seq, tries: u32) {
-        let stored = match self.read(chunk, Work::Deliver).await {
+        let stored = match self.worker.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
@@ -856,11 +782,11 @@ impl Feed {
         deferred.take_beside(&mut load, now, |other| {
             self.senders.admits(other) == Admits::All
                 && self.may_load(other)
-                && !self.undescribed.contains(other)
+                && !self.describing.is_unknown(other)
         });
         self.deferred = deferred;
         let chunk = load.chunk;
-        let stored = match self.read(chunk, Work::Deliver).await {
+        let stored = match self.worker.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
@@ -899,13 +825,105 @@ impl Feed {
         self.loads.insert((chunk, number), in_flight);
     }
 
+    /// Chunks whose deferred events are to be relocated: the oldest, while they keep the spool from giving up segments, or
+    /// while there are too many references.
+    fn to_relocate(&self, now: Instant) -> Option<Vec<Seq>> {
+        if now < self.relocates_from
+            || self.deferred.targets() == 0
+            || *self.context.draining.borrow()
+        {
+            return None;
+        }
+        if self.deferred.bytes() > self.context.config.memory_limit / RELOCATED_SHARE {
+            // What was relocated before has few references for much.
+            let fresh = |chunk: &Seq| !self.spool.is_relocated(*chunk);
+            let chunks = self.deferred.chunks().filter(fresh);
+            let chunks: Vec<Seq> = chunks.take(relocate::MOST_CHUNKS).collect();
+            if !chunks.is_empty() {
+                return Some(chunks);
+            }
+        }
+        let usage = self.spool.usage();
+        let (events, bytes) = self.read;
+        // Where most of the log is what waits, to write it again would give up little.
+        let waiting = self
+            .deferred
+            .records()
+            .saturating_mul(bytes / events.max(1));
+        if usage.log_bytes() <= usage.limit / 2 || waiting > usage.log_bytes() / 4 * 3 {
+            return None;
+        }
+        let (oldest, _) = self.spool.peek(None)?;
+        let is_in_the_way = self.deferred.holds(oldest)
+            && !self.chunks.contains_key(&oldest)
+            && !self.skip.contains_key(&oldest)
+            && !self.waiting.holds(oldest);
+        let chunks = || self.deferred.chunks().take(relocate::MOST_CHUNKS).collect();
+        is_in_the_way.then(chunks)
+    }
+
+    /// Writes deferred events of chunks again at the log's head.
+    async fn relocate(&mut self, chunks: Vec<Seq>, now: Instant) {
+        let taken = chunks.iter();
+        let taken: Vec<_> = taken
+            .map(|chunk| (*chunk, self.deferred.take_chunk(*chunk)))
+            .collect();
+        let (spool, of) = (Arc::clone(&self.spool), taken.clone());
+        let gather = move |alone| relocate::gather(&spool, of, alone);
+        let gathered = self.worker.work_on_some(&chunks, Work::Deliver, gather);
+        let gathered = gathered.await;
+        self.worker.rest();
+        let Ok(gathered) = gathered else {
+            self.put_back(taken);
+            self.relocates_from = now + RELOCATE_AGAIN;
+            return;
+        };
+        self.put_back(gathered.left);
+        if let Some(error) = gathered.failed {
+            self.intake.say_trouble(&error);
+            self.relocates_from = now + RELOCATE_AGAIN;
+        }
+        for (chunk, words, kept) in gathered.corrupt {
+            self.intake.corrupt(&words, kept);
+            self.pass_over(chunk);
+        }
+        for moving in gathered.frames {
+            match self.spool.relocate(moving.relocation).await {
+                Ok(chunk) => {
+                    for (target, events) in moving.targets {
+                        self.deferred.add(&target, chunk, &events);
+                    }
+                    for (origin, _) in moving.from {
+                        self.finish_if_settled(origin);
+                    }
+                }
+                Err(error) => {
+                    self.put_back(moving.from);
+                    self.relocates_from = now + RELOCATE_AGAIN;
+                    // A full spool says so by itself.
+                    if error.kind() != std::io::ErrorKind::QuotaExceeded {
+                        self.intake.say_trouble(&error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn put_back(&mut self, chunks: Vec<(Seq, relocate::ByTarget)>) {
+        for (chunk, targets) in chunks {
+            for (target, events) in targets {
+                self.deferred.add(&target, chunk, &events);
+            }
+        }
+    }
+
     /// The next target whose deferred events may be read; otherwise when that may be so.
     fn next_deferred(&self, now: Instant) -> Result<Arc<str>, Option<Instant>> {
         if self.deferred.targets() == 0 {
             return Err(None);
         }
         self.deferred.next_target(now, |target| {
-            if self.undescribed.contains(target) {
+            if self.describing.is_unknown(target) {
                 return None;
             }
             match self.senders.admits(target) {
@@ -982,7 +1000,7 @@ impl Feed {
         let cutter = Arc::clone(&self.cutter);
         let (tag, data) = (Arc::clone(&reading.tag), reading.data.clone());
         let (from, wanted) = (reading.from, Arc::clone(&reading.wanted));
-        let encoded = self.work_on(chunk, Work::Deliver, move || {
+        let encoded = self.worker.work_on(chunk, Work::Deliver, move || {
             cutter.encode_step(&tag, &data, from, memory, |event| wanted.has(event))
         });
         // A panic drops the hold: the chunk's tracker fails, and it is read again later.
@@ -1010,7 +1028,7 @@ impl Feed {
                 let mut planned = 0;
                 for mut part in parts {
                     let target: Arc<str> = self.cutter.target(&part).into();
-                    let Some(shape) = self.shape(&target) else {
+                    let Some(shape) = self.describing.shape(&self.context, &target) else {
                         self.defer(&target, part, &reading);
                         continue;
                     };
@@ -1034,7 +1052,7 @@ impl Feed {
                 }
                 let share = self.share.take();
                 let (cutter, of) = (Arc::clone(&self.cutter), Arc::clone(&tracker));
-                let cut = self.work_on(chunk, Work::Deliver, move || {
+                let cut = self.worker.work_on(chunk, Work::Deliver, move || {
                     let mut share = share.expect("a stream's step has its memory");
                     let mut senders = Vec::with_capacity(shaped.len());
                     for (target, shape, part, probe) in shaped {
@@ -1072,7 +1090,7 @@ impl Feed {
                         self.defer(&target, part, &reading);
                     }
                 }
-                let built = self.work_on(chunk, Work::Deliver, move || {
+                let built = self.worker.work_on(chunk, Work::Deliver, move || {
                     let now = Instant::now();
                     let add = |(target, part)| objects.add(part, &target, &tracker, now);
                     let sealed: Vec<SealedObject> = taken.into_iter().flat_map(add).collect();
@@ -1108,7 +1126,9 @@ impl Feed {
             self.reading = Some(reading);
             return;
         }
-        self.acquit(chunk, Work::Deliver);
+        self.worker.acquit(chunk, Work::Deliver);
+        self.read.0 += u64::from(events);
+        self.read.1 += reading.data.len() as u64;
         reading.tracker.has_events(events);
         if reading.targets.is_empty()
             && let Some(in_flight) = self.chunks.get_mut(&reading.chunk)
@@ -1146,7 +1166,7 @@ impl Feed {
         if letters.is_empty() {
             return;
         }
-        self.end_work();
+        self.worker.rest();
         lettered.sort_unstable();
         let events = ranges(&lettered);
         // While others wait, nobody asks the disk for each.
@@ -1193,7 +1213,7 @@ impl Feed {
 
     /// Looks whether letters can be kept again.
     async fn look_for_room(&mut self, now: Instant) {
-        self.end_work();
+        self.worker.rest();
         let letters = Arc::clone(&self.letters);
         let usage = spawn_blocking(move || letters.folder().usage()).await;
         match usage {
@@ -1217,7 +1237,7 @@ impl Feed {
         self.waiting.has_left(self.letters.last_usage().room());
         if all.is_empty() {
             self.show_waiting();
-            self.acquit(chunk, Work::Letters);
+            self.worker.acquit(chunk, Work::Letters);
             return self.finish_if_settled(chunk);
         }
         for bad in all {
@@ -1238,7 +1258,7 @@ impl Feed {
         while let Some(from) = next {
             let (cutter, wanted) = (Arc::clone(&self.cutter), Arc::clone(&events));
             let (of, bytes, refusal) = (Arc::clone(tag), data.clone(), bad.refusal.clone());
-            let made = self.work_on(chunk, Work::Letters, move || {
+            let made = self.worker.work_on(chunk, Work::Letters, move || {
                 let wanted = |event| is_in(&wanted, event);
                 // One step at a time; a single event may be more.
                 let encoded = cutter.encode_step(&of, &bytes, from, usize::MAX, wanted);
@@ -1248,7 +1268,7 @@ impl Feed {
             let Ok((further, (letters, mut lettered))) = made.await else {
                 return Err(Some(bad));
             };
-            self.end_work();
+            self.worker.rest();
             next = further;
             lettered.sort_unstable();
             let kept = self.letters.keep(letters, lettered.len() as u64);
@@ -1276,7 +1296,7 @@ impl Feed {
 
     /// Reads a chunk of which events wait for letters.
     async fn read_aside(&mut self, chunk: Seq) -> Option<(Arc<[u8]>, Bytes)> {
-        match self.read(chunk, Work::Letters).await {
+        match self.worker.read(chunk, Work::Letters).await {
             Ok(stored) => return Some((stored.tag.into(), stored.data)),
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
@@ -1338,14 +1358,14 @@ impl Feed {
             Arc::clone(&self.spool),
             all.clone(),
         );
-        let kept = self.work_on(chunk, Work::Letters, move || {
+        let kept = self.worker.work_on(chunk, Work::Letters, move || {
             quarantine(&cutter, &spool, chunk, &tag, &data, &of)
         });
         let events: u64 = all.iter().map(Bad::records).sum();
         let error = match kept.await {
             Ok(Ok(file)) => {
                 self.show_waiting();
-                self.acquit(chunk, Work::Letters);
+                self.worker.acquit(chunk, Work::Letters);
                 for bad in all {
                     self.done(chunk, bad.events);
                 }
@@ -1384,42 +1404,6 @@ impl Feed {
                 ),
             );
         }
-    }
-
-    /// What a target takes, where that is known. Otherwise it is asked, and nobody waits for that.
-    fn shape(&mut self, target: &Arc<str>) -> Option<Shape> {
-        if self.undescribed.contains(target) {
-            return None;
-        }
-        let shape = self.context.sink.shape(target).now_or_never();
-        if shape.is_none() {
-            self.undescribed.insert(Arc::clone(target));
-            self.to_describe.push_back(Arc::clone(target));
-            self.describe_next();
-        }
-        shape
-    }
-
-    fn describe_next(&mut self) {
-        while self.describing.len() < MOST_DESCRIBED
-            && let Some(target) = self.to_describe.pop_front()
-        {
-            let context = Arc::clone(&self.context);
-            self.describing.spawn(async move {
-                context.sink.shape(&target).await;
-                target
-            });
-        }
-    }
-
-    /// It is known what a target takes. `None`: asking ended otherwise, by a panic.
-    fn described(&mut self, target: Option<Arc<str>>) {
-        match target {
-            Some(target) => drop(self.undescribed.remove(&target)),
-            // Which one is not known: all are asked again.
-            None => self.undescribed.clear(),
-        }
-        self.describe_next();
     }
 
     fn hold_back(&mut self, chunk: Seq, tries: u32) {
@@ -1740,25 +1724,17 @@ impl Feed {
             ..
         } = begun;
         let chunks = pending.contents.iter().map(|content| content.chunk);
-        let turn = self.turn(chunks, Work::Rebuild).await;
-        let alone = turn.is_some();
+        let chunks: Vec<Seq> = chunks.collect();
         let (cutter, intake) = (Arc::clone(&self.cutter), Arc::clone(&self.intake));
         let contents = pending.contents.clone();
-        self.at_work = true;
-        let built = self.background.run(move || {
-            let built = build_again(&cutter, &intake, &contents, alone);
-            if alone {
-                intake.spool().end_work();
-            }
-            built
-        });
+        let build = move |alone| build_again(&cutter, &intake, &contents, alone);
+        let built = self.worker.work_on_some(&chunks, Work::Rebuild, build);
         let built = built.await;
-        drop(turn);
-        self.end_work();
+        self.worker.rest();
         let built = match built {
             Ok(Ok(built)) => {
                 for content in &pending.contents {
-                    self.acquit(content.chunk, Work::Rebuild);
+                    self.worker.acquit(content.chunk, Work::Rebuild);
                 }
                 for chunk in built.corrupt {
                     // Nobody reads it any more: only this object's guards are left of it.

@@ -177,9 +177,15 @@ impl Bench {
 
     /// What a machine that stops now leaves on its disk.
     fn crash_image(&self) -> TempDir {
-        let image = tempfile::tempdir().unwrap();
-        copy(&self.dir, image.path());
-        image
+        let spool = self.dir.join("spool");
+        loop {
+            let image = tempfile::tempdir().unwrap();
+            let before = files(&spool);
+            // A machine stops at one moment: nothing may change meanwhile.
+            if copy(&self.dir, image.path()).is_ok() && files(&spool) == before {
+                return image;
+            }
+        }
     }
 
     fn said(&self, what: &str) -> bool {
@@ -336,17 +342,31 @@ fn letters(dir: &Path) -> usize {
     text.lines().filter(|line| !line.is_empty()).count()
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
-            copy(&entry.path(), &target);
+            copy(&entry.path(), &target)?;
         } else {
-            std::fs::copy(entry.path(), target).unwrap();
+            std::fs::copy(entry.path(), target)?;
         }
     }
+    Ok(())
+}
+
+/// The files of a spool, with their lengths and when they were written to, but for the one that is written to all the time.
+fn files(dir: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let file = |entry: std::fs::DirEntry| {
+        let of = entry.metadata().ok()?;
+        Some((entry.path(), of.len(), of.modified().ok()?))
+    };
+    let entries = entries.filter(|entry| entry.file_name() != "suspects");
+    let mut files: Vec<_> = entries.filter_map(file).collect();
+    files.sort();
+    files
 }
 
 /// A chunk of events `{"k": …}`.

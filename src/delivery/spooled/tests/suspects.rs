@@ -1,6 +1,7 @@
 //! Chunks at which an earlier process ended.
 
 use super::*;
+use crate::delivery::worker::{LIVED, SUSPECTS_TURN};
 use crate::spool::scan::{Check, survey};
 
 /// What a process leaves that ended while it did some work on the chunk of `ends` that has this event, after others did.
@@ -11,7 +12,7 @@ async fn left_behind(dir: &Path, events: &[&str], ends: &[(&str, Work, bool)]) {
     for event in events {
         assert_eq!(bench.flush(&[event]).await, Verdict::Ok);
     }
-    copy(before.path(), dir);
+    copy(before.path(), dir).unwrap();
     bench.feed.abort();
     let _ = std::fs::remove_file(dir.join("spool/suspects"));
     for (event, work, alone) in ends {
@@ -27,7 +28,7 @@ async fn left_behind(dir: &Path, events: &[&str], ends: &[(&str, Work, bool)]) {
     }
 }
 
-fn open(dir: &Path) -> (Arc<Spool>, Recovered) {
+pub(super) fn open(dir: &Path) -> (Arc<Spool>, Recovered) {
     let disk = LocalDisk::open(&dir.join("spool")).unwrap();
     let options = Options {
         limit: 1_000_000_000,

@@ -1,7 +1,9 @@
 //! One target's trouble is its own.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
+use rand::Rng as _;
 use rand::seq::IndexedRandom as _;
 use tokio::sync::watch;
 
@@ -28,6 +30,8 @@ struct Ward {
     there: Mutex<BTreeMap<String, String>>,
     /// The target of each request.
     asked: Mutex<Vec<String>>,
+    /// Lines that were taken for each target.
+    taken: Mutex<BTreeMap<String, usize>>,
 }
 
 impl Ward {
@@ -37,6 +41,7 @@ impl Ward {
             sick: watch::Sender::default(),
             there: Mutex::default(),
             asked: Mutex::default(),
+            taken: Mutex::default(),
         })
     }
 
@@ -77,6 +82,10 @@ impl Ward {
         events.keys().filter(|it| it.starts_with(name)).count()
     }
 
+    fn taken_for(&self, target: &str) -> usize {
+        self.taken.lock().unwrap().get(target).copied().unwrap_or(0)
+    }
+
     fn take(&self, batch: &Batch) {
         let mut there = self.there.lock().unwrap();
         for record in &batch.records {
@@ -97,6 +106,9 @@ impl Ward {
                     "{name} was put again with other lines"
                 );
             }
+            let target = batch.target.split('/').next().unwrap_or_default();
+            let mut taken = self.taken.lock().unwrap();
+            *taken.entry(target.to_owned()).or_default() += lines.lines().count();
             there.insert(name, lines);
         }
     }
@@ -422,9 +434,19 @@ async fn a_folder_that_was_never_to_be_is_renamed_with_a_restart() {
     keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
     in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
     in_time("the good one", || ward.events().len() == 1).await;
-    let asked = ward.asked_for("bad");
-    in_time("another", || ward.asked_for("bad") > asked).await;
-    let left = bench.crash_image();
+    // Killed while no probe is on its way, which might be there.
+    let image = || {
+        let image = bench.crash_image();
+        let (spool, recovered) = suspects::open(image.path());
+        spool.close();
+        recovered.pending.is_empty().then_some(image)
+    };
+    let left = std::cell::OnceCell::new();
+    in_time("the name to be given up", || {
+        image().is_some_and(|image| left.set(image).is_ok())
+    })
+    .await;
+    let left = left.into_inner().expect("it is set");
     bench.feed.abort();
 
     // What was certainly never put goes where the configuration says today.
@@ -515,6 +537,62 @@ async fn a_stop_asks_each_target_once_more_and_the_next_run_finds_what_stays() {
             assert_eq!(ward.events().len(), 4, "{is_back}");
         }
     }
+}
+
+/// Chunks of 500 events for `good` and one for `bad`, of which the former arrive before the next is flushed.
+async fn keep_strays(bench: &Bench, ward: &Ward, chunks: Range<usize>) {
+    for n in chunks {
+        let good: Vec<_> = (0..500).map(|m| format!("good-{n}-{m}")).collect();
+        let mut all: Vec<_> = good.iter().map(|event| ("good", event.as_str())).collect();
+        let bad = format!("bad-{n}");
+        all.push(("bad", &bad));
+        keep(bench, events(&all, 700)).await;
+        in_time("the good lines", || ward.taken_for("good") >= 500 * (n + 1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stray_line_in_each_chunk_fills_no_spool_and_is_there_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(WIDE);
+    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    let keys = [FIREHOSE, &BY_RECORD, &[("spool_limit", "16M")]].concat();
+    let bench = start(dir.path(), &ward, &keys);
+    // Three times what the spool holds.
+    keep_strays(&bench, &ward, 0..120).await;
+    assert!(bench.spool.usage().log_bytes() < 14_000_000);
+    let left = bench.crash_image();
+    bench.feed.abort();
+    let bench = start(left.path(), &ward, &keys);
+    keep_strays(&bench, &ward, 120..170).await;
+    ward.is("bad", None);
+    in_time("the stray lines", || ward.arrived("bad") == 170).await;
+    in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+    let strays = ward.events();
+    let mut strays = strays.iter().filter(|(name, _)| name.starts_with("bad"));
+    assert!(strays.all(|(_, times)| *times == 1));
+    stop_in_time(bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn references_to_many_scattered_events_become_few_and_hold_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let ward = Ward::new(WIDE);
+    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+    for n in 0..400 {
+        let names: Vec<_> = (0..1_000).map(|m| format!("{n}-{m}")).collect();
+        let targets = ["good", "bad"].into_iter().cycle();
+        let all: Vec<_> = targets.zip(names.iter().map(String::as_str)).collect();
+        keep(&bench, events(&all, 0)).await;
+    }
+    // As references they would take 1.6 MB, of which a sixteenth of memory_limit is for them.
+    in_time("the good half", || ward.taken_for("good") == 200_000).await;
+    ward.is("bad", None);
+    in_time("the other half", || ward.taken_for("bad") == 200_000).await;
+    assert_eq!(ward.events().len(), 400_000);
+    assert!(ward.events().values().all(|times| *times == 1));
+    stop_in_time(bench).await;
 }
 
 /// Targets fall ill and get well, processes are killed and stop: all is there in the end, and what a store can tell apart

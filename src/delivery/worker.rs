@@ -1,0 +1,153 @@
+//! Works on the spool's chunks in the background, and has it recorded on which, so that a chunk at which the process ends
+//! again and again is found and set aside.
+
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::time::{Duration, Instant, timeout};
+
+use super::background::Background;
+use crate::spool::{Seq, Spool, Stored, Suspect, Unreadable, Work};
+
+/// Outputs of one process take turns at suspects: if several tried theirs at once, a crash could not be attributed.
+pub(super) static SUSPECTS_TURN: Semaphore = Semaphore::const_new(1);
+/// A suspect waits until the process has lived this long, and up to as long again at random: the others are delivered
+/// meanwhile, and a process that is killed again and again soon after its start (by a probe, a limit, another plugin) does
+/// not count against the suspect.
+pub(super) const LIVED: Duration = match cfg!(test) {
+    true => Duration::from_millis(100),
+    false => Duration::from_secs(5),
+};
+/// From this many suspects on, nothing new is read before their trial: each of many chunks that end the process would be
+/// the first that the next one comes to, and none be tried.
+const MANY_SUSPECTS: usize = 3;
+/// The longest wait for a turn. After that the work is not alone, and a crash is not attributed to it.
+const TURN: Duration = Duration::from_secs(5);
+
+/// The background thread of one output, and the chunks at which an earlier process ended.
+pub(super) struct Worker {
+    background: Background,
+    spool: Arc<Spool>,
+    suspects: Vec<Suspect>,
+    /// From then on suspects are worked on, and the end of the process says something of them.
+    trial: Instant,
+    /// Whether the last work was on a chunk.
+    working: bool,
+}
+
+impl Worker {
+    /// Starts the thread. Within a runtime, which waits for it when it shuts down.
+    pub(super) fn start(spool: Arc<Spool>, suspects: Vec<Suspect>) -> Worker {
+        let lived = LIVED.mul_f64(StdRng::from_os_rng().random_range(1.0..2.0));
+        Worker {
+            background: Background::start(),
+            spool,
+            suspects,
+            trial: Instant::now() + lived,
+            working: false,
+        }
+    }
+
+    /// The chunks at which an earlier process ended, and that were not worked on since.
+    pub(super) fn suspects(&self) -> &[Suspect] {
+        &self.suspects
+    }
+
+    /// When they are worked on.
+    pub(super) fn trial(&self) -> Instant {
+        self.trial
+    }
+
+    /// Whether they are too many to read anything new before their trial.
+    pub(super) fn has_many_suspects(&self) -> bool {
+        self.suspects.len() >= MANY_SUSPECTS
+    }
+
+    /// Waits for a turn, if a suspect is among these chunks, until no other output of this process works on one of its own.
+    /// `None`: none of them is a suspect, or it is too early to blame one, or the others take too long.
+    async fn turn(&self, chunks: &[Seq], work: Work) -> Option<SemaphorePermit<'static>> {
+        let suspects = &self.suspects;
+        let is_suspect = |chunk| {
+            let is = |it: &Suspect| (it.chunk, it.work) == (chunk, work);
+            suspects.iter().any(is)
+        };
+        if Instant::now() < self.trial || !chunks.iter().copied().any(is_suspect) {
+            return None;
+        }
+        let turn = timeout(TURN, SUSPECTS_TURN.acquire()).await;
+        turn.ok()?.ok()
+    }
+
+    /// Works on a chunk. An error if that panicked.
+    pub(super) async fn work_on<T: Send + 'static>(
+        &mut self,
+        chunk: Seq,
+        work: Work,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, oneshot::error::RecvError> {
+        let spool = Arc::clone(&self.spool);
+        let job = move |alone| {
+            spool.begin_work(chunk, work, alone);
+            job()
+        };
+        self.work_on_some(&[chunk], work, job).await
+    }
+
+    /// Works on chunks, for each of which the job calls [`Spool::begin_work`], with what it is given: whether it is alone.
+    /// An error if that panicked.
+    pub(super) async fn work_on_some<T: Send + 'static>(
+        &mut self,
+        chunks: &[Seq],
+        work: Work,
+        job: impl FnOnce(bool) -> T + Send + 'static,
+    ) -> Result<T, oneshot::error::RecvError> {
+        let turn = self.turn(chunks, work).await;
+        let alone = turn.is_some();
+        self.working = true;
+        let spool = Arc::clone(&self.spool);
+        let done = self.background.run(move || {
+            let done = job(alone);
+            // While another output has its turn nothing is this chunk's fault.
+            if alone {
+                spool.end_work();
+            }
+            done
+        });
+        done.await
+    }
+
+    /// Reads a chunk.
+    pub(super) async fn read(&mut self, chunk: Seq, work: Work) -> Result<Stored, Unreadable> {
+        let spool = Arc::clone(&self.spool);
+        let stored = self.work_on(chunk, work, move || spool.read(chunk));
+        stored.await.unwrap_or_else(|_| {
+            let error = std::io::Error::other("the reading thread ended");
+            Err(Unreadable::Disk(error))
+        })
+    }
+
+    /// Records that no chunk is worked on: what comes next may take long, and is no chunk's fault.
+    pub(super) fn rest(&mut self) {
+        if std::mem::take(&mut self.working) {
+            let spool = Arc::clone(&self.spool);
+            drop(self.background.run(move || spool.end_work()));
+        }
+    }
+
+    /// Records that this work on a chunk is done.
+    pub(super) fn acquit(&mut self, chunk: Seq, work: Work) {
+        let acquitted = |it: &mut Suspect| it.chunk == chunk && it.work == work;
+        if self.suspects.extract_if(.., acquitted).next().is_some() {
+            let spool = Arc::clone(&self.spool);
+            drop(self.background.run(move || spool.acquit(chunk, work)));
+        }
+    }
+
+    /// Waits until all that was recorded so far is written.
+    pub(super) async fn finish(&self) {
+        // An error only if the runtime shuts down.
+        let _ = self.background.run(|| ()).await;
+    }
+}
