@@ -4,7 +4,7 @@ use std::fs;
 
 use super::connection_string::ConnectionString;
 use super::reader::Reader;
-use super::value::{is_full_url, shown};
+use super::value::{AuthType, is_full_url, shown};
 use super::{Secret, SecretSource, keys};
 
 /// The settings of Azure Blob.
@@ -284,35 +284,6 @@ impl Reader<'_> {
             return None;
         }
         Some(tenant)
-    }
-}
-
-/// The values of `auth_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AuthType {
-    Key,
-    Sas,
-    ConnectionString,
-    ManagedIdentity,
-    WorkloadIdentity,
-    ClientSecret,
-}
-
-impl AuthType {
-    pub(super) const WORDS: [(&str, AuthType); 6] = [
-        ("key", AuthType::Key),
-        ("sas", AuthType::Sas),
-        ("connection_string", AuthType::ConnectionString),
-        ("managed_identity", AuthType::ManagedIdentity),
-        ("workload_identity", AuthType::WorkloadIdentity),
-        ("client_secret", AuthType::ClientSecret),
-    ];
-
-    fn name(self) -> &'static str {
-        let mut words = AuthType::WORDS.iter();
-        words
-            .find(|(_, auth)| *auth == self)
-            .map_or("", |(word, _)| word)
     }
 }
 

@@ -9,8 +9,7 @@
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
-use super::azure::AuthType;
-use super::value::FLAGS;
+use super::value::{AuthType, FLAGS};
 use super::{Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, Place, Properties};
 
 /// A key of the configuration. `T` is the type of its value.

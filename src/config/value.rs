@@ -190,3 +190,32 @@ pub(super) fn parse_time(value: &str) -> Option<Duration> {
     let number = digits.parse::<u64>().ok()?;
     Some(Duration::from_millis(number.checked_mul(millis)?))
 }
+/// The values of `auth_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AuthType {
+    Key,
+    Sas,
+    ConnectionString,
+    ManagedIdentity,
+    WorkloadIdentity,
+    ClientSecret,
+}
+
+impl AuthType {
+    pub(super) const WORDS: [(&str, AuthType); 6] = [
+        ("key", AuthType::Key),
+        ("sas", AuthType::Sas),
+        ("connection_string", AuthType::ConnectionString),
+        ("managed_identity", AuthType::ManagedIdentity),
+        ("workload_identity", AuthType::WorkloadIdentity),
+        ("client_secret", AuthType::ClientSecret),
+    ];
+
+    /// Returns the word of the configuration.
+    pub(super) fn name(self) -> &'static str {
+        let mut words = AuthType::WORDS.iter();
+        words
+            .find(|(_, auth)| *auth == self)
+            .map_or("", |(word, _)| word)
+    }
+}
