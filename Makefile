@@ -130,6 +130,10 @@ bench-instructions: cargo-present ## Count the instructions of encoding and comp
 bench-spool: build ## Measure flushes of 500 tags per second, spooled and direct
 	@tests/bench-spool.sh
 
+.PHONY: bench-isolation
+bench-isolation: build emulators ## Measure what nine healthy targets get while the tenth is in trouble
+	@tests/bench-isolation.sh
+
 .PHONY: bench-host
 bench-host: host-present build ## Compare the cost of Ferry with that of Fluent Bit's own plugins, in a real host; needs FLUENT_BIT
 	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --repeat $(REPEAT) --rows "$(ROWS)"
