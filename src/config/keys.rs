@@ -516,8 +516,9 @@ keys! {
     .spooled()
     .doc("the size of the spool's log. Up to a quarter of it may be finished segments kept for reuse (`*.spare`, not \
           counted in `ferry_spool_bytes`). Another 1 MiB is kept as a `reserve`, so that a disk that fills up can be \
-          emptied again, and a few KiB as `manifest.0` and `manifest.1`, which list the segments that should exist. When \
-          the spool is full, flushes return RETRY")
+          emptied again, and a few KiB as `manifest.0` and `manifest.1`, which list the segments that should exist. Events \
+          that wait for an unavailable stream or folder are written again at the log's head, and may pass the limit by a \
+          sixteenth. When the spool is full, flushes return RETRY")
     .example("8G");
 
     FLUSH_DEADLINE: Time = key("flush_deadline", Section::Behaviour, Time { default: 30, range: 1..=3_600 })
@@ -534,12 +535,14 @@ keys! {
         range: 4_000_000..=64_000_000_000,
     })
     .doc("the memory for lines, requests and open objects; anything beyond it waits. Open objects may take three eighths of \
-          it. On top of it, the process needs at most about 32 MB for a chunk, for what is being encoded, and for buffers. \
-          An event that is larger than the limit is processed alone")
+          it. With `spool on` and several streams, each stream has a share. On top of it, the process needs at most about \
+          32 MB for a chunk, for what is being encoded, and for buffers. An event that is larger than the limit is processed \
+          alone")
     .example("32M");
 
     CONCURRENCY: Count = key("concurrency", Section::Behaviour, Count { range: 1..=64 })
-        .doc("the number of requests in flight; `auto` adapts between 1 and 8, and halves when the destination throttles")
+        .doc("the number of requests in flight; `auto` adapts between 1 and 8, and halves when the destination throttles. With \
+              several streams, `auto` is 1 to 8 each, 16 together; a number is for all together, and each has at most half of it")
         .example("4");
 
     DEAD_LETTER_DIR: Text = key("dead_letter_dir", Section::Behaviour, Text("folder"))
