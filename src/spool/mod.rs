@@ -168,7 +168,7 @@
 //! be removed. The copies may be deleted after inspection; they are counted again at the
 //! next open. Missing files are not counted.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::{Bound, Range};
@@ -526,6 +526,8 @@ struct State {
     reserved: u64,
     /// The unfinished chunks that are visible.
     chunks: BTreeMap<Seq, Place>,
+    /// The relocated ones of them by arrival: they arrived before the chunks with the numbers before theirs.
+    relocated: BTreeSet<(Time, Seq)>,
     segments: BTreeMap<Seq, SegmentInfo>,
     /// For each id, the number of chunks kept by earlier runs and not yet handed over again in this one.
     replayable: HashMap<ChunkId, u32>,
@@ -563,6 +565,9 @@ impl State {
         if let Some(info) = self.segments.get_mut(&place.segment) {
             info.unfinished += 1;
         }
+        if place.is_relocated() {
+            self.relocated.insert((place.arrived, chunk));
+        }
         self.chunks.insert(chunk, place);
     }
 
@@ -573,6 +578,14 @@ impl State {
         if let Some(info) = self.segments.get_mut(&place.segment) {
             info.unfinished -= 1;
         }
+        self.relocated.remove(&(place.arrived, chunk));
+    }
+
+    /// The arrival time of the oldest unfinished chunk.
+    fn oldest(&self) -> Option<Time> {
+        let first = self.chunks.values().next().map(|place| place.arrived);
+        let relocated = self.relocated.first().map(|(arrived, _)| *arrived);
+        first.into_iter().chain(relocated).min()
     }
 
     /// Whether an earlier run kept a chunk with this id that is handed over again only now.
@@ -1261,7 +1274,7 @@ impl Spool {
             unfinished: state.chunks.len() as u64,
             missing: state.missing_segments().map(|(_, chunks)| chunks).sum(),
             absent: state.absent.values().map(|entry| entry.unfinished).sum(),
-            oldest: state.chunks.values().next().map(|place| place.arrived),
+            oldest: state.oldest(),
         }
     }
 

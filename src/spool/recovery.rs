@@ -1,6 +1,6 @@
 //! Recovery: repairs the spool that an earlier run left, and resumes from there.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice, Write};
 
 use super::disk::{Disk, File};
@@ -266,13 +266,16 @@ fn repair_last(
 
 fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
     let mut chunks: BTreeMap<Seq, Place> = BTreeMap::new();
-    let mut segments = BTreeMap::new();
+    let (mut segments, mut relocated) = (BTreeMap::new(), BTreeSet::new());
     for segment in &survey.segments {
         let mut unfinished = 0;
         for (chunk, place) in &segment.chunks {
             if !survey.is_finished(*chunk) {
                 unfinished += 1;
                 chunks.insert(*chunk, *place);
+                if place.is_relocated() {
+                    relocated.insert((place.arrived, *chunk));
+                }
             }
         }
         let info = SegmentInfo {
@@ -306,6 +309,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
             + quarantined,
         quarantined,
         chunks,
+        relocated,
         segments,
         replayable,
         window,

@@ -105,6 +105,20 @@ fn a_relocated_chunk_is_read_as_its_events_and_settles_its_origins_at_once() {
 }
 
 #[test]
+fn the_oldest_chunk_is_the_one_that_arrived_first_though_it_was_relocated() {
+    let (mut bench, old) = chunks(&[100, 100, 100]);
+    let oldest = |bench: &Bench| bench.spool().usage().oldest.map(|time| time.seconds);
+    let first = oldest(&bench);
+    let new = bench.relocate(1, 40, &[all(old[0])]).unwrap();
+    finish(&bench, &old[..2]);
+    assert_eq!(oldest(&bench), first);
+    bench.restart();
+    assert_eq!(oldest(&bench), first);
+    finish(&bench, &[new]);
+    assert!(oldest(&bench) > first);
+}
+
+#[test]
 fn a_relocated_chunk_is_not_recognised_when_the_host_hands_over_the_same_bytes() {
     let (mut bench, old) = chunks(&[100]);
     let new = bench.relocate(9, 40, &[all(old[0])]).unwrap();
