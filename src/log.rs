@@ -72,7 +72,7 @@ impl Log {
     }
 
     /// Logs `line`, if this level is wanted.
-    pub fn say(&self, level: Level, line: &str) {
+    pub fn write(&self, level: Level, line: &str) {
         if !self.closed.load(Ordering::Acquire) && self.output.enabled(level) {
             self.output.write(level, &format!("[{}] {line}", self.name));
         }
@@ -125,12 +125,12 @@ impl Log {
             }
         };
         if suppressed > 0 {
-            self.say(
+            self.write(
                 level,
                 &format!("{line} (repeated {suppressed} times since last logged)"),
             );
         } else {
-            self.say(level, line);
+            self.write(level, line);
         }
     }
 
@@ -166,12 +166,12 @@ impl Log {
             suppressed
         };
         if suppressed > 0 {
-            self.say(
+            self.write(
                 Level::Info,
                 &format!("{line} (failed {suppressed} more times than logged)"),
             );
         } else {
-            self.say(Level::Info, line);
+            self.write(Level::Info, line);
         }
     }
 
@@ -323,9 +323,9 @@ pub(crate) mod tests {
     fn a_disabled_level_and_a_closed_log_are_silent() {
         let lines = Lines::default();
         let log = Log::new(Box::new(lines.clone()), "f");
-        log.say(Level::Debug, "too much");
+        log.write(Level::Debug, "too much");
         log.close();
-        log.say(Level::Error, "too late");
+        log.write(Level::Error, "too late");
         assert!(lines.0.lock().unwrap().is_empty());
     }
 }

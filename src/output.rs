@@ -143,8 +143,8 @@ impl Instance {
                 message: format!("no threads could be started: {error}; raise the limit of processes (TasksMax=, ulimit -u)"),
             })?;
         let sink = runtime.block_on(sink(&config, log))?;
-        log.say(Level::Info, &config.summary());
-        log.say(Level::Debug, &config.details());
+        log.write(Level::Info, &config.summary());
+        log.write(Level::Debug, &config.details());
         let exit_deadline = config.exit_deadline;
         let log_interval = config.metrics_log_interval;
         let name = page.as_ref().and_then(|page| page.name());
@@ -171,7 +171,7 @@ impl Instance {
         });
         let page = page.filter(|page| page.register(&name, &pipeline.figures()));
         if page.is_none() {
-            log.say(
+            log.write(
                 Level::Debug,
                 "this host has no metrics page for outputs: find the metrics in the log, or set metrics_listen",
             );
@@ -183,7 +183,7 @@ impl Instance {
         if !log_interval.is_zero() {
             let (pipeline, log) = (Arc::clone(&pipeline), Arc::clone(log));
             runtime.spawn(every(log_interval, move || {
-                log.say(Level::Info, &metrics::line(&pipeline.figures()));
+                log.write(Level::Info, &metrics::line(&pipeline.figures()));
             }));
         }
         if let Some(page) = &page {
@@ -192,10 +192,10 @@ impl Instance {
         }
         if spool.is_some() {
             let look = Arc::clone(&pipeline);
-            runtime.spawn(every(SPOOL_INTERVAL, move || look.look_at_spool()));
+            runtime.spawn(every(SPOOL_INTERVAL, move || look.check_spool()));
         }
         let look = Arc::clone(&pipeline);
-        runtime.spawn(every(LETTERS_INTERVAL, move || look.look_at_letters()));
+        runtime.spawn(every(LETTERS_INTERVAL, move || look.check_letters()));
         if let Some(listener) = listener {
             log_listener(&listener, log);
             let pipeline = Arc::clone(&pipeline);
@@ -245,7 +245,7 @@ impl Instance {
 
     /// Logs a panic, which is a bug. The affected flushes answer RETRY.
     pub fn log_panic(&self, panic: &str) {
-        self.log.say(
+        self.log.write(
             Level::Error,
             &format!("a bug in Ferry, please report it: {panic}"),
         );
@@ -272,7 +272,7 @@ impl Instance {
                 let drained = runtime
                     .block_on(async { timeout_at(deadline - SHUTDOWN_TIME, &mut feed).await });
                 if drained.is_err() {
-                    self.log.say(
+                    self.log.write(
                         Level::Warn,
                         &format!(
                             "not everything was delivered within exit_deadline ({} s): the rest stays in the \
@@ -284,7 +284,7 @@ impl Instance {
                 // Requests in flight are aborted; the spool has recorded their beginning.
                 runtime.shutdown_timeout(SHUTDOWN_TIME);
                 spool.close();
-                self.pipeline.look_at_spool();
+                self.pipeline.check_spool();
             } else {
                 self.pipeline.end_flushes(Instant::now());
                 runtime.shutdown_timeout(self.exit_deadline);
@@ -293,11 +293,11 @@ impl Instance {
                 page.show(&self.pipeline.figures());
                 page.close();
             }
-            self.log.say(
+            self.log.write(
                 Level::Info,
                 &format!("stopped: {}", self.pipeline.summary()),
             );
-            self.log.say(Level::Debug, &self.pipeline.details());
+            self.log.write(Level::Debug, &self.pipeline.details());
         }
         self.log.close();
     }
@@ -333,12 +333,12 @@ fn log_listener(listener: &TcpListener, log: &Log) {
     let Ok(address) = listener.local_addr() else {
         return;
     };
-    log.say(
+    log.write(
         Level::Info,
         &format!("metrics are at http://{address}/metrics"),
     );
     if !address.ip().is_loopback() {
-        log.say(
+        log.write(
             Level::Warn,
             &format!(
                 "metrics_listen {address} can be reached from other machines, which can then read the metrics; \
@@ -394,20 +394,20 @@ fn origin(config: &Config, output: Option<&str>, log: &Log) -> Option<Origin> {
         output.unwrap_or_default(),
     );
     if let Some(warning) = origin.warning() {
-        log.say(Level::Warn, warning);
+        log.write(Level::Warn, warning);
     }
     Some(origin)
 }
 
 fn warn_of_idle_keys(log: &Log, idle: &[IdleKey]) {
     for key in idle {
-        log.say(Level::Warn, &format!("configuration: {}", key.message));
+        log.write(Level::Warn, &format!("configuration: {}", key.message));
     }
 }
 
 fn refuse(log: &Log, problems: &[Problem]) {
     for problem in problems {
-        log.say(Level::Error, &format!("configuration: {problem}"));
+        log.write(Level::Error, &format!("configuration: {problem}"));
     }
 }
 
@@ -433,7 +433,7 @@ async fn sink(config: &Config, log: &Arc<Log>) -> Result<Arc<dyn Sink>, Problem>
             let warnings = Arc::clone(log);
             let sink = BlobSink::new(
                 blob,
-                Arc::new(move |line: &str| warnings.say(Level::Warn, line)),
+                Arc::new(move |line: &str| warnings.write(Level::Warn, line)),
             )?;
             Ok(Arc::new(sink))
         }
@@ -446,7 +446,7 @@ async fn accept(mut jobs: mpsc::UnboundedReceiver<Job>, end: Arc<End>) {
         tokio::spawn(async move {
             let pipeline = &end.pipeline;
             if job.on_engine_thread {
-                pipeline.say_engine_thread();
+                pipeline.log_engine_thread();
             }
             let verdict = tokio::select! {
                 biased;

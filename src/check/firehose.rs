@@ -64,7 +64,10 @@ pub(super) async fn check(
         return;
     }
     let mut checked = Vec::new();
-    for stream in streams.iter().map(|stream| config::stream_name(stream)) {
+    for stream in streams
+        .iter()
+        .map(|stream| config::sanitize_stream_name(stream))
+    {
         if checked.contains(&stream) {
             continue;
         }

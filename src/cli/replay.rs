@@ -23,7 +23,7 @@ use ferry::check::host::{self, Output};
 use ferry::codec::Encoding;
 use ferry::codec::msgpack::{Event, Events, Item};
 use ferry::codec::template::Template;
-use ferry::config::{Config, Destination, Properties, keys, stream_name};
+use ferry::config::{Config, Destination, Properties, keys, sanitize_stream_name};
 use ferry::delivery::dead_letter::FILE;
 use ferry::ids::{Time, Verdict};
 use ferry::log::{self, Level};
@@ -289,7 +289,9 @@ impl<'a> Section<'a> {
     /// Returns the letter's own target, if it is valid for this destination.
     fn target_of(&self, target: &str) -> Option<String> {
         match &self.config.destination {
-            Destination::Firehose(_) => (stream_name(target) == target).then(|| target.to_owned()),
+            Destination::Firehose(_) => {
+                (sanitize_stream_name(target) == target).then(|| target.to_owned())
+            }
             Destination::Blob { prefix, .. } => {
                 is_object_name(target).then(|| folder(target, prefix).to_owned())
             }
@@ -334,7 +336,7 @@ impl<'a> Section<'a> {
         self.template().render(&letter.tag, &event, &mut name);
         match self.is_blob() {
             true => name.trim_matches('/').to_owned(),
-            false => stream_name(&name),
+            false => sanitize_stream_name(&name),
         }
     }
 

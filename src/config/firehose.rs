@@ -50,7 +50,7 @@ impl Reader<'_> {
         };
         let delivery_stream = self.template(&keys::DELIVERY_STREAM, &name)?;
         if let Some(fixed) = delivery_stream.fixed()
-            && stream_name(&fixed) != fixed
+            && sanitize_stream_name(&fixed) != fixed
         {
             self.problem(
                 &keys::DELIVERY_STREAM,
@@ -74,9 +74,9 @@ impl Reader<'_> {
 /// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_CreateDeliveryStream.html>
 pub(super) const MAX_STREAM_NAME: usize = 64;
 
-/// Returns a valid stream name for any text: invalid characters become `-`, and it is truncated to 64
-/// characters. The names of instances use the same characters.
-pub fn stream_name(name: &str) -> String {
+/// Returns a valid stream name for any text: invalid characters become `-`, and it is truncated to 64 characters. Also
+/// used for the names of instances, which use the same characters.
+pub fn sanitize_stream_name(name: &str) -> String {
     name.chars()
         .take(MAX_STREAM_NAME)
         .map(|c| match c {

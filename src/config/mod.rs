@@ -22,7 +22,7 @@ pub use aws::Aws;
 pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, is_tenant};
 pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
-pub use firehose::{Aggregation, Firehose, stream_name};
+pub use firehose::{Aggregation, Firehose, sanitize_stream_name};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
 pub use value::{CaError, Secret, SecretSource, check_ca};
@@ -543,7 +543,7 @@ impl Reader<'_> {
                 Some(Destination::Blob { blob, .. }) => blob.store.to_string(),
                 None => String::new(),
             });
-        stream_name(&name.replace(":///", "-").replace("://", "-"))
+        sanitize_stream_name(&name.replace(":///", "-").replace("://", "-"))
     }
 }
 

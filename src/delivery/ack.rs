@@ -27,7 +27,7 @@ pub struct AckTracker {
     /// How many events its chunk has, once that is known.
     events: AtomicU32,
     done: Notify,
-    reports_to: Option<(Owner, mpsc::UnboundedSender<News>)>,
+    reports_to: Option<(Owner, mpsc::UnboundedSender<TrackerEvent>)>,
     token: Option<Arc<str>>,
     sealed: Option<Sealed>,
 }
@@ -78,7 +78,7 @@ pub struct Refusal {
 
 /// Reports of a tracker that nobody waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum TrackerEvent {
     /// It has completed.
     Completed(Completed),
     /// The destination refused some of what it carries, and no dead letter of that can be kept now. It counts as
@@ -146,7 +146,7 @@ impl AckTracker {
         tag: &[u8],
         settled: EventSet,
         owner: Owner,
-        completed: mpsc::UnboundedSender<News>,
+        completed: mpsc::UnboundedSender<TrackerEvent>,
     ) -> AckTracker {
         AckTracker {
             reports_to: Some((owner, completed)),
@@ -160,7 +160,7 @@ impl AckTracker {
         token: &str,
         sealed: Sealed,
         batch: u64,
-        completed: mpsc::UnboundedSender<News>,
+        completed: mpsc::UnboundedSender<TrackerEvent>,
     ) -> AckTracker {
         AckTracker {
             reports_to: Some((Owner::Object(batch), completed)),
@@ -280,7 +280,7 @@ impl AckGuard {
             return;
         };
         let events = &self.events[self.range.clone()];
-        let heard = completed.send(News::Refused {
+        let heard = completed.send(TrackerEvent::Refused {
             owner: *owner,
             events: events.to_vec(),
             refusal: Arc::clone(refusal),
@@ -300,7 +300,7 @@ impl AckGuard {
         };
         let Some(chunk) = owner.chunk() else { return };
         let events = &self.events[self.range.clone()];
-        let heard = completed.send(News::Deferred {
+        let heard = completed.send(TrackerEvent::Deferred {
             chunk,
             events: events.to_vec(),
             target: Arc::clone(target),
@@ -317,7 +317,7 @@ impl AckGuard {
     pub fn defer_unsent(self, target: &Arc<str>, not_before: Option<Instant>) {
         if let Some((Owner::Object(batch), completed)) = &self.tracker.reports_to {
             // Before completion, which then concerns nobody any more.
-            let _ = completed.send(News::Unsent {
+            let _ = completed.send(TrackerEvent::Unsent {
                 batch: *batch,
                 target: Arc::clone(target),
             });
@@ -397,7 +397,7 @@ impl Drop for AckGuard {
         if self.tracker.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             if let Some((owner, completed)) = &self.tracker.reports_to {
                 // Nobody listens once we stop; then the spool keeps what is not settled.
-                let _ = completed.send(News::Completed(Completed {
+                let _ = completed.send(TrackerEvent::Completed(Completed {
                     owner: *owner,
                     verdict: self.tracker.verdict(),
                 }));

@@ -15,13 +15,13 @@ use crate::metrics::{self, Metrics};
 use crate::sink::Class;
 
 /// In direct mode: how long the flush that probes waits for the answer. What comes later is not lost.
-pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A target's breaker, shared by its sender and its flushes.
 pub(super) struct Circuit {
     state: Mutex<State>,
     open: watch::Sender<bool>,
-    /// Told when a permit is gone, and with it a probe's place.
+    /// Told when a permit is gone, and with it a probe's probe_slot.
     changed: Arc<Notify>,
 }
 
@@ -36,8 +36,8 @@ pub(super) struct CircuitPermit {
     circuit: Arc<Circuit>,
     admission: Admission,
     reported: bool,
-    /// Its place among the probes of all targets.
-    place: Option<OwnedSemaphorePermit>,
+    /// Its probe_slot among the probes of all targets.
+    probe_slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Circuit {
@@ -59,8 +59,8 @@ impl Circuit {
     }
 
     /// Whether [`Circuit::admit`] would refuse.
-    pub(super) fn keeps_back(&self) -> bool {
-        self.change(|breaker| breaker.keeps_back(Instant::now().into_std()))
+    pub(super) fn is_blocking(&self) -> bool {
+        self.change(|breaker| breaker.is_blocking(Instant::now().into_std()))
     }
 
     /// Admission to send a request. While the circuit is open only one at a time gets it, now and then; for the
@@ -72,7 +72,7 @@ impl Circuit {
                 circuit: Arc::clone(self),
                 admission,
                 reported: false,
-                place: None,
+                probe_slot: None,
             }),
             Admission::Wait(until) => Err(until.map(Instant::from_std)),
         }
@@ -102,10 +102,10 @@ impl Circuit {
 
     /// Waits until it is open.
     pub(super) async fn opened(&self) {
-        self.is(true).await;
+        self.wait_until_open_is(true).await;
     }
 
-    async fn is(&self, open: bool) {
+    async fn wait_until_open_is(&self, open: bool) {
         // Fails where the sender is gone, which is ours.
         let _ = self.open.subscribe().wait_for(|is| *is == open).await;
     }
@@ -123,14 +123,14 @@ impl Circuit {
 }
 
 impl CircuitPermit {
-    /// Takes this place among the probes of all targets, until it is reported.
-    pub(super) fn takes(&mut self, place: OwnedSemaphorePermit) {
-        self.place = Some(place);
+    /// Takes this probe_slot among the probes of all targets, until it is reported.
+    pub(super) fn hold_probe_slot(&mut self, probe_slot: OwnedSemaphorePermit) {
+        self.probe_slot = Some(probe_slot);
     }
 
-    /// Gives up that place, to whoever calls.
-    pub(super) fn take_place(&mut self) -> Option<OwnedSemaphorePermit> {
-        self.place.take()
+    /// Gives up that probe_slot, to whoever calls.
+    pub(super) fn take_probe_slot(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.probe_slot.take()
     }
 
     /// Whether it is for the one request that finds out whether the target is back.
@@ -164,7 +164,7 @@ impl Drop for CircuitPermit {
                 .change(|breaker| breaker.abandoned(self.admission));
         }
         if self.is_probe() {
-            drop(self.place.take());
+            drop(self.probe_slot.take());
             self.circuit.changed.notify_one();
         }
     }
@@ -184,7 +184,7 @@ impl TargetProgress {
         TargetProgress {
             circuit,
             tracker: Arc::new(tracker.target()),
-            probes_until: probe.then(|| Instant::now() + PROBE_PATIENCE),
+            probes_until: probe.then(|| Instant::now() + PROBE_TIMEOUT),
         }
     }
 
@@ -198,15 +198,15 @@ impl TargetProgress {
         tokio::select! {
             biased;
             verdict = self.tracker.completed() => verdict,
-            () = self.kept_back() => Verdict::Retry,
+            () = self.unavailable() => Verdict::Retry,
         }
     }
 
-    async fn kept_back(&self) {
+    async fn unavailable(&self) {
         if let Some(until) = self.probes_until {
             tokio::select! {
                 biased;
-                () = self.circuit.is(false) => {}
+                () = self.circuit.wait_until_open_is(false) => {}
                 () = sleep_until(until) => return,
             }
         }

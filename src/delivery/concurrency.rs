@@ -8,9 +8,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Requests in flight where the user leaves it to us: where to start, and where to end. Each holds up to
 /// 4 MiB, and the buffers of HTTP and TLS.
 const ADAPTIVE_START: usize = 4;
-const ADAPTIVE_MOST: usize = 8;
+const ADAPTIVE_MAX: usize = 8;
 /// The same for all targets together, where each of them throttles by itself and has a limit of its own.
-const TARGETS_MOST: usize = 2 * ADAPTIVE_MOST;
+const TARGETS_MAX: usize = 2 * ADAPTIVE_MAX;
 
 /// Bounds the requests in flight.
 pub(super) struct ConcurrencyLimit {
@@ -51,7 +51,7 @@ impl ConcurrencyLimit {
 
     /// One for targets that throttle by themselves: `fixed` requests, or as many as memory is meant for.
     pub(super) fn of_targets(fixed: Option<usize>) -> ConcurrencyLimit {
-        ConcurrencyLimit::new(Some(fixed.unwrap_or(TARGETS_MOST)))
+        ConcurrencyLimit::new(Some(fixed.unwrap_or(TARGETS_MAX)))
     }
 
     /// Requests there may be in flight now.
@@ -117,7 +117,7 @@ pub(super) struct Adaptive {
 
 impl Default for Adaptive {
     fn default() -> Self {
-        Adaptive::new(ADAPTIVE_START, ADAPTIVE_MOST)
+        Adaptive::new(ADAPTIVE_START, ADAPTIVE_MAX)
     }
 }
 

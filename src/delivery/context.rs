@@ -8,12 +8,12 @@ use super::memory::Memory;
 use crate::config::Config;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::sink::{Nature, Sink};
+use crate::sink::{DestinationTraits, Sink};
 
 /// One for each output.
 pub(super) struct Context {
     pub(super) config: Config,
-    pub(super) nature: Nature,
+    pub(super) traits: DestinationTraits,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) log: Arc<Log>,
     pub(super) metrics: Arc<Metrics>,

@@ -11,7 +11,7 @@ use crate::buffers;
 use crate::codec::rejected::Letter;
 use crate::codec::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
-use crate::config::stream_name;
+use crate::config::sanitize_stream_name;
 use crate::log::Level;
 use crate::metrics::{Record, Stage};
 use crate::sink::Shape;
@@ -47,7 +47,7 @@ impl Cutter {
     pub(super) fn encoding(&self) -> Encoding<'_> {
         let Context {
             config,
-            nature,
+            traits,
             sink,
             ..
         } = &*self.context;
@@ -57,14 +57,14 @@ impl Cutter {
                 // How long a line is that fits when it is compressed, is not known before.
                 Compression::Gzip(_) | Compression::Zstd(_) => usize::MAX,
             },
-            line_bytes: match nature.objects {
+            line_bytes: match traits.object_layout {
                 Some(_) => LINE_BYTES,
                 // Each line may be a record.
                 None => PIECE_BYTES,
             },
             name_bytes: OBJECT_BYTES,
-            targets: nature.targets.as_ref(),
-            ..Encoding::new(&config.encode, &nature.names)
+            targets: traits.target_template.as_ref(),
+            ..Encoding::new(&config.encode, &traits.name_template)
         }
     }
 
@@ -84,8 +84,8 @@ impl Cutter {
 
     /// The target of a part: its sender's name.
     pub(super) fn target(&self, part: &Part) -> String {
-        match (&self.context.nature.objects, &part.target) {
-            (None, _) => stream_name(&part.name),
+        match (&self.context.traits.object_layout, &part.target) {
+            (None, _) => sanitize_stream_name(&part.name),
             (Some(_), Some(target)) => target.clone(),
             (Some(_), None) => String::new(),
         }
@@ -93,8 +93,8 @@ impl Cutter {
 
     /// What a request for a part names: the stream, or an object named after its chunk.
     pub(super) fn request_target(&self, part: &Part, chunk: &str) -> Arc<str> {
-        match &self.context.nature.objects {
-            None => stream_name(&part.name).into(),
+        match &self.context.traits.object_layout {
+            None => sanitize_stream_name(&part.name).into(),
             Some(objects) => objects.name(&part.name, part.first, chunk).into(),
         }
     }
@@ -160,13 +160,13 @@ impl Cutter {
 
     /// What a piece needs beside its bytes.
     fn piece_bytes(&self) -> usize {
-        match self.context.nature.objects {
+        match self.context.traits.object_layout {
             None => PIECE_BYTES,
             Some(_) => OBJECT_BYTES,
         }
     }
 
-    pub(super) fn say_skipped(&self, skipped: usize) {
+    pub(super) fn count_skipped(&self, skipped: usize) {
         if skipped > 0 {
             self.context
                 .metrics

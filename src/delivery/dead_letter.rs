@@ -79,7 +79,7 @@ impl Usage {
 
 /// Why letters were not kept. Whoever sent them still has the data, and holds it back.
 #[derive(Debug, thiserror::Error)]
-pub enum Unkept {
+pub enum NotKept {
     /// They do not fit.
     #[error(
         "{more} bytes more do not fit into {}, where dead letters take {bytes} of {limit} bytes; replay or move its \
@@ -108,18 +108,18 @@ pub enum Unkept {
 }
 
 /// Why letters are not written now: others wait before them.
-pub fn wait(letters: &[Letter]) -> Unkept {
-    Unkept::Behind {
+pub fn wait(letters: &[Letter]) -> NotKept {
+    NotKept::Behind {
         more: length(now(), letters).unwrap_or(0),
     }
 }
 
-impl Unkept {
+impl NotKept {
     /// Bytes that they need, where that is what is missing.
     pub fn needs(&self) -> u64 {
         match self {
-            Unkept::Full { more, .. } | Unkept::Behind { more } => *more,
-            Unkept::Disk(_) => 0,
+            NotKept::Full { more, .. } | NotKept::Behind { more } => *more,
+            NotKept::Disk(_) => 0,
         }
     }
 }
@@ -282,7 +282,7 @@ impl DeadLetters {
     /// Letters may stand in a file twice: where a write or a sync fails, some of them may be there
     /// already when their sender comes again. They are not cut off again, because another output may
     /// have been given the same folder, and its letters may stand behind them.
-    pub fn write(&self, letters: &[Letter]) -> Result<Usage, Unkept> {
+    pub fn write(&self, letters: &[Letter]) -> Result<Usage, NotKept> {
         if letters.is_empty() {
             return Ok(self.usage()?);
         }
@@ -300,7 +300,7 @@ impl DeadLetters {
             let Usage { bytes, limit } = self.usage()?;
             if bytes > 0 && bytes.saturating_add(more) > limit {
                 *slot = Some(file);
-                return Err(Unkept::Full {
+                return Err(NotKept::Full {
                     bytes,
                     limit,
                     more,
@@ -459,9 +459,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_full(written: Result<Usage, Unkept>, expected: u64) {
+    fn assert_full(written: Result<Usage, NotKept>, expected: u64) {
         match written {
-            Err(Unkept::Full { bytes, .. }) => assert_eq!(bytes, expected),
+            Err(NotKept::Full { bytes, .. }) => assert_eq!(bytes, expected),
             other => panic!("not refused as full: {other:?}"),
         }
     }
@@ -517,8 +517,8 @@ mod tests {
         let half = || letter("h".repeat(8_192).as_bytes());
         if let Some(dir) = std::env::var_os(SMALL_DISK) {
             let letters = DeadLetters::open(Path::new(&dir), NO_LIMIT).unwrap();
-            let unkept = letters.write(&[half()]).unwrap_err();
-            assert!(matches!(unkept, Unkept::Disk(_)), "{unkept}");
+            let not_kept = letters.write(&[half()]).unwrap_err();
+            assert!(matches!(not_kept, NotKept::Disk(_)), "{not_kept}");
             assert!(letters.usage().unwrap().bytes > 0, "half of it is there");
             fs::rename(letters.path(), Path::new(&dir).join("dead-letters-half")).unwrap();
             letters.write(&[letter(b"small")]).unwrap();

@@ -10,7 +10,7 @@ use super::context::Context;
 use crate::sink::Shape;
 
 /// Streams that are asked about at once. The sink asks in its own order and at its own pace; this bounds who waits for it.
-const MOST_ASKED: usize = 1_000;
+const MAX_ASKED: usize = 1_000;
 
 /// The targets whose requests' shape is not known yet. What is for them is deferred.
 #[derive(Default)]
@@ -42,7 +42,7 @@ impl Describing {
     }
 
     fn ask(&mut self, context: &Arc<Context>) {
-        while self.asked.len() < MOST_ASKED
+        while self.asked.len() < MAX_ASKED
             && let Some(target) = self.queue.pop_front()
         {
             let context = Arc::clone(context);

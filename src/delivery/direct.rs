@@ -28,7 +28,7 @@ use crate::metrics::Record;
 use crate::sink::{Class, Shape};
 
 /// How long a flush waits until a target's [`Shape`] is known.
-const SHAPE_PATIENCE: Duration = Duration::from_secs(5);
+const SHAPE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Delivers chunks while their flushes wait.
 pub(super) struct Direct {
@@ -48,10 +48,10 @@ impl Direct {
     /// Delivers a chunk and gives the host's answer, within `flush_deadline`. Every clone of `data` is gone when it
     /// returns.
     pub(super) async fn flush(&self, tag: &[u8], data: Bytes) -> Verdict {
-        if self.goes_back_at_once() {
+        if self.must_retry_now() {
             return Verdict::Retry;
         }
-        if self.sends_the_rest() {
+        if self.resends_unsettled() {
             // To hash each chunk would cost more than to send it encrypted.
             let id = (!self.partial.is_empty()).then(|| chunk_id(tag, &data));
             return self.deliver(tag, data, id, None).await;
@@ -65,14 +65,14 @@ impl Direct {
         // What one twin has delivered stands under its name, and not under another's.
         let twin = numbered(id, number);
         let verdict = self.deliver(tag, data, Some(twin), Some(&name)).await;
-        self.duplicates.answered(id, number, verdict);
+        self.duplicates.completed(id, number, verdict);
         verdict
     }
 
     /// Whether of a chunk that comes again only what is not settled is sent. An object is sent whole: its
     /// name stands for all that is in it, and its store tells whether it is there.
-    fn sends_the_rest(&self) -> bool {
-        self.context.nature.objects.is_none()
+    fn resends_unsettled(&self) -> bool {
+        self.context.traits.object_layout.is_none()
     }
 
     /// In direct mode: from `then` on each flush answers RETRY, those that wait and those that come.
@@ -92,7 +92,7 @@ impl Direct {
             .is_some_and(|end| end <= Instant::now())
     }
 
-    fn say_ended(&self) {
+    fn log_ended(&self) {
         self.context.log.trouble(
             Level::Warn,
             "ended",
@@ -102,12 +102,12 @@ impl Direct {
     }
 
     /// Whether a chunk can be refused without being decoded.
-    fn goes_back_at_once(&self) -> bool {
+    fn must_retry_now(&self) -> bool {
         self.has_ended()
             || self
                 .senders
                 .only_circuit()
-                .is_some_and(|circuit| circuit.keeps_back())
+                .is_some_and(|circuit| circuit.is_blocking())
     }
 
     /// Waits for something, until `deadline` at most, or until flushes are to end.
@@ -153,18 +153,18 @@ impl Direct {
                     .waits
                     .is_some_and(|needs| needs > self.letters.last_usage().room())
                 {
-                    self.leave(id, before);
+                    self.remember(id, before);
                     return Verdict::Retry;
                 }
                 // Wait for what an earlier flush of this chunk still has in flight. For objects, too: otherwise a slow store
                 // would be sent the object again and again.
                 let completed = self.within(deadline, before.completed()).await;
                 if completed.is_none() || !before.is_complete() {
-                    self.leave(id, before);
+                    self.remember(id, before);
                     return Verdict::Retry;
                 }
                 let settled = before.tracker.settled();
-                if self.sends_the_rest() {
+                if self.resends_unsettled() {
                     let suppressed = settled.len() as u64;
                     self.context
                         .metrics
@@ -181,7 +181,7 @@ impl Direct {
             },
             targets: Vec::new(),
             all: true,
-            unkept: None,
+            not_kept: None,
             waits: None,
             lines: 0,
             skipped: 0,
@@ -192,19 +192,19 @@ impl Direct {
             for target in &progress.targets {
                 target.tracker.give_up();
             }
-            self.senders.gave_up();
+            self.senders.record_give_up();
             progress.forget_completed();
             if !progress.tracker.settled().is_empty() || !progress.targets.is_empty() {
                 let id = id.unwrap_or_else(|| chunk_id(tag, &data));
-                self.leave(id, progress);
+                self.remember(id, progress);
             }
         }
         verdict
     }
 
-    fn leave(&self, id: ChunkId, progress: FlushProgress) {
+    fn remember(&self, id: ChunkId, progress: FlushProgress) {
         let bytes = progress.footprint();
-        self.partial.leave(id, progress, bytes);
+        self.partial.remember(id, progress, bytes);
     }
 
     async fn send_all(
@@ -215,7 +215,7 @@ impl Direct {
         deadline: Instant,
     ) -> Verdict {
         let before = progress.tracker.settled();
-        let rest = self.sends_the_rest();
+        let rest = self.resends_unsettled();
         let wanted = |event| !(rest && before.contains(event));
         let mut next = Some(Place::default());
         while let Some(from) = next {
@@ -223,14 +223,14 @@ impl Direct {
             let encoded = self.encode(progress.tracker.tag(), data, from, wanted);
             let Some((encoded, share)) = self.within(deadline, encoded).await else {
                 match progress.lines {
-                    _ if self.has_ended() => self.say_ended(),
+                    _ if self.has_ended() => self.log_ended(),
                     0 => self.context.log.trouble(
                         Level::Warn,
                         "memory",
                         "memory_limit is reached and nothing was delivered within flush_deadline: the host is \
                          asked to hand the chunk over again",
                     ),
-                    _ => self.say_deadline(progress),
+                    _ => self.log_deadline(progress),
                 }
                 return Verdict::Retry;
             };
@@ -245,7 +245,7 @@ impl Direct {
                 // The probe decides what becomes of the rest. It is waited for again in the end, where it is late.
                 self.within(deadline, progress.completed()).await;
             }
-            if next.is_some() && self.goes_back_at_once() {
+            if next.is_some() && self.must_retry_now() {
                 return Verdict::Retry;
             }
             progress.forget_completed();
@@ -254,20 +254,20 @@ impl Direct {
             Some(Verdict::Ok) => {}
             Some(Verdict::Retry) => return Verdict::Retry,
             None if self.has_ended() => {
-                self.say_ended();
+                self.log_ended();
                 return Verdict::Retry;
             }
             None => {
-                self.say_deadline(progress);
+                self.log_deadline(progress);
                 return Verdict::Retry;
             }
         }
-        if progress.unkept.is_some() {
-            progress.waits = progress.unkept;
+        if progress.not_kept.is_some() {
+            progress.waits = progress.not_kept;
             return Verdict::Retry;
         }
         // Only now: of a chunk that comes again they are found again.
-        self.cutter.say_skipped(progress.skipped);
+        self.cutter.count_skipped(progress.skipped);
         self.context.log.recovered(
             "deadline",
             "chunks are delivered within flush_deadline again",
@@ -331,7 +331,7 @@ impl Direct {
         let lettered = encoded.letters.len() as u64;
         match self.letters.keep(encoded.letters, lettered).await {
             Ok(()) => progress.tracker.settle(&encoded.lettered),
-            Err(unkept) => *progress.unkept.get_or_insert(0) += unkept.needs(),
+            Err(not_kept) => *progress.not_kept.get_or_insert(0) += not_kept.needs(),
         }
         progress.skipped += encoded.skipped.len();
         for (sender, delivery) in senders {
@@ -339,7 +339,7 @@ impl Direct {
         }
     }
 
-    fn say_deadline(&self, progress: &FlushProgress) {
+    fn log_deadline(&self, progress: &FlushProgress) {
         self.context.log.trouble(
             Level::Warn,
             "deadline",
@@ -376,7 +376,7 @@ impl Direct {
                 }
             }
         }
-        let patience = deadline.min(Instant::now() + SHAPE_PATIENCE);
+        let patience = deadline.min(Instant::now() + SHAPE_TIMEOUT);
         let loads = senders
             .into_iter()
             .filter_map(|(sender, it)| Some((sender, it?)));
@@ -411,7 +411,7 @@ impl Direct {
             if permit.is_probe() {
                 permit.failed(Class::Transient);
             } else if circuit.trip(Class::Transient) {
-                self.senders.say_open(&sender, "has not said what it takes");
+                self.senders.log_open(&sender, "has not said what it takes");
             }
             return None;
         };
@@ -453,7 +453,7 @@ pub(super) struct FlushProgress {
     /// Nothing of it was left out, or has failed.
     all: bool,
     /// There are letters that could not be kept: bytes that they need, as far as that is known.
-    unkept: Option<u64>,
+    not_kept: Option<u64>,
     /// The same, where all else is settled.
     waits: Option<u64>,
     /// Lines that were handed over.

@@ -20,7 +20,7 @@ use crate::spool::disk::says_remedy;
 use crate::spool::{self, Appended, Durability, Note, Refusal, Spool};
 
 /// Files that a line in the log names, at most.
-const MOST_NAMED: usize = 5;
+const MAX_NAMED: usize = 5;
 
 /// One output's spool, and the words about it.
 pub(super) struct Intake {
@@ -107,7 +107,7 @@ impl Intake {
                 Verdict::Retry
             }
             Err(Refusal::Disk(error)) => {
-                self.say_trouble(&error);
+                self.log_disk_error(&error);
                 Verdict::Retry
             }
             Err(Refusal::Closed) => Verdict::Retry,
@@ -115,16 +115,16 @@ impl Intake {
     }
 
     /// Says that the spool's disk fails. Whatever failed is tried again.
-    pub(super) fn say_trouble(&self, error: &io::Error) {
+    pub(super) fn log_disk_error(&self, error: &io::Error) {
         match says_remedy(error) {
-            true => self.say_words(&error.to_string()),
+            true => self.log_unusable(&error.to_string()),
             false => {
-                self.say_words(&format!("{error}: look at the disk's space and health"));
+                self.log_unusable(&format!("{error}: look at the disk's space and health"));
             }
         }
     }
 
-    fn say_words(&self, trouble: &str) {
+    fn log_unusable(&self, trouble: &str) {
         let place = match &self.context.config.spool {
             Some(spool) => spool.dir.display().to_string(),
             None => String::new(),
@@ -139,10 +139,10 @@ impl Intake {
     }
 
     /// Writes a note, however often that has to be tried.
-    pub(super) async fn insist(&self, note: Note, durability: Durability) {
+    pub(super) async fn write_note(&self, note: Note, durability: Durability) {
         let mut attempts = 0;
         while let Err(error) = self.spool.note(note.clone(), durability).await {
-            self.say_trouble(&error);
+            self.log_disk_error(&error);
             attempts += 1;
             sleep(backoff(
                 Class::Transient,
@@ -157,7 +157,7 @@ impl Intake {
     }
 
     /// Sees to it that a restart would find what was accepted, and says what is the matter. To be called about once a second.
-    pub(super) fn look(&self) {
+    pub(super) fn check(&self) {
         let health = self.spool.look();
         for (kind, notice) in &health.notices {
             self.context
@@ -165,7 +165,7 @@ impl Intake {
                 .trouble(Level::Warn, kind, &format!("the spool: {notice}"));
         }
         match &health.trouble {
-            Some(trouble) => self.say_words(trouble),
+            Some(trouble) => self.log_unusable(trouble),
             None => self
                 .context
                 .log
@@ -179,7 +179,7 @@ impl Intake {
         }
         let chunks: u64 = health.missing.iter().map(|(_, chunks)| chunks).sum();
         let names: Vec<&str> = health.missing.iter().map(|(name, _)| &name[..]).collect();
-        let (named, more) = names.split_at(names.len().min(MOST_NAMED));
+        let (named, more) = names.split_at(names.len().min(MAX_NAMED));
         let more = match more.len() {
             0 => String::new(),
             more => format!(" and {more} more files"),
@@ -197,7 +197,7 @@ impl Intake {
 
     /// Counts a chunk of the spool that was damaged or is set aside, and says so.
     pub(super) fn corrupt(&self, words: &str, kept: bool) {
-        self.context.log.say(Level::Error, words);
+        self.context.log.write(Level::Error, words);
         self.context.metrics.corrupt_chunks.add(1);
         self.context.metrics.quarantined_chunks.add(u64::from(kept));
     }

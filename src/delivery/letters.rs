@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 
 use super::context::Context;
-use super::dead_letter::{DeadLetters, Rate, Unkept, Usage};
+use super::dead_letter::{DeadLetters, NotKept, Rate, Usage};
 use crate::codec::rejected::Letter;
 use crate::log::Level;
 use crate::metrics::{Reason, Record};
@@ -39,7 +39,7 @@ impl Letters {
     }
 
     /// Looks into the dead-letter folder, since a person may have removed something.
-    pub(super) fn look(self: &Arc<Self>) {
+    pub(super) fn refresh_usage(self: &Arc<Self>) {
         let letters = Arc::clone(self);
         // A folder that cannot be read is told of when a letter is to be written.
         tokio::task::spawn_blocking(move || drop(letters.folder.usage()));
@@ -50,7 +50,7 @@ impl Letters {
         self: &Arc<Self>,
         letters: Vec<Letter>,
         events: u64,
-    ) -> Result<(), Unkept> {
+    ) -> Result<(), NotKept> {
         let Some(first) = letters.first() else {
             return Ok(());
         };
@@ -65,16 +65,16 @@ impl Letters {
         let path = self.folder.path().display();
         let usage = match written {
             Ok(usage) => usage,
-            Err(unkept) => {
+            Err(not_kept) => {
                 self.context.log.trouble(
                     Level::Error,
                     "dead_letter_disk",
                     &format!(
-                        "dead letters cannot be written to {path}: {unkept}; the records that are to become some wait \
+                        "dead letters cannot be written to {path}: {not_kept}; the records that are to become some wait \
                          until they can, and all others go on"
                     ),
                 );
-                return Err(unkept);
+                return Err(not_kept);
             }
         };
         self.context.metrics.records.add(Record::DeadLetter, events);
@@ -94,7 +94,7 @@ impl Letters {
         };
         if let Some(alarm) = alarm {
             let tag = String::from_utf8_lossy(&tag[..tag.len().min(200)]);
-            self.context.log.say(
+            self.context.log.write(
                 Level::Error,
                 &format!("{alarm}. The last one came with tag '{tag}', {first}; all of them are in {path}"),
             );

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::ids::Verdict;
 use crate::log::{Level, Log};
 use crate::metrics::{Figure, Metrics, Stage};
-use crate::sink::{Nature, Sink};
+use crate::sink::{DestinationTraits, Sink};
 use crate::spool::{Recovered, Spool};
 use context::Context;
 use cut::Cutter;
@@ -77,7 +77,7 @@ impl Pipeline {
         log: Arc<Log>,
     ) -> Self {
         let context = Arc::new(Context {
-            nature: Nature::of(&config.destination),
+            traits: DestinationTraits::of(&config.destination),
             memory: Memory::new(config.memory_limit),
             metrics: Arc::default(),
             draining: watch::Sender::new(false),
@@ -116,10 +116,10 @@ impl Pipeline {
     ) -> tokio::task::JoinHandle<()> {
         let log = &self.context.log;
         for finding in &recovered.findings {
-            log.say(Level::Warn, finding);
+            log.write(Level::Warn, finding);
         }
         if recovered.unfinished > 0 {
-            log.say(
+            log.write(
                 Level::Info,
                 &format!(
                     "{} chunks of an earlier run are in the spool and are delivered now",
@@ -128,7 +128,7 @@ impl Pipeline {
             );
         }
         let intake = Intake::new(Arc::clone(&self.context), spool);
-        let intake = self.senders.take_from(intake, recovered.next_batch);
+        let intake = self.senders.attach_intake(intake, recovered.next_batch);
         let feed = Feed::new(
             Arc::clone(&self.context),
             Arc::clone(&self.letters),
@@ -173,8 +173,8 @@ impl Pipeline {
     }
 
     /// Says that the whole host waits while a flush waits.
-    pub fn say_engine_thread(&self) {
-        self.context.log.say(
+    pub fn log_engine_thread(&self) {
+        self.context.log.write(
             Level::Warn,
             "flush runs on the host's engine thread: while it waits for the destination, inputs, timers and \
              other outputs wait too. Set 'Workers 2' in this [OUTPUT], in Fluent Bit 2.1.8 or later",
@@ -202,14 +202,14 @@ impl Pipeline {
     }
 
     /// Looks into the dead-letter folder, from which a person may have taken something.
-    pub fn look_at_letters(&self) {
-        self.letters.look();
+    pub fn check_letters(&self) {
+        self.letters.refresh_usage();
     }
 
     /// Sees to it that a restart would find what was accepted, and says what is the matter. To be called about once a second.
-    pub fn look_at_spool(&self) {
+    pub fn check_spool(&self) {
         if let Some(intake) = self.senders.intake() {
-            intake.look();
+            intake.check();
         }
     }
 

@@ -26,7 +26,7 @@ const WHOLE_BYTES: usize = BLOCK_BYTES / 4;
 /// back 32 KiB, and each member costs 18 bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
 /// Objects that may be open at once. Beyond it the oldest is sealed.
-const MOST_OPEN: usize = 1_024;
+const MAX_OPEN: usize = 1_024;
 /// What an open object needs beside its bytes and its folder's name, about.
 const OPEN_BYTES: usize = 768;
 
@@ -102,10 +102,10 @@ struct Open {
     body: Body,
     /// Of what is compressed, and of the block behind it.
     guards: Vec<AckGuard>,
-    block_tickets: Vec<AckGuard>,
+    block_guards: Vec<AckGuard>,
     lines: u64,
     block_lines: u64,
-    ticket_bytes: usize,
+    guard_bytes: usize,
 }
 
 /// An object that grows no more.
@@ -144,19 +144,19 @@ impl Open {
             since: now,
             body: Body::new(compression),
             guards: Vec::new(),
-            block_tickets: Vec::new(),
+            block_guards: Vec::new(),
             lines: 0,
             block_lines: 0,
-            ticket_bytes: 0,
+            guard_bytes: 0,
         }
     }
 
     fn bytes(&self) -> usize {
-        OPEN_BYTES + self.body.bytes() + self.ticket_bytes
+        OPEN_BYTES + self.body.bytes() + self.guard_bytes
     }
 
     fn seal(mut self, folder: String, why: Sealed) -> SealedObject {
-        self.guards.append(&mut self.block_tickets);
+        self.guards.append(&mut self.block_guards);
         SealedObject {
             target: self.target,
             folder,
@@ -210,8 +210,8 @@ impl Objects {
             }
             open.block_lines += run.len() as u64;
             let guard = tracker.guard(&events, run);
-            open.ticket_bytes += guard.footprint();
-            open.block_tickets.push(guard);
+            open.guard_bytes += guard.footprint();
+            open.block_guards.push(guard);
             if whole {
                 let packed = match self.compression {
                     // As long as a slice of it is held, all of a step's text is.
@@ -244,7 +244,7 @@ impl Objects {
         now: Instant,
         sealed: &mut Vec<SealedObject>,
     ) -> Open {
-        let guards = std::mem::take(&mut open.block_tickets);
+        let guards = std::mem::take(&mut open.block_guards);
         let lines = std::mem::take(&mut open.block_lines);
         let room = self
             .bounds
@@ -252,7 +252,7 @@ impl Objects {
             .saturating_sub(open.body.packed.len());
         if block.len() > room && !open.body.packed.is_empty() {
             let mut next = Open::new(&open.target, first, now, self.compression);
-            next.ticket_bytes = guards.iter().map(AckGuard::footprint).sum();
+            next.guard_bytes = guards.iter().map(AckGuard::footprint).sum();
             sealed.push(open.seal(folder.to_owned(), Sealed::Size));
             open = next;
         }
@@ -267,7 +267,7 @@ impl Objects {
     fn trim(&mut self) -> Vec<SealedObject> {
         let mut sealed = Vec::new();
         let most = self.bounds.bytes.saturating_sub(self.chunk_bytes);
-        while self.bytes > most || self.open.len() > MOST_OPEN {
+        while self.bytes > most || self.open.len() > MAX_OPEN {
             let too_large = self.bytes > most;
             let next = self.open.iter().max_by_key(|(_, open)| {
                 let size = if too_large { open.bytes() } else { 0 };
@@ -299,7 +299,7 @@ impl Objects {
         let of = |_: &String, open: &mut Open| open.target == *target;
         for (_, open) in self.open.extract_if(of) {
             self.bytes -= open.bytes();
-            for guard in open.guards.into_iter().chain(open.block_tickets) {
+            for guard in open.guards.into_iter().chain(open.block_guards) {
                 guard.defer(target, None);
             }
         }
@@ -313,7 +313,7 @@ impl Objects {
     }
 
     /// Leaves room for the chunks that the objects are made of: they are held until all of theirs is there.
-    pub(super) fn leave_to_chunks(&mut self, bytes: usize) {
+    pub(super) fn reserve_for_chunks(&mut self, bytes: usize) {
         self.chunk_bytes = bytes;
     }
 
@@ -532,13 +532,13 @@ mod tests {
         let mut objects = objects(Compression::None, usize::MAX, usize::MAX);
         let tracker = tracker(1);
         let mut sealed = Vec::new();
-        for n in 0..MOST_OPEN as u32 + 2 {
+        for n in 0..MAX_OPEN as u32 + 2 {
             let now = start + Duration::from_millis(n.into());
             sealed.extend(objects.add(part(&format!("f{n}"), n, 1), &target(), &tracker, now));
         }
         let folders: Vec<&str> = sealed.iter().map(|object| object.folder.as_str()).collect();
         assert_eq!(folders, ["f0", "f1"]);
-        assert_eq!(objects.seal_all().len(), MOST_OPEN);
+        assert_eq!(objects.seal_all().len(), MAX_OPEN);
         assert_eq!(objects.bytes, 0);
     }
 }

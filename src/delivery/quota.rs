@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::codec::STEP_BYTES;
 
 /// The part of `memory_limit` that a target which holds nothing gets in any case, as long as there is memory.
-const LEAST_SHARE: usize = 128;
+const MIN_SHARE: usize = 128;
 /// The part of what all targets may hold that is for slow ones.
 const SLOW_SHARE: usize = 4;
 
@@ -74,7 +74,7 @@ impl Quota {
     pub(super) fn room(&self, limit: usize, planned: usize) -> usize {
         let own = self.own.load(Ordering::Acquire);
         let room = self.most(limit, planned).saturating_sub(own);
-        let least = limit / LEAST_SHARE;
+        let least = limit / MIN_SHARE;
         let total = self.all.bytes.load(Ordering::Acquire) + planned;
         match own == 0 && total + least <= shared(limit) {
             true => room.max(least),
@@ -182,11 +182,11 @@ mod tests {
     #[test]
     fn a_target_that_holds_nothing_gets_something_while_there_is_memory() {
         let hog = Quota::default();
-        hog.add(shared(LIMIT) - LIMIT / LEAST_SHARE);
+        hog.add(shared(LIMIT) - LIMIT / MIN_SHARE);
         let other = hog.beside();
-        assert_eq!(other.room(LIMIT, 0), LIMIT / LEAST_SHARE);
+        assert_eq!(other.room(LIMIT, 0), LIMIT / MIN_SHARE);
         hog.add(1);
-        assert!(other.room(LIMIT, 0) < LIMIT / LEAST_SHARE);
+        assert!(other.room(LIMIT, 0) < LIMIT / MIN_SHARE);
         hog.add(LIMIT);
         assert_eq!((other.room(LIMIT, 0), other.may_load(LIMIT)), (0, false));
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::cut::Cutter;
 use super::intake::Intake;
 use super::objects::Body;
-use super::waiting::Bad;
+use super::waiting::UnsendableEvents;
 use crate::buffers::{self, Payload};
 use crate::codec::Encoded;
 use crate::codec::rejected::Letter;
@@ -17,7 +17,7 @@ use crate::delivery::dead_letter;
 use crate::spool::{Content, Events, Seq, Spool, Unreadable, Work};
 
 /// Whether an event is among some.
-pub(super) fn is_in(events: &Events, event: u32) -> bool {
+pub(super) fn contains_event(events: &Events, event: u32) -> bool {
     match events {
         Events::All => true,
         Events::Runs(runs) => {
@@ -28,7 +28,7 @@ pub(super) fn is_in(events: &Events, event: u32) -> bool {
 }
 
 /// The letters of a step of which nothing can be sent, and the events that they are of.
-pub(super) fn letters_of(
+pub(super) fn unsendable_letters(
     encoded: Encoded,
     tag: &Arc<[u8]>,
     refusal: Option<&Refusal>,
@@ -66,14 +66,14 @@ pub(super) fn quarantine(
     chunk: Seq,
     tag: &Arc<[u8]>,
     data: &Bytes,
-    all: &[Bad],
+    all: &[UnsendableEvents],
 ) -> std::io::Result<String> {
     let encoding = cutter.encoding();
     spool.quarantine(&format!("dead-letters-{chunk:020}.ndjson"), &mut |out| {
-        for bad in all {
-            let events = Events::Runs(bad.events.clone());
-            for step in encoding.steps(tag, data, |event| is_in(&events, event)) {
-                let (letters, _) = letters_of(step, tag, bad.refusal.as_deref());
+        for unsendable in all {
+            let events = Events::Runs(unsendable.events.clone());
+            for step in encoding.steps(tag, data, |event| contains_event(&events, event)) {
+                let (letters, _) = unsendable_letters(step, tag, unsendable.refusal.as_deref());
                 dead_letter::lines(&letters, out)?;
             }
         }
@@ -100,7 +100,7 @@ pub(super) struct Rebuilt {
 
 /// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
 /// and said; what was a line when the note was written and is none any more becomes a letter.
-pub(super) fn build_again(
+pub(super) fn rebuild_object(
     cutter: &Cutter,
     intake: &Intake,
     contents: &[Content],
@@ -127,7 +127,7 @@ pub(super) fn build_again(
             // The object has the lines that its note names, or it waits.
             Err(later) => return Err(later),
         };
-        let wanted = |event| is_in(&content.events, event);
+        let wanted = |event| contains_event(&content.events, event);
         let (encoding, tag) = (cutter.encoding(), stored.tag.into());
         let mut sent = Vec::new();
         for mut encoded in encoding.steps(&tag, &stored.data, wanted) {

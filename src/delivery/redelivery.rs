@@ -23,7 +23,7 @@ const DROPPED_AFTER: Duration = Duration::from_secs(4_000);
 /// When the same bytes come again, what was settled is not sent again. An entry is taken once: two chunks
 /// with the same bytes leave two entries, and each takes one.
 #[derive(Debug)]
-pub(super) struct PartialDeliveries<F>(Mutex<Left<F>>);
+pub(super) struct PartialDeliveries<F>(Mutex<Entries<F>>);
 
 #[derive(Debug)]
 struct Entry<F> {
@@ -34,8 +34,8 @@ struct Entry<F> {
 }
 
 #[derive(Debug)]
-struct Left<F> {
-    /// In the order in which they were left.
+struct Entries<F> {
+    /// In the order in which they were entries.
     flushes: BTreeMap<u64, Entry<F>>,
     numbers: HashMap<ChunkId, VecDeque<u64>>,
     next: u64,
@@ -45,7 +45,7 @@ struct Left<F> {
 
 impl<F> Default for PartialDeliveries<F> {
     fn default() -> Self {
-        PartialDeliveries(Mutex::new(Left {
+        PartialDeliveries(Mutex::new(Entries {
             flushes: BTreeMap::new(),
             numbers: HashMap::new(),
             next: 0,
@@ -57,49 +57,49 @@ impl<F> Default for PartialDeliveries<F> {
 impl<F> PartialDeliveries<F> {
     /// Remembers the progress of a chunk that goes back to the host; `bytes` is its approximate size. Pieces of it may
     /// still be in flight. When there is no room the oldest is forgotten, and would be sent again as a whole.
-    pub(super) fn leave(&self, id: ChunkId, flush: F, bytes: usize) {
-        let mut left = self.0.lock().expect("nothing panics with this lock");
-        let number = left.next;
-        left.next += 1;
-        left.bytes += bytes;
+    pub(super) fn remember(&self, id: ChunkId, flush: F, bytes: usize) {
+        let mut entries = self.0.lock().expect("nothing panics with this lock");
+        let number = entries.next;
+        entries.next += 1;
+        entries.bytes += bytes;
         let entry = Entry {
             id,
             flush,
             bytes,
             since: Instant::now(),
         };
-        left.flushes.insert(number, entry);
-        left.numbers.entry(id).or_default().push_back(number);
-        while left.flushes.len() > PARTIALS || left.bytes > PARTIALS_BYTES {
-            left.remove_oldest();
+        entries.flushes.insert(number, entry);
+        entries.numbers.entry(id).or_default().push_back(number);
+        while entries.flushes.len() > PARTIALS || entries.bytes > PARTIALS_BYTES {
+            entries.remove_oldest();
         }
     }
 
-    /// Whether no chunk left anything behind.
+    /// Whether no chunk entries anything behind.
     pub(super) fn is_empty(&self) -> bool {
-        let left = self.0.lock().expect("nothing panics with this lock");
-        left.flushes.is_empty()
+        let entries = self.0.lock().expect("nothing panics with this lock");
+        entries.flushes.is_empty()
     }
 
     /// Whether one more would have another forgotten that the host may hand over again.
     pub(super) fn is_full(&self) -> bool {
-        let mut left = self.0.lock().expect("nothing panics with this lock");
+        let mut entries = self.0.lock().expect("nothing panics with this lock");
         let is_dropped = |entry: &Entry<F>| entry.since.elapsed() > DROPPED_AFTER;
-        while left.flushes.values().next().is_some_and(is_dropped) {
-            left.remove_oldest();
+        while entries.flushes.values().next().is_some_and(is_dropped) {
+            entries.remove_oldest();
         }
-        left.flushes.len() >= PARTIALS || left.bytes > PARTIALS_BYTES / 8 * 7
+        entries.flushes.len() >= PARTIALS || entries.bytes > PARTIALS_BYTES / 8 * 7
     }
 
-    /// A chunk comes: what an earlier flush of it left behind.
+    /// A chunk comes: what an earlier flush of it entries behind.
     pub(super) fn take(&self, id: ChunkId) -> Option<F> {
-        let mut left = self.0.lock().expect("nothing panics with this lock");
-        let number = *left.numbers.get(&id)?.front()?;
-        left.remove(number, id)
+        let mut entries = self.0.lock().expect("nothing panics with this lock");
+        let number = *entries.numbers.get(&id)?.front()?;
+        entries.remove(number, id)
     }
 }
 
-impl<F> Left<F> {
+impl<F> Entries<F> {
     fn remove_oldest(&mut self) {
         if let Some((&number, Entry { id, .. })) = self.flushes.first_key_value() {
             let id = *id;
@@ -173,7 +173,7 @@ struct Seen {
 
 #[derive(Debug, Default)]
 struct Numbers {
-    flying: BTreeSet<u32>,
+    in_flight: BTreeSet<u32>,
     delivered: BTreeSet<u32>,
 }
 
@@ -182,23 +182,23 @@ impl DuplicateChunks {
     pub(super) fn number(&self, id: ChunkId) -> u32 {
         let mut seen = self.seen.lock().expect("nothing panics with this lock");
         let numbers = seen.chunks.entry(id).or_default();
-        let free = (0..).find(|n| !numbers.flying.contains(n) && !numbers.delivered.contains(n));
+        let free = (0..).find(|n| !numbers.in_flight.contains(n) && !numbers.delivered.contains(n));
         let number = free.expect("fewer than 2^32 chunks are in flight");
-        numbers.flying.insert(number);
+        numbers.in_flight.insert(number);
         number
     }
 
     /// The chunk was answered.
-    pub(super) fn answered(&self, id: ChunkId, number: u32, verdict: Verdict) {
+    pub(super) fn completed(&self, id: ChunkId, number: u32, verdict: Verdict) {
         let mut seen = self.seen.lock().expect("nothing panics with this lock");
         let Some(numbers) = seen.chunks.get_mut(&id) else {
             return;
         };
-        numbers.flying.remove(&number);
+        numbers.in_flight.remove(&number);
         if verdict == Verdict::Ok {
             numbers.delivered.insert(number);
             seen.delivered.push_back(id);
-        } else if numbers.flying.is_empty() && numbers.delivered.is_empty() {
+        } else if numbers.in_flight.is_empty() && numbers.delivered.is_empty() {
             seen.chunks.remove(&id);
         }
         while seen.delivered.len() > REMEMBERED {
@@ -207,7 +207,7 @@ impl DuplicateChunks {
             };
             let forgotten = seen.chunks.get_mut(&oldest).is_some_and(|numbers| {
                 numbers.delivered.pop_first();
-                numbers.delivered.is_empty() && numbers.flying.is_empty()
+                numbers.delivered.is_empty() && numbers.in_flight.is_empty()
             });
             if forgotten {
                 seen.chunks.remove(&oldest);
@@ -229,7 +229,7 @@ mod tests {
         for event in [1, 2] {
             let tracker = AckTracker::default();
             tracker.settle(&[event]);
-            partial.leave(id, tracker, 100);
+            partial.remember(id, tracker, 100);
         }
         assert!(partial.take(chunk_id(b"t", b"other")).is_none());
         assert!(partial.take(id).unwrap().settled().contains(1));
@@ -237,7 +237,7 @@ mod tests {
         assert!(partial.take(id).is_none());
         for n in 0..2 * PARTIALS as u64 {
             assert_eq!(partial.is_full(), n >= PARTIALS as u64);
-            partial.leave(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
+            partial.remember(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
         }
         let known = |n: usize| {
             partial
@@ -246,19 +246,19 @@ mod tests {
         };
         assert!(!known(PARTIALS - 1) && known(PARTIALS) && known(2 * PARTIALS - 1));
         for n in 0..3 {
-            partial.leave(
+            partial.remember(
                 chunk_id(b"t", &[n]),
                 AckTracker::default(),
                 PARTIALS_BYTES / 2,
             );
         }
-        let left = partial.0.lock().unwrap();
+        let entries = partial.0.lock().unwrap();
         assert_eq!(
-            (left.flushes.len(), left.numbers.len()),
+            (entries.flushes.len(), entries.numbers.len()),
             (2, 2),
             "by their bytes, too"
         );
-        assert_eq!(left.bytes, PARTIALS_BYTES);
+        assert_eq!(entries.bytes, PARTIALS_BYTES);
     }
 
     /// A host that drops chunks (a limit of its storage, of retries, a person) hands them over no more.
@@ -266,7 +266,7 @@ mod tests {
     async fn what_the_host_has_dropped_does_not_keep_others_from_being_remembered() {
         let partials = PartialDeliveries::default();
         for n in 0..PARTIALS as u64 {
-            partials.leave(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
+            partials.remember(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
         }
         assert!(partials.is_full());
         tokio::time::sleep(DROPPED_AFTER).await;
@@ -280,13 +280,13 @@ mod tests {
         let duplicates = DuplicateChunks::default();
         let id = chunk_id(b"t", b"bytes");
         assert_eq!(duplicates.number(id), 0);
-        duplicates.answered(id, 0, Verdict::Retry);
+        duplicates.completed(id, 0, Verdict::Retry);
         assert_eq!(duplicates.number(id), 0, "the same chunk again");
         assert_eq!(duplicates.number(id), 1, "a twin beside it");
-        duplicates.answered(id, 1, Verdict::Ok);
-        duplicates.answered(id, 0, Verdict::Retry);
+        duplicates.completed(id, 1, Verdict::Ok);
+        duplicates.completed(id, 0, Verdict::Retry);
         assert_eq!(duplicates.number(id), 0, "the first again");
-        duplicates.answered(id, 0, Verdict::Ok);
+        duplicates.completed(id, 0, Verdict::Ok);
         assert_eq!(duplicates.number(id), 2, "a third");
     }
 
@@ -309,7 +309,7 @@ mod tests {
         for n in 0..(REMEMBERED as u64 + 100) {
             let id = chunk_id(b"t", &n.to_le_bytes());
             let number = duplicates.number(id);
-            duplicates.answered(id, number, Verdict::Ok);
+            duplicates.completed(id, number, Verdict::Ok);
         }
         let seen = duplicates.seen.lock().unwrap();
         assert_eq!(

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::ack::{count, ranges};
-use super::rebuild::is_in;
+use super::rebuild::contains_event;
 use crate::codec::Place;
 use crate::codec::extract::{GROUP_END, extract};
 use crate::ids::Time;
@@ -19,7 +19,7 @@ const FRAME_BYTES: usize = 2 * 1024 * 1024;
 /// Bytes of chunks that are read for it, at most: other work waits meanwhile.
 const READ_BYTES: usize = 64 * 1024 * 1024;
 /// Chunks that are read for it, at most.
-pub(super) const MOST_CHUNKS: usize = 256;
+pub(super) const MAX_CHUNKS: usize = 256;
 
 /// Events by target: sorted, not touching.
 pub(super) type ByTarget = Vec<(Arc<str>, Vec<Range<u32>>)>;
@@ -77,7 +77,7 @@ impl Frame {
         merge(&mut all, &[]);
         let wanted = Events::Runs(all);
         let extracted = extract(data, Place::default(), usize::MAX, |event| {
-            is_in(&wanted, event)
+            contains_event(&wanted, event)
         });
         if extracted.events == 0 {
             return targets;

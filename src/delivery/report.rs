@@ -69,7 +69,7 @@ pub(super) fn summary(pipeline: &Pipeline) -> String {
         (spool.usage(), dir)
     });
     let records = |result| metrics.records.get(result);
-    in_short(
+    summary_line(
         records(Record::Delivered),
         records(Record::DeadLetter),
         spool,
@@ -77,7 +77,7 @@ pub(super) fn summary(pipeline: &Pipeline) -> String {
 }
 
 /// That line, of so many records that were delivered and so many that became dead letters.
-fn in_short(delivered: u64, letters: u64, spool: Option<(Usage, &Path)>) -> String {
+fn summary_line(delivered: u64, letters: u64, spool: Option<(Usage, &Path)>) -> String {
     let mut line = format!("{delivered} records delivered");
     if letters > 0 {
         let _ = write!(line, ", {letters} became dead letters");
@@ -108,10 +108,10 @@ fn in_short(delivered: u64, letters: u64, spool: Option<(Usage, &Path)>) -> Stri
 /// What else was done so far, in a line.
 pub(super) fn details(pipeline: &Pipeline) -> String {
     let Context {
-        nature, metrics, ..
+        traits, metrics, ..
     } = &*pipeline.context;
     let records = |result| metrics.records.get(result);
-    let twice = match nature.objects {
+    let twice = match traits.object_layout {
         None => "may be there twice",
         Some(_) => "are there once",
     };
@@ -146,7 +146,7 @@ pub(super) fn details(pipeline: &Pipeline) -> String {
             );
         }
     }
-    if nature.objects.is_some() {
+    if traits.object_layout.is_some() {
         let objects = |sealed| metrics.objects.get(sealed);
         let _ = write!(line, "; {} objects were written", metrics.objects.sum());
         if pipeline.spool().is_some() {
@@ -205,7 +205,7 @@ mod tests {
         ];
         for (letters, usage, expected) in cases {
             let missing = usage.is_some_and(|usage| usage.missing > 0);
-            let line = in_short(60_000, letters, usage.map(|usage| (usage, dir)));
+            let line = summary_line(60_000, letters, usage.map(|usage| (usage, dir)));
             assert_eq!(line, expected);
             assert!(line.len() <= 120 || missing, "{line}");
         }

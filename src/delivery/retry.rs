@@ -132,7 +132,7 @@ impl Breaker {
     }
 
     /// Whether [`admit`](Self::admit) would say no more than to wait. Asks for nothing.
-    pub(super) fn keeps_back(&self, now: Instant) -> bool {
+    pub(super) fn is_blocking(&self, now: Instant) -> bool {
         self.open
             .as_ref()
             .is_some_and(|open| self.probing || now < open.next_probe)
@@ -488,7 +488,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(1);
         let now = Instant::now();
         let mut breaker = Breaker::default();
-        assert!(!breaker.keeps_back(now));
+        assert!(!breaker.is_blocking(now));
         assert!(breaker.trip(Class::Transient, now, &mut rng));
         let tripped = breaker.clone();
         assert!(
@@ -497,9 +497,12 @@ mod tests {
         );
         let until = next_probe(&mut breaker, now);
         assert!((100..=200).contains(&(until - now).as_millis()));
-        assert!(breaker.keeps_back(now) && !breaker.keeps_back(until));
+        assert!(breaker.is_blocking(now) && !breaker.is_blocking(until));
         assert_eq!(breaker.admit(until), Admission::Probe);
-        assert!(breaker.keeps_back(until + HELD_CAP), "while a probe is out");
+        assert!(
+            breaker.is_blocking(until + HELD_CAP),
+            "while a probe is out"
+        );
         assert!(!breaker.failed(Admission::Go, Class::Transient, until, &mut rng));
         assert!(!breaker.failed(Admission::Probe, Class::Transient, until, &mut rng));
         let wait = next_probe(&mut breaker, until) - until;
@@ -551,9 +554,9 @@ mod tests {
                     Step::Ask => {
                         let open = breaker.is_open();
                         let probing = out.contains(&Admission::Probe);
-                        let keeps_back = breaker.keeps_back(now);
+                        let is_blocking = breaker.is_blocking(now);
                         let admit = breaker.admit(now);
-                        prop_assert_eq!(keeps_back, matches!(admit, Admission::Wait(_)));
+                        prop_assert_eq!(is_blocking, matches!(admit, Admission::Wait(_)));
                         match admit {
                             Admission::Go => prop_assert!(!open),
                             Admission::Probe => prop_assert!(open && !probing),

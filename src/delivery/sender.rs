@@ -8,7 +8,7 @@
 //! Of several targets nothing waits here while the circuit is open, or one sick target would hold the memory of all: what
 //! is queued is deferred, and only the pieces of a probe come in. With a spool the feed reads it again when the target is
 //! back. In direct mode that fails the flush, whose worker the host needs for others; there the circuit also opens when
-//! nothing is taken for [`STALL`], since requests have no answer, are throttled, or would only be tried again after that.
+//! nothing is taken for [`STALL_TIMEOUT`], since requests have no answer, are throttled, or would only be tried again after that.
 //!
 //! Each stream has a sender. The folders of a store share one, since a store's trouble is most often that of all of them;
 //! a folder that is refused gets its own until it is well. A sender of several that has nothing to do ends, and begins again
@@ -27,7 +27,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::circuit::{Circuit, CircuitPermit, PROBE_PATIENCE};
+use super::circuit::{Circuit, CircuitPermit, PROBE_TIMEOUT};
 use super::context::Context;
 use super::cut::{LINE_NUMBER_BYTES, PIECE_BYTES};
 use super::intake::Intake;
@@ -37,7 +37,7 @@ use super::quota::Quota;
 use crate::delivery::ack::{AckGuard, Refusal, contents};
 use crate::delivery::batch::{Packer, Piece, Record};
 use crate::delivery::concurrency::{Adaptive, ConcurrencyLimit, ConcurrencyPermit};
-use crate::delivery::dead_letter::{self, Unkept};
+use crate::delivery::dead_letter::{self, NotKept};
 use crate::delivery::redelivery::Acknowledged;
 use crate::delivery::retry::backoff;
 use crate::log::Level;
@@ -46,19 +46,19 @@ use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
 
 /// After this long without an answer a request leaves its place in flight to another target's.
-const PATIENCE: Duration = Duration::from_secs(5);
+const HANG_TIMEOUT: Duration = Duration::from_secs(5);
 /// After this long without success nothing waits for a target. Half of a request's timeout: most requests
-/// that are answered at all are answered in the first seconds.
-const STALL: Duration = Duration::from_secs(10);
+/// that are answer at all are answer in the first seconds.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests in a row that are throttled as a whole before that counts: a last record may be unlucky a few times.
 const THROTTLED: u32 = 5;
 /// Probes of all targets in flight at once …
-const MOST_PROBES: usize = 4;
+const MAX_PROBES: usize = 4;
 /// … and the time from one to the next: thousands of targets that are down are not to make a flood of requests.
-const BETWEEN_PROBES: Duration = Duration::from_millis(50);
+const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// Targets of a store that have a sender of their own since they were refused, at most. What is refused beyond that counts
 /// as trouble of the whole store.
-const MOST_ISOLATED: usize = 1_000;
+const MAX_ISOLATED: usize = 1_000;
 /// A sender that had nothing to do for so long ends …
 const IDLE: Duration = Duration::from_secs(60);
 /// … and one that knows that its target is down.
@@ -89,8 +89,8 @@ pub(super) struct Delivery {
     pub(super) probe: Option<CircuitPermit>,
 }
 
-/// The places that a request takes among others.
-struct Places {
+/// The slots that a request takes among others.
+struct Slots {
     /// Among all that are in flight.
     in_flight: ConcurrencyPermit,
     /// Among the probes of all targets.
@@ -99,10 +99,10 @@ struct Places {
 
 /// A request, by its number, is over. There is no answer where sending panicked, and has dropped its guards: their
 /// trackers fail.
-struct Back {
+struct RequestDone {
     request: u64,
     permit: CircuitPermit,
-    answered: Option<Answered>,
+    answer: Option<Answer>,
 }
 
 /// What a request tells of the destination.
@@ -119,14 +119,14 @@ enum Health {
 
 /// What became of a request.
 #[derive(Default)]
-struct Answered {
+struct Answer {
     /// To be sent again, after this wait.
-    again: Vec<Record<AckGuard>>,
+    retry: Vec<Record<AckGuard>>,
     wait: Duration,
     /// Whether the destination lives.
-    life: Health,
+    health: Health,
     /// Whether anything was settled, or is sent again in another form.
-    taken: bool,
+    progressed: bool,
     /// Whether most of it was throttled (`Some(true)`), or all of it was taken.
     throttled: Option<bool>,
     /// The service said that a request of so many bytes is too large.
@@ -150,7 +150,7 @@ pub(super) struct Senders {
     given_up: AtomicU64,
     /// Objects that were acknowledged in this run.
     acknowledged: Acknowledged,
-    /// Places for probes.
+    /// Slots for probes.
     probes: Arc<Semaphore>,
     /// When the next probe may be sent.
     next_probe: Mutex<Instant>,
@@ -165,10 +165,10 @@ pub(super) struct Senders {
 impl Senders {
     /// None yet.
     pub(super) fn new(context: Arc<Context>, letters: Arc<Letters>) -> Arc<Senders> {
-        let nature = &context.nature;
-        let only = nature.only_target();
+        let traits = &context.traits;
+        let only = traits.only_target();
         Arc::new(Senders {
-            limit: Arc::new(match nature.throttles_targets && only.is_none() {
+            limit: Arc::new(match traits.throttles_targets && only.is_none() {
                 true => ConcurrencyLimit::of_targets(context.config.concurrency),
                 false => ConcurrencyLimit::new(context.config.concurrency),
             }),
@@ -178,7 +178,7 @@ impl Senders {
             next_batch: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             acknowledged: Acknowledged::default(),
-            probes: Arc::new(Semaphore::new(MOST_PROBES)),
+            probes: Arc::new(Semaphore::new(MAX_PROBES)),
             next_probe: Mutex::new(Instant::now()),
             changed: Arc::default(),
             quota: Quota::default(),
@@ -189,7 +189,7 @@ impl Senders {
     }
 
     /// From now on no flush waits for what is sent: this leaves it in the spool. Requests are numbered from `next_batch`.
-    pub(super) fn take_from(&self, intake: Intake, next_batch: u64) -> Arc<Intake> {
+    pub(super) fn attach_intake(&self, intake: Intake, next_batch: u64) -> Arc<Intake> {
         self.next_batch.store(next_batch, Ordering::Relaxed);
         Arc::clone(self.intake.get_or_init(|| Arc::new(intake)))
     }
@@ -205,7 +205,7 @@ impl Senders {
     }
 
     /// A flush gives up waiting: what is queued for it alone need not be sent.
-    pub(super) fn gave_up(&self) {
+    pub(super) fn record_give_up(&self) {
         self.given_up.fetch_add(1, Ordering::Release);
     }
 
@@ -252,7 +252,7 @@ impl Senders {
 
     /// The sender of a target.
     pub(super) fn sender_of(&self, target: &str) -> String {
-        let shared = self.context.nature.objects.is_some();
+        let shared = self.context.traits.object_layout.is_some();
         let senders = self.senders.lock().expect("nothing panics with this lock");
         match shared && !senders.contains_key(target) {
             true => String::new(),
@@ -268,14 +268,14 @@ impl Senders {
             if senders.contains_key(&**target) {
                 return true;
             }
-            if senders.len() > MOST_ISOLATED {
+            if senders.len() > MAX_ISOLATED {
                 return false;
             }
             let circuit = Circuit::new(&self.context.metrics, &self.changed);
             circuit.trip(fault.class);
             senders.insert(target.to_string(), self.begin(target.to_string(), circuit));
         }
-        self.say_open(target, &format!("refused: {fault}"));
+        self.log_open(target, &format!("refused: {fault}"));
         true
     }
 
@@ -298,7 +298,7 @@ impl Senders {
     }
 
     /// Leave to send to a target: with a permit for one request, where its circuit is open. `None`: not now.
-    pub(super) fn leave(&self, target: &str) -> Option<Option<CircuitPermit>> {
+    pub(super) fn try_admit(&self, target: &str) -> Option<Option<CircuitPermit>> {
         let now = Instant::now();
         match self.admits(target) {
             Admits::All => return Some(None),
@@ -307,11 +307,11 @@ impl Senders {
         }
         let place = Arc::clone(&self.probes).try_acquire_owned().ok()?;
         let mut permit = self.circuit(target)?.admit().ok()?;
-        permit.takes(place);
+        permit.hold_probe_slot(place);
         *self
             .next_probe
             .lock()
-            .expect("nothing panics with this lock") = now + BETWEEN_PROBES;
+            .expect("nothing panics with this lock") = now + PROBE_INTERVAL;
         Some(Some(permit))
     }
 
@@ -341,7 +341,7 @@ impl Senders {
     fn linger(&self) -> Duration {
         match self.is_direct() {
             true => Duration::ZERO,
-            false => self.context.nature.linger,
+            false => self.context.traits.linger,
         }
     }
 
@@ -353,7 +353,7 @@ impl Senders {
     /// Where requests are written down before they are sent, since the destination cannot say what it has.
     fn journal(&self) -> Option<&Arc<Intake>> {
         self.intake()
-            .filter(|_| self.context.nature.objects.is_none())
+            .filter(|_| self.context.traits.object_layout.is_none())
     }
 
     /// Hands pieces to their sender, which begins where there is none; with leave to probe where its circuit is open.
@@ -427,7 +427,7 @@ impl Senders {
     }
 
     /// Says that a circuit opened, and why.
-    pub(super) fn say_open(&self, sender: &str, why: &str) {
+    pub(super) fn log_open(&self, sender: &str, why: &str) {
         if !self.is_direct() {
             let mut opened = self.opened.lock().expect("nothing panics with this lock");
             opened.push(sender.into());
@@ -450,9 +450,9 @@ impl Senders {
 
     /// A target, for a person.
     fn describe(&self, target: &str) -> String {
-        match target.is_empty() && self.context.nature.objects.is_some() {
+        match target.is_empty() && self.context.traits.object_layout.is_some() {
             true => "the destination".to_owned(),
-            false => format!("{} '{target}'", self.context.nature.target_kind),
+            false => format!("{} '{target}'", self.context.traits.target_word),
         }
     }
 }
@@ -469,14 +469,14 @@ struct Sender {
     /// Since when it has nothing to do.
     idle: Option<Instant>,
     packer: Packer<AckGuard>,
-    on_the_way: JoinSet<Back>,
+    in_flight: JoinSet<RequestDone>,
     /// When the requests on the way began. Their numbers ascend.
-    began: BTreeMap<u64, Instant>,
+    started: BTreeMap<u64, Instant>,
     next_request: u64,
     /// When something was taken last.
-    taken: Option<Instant>,
-    /// Requests in a row of which nothing was taken, and when the first of them was answered.
-    in_vain: Option<(Instant, u32)>,
+    last_progress: Option<Instant>,
+    /// Requests in a row of which nothing was taken, and when the first of them was answer.
+    failing: Option<(Instant, u32)>,
     /// What failed, and when it goes again.
     waiting: Vec<(Instant, Vec<Record<AckGuard>>)>,
     /// Whether what is queued is deferred while the circuit is open.
@@ -484,8 +484,8 @@ struct Sender {
     /// Whether several targets share it.
     shared: bool,
     /// Whether it is that of one of several targets.
-    apart: bool,
-    /// Where it is not, while the circuit lets nothing go: until then, or until something is answered.
+    own_target: bool,
+    /// Where it is not, while the circuit lets nothing go: until then, or until something is answer.
     held: Option<Option<Instant>>,
     /// Leave to send a request although the circuit is open …
     probe: Option<CircuitPermit>,
@@ -494,7 +494,7 @@ struct Sender {
     /// Whether the circuit was open when it was looked at last.
     was_open: bool,
     /// The service may take less than it says it does.
-    most_bytes: usize,
+    max_bytes: usize,
     full: bool,
     /// After how many flushes that gave up the queue was swept; `None` where something came into it since that
     /// must be looked at. To look through all of it for each request would cost more than the rest.
@@ -511,14 +511,14 @@ impl Sender {
         let direct = senders.is_direct();
         let several = !senders.has_one_target();
         let shared = several && name.is_empty();
-        let apart = several && !shared;
+        let own_target = several && !shared;
         Sender {
             direct,
             shared,
-            apart,
-            defers: direct || apart,
-            adaptive: (apart
-                && senders.context.nature.throttles_targets
+            own_target,
+            defers: direct || own_target,
+            adaptive: (own_target
+                && senders.context.traits.throttles_targets
                 && senders.context.config.concurrency.is_none())
             .then(Adaptive::default),
             idle: None,
@@ -527,17 +527,17 @@ impl Sender {
             circuit,
             quota,
             packer: Packer::default(),
-            on_the_way: JoinSet::new(),
-            began: BTreeMap::new(),
+            in_flight: JoinSet::new(),
+            started: BTreeMap::new(),
             next_request: 0,
-            taken: None,
-            in_vain: None,
+            last_progress: None,
+            failing: None,
             waiting: Vec::new(),
             held: None,
             probe: None,
             probing: false,
             was_open: false,
-            most_bytes: usize::MAX,
+            max_bytes: usize::MAX,
             full: false,
             swept: None,
         }
@@ -550,7 +550,7 @@ impl Sender {
             let now = Instant::now();
             circuit.mark_unchanged();
             let answer_by = self.check_stall(now);
-            self.ripen(now);
+            self.requeue_due(now);
             let drain = *draining.borrow_and_update();
             let lingers = match self.packer.since() {
                 Some(since) if !self.full && !drain => since + self.senders.linger(),
@@ -558,13 +558,13 @@ impl Sender {
             };
             let at = match self.held {
                 _ if self.packer.is_empty() => None,
-                _ if self.on_the_way.len() >= self.most_in_flight() => None,
+                _ if self.in_flight.len() >= self.max_in_flight() => None,
                 _ if self.defers && self.was_open => self.probe.as_ref().map(|_| now),
                 None => Some(lingers),
                 Some(until) => until.map(|until| until.max(lingers)),
             };
             let ready = at.is_some_and(|at| at <= now);
-            let retires = self.retires(now);
+            let retires = self.retire_at(now);
             if retires.is_some_and(|at| at <= now) && self.senders.retire(&self.name, &arriving) {
                 return;
             }
@@ -573,16 +573,16 @@ impl Sender {
             let wake = wake.chain(retires).min();
             tokio::select! {
                 biased;
-                Some(back) = self.on_the_way.join_next(), if !self.on_the_way.is_empty() => {
+                Some(done) = self.in_flight.join_next(), if !self.in_flight.is_empty() => {
                     self.held = None;
                     // Otherwise the runtime is going down.
-                    if let Ok(back) = back {
-                        self.take_back(back);
+                    if let Ok(done) = done {
+                        self.handle_done(done);
                     }
                 }
                 delivery = arriving.recv() => {
                     let Some(delivery) = delivery else { return };
-                    self.arrive(delivery, now).await;
+                    self.receive(delivery, now).await;
                 }
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = draining.changed() => {}
@@ -593,20 +593,20 @@ impl Sender {
     }
 
     /// Requests of this target that may be in flight: not all of those of the whole instance, where there are others.
-    fn most_in_flight(&self) -> usize {
+    fn max_in_flight(&self) -> usize {
         match &self.adaptive {
-            _ if !self.apart => usize::MAX,
+            _ if !self.own_target => usize::MAX,
             Some(adaptive) => adaptive.limit(),
             None => (self.senders.limit.limit() / 2).max(1),
         }
     }
 
     /// When this ends if nothing comes. `None`: it has something to do, or there is no other.
-    fn retires(&mut self, now: Instant) -> Option<Instant> {
+    fn retire_at(&mut self, now: Instant) -> Option<Instant> {
         let busy = !self.packer.is_empty()
-            || !self.on_the_way.is_empty()
+            || !self.in_flight.is_empty()
             || !self.waiting.is_empty()
-            || !self.apart;
+            || !self.own_target;
         if busy {
             self.idle = None;
             return None;
@@ -629,17 +629,20 @@ impl Sender {
         self.senders.changed.notify_one();
     }
 
-    /// Opens the circuit after [`STALL`] without an answer, and defers what is queued while it is open. Returns when the next
+    /// Opens the circuit after [`STALL_TIMEOUT`] without an answer, and defers what is queued while it is open. Returns when the next
     /// answer is due.
     fn check_stall(&mut self, now: Instant) -> Option<Instant> {
-        let answer_by = self.began.values().next().map(|began| {
-            let since = self.taken.map_or(*began, |taken| taken.max(*began));
-            since + STALL
+        let answer_by = self.started.values().next().map(|began| {
+            let since = self.last_progress.map_or(*began, |taken| taken.max(*began));
+            since + STALL_TIMEOUT
         });
         let answer_by = answer_by.filter(|_| self.defers);
         if answer_by.is_some_and(|by| by <= now) && self.circuit.trip(Class::Transient) {
-            let why = format!("took nothing and gave no answer for {} s", STALL.as_secs());
-            self.senders.say_open(&self.name, &why);
+            let why = format!(
+                "took nothing and gave no answer for {} s",
+                STALL_TIMEOUT.as_secs()
+            );
+            self.senders.log_open(&self.name, &why);
         }
         let open = self.circuit.is_open();
         let was_open = std::mem::replace(&mut self.was_open, open);
@@ -651,7 +654,7 @@ impl Sender {
     }
 
     /// Queues what has waited long enough.
-    fn ripen(&mut self, now: Instant) {
+    fn requeue_due(&mut self, now: Instant) {
         while let Some(at) = self.waiting.iter().position(|(at, _)| *at <= now) {
             let (_, records) = self.waiting.remove(at);
             self.swept = None;
@@ -665,51 +668,51 @@ impl Sender {
     }
 
     /// Hears what came of a request.
-    fn take_back(&mut self, back: Back) {
-        self.conclude(back);
+    fn handle_done(&mut self, done: RequestDone) {
+        self.apply_answer(done);
         // Whoever waits for a change looks at what it has led to.
         self.senders.changed.notify_one();
     }
 
-    fn conclude(&mut self, back: Back) {
-        let Back {
+    fn apply_answer(&mut self, done: RequestDone) {
+        let RequestDone {
             request,
             permit,
-            answered,
-        } = back;
-        self.began.remove(&request);
+            answer,
+        } = done;
+        self.started.remove(&request);
         self.probing &= !permit.is_probe();
-        let Some(mut answered) = answered else { return };
+        let Some(mut answer) = answer else { return };
         let now = Instant::now();
         if self.shared
-            && let Some((target, fault)) = answered.refused.take()
+            && let Some((target, fault)) = answer.refused.take()
             && self.senders.isolate(&target, &fault)
         {
             // The store lives.
-            (answered.life, answered.taken) = (Health::Answers, true);
+            (answer.health, answer.progressed) = (Health::Answers, true);
             let same = |guard: &AckGuard| guard.target() == Some(&target);
             let queued = self.packer.extract(same);
-            for record in answered.again.drain(..).chain(queued) {
+            for record in answer.retry.drain(..).chain(queued) {
                 defer(record, &target, None);
             }
         }
-        if let (Some(adaptive), Some(throttled)) = (&mut self.adaptive, answered.throttled) {
+        if let (Some(adaptive), Some(throttled)) = (&mut self.adaptive, answer.throttled) {
             match throttled {
                 true => adaptive.throttled(now.into_std()),
                 false => adaptive.success(),
             }
         }
-        match answered.life {
+        match answer.health {
             Health::Unknown => drop(permit),
             Health::Down(class) => {
                 let mut why = "took none of five requests in a row";
                 let mut opened = permit.failed(class);
                 // Where names come from tags or records, five tries of each that is not there would be too many.
-                if self.apart && class == Class::Configuration && self.circuit.trip(class) {
+                if self.own_target && class == Class::Configuration && self.circuit.trip(class) {
                     (opened, why) = (true, "refused a request");
                 }
                 if opened {
-                    self.senders.say_open(&self.name, why);
+                    self.senders.log_open(&self.name, why);
                 }
             }
             Health::Answers => {
@@ -721,11 +724,11 @@ impl Sender {
                 }
             }
         }
-        match answered.life {
+        match answer.health {
             Health::Unknown => {}
-            _ if answered.taken => {
-                self.taken = Some(now);
-                self.in_vain = None;
+            _ if answer.progressed => {
+                self.last_progress = Some(now);
+                self.failing = None;
                 if !self.circuit.is_open() {
                     let back = format!(
                         "{} answers again: requests go as before",
@@ -736,45 +739,45 @@ impl Sender {
                 }
             }
             _ => {
-                let (since, times) = self.in_vain.unwrap_or((now, 0));
+                let (since, times) = self.failing.unwrap_or((now, 0));
                 let times = times.saturating_add(1);
-                self.in_vain = Some((since, times));
-                let throttled = matches!(answered.life, Health::Answers);
+                self.failing = Some((since, times));
+                let throttled = matches!(answer.health, Health::Answers);
                 let often = times >= if throttled { THROTTLED } else { 1 };
-                let too_long = often && now + answered.wait >= since + STALL;
+                let too_long = often && now + answer.wait >= since + STALL_TIMEOUT;
                 if self.direct && too_long && self.circuit.trip(Class::Transient) {
-                    let why = format!("takes nothing for {} s or more", STALL.as_secs());
-                    self.senders.say_open(&self.name, &why);
+                    let why = format!("takes nothing for {} s or more", STALL_TIMEOUT.as_secs());
+                    self.senders.log_open(&self.name, &why);
                 }
             }
         }
-        if let Some(too_many) = answered.too_many_bytes {
-            self.most_bytes = self.most_bytes.min(too_many / 2);
+        if let Some(too_many) = answer.too_many_bytes {
+            self.max_bytes = self.max_bytes.min(too_many / 2);
         }
-        let again = answered.again;
+        let again = answer.retry;
         if self.defers && self.circuit.is_open() {
             for record in again {
                 defer(record, &self.name, None);
             }
             return;
         }
-        let slow = answered.throttled == Some(true) || matches!(answered.life, Health::Down(_));
-        if slow || answered.throttled == Some(false) {
+        let slow = answer.throttled == Some(true) || matches!(answer.health, Health::Down(_));
+        if slow || answer.throttled == Some(false) {
             self.quota.set_slow(slow);
         }
         if !again.is_empty() {
-            self.waiting.push((now + answered.wait, again));
+            self.waiting.push((now + answer.wait, again));
         }
         let limit = self.senders.context.config.memory_limit;
-        if self.apart && !self.direct && self.quota.is_over(limit) {
+        if self.own_target && !self.direct && self.quota.is_over(limit) {
             // Its text is made again when there is reason to try; others need the memory.
-            let times = self.in_vain.map_or(1, |(_, times)| times);
+            let times = self.failing.map_or(1, |(_, times)| times);
             let wait = backoff(Class::Throttle, times, &mut StdRng::from_os_rng());
-            self.defer_all(Some(now + wait.max(answered.wait)));
+            self.defer_all(Some(now + wait.max(answer.wait)));
         }
     }
 
-    async fn arrive(&mut self, delivery: Delivery, now: Instant) {
+    async fn receive(&mut self, delivery: Delivery, now: Instant) {
         let Delivery { pieces, probe } = delivery;
         // It opened while they were on their way to us.
         if self.defers && probe.is_none() && self.circuit.is_open() {
@@ -813,7 +816,7 @@ impl Sender {
             return;
         };
         let mut limits = self.senders.context.sink.shape(&target).await.limits;
-        limits.batch_bytes = limits.batch_bytes.min(self.most_bytes);
+        limits.batch_bytes = limits.batch_bytes.min(self.max_bytes);
         let mut permit = match self.probe.take().map_or_else(|| self.circuit.admit(), Ok) {
             Ok(permit) => permit,
             Err(until) => {
@@ -825,26 +828,26 @@ impl Sender {
         self.probing |= permit.is_probe();
         let records = self.packer.take(&limits);
         self.full = self.packer.is_full(&limits);
-        // One that hangs leaves its places to the others, where there are any.
+        // One that hangs leaves its slots to the others, where there are any.
         let patience = self.defers.then_some(match permit.is_probe() {
-            true => PROBE_PATIENCE,
-            false => PATIENCE,
+            true => PROBE_TIMEOUT,
+            false => HANG_TIMEOUT,
         });
-        let places = Places {
+        let slots = Slots {
             in_flight: pass,
-            probe: permit.take_place(),
+            probe: permit.take_probe_slot(),
         };
         let target = Arc::clone(&self.name);
-        let send = Arc::clone(&self.senders).send(target, records, places, patience);
+        let send = Arc::clone(&self.senders).send(target, records, slots, patience);
         let request = self.next_request;
         self.next_request += 1;
-        self.began.insert(request, Instant::now());
-        self.on_the_way.spawn(async move {
-            let answered = AssertUnwindSafe(send).catch_unwind().await.ok();
-            Back {
+        self.started.insert(request, Instant::now());
+        self.in_flight.spawn(async move {
+            let answer = AssertUnwindSafe(send).catch_unwind().await.ok();
+            RequestDone {
                 request,
                 permit,
-                answered,
+                answer,
             }
         });
     }
@@ -852,21 +855,21 @@ impl Sender {
 
 impl Senders {
     /// Sends one request, settles what is settled, and gives back what must go again.
-    /// One that has no answer after `patience` gives its places to another.
+    /// One that has no answer after `patience` gives its slots to another.
     async fn send(
         self: Arc<Self>,
         whose: Arc<str>,
         records: Vec<Record<AckGuard>>,
-        mut places: Places,
+        mut slots: Slots,
         patience: Option<Duration>,
-    ) -> Answered {
-        let mut answered = Answered::default();
-        let Ok(journal) = self.begun(&records).await else {
+    ) -> Answer {
+        let mut answer = Answer::default();
+        let Ok(journal) = self.journal_begin(&records).await else {
             // Many wait for one disk: a second each.
-            answered.wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
-            answered.again = records;
-            answered.life = Health::Unknown;
-            return answered;
+            answer.wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
+            answer.retry = records;
+            answer.health = Health::Unknown;
+            return answer;
         };
         let batch = Batch {
             target: Arc::clone(&records[0].target),
@@ -889,8 +892,8 @@ impl Senders {
             Some(outcomes) => outcomes,
             None => {
                 if patience.is_some() {
-                    places.in_flight.give_back_early();
-                    drop(places.probe.take());
+                    slots.in_flight.give_back_early();
+                    drop(slots.probe.take());
                     self.changed.notify_one();
                 }
                 sending.await
@@ -898,7 +901,10 @@ impl Senders {
         };
         self.context.metrics.request_times.observe(began.elapsed());
         drop(under_way);
-        self.context.metrics.requests.add(result(&outcomes), 1);
+        self.context
+            .metrics
+            .requests
+            .add(request_result(&outcomes), 1);
         let throttled = outcomes.iter().filter(|outcome| is_throttled(outcome));
         self.context.metrics.throttled.add(throttled.count() as u64);
 
@@ -913,7 +919,7 @@ impl Senders {
                     continue;
                 }
                 Outcome::Rejected(fault) => {
-                    match self.refuse(&record, &fault).await {
+                    match self.keep_refused(&record, &fault).await {
                         Ok(()) => settled.push(record),
                         // Its owner keeps holding this record, and nothing else.
                         Err(_) => {
@@ -937,66 +943,69 @@ impl Senders {
             record.attempts += 1;
             match fault.class {
                 Class::Record => record.alone = true,
-                Class::TooLarge => answered.too_many_bytes = Some(bytes),
+                Class::TooLarge => answer.too_many_bytes = Some(bytes),
                 _ => {}
             }
             let attempts = record.attempts;
             if worst.as_ref().is_none_or(|(_, most)| attempts > *most) {
                 worst = Some((fault, attempts));
             }
-            answered.again.push(record);
+            answer.retry.push(record);
         }
-        answered.taken = answered.again.len() < sent;
+        answer.progressed = answer.retry.len() < sent;
         match worst {
             None => {
-                places.in_flight.done(Some(true));
-                answered.throttled = Some(false);
+                slots.in_flight.done(Some(true));
+                answer.throttled = Some(false);
                 for class in PASSING {
                     let back = format!("{} takes records again", self.describe(&whose));
-                    self.context.log.recovered_with(name(class), &whose, &back);
+                    self.context
+                        .log
+                        .recovered_with(trouble_kind(class), &whose, &back);
                 }
             }
             Some((fault, attempts)) => {
                 // Real throttling fails most of a request or all of it; a record here and there says
                 // nothing.
-                let throttled = fault.class == Class::Throttle && answered.again.len() * 2 > sent;
-                places.in_flight.done(throttled.then_some(false));
-                answered.throttled = throttled.then_some(true);
-                let whose = match answered.again.first() {
+                let throttled = fault.class == Class::Throttle && answer.retry.len() * 2 > sent;
+                slots.in_flight.done(throttled.then_some(false));
+                answer.throttled = throttled.then_some(true);
+                let whose = match answer.retry.first() {
                     Some(record) => record.pieces[0].guard.target().unwrap_or(&whose),
                     None => &whose,
                 };
-                self.report(whose, &target, &fault, lines(&answered.again));
-                answered.wait = backoff(fault.class, attempts, &mut StdRng::from_os_rng());
-                answered.taken |= matches!(fault.class, Class::Record | Class::TooLarge);
+                self.report(whose, &target, &fault, lines(&answer.retry));
+                answer.wait = backoff(fault.class, attempts, &mut StdRng::from_os_rng());
+                answer.progressed |= matches!(fault.class, Class::Record | Class::TooLarge);
                 let down = matches!(
                     fault.class,
                     Class::Transient | Class::Credentials | Class::Configuration
                 );
-                if down && answered.again.len() == sent {
-                    answered.life = Health::Down(fault.class);
+                if down && answer.retry.len() == sent {
+                    answer.health = Health::Down(fault.class);
                     if fault.class == Class::Configuration && !self.has_one_target() {
-                        let of = answered.again.first().and_then(|record| {
+                        let of = answer.retry.first().and_then(|record| {
                             record.pieces.first().and_then(|piece| piece.guard.target())
                         });
-                        answered.refused = of.map(|target| (Arc::clone(target), fault));
+                        answer.refused = of.map(|target| (Arc::clone(target), fault));
                     }
                 }
             }
         }
         if let Some(batch) = journal {
-            self.ended(batch, &settled, settled.len() == sent).await;
+            self.journal_end(batch, &settled, settled.len() == sent)
+                .await;
         }
         for piece in settled.into_iter().flat_map(|record| record.pieces) {
             piece.guard.keep();
         }
-        answered
+        answer
     }
 
     /// Writes down that these records are about to be sent, so that a later start can tell what may be at
     /// the destination twice. It need not be synced: after a power cut the spool knows less, and sends
     /// again all the same.
-    async fn begun(&self, records: &[Record<AckGuard>]) -> Result<Option<u64>, ()> {
+    async fn journal_begin(&self, records: &[Record<AckGuard>]) -> Result<Option<u64>, ()> {
         let Some(intake) = self.journal() else {
             return Ok(None);
         };
@@ -1006,7 +1015,7 @@ impl Senders {
             name: records[0].target.to_string(),
             token: String::new(),
             lines: records.iter().map(|record| u64::from(record.lines())).sum(),
-            contents: held_by(records),
+            contents: contents_of(records),
         };
         match intake.spool().note(begun, Durability::Written).await {
             Ok(()) => {
@@ -1016,34 +1025,34 @@ impl Senders {
                 Ok(Some(batch))
             }
             Err(error) => {
-                intake.say_trouble(&error);
+                intake.log_disk_error(&error);
                 Err(())
             }
         }
     }
 
     /// Writes down what a request's answer settled.
-    async fn ended(&self, batch: u64, settled: &[Record<AckGuard>], all: bool) {
+    async fn journal_end(&self, batch: u64, settled: &[Record<AckGuard>], all: bool) {
         let Some(intake) = self.journal() else {
             return;
         };
         let ended = Note::Ended {
             batch,
-            delivered: (!all).then(|| held_by(settled)),
+            delivered: (!all).then(|| contents_of(settled)),
         };
         if let Err(error) = intake.spool().note(ended, Durability::Synced).await {
             // They are delivered, and are not sent again while we run; a crash before the next note that
             // succeeds would send them again.
-            intake.say_trouble(&error);
+            intake.log_disk_error(&error);
         }
     }
 
     /// Keeps a record that will never be taken as a dead letter.
-    async fn refuse(
+    async fn keep_refused(
         self: &Arc<Self>,
         record: &Record<AckGuard>,
         fault: &Fault,
-    ) -> Result<(), Unkept> {
+    ) -> Result<(), NotKept> {
         let letters = record
             .pieces
             .iter()
@@ -1059,13 +1068,13 @@ impl Senders {
     fn count_delivered(&self, record: &Record<AckGuard>) {
         let bytes = record.bytes() as u64;
         let Context {
-            nature, metrics, ..
+            traits, metrics, ..
         } = &*self.context;
-        if let Some(unit) = nature.billing_unit {
+        if let Some(unit) = traits.billing_unit {
             let billed = bytes.next_multiple_of(unit);
             metrics.bytes.add(Stage::Billed, billed);
         }
-        if nature.objects.is_some() {
+        if traits.object_layout.is_some() {
             let sealed = record.pieces[0].guard.sealed();
             if sealed.is_none() && !self.acknowledged.first(&record.target) {
                 return;
@@ -1091,13 +1100,13 @@ impl Senders {
                 "data is held back until this is mended at the destination or in the configuration",
             ),
         };
-        let to = match self.context.nature.objects {
+        let to = match self.context.traits.object_layout {
             Some(_) => format!("of object '{target}'"),
             None => format!("for {}", self.describe(whose)),
         };
         self.context.log.trouble_with(
             level,
-            name(fault.class),
+            trouble_kind(fault.class),
             whose,
             &format!("{records} records {to} were not taken: {fault}; {remedy}"),
         );
@@ -1129,7 +1138,7 @@ fn lines(records: &[Record<AckGuard>]) -> u64 {
 }
 
 /// What became of a request, by what became of its records.
-fn result(outcomes: &[Outcome]) -> metrics::Request {
+fn request_result(outcomes: &[Outcome]) -> metrics::Request {
     use metrics::Request;
     let delivered = |outcome: &Outcome| matches!(outcome, Outcome::Delivered);
     let Some(first) = outcomes.iter().find(|outcome| !delivered(outcome)) else {
@@ -1160,12 +1169,12 @@ fn is_throttled(outcome: &Outcome) -> bool {
     }
 }
 
-fn held_by(records: &[Record<AckGuard>]) -> Vec<Content> {
+fn contents_of(records: &[Record<AckGuard>]) -> Vec<Content> {
     let pieces = records.iter().flat_map(|record| &record.pieces);
     contents(pieces.map(|piece| &piece.guard))
 }
 
-fn name(class: Class) -> &'static str {
+fn trouble_kind(class: Class) -> &'static str {
     match class {
         Class::Throttle => "throttle",
         Class::Transient => "transient",

@@ -33,10 +33,10 @@ use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Bounds, Objects, SealedObject};
 use super::quota::weight;
-use super::rebuild::{build_again, is_in, letters_of, quarantine};
+use super::rebuild::{contains_event, quarantine, rebuild_object, unsendable_letters};
 use super::relocate;
 use super::sender::{Admits, Queued, Senders};
-use super::waiting::{Bad, WaitingLetters};
+use super::waiting::{UnsendableEvents, WaitingLetters};
 use super::worker::Worker;
 use crate::buffers;
 use crate::buffers::Payload;
@@ -44,7 +44,7 @@ use crate::codec::json;
 use crate::codec::{Encoded, NeedsMore, Part, Place, STEP_BYTES};
 use crate::config::open_objects;
 use crate::delivery::ack::{
-    AckGuard, AckTracker, Completed, News, Owner, Refusal, contents, ranges,
+    AckGuard, AckTracker, Completed, Owner, Refusal, TrackerEvent, contents, ranges,
 };
 use crate::delivery::batch::Piece;
 use crate::delivery::dead_letter;
@@ -58,12 +58,12 @@ use crate::spool::{
 };
 
 /// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
-const MOST_HELD: usize = if cfg!(test) { 20 } else { 1_000 };
+const MAX_RETRYING: usize = if cfg!(test) { 20 } else { 1_000 };
 /// What a chunk on its way needs beside its events, about: its tracker, its places in the feed.
 const CHUNK_BYTES: usize = 512;
 
 /// The part of `memory_limit` that references to events may take which wait for letters.
-const ASIDE_SHARE: usize = 16;
+const PARKED_SHARE: usize = 16;
 
 /// The part of `memory_limit` that references to deferred events may take.
 const DEFERRED_SHARE: usize = 16;
@@ -75,12 +75,12 @@ const RELOCATED_SHARE: usize = if cfg!(test) {
     2 * DEFERRED_SHARE
 };
 /// How long after a failure nothing is relocated.
-const RELOCATE_AGAIN: Duration = Duration::from_secs(10);
+const RELOCATE_BACKOFF: Duration = Duration::from_secs(10);
 /// Events that a probe sends, at most: enough to see whether the target takes them.
 const PROBE_EVENTS: u64 = 100;
 
 /// How often to check whether a missing file is back.
-const LOOK_FOR_ABSENT: Duration = Duration::from_secs(1);
+const ABSENT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Which events of a chunk are read.
 #[derive(Debug)]
@@ -92,10 +92,10 @@ enum Wanted {
 }
 
 impl Wanted {
-    fn has(&self, event: u32) -> bool {
+    fn contains(&self, event: u32) -> bool {
         match self {
             Wanted::Unsettled(settled) => !settled.contains(event),
-            Wanted::Only(events) => is_in(events, event),
+            Wanted::Only(events) => contains_event(events, event),
         }
     }
 }
@@ -131,7 +131,7 @@ struct InFlightLoad {
 }
 
 /// An object that had begun, and is to be built again.
-struct Begun {
+struct PendingObject {
     /// Not before then.
     due: Instant,
     pending: Pending,
@@ -174,7 +174,7 @@ impl Reading {
 }
 
 /// An object on its way.
-struct Sending {
+struct InFlightObject {
     /// Its sender.
     target: Arc<str>,
     name: Arc<str>,
@@ -189,10 +189,10 @@ struct Sending {
     why: metrics::Sealed,
     tries: u32,
     /// Whether it may have been put before.
-    may_be_there: bool,
+    may_exist: bool,
 }
 
-impl Sending {
+impl InFlightObject {
     /// Memory it needs, about.
     fn bytes(&self) -> usize {
         let guards = self.guards.iter().map(AckGuard::footprint);
@@ -245,8 +245,8 @@ pub(super) struct Feed {
     /// For a blob store.
     objects: Option<Objects>,
     /// Objects that had begun, before a restart or before their target took nothing any more.
-    begun: VecDeque<Begun>,
-    sending: HashMap<u64, Sending>,
+    begun: VecDeque<PendingObject>,
+    sending: HashMap<u64, InFlightObject>,
     /// Of these, what is to be sent again, and when.
     resend: BTreeSet<(Instant, u64)>,
     sending_bytes: usize,
@@ -257,11 +257,11 @@ pub(super) struct Feed {
     /// What cannot become a dead letter yet.
     waiting: WaitingLetters,
     /// Whether it was looked for room since we stop.
-    looked_at_the_end: bool,
+    checked_at_stop: bool,
     /// Until then no letters go into the quarantine, since that failed.
     quarantined_until: Instant,
-    completed: mpsc::UnboundedSender<News>,
-    completions: mpsc::UnboundedReceiver<News>,
+    completed: mpsc::UnboundedSender<TrackerEvent>,
+    completions: mpsc::UnboundedReceiver<TrackerEvent>,
 }
 
 impl Feed {
@@ -274,7 +274,7 @@ impl Feed {
         recovered: Recovered,
     ) -> Feed {
         let config = &context.config;
-        let objects = context.nature.objects.as_ref().map(|objects| {
+        let objects = context.traits.object_layout.as_ref().map(|objects| {
             Objects::new(
                 config.compression,
                 Bounds {
@@ -313,7 +313,7 @@ impl Feed {
             notes: JoinSet::new(),
             describing: Describing::default(),
             waiting: WaitingLetters::new(Instant::now()),
-            looked_at_the_end: false,
+            checked_at_stop: false,
             quarantined_until: Instant::now(),
             completed,
             completions,
@@ -323,12 +323,12 @@ impl Feed {
             senders,
             intake,
         };
-        feed.take_up(recovered);
+        feed.resume_run(recovered);
         feed
     }
 
     /// Goes on where an earlier run stopped.
-    fn take_up(&mut self, recovered: Recovered) {
+    fn resume_run(&mut self, recovered: Recovered) {
         for (chunk, runs) in recovered.settled {
             let mut settled = EventSet::default();
             settled.extend(&runs);
@@ -337,7 +337,7 @@ impl Feed {
         let (mut requests, mut lines) = (0u64, 0u64);
         for pending in recovered.pending {
             if self.objects.is_some() && !pending.token.is_empty() {
-                self.resume(pending);
+                self.resume_object(pending);
                 continue;
             }
             requests += 1;
@@ -352,7 +352,7 @@ impl Feed {
         let records = &self.context.metrics.records;
         records.add(Record::Ambiguous, lines);
         if requests > 0 {
-            self.context.log.say(
+            self.context.log.write(
                 Level::Warn,
                 &format!(
                     "{lines} records in {requests} requests were on their way when the last run ended, and their \
@@ -360,12 +360,12 @@ impl Feed {
                 ),
             );
         }
-        self.put_off_suspects();
+        self.postpone_suspects();
     }
 
     /// What an earlier process ended at comes behind all else. What is condemned is set aside at once.
-    fn put_off_suspects(&mut self) {
-        let mut put_off = BTreeSet::new();
+    fn postpone_suspects(&mut self) {
+        let mut postponed = BTreeSet::new();
         for suspect in self.worker.suspects() {
             let chunk = suspect.chunk;
             let due = match suspect.is_condemned() {
@@ -373,8 +373,8 @@ impl Feed {
                 false => self.worker.trial(),
             };
             if !suspect.is_condemned() {
-                put_off.insert(chunk);
-                self.context.log.say(
+                postponed.insert(chunk);
+                self.context.log.write(
                     Level::Info,
                     &format!(
                         "an earlier run ended while chunk {chunk} of the spool was encoded: the others go first, then it is \
@@ -387,9 +387,9 @@ impl Feed {
                 self.again.insert((due, chunk, 0));
             }
         }
-        for Begun { due, pending, .. } in &mut self.begun {
+        for PendingObject { due, pending, .. } in &mut self.begun {
             let mut chunks = pending.contents.iter().map(|content| content.chunk);
-            if chunks.any(|chunk| put_off.contains(&chunk)) {
+            if chunks.any(|chunk| postponed.contains(&chunk)) {
                 *due = self.worker.trial();
             }
         }
@@ -397,7 +397,7 @@ impl Feed {
 
     /// We stop before suspects were tried: now they are, behind all else, and nothing is held against them. Whether there
     /// were any.
-    fn hurry_suspects(&mut self, now: Instant) -> bool {
+    fn try_suspects_now(&mut self, now: Instant) -> bool {
         let trial = self.worker.trial();
         let waiting = |(at, ..): &(Instant, Seq, u32)| *at == trial;
         let waiting: Vec<_> = self.again.extract_if(.., waiting).collect();
@@ -414,7 +414,7 @@ impl Feed {
 
     /// An object had begun: its events belong to it and to no other, and its chunks are not finished
     /// before it is.
-    fn resume(&mut self, pending: Pending) {
+    fn resume_object(&mut self, pending: Pending) {
         let mut guards = Vec::new();
         for content in &pending.contents {
             if !self.spool.holds(content.chunk) {
@@ -444,7 +444,7 @@ impl Feed {
             // there.
             guards.push(in_flight.tracker.hold());
         }
-        self.begun.push_back(Begun {
+        self.begun.push_back(PendingObject {
             due: Instant::now(),
             pending,
             guards,
@@ -456,8 +456,8 @@ impl Feed {
     pub(super) async fn run(mut self) {
         let mut draining = self.context.draining.subscribe();
         loop {
-            while let Ok(news) = self.completions.try_recv() {
-                self.hear(news);
+            while let Ok(event) = self.completions.try_recv() {
+                self.handle(event);
             }
             while self.notes.try_join_next().is_some() {}
             let now = Instant::now();
@@ -475,18 +475,18 @@ impl Feed {
                 .is_some()
             {}
             let stopping = *draining.borrow_and_update();
-            if stopping && !std::mem::replace(&mut self.looked_at_the_end, stopping) {
-                self.waiting.look_now(now);
+            if stopping && !std::mem::replace(&mut self.checked_at_stop, stopping) {
+                self.waiting.check_now(now);
                 // Whoever is back gets what waits for it before the end.
                 self.senders.hurry_probes();
             }
             if self.waiting.due().is_some_and(|due| due <= now) {
-                self.look_for_room(now).await;
+                self.check_letter_room(now).await;
             }
-            self.make_room_for_others(now).await;
+            self.quarantine_if_blocking(now).await;
             if self.absent_until <= now || stopping {
-                self.absent_until = now + LOOK_FOR_ABSENT;
-                self.take_back(now);
+                self.absent_until = now + ABSENT_CHECK_INTERVAL;
+                self.retry_absent(now);
             }
             if let Some(objects) = &mut self.objects {
                 let mut sealed = objects.seal_aged(now);
@@ -515,7 +515,7 @@ impl Feed {
             }
             self.worker.rest();
             let others_read = self.reading.is_none() && self.spool.peek(self.after).is_none();
-            if stopping && others_read && self.hurry_suspects(now) {
+            if stopping && others_read && self.try_suspects_now(now) {
                 continue;
             }
             let all_read = self.reading.is_none()
@@ -530,7 +530,7 @@ impl Feed {
                     continue;
                 }
                 if self.is_done() {
-                    self.say_what_stays();
+                    self.log_undeliverable();
                     // Nothing waits for what is still to be recorded later.
                     self.worker.finish().await;
                     // They hold on to what they share for as long as they may get something.
@@ -563,7 +563,7 @@ impl Feed {
             let senders = Arc::clone(&self.senders);
             tokio::select! {
                 biased;
-                Some(news) = self.completions.recv() => self.hear(news),
+                Some(event) = self.completions.recv() => self.handle(event),
                 () = senders.changed() => {}
                 () = self.describing.answered(&context) => {}
                 Some(_) = self.notes.join_next(), if stopping => {}
@@ -623,7 +623,7 @@ impl Feed {
     fn may_read_on(&self) -> bool {
         let many = self.worker.has_many_suspects();
         let hurried = *self.context.draining.borrow();
-        self.again.len() < MOST_HELD
+        self.again.len() < MAX_RETRYING
             && self.deferred.bytes() <= self.context.config.memory_limit / DEFERRED_SHARE
             && (!many || hurried || Instant::now() >= self.worker.trial())
     }
@@ -645,7 +645,7 @@ impl Feed {
             self.step(reading).await;
             return true;
         }
-        let is_due = |begun: &Begun| self.is_due(begun).is_some_and(|due| due <= now);
+        let is_due = |begun: &PendingObject| self.is_due(begun).is_some_and(|due| due <= now);
         let due = self.begun.iter().position(is_due);
         if let Some(begun) = due.and_then(|due| self.begun.remove(due)) {
             return self.rebuild(begun).await;
@@ -654,7 +654,7 @@ impl Feed {
             && at <= now
         {
             self.again.pop_first();
-            self.launch(chunk, tries).await;
+            self.start_chunk(chunk, tries).await;
             return true;
         }
         if let Some(chunk) = self.waiting.next_that_fits(now) {
@@ -693,26 +693,26 @@ impl Feed {
             }
             return true;
         }
-        self.launch(chunk, 0).await;
+        self.start_chunk(chunk, 0).await;
         true
     }
 
     /// Reads a chunk, and begins to encode it.
-    async fn launch(&mut self, chunk: Seq, tries: u32) {
+    async fn start_chunk(&mut self, chunk: Seq, tries: u32) {
         let stored = match self.worker.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
-                return self.pass_over(chunk);
+                return self.skip_chunk(chunk);
             }
-            Err(Unreadable::Finished) => return self.pass_over(chunk),
+            Err(Unreadable::Finished) => return self.skip_chunk(chunk),
             Err(Unreadable::Missing(segment)) => {
                 self.absent.entry(segment).or_default().push((chunk, tries));
                 return;
             }
             Err(Unreadable::Disk(error)) => {
-                self.intake.say_trouble(&error);
-                self.hold_back(chunk, tries);
+                self.intake.log_disk_error(&error);
+                self.retry_later(chunk, tries);
                 return;
             }
         };
@@ -768,7 +768,7 @@ impl Feed {
 
     /// Reads deferred events of a target again, and begins to encode them.
     async fn load(&mut self, target: &Arc<str>, now: Instant) {
-        let Some(probe) = self.senders.leave(target) else {
+        let Some(probe) = self.senders.try_admit(target) else {
             return;
         };
         let most = match probe {
@@ -791,12 +791,12 @@ impl Feed {
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
                 self.deferred.forget(chunk);
-                return self.pass_over(chunk);
+                return self.skip_chunk(chunk);
             }
             Err(Unreadable::Finished) => return self.deferred.forget(chunk),
             Err(Unreadable::Missing(_)) => return self.deferred.put_back_unreadable(load),
             Err(Unreadable::Disk(error)) => {
-                self.intake.say_trouble(&error);
+                self.intake.log_disk_error(&error);
                 return self.deferred.put_back_unreadable(load);
             }
         };
@@ -838,7 +838,7 @@ impl Feed {
             // What was relocated before has few references for much.
             let fresh = |chunk: &Seq| !self.spool.is_relocated(*chunk);
             let chunks = self.deferred.chunks().filter(fresh);
-            let chunks: Vec<Seq> = chunks.take(relocate::MOST_CHUNKS).collect();
+            let chunks: Vec<Seq> = chunks.take(relocate::MAX_CHUNKS).collect();
             if !chunks.is_empty() {
                 return Some(chunks);
             }
@@ -858,7 +858,7 @@ impl Feed {
             && !self.chunks.contains_key(&oldest)
             && !self.skip.contains_key(&oldest)
             && !self.waiting.holds(oldest);
-        let chunks = || self.deferred.chunks().take(relocate::MOST_CHUNKS).collect();
+        let chunks = || self.deferred.chunks().take(relocate::MAX_CHUNKS).collect();
         is_in_the_way.then(chunks)
     }
 
@@ -875,17 +875,17 @@ impl Feed {
         self.worker.rest();
         let Ok(gathered) = gathered else {
             self.put_back(taken);
-            self.relocates_from = now + RELOCATE_AGAIN;
+            self.relocates_from = now + RELOCATE_BACKOFF;
             return;
         };
         self.put_back(gathered.left);
         if let Some(error) = gathered.failed {
-            self.intake.say_trouble(&error);
-            self.relocates_from = now + RELOCATE_AGAIN;
+            self.intake.log_disk_error(&error);
+            self.relocates_from = now + RELOCATE_BACKOFF;
         }
         for (chunk, words, kept) in gathered.corrupt {
             self.intake.corrupt(&words, kept);
-            self.pass_over(chunk);
+            self.skip_chunk(chunk);
         }
         for moving in gathered.frames {
             match self.spool.relocate(moving.relocation).await {
@@ -899,10 +899,10 @@ impl Feed {
                 }
                 Err(error) => {
                     self.put_back(moving.from);
-                    self.relocates_from = now + RELOCATE_AGAIN;
+                    self.relocates_from = now + RELOCATE_BACKOFF;
                     // A full spool says so by itself.
                     if error.kind() != std::io::ErrorKind::QuotaExceeded {
-                        self.intake.say_trouble(&error);
+                        self.intake.log_disk_error(&error);
                     }
                 }
             }
@@ -937,7 +937,7 @@ impl Feed {
     /// Whether there is memory to read more for a target.
     fn may_load(&self, target: &str) -> bool {
         // Objects go to a store one by one, and are as many as it takes.
-        self.context.nature.objects.is_some() || self.senders.may_load(target)
+        self.context.traits.object_layout.is_some() || self.senders.may_load(target)
     }
 
     /// Bytes of lines that are sent to a target now, while the others of a step get `planned`; at least one line where it is
@@ -950,7 +950,7 @@ impl Feed {
         if !its_turn || self.senders.admits(target) != Admits::All {
             return 0;
         }
-        match self.context.nature.objects {
+        match self.context.traits.object_layout {
             Some(_) => usize::MAX,
             None => self.senders.room(target, planned),
         }
@@ -980,7 +980,7 @@ impl Feed {
     }
 
     /// When an object that had begun may be built. `None`: not before something changes.
-    fn is_due(&self, begun: &Begun) -> Option<Instant> {
+    fn is_due(&self, begun: &PendingObject) -> Option<Instant> {
         let Some(target) = &begun.target else {
             return Some(begun.due);
         };
@@ -1001,7 +1001,7 @@ impl Feed {
         let (tag, data) = (Arc::clone(&reading.tag), reading.data.clone());
         let (from, wanted) = (reading.from, Arc::clone(&reading.wanted));
         let encoded = self.worker.work_on(chunk, Work::Deliver, move || {
-            cutter.encode_step(&tag, &data, from, memory, |event| wanted.has(event))
+            cutter.encode_step(&tag, &data, from, memory, |event| wanted.contains(event))
         });
         // A panic drops the hold: the chunk's tracker fails, and it is read again later.
         let Ok(encoded) = encoded.await else {
@@ -1020,7 +1020,7 @@ impl Feed {
         let tracker = Arc::clone(&reading.tracker);
         let (next, events) = (encoded.next, encoded.events);
         tracker.settle(&encoded.skipped);
-        self.cutter.say_skipped(encoded.skipped.len());
+        self.cutter.count_skipped(encoded.skipped.len());
         let parts = std::mem::take(&mut encoded.parts);
         match self.objects.take() {
             None => {
@@ -1075,14 +1075,14 @@ impl Feed {
             Some(mut objects) => {
                 self.keep_letters(reading.chunk, &tracker, encoded).await;
                 let (compression, bounds) = objects.settings();
-                objects.leave_to_chunks(self.chunk_bytes);
+                objects.reserve_for_chunks(self.chunk_bytes);
                 let mut taken = Vec::with_capacity(parts.len());
                 let (mut probing, mut probe) = (None, None);
                 for part in parts {
                     let target: Arc<str> = self.cutter.target(&part).into();
-                    let leave = reading.take_probe(&target);
-                    if leave.is_some() {
-                        probe = leave;
+                    let admission = reading.take_probe(&target);
+                    if admission.is_some() {
+                        probe = admission;
                         probing = Some((target, part));
                     } else if self.room(&target, 0, &reading) > 0 {
                         taken.push((target, part));
@@ -1141,7 +1141,7 @@ impl Feed {
     }
 
     /// Nothing can be read of a chunk: what is left of it is on its way already.
-    fn pass_over(&mut self, chunk: Seq) {
+    fn skip_chunk(&mut self, chunk: Seq) {
         self.skip.remove(&chunk);
         match self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
             Some(hold) => hold.keep(),
@@ -1150,7 +1150,7 @@ impl Feed {
     }
 
     /// Takes up the chunks of files that were missing and are there again.
-    fn take_back(&mut self, now: Instant) {
+    fn retry_absent(&mut self, now: Instant) {
         let spool = &self.spool;
         let back = self
             .absent
@@ -1175,13 +1175,13 @@ impl Feed {
             false => Err(dead_letter::wait(&letters)),
         };
         match kept {
-            Ok(()) => self.done(chunk, events),
-            Err(unkept) => {
-                let needs = unkept.needs();
+            Ok(()) => self.note_done(chunk, events),
+            Err(not_kept) => {
+                let needs = not_kept.needs();
                 let refusal = None;
-                self.set_aside(
+                self.park(
                     chunk,
-                    Bad {
+                    UnsendableEvents {
                         events,
                         refusal,
                         needs,
@@ -1194,54 +1194,54 @@ impl Feed {
 
     /// Notes that these events need nothing more. Were the note lost, their letters would be written once more after a
     /// restart.
-    fn done(&mut self, chunk: Seq, events: Vec<Range<u32>>) {
+    fn note_done(&mut self, chunk: Seq, events: Vec<Range<u32>>) {
         let events = Events::Runs(events);
         let contents = vec![Content { chunk, events }];
         self.note(Note::Done { contents }, Durability::Synced, Vec::new());
     }
 
-    fn set_aside(&mut self, chunk: Seq, bad: Bad) {
-        self.waiting.add(chunk, bad, Instant::now());
-        self.show_waiting();
+    fn park(&mut self, chunk: Seq, unsendable: UnsendableEvents) {
+        self.waiting.add(chunk, unsendable, Instant::now());
+        self.update_waiting_metric();
     }
 
     /// Shows how much waits. What is tried waits until its letters are kept.
-    fn show_waiting(&self) {
+    fn update_waiting_metric(&self) {
         let waiting = &self.context.metrics.waiting_letters;
         waiting.set(self.waiting.records() as f64);
     }
 
     /// Looks whether letters can be kept again.
-    async fn look_for_room(&mut self, now: Instant) {
+    async fn check_letter_room(&mut self, now: Instant) {
         self.worker.rest();
         let letters = Arc::clone(&self.letters);
         let usage = spawn_blocking(move || letters.folder().usage()).await;
         match usage {
-            Ok(Ok(usage)) => self.waiting.has_room(usage.room()),
-            Ok(Err(_)) | Err(_) => self.waiting.has_none(now),
+            Ok(Ok(usage)) => self.waiting.set_room(usage.room()),
+            Ok(Err(_)) | Err(_) => self.waiting.no_room(now),
         }
     }
 
     /// Reads a chunk again of which events wait for letters, and writes these.
     async fn write_letters(&mut self, chunk: Seq) {
-        let Some((tag, data)) = self.read_aside(chunk).await else {
+        let Some((tag, data)) = self.read_parked(chunk).await else {
             return;
         };
         let mut all = self.waiting.take(chunk);
-        while let Some(bad) = all.pop() {
-            if let Err(left) = self.write_some(chunk, &tag, &data, bad).await {
+        while let Some(unsendable) = all.pop() {
+            if let Err(left) = self.write_some(chunk, &tag, &data, unsendable).await {
                 all.extend(left);
                 break;
             }
         }
-        self.waiting.has_left(self.letters.last_usage().room());
+        self.waiting.update_room(self.letters.last_usage().room());
         if all.is_empty() {
-            self.show_waiting();
+            self.update_waiting_metric();
             self.worker.acquit(chunk, Work::Letters);
             return self.finish_if_settled(chunk);
         }
-        for bad in all {
-            self.set_aside(chunk, bad);
+        for unsendable in all {
+            self.park(chunk, unsendable);
         }
     }
 
@@ -1251,69 +1251,72 @@ impl Feed {
         chunk: Seq,
         tag: &Arc<[u8]>,
         data: &Bytes,
-        bad: Bad,
-    ) -> Result<(), Option<Bad>> {
-        let events = Arc::new(Events::Runs(bad.events.clone()));
+        unsendable: UnsendableEvents,
+    ) -> Result<(), Option<UnsendableEvents>> {
+        let events = Arc::new(Events::Runs(unsendable.events.clone()));
         let mut next = Some(Place::default());
         while let Some(from) = next {
             let (cutter, wanted) = (Arc::clone(&self.cutter), Arc::clone(&events));
-            let (of, bytes, refusal) = (Arc::clone(tag), data.clone(), bad.refusal.clone());
+            let (of, bytes, refusal) = (Arc::clone(tag), data.clone(), unsendable.refusal.clone());
             let made = self.worker.work_on(chunk, Work::Letters, move || {
-                let wanted = |event| is_in(&wanted, event);
+                let wanted = |event| contains_event(&wanted, event);
                 // One step at a time; a single event may be more.
                 let encoded = cutter.encode_step(&of, &bytes, from, usize::MAX, wanted);
                 let encoded = encoded.expect("there is as much memory as it may ask for");
-                (encoded.next, letters_of(encoded, &of, refusal.as_deref()))
+                (
+                    encoded.next,
+                    unsendable_letters(encoded, &of, refusal.as_deref()),
+                )
             });
             let Ok((further, (letters, mut lettered))) = made.await else {
-                return Err(Some(bad));
+                return Err(Some(unsendable));
             };
             self.worker.rest();
             next = further;
             lettered.sort_unstable();
             let kept = self.letters.keep(letters, lettered.len() as u64);
-            if let Err(unkept) = kept.await {
-                self.waiting.has_none(Instant::now());
+            if let Err(not_kept) = kept.await {
+                self.waiting.no_room(Instant::now());
                 let first = lettered.first().copied().unwrap_or(0);
                 let from_here = |run: &Range<u32>| run.start.max(first)..run.end;
-                let left = bad
+                let left = unsendable
                     .events
                     .iter()
                     .map(from_here)
                     .filter(|run| !run.is_empty());
-                return Err(Some(Bad {
+                return Err(Some(UnsendableEvents {
                     events: left.collect(),
-                    needs: unkept.needs(),
-                    ..bad
+                    needs: not_kept.needs(),
+                    ..unsendable
                 }));
             }
             if !lettered.is_empty() {
-                self.done(chunk, ranges(&lettered));
+                self.note_done(chunk, ranges(&lettered));
             }
         }
         Ok(())
     }
 
     /// Reads a chunk of which events wait for letters.
-    async fn read_aside(&mut self, chunk: Seq) -> Option<(Arc<[u8]>, Bytes)> {
+    async fn read_parked(&mut self, chunk: Seq) -> Option<(Arc<[u8]>, Bytes)> {
         match self.worker.read(chunk, Work::Letters).await {
             Ok(stored) => return Some((stored.tag.into(), stored.data)),
             Err(Unreadable::Corrupt { words, kept }) => {
                 self.intake.corrupt(&words, kept);
-                self.forget_aside(chunk);
-                self.pass_over(chunk);
+                self.forget_parked(chunk);
+                self.skip_chunk(chunk);
             }
-            Err(Unreadable::Finished) => self.forget_aside(chunk),
+            Err(Unreadable::Finished) => self.forget_parked(chunk),
             // It is tried again with the next look.
             Err(Unreadable::Missing(_)) => {}
-            Err(Unreadable::Disk(error)) => self.intake.say_trouble(&error),
+            Err(Unreadable::Disk(error)) => self.intake.log_disk_error(&error),
         }
         None
     }
 
-    fn forget_aside(&mut self, chunk: Seq) {
+    fn forget_parked(&mut self, chunk: Seq) {
         self.waiting.take(chunk);
-        self.show_waiting();
+        self.update_waiting_metric();
     }
 
     /// Whether nothing of a chunk is on its way, or to be read again.
@@ -1334,22 +1337,22 @@ impl Feed {
 
     /// References are bounded, and a chunk that waits for letters keeps all younger ones in the spool. Before that turns
     /// the host away, its letters go into the spool's quarantine.
-    async fn make_room_for_others(&mut self, now: Instant) {
+    async fn quarantine_if_blocking(&mut self, now: Instant) {
         if self.waiting.is_empty() || self.quarantined_until > now {
             return;
         }
         let usage = self.spool.usage();
         let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
         let in_the_way = |chunk| Some(chunk) == oldest && usage.log_bytes() > usage.limit / 2;
-        let too_many = self.waiting.bytes() > self.context.config.memory_limit / ASIDE_SHARE;
+        let too_many = self.waiting.bytes() > self.context.config.memory_limit / PARKED_SHARE;
         let waits_alone =
             |chunk: &Seq| !self.chunks.contains_key(chunk) && !self.skip.contains_key(chunk);
         let chunk = self.waiting.iter().find(waits_alone);
         let Some(chunk) = chunk.filter(|chunk| too_many || in_the_way(*chunk)) else {
             return;
         };
-        let Some((tag, data)) = self.read_aside(chunk).await else {
-            self.quarantined_until = now + LOOK_FOR_ABSENT;
+        let Some((tag, data)) = self.read_parked(chunk).await else {
+            self.quarantined_until = now + ABSENT_CHECK_INTERVAL;
             return;
         };
         let all = self.waiting.take(chunk);
@@ -1361,13 +1364,13 @@ impl Feed {
         let kept = self.worker.work_on(chunk, Work::Letters, move || {
             quarantine(&cutter, &spool, chunk, &tag, &data, &of)
         });
-        let events: u64 = all.iter().map(Bad::records).sum();
+        let events: u64 = all.iter().map(UnsendableEvents::records).sum();
         let error = match kept.await {
             Ok(Ok(file)) => {
-                self.show_waiting();
+                self.update_waiting_metric();
                 self.worker.acquit(chunk, Work::Letters);
-                for bad in all {
-                    self.done(chunk, bad.events);
+                for unsendable in all {
+                    self.note_done(chunk, unsendable.events);
                 }
                 self.context.metrics.records.add(Record::DeadLetter, events);
                 self.context.log.trouble(
@@ -1384,17 +1387,17 @@ impl Feed {
             Ok(Err(error)) => error,
             Err(_) => std::io::Error::other("the writing thread ended"),
         };
-        self.intake.say_trouble(&error);
-        self.quarantined_until = now + LOOK_FOR_ABSENT;
-        for bad in all {
-            self.set_aside(chunk, bad);
+        self.intake.log_disk_error(&error);
+        self.quarantined_until = now + ABSENT_CHECK_INTERVAL;
+        for unsendable in all {
+            self.park(chunk, unsendable);
         }
     }
 
     /// Says what is in the spool still, when all that can be delivered is.
-    fn say_what_stays(&self) {
+    fn log_undeliverable(&self) {
         if !self.waiting.is_empty() {
-            self.context.log.say(
+            self.context.log.write(
                 Level::Warn,
                 &format!(
                     "{} records of {} chunks stay in the spool, since their dead letters cannot be kept in {}",
@@ -1406,29 +1409,29 @@ impl Feed {
         }
     }
 
-    fn hold_back(&mut self, chunk: Seq, tries: u32) {
+    fn retry_later(&mut self, chunk: Seq, tries: u32) {
         let wait = backoff(Class::Transient, tries + 1, &mut StdRng::from_os_rng());
         self.again.insert((Instant::now() + wait, chunk, tries + 1));
     }
 
-    fn hear(&mut self, news: News) {
-        match news {
-            News::Completed(completed) => self.land(completed),
-            News::Refused {
+    fn handle(&mut self, event: TrackerEvent) {
+        match event {
+            TrackerEvent::Completed(completed) => self.complete(completed),
+            TrackerEvent::Refused {
                 owner: Owner::Chunk(chunk) | Owner::Deferred { chunk, .. },
                 mut events,
                 refusal,
             } => {
                 events.sort_unstable();
-                self.set_aside(chunk, refused(&events, refusal));
+                self.park(chunk, refused(&events, refusal));
             }
-            News::Refused {
+            TrackerEvent::Refused {
                 owner: Owner::Object(batch),
                 refusal,
                 ..
-            } => self.give_up_object(batch, &refusal),
-            News::Unsent { batch, target } => self.release(batch, target),
-            News::Deferred {
+            } => self.reject_object(batch, &refusal),
+            TrackerEvent::Unsent { batch, target } => self.release(batch, target),
+            TrackerEvent::Deferred {
                 chunk,
                 mut events,
                 target,
@@ -1456,7 +1459,7 @@ impl Feed {
     /// An object was certainly never put, and its target takes nothing: its name is given up, and its events wait for other
     /// objects. Only what may be there has to go under its name again.
     fn release(&mut self, batch: u64, target: Arc<str>) {
-        let is_known = |sending: &Sending| !sending.may_be_there;
+        let is_known = |sending: &InFlightObject| !sending.may_exist;
         if !self.sending.get(&batch).is_some_and(is_known) || self.senders.has_one_target() {
             return;
         }
@@ -1471,7 +1474,7 @@ impl Feed {
         let intake = Arc::clone(&self.intake);
         self.notes.spawn(async move {
             // Before another object begins with the same events.
-            intake.insist(released, Durability::Synced).await;
+            intake.write_note(released, Durability::Synced).await;
             for guard in sending.guards {
                 guard.defer(&target, None);
             }
@@ -1479,7 +1482,7 @@ impl Feed {
     }
 
     /// An object is refused, and its letter cannot be kept: its events wait for theirs, and it ends.
-    fn give_up_object(&mut self, batch: u64, refusal: &Arc<Refusal>) {
+    fn reject_object(&mut self, batch: u64, refusal: &Arc<Refusal>) {
         let Some(mut sending) = self.sending.remove(&batch) else {
             return;
         };
@@ -1488,16 +1491,16 @@ impl Feed {
             let mut events = events.to_vec();
             events.sort_unstable();
             if !events.is_empty() {
-                self.set_aside(chunk, refused(&events, Arc::clone(refusal)));
+                self.park(chunk, refused(&events, Arc::clone(refusal)));
             }
         }
         for (chunk, events) in std::mem::take(&mut sending.events) {
-            let bad = Bad {
+            let unsendable = UnsendableEvents {
                 events,
                 refusal: Some(Arc::clone(refusal)),
                 needs: 0,
             };
-            self.set_aside(chunk, bad);
+            self.park(chunk, unsendable);
         }
         let released = Note::Ended {
             batch,
@@ -1506,7 +1509,7 @@ impl Feed {
         self.note(released, Durability::Synced, sending.guards);
     }
 
-    fn land(&mut self, completed: Completed) {
+    fn complete(&mut self, completed: Completed) {
         match (completed.owner, completed.verdict) {
             (Owner::Chunk(chunk), verdict) => {
                 let Some(in_flight) = self.chunks.remove(&chunk) else {
@@ -1518,7 +1521,7 @@ impl Feed {
                 } else {
                     let settled = in_flight.tracker.settled();
                     self.skip.insert(chunk, Skip::Some(settled));
-                    self.hold_back(chunk, in_flight.tries);
+                    self.retry_later(chunk, in_flight.tries);
                 }
             }
             (Owner::Deferred { load, chunk }, verdict) => {
@@ -1543,18 +1546,18 @@ impl Feed {
                     return;
                 };
                 self.sending_bytes -= sending.bytes();
-                self.ended(batch, sending.guards);
+                self.note_object_ended(batch, sending.guards);
             }
             (Owner::Object(batch), Verdict::Retry) => {
                 let Some(sending) = self.sending.get_mut(&batch) else {
                     return;
                 };
                 sending.tries += 1;
-                sending.may_be_there = true;
+                sending.may_exist = true;
                 let wait = backoff(Class::Transient, sending.tries, &mut StdRng::from_os_rng());
-                let takes_nothing = self.senders.admits(&sending.target) != Admits::All;
-                if takes_nothing && !self.senders.has_one_target() {
-                    return self.put_off(batch);
+                let unavailable = self.senders.admits(&sending.target) != Admits::All;
+                if unavailable && !self.senders.has_one_target() {
+                    return self.postpone_object(batch);
                 }
                 // By the feed itself, later. A runtime that goes down drops at once what it is given, and with
                 // it the new guard: a task made here would land, and be made anew, without end.
@@ -1564,7 +1567,7 @@ impl Feed {
     }
 
     /// Nothing of an object is left to be sent.
-    fn ended(&mut self, batch: u64, guards: Vec<AckGuard>) {
+    fn note_object_ended(&mut self, batch: u64, guards: Vec<AckGuard>) {
         let ended = Note::Ended {
             batch,
             delivered: None,
@@ -1576,14 +1579,14 @@ impl Feed {
     fn note(&mut self, note: Note, durability: Durability, guards: Vec<AckGuard>) {
         let intake = Arc::clone(&self.intake);
         self.notes.spawn(async move {
-            intake.insist(note, durability).await;
+            intake.write_note(note, durability).await;
             guards.into_iter().for_each(AckGuard::keep);
         });
     }
 
     /// An object's target takes nothing: it gives its memory back, and is built again later, from the same events and under
     /// its name, since it may be there.
-    fn put_off(&mut self, batch: u64) {
+    fn postpone_object(&mut self, batch: u64) {
         let Some(sending) = self.sending.remove(&batch) else {
             return;
         };
@@ -1595,7 +1598,7 @@ impl Feed {
             lines: sending.lines.into(),
             contents: sending.contents,
         };
-        self.begun.push_back(Begun {
+        self.begun.push_back(PendingObject {
             due: Instant::now(),
             pending,
             guards: sending
@@ -1624,7 +1627,7 @@ impl Feed {
         }
         let batch = self.senders.next_batch();
         let token = token();
-        let Some(objects) = &self.context.nature.objects else {
+        let Some(objects) = &self.context.traits.object_layout else {
             return;
         };
         let name = objects.name(&object.folder, object.first, &token);
@@ -1636,7 +1639,7 @@ impl Feed {
             lines: object.lines,
             contents: contents.clone(),
         };
-        let sending = Sending {
+        let sending = InFlightObject {
             target: object.target,
             name: name.into(),
             contents: if several { contents } else { Vec::new() },
@@ -1647,7 +1650,7 @@ impl Feed {
             lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
             why: object.why,
             tries: 0,
-            may_be_there: false,
+            may_exist: false,
         };
         self.sending_bytes += sending.bytes();
         let target = Arc::clone(&sending.target);
@@ -1655,7 +1658,7 @@ impl Feed {
         let queued = self.queued(batch);
         let (intake, senders) = (Arc::clone(&self.intake), Arc::clone(&self.senders));
         self.notes.spawn(async move {
-            intake.insist(begun, Durability::Synced).await;
+            intake.write_note(begun, Durability::Synced).await;
             senders.enqueue(&target, queued.into_iter().collect(), probe);
         });
     }
@@ -1698,7 +1701,7 @@ impl Feed {
         if self.senders.has_one_target() {
             return target.into();
         }
-        let objects = self.context.nature.objects.as_ref();
+        let objects = self.context.traits.object_layout.as_ref();
         let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
         match objects.is_some_and(|it| it.directory(&folder) == directory) {
             true => target.into(),
@@ -1708,16 +1711,16 @@ impl Feed {
 
     /// Builds an object again that had begun, from the same events, and sends it under its name. False where its target takes
     /// nothing after all.
-    async fn rebuild(&mut self, begun: Begun) -> bool {
-        let leave = match &begun.target {
-            Some(target) => self.senders.leave(target),
+    async fn rebuild(&mut self, begun: PendingObject) -> bool {
+        let admission = match &begun.target {
+            Some(target) => self.senders.try_admit(target),
             None => Some(None),
         };
-        let Some(probe) = leave else {
+        let Some(probe) = admission else {
             self.begun.push_back(begun);
             return false;
         };
-        let Begun {
+        let PendingObject {
             pending,
             guards,
             target,
@@ -1727,7 +1730,7 @@ impl Feed {
         let chunks: Vec<Seq> = chunks.collect();
         let (cutter, intake) = (Arc::clone(&self.cutter), Arc::clone(&self.intake));
         let contents = pending.contents.clone();
-        let build = move |alone| build_again(&cutter, &intake, &contents, alone);
+        let build = move |alone| rebuild_object(&cutter, &intake, &contents, alone);
         let built = self.worker.work_on_some(&chunks, Work::Rebuild, build);
         let built = built.await;
         self.worker.rest();
@@ -1754,7 +1757,7 @@ impl Feed {
                 ))
             }
             Ok(Err(Unreadable::Disk(error))) => {
-                self.intake.say_trouble(&error);
+                self.intake.log_disk_error(&error);
                 None
             }
             // A missing file is said by whoever looks for it.
@@ -1763,7 +1766,7 @@ impl Feed {
         let Some((body, events, lines, skipped, destination)) = built else {
             // What else there is goes on meanwhile.
             let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
-            self.begun.push_back(Begun {
+            self.begun.push_back(PendingObject {
                 due: Instant::now() + wait,
                 pending,
                 guards,
@@ -1771,14 +1774,14 @@ impl Feed {
             });
             return true;
         };
-        self.cutter.say_skipped(skipped);
+        self.cutter.count_skipped(skipped);
         let batch = pending.batch;
         if body.is_empty() {
             // By another configuration than the one it began with.
-            self.ended(batch, guards);
+            self.note_object_ended(batch, guards);
             return true;
         }
-        let sending = Sending {
+        let sending = InFlightObject {
             target: self.target_of(&pending.name, destination),
             name: pending.name.into(),
             contents: pending.contents,
@@ -1790,7 +1793,7 @@ impl Feed {
             // An earlier run sealed it, and was stopped before it was there.
             why: metrics::Sealed::Stop,
             tries: 0,
-            may_be_there: true,
+            may_exist: true,
         };
         self.sending_bytes += sending.bytes();
         self.sending.insert(batch, sending);
@@ -1799,8 +1802,8 @@ impl Feed {
     }
 }
 
-fn refused(events: &[u32], refusal: Arc<Refusal>) -> Bad {
-    Bad {
+fn refused(events: &[u32], refusal: Arc<Refusal>) -> UnsendableEvents {
+    UnsendableEvents {
         events: ranges(events),
         refusal: Some(refusal),
         needs: 0,

@@ -13,7 +13,7 @@ use crate::delivery::ack::{Refusal, count};
 use crate::spool::Seq;
 
 /// How often the folder is checked for room.
-const LOOK_EVERY: Duration = if cfg!(test) {
+const CHECK_INTERVAL: Duration = if cfg!(test) {
     Duration::from_millis(50)
 } else {
     Duration::from_secs(10)
@@ -23,7 +23,7 @@ const CHUNK_BYTES: usize = 128;
 
 /// Some events of one chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Bad {
+pub(super) struct UnsendableEvents {
     /// Which: sorted, not touching.
     pub(super) events: Vec<Range<u32>>,
     /// Where the destination refused them, what it said. Otherwise they cannot be sent at all.
@@ -32,25 +32,25 @@ pub(super) struct Bad {
     pub(super) needs: u64,
 }
 
-impl Bad {
+impl UnsendableEvents {
     /// Log events.
     pub(super) fn records(&self) -> u64 {
         count(&self.events)
     }
 
     fn bytes(&self) -> usize {
-        size_of::<Bad>() + self.events.capacity() * size_of::<Range<u32>>()
+        size_of::<UnsendableEvents>() + self.events.capacity() * size_of::<Range<u32>>()
     }
 }
 
 /// All that waits.
 #[derive(Debug)]
 pub(super) struct WaitingLetters {
-    chunks: BTreeMap<Seq, Vec<Bad>>,
+    chunks: BTreeMap<Seq, Vec<UnsendableEvents>>,
     records: u64,
     bytes: usize,
     /// When to check for room next.
-    look: Instant,
+    next_check: Instant,
     /// Free bytes; `None`: not checked yet.
     room: Option<u64>,
     /// The chunk that was tried last.
@@ -63,33 +63,33 @@ impl WaitingLetters {
             chunks: BTreeMap::new(),
             records: 0,
             bytes: 0,
-            look: now,
+            next_check: now,
             room: None,
             after: None,
         }
     }
 
     /// Sets events waiting.
-    pub(super) fn add(&mut self, chunk: Seq, bad: Bad, now: Instant) {
+    pub(super) fn add(&mut self, chunk: Seq, unsendable: UnsendableEvents, now: Instant) {
         if self.chunks.is_empty() {
-            self.look = now + LOOK_EVERY;
+            self.next_check = now + CHECK_INTERVAL;
         }
-        self.records += bad.records();
-        self.bytes += bad.bytes();
+        self.records += unsendable.records();
+        self.bytes += unsendable.bytes();
         let all = self.chunks.entry(chunk).or_insert_with(|| {
             self.bytes += CHUNK_BYTES;
             Vec::new()
         });
-        all.push(bad);
+        all.push(unsendable);
     }
 
     /// Takes what waits of a chunk.
-    pub(super) fn take(&mut self, chunk: Seq) -> Vec<Bad> {
+    pub(super) fn take(&mut self, chunk: Seq) -> Vec<UnsendableEvents> {
         let Some(all) = self.chunks.remove(&chunk) else {
             return Vec::new();
         };
-        self.records -= all.iter().map(Bad::records).sum::<u64>();
-        self.bytes -= CHUNK_BYTES + all.iter().map(Bad::bytes).sum::<usize>();
+        self.records -= all.iter().map(UnsendableEvents::records).sum::<u64>();
+        self.bytes -= CHUNK_BYTES + all.iter().map(UnsendableEvents::bytes).sum::<usize>();
         all
     }
 
@@ -120,29 +120,29 @@ impl WaitingLetters {
 
     /// When to check for room.
     pub(super) fn due(&self) -> Option<Instant> {
-        (!self.is_empty() && self.room.is_none()).then_some(self.look)
+        (!self.is_empty() && self.room.is_none()).then_some(self.next_check)
     }
 
     /// Check for room as soon as possible.
-    pub(super) fn look_now(&mut self, now: Instant) {
-        self.look = now;
+    pub(super) fn check_now(&mut self, now: Instant) {
+        self.next_check = now;
         self.room = None;
     }
 
     /// `bytes` are free: everything that fits is tried, oldest first.
-    pub(super) fn has_room(&mut self, bytes: u64) {
+    pub(super) fn set_room(&mut self, bytes: u64) {
         self.room = Some(bytes);
         self.after = None;
     }
 
     /// Nothing is free, or that cannot be checked.
-    pub(super) fn has_none(&mut self, now: Instant) {
+    pub(super) fn no_room(&mut self, now: Instant) {
         self.room = None;
-        self.look = now + LOOK_EVERY;
+        self.next_check = now + CHECK_INTERVAL;
     }
 
     /// `bytes` of that are left.
-    pub(super) fn has_left(&mut self, bytes: u64) {
+    pub(super) fn update_room(&mut self, bytes: u64) {
         if let Some(room) = &mut self.room {
             *room = bytes;
         }
@@ -162,7 +162,8 @@ impl WaitingLetters {
     pub(super) fn next_that_fits(&mut self, now: Instant) -> Option<Seq> {
         let room = self.room?;
         let from = self.after.map_or(0, |after| after + 1);
-        let needs = |all: &[Bad]| all.iter().map(|bad| bad.needs).sum::<u64>();
+        let needs =
+            |all: &[UnsendableEvents]| all.iter().map(|unsendable| unsendable.needs).sum::<u64>();
         let fits = self
             .chunks
             .range(from..)
@@ -170,7 +171,7 @@ impl WaitingLetters {
         let chunk = fits.map(|(chunk, _)| *chunk);
         match chunk {
             Some(_) => self.after = chunk,
-            None => self.has_none(now),
+            None => self.no_room(now),
         }
         chunk
     }
@@ -180,8 +181,8 @@ impl WaitingLetters {
 mod tests {
     use super::*;
 
-    fn bad(events: Range<u32>, needs: u64) -> Bad {
-        Bad {
+    fn unsendable(events: Range<u32>, needs: u64) -> UnsendableEvents {
+        UnsendableEvents {
             events: vec![events],
             refusal: None,
             needs,
@@ -193,25 +194,25 @@ mod tests {
         let now = Instant::now();
         let mut waiting = WaitingLetters::new(now);
         assert_eq!((waiting.due(), waiting.bytes()), (None, 0));
-        waiting.add(7, bad(0..3, 500), now);
-        waiting.add(5, bad(1..2, 2_000), now);
-        waiting.add(9, bad(1..2, 100), now);
-        waiting.add(9, bad(4..6, 100), now);
+        waiting.add(7, unsendable(0..3, 500), now);
+        waiting.add(5, unsendable(1..2, 2_000), now);
+        waiting.add(9, unsendable(1..2, 100), now);
+        waiting.add(9, unsendable(4..6, 100), now);
         assert_eq!((waiting.records(), waiting.chunks()), (7, 3));
-        assert_eq!(waiting.due(), Some(now + LOOK_EVERY));
+        assert_eq!(waiting.due(), Some(now + CHECK_INTERVAL));
         assert_eq!(waiting.next_that_fits(now), None, "nobody has looked");
 
-        waiting.has_room(1_000);
+        waiting.set_room(1_000);
         assert_eq!(
             (waiting.due(), waiting.next_that_fits(now)),
             (None, Some(7))
         );
         assert_eq!(waiting.take(7).len(), 1);
-        waiting.has_left(500);
+        waiting.update_room(500);
         assert_eq!(waiting.next_that_fits(now), Some(9));
         assert_eq!(waiting.next_that_fits(now), None, "once");
-        assert_eq!(waiting.due(), Some(now + LOOK_EVERY));
-        waiting.has_room(150);
+        assert_eq!(waiting.due(), Some(now + CHECK_INTERVAL));
+        waiting.set_room(150);
         assert_eq!(waiting.next_that_fits(now), None);
         for chunk in [5, 9] {
             assert!(waiting.holds(chunk));

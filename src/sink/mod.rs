@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use futures::future::BoxFuture;
 
-pub use nature::{Nature, ObjectLayout};
+pub use nature::{DestinationTraits, ObjectLayout};
 pub use outcome::{Class, Fault, Outcome};
 pub use request::{Batch, Limits, Shape};
 

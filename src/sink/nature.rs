@@ -4,26 +4,26 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::codec::template::{Template, compact_time};
-use crate::config::{Destination, ObjectBounds, stream_name};
+use crate::config::{Destination, ObjectBounds, sanitize_stream_name};
 use crate::ids::Time;
 
 /// The properties of a destination: how names are made, what can fail by itself, and what a repeated request does.
 #[derive(Clone, Debug)]
-pub struct Nature {
+pub struct DestinationTraits {
     /// The template of an event's delivery stream or object folder.
-    pub names: Template,
-    /// The template of an event's target, the part of the destination that can fail or throttle by itself: `names`
+    pub name_template: Template,
+    /// The template of an event's target, the part of the destination that can fail or throttle by itself: `name_template`
     /// without the parts that change with time. `None` if a name is itself the target, as for a delivery stream, or if
     /// there is only one target.
-    pub targets: Option<Template>,
+    pub target_template: Option<Template>,
     /// The word for a target in log lines.
-    pub target_kind: &'static str,
+    pub target_word: &'static str,
     /// Whether each target throttles by itself, so that each has a concurrency limit of its own.
     pub throttles_targets: bool,
     /// The naming and bounds of objects, if each request creates one. An object's name is unique, so that the store
     /// detects a repeat, and a chunk is sent again as a whole without duplicates. `None` if a repeated request creates
     /// duplicates, so that only the records that are not settled are sent again.
-    pub objects: Option<ObjectLayout>,
+    pub object_layout: Option<ObjectLayout>,
     /// The time that a request that is not full waits for more records, unless a flush waits for it.
     pub linger: Duration,
     /// The unit, in bytes, that each billed record is rounded up to.
@@ -44,16 +44,16 @@ pub struct ObjectLayout {
 /// The unit that Firehose bills by: <https://aws.amazon.com/firehose/pricing/>
 const FIREHOSE_BILLING_UNIT: u64 = 5 * 1024;
 
-impl Nature {
+impl DestinationTraits {
     /// Returns the properties of a destination.
-    pub fn of(destination: &Destination) -> Nature {
+    pub fn of(destination: &Destination) -> DestinationTraits {
         match destination {
-            Destination::Firehose(firehose) => Nature {
-                names: firehose.delivery_stream.clone(),
-                targets: None,
-                target_kind: "delivery stream",
+            Destination::Firehose(firehose) => DestinationTraits {
+                name_template: firehose.delivery_stream.clone(),
+                target_template: None,
+                target_word: "delivery stream",
                 throttles_targets: true,
-                objects: None,
+                object_layout: None,
                 linger: firehose.linger,
                 billing_unit: Some(FIREHOSE_BILLING_UNIT),
             },
@@ -63,12 +63,13 @@ impl Nature {
                 object,
                 extension,
                 ..
-            } => Nature {
-                targets: Some(folder.timeless()).filter(|targets| targets.fixed().is_none()),
-                names: folder.clone(),
-                target_kind: "folder",
+            } => DestinationTraits {
+                target_template: Some(folder.timeless())
+                    .filter(|targets| targets.fixed().is_none()),
+                name_template: folder.clone(),
+                target_word: "folder",
                 throttles_targets: false,
-                objects: Some(ObjectLayout {
+                object_layout: Some(ObjectLayout {
                     prefix: prefix.clone(),
                     extension: extension.clone(),
                     bounds: *object,
@@ -80,12 +81,15 @@ impl Nature {
     }
 }
 
-impl Nature {
+impl DestinationTraits {
     /// Returns the only target, if there is just one. At a store, its name is empty.
     pub fn only_target(&self) -> Option<String> {
-        match &self.objects {
-            Some(_) => self.targets.is_none().then(String::new),
-            None => self.names.fixed().map(|name| stream_name(&name)),
+        match &self.object_layout {
+            Some(_) => self.target_template.is_none().then(String::new),
+            None => self
+                .name_template
+                .fixed()
+                .map(|name| sanitize_stream_name(&name)),
         }
     }
 }

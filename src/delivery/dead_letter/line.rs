@@ -14,7 +14,7 @@ use crate::ids::Time;
 pub(super) const PORTION_BYTES: usize = 48 * 1024;
 /// Bytes of a tag that a letter has. A tag may be larger than all else in it, and stands in each of its chunk's
 /// letters.
-const LONGEST_TAG: usize = 1_024;
+const MAX_TAG_BYTES: usize = 1_024;
 
 /// One letter. `R` is what its record is in: text where it was read, and [`Portions`] where it is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +68,8 @@ impl<'a> Line<'a, Portions<'a>> {
     /// As it is written at some time.
     pub(super) fn of(letter: &'a Letter, now: Time) -> Self {
         let mut tag = String::from_utf8_lossy(&letter.tag);
-        if letter.tag.len() > LONGEST_TAG {
-            let begin = String::from_utf8_lossy(&letter.tag[..LONGEST_TAG]);
+        if letter.tag.len() > MAX_TAG_BYTES {
+            let begin = String::from_utf8_lossy(&letter.tag[..MAX_TAG_BYTES]);
             tag = format!("{begin}… ({} bytes)", letter.tag.len()).into();
         }
         let parts = letter.record.parts();

@@ -702,12 +702,12 @@ async fn more_chunks_than_may_be_held_back_go_on_when_they_can() {
         asked: AtomicUsize::new(0),
     });
     let bench = start(dir.path(), &breaks, FIREHOSE);
-    let events: Vec<String> = (0..MOST_HELD + 10).map(|n| format!("{n:04}")).collect();
+    let events: Vec<String> = (0..MAX_RETRYING + 10).map(|n| format!("{n:04}")).collect();
     for event in &events {
         assert_eq!(bench.flush(&[event]).await, Verdict::Ok);
     }
     let asked = || breaks.asked.load(Ordering::Relaxed);
-    until("as many failures", || asked() >= MOST_HELD).await;
+    until("as many failures", || asked() >= MAX_RETRYING).await;
     breaks.broken.store(false, Ordering::Relaxed);
     until("all of them", || store.lines().len() >= events.len()).await;
     let events: Vec<&str> = events.iter().map(String::as_str).collect();
@@ -791,7 +791,7 @@ async fn chunks_of_a_file_that_was_taken_away_are_waited_for_and_hold_up_nothing
     // Segments of a megabyte.
     keys.extend([("spool_limit", "16M"), ("blob_max_size", "10K")]);
     let bench = start(dir.path(), &Store::new(OBJECT, 0), &keys);
-    let waiting: Vec<String> = (0..2 * MOST_HELD).map(|n| format!("{n:03}")).collect();
+    let waiting: Vec<String> = (0..2 * MAX_RETRYING).map(|n| format!("{n:03}")).collect();
     for event in &waiting {
         assert_eq!(bench.flush(&[event]).await, Verdict::Ok);
     }
@@ -814,7 +814,7 @@ async fn chunks_of_a_file_that_was_taken_away_are_waited_for_and_hold_up_nothing
         waiting.len()
     );
     until("a word of it", || {
-        bench.pipeline.look_at_spool();
+        bench.pipeline.check_spool();
         bench.said(&said)
     })
     .await;
@@ -830,7 +830,7 @@ async fn chunks_of_a_file_that_was_taken_away_are_waited_for_and_hold_up_nothing
 
     std::fs::rename(&aside, &oldest).unwrap();
     until("its return", || {
-        bench.pipeline.look_at_spool();
+        bench.pipeline.check_spool();
         bench.spool.usage().missing == 0
     })
     .await;
@@ -941,7 +941,7 @@ fn contents_are_told_by_chunk_whole_or_in_runs() {
     );
     for (event, wanted) in [(0, false), (1, true), (2, false), (3, true), (4, false)] {
         assert_eq!(
-            is_in(&Events::Runs(vec![1..2, 3..4]), event),
+            contains_event(&Events::Runs(vec![1..2, 3..4]), event),
             wanted,
             "{event}"
         );

@@ -218,7 +218,7 @@ impl StreamShapes {
         let waits = self.compressing && temporary;
         let denied = fault.class == Class::Configuration && fault.code.contains("AccessDenied");
         if denied {
-            self.log.say(
+            self.log.write(
                 Level::Warn,
                 &format!(
                     "not allowed to describe delivery stream '{stream}' ({fault}): each log line is sent as a record of its \
@@ -252,12 +252,12 @@ impl StreamShapes {
             u32::MAX => "as many lines per record as fit".to_owned(),
             lines => format!("at most {lines} lines per record"),
         };
-        self.log.say(
+        self.log.write(
             Level::Info,
             &format!("delivery stream '{stream}' delivers to {what}: {lines}"),
         );
         if self.compressing && !shape.compression {
-            self.log.say(
+            self.log.write(
                 Level::Error,
                 &format!(
                     "compression is set, but delivery stream '{stream}' delivers to {what}, which cannot read \

@@ -50,7 +50,7 @@ async fn events_whose_letters_cannot_be_kept_hold_back_neither_neighbours_nor_wh
         let bench = start(dir.path(), &store, keys);
         let file = block(dir.path());
         // More than chunks may wait that failed.
-        let chunks = MOST_HELD + 10;
+        let chunks = MAX_RETRYING + 10;
         for n in 0..chunks {
             let verdict = bench.pipeline.flush(b"app", mixed(n)).await;
             assert_eq!(verdict, Verdict::Ok);
