@@ -1,5 +1,5 @@
-//! Encoded lines become records, and records become requests, within the destination's limits.
-//! Pure: no time, no I/O.
+//! Groups encoded lines into records, and records into requests, within the destination's limits. Pure: no time, no
+//! I/O.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,32 +10,32 @@ use tokio::time::Instant;
 use crate::buffers::Payload;
 use crate::sink::Limits;
 
-/// Whole lines (or whole compressed members of them) that are delivered or not delivered together. At
-/// most [`Limits::record_bytes`] and [`Limits::record_lines`].
+/// Whole lines (or whole compressed members of them) that are delivered together or not at all. At most
+/// [`Limits::record_bytes`] and [`Limits::record_lines`].
 #[derive(Debug)]
 pub struct Piece<T> {
-    /// What is sent.
+    /// The bytes to send.
     pub bytes: Payload,
-    /// Lines in it.
+    /// The number of lines.
     pub lines: u32,
-    /// Who is told what became of it.
+    /// Reports the outcome.
     pub guard: T,
 }
 
-/// One record of a request: pieces, one behind the other.
+/// One record of a request: one or more pieces in a row.
 #[derive(Debug)]
 pub struct Record<T> {
-    /// Where it goes.
+    /// The delivery stream or object it goes to.
     pub target: Arc<str>,
-    /// At least one; where each line is a record of its own, no more.
+    /// At least one piece, and no more if each line is a record of its own.
     pub pieces: SmallVec<[Piece<T>; 1]>,
-    /// Times it was sent without success.
+    /// The number of failed attempts.
     pub attempts: u32,
-    /// Since when its first piece waits.
+    /// The time at which its first piece was queued.
     pub since: Instant,
-    /// Sent in a request of its own, because a request with others was refused for one of its records.
+    /// Whether it is sent in a request of its own, because a request with others was refused for one of its records.
     pub alone: bool,
-    /// Whether an answer was lost: it may be there.
+    /// Whether an answer was lost, so that it may have been delivered.
     pub ambiguous: bool,
     bytes: usize,
     lines: u32,
@@ -55,7 +55,7 @@ impl<T> Record<T> {
         }
     }
 
-    /// The record's body.
+    /// Returns the record's body.
     pub fn body(&self) -> Payload {
         let mut body = Payload::default();
         for piece in &self.pieces {
@@ -64,18 +64,18 @@ impl<T> Record<T> {
         body
     }
 
-    /// Bytes in the record.
+    /// Returns the number of bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Lines in the record.
+    /// Returns the number of lines.
     pub fn lines(&self) -> u32 {
         self.lines
     }
 }
 
-/// Records that wait for a request, in order.
+/// The records waiting for a request, in order.
 #[derive(Debug)]
 pub struct Packer<T> {
     queue: VecDeque<Record<T>>,
@@ -92,12 +92,12 @@ impl<T> Default for Packer<T> {
 }
 
 impl<T> Packer<T> {
-    /// Whether nothing waits.
+    /// Returns whether no record is waiting.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// Adds a piece, to the record before it where that may be and it has room.
+    /// Adds a piece: to the last record if records may be joined and it has room, otherwise as a new record.
     pub fn push(&mut self, target: &Arc<str>, piece: Piece<T>, limits: &Limits, now: Instant) {
         debug_assert!(piece.bytes.len() <= limits.record_bytes);
         self.bytes += piece.bytes.len();
@@ -117,7 +117,7 @@ impl<T> Packer<T> {
             .push_back(Record::new(Arc::clone(target), piece, now));
     }
 
-    /// Puts records back that were sent in vain. They go first: they are the oldest.
+    /// Puts failed records back at the front: they are the oldest.
     pub fn put_back(&mut self, records: Vec<Record<T>>) {
         for record in records.into_iter().rev() {
             self.bytes += record.bytes;
@@ -125,49 +125,52 @@ impl<T> Packer<T> {
         }
     }
 
-    /// Adds records that were sent in vain for a reason of their own: the others go first.
+    /// Puts records back at the end, if they failed for a reason of their own, so that the others go first.
     pub fn put_behind(&mut self, records: Vec<Record<T>>) {
         self.bytes += records.iter().map(|record| record.bytes).sum::<usize>();
         self.queue.extend(records);
     }
 
-    /// Drops records whose every guard is `stale`.
+    /// Drops records of which every guard is `stale`.
     pub fn retain_fresh(&mut self, stale: impl Fn(&T) -> bool) {
         drop(self.extract(stale));
     }
 
-    /// Takes the records out whose pieces are all `so`.
-    pub fn extract(&mut self, so: impl Fn(&T) -> bool) -> Vec<Record<T>> {
-        let is = |record: &Record<T>| record.pieces.iter().all(|piece| so(&piece.guard));
-        let (taken, left): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.queue).into_iter().partition(is);
+    /// Removes and returns the records of which every guard matches.
+    pub fn extract(&mut self, matches: impl Fn(&T) -> bool) -> Vec<Record<T>> {
+        let all_match =
+            |record: &Record<T>| record.pieces.iter().all(|piece| matches(&piece.guard));
+        let (taken, left): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition(all_match);
         self.bytes -= taken.iter().map(|record| record.bytes).sum::<usize>();
         self.queue = left;
         taken.into()
     }
 
-    /// All records that wait, in order.
+    /// Returns all waiting records, in order.
     pub fn into_records(self) -> impl Iterator<Item = Record<T>> {
         self.queue.into_iter()
     }
 
-    /// Whether what waits is more than one request: waiting longer would not fill the next one better.
+    /// Returns whether more than one request's worth is waiting, so that waiting longer would not fill the next request
+    /// better.
     pub fn is_full(&self, limits: &Limits) -> bool {
         self.queue.len() > limits.batch_records || self.bytes >= limits.batch_bytes
     }
 
-    /// Since when the first record waits. One that was sent in vain has waited long enough: `None`.
+    /// Returns when the first record was queued. `None` if it failed before: it does not linger again.
     pub fn since(&self) -> Option<Instant> {
         let first = self.queue.front()?;
         (first.attempts == 0).then_some(first.since)
     }
 
-    /// Where the next request goes.
+    /// Returns the target of the next request.
     pub fn next_target(&self) -> Option<Arc<str>> {
         self.queue.front().map(|record| Arc::clone(&record.target))
     }
 
-    /// Takes the next request's records: as many as fit, all for one target, in order.
+    /// Takes the records of the next request: as many as fit, all for one target, in order.
     pub fn take(&mut self, limits: &Limits) -> Vec<Record<T>> {
         let mut batch: Vec<Record<T>> = Vec::new();
         let mut bytes = 0;
@@ -190,8 +193,8 @@ impl<T> Packer<T> {
     }
 }
 
-/// Cuts `text`, whole lines whose ends are `ends`, into runs of at most `bytes` bytes and `lines` lines.
-/// Gives index ranges of `ends`. A line longer than `bytes` is a run of its own.
+/// Splits whole lines that end at `ends` into runs of at most `bytes` bytes and `lines` lines. Returns index ranges of
+/// `ends`. A line longer than `bytes` is a run of its own.
 pub fn runs(ends: &[usize], bytes: usize, lines: u32) -> Vec<std::ops::Range<usize>> {
     let mut runs = Vec::new();
     let mut first = 0;
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_with_others_goes_alone() {
+    fn a_record_refused_with_others_is_sent_alone() {
         let target: Arc<str> = "s".into();
         let mut packer = Packer::default();
         for guard in 0..3 {
@@ -270,7 +273,8 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_full_when_more_waits_than_it_holds_and_knows_how_long_its_oldest_waits() {
+    fn a_request_is_full_when_more_is_queued_than_it_holds_and_reports_the_age_of_its_oldest_record()
+     {
         let target: Arc<str> = "s".into();
         let mut packer = Packer::default();
         let start = now();
@@ -289,7 +293,7 @@ mod tests {
     }
 
     proptest! {
-        /// Limits are never exceeded, order is kept, every piece goes exactly once, also through retries.
+        /// Limits are never exceeded, order is kept, and every piece is sent exactly once, even with retries.
         #[test]
         fn every_piece_once_in_order_within_limits(
             pieces in proptest::collection::vec((1usize..=10, 1u32..=3, 0u8..2), 0..60),

@@ -1,5 +1,5 @@
-//! Whether a target takes anything. Its sender finds out, with a [`Breaker`]; in direct mode its flushes ask, and
-//! do not wait for a target that takes nothing.
+//! The circuit breaker of a target. Its sender operates it, with a [`Breaker`]; in direct mode flushes consult it, and
+//! do not wait for an unavailable target.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,14 +14,14 @@ use crate::ids::Verdict;
 use crate::metrics::{self, Metrics};
 use crate::sink::Class;
 
-/// In direct mode: how long the flush that probes waits for the answer. What comes later is not lost.
+/// The time a probing flush waits for the answer, in direct mode. A later answer still counts.
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A target's breaker, shared by its sender and its flushes.
 pub(super) struct Circuit {
     state: Mutex<State>,
     open: watch::Sender<bool>,
-    /// Told when a permit is gone, and with it a probe's probe_slot.
+    /// Notified when a permit is dropped, and with it a probe slot.
     changed: Arc<Notify>,
 }
 
@@ -30,18 +30,18 @@ struct State {
     figure: metrics::Circuit,
 }
 
-/// Admission to send one request, whose end is to be reported. One that is dropped before, by a panic or since there
-/// was nothing to send after all, tells nothing of the target.
+/// The admission of one request, whose outcome is to be reported. A permit dropped without a report (after a panic, or
+/// because there was nothing to send) says nothing about the target.
 pub(super) struct CircuitPermit {
     circuit: Arc<Circuit>,
     admission: Admission,
     reported: bool,
-    /// Its probe_slot among the probes of all targets.
+    /// Its slot among the probes of all targets.
     probe_slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Circuit {
-    /// One that is closed. `changed` is told when a permit is gone.
+    /// Creates a closed circuit. `changed` is notified when a permit is dropped.
     pub(super) fn new(metrics: &Arc<Metrics>, changed: &Arc<Notify>) -> Arc<Circuit> {
         Arc::new(Circuit {
             state: Mutex::new(State {
@@ -53,18 +53,18 @@ impl Circuit {
         })
     }
 
-    /// Whether the target takes nothing.
+    /// Returns whether the target is unavailable.
     pub(super) fn is_open(&self) -> bool {
         *self.open.borrow()
     }
 
-    /// Whether [`Circuit::admit`] would refuse.
+    /// Returns whether [`Circuit::admit`] would refuse.
     pub(super) fn is_blocking(&self) -> bool {
         self.change(|breaker| breaker.is_blocking(Instant::now().into_std()))
     }
 
-    /// Admission to send a request. While the circuit is open only one at a time gets it, now and then; for the
-    /// others the error says when to ask again, where that is known.
+    /// Admits a request. While the circuit is open only one request at a time is admitted, at intervals; otherwise the
+    /// error says when to ask again, if that is known.
     pub(super) fn admit(self: &Arc<Self>) -> Result<CircuitPermit, Option<Instant>> {
         let admission = self.change(|breaker| breaker.admit(Instant::now().into_std()));
         match admission {
@@ -78,35 +78,35 @@ impl Circuit {
         }
     }
 
-    /// When the next probe may be sent. `None`: it is closed, or a probe is on its way.
+    /// Returns when the next probe may be sent. `None` if the circuit is closed or a probe is in flight.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         let next = self.change(|breaker| breaker.next_probe());
         next.map(Instant::from_std)
     }
 
-    /// There is reason to believe that the target is back.
+    /// Lets the next probe go at once: there is reason to believe that the target has recovered.
     pub(super) fn hurry(&self) {
         self.change(|breaker| breaker.hurry(Instant::now().into_std()));
     }
 
-    /// Opens it, since nothing was taken for too long. Says whether it was closed.
+    /// Opens the circuit because the target has accepted nothing for too long. Returns whether it was closed.
     pub(super) fn trip(&self, class: Class) -> bool {
         let now = Instant::now().into_std();
         self.change(|breaker| breaker.trip(class, now, &mut StdRng::from_os_rng()))
     }
 
-    /// To be told when it opens and closes.
+    /// Returns a receiver of its state: whether it is open.
     pub(super) fn subscribe(&self) -> watch::Receiver<bool> {
         self.open.subscribe()
     }
 
-    /// Waits until it is open.
+    /// Waits until the circuit is open.
     pub(super) async fn opened(&self) {
         self.wait_until_open_is(true).await;
     }
 
     async fn wait_until_open_is(&self, open: bool) {
-        // Fails where the sender is gone, which is ours.
+        // This cannot fail: `self` owns the sending half.
         let _ = self.open.subscribe().wait_for(|is| *is == open).await;
     }
 
@@ -115,7 +115,7 @@ impl Circuit {
         let result = act(&mut state.breaker);
         let open = state.breaker.is_open();
         state.figure.set(open);
-        // Within the lock: what is told last is so.
+        // Sent within the lock, so that the last value sent is the current one.
         self.open
             .send_if_modified(|was| std::mem::replace(was, open) != open);
         result
@@ -123,27 +123,27 @@ impl Circuit {
 }
 
 impl CircuitPermit {
-    /// Takes this probe_slot among the probes of all targets, until it is reported.
+    /// Holds a probe slot until the outcome is reported.
     pub(super) fn hold_probe_slot(&mut self, probe_slot: OwnedSemaphorePermit) {
         self.probe_slot = Some(probe_slot);
     }
 
-    /// Gives up that probe_slot, to whoever calls.
+    /// Returns the probe slot to the caller.
     pub(super) fn take_probe_slot(&mut self) -> Option<OwnedSemaphorePermit> {
         self.probe_slot.take()
     }
 
-    /// Whether it is for the one request that finds out whether the target is back.
+    /// Returns whether it is for a probe, the request that finds out whether the target has recovered.
     pub(super) fn is_probe(&self) -> bool {
         self.admission == Admission::Probe
     }
 
-    /// The target lives. Says whether this closed the circuit.
+    /// Reports that the target answers. Returns whether this closed the circuit.
     pub(super) fn succeeded(self) -> bool {
         self.report(|breaker, admission| breaker.succeeded(admission))
     }
 
-    /// The target took nothing, for this reason. Says whether this opened the circuit.
+    /// Reports that the target accepted nothing, for this reason. Returns whether this opened the circuit.
     pub(super) fn failed(self, class: Class) -> bool {
         let now = Instant::now().into_std();
         self.report(|breaker, admission| {
@@ -170,16 +170,16 @@ impl Drop for CircuitPermit {
     }
 }
 
-/// What of a flush goes to one target.
+/// The part of a flush that goes to one target.
 pub(super) struct TargetProgress {
     circuit: Arc<Circuit>,
     pub(super) tracker: Arc<AckTracker>,
-    /// Of the flush that probes: until when it waits for that.
+    /// If this flush probes: the time until which it waits for the probe.
     probes_until: Option<Instant>,
 }
 
 impl TargetProgress {
-    /// A part of `tracker`, with leave to send it, or without where the circuit is closed.
+    /// Creates the part of `tracker` for one target; `probe` says whether it probes an open circuit.
     pub(super) fn new(circuit: Arc<Circuit>, tracker: &AckTracker, probe: bool) -> TargetProgress {
         TargetProgress {
             circuit,
@@ -188,12 +188,12 @@ impl TargetProgress {
         }
     }
 
-    /// Whether it is to find out if the target is back.
+    /// Returns whether it probes whether the target has recovered.
     pub(super) fn probes(&self) -> bool {
         self.probes_until.is_some()
     }
 
-    /// Waits until all of it is settled, but not for a target that takes nothing.
+    /// Waits until all of it is settled, unless the target becomes unavailable.
     pub(super) async fn completed(&self) -> Verdict {
         tokio::select! {
             biased;

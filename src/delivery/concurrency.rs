@@ -1,40 +1,40 @@
-//! How many requests are in flight: a fixed number, or as many as the destination takes without throttling.
+//! The limit of requests in flight: fixed, or as many as the destination accepts without throttling.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Requests in flight where the user leaves it to us: where to start, and where to end. Each holds up to
-/// 4 MiB, and the buffers of HTTP and TLS.
+/// The initial and the maximum number of requests in flight if none is configured. Each holds up to 4 MiB, and the
+/// buffers of HTTP and TLS.
 const ADAPTIVE_START: usize = 4;
 const ADAPTIVE_MAX: usize = 8;
-/// The same for all targets together, where each of them throttles by itself and has a limit of its own.
+/// The maximum for all targets together, if each throttles separately and has a limit of its own.
 const TARGETS_MAX: usize = 2 * ADAPTIVE_MAX;
 
-/// Bounds the requests in flight.
+/// Limits the requests in flight.
 pub(super) struct ConcurrencyLimit {
     slots: Arc<Semaphore>,
-    /// Slots at the start.
+    /// The initial number of slots.
     start: usize,
     state: Option<Mutex<LimitState>>,
 }
 
 struct LimitState {
     adaptive: Adaptive,
-    /// Slots that exist, free and taken.
+    /// The number of slots, free and taken.
     slots: usize,
 }
 
-/// Leave to have one request in flight.
+/// A permit for one request in flight.
 pub(super) struct ConcurrencyPermit {
     limit: Arc<ConcurrencyLimit>,
-    /// Given back early where it has no answer for long.
+    /// Released early if the answer takes too long.
     slot: Option<OwnedSemaphorePermit>,
 }
 
 impl ConcurrencyLimit {
-    /// `fixed` requests, or as many as the destination lets.
+    /// Creates a limit of `fixed` requests, or one that adapts to the destination.
     pub(super) fn new(fixed: Option<usize>) -> ConcurrencyLimit {
         let slots = fixed.unwrap_or(ADAPTIVE_START);
         ConcurrencyLimit {
@@ -49,12 +49,13 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// One for targets that throttle by themselves: `fixed` requests, or as many as memory is meant for.
+    /// Creates the limit of all targets together, if each throttles separately: `fixed` requests, or a number that
+    /// bounds memory.
     pub(super) fn of_targets(fixed: Option<usize>) -> ConcurrencyLimit {
         ConcurrencyLimit::new(Some(fixed.unwrap_or(TARGETS_MAX)))
     }
 
-    /// Requests there may be in flight now.
+    /// Returns the current limit.
     pub(super) fn limit(&self) -> usize {
         let Some(state) = &self.state else {
             return self.start;
@@ -76,12 +77,12 @@ impl ConcurrencyLimit {
 }
 
 impl ConcurrencyPermit {
-    /// Lets another request go in its place: it has no answer for long.
+    /// Releases its slot to another request, because its answer takes too long.
     pub(super) fn give_back_early(&mut self) {
         self.slot = None;
     }
 
-    /// The request is over: taken, throttled (`Some(false)`), or neither.
+    /// Ends the request: accepted (`Some(true)`), throttled (`Some(false)`), or neither.
     pub(super) fn done(mut self, taken: Option<bool>) {
         let Some(state) = &self.limit.state else {
             return;
@@ -107,7 +108,7 @@ impl ConcurrencyPermit {
     }
 }
 
-/// Requests in flight, by additive increase and multiplicative decrease.
+/// The number of requests in flight, by additive increase and multiplicative decrease.
 #[derive(Clone, Debug)]
 pub(super) struct Adaptive {
     limit: f64,
@@ -122,10 +123,10 @@ impl Default for Adaptive {
 }
 
 impl Adaptive {
-    /// One cut an interval: the answers to requests that were in flight together are one message.
+    /// The limit is cut once an interval: the answers to requests that were in flight together are one signal.
     const CUT_INTERVAL: Duration = Duration::from_secs(1);
 
-    /// Starts at `start` requests, between 1 and `most`.
+    /// Starts at `start` requests; the limit stays between 1 and `most`.
     pub(super) fn new(start: usize, most: usize) -> Self {
         Adaptive {
             limit: start.clamp(1, most) as f64,
@@ -134,12 +135,12 @@ impl Adaptive {
         }
     }
 
-    /// A request was taken: one more at a time after about as many successes as are in flight.
+    /// Records an accepted request: the limit grows by one after about as many successes as are in flight.
     pub(super) fn success(&mut self) {
         self.limit = (self.limit + 1.0 / self.limit).min(self.most as f64);
     }
 
-    /// The destination asked for less: half.
+    /// Records throttling: the limit is halved.
     pub(super) fn throttled(&mut self, now: Instant) {
         let recent = self
             .last_cut
@@ -150,7 +151,7 @@ impl Adaptive {
         }
     }
 
-    /// Requests that may be in flight now.
+    /// Returns the current limit.
     pub(super) fn limit(&self) -> usize {
         self.limit as usize
     }

@@ -1,4 +1,4 @@
-//! What all parts of one output's delivery share.
+//! The state shared by all parts of one output's delivery.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::sink::{DestinationTraits, Sink};
 
-/// One for each output.
+/// The shared state of one output.
 pub(super) struct Context {
     pub(super) config: Config,
     pub(super) traits: DestinationTraits,
@@ -18,6 +18,6 @@ pub(super) struct Context {
     pub(super) log: Arc<Log>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) memory: Memory,
-    /// True once we stop: what waits to be filled goes as it is.
+    /// True once the output is stopping: partly filled requests and objects are then sent as they are.
     pub(super) draining: watch::Sender<bool>,
 }

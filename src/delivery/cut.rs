@@ -1,4 +1,4 @@
-//! A chunk's events become pieces that their targets take.
+//! Cuts a chunk's encoded events into pieces within the limits of their targets.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use crate::log::Level;
 use crate::metrics::{Record, Stage};
 use crate::sink::Shape;
 
-/// Text that is compressed in one go, at least: more than a chunk of the host's holds.
+/// The amount of text compressed at once, at least: more than a chunk of the host holds.
 const COMPRESSED_RUN_BYTES: usize = 8 * 1024 * 1024;
-/// The number of a line's event.
+/// The size of a line's event number.
 pub(super) const LINE_NUMBER_BYTES: usize = size_of::<u32>();
-/// What a piece on its way needs beside its bytes: its guard, its record, its place in the queue.
+/// The overhead of a piece in flight: its guard, its record, its place in the queue.
 pub(super) const PIECE_BYTES: usize = 512;
-/// What an object needs beside its bytes and guards, about: its names, its tracker, its note, its place with its sender.
-/// Where each event is an object, that is most of it.
+/// The approximate overhead of an object, besides its bytes and guards: its names, tracker, note, and place with its
+/// sender. If each event becomes an object, this is most of the memory used.
 pub(super) const OBJECT_BYTES: usize = 2_816;
-/// What a line of an object needs beside its text: where it ends, and its event's number.
+/// The overhead of a line of an object: the end of its text, and its event's number.
 const LINE_BYTES: usize = 32;
 
-/// Encodes chunks and cuts what comes out.
+/// Encodes chunks and cuts them into pieces.
 pub(super) struct Cutter {
     context: Arc<Context>,
 }
@@ -38,12 +38,12 @@ impl Cutter {
         Cutter { context }
     }
 
-    /// How lines are compressed.
+    /// Returns the compression of lines.
     pub(super) fn compression(&self) -> Compression {
         self.context.config.compression
     }
 
-    /// How chunks are encoded.
+    /// Returns the settings for encoding chunks.
     pub(super) fn encoding(&self) -> Encoding<'_> {
         let Context {
             config,
@@ -54,12 +54,12 @@ impl Cutter {
         Encoding {
             longest_line: match config.compression {
                 Compression::None => sink.longest_line(),
-                // How long a line is that fits when it is compressed, is not known before.
+                // The compressed size of a line is not known in advance.
                 Compression::Gzip(_) | Compression::Zstd(_) => usize::MAX,
             },
             line_bytes: match traits.object_layout {
                 Some(_) => LINE_BYTES,
-                // Each line may be a record.
+                // Each line may become a record.
                 None => PIECE_BYTES,
             },
             name_bytes: OBJECT_BYTES,
@@ -82,7 +82,7 @@ impl Cutter {
         Ok(encoded)
     }
 
-    /// The target of a part: its sender's name.
+    /// Returns the target of a part, which names its sender.
     pub(super) fn target(&self, part: &Part) -> String {
         match (&self.context.traits.object_layout, &part.target) {
             (None, _) => sanitize_stream_name(&part.name),
@@ -91,7 +91,7 @@ impl Cutter {
         }
     }
 
-    /// What a request for a part names: the stream, or an object named after its chunk.
+    /// Returns the name that a request for a part uses: the stream, or the object named after its chunk.
     pub(super) fn request_target(&self, part: &Part, chunk: &str) -> Arc<str> {
         match &self.context.traits.object_layout {
             None => sanitize_stream_name(&part.name).into(),
@@ -99,7 +99,8 @@ impl Cutter {
         }
     }
 
-    /// Cuts a part into pieces its target takes, which hold a part of `share`. Lines that are too long become letters.
+    /// Cuts a part into pieces within its target's limits, each of which holds a part of `share`. Lines that are too
+    /// long become letters.
     pub(super) fn pieces(
         &self,
         mut part: Part,
@@ -158,7 +159,7 @@ impl Cutter {
         address(pieces, part.target)
     }
 
-    /// What a piece needs beside its bytes.
+    /// Returns the overhead of a piece.
     fn piece_bytes(&self) -> usize {
         match self.context.traits.object_layout {
             None => PIECE_BYTES,
@@ -181,7 +182,7 @@ impl Cutter {
     }
 }
 
-/// Where a target shares its sender with others, its pieces say where they go.
+/// Sets the target of pieces whose sender serves several targets.
 fn address(mut pieces: Vec<Piece<AckGuard>>, target: Option<String>) -> Vec<Piece<AckGuard>> {
     if let Some(target) = target {
         let target: Arc<str> = target.into();
@@ -196,18 +197,18 @@ fn count(lines: usize) -> u32 {
     u32::try_from(lines).unwrap_or(u32::MAX)
 }
 
-/// What is wrong with a line of so many bytes.
+/// Describes a line of `bytes` bytes that exceeds the limit.
 fn beyond(limit: usize, bytes: usize) -> String {
     format!("a record of {bytes} bytes; the destination takes at most {limit}")
 }
 
-/// Where the text of some lines begins and ends.
+/// Returns the range of the text of some lines.
 fn span(ends: &[usize], lines: &Range<usize>) -> Range<usize> {
     let start = lines.start.checked_sub(1).map_or(0, |before| ends[before]);
     start..ends[lines.end - 1]
 }
 
-/// Takes lines out of a part that no record can hold.
+/// Removes the lines that exceed a record's limit; they become letters.
 fn drop_long_lines(part: &mut Part, tag: &Arc<[u8]>, limit: usize, encoded: &mut Encoded) {
     let ends = &part.ends;
     let spans = (0..ends.len()).map(|line| span(ends, &(line..line + 1)));

@@ -1,4 +1,4 @@
-//! Without a spool: a flush is answered when its chunk is delivered.
+//! Direct delivery, without a spool: a flush is answered when its chunk is delivered.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,7 +27,7 @@ use crate::log::Level;
 use crate::metrics::Record;
 use crate::sink::{Class, Shape};
 
-/// How long a flush waits until a target's [`Shape`] is known.
+/// The time a flush waits for a target's [`Shape`] to be known.
 const SHAPE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Delivers chunks while their flushes wait.
@@ -36,23 +36,23 @@ pub(super) struct Direct {
     pub(super) letters: Arc<Letters>,
     pub(super) cutter: Arc<Cutter>,
     pub(super) senders: Arc<Senders>,
-    /// In the names of objects.
+    /// The sender's identity, part of object names.
     pub(super) identity: Identity,
     pub(super) duplicates: DuplicateChunks,
     pub(super) partial: PartialDeliveries<FlushProgress>,
-    /// From when on no flush waits for the destination any more.
+    /// The time from which no flush waits for the destination any more.
     pub(super) ending: watch::Sender<Option<Instant>>,
 }
 
 impl Direct {
-    /// Delivers a chunk and gives the host's answer, within `flush_deadline`. Every clone of `data` is gone when it
+    /// Delivers a chunk and returns the host's answer within `flush_deadline`. Every clone of `data` is gone when this
     /// returns.
     pub(super) async fn flush(&self, tag: &[u8], data: Bytes) -> Verdict {
         if self.must_retry_now() {
             return Verdict::Retry;
         }
         if self.resends_unsettled() {
-            // To hash each chunk would cost more than to send it encrypted.
+            // Hashing every chunk would cost more than sending it over TLS.
             let id = (!self.partial.is_empty()).then(|| chunk_id(tag, &data));
             return self.deliver(tag, data, id, None).await;
         }
@@ -62,20 +62,20 @@ impl Direct {
         if number > 0 {
             let _ = write!(name, "-{}", number + 1);
         }
-        // What one twin has delivered stands under its name, and not under another's.
+        // Each of several identical chunks has objects of its own: what one has delivered must not count for another.
         let twin = numbered(id, number);
         let verdict = self.deliver(tag, data, Some(twin), Some(&name)).await;
         self.duplicates.completed(id, number, verdict);
         verdict
     }
 
-    /// Whether of a chunk that comes again only what is not settled is sent. An object is sent whole: its
-    /// name stands for all that is in it, and its store tells whether it is there.
+    /// Returns whether only the unsettled records of a retried chunk are sent. An object is always sent whole: its name
+    /// stands for all of its contents, and the store knows whether it exists.
     fn resends_unsettled(&self) -> bool {
         self.context.traits.object_layout.is_none()
     }
 
-    /// In direct mode: from `then` on each flush answers RETRY, those that wait and those that come.
+    /// Makes every flush answer RETRY from `then` on: those that are waiting and those that follow.
     pub(super) fn end_flushes(&self, then: Instant) {
         self.ending.send_if_modified(|end| {
             let sooner = end.is_none_or(|end| then < end);
@@ -96,12 +96,12 @@ impl Direct {
         self.context.log.trouble(
             Level::Warn,
             "ended",
-            "the host ends, and exit_deadline is over: chunks that are not delivered go back to it at once. Those of \
+            "the host is stopping and exit_deadline has passed: undelivered chunks are returned to it at once. Those of \
              inputs with storage.type filesystem are delivered after the next start",
         );
     }
 
-    /// Whether a chunk can be refused without being decoded.
+    /// Returns whether a chunk can be answered with RETRY without decoding it.
     fn must_retry_now(&self) -> bool {
         self.has_ended()
             || self
@@ -110,7 +110,7 @@ impl Direct {
                 .is_some_and(|circuit| circuit.is_blocking())
     }
 
-    /// Waits for something, until `deadline` at most, or until flushes are to end.
+    /// Waits for `what`, until `deadline` at most or until flushes are to end.
     async fn within<T>(&self, deadline: Instant, what: impl Future<Output = T>) -> Option<T> {
         let mut ending = self.ending.subscribe();
         let ended = async {
@@ -122,7 +122,7 @@ impl Direct {
                         () = sleep_until(end) => return,
                         _ = sooner => {}
                     },
-                    // Fails where the sender is gone, which is ours.
+                    // This cannot fail: `self` owns the sending half.
                     None => drop(sooner.await),
                 }
             }
@@ -135,8 +135,8 @@ impl Direct {
         }
     }
 
-    /// Delivers a chunk, whose `id` is asked for only where an earlier flush left something behind. Its objects
-    /// are known by `name`.
+    /// Delivers a chunk. `id` is given only if an earlier flush may have left its progress behind; `name` identifies
+    /// its objects.
     async fn deliver(
         &self,
         tag: &[u8],
@@ -156,8 +156,8 @@ impl Direct {
                     self.remember(id, before);
                     return Verdict::Retry;
                 }
-                // Wait for what an earlier flush of this chunk still has in flight. For objects, too: otherwise a slow store
-                // would be sent the object again and again.
+                // Wait for what an earlier flush of this chunk still has in flight. This includes objects: otherwise a
+                // slow store would be sent the same object again and again.
                 let completed = self.within(deadline, before.completed()).await;
                 if completed.is_none() || !before.is_complete() {
                     self.remember(id, before);
@@ -219,7 +219,7 @@ impl Direct {
         let wanted = |event| !(rest && before.contains(event));
         let mut next = Some(Place::default());
         while let Some(from) = next {
-            // The pieces of one step settle while the next one waits for memory.
+            // The pieces of one step settle while the next step waits for memory.
             let encoded = self.encode(progress.tracker.tag(), data, from, wanted);
             let Some((encoded, share)) = self.within(deadline, encoded).await else {
                 match progress.lines {
@@ -227,8 +227,8 @@ impl Direct {
                     0 => self.context.log.trouble(
                         Level::Warn,
                         "memory",
-                        "memory_limit is reached and nothing was delivered within flush_deadline: the host is \
-                         asked to hand the chunk over again",
+                        "memory_limit is reached and nothing was delivered within flush_deadline: the host is asked to retry \
+                         the chunk. If this persists, raise memory_limit",
                     ),
                     _ => self.log_deadline(progress),
                 }
@@ -242,7 +242,7 @@ impl Direct {
             self.send_step(progress, encoded, share, &name, &before, deadline)
                 .await;
             if next.is_some() && progress.targets.iter().any(TargetProgress::probes) {
-                // The probe decides what becomes of the rest. It is waited for again in the end, where it is late.
+                // The probe decides whether the rest is sent. It is awaited again at the end, for when it is late.
                 self.within(deadline, progress.completed()).await;
             }
             if next.is_some() && self.must_retry_now() {
@@ -266,7 +266,7 @@ impl Direct {
             progress.waits = progress.not_kept;
             return Verdict::Retry;
         }
-        // Only now: of a chunk that comes again they are found again.
+        // Counted only now: a retry of the chunk would find them again.
         self.cutter.count_skipped(progress.skipped);
         self.context.log.recovered(
             "deadline",
@@ -275,7 +275,7 @@ impl Direct {
         Verdict::Ok
     }
 
-    /// Sends a step of a chunk on its way, but for what was settled `before`.
+    /// Sends one step of a chunk, except for what was settled `before`.
     async fn send_step(
         &self,
         progress: &mut FlushProgress,
@@ -286,7 +286,7 @@ impl Direct {
         deadline: Instant,
     ) {
         let mut parts = std::mem::take(&mut encoded.parts);
-        // Objects that an earlier flush of the chunk delivered.
+        // True for objects that an earlier flush of the chunk delivered.
         let delivered = |part: &mut Part| part.events.iter().all(|event| before.contains(*event));
         for part in parts.extract_if(.., delivered) {
             let lines = part.events.len() as u64;
@@ -299,8 +299,8 @@ impl Direct {
             self.context.log.trouble(
                 Level::Warn,
                 "partial",
-                "too many partly delivered chunks are pending to remember any more: chunks of which one target is unavailable are \
-                 held back as a whole, since their other records would be sent twice",
+                "too many partly delivered chunks are pending to track any more: chunks with an unavailable target are held back \
+                 as a whole, since their other records would otherwise be sent twice",
             );
             for (_, part) in loads.into_iter().flat_map(|load| load.parts) {
                 buffers::give(part.text);
@@ -324,9 +324,9 @@ impl Direct {
             senders.push((load.sender, Delivery { pieces, probe }));
         }
 
-        // Dead letters first: what is sent without them is sent again after a restart. Where they cannot be kept, all
-        // else is sent nevertheless, and is remembered for when the chunk comes again. Those that an earlier flush of
-        // the chunk wrote are there.
+        // Dead letters are written first: whatever is sent before them would be sent again after a restart. If they
+        // cannot be kept, everything else is still sent, and remembered for the retry of the chunk. Letters that an
+        // earlier flush of the chunk wrote are dropped.
         encoded.drop_letters(before);
         let lettered = encoded.letters.len() as u64;
         match self.letters.keep(encoded.letters, lettered).await {
@@ -344,15 +344,15 @@ impl Direct {
             Level::Warn,
             "deadline",
             &format!(
-                "of a chunk not all of {} records were delivered within flush_deadline ({} s); the host keeps it \
-                 and hands it over again",
+                "a chunk with {} records was not fully delivered within flush_deadline ({} s); the host keeps it and \
+                 retries it",
                 progress.lines,
                 self.context.config.flush_deadline.as_secs(),
             ),
         );
     }
 
-    /// Sorts a chunk's parts by sender. False: those of some are left out, since their target takes nothing.
+    /// Groups a chunk's parts by sender. Returns false if some parts were left out because their target is unavailable.
     async fn load(&self, parts: Vec<Part>, name: &str, deadline: Instant) -> (Vec<Load>, bool) {
         let mut all = true;
         let mut senders: BTreeMap<String, Option<Waiting>> = BTreeMap::new();
@@ -385,7 +385,8 @@ impl Direct {
         (loads.into_iter().flatten().collect(), all && known)
     }
 
-    /// Finds out what a target takes. One that does not say so soon takes nothing; the sink goes on asking.
+    /// Waits until a target's shape is known. A target whose shape is not known in time counts as unavailable; the sink
+    /// keeps asking.
     async fn shape(&self, sender: String, waiting: Waiting, patience: Instant) -> Option<Load> {
         let Waiting {
             circuit,
@@ -411,7 +412,8 @@ impl Direct {
             if permit.is_probe() {
                 permit.failed(Class::Transient);
             } else if circuit.trip(Class::Transient) {
-                self.senders.log_open(&sender, "has not said what it takes");
+                self.senders
+                    .log_open(&sender, "its limits are not known yet");
             }
             return None;
         };
@@ -424,7 +426,7 @@ impl Direct {
         })
     }
 
-    /// Encodes a step of a chunk, as soon as there is memory for it. Gives what is held for it, too.
+    /// Encodes one step of a chunk as soon as there is memory for it, and returns it with its memory reservation.
     async fn encode(
         &self,
         tag: &Arc<[u8]>,
@@ -437,33 +439,33 @@ impl Direct {
             let share = self.context.memory.reserve(needed).await;
             match self.cutter.encode_step(tag, data, from, needed, &wanted) {
                 Ok(encoded) => return (encoded, share),
-                // One event, with all that is added to it, is more than a step: it goes alone.
+                // A single event with its metadata exceeds a step: it is encoded alone.
                 Err(NeedsMore(bytes)) => needed = bytes,
             }
         }
     }
 }
 
-/// A flush of a chunk on its way to its targets.
+/// The progress of one flush of a chunk.
 pub(super) struct FlushProgress {
-    /// What is settled of it.
+    /// Tracks what is settled.
     tracker: AckTracker,
-    /// One for each target that something was handed over for.
+    /// One entry for each target that was sent something.
     targets: Vec<TargetProgress>,
-    /// Nothing of it was left out, or has failed.
+    /// Whether nothing was left out or has failed.
     all: bool,
-    /// There are letters that could not be kept: bytes that they need, as far as that is known.
+    /// Set if some letters could not be kept: the bytes they need, as far as that is known.
     not_kept: Option<u64>,
-    /// The same, where all else is settled.
+    /// The same, once everything else is settled.
     waits: Option<u64>,
-    /// Lines that were handed over.
+    /// The number of lines handed to senders.
     lines: u64,
-    /// Events without the `log_key`.
+    /// The number of events without the `log_key`.
     skipped: usize,
 }
 
 impl FlushProgress {
-    /// Waits for all targets but those that take nothing.
+    /// Waits for all targets except unavailable ones.
     async fn completed(&self) -> Verdict {
         let mut verdict = match self.all {
             true => Verdict::Ok,
@@ -477,7 +479,7 @@ impl FlushProgress {
         verdict
     }
 
-    /// Keeps of the targets only those that are on their way.
+    /// Drops the targets whose pieces are all settled.
     fn forget_completed(&mut self) {
         for target in self
             .targets
@@ -487,7 +489,7 @@ impl FlushProgress {
         }
     }
 
-    /// Bytes of memory it needs, about, with its place among others.
+    /// Returns its approximate memory use, including its entry among the remembered chunks.
     fn footprint(&self) -> usize {
         let target = size_of::<TargetProgress>() + size_of::<AckTracker>();
         4 * size_of::<ChunkId>()
@@ -496,7 +498,7 @@ impl FlushProgress {
             + target * self.targets.len()
     }
 
-    /// Whether nothing of it is on its way.
+    /// Returns whether nothing of it is in flight.
     fn is_complete(&self) -> bool {
         self.targets
             .iter()
@@ -504,14 +506,14 @@ impl FlushProgress {
     }
 }
 
-/// What of a chunk goes through one sender, which lets it.
+/// The parts of a chunk for one sender that admits them.
 struct Waiting {
     circuit: Arc<Circuit>,
     permit: CircuitPermit,
     parts: Vec<(Arc<str>, Part)>,
 }
 
-/// The same, when it is known what the target takes.
+/// The same, once the target's shape is known.
 struct Load {
     sender: String,
     circuit: Arc<Circuit>,

@@ -1,8 +1,8 @@
-//! What an instance may hold in memory, and who holds it.
+//! The memory of an instance: how much it may hold, and what holds it.
 //!
-//! Memory is reserved before anything is written into it, by a bound of what that can be; what turns out not to be
-//! needed is given back at once. What is left of the reservation lives as long as the bytes it is for: it is
-//! owned by them ([`Share::of`]), so that it cannot be forgotten, wherever they go.
+//! Memory is reserved before anything is written into it, by an upper bound of its size; what turns out not to be
+//! needed is released at once. The rest of the reservation lives as long as the bytes it is for: they own it
+//! ([`Share::of`]), so that it is released exactly when they are dropped.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::buffers;
 
-/// Memory is counted in units of so many bytes.
+/// The unit in which memory is counted, in bytes.
 pub(super) const UNIT: usize = 1024;
 
-/// All of it. Whoever asks first is given first.
+/// The memory of one instance. Reservations are granted in order of request.
 #[derive(Debug)]
 pub(super) struct Memory {
     free: Arc<Semaphore>,
@@ -22,7 +22,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// `limit` bytes.
+    /// Creates a limit of `limit` bytes.
     pub(super) fn new(limit: usize) -> Memory {
         let units = limit / UNIT;
         Memory {
@@ -31,7 +31,8 @@ impl Memory {
         }
     }
 
-    /// Reserves `bytes`, as soon as they are free. A request above the limit waits for all of it, and goes alone.
+    /// Reserves `bytes` as soon as they are free. A request above the limit waits for all memory, and is then the only
+    /// one.
     pub(super) async fn reserve(&self, bytes: usize) -> Share {
         let units = bytes.div_ceil(UNIT).min(self.units);
         let units = u32::try_from(units).unwrap_or(u32::MAX);
@@ -39,25 +40,25 @@ impl Memory {
         Share(reserved.expect("the semaphore is never closed"))
     }
 
-    /// Bytes that are held.
+    /// Returns the number of bytes reserved.
     pub(super) fn held(&self) -> usize {
         (self.units - self.free.available_permits()) * UNIT
     }
 }
 
-/// Memory that somebody holds. It is given back when this is dropped.
+/// A reservation of memory, released on drop.
 #[derive(Debug)]
 pub(super) struct Share(OwnedSemaphorePermit);
 
 impl Share {
-    /// Takes a part of so many bytes out of it; all of it where it has less.
+    /// Splits off `bytes` of the reservation, or all of it if it has less.
     pub(super) fn part(&mut self, bytes: usize) -> Share {
         let units = bytes.div_ceil(UNIT).min(self.0.num_permits());
         Share(self.0.split(units).expect("it has as many"))
     }
 
-    /// Bytes that hold a part of it for as long as a clone or a slice of them exists: what they take themselves, and
-    /// `beside` more.
+    /// Returns the bytes with a part of the reservation, which is held for as long as a clone or a slice of them
+    /// exists. It covers their own size and `beside` more.
     pub(super) fn of(&mut self, bytes: Vec<u8>, beside: usize) -> Bytes {
         let share = self.part(bytes.capacity() + beside);
         buffers::share_with(bytes, share)
@@ -70,7 +71,7 @@ mod tests {
     use futures::FutureExt as _;
 
     #[test]
-    fn what_is_reserved_lives_as_long_as_the_bytes_it_is_for() {
+    fn a_reservation_lives_as_long_as_its_bytes() {
         let memory = Memory::new(100 * UNIT);
         let mut share = memory.reserve(60 * UNIT + 1).now_or_never().expect("room");
         assert_eq!(memory.held(), 61 * UNIT);
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_more_than_all_goes_alone() {
+    fn a_reservation_above_the_limit_waits_for_all_memory() {
         let memory = Memory::new(100 * UNIT);
         let mut large = memory.reserve(1_000 * UNIT).now_or_never().expect("room");
         assert_eq!(memory.held(), 100 * UNIT);

@@ -1,10 +1,11 @@
-//! The way of a chunk: admit, decode and encode, batch, send, settle.
+//! The delivery of chunks: admit, decode, encode, batch, send, settle.
 //!
-//! *Direct*: a flush is answered OK when each of its pieces is acknowledged by the destination or kept as a
-//! dead letter, and RETRY otherwise: at once where a target takes nothing ([`circuit`]), since the host's
-//! worker that waits is one that the healthy targets need. Pieces of several flushes share requests.
-//! *Spooled*: a flush is answered OK when its chunk is synced into the spool; the [`spooled`] feed does the
-//! rest in its own time. Requests are formed and sent by a [`sender`] for each target.
+//! *Direct mode* answers a flush with OK once each of its pieces is acknowledged by the destination or kept as a dead
+//! letter, and with RETRY otherwise. It answers RETRY at once while a target is unavailable ([`circuit`]), because the
+//! healthy targets need the host's worker that would wait. Pieces of several flushes share requests.
+//!
+//! *Spooled mode* answers a flush with OK once its chunk is synced into the spool, and the [`spooled`] feed delivers it
+//! from there. In both modes a [`sender`] for each target forms and sends the requests.
 
 use std::sync::Arc;
 
@@ -57,7 +58,7 @@ mod spooled;
 mod waiting;
 mod worker;
 
-/// One output's delivery. Cheap to share.
+/// The delivery of one output. Cheap to share.
 pub struct Pipeline {
     context: Arc<Context>,
     letters: Arc<Letters>,
@@ -67,8 +68,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Puts an instance together. Nothing runs before the first flush. `identity` tells the objects that it makes without
-    /// a spool from those of others.
+    /// Creates the pipeline of an instance. Nothing runs before the first flush. `identity` distinguishes the objects
+    /// it creates without a spool from those of other senders.
     pub fn new(
         config: Config,
         sink: Arc<dyn Sink>,
@@ -107,8 +108,8 @@ impl Pipeline {
         }
     }
 
-    /// Puts a spool between the host and the destination, and begins to deliver what is in it. The task
-    /// ends after [`Pipeline::drain`], when everything is delivered.
+    /// Puts a spool between the host and the destination and starts delivering its contents. After [`Pipeline::drain`]
+    /// the task ends once everything is delivered.
     pub fn feed_from(
         &self,
         spool: Arc<Spool>,
@@ -122,7 +123,7 @@ impl Pipeline {
             log.write(
                 Level::Info,
                 &format!(
-                    "{} chunks of an earlier run are in the spool and are delivered now",
+                    "{} chunks of an earlier run are in the spool; delivering them now",
                     recovered.unfinished
                 ),
             );
@@ -140,14 +141,13 @@ impl Pipeline {
         tokio::spawn(feed.run())
     }
 
-    /// Seals what is open and sends what waits to be filled.
+    /// Starts the shutdown: open objects are sealed, and partly filled requests are sent.
     pub fn drain(&self) {
         self.context.draining.send_replace(true);
     }
 
-    /// Takes a chunk as the host hands it over, and gives the host's answer: in direct mode within
-    /// `flush_deadline`; in spooled mode when the disk has answered. Every clone of `data` is gone when it
-    /// returns.
+    /// Accepts a chunk from the host and returns the host's answer: in direct mode within `flush_deadline`, in spooled
+    /// mode once the disk has answered. Every clone of `data` is gone when this returns.
     pub async fn flush(&self, tag: &[u8], data: Bytes) -> Verdict {
         if let Some(intake) = self.senders.intake() {
             return intake.keep(tag, data).await;
@@ -162,51 +162,52 @@ impl Pipeline {
         verdict
     }
 
-    /// Whether a flush waits for the destination, and not only for the disk.
+    /// Returns whether a flush waits for the destination rather than only for the disk.
     pub fn is_direct(&self) -> bool {
         self.senders.intake().is_none()
     }
 
-    /// In direct mode: from `then` on each flush answers RETRY, those that wait and those that come.
+    /// Makes every flush answer RETRY from `then` on, in direct mode: those that are waiting and those that follow.
     pub fn end_flushes(&self, then: Instant) {
         self.direct.end_flushes(then);
     }
 
-    /// Says that the whole host waits while a flush waits.
+    /// Logs that a flush blocks the whole host while it waits.
     pub fn log_engine_thread(&self) {
         self.context.log.write(
             Level::Warn,
             "flush runs on the host's engine thread: while it waits for the destination, inputs, timers and \
-             other outputs wait too. Set 'Workers 2' in this [OUTPUT], in Fluent Bit 2.1.8 or later",
+             other outputs wait too. Set 'Workers 2' in this [OUTPUT] (Fluent Bit 2.1.8 or later)",
         );
     }
 
-    /// Where this instance's figures are counted.
+    /// Returns the metrics of this instance.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.context.metrics
     }
 
-    /// The figures as they stand now. Asks no disk and waits for nobody.
+    /// Returns the current metric values. Does no I/O and does not wait.
     pub fn figures(&self) -> Vec<Figure> {
         report::figures(self)
     }
 
-    /// What was done so far and what stays, in a line that fits a screen.
+    /// Returns the totals so far and what remains undelivered, in a line that fits a screen.
     pub fn summary(&self) -> String {
         report::summary(self)
     }
 
-    /// What else was done so far, in a line.
+    /// Returns further totals, in one line.
     pub fn details(&self) -> String {
         report::details(self)
     }
 
-    /// Looks into the dead-letter folder, from which a person may have taken something.
+    /// Refreshes the usage of the dead-letter folder, from which somebody may have removed files.
     pub fn check_letters(&self) {
         self.letters.refresh_usage();
     }
 
-    /// Sees to it that a restart would find what was accepted, and says what is the matter. To be called about once a second.
+    /// Makes sure that a restart would find every accepted chunk, and logs problems of the spool. Call it about once a
+    /// second.
     pub fn check_spool(&self) {
         if let Some(intake) = self.senders.intake() {
             intake.check();

@@ -1,20 +1,20 @@
-//! How much of `memory_limit` each of several targets may hold.
+//! The share of `memory_limit` that each of several targets may hold.
 //!
-//! A target gets half of what the others leave, so that none takes all and one alone gets most of it. One that throttles,
-//! or fails, is *slow*: what it holds would stay for long, so all slow targets together get a quarter. What is beyond a
-//! target's quota waits as references to the spool ([`super::deferred`]).
+//! A target may hold half of what the others leave, so that no target holds everything and a single one gets most of
+//! it. A target that throttles or fails is *slow*: its pieces would stay long, so all slow targets together may hold a
+//! quarter. Pieces beyond a target's quota wait as references to the spool ([`super::deferred`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::codec::STEP_BYTES;
 
-/// The part of `memory_limit` that a target which holds nothing gets in any case, as long as there is memory.
+/// The fraction of `memory_limit` that a target which holds nothing always gets, as long as there is memory.
 const MIN_SHARE: usize = 128;
-/// The part of what all targets may hold that is for slow ones.
+/// The fraction of the shared memory that slow targets may hold together.
 const SLOW_SHARE: usize = 4;
 
-/// The bytes of one target's pieces that are not settled, and its share.
+/// The bytes of one target's unsettled pieces, and its quota.
 #[derive(Debug, Default)]
 pub struct Quota {
     own: AtomicUsize,
@@ -22,7 +22,7 @@ pub struct Quota {
     all: Arc<Totals>,
 }
 
-/// The same for all targets together.
+/// The totals of all targets.
 #[derive(Debug, Default)]
 struct Totals {
     bytes: AtomicUsize,
@@ -30,7 +30,7 @@ struct Totals {
 }
 
 impl Quota {
-    /// The quota of one more target, which holds nothing yet.
+    /// Returns the quota of a further target, which holds nothing yet.
     pub fn beside(&self) -> Quota {
         Quota {
             own: AtomicUsize::new(0),
@@ -58,8 +58,8 @@ impl Quota {
         }
     }
 
-    /// The bytes that the target may hold, of a `memory_limit` of `limit` bytes. The other targets are about to get
-    /// `planned` bytes.
+    /// Returns the number of bytes the target may hold, with a `memory_limit` of `limit` bytes, while the other targets
+    /// are about to get `planned` bytes.
     fn most(&self, limit: usize, planned: usize) -> usize {
         let all = shared(limit);
         if self.slow.load(Ordering::Acquire) {
@@ -70,7 +70,8 @@ impl Quota {
         all.saturating_sub(others + planned) / 2
     }
 
-    /// The bytes that the target may get now. Not 0: at least one line, whatever its size.
+    /// Returns the number of bytes the target may get now. If this is not 0, at least one line may be sent, whatever
+    /// its size.
     pub(super) fn room(&self, limit: usize, planned: usize) -> usize {
         let own = self.own.load(Ordering::Acquire);
         let room = self.most(limit, planned).saturating_sub(own);
@@ -82,8 +83,8 @@ impl Quota {
         }
     }
 
-    /// Whether events that were deferred may be read again: the target is down to half of what it may hold, so that a
-    /// chunk is read for more than a few lines.
+    /// Returns whether deferred events may be read again: only once the target is down to half of its quota, so that a
+    /// chunk is not read for just a few lines.
     pub(super) fn may_load(&self, limit: usize) -> bool {
         match self.own.load(Ordering::Acquire) {
             0 => self.room(limit, 0) > 0,
@@ -91,18 +92,18 @@ impl Quota {
         }
     }
 
-    /// Whether the target is slow and holds more than its share.
+    /// Returns whether the target is slow and holds more than its quota.
     pub(super) fn is_over(&self, limit: usize) -> bool {
         self.slow.load(Ordering::Acquire) && self.own.load(Ordering::Acquire) > self.most(limit, 0)
     }
 }
 
-/// What lines weigh in memory as pieces of a target's requests.
+/// The memory that lines take as pieces of a target's requests.
 pub(super) mod weight {
     use crate::delivery::cut::{LINE_NUMBER_BYTES, PIECE_BYTES};
     use crate::sink::Shape;
 
-    /// The bytes of lines that end at `ends`, about.
+    /// Returns the approximate size of lines that end at `ends`.
     pub(in crate::delivery) fn of(ends: &[usize], shape: &Shape) -> usize {
         let bytes = ends.last().copied().unwrap_or(0);
         let by_lines = ends.len() / shape.limits.record_lines.max(1) as usize;
@@ -110,7 +111,7 @@ pub(super) mod weight {
         bytes + ends.len() * LINE_NUMBER_BYTES + pieces * PIECE_BYTES
     }
 
-    /// How many of the lines weigh at most `room`; at least one, unless that is 0.
+    /// Returns the number of lines that fit into `room`: at least one, unless `room` is 0.
     pub(in crate::delivery) fn fitting(ends: &[usize], shape: &Shape, room: usize) -> usize {
         if room == 0 {
             return 0;
@@ -133,7 +134,7 @@ impl Drop for Quota {
     }
 }
 
-/// The bytes that all targets together may hold: a step of reading needs the rest.
+/// Returns the bytes that all targets together may hold: the rest is reserved for reading a step.
 fn shared(limit: usize) -> usize {
     limit.saturating_sub(STEP_BYTES / 4 * 5).max(limit / 4)
 }
@@ -145,7 +146,7 @@ mod tests {
     const LIMIT: usize = 64 << 20;
 
     #[test]
-    fn each_target_gets_half_of_what_the_others_leave() {
+    fn each_target_may_hold_half_of_what_the_others_leave() {
         let all = shared(LIMIT);
         let first = Quota::default();
         let second = first.beside();
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_targets_together_get_a_quarter_however_many_they_are() {
+    fn slow_targets_together_hold_at_most_a_quarter() {
         let (healthy, all) = (Quota::default(), shared(LIMIT));
         let slow: Vec<_> = (0..300).map(|_| healthy.beside()).collect();
         for quota in &slow {
@@ -167,7 +168,7 @@ mod tests {
             quota.set_slow(true);
         }
         assert!(slow[0].is_over(LIMIT), "it was there first");
-        // As it gives back what is too much.
+        // Give back what exceeds the quota.
         for quota in &slow {
             while quota.is_over(LIMIT) {
                 quota.remove(1024.min(quota.own.load(Ordering::Acquire)));
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_holds_nothing_gets_something_while_there_is_memory() {
+    fn an_idle_target_gets_a_minimum_while_there_is_memory() {
         let hog = Quota::default();
         hog.add(shared(LIMIT) - LIMIT / MIN_SHARE);
         let other = hog.beside();

@@ -1,4 +1,4 @@
-//! When to try again, and how much at once. Pure: time and randomness are arguments.
+//! Retry policy: when to try again, and the circuit breaker. Pure: time and randomness are arguments.
 
 use std::time::{Duration, Instant};
 
@@ -6,68 +6,69 @@ use rand::Rng;
 
 use crate::sink::Class;
 
-/// The first wait is at most this long …
+/// The upper limit of the first wait …
 const BASE: Duration = Duration::from_millis(200);
-/// … and no wait is longer than this.
+/// … and of every wait.
 const CAP: Duration = Duration::from_secs(10);
-/// What a person has to mend is tried less often from the start …
+/// The same for faults that somebody has to fix: retried less often from the start …
 const HELD_BASE: Duration = Duration::from_secs(1);
-/// … and at least so often, that data goes on soon after it is mended.
+/// … but often enough that delivery resumes soon after the fix.
 const HELD_CAP: Duration = Duration::from_secs(30);
 
-/// How long to wait after the `attempts`-th failure in a row (from 1): random between half of and the
-/// whole of a limit that doubles, so that many senders do not come back together.
+/// Returns the wait after the `attempts`-th failure in a row (from 1): random between half of and the whole of a limit
+/// that doubles, so that many senders do not retry in step.
 pub(super) fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Duration {
     let doublings = 1 << attempts.saturating_sub(1).min(16);
     let limit = match class {
         Class::Throttle | Class::Transient => (BASE * doublings).min(CAP),
         Class::Credentials | Class::Configuration => (HELD_BASE * doublings).min(HELD_CAP),
-        // The remedy (another split) is at hand: nothing gets better by waiting.
+        // The request is split differently: waiting would not help.
         Class::Record | Class::TooLarge => Duration::ZERO,
     };
     rng.random_range(limit / 2..=limit)
 }
 
-/// What a [`Breaker`] says to one who wants to send a request.
+/// The answer of a [`Breaker`] to a request that is about to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// Send it.
+    /// The request may be sent.
     Go,
-    /// Send it: it is the one that finds out whether the destination is back.
+    /// The request may be sent as the probe that finds out whether the destination has recovered.
     Probe,
-    /// Do not, and ask again at this time, or when an answer came. `None`: a probe is on its way, and
-    /// its answer decides.
+    /// The request has to wait: ask again at this time, or when an answer arrives. `None` if a probe is in flight,
+    /// whose answer decides.
     Wait(Option<Instant>),
 }
 
-/// Keeps requests from a destination that takes none, and finds out with one at a time when it does
-/// again.
+/// A circuit breaker: holds requests back from a destination that accepts none, and probes with one at a time until it
+/// recovers.
 ///
-/// Each request that was let go, before it opened or since, reports how it ended, with the admit it had:
-/// [`succeeded`](Self::succeeded), [`failed`](Self::failed) or [`abandoned`](Self::abandoned). Any
-/// answer may let those who wait go, or let them wait until another time: they ask again.
+/// Each admitted request, whether sent before the breaker opened or since, reports its outcome with its admission:
+/// [`succeeded`](Self::succeeded), [`failed`](Self::failed) or [`abandoned`](Self::abandoned). Any report may change
+/// the answer for waiting requests, which then ask again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Breaker {
-    /// In a row, while it is closed.
+    /// Failures in a row while closed.
     failures: u32,
     open: Option<Open>,
-    /// A probe has not reported yet. It is the only one even if the breaker closed and opened meanwhile.
+    /// Whether a probe has not reported yet. It remains the only probe even if the breaker has closed and opened
+    /// meanwhile.
     probing: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Open {
-    /// Waits so far, this one included.
+    /// The number of waits so far, including this one.
     waits: u32,
     wait: Duration,
     next_probe: Instant,
 }
 
 impl Breaker {
-    /// So many requests fail as a whole, one after the other, before it opens.
+    /// The number of requests that have to fail as a whole, in a row, before it opens.
     const FAILURES: u32 = 5;
 
-    /// Whether a request may be sent now.
+    /// Returns whether a request may be sent now.
     pub(super) fn admit(&mut self, now: Instant) -> Admission {
         let Some(open) = &mut self.open else {
             return Admission::Go;
@@ -79,25 +80,26 @@ impl Breaker {
             return Admission::Wait(Some(open.next_probe));
         }
         self.probing = true;
-        // For the case that this one never answers.
+        // In case this probe never answers.
         open.next_probe = now + open.wait;
         Admission::Probe
     }
 
-    /// A request was taken, if only in part: the destination lives. Says whether this closed it.
-    pub(super) fn succeeded(&mut self, admit: Admission) -> bool {
-        self.reported(admit);
+    /// Reports a request that was accepted, even if only in part: the destination works. Returns whether this closed
+    /// the breaker.
+    pub(super) fn succeeded(&mut self, admission: Admission) -> bool {
+        self.reported(admission);
         self.failures = 0;
         self.open.take().is_some()
     }
 
-    /// A request failed as a whole, for this reason. Says whether this opened it.
+    /// Reports a request that failed as a whole, for this reason. Returns whether this opened the breaker.
     ///
-    /// Only what says that the destination can take nothing counts. One that asks for less, or that
-    /// minds what is in the request, lives: that closes the breaker as a success does.
+    /// Only faults by which the destination can accept nothing count. A destination that throttles or objects to the
+    /// contents of a request works: that closes the breaker, as a success does.
     pub(super) fn failed(
         &mut self,
-        admit: Admission,
+        admission: Admission,
         class: Class,
         now: Instant,
         rng: &mut impl Rng,
@@ -105,14 +107,14 @@ impl Breaker {
         match class {
             Class::Transient | Class::Credentials | Class::Configuration => {}
             Class::Throttle | Class::Record | Class::TooLarge => {
-                self.succeeded(admit);
+                self.succeeded(admission);
                 return false;
             }
         }
-        self.reported(admit);
+        self.reported(admission);
         let waits = match &self.open {
-            // What was sent before it opened says nothing new.
-            Some(_) if admit != Admission::Probe => return false,
+            // Requests sent before it opened tell nothing new.
+            Some(_) if admission != Admission::Probe => return false,
             Some(open) => open.waits.saturating_add(1),
             None => {
                 self.failures += 1;
@@ -125,44 +127,44 @@ impl Breaker {
         self.hold(waits, class, now, rng)
     }
 
-    /// Nothing was taken for too long, although no or few requests failed: opens it, for this reason. Says
-    /// whether it did.
+    /// Opens the breaker for this reason, because nothing was accepted for too long although few or no requests failed.
+    /// Returns whether it was closed.
     pub(super) fn trip(&mut self, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
         self.open.is_none() && self.hold(1, class, now, rng)
     }
 
-    /// Whether [`admit`](Self::admit) would say no more than to wait. Asks for nothing.
+    /// Returns whether [`admit`](Self::admit) would make a request wait, without admitting one.
     pub(super) fn is_blocking(&self, now: Instant) -> bool {
         self.open
             .as_ref()
             .is_some_and(|open| self.probing || now < open.next_probe)
     }
 
-    /// When the next probe may be sent. `None`: it is closed, or a probe is on its way.
+    /// Returns when the next probe may be sent. `None` if the breaker is closed or a probe is in flight.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         let open = self.open.as_ref().filter(|_| !self.probing)?;
         Some(open.next_probe)
     }
 
-    /// There is reason to believe that the destination is back: the next probe may be sent at once.
+    /// Lets the next probe go at once: there is reason to believe that the destination has recovered.
     pub(super) fn hurry(&mut self, now: Instant) {
         if let Some(open) = &mut self.open {
             open.next_probe = open.next_probe.min(now);
         }
     }
 
-    /// A request ended without an answer, by a panic, or was not sent after all. After a probe, the next
-    /// one follows when as much time has passed as before it.
-    pub(super) fn abandoned(&mut self, admit: Admission) {
-        self.reported(admit);
+    /// Reports a request that ended without an answer, by a panic, or was not sent after all. If it was a probe, the
+    /// next one follows after the same wait as before it.
+    pub(super) fn abandoned(&mut self, admission: Admission) {
+        self.reported(admission);
     }
 
-    /// Whether requests are being kept back.
+    /// Returns whether requests are held back.
     pub(super) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    /// Opens it, or keeps it open, for the wait of this number. Says whether it was closed.
+    /// Opens the breaker or keeps it open, for the wait with this number. Returns whether it was closed.
     fn hold(&mut self, waits: u32, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
         let wait = backoff(class, waits, rng);
         let before = self.open.replace(Open {
@@ -173,8 +175,8 @@ impl Breaker {
         before.is_none()
     }
 
-    fn reported(&mut self, admit: Admission) {
-        self.probing &= admit != Admission::Probe;
+    fn reported(&mut self, admission: Admission) {
+        self.probing &= admission != Admission::Probe;
     }
 }
 
@@ -212,14 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_must_mend_is_not_hammered_and_what_we_can_mend_does_not_wait() {
+    fn faults_that_need_a_person_are_retried_slowly_and_those_with_a_remedy_at_once() {
         let mut rng = StdRng::seed_from_u64(1);
         assert!(backoff(Class::Configuration, 1, &mut rng) >= HELD_BASE / 2);
         assert!(backoff(Class::Credentials, 1_000, &mut rng) <= HELD_CAP);
         assert_eq!(backoff(Class::TooLarge, 3, &mut rng), Duration::ZERO);
     }
 
-    /// What a request reports.
+    /// The report of a request.
     #[derive(Clone, Copy, Debug)]
     enum Report {
         Success,
@@ -238,19 +240,19 @@ mod tests {
         Class::TooLarge,
     ];
 
-    /// Reports, and gives whether that opened or closed the breaker as it says.
+    /// Reports, and returns what the breaker returns: whether it closed or opened.
     fn report(
         breaker: &mut Breaker,
-        admit: Admission,
+        admission: Admission,
         report: Report,
         now: Instant,
         rng: &mut StdRng,
     ) -> bool {
         match report {
-            Success => breaker.succeeded(admit),
-            Failure(class) => breaker.failed(admit, class, now, rng),
+            Success => breaker.succeeded(admission),
+            Failure(class) => breaker.failed(admission, class, now, rng),
             Nothing => {
-                breaker.abandoned(admit);
+                breaker.abandoned(admission);
                 false
             }
         }
@@ -266,7 +268,7 @@ mod tests {
         breaker
     }
 
-    /// The time a breaker that is open and has no probe out waits for.
+    /// The time until which an open breaker without a probe in flight waits.
     #[track_caller]
     fn next_probe(breaker: &mut Breaker, now: Instant) -> Instant {
         match breaker.admit(now) {
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn five_failures_in_a_row_of_a_destination_that_takes_nothing_open_it() {
+    fn five_requests_in_a_row_that_deliver_nothing_open_it() {
         const DOWN: Report = Failure(Class::Transient);
         let cases: [(&str, Vec<Report>, Option<usize>); 8] = [
             ("five", vec![DOWN; 9], Some(5)),
@@ -307,7 +309,7 @@ mod tests {
                 Some(6),
             ),
             (
-                "one that asks for less lives",
+                "throttling is a sign of life",
                 [
                     vec![DOWN; 4],
                     vec![Failure(Class::Throttle); 9],
@@ -317,12 +319,12 @@ mod tests {
                 None,
             ),
             (
-                "one that minds a record lives",
+                "refusing a record is a sign of life",
                 [vec![DOWN; 4], vec![Failure(Class::Record)], vec![DOWN; 4]].concat(),
                 None,
             ),
             (
-                "one that minds the size lives",
+                "refusing the size is a sign of life",
                 [vec![DOWN; 4], vec![Failure(Class::TooLarge)], vec![DOWN; 4]].concat(),
                 None,
             ),
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_go_one_at_a_time_and_ever_less_often_down_to_a_floor() {
+    fn probes_go_one_at_a_time_with_growing_waits_up_to_a_cap() {
         let transient = [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000, 10_000];
         let held = [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000];
         for (class, limits) in [
@@ -373,7 +375,7 @@ mod tests {
                 assert_eq!(
                     breaker.admit(now),
                     Admission::Wait(None),
-                    "it may take long"
+                    "the probe may take long"
                 );
                 assert!(!breaker.failed(Admission::Probe, class, now, &mut rng));
             }
@@ -396,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn any_sign_of_life_closes_it_and_the_next_outage_begins_anew() {
+    fn any_response_closes_it_and_the_next_outage_starts_over() {
         let alive = [
             (Admission::Probe, Success),
             (Admission::Go, Success),
@@ -405,7 +407,7 @@ mod tests {
             (Admission::Probe, Failure(Class::Record)),
             (Admission::Probe, Failure(Class::TooLarge)),
         ];
-        for (admit, what) in alive {
+        for (admission, what) in alive {
             let mut rng = StdRng::seed_from_u64(1);
             let mut now = Instant::now();
             let mut breaker = opened(Class::Transient, now, &mut rng);
@@ -416,33 +418,33 @@ mod tests {
             }
             now = next_probe(&mut breaker, now);
             assert_eq!(breaker.admit(now), Admission::Probe);
-            let says_closed = report(&mut breaker, admit, what, now, &mut rng);
+            let says_closed = report(&mut breaker, admission, what, now, &mut rng);
             assert_eq!(
                 says_closed,
                 matches!(what, Success),
-                "{admit:?} {what:?}: a failure never says that it opened it"
+                "{admission:?} {what:?}: a failure must not report that it opened the breaker"
             );
-            assert!(!breaker.is_open(), "{admit:?} {what:?}");
+            assert!(!breaker.is_open(), "{admission:?} {what:?}");
             assert!(!breaker.succeeded(Admission::Go), "closed once");
-            if admit != Admission::Probe {
+            if admission != Admission::Probe {
                 breaker.succeeded(Admission::Probe);
             }
             assert_eq!(
                 breaker,
                 Breaker::default(),
-                "{admit:?} {what:?}: nothing is remembered"
+                "{admission:?} {what:?}: nothing is remembered"
             );
         }
     }
 
     #[test]
-    fn requests_from_before_it_opened_do_not_pass_for_the_probe() {
+    fn requests_sent_before_it_opened_do_not_count_as_the_probe() {
         let mut rng = StdRng::seed_from_u64(1);
         let now = Instant::now();
         let mut breaker = opened(Class::Transient, now, &mut rng);
         let waiting = breaker.clone();
         assert!(!breaker.failed(Admission::Go, Class::Configuration, now, &mut rng));
-        assert_eq!(breaker, waiting, "nor do they make the wait longer");
+        assert_eq!(breaker, waiting, "they do not extend the wait either");
 
         let now = next_probe(&mut breaker, now);
         assert_eq!(breaker.admit(now), Admission::Probe);
@@ -452,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_is_the_only_one_even_when_it_outlasts_a_good_time() {
+    fn only_one_probe_is_in_flight_even_if_the_breaker_closed_meanwhile() {
         let mut rng = StdRng::seed_from_u64(1);
         let now = Instant::now();
         let mut breaker = opened(Class::Transient, now, &mut rng);
@@ -471,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_probe_without_an_answer_the_next_one_follows_and_not_at_once() {
+    fn after_an_abandoned_probe_the_next_follows_but_not_at_once() {
         let mut rng = StdRng::seed_from_u64(1);
         let opened_at = Instant::now();
         let mut breaker = opened(Class::Transient, opened_at, &mut rng);
@@ -484,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_takes_nothing_for_too_long_is_opened_and_then_probed_as_after_failures() {
+    fn a_tripped_breaker_is_probed_like_one_opened_by_failures() {
         let mut rng = StdRng::seed_from_u64(1);
         let now = Instant::now();
         let mut breaker = Breaker::default();
@@ -501,7 +503,7 @@ mod tests {
         assert_eq!(breaker.admit(until), Admission::Probe);
         assert!(
             breaker.is_blocking(until + HELD_CAP),
-            "while a probe is out"
+            "while a probe is in flight"
         );
         assert!(!breaker.failed(Admission::Go, Class::Transient, until, &mut rng));
         assert!(!breaker.failed(Admission::Probe, Class::Transient, until, &mut rng));
@@ -511,17 +513,17 @@ mod tests {
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
-        /// So many milliseconds pass.
+        /// This many milliseconds pass.
         Pass(u64),
         Ask,
-        /// Nothing was taken for too long.
+        /// Nothing was accepted for too long.
         Trip,
-        /// One of the requests that are out reports.
+        /// One of the requests in flight reports.
         Report(usize, Report),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        // Mostly failures: a breaker that is closed has little to show.
+        // Mostly failures: a closed breaker has little to test.
         let reports = prop_oneof![
             1 => Just(Success),
             1 => Just(Nothing),
@@ -540,8 +542,8 @@ mod tests {
     }
 
     proptest! {
-        /// Never two probes at once; open never lets anything else go; what it says to wait for comes
-        /// true; a success closes it; and only an answer to a probe changes when the next one goes.
+        /// There are never two probes at once; an open breaker admits nothing else; the wait it gives is right; a
+        /// success closes it; and only the answer to a probe changes when the next one goes.
         #[test]
         fn a_breaker_probes_alone_and_always_again(steps in steps(), seed in any::<u64>()) {
             let mut rng = StdRng::seed_from_u64(seed);
@@ -555,9 +557,9 @@ mod tests {
                         let open = breaker.is_open();
                         let probing = out.contains(&Admission::Probe);
                         let is_blocking = breaker.is_blocking(now);
-                        let admit = breaker.admit(now);
-                        prop_assert_eq!(is_blocking, matches!(admit, Admission::Wait(_)));
-                        match admit {
+                        let admission = breaker.admit(now);
+                        prop_assert_eq!(is_blocking, matches!(admission, Admission::Wait(_)));
+                        match admission {
                             Admission::Go => prop_assert!(!open),
                             Admission::Probe => prop_assert!(open && !probing),
                             Admission::Wait(None) => prop_assert!(open && probing),
@@ -567,8 +569,8 @@ mod tests {
                                 prop_assert_eq!(breaker.clone().admit(until), Admission::Probe);
                             }
                         }
-                        if matches!(admit, Admission::Go | Admission::Probe) {
-                            out.push(admit);
+                        if matches!(admission, Admission::Go | Admission::Probe) {
+                            out.push(admission);
                         }
                     }
                     Step::Trip => {
@@ -582,9 +584,9 @@ mod tests {
                         if out.is_empty() {
                             continue;
                         }
-                        let admit = out.swap_remove(which % out.len());
+                        let admission = out.swap_remove(which % out.len());
                         let before = breaker.clone();
-                        let said = report(&mut breaker, admit, what, now, &mut rng);
+                        let said = report(&mut breaker, admission, what, now, &mut rng);
                         let (was, is) = (before.is_open(), breaker.is_open());
                         match what {
                             Success => prop_assert!(!is && said == was),
@@ -592,19 +594,19 @@ mod tests {
                             Failure(_) => {
                                 prop_assert!(is || !was);
                                 prop_assert_eq!(said, is && !was);
-                                prop_assert!(!was || admit == Admission::Probe || breaker == before);
+                                prop_assert!(!was || admission == Admission::Probe || breaker == before);
                             }
                             Nothing => prop_assert_eq!(is, was),
                         }
                     }
                 }
             }
-            // Once everything that is out has failed, a probe goes, and its success ends it.
-            for admit in out {
-                breaker.failed(admit, Class::Transient, now, &mut rng);
+            // Once all requests in flight have failed, a probe goes, and its success closes the breaker.
+            for admission in out {
+                breaker.failed(admission, Class::Transient, now, &mut rng);
             }
             if let Admission::Wait(until) = breaker.admit(now) {
-                now = until.expect("no probe is out");
+                now = until.expect("no probe is in flight");
                 prop_assert_eq!(breaker.admit(now), Admission::Probe);
             }
             breaker.succeeded(Admission::Probe);

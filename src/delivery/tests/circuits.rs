@@ -410,7 +410,7 @@ async fn flushes_end_when_they_are_to_whatever_they_wait_for() {
     for flush in flushes {
         assert_eq!(flush.await.unwrap(), (Verdict::Retry, 3 * SECOND));
     }
-    assert!(bench.said("the host ends") && !bench.said("memory_limit is reached"));
+    assert!(bench.said("the host is stopping") && !bench.said("memory_limit is reached"));
     let calls = bench.sink.calls().len();
     let (verdict, took) = bench.begin("well", "b").await.unwrap();
     assert_eq!((verdict, took), (Verdict::Retry, Duration::ZERO));
