@@ -204,7 +204,7 @@ fn an_outage_of_the_store_holds_data_and_ends_by_itself() {
     let proxy = proxy();
     proxy.set_down(true).unwrap();
     let run = Run::start(&azure_output(proxy.url(), "f-outage"));
-    run.until_logged("one request at a time is tried");
+    run.until_logged("probing with one request at a time");
     proxy.set_down(false).unwrap();
     let log = run.finish();
     let report = azurite().report("f-outage", RECORDS);

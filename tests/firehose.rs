@@ -285,7 +285,7 @@ fn a_missing_stream_holds_data_and_logs_the_remedy() {
     assert_eq!(plugin.flush("app", &chunk(0..10)), Verdict::Retry);
     let log = plugin.log();
     assert!(
-        log.contains("ResourceNotFoundException") && log.contains("held back until this is mended"),
+        log.contains("ResourceNotFoundException") && log.contains("retrying until this is fixed"),
         "{log}"
     );
     fake.clear_faults();
@@ -307,7 +307,7 @@ fn a_fault_of_the_stream_or_a_proxy_holds_a_single_record_until_it_is_fixed() {
         assert_eq!(plugin.flush("app", &chunk(0..1)), Verdict::Retry, "{fault}");
         let log = plugin.log();
         assert!(
-            log.contains(words) && log.contains("held back until this is mended"),
+            log.contains(words) && log.contains("retrying until this is fixed"),
             "{fault}: {log}"
         );
         fake.clear_faults();

@@ -134,7 +134,7 @@ fn records_not_delivered_in_time_stay_in_the_spool_for_the_next_start() {
     let ledger = fake.report(Some(acknowledged));
     assert_eq!(ledger.missing, 0, "{ledger}\n{log}");
     assert!(
-        log.contains("were on their way when the last run ended"),
+        log.contains("were in flight when the last run ended"),
         "{log}"
     );
     assert!(log.contains("no chunk stays in the spool"), "{log}");

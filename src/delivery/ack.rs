@@ -1,4 +1,4 @@
-//! Acknowledgements: what is still on its way of a flush, a chunk or an object, and what the answer will be.
+//! Acknowledgements: what is still in flight of a flush, a chunk or an object, and the resulting answer.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,17 +14,17 @@ use crate::metrics::Sealed;
 use crate::sink::Fault;
 use crate::spool::{Content, Events, Seq};
 
-/// Tracks what is on its way of a flush that the host waits for, of a chunk of the spool, or of an object made of
-/// many chunks. It is complete when the last [`AckGuard`] is gone, and failed where one was dropped without being kept.
+/// Tracks what is in flight of a flush that the host waits for, of a chunk of the spool, or of an object made from many
+/// chunks. It completes when the last [`AckGuard`] is dropped, and fails if one was dropped without being kept.
 #[derive(Debug, Default)]
 pub struct AckTracker {
     tag: Arc<[u8]>,
     left: AtomicUsize,
     failed: AtomicBool,
     given_up: AtomicBool,
-    /// Events that are acknowledged or kept as dead letters, in this flush or an earlier one.
+    /// The events acknowledged or kept as dead letters, in this flush or an earlier one.
     settled: Arc<Mutex<EventSet>>,
-    /// How many events its chunk has, once that is known.
+    /// The number of events of its chunk, once known.
     events: AtomicU32,
     done: Notify,
     reports_to: Option<(Owner, mpsc::UnboundedSender<TrackerEvent>)>,
@@ -32,24 +32,24 @@ pub struct AckTracker {
     sealed: Option<Sealed>,
 }
 
-/// What is tracked.
+/// The thing that a tracker tracks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// A chunk of the spool, by its number there.
+    /// A chunk of the spool, by its sequence number.
     Chunk(u64),
-    /// Some events of a chunk that were deferred, by the number of the load.
+    /// Deferred events of a chunk that were read again.
     Deferred {
-        /// Which load.
+        /// The number of the load.
         load: u64,
-        /// Of which chunk.
+        /// The chunk.
         chunk: u64,
     },
-    /// An object, by the number of its batch.
+    /// An object, by its batch number.
     Object(u64),
 }
 
 impl Owner {
-    /// The chunk of the spool that its events are of.
+    /// Returns the chunk of the spool that its events belong to.
     pub fn chunk(&self) -> Option<u64> {
         match *self {
             Owner::Chunk(chunk) | Owner::Deferred { chunk, .. } => Some(chunk),
@@ -58,62 +58,62 @@ impl Owner {
     }
 }
 
-/// A tracker is complete.
+/// The completion of a tracker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completed {
-    /// Which.
+    /// The thing that was tracked.
     pub owner: Owner,
-    /// OK, or that some of it has to go again.
+    /// OK, or RETRY if some of it has to be sent again.
     pub verdict: Verdict,
 }
 
-/// The destination refused something for good.
+/// A permanent refusal by the destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Where it was on its way to.
+    /// The target of the refused request.
     pub target: Arc<str>,
-    /// What the destination said.
+    /// The destination's reason.
     pub fault: Arc<Fault>,
 }
 
-/// Reports of a tracker that nobody waits for.
+/// An event reported by a tracker that no flush waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TrackerEvent {
-    /// It has completed.
+    /// The tracker has completed.
     Completed(Completed),
-    /// The destination refused some of what it carries, and no dead letter of that can be kept now. It counts as
-    /// settled for the tracker; whoever hears this sees to it.
+    /// The destination refused some of its events, and their dead letters cannot be kept now. They count as settled for
+    /// the tracker; the receiver takes care of them.
     Refused {
-        /// Whose it is.
+        /// The thing that was tracked.
         owner: Owner,
-        /// Of a chunk: its events.
+        /// The events, if it is a chunk.
         events: Vec<u32>,
-        /// Why.
+        /// The refusal.
         refusal: Arc<Refusal>,
     },
-    /// Some of what it carries is not sent now, since its target takes nothing. It counts as settled for the tracker;
-    /// whoever hears this reads it again later.
+    /// Some of its events are not sent now, because their target is unavailable. They count as settled for the tracker;
+    /// the receiver reads them again later.
     Deferred {
         /// The chunk.
         chunk: u64,
-        /// Its events.
+        /// The events.
         events: Vec<u32>,
-        /// Where they go.
+        /// Their target.
         target: Arc<str>,
-        /// Nothing for that target is tried before then.
+        /// The time before which nothing is sent to that target.
         not_before: Option<Instant>,
     },
-    /// An object is not sent now, since its target takes nothing, and was certainly never put.
+    /// An object is not sent now, because its target is unavailable, and was certainly never stored.
     Unsent {
-        /// Its batch.
+        /// Its batch number.
         batch: u64,
-        /// Where it goes.
+        /// Its target.
         target: Arc<str>,
     },
 }
 
 impl AckTracker {
-    /// A flush of a chunk with `tag`, of which `settled` was settled before.
+    /// Creates the tracker of a flush of a chunk with `tag`, of which `settled` was settled before.
     pub fn new(tag: &[u8], settled: EventSet) -> AckTracker {
         AckTracker {
             tag: tag.into(),
@@ -122,7 +122,7 @@ impl AckTracker {
         }
     }
 
-    /// The same, of which every object is known by `token`.
+    /// The same, with `token` identifying each of its objects.
     pub fn of_objects(tag: &[u8], settled: EventSet, token: &str) -> AckTracker {
         AckTracker {
             token: Some(token.into()),
@@ -130,7 +130,7 @@ impl AckTracker {
         }
     }
 
-    /// A part of a flush, which completes by itself. What is settled of it is settled of the whole.
+    /// Creates a tracker for one target of a flush, which completes by itself and shares the settled events.
     pub fn target(&self) -> AckTracker {
         AckTracker {
             tag: Arc::clone(&self.tag),
@@ -140,8 +140,8 @@ impl AckTracker {
         }
     }
 
-    /// The same for a chunk of the spool, or for events of it that were deferred: nobody waits, `completed` is told instead.
-    /// Hold a guard ([`AckTracker::hold`]) until all others are made.
+    /// Creates the tracker of a chunk of the spool, or of deferred events of it. Nobody waits for it: its events are
+    /// sent to `completed`. Hold a guard ([`AckTracker::hold`]) until all others are created.
     pub fn of_chunk(
         tag: &[u8],
         settled: EventSet,
@@ -154,7 +154,7 @@ impl AckTracker {
         }
     }
 
-    /// The same for an object with its `token`, made of chunks of which the first has `tag`.
+    /// Creates the tracker of an object with its `token`, made from chunks of which the first has `tag`.
     pub fn of_object(
         tag: &[u8],
         token: &str,
@@ -170,18 +170,17 @@ impl AckTracker {
         }
     }
 
-    /// The chunk's tag.
+    /// Returns the chunk's tag.
     pub fn tag(&self) -> &Arc<[u8]> {
         &self.tag
     }
 
-    /// How many events the chunk has.
+    /// Sets the number of events of the chunk.
     pub fn has_events(&self, events: u32) {
         self.events.store(events, Ordering::Release);
     }
 
-    /// A guard for one more piece, which holds `events[range]`. All guards are made before the first
-    /// is settled.
+    /// Creates the guard of a piece that holds `events[range]`. All guards are created before the first is settled.
     pub fn guard(self: &Arc<Self>, events: &Arc<[u32]>, range: Range<usize>) -> AckGuard {
         self.left.fetch_add(1, Ordering::AcqRel);
         AckGuard {
@@ -194,12 +193,12 @@ impl AckTracker {
         }
     }
 
-    /// A guard for no event: while it lasts the tracker does not land.
+    /// Creates a guard without events: the tracker does not complete while it exists.
     pub fn hold(self: &Arc<Self>) -> AckGuard {
         self.guard(&Arc::default(), 0..0)
     }
 
-    /// These events need no piece any more.
+    /// Settles events that need no piece, or none any more.
     pub fn settle(&self, events: &[u32]) {
         let mut settled = self.settled.lock().expect("nothing panics with this lock");
         for event in events {
@@ -207,13 +206,13 @@ impl AckTracker {
         }
     }
 
-    /// The same for a set of them.
+    /// The same for a set of events.
     pub fn settle_all(&self, events: &EventSet) {
         let mut settled = self.settled.lock().expect("nothing panics with this lock");
         settled.unite(events);
     }
 
-    /// Waits until every guard is gone, and says what they amount to.
+    /// Waits until every guard is gone, and returns the verdict.
     pub async fn completed(&self) -> Verdict {
         while self.left.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
@@ -221,7 +220,7 @@ impl AckTracker {
         self.verdict()
     }
 
-    /// What the guards that are gone amount to.
+    /// Returns the verdict of the guards that are gone so far.
     pub fn verdict(&self) -> Verdict {
         if self.failed.load(Ordering::Acquire) {
             Verdict::Retry
@@ -230,23 +229,23 @@ impl AckTracker {
         }
     }
 
-    /// Bytes of memory that it needs, about.
+    /// Returns its approximate memory use.
     pub fn footprint(&self) -> usize {
         let settled = self.settled.lock().expect("nothing panics with this lock");
         size_of::<AckTracker>() + self.tag.len() + settled.footprint()
     }
 
-    /// Whether every guard is gone.
+    /// Returns whether every guard is gone.
     pub fn is_complete(&self) -> bool {
         self.left.load(Ordering::Acquire) == 0
     }
 
-    /// Nobody waits any more: what has not been sent yet need not be.
+    /// Marks the tracker as given up: nobody waits for it, so that its unsent pieces need not be sent.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
     }
 
-    /// Events that are settled so far.
+    /// Returns the events settled so far.
     pub fn settled(&self) -> EventSet {
         self.settled
             .lock()
@@ -255,8 +254,8 @@ impl AckTracker {
     }
 }
 
-/// One piece's part in a tracker. Dropped without [`AckGuard::keep`], for whatever reason, it makes the
-/// tracker fail (a flush answers RETRY): forgetting a piece cannot lose it.
+/// One piece's share in a tracker. If it is dropped without [`AckGuard::keep`], for whatever reason, the tracker fails
+/// (and its flush answers RETRY), so that a forgotten piece is never lost.
 #[derive(Debug)]
 pub struct AckGuard {
     tracker: Arc<AckTracker>,
@@ -268,55 +267,56 @@ pub struct AckGuard {
 }
 
 impl AckGuard {
-    /// The piece is safe: acknowledged, or kept as a dead letter.
+    /// Settles the piece: it is acknowledged, or kept as a dead letter.
     pub fn keep(mut self) {
         self.kept = true;
         self.tracker.settle(&self.events[self.range.clone()]);
     }
 
-    /// The piece was refused, and its dead letter cannot be kept now. Where a flush waits for it, that fails.
+    /// Reports that the piece was refused and its dead letter cannot be kept now. A flush that waits for it fails.
     pub fn refuse(mut self, refusal: &Arc<Refusal>) {
         let Some((owner, completed)) = &self.tracker.reports_to else {
             return;
         };
         let events = &self.events[self.range.clone()];
-        let heard = completed.send(TrackerEvent::Refused {
+        let sent = completed.send(TrackerEvent::Refused {
             owner: *owner,
             events: events.to_vec(),
             refusal: Arc::clone(refusal),
         });
         // Sent before completion, so that the receiver already knows what is missing.
-        if heard.is_ok() {
+        if sent.is_ok() {
             self.tracker.settle(events);
             self.kept = true;
         }
     }
 
-    /// The piece is not sent now, since `target` takes nothing: it gives its memory back. A flush that waits for it fails, and
-    /// so does an object, which is built again later. Nothing for the target is tried before `not_before`.
+    /// Reports that the piece is not sent now because `target` is unavailable, and releases its memory. A flush that
+    /// waits for it fails, and so does an object, which is rebuilt later. Nothing is sent to the target before
+    /// `not_before`.
     pub fn defer(mut self, target: &Arc<str>, not_before: Option<Instant>) {
         let Some((owner, completed)) = &self.tracker.reports_to else {
             return;
         };
         let Some(chunk) = owner.chunk() else { return };
         let events = &self.events[self.range.clone()];
-        let heard = completed.send(TrackerEvent::Deferred {
+        let sent = completed.send(TrackerEvent::Deferred {
             chunk,
             events: events.to_vec(),
             target: Arc::clone(target),
             not_before,
         });
         // Sent before completion, so that the receiver already knows what is missing.
-        if heard.is_ok() {
+        if sent.is_ok() {
             self.tracker.settle(events);
             self.kept = true;
         }
     }
 
-    /// The same for an object of which it is certain that it was never put.
+    /// The same for an object that was certainly never stored.
     pub fn defer_unsent(self, target: &Arc<str>, not_before: Option<Instant>) {
         if let Some((Owner::Object(batch), completed)) = &self.tracker.reports_to {
-            // Before completion, which then concerns nobody any more.
+            // Sent before completion, which is then ignored.
             let _ = completed.send(TrackerEvent::Unsent {
                 batch: *batch,
                 target: Arc::clone(target),
@@ -325,50 +325,50 @@ impl AckGuard {
         self.defer(target, not_before);
     }
 
-    /// Counts `bytes` as held by a target, until this is gone.
+    /// Charges `bytes` to a target's quota until the guard is gone.
     pub fn charge(&mut self, quota: &Arc<Quota>, bytes: usize) {
         quota.add(bytes);
         self.charged = Some((Arc::clone(quota), bytes));
     }
 
-    /// The piece goes to a target that shares its sender with others.
+    /// Sets the target, if it shares its sender with others.
     pub fn goes_to(&mut self, target: &Arc<str>) {
         self.target = Some(Arc::clone(target));
     }
 
-    /// Where that is, if somebody said so.
+    /// Returns the target, if it was set.
     pub fn target(&self) -> Option<&Arc<str>> {
         self.target.as_ref()
     }
 
-    /// A guard for no event of the same tracker, in its place: its events count as settled.
+    /// Replaces the guard by one without events: its events count as settled.
     pub fn into_hold(self) -> AckGuard {
         let hold = self.tracker.hold();
         self.keep();
         hold
     }
 
-    /// The tag of the chunk it came with.
+    /// Returns the tag of its chunk.
     pub fn tag(&self) -> &Arc<[u8]> {
         self.tracker.tag()
     }
 
-    /// What the object is known by that this is the guard of.
+    /// Returns the token of its object.
     pub fn token(&self) -> Option<Arc<str>> {
         self.tracker.token.clone()
     }
 
-    /// Why the object was sealed that this is the guard of.
+    /// Returns why its object was sealed.
     pub fn sealed(&self) -> Option<Sealed> {
         self.tracker.sealed
     }
 
-    /// Whether the flush has given up waiting.
+    /// Returns whether its flush has given up.
     pub fn is_stale(&self) -> bool {
         self.tracker.given_up.load(Ordering::Acquire)
     }
 
-    /// Of a chunk of the spool: its number there, the events this guard is for, and how many it has.
+    /// Returns, for a chunk of the spool, its sequence number, the guard's events, and the chunk's number of events.
     pub fn of_chunk(&self) -> Option<(u64, &[u32], u32)> {
         match self.tracker.reports_to {
             Some((owner, _)) => Some((
@@ -380,7 +380,7 @@ impl AckGuard {
         }
     }
 
-    /// Bytes of memory it needs, about.
+    /// Returns its approximate memory use.
     pub fn footprint(&self) -> usize {
         size_of::<AckGuard>() + size_of::<u32>() * self.range.len()
     }
@@ -396,7 +396,7 @@ impl Drop for AckGuard {
         }
         if self.tracker.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             if let Some((owner, completed)) = &self.tracker.reports_to {
-                // Nobody listens once we stop; then the spool keeps what is not settled.
+                // Nobody receives this once the output has stopped; the spool then keeps what is not settled.
                 let _ = completed.send(TrackerEvent::Completed(Completed {
                     owner: *owner,
                     verdict: self.tracker.verdict(),
@@ -407,7 +407,7 @@ impl Drop for AckGuard {
     }
 }
 
-/// What of the spool's chunks some guards hold, by chunk.
+/// Returns the events of the spool's chunks that some guards hold, by chunk.
 pub(super) fn contents<'t>(guards: impl Iterator<Item = &'t AckGuard>) -> Vec<Content> {
     let mut chunks: BTreeMap<Seq, (Vec<u32>, u32)> = BTreeMap::new();
     for (chunk, events, all) in guards.filter_map(AckGuard::of_chunk) {
@@ -428,12 +428,12 @@ pub(super) fn contents<'t>(guards: impl Iterator<Item = &'t AckGuard>) -> Vec<Co
     chunks.into_iter().map(content).collect()
 }
 
-/// The number of events in ranges.
+/// Returns the number of events in ranges.
 pub(super) fn count(runs: &[Range<u32>]) -> u64 {
     runs.iter().map(|run| u64::from(run.end - run.start)).sum()
 }
 
-/// Numbers in ascending order, as ranges.
+/// Groups ascending numbers into ranges.
 pub(super) fn ranges(sorted: &[u32]) -> Vec<Range<u32>> {
     let mut ranges: Vec<Range<u32>> = Vec::new();
     for &event in sorted {

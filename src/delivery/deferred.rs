@@ -1,7 +1,7 @@
-//! Events whose target takes nothing now, or has enough: they wait as references to their chunk in the spool.
+//! Deferred events: those whose target is unavailable or holds enough wait as references to their chunk in the spool.
 //!
-//! Each target has a queue of its own, in the order of the log. A reference costs some bytes, whatever the event's size;
-//! text is made again when the target takes it. Pure: time is an argument.
+//! Each target has a queue in the order of the log. A reference costs a few bytes, whatever the event's size; the text
+//! is encoded again when the target accepts it. Pure: time is an argument.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -12,45 +12,45 @@ use tokio::time::{Duration, Instant};
 use super::ack::count;
 use crate::spool::{Seq, merge};
 
-/// What a chunk in a queue needs beside the ranges of its events, about.
+/// The approximate overhead of a chunk in a queue, besides the ranges of its events.
 const CHUNK_BYTES: usize = 128;
-/// What a queue needs beside its chunks and its name, about.
+/// The approximate overhead of a queue, besides its chunks and its name.
 const QUEUE_BYTES: usize = 256;
-/// How long to wait when every chunk of a queue was tried and some could not be read.
+/// The wait after every chunk of a queue was tried and some could not be read.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(1);
 
 /// All deferred events of one output.
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
     targets: BTreeMap<Arc<str>, Queue>,
-    /// The targets in whose queues each chunk is.
+    /// The targets with events in each chunk.
     chunks: BTreeMap<Seq, Vec<Arc<str>>>,
     records: u64,
     bytes: usize,
-    /// The target that was served last.
+    /// The target served last.
     served: Option<Arc<str>>,
 }
 
-/// The events of one target.
+/// The deferred events of one target.
 #[derive(Debug, Default)]
 struct Queue {
     chunks: BTreeMap<Seq, Vec<Range<u32>>>,
-    /// Until then none of them is tried.
+    /// The time before which none of them is tried.
     not_before: Option<Instant>,
-    /// The last chunk that could not be read, while the ones behind it are tried.
+    /// The last chunk that could not be read, while those after it are tried.
     unreadable: Option<Seq>,
 }
 
-/// What is to be read again of a chunk.
+/// The events of a chunk to read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Load {
     pub(super) chunk: Seq,
-    /// The events of each target, the first of which is the one in whose turn it is read. Sorted, not touching.
+    /// The events of each target, the first of which is the one whose turn it is. Sorted, without adjacent ranges.
     pub(super) targets: Vec<(Arc<str>, Vec<Range<u32>>)>,
 }
 
 impl Load {
-    /// The events of all targets.
+    /// Returns the events of all targets.
     pub(super) fn events(&self) -> Vec<Range<u32>> {
         let mut all = Vec::new();
         for (_, events) in &self.targets {
@@ -60,7 +60,7 @@ impl Load {
         all
     }
 
-    /// The events of one target.
+    /// Returns the events of one target.
     pub(super) fn events_of(&self, target: &str) -> Option<&[Range<u32>]> {
         let found = self.targets.iter().find(|(name, _)| **name == *target);
         found.map(|(_, events)| &events[..])
@@ -68,7 +68,7 @@ impl Load {
 }
 
 impl Deferred {
-    /// Adds events of a chunk. They may touch those that are there.
+    /// Adds events of a chunk, which may be adjacent to those already present.
     pub(super) fn add(&mut self, target: &Arc<str>, chunk: Seq, events: &[Range<u32>]) {
         if count(events) == 0 {
             return;
@@ -90,7 +90,7 @@ impl Deferred {
         self.bytes += bytes(all);
     }
 
-    /// Takes the oldest chunk of a target, with its first events if they are more than `most`.
+    /// Takes the oldest chunk of a target, with at most its first `most` events.
     pub(super) fn take(&mut self, target: &str, most: u64, now: Instant) -> Option<Load> {
         let (target, queue) = self.targets.get_key_value(target)?;
         let from = match queue.unreadable {
@@ -116,7 +116,7 @@ impl Deferred {
         })
     }
 
-    /// Takes what waits of a chunk for other targets that are `served`, too: it is read once for all of them.
+    /// Also takes the events of the chunk for other targets that are `served`, so that it is read once for all of them.
     pub(super) fn take_beside(
         &mut self,
         load: &mut Load,
@@ -127,7 +127,7 @@ impl Deferred {
         targets.retain(|target| {
             let queue = self.targets.get(target);
             let is_due = queue.is_some_and(|queue| queue.not_before.is_none_or(|at| at <= now));
-            // What is left of a target whose first events were taken alone waits for these.
+            // The rest of a target whose first events were taken alone waits for these.
             is_due && load.events_of(target).is_none() && served(target)
         });
         for target in targets {
@@ -137,7 +137,7 @@ impl Deferred {
         }
     }
 
-    /// A chunk that was taken cannot be read now: those behind it go first.
+    /// Puts back a chunk that cannot be read now: those after it go first.
     pub(super) fn put_back_unreadable(&mut self, load: Load) {
         for (target, events) in load.targets {
             self.add(&target, load.chunk, &events);
@@ -147,7 +147,7 @@ impl Deferred {
         }
     }
 
-    /// Nothing of a target is tried before then.
+    /// Delays a target: nothing of it is tried before then.
     pub(super) fn wait(&mut self, target: &str, until: Instant) {
         if let Some(queue) = self.targets.get_mut(target) {
             queue.not_before = Some(until);
@@ -177,7 +177,7 @@ impl Deferred {
         self.take_chunk(chunk);
     }
 
-    /// Takes all that waits of a chunk, by target.
+    /// Takes all events of a chunk, by target.
     pub(super) fn take_chunk(&mut self, chunk: Seq) -> Vec<(Arc<str>, Vec<Range<u32>>)> {
         let targets = self.chunks.get(&chunk).cloned().unwrap_or_default();
         let events = |target: Arc<str>| {
@@ -187,38 +187,38 @@ impl Deferred {
         targets.into_iter().filter_map(events).collect()
     }
 
-    /// The chunks of which something waits, oldest first.
+    /// Returns the chunks with deferred events, oldest first.
     pub(super) fn chunks(&self) -> impl Iterator<Item = Seq> {
         self.chunks.keys().copied()
     }
 
-    /// Whether something of this chunk waits.
+    /// Returns whether the chunk has deferred events.
     pub(super) fn holds(&self, chunk: Seq) -> bool {
         self.chunks.contains_key(&chunk)
     }
 
-    /// Whether something waits for this target.
+    /// Returns whether the target has deferred events.
     pub(super) fn waits_for(&self, target: &str) -> bool {
         self.targets.contains_key(target)
     }
 
-    /// Targets that something waits for.
+    /// Returns the number of targets with deferred events.
     pub(super) fn targets(&self) -> usize {
         self.targets.len()
     }
 
-    /// Events that wait.
+    /// Returns the number of deferred events.
     pub(super) fn records(&self) -> u64 {
         self.records
     }
 
-    /// Bytes of memory that all of it needs, about.
+    /// Returns the approximate memory use.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The next target that `admits` says may be served now: in turn, so that none of many waits for another. Otherwise, when
-    /// the first of them may be, as far as that is known.
+    /// Returns the next target that `admits` allows now, in turn, so that no target waits for another. Otherwise
+    /// returns when the first of them may be served, as far as that is known.
     pub(super) fn next_target(
         &self,
         now: Instant,
@@ -249,7 +249,7 @@ fn bytes(events: &[Range<u32>]) -> usize {
     CHUNK_BYTES + size_of_val(events)
 }
 
-/// The first `most` events, and the others.
+/// Splits events into the first `most` and the others.
 fn split(events: Vec<Range<u32>>, most: u64) -> (Vec<Range<u32>>, Vec<Range<u32>>) {
     let (mut first, mut rest, mut left) = (Vec::new(), Vec::new(), most);
     for run in events {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_served_in_turn_and_each_in_the_order_of_the_log() {
+    fn targets_are_served_in_turn_each_in_log_order() {
         let now = Instant::now();
         let mut deferred = Deferred::default();
         for chunk in [7, 3, 5] {
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_not_admitted_is_passed_by() {
+    fn a_target_that_is_not_admitted_is_skipped() {
         let now = Instant::now();
         let mut deferred = Deferred::default();
         deferred.add(&target("sick"), 1, &run(0..1));
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_cannot_be_read_lets_those_behind_it_go_first() {
+    fn an_unreadable_chunk_lets_those_after_it_go_first() {
         let now = Instant::now();
         let mut deferred = Deferred::default();
         deferred.add(&target("a"), 1, &run(0..2));
@@ -374,7 +374,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_event_comes_out_once_and_what_is_counted_is_there(
+        fn every_event_comes_out_once_and_the_counts_are_right(
             adds in proptest::collection::vec((0usize..3, 0u64..4, 0u32..40, 0u32..9), 1..40),
             most in 1u64..20,
         ) {

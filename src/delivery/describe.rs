@@ -1,4 +1,4 @@
-//! Asks what streams take, while nothing waits for the answers.
+//! Asks for the shape of targets while nothing waits for the answers.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -9,20 +9,21 @@ use tokio::task::JoinSet;
 use super::context::Context;
 use crate::sink::Shape;
 
-/// Streams that are asked about at once. The sink asks in its own order and at its own pace; this bounds who waits for it.
+/// The maximum number of targets asked about at once. The sink asks in its own order and at its own pace; this bounds
+/// its waiters.
 const MAX_ASKED: usize = 1_000;
 
-/// The targets whose requests' shape is not known yet. What is for them is deferred.
+/// The targets whose shape is not known yet. Their events are deferred.
 #[derive(Default)]
 pub(super) struct Describing {
     unknown: HashSet<Arc<str>>,
     asked: JoinSet<Arc<str>>,
-    /// Those that are asked about later.
+    /// The targets asked about later.
     queue: VecDeque<Arc<str>>,
 }
 
 impl Describing {
-    /// Returns what a target takes, if that is known. Otherwise it is asked.
+    /// Returns the shape of a target if it is known, and otherwise asks for it.
     pub(super) fn shape(&mut self, context: &Arc<Context>, target: &Arc<str>) -> Option<Shape> {
         if self.unknown.contains(target) {
             return None;
@@ -36,7 +37,7 @@ impl Describing {
         shape
     }
 
-    /// Whether a target is being asked about.
+    /// Returns whether a target is being asked about.
     pub(super) fn is_unknown(&self, target: &str) -> bool {
         self.unknown.contains(target)
     }
@@ -53,11 +54,11 @@ impl Describing {
         }
     }
 
-    /// Waits for the next answer. Does not complete while nothing is asked.
+    /// Waits for the next answer. Never completes while nothing is being asked.
     pub(super) async fn answered(&mut self, context: &Arc<Context>) {
         match self.asked.join_next().await {
             Some(Ok(target)) => drop(self.unknown.remove(&target)),
-            // It panicked. Which one it was is not known: all are asked again.
+            // It panicked. Which target it was is unknown: all are asked again.
             Some(Err(_)) => self.unknown.clear(),
             None => return std::future::pending().await,
         }

@@ -413,7 +413,7 @@ impl Direct {
                 permit.failed(Class::Transient);
             } else if circuit.trip(Class::Transient) {
                 self.senders
-                    .log_open(&sender, "its limits are not known yet");
+                    .log_open(&sender, "it could not be described in time");
             }
             return None;
         };

@@ -1,8 +1,8 @@
-//! Objects that are being built: one for each folder, from the lines of many chunks.
+//! Open objects: one for each folder, built from the lines of many chunks.
 //!
-//! Lines gather in a block, blocks are compressed one by one and joined: gzip members and zstd frames in a
-//! row read as one. So an object's compressed size is known as it grows, and it is never larger than it
-//! may be, unless a single block is. Pure: time is an argument, nothing is sent.
+//! Lines are gathered in blocks that are compressed one by one and joined: gzip members and zstd frames in a row read
+//! as one. So an object's compressed size is known as it grows, and never exceeds its limit unless a single block does.
+//! Pure: time is an argument, and nothing is sent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,28 +20,28 @@ use crate::delivery::batch::runs;
 use crate::ids::Time;
 use crate::metrics::Sealed;
 
-/// A text of so many bytes is not gathered with others: it is a block by itself, without a copy.
+/// The size from which a text is a block by itself, without being copied and gathered with others.
 const WHOLE_BYTES: usize = BLOCK_BYTES / 4;
-/// Text that is compressed in one go. Larger blocks hardly pack better, smaller ones do worse: gzip looks
-/// back 32 KiB, and each member costs 18 bytes.
+/// The amount of text compressed at once. Larger blocks hardly compress better, smaller ones do worse: gzip looks back
+/// 32 KiB, and each member costs 18 bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
-/// Objects that may be open at once. Beyond it the oldest is sealed.
+/// The maximum number of open objects. Beyond it the oldest is sealed.
 const MAX_OPEN: usize = 1_024;
-/// What an open object needs beside its bytes and its folder's name, about.
+/// The approximate overhead of an open object, besides its bytes and its folder's name.
 const OPEN_BYTES: usize = 768;
 
-/// What bounds the objects.
+/// The bounds of objects.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// `blob_max_size`: compressed bytes of one.
+    /// `blob_max_size`: the compressed bytes of one object.
     pub(super) object_bytes: usize,
-    /// `blob_max_age`: since its first line came.
+    /// `blob_max_age`: the time since its first line arrived.
     pub(super) age: Duration,
-    /// Of all together.
+    /// The bytes of all open objects together.
     pub(super) bytes: usize,
 }
 
-/// Text that is compressed as it comes.
+/// A body that is compressed as it grows.
 pub(super) struct Body {
     compression: Compression,
     packed: Payload,
@@ -57,7 +57,7 @@ impl Body {
         }
     }
 
-    /// Adds whole lines. They may be more than a block.
+    /// Adds whole lines, which may exceed a block.
     pub(super) fn push(&mut self, text: &[u8]) {
         self.block.extend_from_slice(text);
         if self.block.len() >= BLOCK_BYTES {
@@ -72,12 +72,12 @@ impl Body {
             return block.into();
         }
         let packed = self.compression.apply(&block);
-        // Not kept: of many open objects, most wait for their next line.
+        // Not kept for reuse: most of many open objects wait for their next line.
         buffers::give(block);
         packed.into()
     }
 
-    /// All of it, compressed.
+    /// Returns all of it, compressed.
     pub(super) fn finish(mut self) -> Payload {
         if !self.block.is_empty() {
             let block = self.take_block();
@@ -91,16 +91,16 @@ impl Body {
     }
 }
 
-/// An object that grows.
+/// An open object.
 struct Open {
-    /// The target that its folder belongs to.
+    /// The target of its folder.
     target: Arc<str>,
-    /// When the first of its events happened.
+    /// The time of its first event.
     first: Time,
-    /// When that came to us.
+    /// The time at which that event arrived.
     since: Instant,
     body: Body,
-    /// Of what is compressed, and of the block behind it.
+    /// The guards of what is compressed; `block_guards` has those of the block being gathered.
     guards: Vec<AckGuard>,
     block_guards: Vec<AckGuard>,
     lines: u64,
@@ -108,21 +108,21 @@ struct Open {
     guard_bytes: usize,
 }
 
-/// An object that grows no more.
+/// A sealed object.
 pub(super) struct SealedObject {
-    /// The target that its folder belongs to.
+    /// The target of its folder.
     pub(super) target: Arc<str>,
     /// Its folder, below the store's prefix.
     pub(super) folder: String,
-    /// When the first of its events happened.
+    /// The time of its first event.
     pub(super) first: Time,
-    /// What is put.
+    /// The body to store.
     pub(super) body: Payload,
-    /// Of all that is in it.
+    /// The guards of its events.
     pub(super) guards: Vec<AckGuard>,
-    /// Lines in it.
+    /// The number of lines.
     pub(super) lines: u64,
-    /// Why it was sealed.
+    /// The reason why it was sealed.
     pub(super) why: Sealed,
 }
 
@@ -132,7 +132,7 @@ pub(super) struct Objects {
     bounds: Bounds,
     open: HashMap<String, Open>,
     bytes: usize,
-    /// Of the bytes that all together may have: what the chunks that they are made of need.
+    /// The part of the bytes of all objects that is taken by the chunks they are made from.
     chunk_bytes: usize,
 }
 
@@ -180,7 +180,7 @@ impl Objects {
         }
     }
 
-    /// Adds a part of a chunk to its folder's object. Gives the objects that are full by it.
+    /// Adds a part of a chunk to its folder's object. Returns the objects that are full.
     pub(super) fn add(
         &mut self,
         part: Part,
@@ -214,7 +214,7 @@ impl Objects {
             open.block_guards.push(guard);
             if whole {
                 let packed = match self.compression {
-                    // As long as a slice of it is held, all of a step's text is.
+                    // A slice would hold the whole step's text.
                     Compression::None => Bytes::copy_from_slice(&text),
                     compression => compression.apply(&text).into(),
                 };
@@ -233,8 +233,8 @@ impl Objects {
         sealed
     }
 
-    /// Adds a packed block. Where the object has no room for it, the object is sealed without it, and the
-    /// block begins the next one.
+    /// Adds a compressed block. If the object has no room for it, the object is sealed without it, and the block starts
+    /// the next one.
     fn close_block(
         &self,
         block: Bytes,
@@ -262,7 +262,7 @@ impl Objects {
         open
     }
 
-    /// Seals what is too much: the largest while there are too many bytes, the oldest while there are too
+    /// Enforces the bounds: seals the largest object while there are too many bytes, and the oldest while there are too
     /// many objects.
     fn trim(&mut self) -> Vec<SealedObject> {
         let mut sealed = Vec::new();
@@ -294,7 +294,7 @@ impl Objects {
         sealed
     }
 
-    /// Drops the objects of a target that takes nothing: their events are deferred.
+    /// Drops the objects of an unavailable target: their events are deferred.
     pub(super) fn defer(&mut self, target: &Arc<str>) {
         let of = |_: &String, open: &mut Open| open.target == *target;
         for (_, open) in self.open.extract_if(of) {
@@ -305,51 +305,52 @@ impl Objects {
         }
     }
 
-    fn seal_all_that(&mut self, why: Sealed, so: impl Fn(&Open) -> bool) -> Vec<SealedObject> {
-        let those = self.open.iter().filter(|(_, open)| so(open));
+    fn seal_matching(&mut self, why: Sealed, matches: impl Fn(&Open) -> bool) -> Vec<SealedObject> {
+        let those = self.open.iter().filter(|(_, open)| matches(open));
         let folders: Vec<String> = those.map(|(folder, _)| folder.clone()).collect();
         let sealed = folders.iter().flat_map(|folder| self.seal(folder, why));
         sealed.collect()
     }
 
-    /// Leaves room for the chunks that the objects are made of: they are held until all of theirs is there.
+    /// Reserves memory for the chunks that the objects are made from, which are held until all of their objects are
+    /// stored.
     pub(super) fn reserve_for_chunks(&mut self, bytes: usize) {
         self.chunk_bytes = bytes;
     }
 
-    /// Bytes of memory that all of them need, about.
+    /// Returns the approximate memory use of all objects.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// When the next object reaches its age.
+    /// Returns when the next object reaches its maximum age.
     pub(super) fn due(&self) -> Option<Instant> {
         let oldest = self.open.values().map(|open| open.since).min()?;
         Some(oldest + self.bounds.age)
     }
 
-    /// Seals what has reached its age.
+    /// Seals the objects that have reached their maximum age.
     pub(super) fn seal_aged(&mut self, now: Instant) -> Vec<SealedObject> {
         let age = self.bounds.age;
-        self.seal_all_that(Sealed::Age, |open| open.since + age <= now)
+        self.seal_matching(Sealed::Age, |open| open.since + age <= now)
     }
 
-    /// Seals everything because what holds it is filling up.
+    /// Seals all objects because the memory or the spool that holds them is filling up.
     pub(super) fn seal_for_room(&mut self) -> Vec<SealedObject> {
-        self.seal_all_that(Sealed::Memory, |_| true)
+        self.seal_matching(Sealed::Memory, |_| true)
     }
 
-    /// Seals everything, at the end.
+    /// Seals all objects, at the end.
     pub(super) fn seal_all(&mut self) -> Vec<SealedObject> {
-        self.seal_all_that(Sealed::Stop, |_| true)
+        self.seal_matching(Sealed::Stop, |_| true)
     }
 
-    /// What they are built with.
+    /// Returns the settings that objects are built with.
     pub(super) fn settings(&self) -> (Compression, Bounds) {
         (self.compression, self.bounds)
     }
 
-    /// Whether none is open.
+    /// Returns whether no object is open.
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
@@ -376,7 +377,7 @@ mod tests {
         tracker
     }
 
-    /// Lines that do not compress well.
+    /// A part of lines that do not compress well.
     fn part(folder: &str, from: u32, lines: u32) -> Part {
         let mut part = Part {
             name: folder.to_owned(),
@@ -470,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_objects_keep_to_their_size_too() {
+    fn uncompressed_objects_stay_within_their_size_too() {
         for most in [10_000, 300_000, 1_000_000] {
             let mut objects = objects(Compression::None, most, usize::MAX);
             let tracker = tracker(1);
@@ -492,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn age_counts_from_the_first_line_and_memory_seals_the_largest() {
+    fn the_age_starts_with_the_first_line_and_memory_pressure_seals_the_largest() {
         let start = Instant::now();
         let mut objects = objects(Compression::None, usize::MAX, 100_000);
         let tracker = tracker(1);
@@ -527,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn open_objects_are_bounded_in_number_and_the_oldest_goes_first() {
+    fn the_number_of_open_objects_is_bounded_and_the_oldest_is_sealed_first() {
         let start = Instant::now();
         let mut objects = objects(Compression::None, usize::MAX, usize::MAX);
         let tracker = tracker(1);

@@ -1,4 +1,4 @@
-//! What is made once more of events that are in the spool still: an object that had begun, and dead letters.
+//! Rebuilds from the events in the spool: objects that were started, and dead letters.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::delivery::ack::{Refusal, ranges};
 use crate::delivery::dead_letter;
 use crate::spool::{Content, Events, Seq, Spool, Unreadable, Work};
 
-/// Whether an event is among some.
+/// Returns whether an event is among some events.
 pub(super) fn contains_event(events: &Events, event: u32) -> bool {
     match events {
         Events::All => true,
@@ -27,7 +27,7 @@ pub(super) fn contains_event(events: &Events, event: u32) -> bool {
     }
 }
 
-/// The letters of a step of which nothing can be sent, and the events that they are of.
+/// Returns the letters of a step of which nothing can be sent, and their events.
 pub(super) fn unsendable_letters(
     encoded: Encoded,
     tag: &Arc<[u8]>,
@@ -41,13 +41,13 @@ pub(super) fn unsendable_letters(
                 let (target, fault) = (&refusal.target, &refusal.fault);
                 letters.push(dead_letter::refused(tag, target, fault, part.text.into()));
             }
-            // What no record can hold, also where it is compressed.
+            // Events that exceed a record, even compressed.
             None => {
                 let mut start = 0;
                 for end in part.ends {
                     let line = &part.text[start..end];
                     let detail = format!(
-                        "a record of {} bytes, which the destination does not take",
+                        "a record of {} bytes, which the destination does not accept",
                         line.len()
                     );
                     letters.push(Letter::too_large(tag, line, detail));
@@ -81,25 +81,25 @@ pub(super) fn quarantine(
     })
 }
 
-/// What was built from the chunks of an object that had begun.
+/// An object rebuilt from its chunks.
 pub(super) struct Rebuilt {
     pub(super) body: Payload,
     /// The events in it, by chunk.
     pub(super) events: Vec<(Seq, Vec<Range<u32>>)>,
-    /// Lines in it.
+    /// The number of lines.
     pub(super) lines: usize,
-    /// What is no line any more.
+    /// The letters of events that are not lines any more.
     pub(super) letters: Vec<Letter>,
-    /// Events that have no `log_key` any more.
+    /// The number of events that have no `log_key` any more.
     pub(super) skipped: usize,
-    /// Chunks that cannot be read any more.
+    /// The chunks that cannot be read any more.
     pub(super) corrupt: Vec<Seq>,
-    /// Where its events go today: the target, and the folder.
+    /// The current target and folder of its events.
     pub(super) destination: Option<(String, String)>,
 }
 
-/// The body of an object, from the chunks that its note names. What cannot be read any more is left out,
-/// and said; what was a line when the note was written and is none any more becomes a letter.
+/// Rebuilds an object from the chunks that its note names. Chunks that cannot be read any more are left out and logged;
+/// events that were lines when the note was written, and are not any more, become letters.
 pub(super) fn rebuild_object(
     cutter: &Cutter,
     intake: &Intake,

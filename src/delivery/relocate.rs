@@ -1,7 +1,7 @@
-//! Deferred events are written again at the log's head, so that the segments they came with can be removed.
+//! Relocation: writes deferred events again at the log's head, so that the segments they arrived in can be removed.
 //!
-//! Without that, one line in a segment whose target is down would keep all younger segments, until the spool is full. And
-//! many references into many chunks become one to each of few.
+//! Otherwise a single line for an unavailable target would keep its segment and all younger ones, until the spool is
+//! full. Relocation also replaces many references into many chunks by one into each of a few.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,39 +14,39 @@ use crate::codec::extract::{GROUP_END, extract};
 use crate::ids::Time;
 use crate::spool::{Content, Events, Relocation, Seq, Spool, Unreadable, Work, merge};
 
-/// Bytes of events in one frame, about: as many as a chunk of the host's.
+/// The approximate size of one frame: as much as a chunk of the host.
 const FRAME_BYTES: usize = 2 * 1024 * 1024;
-/// Bytes of chunks that are read for it, at most: other work waits meanwhile.
+/// The maximum amount of chunk data read for it: other work waits meanwhile.
 const READ_BYTES: usize = 64 * 1024 * 1024;
-/// Chunks that are read for it, at most.
+/// The maximum number of chunks read for it.
 pub(super) const MAX_CHUNKS: usize = 256;
 
-/// Events by target: sorted, not touching.
+/// Events by target: sorted, without adjacent ranges.
 pub(super) type ByTarget = Vec<(Arc<str>, Vec<Range<u32>>)>;
 
-/// Events that go into one frame.
+/// The events of one new frame.
 #[derive(Debug)]
 pub(super) struct Moving {
     pub(super) relocation: Relocation,
-    /// The events by target, as they are numbered in the new chunk.
+    /// The events by target, with their numbers in the new chunk.
     pub(super) targets: ByTarget,
-    /// The events by target where they are, in case that fails.
+    /// The events by target in their current chunks, to be put back if that fails.
     pub(super) from: Vec<(Seq, ByTarget)>,
 }
 
-/// What came of gathering.
+/// The result of gathering.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     pub(super) frames: Vec<Moving>,
-    /// What stays where it is.
+    /// The events that stay in their chunks.
     pub(super) left: Vec<(Seq, ByTarget)>,
-    /// Chunks that are damaged, what to say of that, and whether their bytes are kept.
+    /// Damaged chunks: the message to log, and whether their bytes are kept.
     pub(super) corrupt: Vec<(Seq, String, bool)>,
-    /// The disk failed.
+    /// The disk error, if there was one.
     pub(super) failed: Option<std::io::Error>,
 }
 
-/// A frame that grows.
+/// A frame being built.
 struct Frame {
     arrived: Time,
     data: Vec<u8>,
@@ -68,7 +68,7 @@ impl Frame {
         }
     }
 
-    /// Adds events of a chunk. Gives those that cannot be copied.
+    /// Adds events of a chunk. Returns those that cannot be copied.
     fn add(&mut self, chunk: Seq, arrived: Time, data: &[u8], targets: ByTarget) -> ByTarget {
         let mut all: Vec<Range<u32>> = Vec::new();
         for (_, events) in &targets {
@@ -105,7 +105,7 @@ impl Frame {
                 left.push((target, ranges(&not)));
             }
         }
-        // The oldest of them: that is what "oldest undelivered" is to say.
+        // The oldest, for the age of the oldest undelivered record.
         self.arrived = self.arrived.min(arrived);
         self.data.extend_from_slice(&extracted.data);
         if extracted.in_group {
@@ -134,7 +134,7 @@ impl Frame {
     }
 }
 
-/// How many events of sorted ranges come before this one, if it is among them.
+/// Returns how many events of sorted ranges precede this one, if it is among them.
 fn rank(runs: &[Range<u32>], event: u32) -> Option<u32> {
     let at = runs.partition_point(|run| run.end <= event);
     let run = runs.get(at).filter(|run| run.contains(&event))?;
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_several_chunks_are_numbered_in_the_new_one_by_target() {
+    fn events_of_several_chunks_are_renumbered_by_target() {
         let all: Vec<Vec<u8>> = (0..6).map(event).collect();
         let mut frame = Frame::new(time(7));
         let first = vec![(target("a"), vec![0..1, 3..5]), (target("b"), run(1..2))];
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn events_that_are_not_there_stay() {
+    fn events_that_cannot_be_found_stay() {
         let mut frame = Frame::new(time(0));
         let wanted = vec![(target("a"), run(0..9))];
         assert_eq!(frame.add(1, time(0), b"", wanted.clone()), wanted);

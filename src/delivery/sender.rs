@@ -1,18 +1,19 @@
-//! A sender forms requests for one target from pieces as they come, and sends them.
+//! A sender groups the pieces of one target into requests as they arrive, and sends them.
 //!
 //! Three things hold a request back: the *linger*, while it is not full; the [`ConcurrencyLimit`], which bounds the
-//! requests in flight of the whole instance and, where there are several targets, those of each; and the target's
-//! [`Circuit`], which lets one go at a time while the target is down. What failed goes again, after a wait of its own,
-//! or at once when the target is back.
+//! requests in flight of the whole instance and, if there are several targets, those of each; and the target's
+//! [`Circuit`], which admits one at a time while the target is unavailable. What failed is sent again after a backoff,
+//! or at once when the target recovers.
 //!
-//! Of several targets nothing waits here while the circuit is open, or one sick target would hold the memory of all: what
-//! is queued is deferred, and only the pieces of a probe come in. With a spool the feed reads it again when the target is
-//! back. In direct mode that fails the flush, whose worker the host needs for others; there the circuit also opens when
-//! nothing is taken for [`STALL_TIMEOUT`], since requests have no answer, are throttled, or would only be tried again after that.
+//! If there are several targets, nothing waits here while a circuit is open: one failing target would hold the memory
+//! of all. Queued pieces are deferred, and only those of a probe are accepted. With a spool, the feed reads them again
+//! when the target recovers. In direct mode their flush fails, because the host needs its worker for others; there the
+//! circuit also opens when nothing is accepted for [`STALL_TIMEOUT`], because requests get no response, are throttled,
+//! or would only be retried after that.
 //!
-//! Each stream has a sender. The folders of a store share one, since a store's trouble is most often that of all of them;
-//! a folder that is refused gets its own until it is well. A sender of several that has nothing to do ends, and begins again
-//! with the next piece.
+//! Each delivery stream has a sender. The folders of a store share one, because the troubles of a store mostly affect
+//! all of them; a folder that is refused gets its own until it works. If there are several senders, an idle one ends,
+//! and is started again with the next piece.
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -45,26 +46,27 @@ use crate::metrics::{self, Record as Fate, Sealed, Stage};
 use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
 
-/// After this long without an answer a request leaves its place in flight to another target's.
+/// The time without a response after which a request releases its slot to other targets.
 const HANG_TIMEOUT: Duration = Duration::from_secs(5);
-/// After this long without success nothing waits for a target. Half of a request's timeout: most requests
-/// that are answer at all are answer in the first seconds.
+/// The time without success after which nothing waits for a target. Half of a request's timeout: most requests that are
+/// answered at all are answered within the first seconds.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests in a row that are throttled as a whole before that counts: a last record may be unlucky a few times.
+/// The number of requests in a row that have to be throttled as a whole before that counts: a last record may be
+/// unlucky a few times.
 const THROTTLED: u32 = 5;
-/// Probes of all targets in flight at once …
+/// The maximum number of probes in flight, for all targets …
 const MAX_PROBES: usize = 4;
-/// … and the time from one to the next: thousands of targets that are down are not to make a flood of requests.
+/// … and the interval between them: thousands of unavailable targets must not cause a flood of requests.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
-/// Targets of a store that have a sender of their own since they were refused, at most. What is refused beyond that counts
-/// as trouble of the whole store.
+/// The maximum number of a store's targets with a sender of their own since they were refused. Refusals beyond that
+/// count as trouble of the whole store.
 const MAX_ISOLATED: usize = 1_000;
-/// A sender that had nothing to do for so long ends …
+/// The time after which an idle sender ends …
 const IDLE: Duration = Duration::from_secs(60);
-/// … and one that knows that its target is down.
+/// … and one whose target is unavailable.
 const IDLE_OPEN: Duration = Duration::from_secs(600);
 
-/// Classes of faults that pass, and are then said to have passed.
+/// The classes of faults that pass by themselves or are fixed, after which recovery is logged.
 const PASSING: [Class; 4] = [
     Class::Throttle,
     Class::Transient,
@@ -72,98 +74,98 @@ const PASSING: [Class; 4] = [
     Class::Configuration,
 ];
 
-/// A piece and where it goes.
+/// The name that a request uses, and a piece for it.
 pub(super) type Queued = (Arc<str>, Piece<AckGuard>);
 
-/// A sender, as those see it who hand something over.
+/// The handle of a running sender.
 pub(super) struct SenderHandle {
     queue: mpsc::UnboundedSender<Delivery>,
     circuit: Arc<Circuit>,
     quota: Arc<Quota>,
 }
 
-/// What a sender is given at once.
+/// Pieces handed to a sender.
 pub(super) struct Delivery {
     pub(super) pieces: Vec<Queued>,
-    /// While the circuit is open: leave to send one request of them.
+    /// The admission of one request while the circuit is open.
     pub(super) probe: Option<CircuitPermit>,
 }
 
-/// The slots that a request takes among others.
+/// The slots that a request occupies.
 struct Slots {
-    /// Among all that are in flight.
+    /// Its slot among the requests in flight.
     in_flight: ConcurrencyPermit,
-    /// Among the probes of all targets.
+    /// Its slot among the probes of all targets.
     probe: Option<OwnedSemaphorePermit>,
 }
 
-/// A request, by its number, is over. There is no answer where sending panicked, and has dropped its guards: their
-/// trackers fail.
+/// A request that is done, by its number. Without an answer, sending panicked and dropped its guards, whose trackers
+/// fail.
 struct RequestDone {
     request: u64,
     permit: CircuitPermit,
     answer: Option<Answer>,
 }
 
-/// What a request tells of the destination.
+/// What a request tells about the destination's health.
 #[derive(Clone, Copy, Default)]
 enum Health {
-    /// It answers.
+    /// It responds.
     #[default]
     Answers,
-    /// It took nothing, for this reason.
+    /// It accepted nothing, for this reason.
     Down(Class),
-    /// It was not asked.
+    /// Nothing was sent.
     Unknown,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Default)]
 struct Answer {
-    /// To be sent again, after this wait.
+    /// The records to send again, after `wait`.
     retry: Vec<Record<AckGuard>>,
     wait: Duration,
-    /// Whether the destination lives.
+    /// The health of the destination.
     health: Health,
     /// Whether anything was settled, or is sent again in another form.
     progressed: bool,
-    /// Whether most of it was throttled (`Some(true)`), or all of it was taken.
+    /// Whether most of it was throttled (`Some(true)`), or all of it was accepted (`Some(false)`).
     throttled: Option<bool>,
-    /// The service said that a request of so many bytes is too large.
+    /// The size of the request, if the service refused it as too large.
     too_many_bytes: Option<usize>,
-    /// It refused this one of several targets that share a sender, for this reason.
+    /// The target that was refused, if several share the sender, and the reason.
     refused: Option<(Arc<str>, Arc<Fault>)>,
 }
 
-/// The senders of all targets, and what they share.
+/// The senders of all targets, and their shared state.
 pub(super) struct Senders {
     context: Arc<Context>,
     letters: Arc<Letters>,
     limit: Arc<ConcurrencyLimit>,
     senders: Mutex<HashMap<String, SenderHandle>>,
-    /// The only target, where there is but one.
+    /// The only target, if there is just one.
     only: Option<String>,
-    /// With a spool: where a flush leaves its chunk. Without one each flush waits for what is sent.
+    /// The intake of the spool. Without one, each flush waits for its delivery.
     intake: OnceLock<Arc<Intake>>,
     next_batch: AtomicU64,
-    /// Flushes that gave up waiting, so far.
+    /// The number of flushes that have given up waiting.
     given_up: AtomicU64,
-    /// Objects that were acknowledged in this run.
+    /// The objects acknowledged in this run.
     acknowledged: Acknowledged,
-    /// Slots for probes.
+    /// The slots for probes.
     probes: Arc<Semaphore>,
-    /// When the next probe may be sent.
+    /// The time from which the next probe may be sent.
     next_probe: Mutex<Instant>,
-    /// Something of a target changed: what it holds, or whether it takes anything.
+    /// Notified when a target changes: its quota, or whether it is available.
     changed: Arc<Notify>,
-    /// A quota beside which each target's is.
+    /// The quota that all targets' quotas are created from.
     quota: Quota,
-    /// Targets whose circuit opened since somebody asked.
+    /// The targets whose circuit opened since the last [`Senders::take_opened`].
     opened: Mutex<Vec<Arc<str>>>,
 }
 
 impl Senders {
-    /// None yet.
+    /// Creates the set of senders, which is empty.
     pub(super) fn new(context: Arc<Context>, letters: Arc<Letters>) -> Arc<Senders> {
         let traits = &context.traits;
         let only = traits.only_target();
@@ -188,48 +190,49 @@ impl Senders {
         })
     }
 
-    /// From now on no flush waits for what is sent: this leaves it in the spool. Requests are numbered from `next_batch`.
+    /// Switches to spooled mode: flushes leave their chunks in the spool. Requests are numbered from `next_batch`.
     pub(super) fn attach_intake(&self, intake: Intake, next_batch: u64) -> Arc<Intake> {
         self.next_batch.store(next_batch, Ordering::Relaxed);
         Arc::clone(self.intake.get_or_init(|| Arc::new(intake)))
     }
 
-    /// What leaves chunks in the spool, where there is one.
+    /// Returns the intake of the spool, if there is one.
     pub(super) fn intake(&self) -> Option<&Arc<Intake>> {
         self.intake.get()
     }
 
-    /// The number of the next request or object.
+    /// Returns the number of the next request or object.
     pub(super) fn next_batch(&self) -> u64 {
         self.next_batch.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A flush gives up waiting: what is queued for it alone need not be sent.
+    /// Records that a flush has given up: what is queued for it alone need not be sent.
     pub(super) fn record_give_up(&self) {
         self.given_up.fetch_add(1, Ordering::Release);
     }
 
-    /// Requests there may be in flight now.
+    /// Returns the current limit of requests in flight.
     pub(super) fn in_flight_limit(&self) -> usize {
         self.limit.limit()
     }
 
-    /// The circuit of the only target, where there is but one.
+    /// Returns the circuit of the only target, if there is just one.
     pub(super) fn only_circuit(&self) -> Option<Arc<Circuit>> {
         self.circuit(self.only.as_ref()?)
     }
 
-    /// Whether all goes to one target.
+    /// Returns whether there is just one target.
     pub(super) fn has_one_target(&self) -> bool {
         self.only.is_some()
     }
 
-    /// Waits until something of a target changes: what it holds, or whether it takes anything.
+    /// Waits until a target changes: its quota, or whether it is available.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Bytes that a target may get now, while others are about to get `planned` bytes. Not 0: at least one line.
+    /// Returns the bytes that a target may get now, while others are about to get `planned` bytes. If this is not 0, at
+    /// least one line may be sent.
     pub(super) fn room(&self, target: &str, planned: usize) -> usize {
         let limit = self.context.config.memory_limit;
         let senders = self.senders.lock().expect("nothing panics with this lock");
@@ -237,7 +240,7 @@ impl Senders {
         quota.room(limit, planned)
     }
 
-    /// Whether events of a target that were deferred may be read again.
+    /// Returns whether deferred events of a target may be read again.
     pub(super) fn may_load(&self, target: &str) -> bool {
         let limit = self.context.config.memory_limit;
         let senders = self.senders.lock().expect("nothing panics with this lock");
@@ -245,12 +248,12 @@ impl Senders {
         quota.may_load(limit)
     }
 
-    /// Targets whose circuit opened since this was asked last. Some may be closed again.
+    /// Returns the targets whose circuit opened since the last call. Some may be closed again.
     pub(super) fn take_opened(&self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.opened.lock().expect("nothing panics with this lock"))
     }
 
-    /// The sender of a target.
+    /// Returns the name of a target's sender.
     pub(super) fn sender_of(&self, target: &str) -> String {
         let shared = self.context.traits.object_layout.is_some();
         let senders = self.senders.lock().expect("nothing panics with this lock");
@@ -260,8 +263,8 @@ impl Senders {
         }
     }
 
-    /// A target was refused that shares its sender with others: it has its own from now on, whose circuit is open. False
-    /// where there are too many of them.
+    /// Gives a refused target, which shares its sender with others, a sender of its own with an open circuit. Returns
+    /// false if there are too many of them.
     fn isolate(self: &Arc<Self>, target: &Arc<str>, fault: &Fault) -> bool {
         {
             let mut senders = self.senders.lock().expect("nothing panics with this lock");
@@ -279,7 +282,7 @@ impl Senders {
         true
     }
 
-    /// Whether a target takes something. Where it shares its sender, that sees to it.
+    /// Returns what a target accepts. The circuit of a shared sender is left to the sender.
     pub(super) fn admits(&self, target: &str) -> Admits {
         let Some(circuit) = self.circuit(target) else {
             return Admits::All;
@@ -297,7 +300,7 @@ impl Senders {
         }
     }
 
-    /// Leave to send to a target: with a permit for one request, where its circuit is open. `None`: not now.
+    /// Tries to admit sending to a target, with a permit for one request if its circuit is open. `None`: not now.
     pub(super) fn try_admit(&self, target: &str) -> Option<Option<CircuitPermit>> {
         let now = Instant::now();
         match self.admits(target) {
@@ -315,13 +318,13 @@ impl Senders {
         Some(Some(permit))
     }
 
-    /// A target is back: others may be, too.
+    /// Lets all probes go at once: one target has recovered, so others may have, too.
     pub(super) fn hurry_probes(&self) {
         let senders = self.senders.lock().expect("nothing panics with this lock");
         senders.values().for_each(|sender| sender.circuit.hurry());
     }
 
-    /// Ends a sender that has nothing to do, unless something is on its way to it.
+    /// Ends an idle sender, unless something is about to arrive. Returns whether it ended.
     fn retire(&self, name: &str, arriving: &mpsc::UnboundedReceiver<Delivery>) -> bool {
         let mut senders = self.senders.lock().expect("nothing panics with this lock");
         let retires = arriving.is_empty();
@@ -331,13 +334,13 @@ impl Senders {
         retires
     }
 
-    /// Ends all senders when they have nothing to do any more.
+    /// Ends all senders as soon as they are idle.
     pub(super) fn close(&self) {
         let mut senders = self.senders.lock().expect("nothing panics with this lock");
         senders.clear();
     }
 
-    /// How long a request that is not full waits for more.
+    /// Returns the time a request that is not full waits for more records.
     fn linger(&self) -> Duration {
         match self.is_direct() {
             true => Duration::ZERO,
@@ -345,18 +348,19 @@ impl Senders {
         }
     }
 
-    /// Whether a flush waits for what is sent.
+    /// Returns whether flushes wait for their delivery.
     fn is_direct(&self) -> bool {
         self.intake.get().is_none()
     }
 
-    /// Where requests are written down before they are sent, since the destination cannot say what it has.
+    /// Returns the intake that journals requests, if the destination cannot tell what it already has.
     fn journal(&self) -> Option<&Arc<Intake>> {
         self.intake()
             .filter(|_| self.context.traits.object_layout.is_none())
     }
 
-    /// Hands pieces to their sender, which begins where there is none; with leave to probe where its circuit is open.
+    /// Queues pieces with the target's sender, which is started if needed; `probe` admits one request if its circuit is
+    /// open.
     pub(super) fn enqueue(
         self: &Arc<Self>,
         target: &str,
@@ -367,7 +371,7 @@ impl Senders {
         self.hand_over(sender, Delivery { pieces, probe });
     }
 
-    /// The same.
+    /// Hands a delivery to a sender, which is started if needed.
     pub(super) fn hand_over(self: &Arc<Self>, sender: String, mut delivery: Delivery) {
         let mut senders = self.senders.lock().expect("nothing panics with this lock");
         let name = sender.clone();
@@ -375,33 +379,33 @@ impl Senders {
             let circuit = Circuit::new(&self.context.metrics, &self.changed);
             self.begin(name.clone(), circuit)
         });
-        // What is reserved for a part is rounded up.
+        // The reservation of a part is rounded up.
         let mut rounding = UNIT;
         for (_, piece) in &mut delivery.pieces {
             let beside = PIECE_BYTES + LINE_NUMBER_BYTES * piece.lines as usize;
             let bytes = piece.bytes.len() + beside + std::mem::take(&mut rounding);
             piece.guard.charge(&sender.quota, bytes);
         }
-        // A sender ends only by a panic, or with the runtime. What it held has failed its trackers.
+        // A sender ends only by a panic, or with the runtime; the trackers of its pieces have then failed.
         if let Err(unsent) = sender.queue.send(delivery) {
             *sender = self.begin(name, Arc::clone(&sender.circuit));
             let _ = sender.queue.send(unsent.0);
         }
     }
 
-    /// The circuit of a sender, which begins where there is none.
+    /// Returns the circuit of a sender, which is started if needed.
     pub(super) fn begin_sender(self: &Arc<Self>, sender: &str) -> Arc<Circuit> {
         let mut senders = self.senders.lock().expect("nothing panics with this lock");
         if let Some(sender) = senders.get(sender) {
             return Arc::clone(&sender.circuit);
         }
         let circuit = Circuit::new(&self.context.metrics, &self.changed);
-        let begun = self.begin(sender.to_owned(), Arc::clone(&circuit));
-        senders.insert(sender.to_owned(), begun);
+        let started = self.begin(sender.to_owned(), Arc::clone(&circuit));
+        senders.insert(sender.to_owned(), started);
         circuit
     }
 
-    /// The circuit of a sender, where there is that sender.
+    /// Returns the circuit of a sender, if it exists.
     pub(super) fn circuit(&self, sender: &str) -> Option<Arc<Circuit>> {
         let senders = self.senders.lock().expect("nothing panics with this lock");
         senders
@@ -426,7 +430,7 @@ impl Senders {
         }
     }
 
-    /// Says that a circuit opened, and why.
+    /// Logs that a circuit opened, and why.
     pub(super) fn log_open(&self, sender: &str, why: &str) {
         if !self.is_direct() {
             let mut opened = self.opened.lock().expect("nothing panics with this lock");
@@ -434,7 +438,7 @@ impl Senders {
         }
         self.changed.notify_one();
         let meanwhile = match self.is_direct() {
-            true => "chunks for it go back to the host at once",
+            true => "chunks for it are returned to the host at once",
             false => "its records wait in the spool",
         };
         self.context.log.trouble_with(
@@ -442,13 +446,13 @@ impl Senders {
             "breaker",
             sender,
             &format!(
-                "{} is unavailable ({why}): {meanwhile}, and one request at a time is tried",
+                "{} is unavailable ({why}): {meanwhile}; probing with one request at a time",
                 self.describe(sender)
             ),
         );
     }
 
-    /// A target, for a person.
+    /// Returns a target's name for log lines.
     fn describe(&self, target: &str) -> String {
         match target.is_empty() && self.context.traits.object_layout.is_some() {
             true => "the destination".to_owned(),
@@ -457,47 +461,47 @@ impl Senders {
     }
 }
 
-/// A sender at work.
+/// A running sender.
 struct Sender {
     senders: Arc<Senders>,
     name: Arc<str>,
     circuit: Arc<Circuit>,
     quota: Arc<Quota>,
     direct: bool,
-    /// Of several targets that throttle by themselves: how much this one takes.
+    /// The concurrency limit of this target, if there are several that throttle separately.
     adaptive: Option<Adaptive>,
-    /// Since when it has nothing to do.
+    /// The time since which it has been idle.
     idle: Option<Instant>,
     packer: Packer<AckGuard>,
     in_flight: JoinSet<RequestDone>,
-    /// When the requests on the way began. Their numbers ascend.
+    /// The start times of the requests in flight, by their ascending numbers.
     started: BTreeMap<u64, Instant>,
     next_request: u64,
-    /// When something was taken last.
+    /// The time of the last success.
     last_progress: Option<Instant>,
-    /// Requests in a row of which nothing was taken, and when the first of them was answer.
+    /// The number of requests in a row that delivered nothing, and when the first of them was answered.
     failing: Option<(Instant, u32)>,
-    /// What failed, and when it goes again.
+    /// The failed records, and when they are sent again.
     waiting: Vec<(Instant, Vec<Record<AckGuard>>)>,
-    /// Whether what is queued is deferred while the circuit is open.
+    /// Whether queued pieces are deferred while the circuit is open.
     defers: bool,
     /// Whether several targets share it.
     shared: bool,
-    /// Whether it is that of one of several targets.
+    /// Whether it serves one of several targets.
     own_target: bool,
-    /// Where it is not, while the circuit lets nothing go: until then, or until something is answer.
+    /// Set while the circuit holds requests of a sender that does not defer: until then, or until the next answer.
     held: Option<Option<Instant>>,
-    /// Leave to send a request although the circuit is open …
+    /// The permit to send one request although the circuit is open …
     probe: Option<CircuitPermit>,
-    /// … and whether it is on its way.
+    /// … and whether it is in flight.
     probing: bool,
-    /// Whether the circuit was open when it was looked at last.
+    /// Whether the circuit was open when last checked.
     was_open: bool,
-    /// The service may take less than it says it does.
+    /// The maximum size of a request: a service may accept less than documented.
     max_bytes: usize,
     full: bool,
-    /// After how many flushes that gave up the queue was swept; `None` where something came into it since that
-    /// must be looked at. To look through all of it for each request would cost more than the rest.
+    /// The number of flushes that had given up when the queue was last swept; `None` if records queued since then have
+    /// to be checked. Checking the queue for each request would cost more than everything else.
     swept: Option<u64>,
 }
 
@@ -575,7 +579,7 @@ impl Sender {
                 biased;
                 Some(done) = self.in_flight.join_next(), if !self.in_flight.is_empty() => {
                     self.held = None;
-                    // Otherwise the runtime is going down.
+                    // An error only if the runtime is shutting down.
                     if let Ok(done) = done {
                         self.handle_done(done);
                     }
@@ -592,7 +596,8 @@ impl Sender {
         }
     }
 
-    /// Requests of this target that may be in flight: not all of those of the whole instance, where there are others.
+    /// Returns the maximum number of this target's requests in flight: if there are other targets, not all of the
+    /// instance's.
     fn max_in_flight(&self) -> usize {
         match &self.adaptive {
             _ if !self.own_target => usize::MAX,
@@ -601,7 +606,7 @@ impl Sender {
         }
     }
 
-    /// When this ends if nothing comes. `None`: it has something to do, or there is no other.
+    /// Returns when the sender ends if nothing arrives. `None` if it is busy, or is the only one.
     fn retire_at(&mut self, now: Instant) -> Option<Instant> {
         let busy = !self.packer.is_empty()
             || !self.in_flight.is_empty()
@@ -618,7 +623,7 @@ impl Sender {
         Some(*self.idle.get_or_insert(now) + after)
     }
 
-    /// Defers all that is queued. None of it is tried before `not_before`.
+    /// Defers everything queued. None of it is sent before `not_before`.
     fn defer_all(&mut self, not_before: Option<Instant>) {
         let queued = std::mem::take(&mut self.packer).into_records();
         let waiting = self.waiting.drain(..).flat_map(|(_, records)| records);
@@ -629,8 +634,8 @@ impl Sender {
         self.senders.changed.notify_one();
     }
 
-    /// Opens the circuit after [`STALL_TIMEOUT`] without an answer, and defers what is queued while it is open. Returns when the next
-    /// answer is due.
+    /// Opens the circuit after [`STALL_TIMEOUT`] without an answer, and defers queued pieces while it is open. Returns
+    /// when the next answer is due.
     fn check_stall(&mut self, now: Instant) -> Option<Instant> {
         let answer_by = self.started.values().next().map(|began| {
             let since = self.last_progress.map_or(*began, |taken| taken.max(*began));
@@ -639,7 +644,7 @@ impl Sender {
         let answer_by = answer_by.filter(|_| self.defers);
         if answer_by.is_some_and(|by| by <= now) && self.circuit.trip(Class::Transient) {
             let why = format!(
-                "took nothing and gave no answer for {} s",
+                "accepted nothing and gave no answer for {} s",
                 STALL_TIMEOUT.as_secs()
             );
             self.senders.log_open(&self.name, &why);
@@ -653,12 +658,12 @@ impl Sender {
         answer_by.filter(|_| !open)
     }
 
-    /// Queues what has waited long enough.
+    /// Queues failed records whose wait is over.
     fn requeue_due(&mut self, now: Instant) {
         while let Some(at) = self.waiting.iter().position(|(at, _)| *at <= now) {
             let (_, records) = self.waiting.remove(at);
             self.swept = None;
-            // Several targets share it: what one does not take lets the others go first.
+            // Several targets share the sender: records that one refuses must not block the others.
             match self.shared {
                 true => self.packer.put_behind(records),
                 false => self.packer.put_back(records),
@@ -667,10 +672,10 @@ impl Sender {
         }
     }
 
-    /// Hears what came of a request.
+    /// Handles a request that is done.
     fn handle_done(&mut self, done: RequestDone) {
         self.apply_answer(done);
-        // Whoever waits for a change looks at what it has led to.
+        // Waiters look at the resulting state.
         self.senders.changed.notify_one();
     }
 
@@ -688,7 +693,7 @@ impl Sender {
             && let Some((target, fault)) = answer.refused.take()
             && self.senders.isolate(&target, &fault)
         {
-            // The store lives.
+            // The store itself works.
             (answer.health, answer.progressed) = (Health::Answers, true);
             let same = |guard: &AckGuard| guard.target() == Some(&target);
             let queued = self.packer.extract(same);
@@ -705,11 +710,11 @@ impl Sender {
         match answer.health {
             Health::Unknown => drop(permit),
             Health::Down(class) => {
-                let mut why = "took none of five requests in a row";
+                let mut why = "five requests in a row failed";
                 let mut opened = permit.failed(class);
-                // Where names come from tags or records, five tries of each that is not there would be too many.
+                // If names come from tags or records, five requests for each missing target would be too many.
                 if self.own_target && class == Class::Configuration && self.circuit.trip(class) {
-                    (opened, why) = (true, "refused a request");
+                    (opened, why) = (true, "it refused a request");
                 }
                 if opened {
                     self.senders.log_open(&self.name, why);
@@ -731,7 +736,7 @@ impl Sender {
                 self.failing = None;
                 if !self.circuit.is_open() {
                     let back = format!(
-                        "{} answers again: requests go as before",
+                        "{} has recovered: sending normally again",
                         self.senders.describe(&self.name)
                     );
                     let log = &self.senders.context.log;
@@ -746,7 +751,7 @@ impl Sender {
                 let often = times >= if throttled { THROTTLED } else { 1 };
                 let too_long = often && now + answer.wait >= since + STALL_TIMEOUT;
                 if self.direct && too_long && self.circuit.trip(Class::Transient) {
-                    let why = format!("takes nothing for {} s or more", STALL_TIMEOUT.as_secs());
+                    let why = format!("accepted nothing for {} s or more", STALL_TIMEOUT.as_secs());
                     self.senders.log_open(&self.name, &why);
                 }
             }
@@ -770,7 +775,7 @@ impl Sender {
         }
         let limit = self.senders.context.config.memory_limit;
         if self.own_target && !self.direct && self.quota.is_over(limit) {
-            // Its text is made again when there is reason to try; others need the memory.
+            // Its text is encoded again when there is reason to try; others need the memory.
             let times = self.failing.map_or(1, |(_, times)| times);
             let wait = backoff(Class::Throttle, times, &mut StdRng::from_os_rng());
             self.defer_all(Some(now + wait.max(answer.wait)));
@@ -779,7 +784,7 @@ impl Sender {
 
     async fn receive(&mut self, delivery: Delivery, now: Instant) {
         let Delivery { pieces, probe } = delivery;
-        // It opened while they were on their way to us.
+        // The circuit opened while the pieces were queued for this sender.
         if self.defers && probe.is_none() && self.circuit.is_open() {
             for (_, piece) in pieces {
                 piece.guard.defer(&self.name, None);
@@ -828,7 +833,7 @@ impl Sender {
         self.probing |= permit.is_probe();
         let records = self.packer.take(&limits);
         self.full = self.packer.is_full(&limits);
-        // One that hangs leaves its slots to the others, where there are any.
+        // A hanging request releases its slots to others, if there are any.
         let patience = self.defers.then_some(match permit.is_probe() {
             true => PROBE_TIMEOUT,
             false => HANG_TIMEOUT,
@@ -854,8 +859,8 @@ impl Sender {
 }
 
 impl Senders {
-    /// Sends one request, settles what is settled, and gives back what must go again.
-    /// One that has no answer after `patience` gives its slots to another.
+    /// Sends one request, settles what is settled, and returns what has to be sent again. If there is no response after
+    /// `patience`, its slots are released.
     async fn send(
         self: Arc<Self>,
         whose: Arc<str>,
@@ -864,8 +869,8 @@ impl Senders {
         patience: Option<Duration>,
     ) -> Answer {
         let mut answer = Answer::default();
-        let Ok(journal) = self.journal_begin(&records).await else {
-            // Many wait for one disk: a second each.
+        let Ok(journal) = self.journal_request(&records).await else {
+            // Many requests wait for one disk: retry each about once a second.
             answer.wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             answer.retry = records;
             answer.health = Health::Unknown;
@@ -921,7 +926,7 @@ impl Senders {
                 Outcome::Rejected(fault) => {
                     match self.keep_refused(&record, &fault).await {
                         Ok(()) => settled.push(record),
-                        // Its owner keeps holding this record, and nothing else.
+                        // Its owner keeps this record, and nothing else.
                         Err(_) => {
                             let target = Arc::clone(&record.target);
                             let refusal = Arc::new(Refusal { target, fault });
@@ -958,15 +963,14 @@ impl Senders {
                 slots.in_flight.done(Some(true));
                 answer.throttled = Some(false);
                 for class in PASSING {
-                    let back = format!("{} takes records again", self.describe(&whose));
+                    let back = format!("{} accepts records again", self.describe(&whose));
                     self.context
                         .log
                         .recovered_with(trouble_kind(class), &whose, &back);
                 }
             }
             Some((fault, attempts)) => {
-                // Real throttling fails most of a request or all of it; a record here and there says
-                // nothing.
+                // Real throttling fails most or all of a request; a record here and there means nothing.
                 let throttled = fault.class == Class::Throttle && answer.retry.len() * 2 > sent;
                 slots.in_flight.done(throttled.then_some(false));
                 answer.throttled = throttled.then_some(true);
@@ -993,7 +997,7 @@ impl Senders {
             }
         }
         if let Some(batch) = journal {
-            self.journal_end(batch, &settled, settled.len() == sent)
+            self.journal_answer(batch, &settled, settled.len() == sent)
                 .await;
         }
         for piece in settled.into_iter().flat_map(|record| record.pieces) {
@@ -1002,10 +1006,9 @@ impl Senders {
         answer
     }
 
-    /// Writes down that these records are about to be sent, so that a later start can tell what may be at
-    /// the destination twice. It need not be synced: after a power cut the spool knows less, and sends
-    /// again all the same.
-    async fn journal_begin(&self, records: &[Record<AckGuard>]) -> Result<Option<u64>, ()> {
+    /// Journals that these records are about to be sent, so that a later start can tell what may be duplicated. It need
+    /// not be synced: after a power cut the spool knows less, and sends the records again anyway.
+    async fn journal_request(&self, records: &[Record<AckGuard>]) -> Result<Option<u64>, ()> {
         let Some(intake) = self.journal() else {
             return Ok(None);
         };
@@ -1021,7 +1024,7 @@ impl Senders {
             Ok(()) => {
                 self.context
                     .log
-                    .recovered("spool", "the spool can be written again");
+                    .recovered("spool", "the spool is writable again");
                 Ok(Some(batch))
             }
             Err(error) => {
@@ -1031,8 +1034,8 @@ impl Senders {
         }
     }
 
-    /// Writes down what a request's answer settled.
-    async fn journal_end(&self, batch: u64, settled: &[Record<AckGuard>], all: bool) {
+    /// Journals what a request's answer settled.
+    async fn journal_answer(&self, batch: u64, settled: &[Record<AckGuard>], all: bool) {
         let Some(intake) = self.journal() else {
             return;
         };
@@ -1041,13 +1044,13 @@ impl Senders {
             delivered: (!all).then(|| contents_of(settled)),
         };
         if let Err(error) = intake.spool().note(ended, Durability::Synced).await {
-            // They are delivered, and are not sent again while we run; a crash before the next note that
-            // succeeds would send them again.
+            // They are delivered, and not sent again by this run; only a crash before the next successful note would
+            // send them again.
             intake.log_disk_error(&error);
         }
     }
 
-    /// Keeps a record that will never be taken as a dead letter.
+    /// Keeps a permanently refused record as a dead letter.
     async fn keep_refused(
         self: &Arc<Self>,
         record: &Record<AckGuard>,
@@ -1064,7 +1067,7 @@ impl Senders {
         self.letters.keep(letters, record.lines().into()).await
     }
 
-    /// A record is acknowledged.
+    /// Counts an acknowledged record.
     fn count_delivered(&self, record: &Record<AckGuard>) {
         let bytes = record.bytes() as u64;
         let Context {
@@ -1088,16 +1091,16 @@ impl Senders {
 
     fn report(&self, whose: &str, target: &str, fault: &Fault, records: u64) {
         let (level, remedy) = match fault.class {
-            Class::Throttle => (Level::Warn, "sending less at once, and trying again"),
-            Class::Transient => (Level::Warn, "trying again"),
-            Class::Record | Class::TooLarge => (Level::Info, "sending in smaller parts"),
+            Class::Throttle => (Level::Warn, "sending less at once and retrying"),
+            Class::Transient => (Level::Warn, "retrying"),
+            Class::Record | Class::TooLarge => (Level::Info, "retrying in smaller requests"),
             Class::Credentials => (
                 Level::Error,
-                "data is held back; check the credentials, their expiry and this machine's clock",
+                "retrying; check the credentials, their expiry and this machine's clock",
             ),
             Class::Configuration => (
                 Level::Error,
-                "data is held back until this is mended at the destination or in the configuration",
+                "retrying until this is fixed at the destination or in the configuration",
             ),
         };
         let to = match self.context.traits.object_layout {
@@ -1108,19 +1111,19 @@ impl Senders {
             level,
             trouble_kind(fault.class),
             whose,
-            &format!("{records} records {to} were not taken: {fault}; {remedy}"),
+            &format!("{records} records {to} held back: {fault}; {remedy}"),
         );
     }
 }
 
-/// What a target takes.
+/// What a target accepts now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admits {
-    /// Anything.
+    /// Everything.
     All,
-    /// One request, from then on.
+    /// One request, from this time on.
     Probe(Instant),
-    /// Nothing before something changes.
+    /// Nothing until something changes.
     Nothing,
 }
 
@@ -1137,7 +1140,7 @@ fn lines(records: &[Record<AckGuard>]) -> u64 {
     records.iter().map(|record| u64::from(record.lines())).sum()
 }
 
-/// What became of a request, by what became of its records.
+/// Returns the outcome of a request by those of its records.
 fn request_result(outcomes: &[Outcome]) -> metrics::Request {
     use metrics::Request;
     let delivered = |outcome: &Outcome| matches!(outcome, Outcome::Delivered);
@@ -1147,7 +1150,7 @@ fn request_result(outcomes: &[Outcome]) -> metrics::Request {
     if outcomes.iter().any(delivered) {
         return Request::Partial;
     }
-    // Where none is taken, the reason is one for all of them, but for a destination that answers each.
+    // If no record is accepted, they share one reason, except at a destination that answers for each record.
     match first {
         Outcome::Delivered => Request::Ok,
         Outcome::Ambiguous(_) => Request::Ambiguous,

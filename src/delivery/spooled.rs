@@ -1,15 +1,16 @@
-//! From the spool to the destination, in our own time.
+//! Spooled delivery: reads the spool and delivers it, independently of flushes.
 //!
-//! The feed reads chunk after chunk, as memory allows, and encodes them. For Firehose the pieces go to
-//! their senders, as in direct mode. For a blob store they go into [`Objects`]; a sealed object gets a name
-//! and a token, both are synced into the spool together with what is in it, and only then it is sent.
-//! A chunk is finished when everything in it has completed.
+//! The feed reads chunk after chunk, as memory allows, and encodes them. For Firehose, pieces go to their senders, as
+//! in direct mode. For a blob store they are gathered in [`Objects`]; a sealed object gets a name and a token, both are
+//! synced into the spool together with its contents, and only then is it sent. A chunk is finished when everything in
+//! it has completed.
 //!
-//! Where there are several targets, events whose target takes nothing or has enough are [`Deferred`]: their text goes, and they
-//! are read again when it takes them. So one target's trouble holds no other's memory, and the feed reads on.
+//! If there are several targets, events whose target is unavailable or holds enough are [`Deferred`]: their text is
+//! dropped, and they are read again when the target accepts them. So one target's trouble holds no memory of another,
+//! and the feed keeps reading.
 //!
-//! After a crash the spool says which objects had begun. Each is built again from the same events and put
-//! under the same name, where the store takes it only if it is not there yet.
+//! After a crash the spool tells which objects had been started. Each is rebuilt from the same events and put under the
+//! same name, where the store accepts it only if it does not exist yet.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
@@ -57,37 +58,37 @@ use crate::spool::{
     Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Unreadable, Work,
 };
 
-/// Chunks that may wait for another try before no further ones are read (few in tests, so that one reaches it).
+/// The number of chunks waiting for a retry above which no new ones are read (few in tests, so that one reaches it).
 const MAX_RETRYING: usize = if cfg!(test) { 20 } else { 1_000 };
-/// What a chunk on its way needs beside its events, about: its tracker, its places in the feed.
+/// The approximate overhead of a chunk in flight, besides its events: its tracker, and its places in the feed.
 const CHUNK_BYTES: usize = 512;
 
-/// The part of `memory_limit` that references to events may take which wait for letters.
+/// The fraction of `memory_limit` that references to events waiting for letters may take.
 const PARKED_SHARE: usize = 16;
 
-/// The part of `memory_limit` that references to deferred events may take.
+/// The fraction of `memory_limit` that references to deferred events may take.
 const DEFERRED_SHARE: usize = 16;
-/// The part of `memory_limit` that references take before events are relocated, which needs fewer (little in tests, so that
-/// it happens often).
+/// The fraction of `memory_limit` above which deferred events are relocated, which takes fewer references (little in
+/// tests, so that it happens often).
 const RELOCATED_SHARE: usize = if cfg!(test) {
     8_192
 } else {
     2 * DEFERRED_SHARE
 };
-/// How long after a failure nothing is relocated.
+/// The time without relocation after a failure.
 const RELOCATE_BACKOFF: Duration = Duration::from_secs(10);
-/// Events that a probe sends, at most: enough to see whether the target takes them.
+/// The maximum number of events in a probe: enough to see whether the target accepts them.
 const PROBE_EVENTS: u64 = 100;
 
-/// How often to check whether a missing file is back.
+/// The interval between checks for missing files.
 const ABSENT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Which events of a chunk are read.
+/// The events of a chunk to read.
 #[derive(Debug)]
 enum Wanted {
-    /// All but these, which are settled.
+    /// All except these, which are settled.
     Unsettled(EventSet),
-    /// These, which were deferred.
+    /// Only these, which were deferred.
     Only(Events),
 }
 
@@ -100,7 +101,7 @@ impl Wanted {
     }
 }
 
-/// What of a chunk is not to be read again.
+/// The events of a chunk that are not to be read again.
 enum Skip {
     All,
     Some(EventSet),
@@ -112,60 +113,60 @@ impl Default for Skip {
     }
 }
 
-/// A chunk on its way.
+/// A chunk in flight.
 struct InFlightChunk {
     tracker: Arc<AckTracker>,
-    /// Memory it needs by itself, about.
+    /// Its approximate memory use.
     bytes: usize,
     tries: u32,
-    /// Of a chunk that has pieces in the air before it is read: those that had begun before a restart.
+    /// Keeps the chunk open before it is read, if objects started before a restart contain its events.
     hold: Option<AckGuard>,
 }
 
-/// Deferred events on their way.
+/// Deferred events in flight.
 struct InFlightLoad {
     load: Load,
     tracker: Arc<AckTracker>,
-    /// Memory it needs by itself, about.
+    /// Its approximate memory use.
     bytes: usize,
 }
 
-/// An object that had begun, and is to be built again.
+/// An object that was started and is to be rebuilt.
 struct PendingObject {
-    /// Not before then.
+    /// The time before which it is not rebuilt.
     due: Instant,
     pending: Pending,
     guards: Vec<AckGuard>,
-    /// Where it goes, once that is known.
+    /// Its target, once known.
     target: Option<Arc<str>>,
 }
 
-/// A chunk that is in memory, and is encoded step by step.
+/// A chunk in memory, which is encoded step by step.
 struct Reading {
     chunk: Seq,
     tag: Arc<[u8]>,
     data: Bytes,
     wanted: Arc<Wanted>,
-    /// Of deferred events: their targets.
+    /// The targets, if these are deferred events.
     targets: Vec<Arc<str>>,
-    /// Leave to send some of the first target's although its circuit is open.
+    /// The admission of some of the first target's events although its circuit is open.
     probe: Option<CircuitPermit>,
     tracker: Arc<AckTracker>,
-    /// Until all of its steps are taken, and what cannot be sent is kept.
+    /// Held until all steps are encoded, and what cannot be sent is kept.
     hold: AckGuard,
-    /// Where the next step begins.
+    /// The start of the next step.
     from: Place,
-    /// Memory that the step needs, at most.
+    /// The maximum memory the step needs.
     needs: usize,
 }
 
 impl Reading {
-    /// Whether events of this target were deferred before, and are read again now.
+    /// Returns whether these are deferred events of this target.
     fn serves(&self, target: &str) -> bool {
         self.targets.iter().any(|it| **it == *target)
     }
 
-    /// Leave to send to this target, if these are the events that find out whether it is back.
+    /// Takes the permit of the probe, if this is its target.
     fn take_probe(&mut self, target: &str) -> Option<CircuitPermit> {
         let first = self.targets.first();
         self.probe
@@ -173,27 +174,27 @@ impl Reading {
     }
 }
 
-/// An object on its way.
+/// An object in flight.
 struct InFlightObject {
-    /// Its sender.
+    /// Its target, which names its sender.
     target: Arc<str>,
     name: Arc<str>,
-    /// Where its events are.
+    /// The chunks and events it is made from.
     contents: Vec<Content>,
     token: String,
     body: Payload,
     guards: Vec<AckGuard>,
-    /// Of an object that was built again: the events in it. Their guards hold their chunks, and know no events.
+    /// The events in it, if it was rebuilt: its guards then hold their chunks, and have no events.
     events: Vec<(Seq, Vec<Range<u32>>)>,
     lines: u32,
     why: metrics::Sealed,
     tries: u32,
-    /// Whether it may have been put before.
+    /// Whether it may have been stored before.
     may_exist: bool,
 }
 
 impl InFlightObject {
-    /// Memory it needs, about.
+    /// Returns its approximate memory use.
     fn bytes(&self) -> usize {
         let guards = self.guards.iter().map(AckGuard::footprint);
         let runs = self.events.iter().map(|(_, runs)| size_of_val(&runs[..]));
@@ -202,7 +203,7 @@ impl InFlightObject {
     }
 }
 
-/// Reads the spool and sees to it that everything in it is delivered.
+/// Reads the spool and delivers everything in it.
 pub(super) struct Feed {
     context: Arc<Context>,
     letters: Arc<Letters>,
@@ -211,54 +212,54 @@ pub(super) struct Feed {
     intake: Arc<Intake>,
     spool: Arc<Spool>,
     worker: Worker,
-    /// Chunks at which an earlier process ended that are to be read at their trial, and not in the order of the log.
+    /// Chunks at which an earlier process ended: they are read at their trial, and not in the order of the log.
     on_trial: BTreeSet<Seq>,
-    /// The chunk that was read last, in the order of the log.
+    /// The last chunk read, in the order of the log.
     after: Option<Seq>,
     skip: HashMap<Seq, Skip>,
-    /// The chunk that is being encoded.
+    /// The chunk being encoded.
     reading: Option<Reading>,
-    /// For a stream: memory for its next step.
+    /// For streams: the memory of the next step.
     share: Option<Share>,
     chunks: HashMap<Seq, InFlightChunk>,
-    /// Of `chunks` and `loads`.
+    /// The memory of `chunks` and `loads`.
     chunk_bytes: usize,
-    /// Events that wait for their target.
+    /// The events waiting for their target.
     deferred: Deferred,
-    /// Whether some of them were relocated last, and nothing else was read since.
+    /// Whether the last work was a relocation.
     relocated_last: bool,
-    /// Nothing is relocated before then, since that failed.
+    /// The time before which nothing is relocated, after a failure.
     relocates_from: Instant,
-    /// Events that were read so far, and the bytes of their chunks.
+    /// The number of events read so far, and the bytes of their chunks.
     read: (u64, u64),
-    /// Deferred events on their way, by chunk.
+    /// Deferred events in flight, by chunk.
     loads: BTreeMap<(Seq, u64), InFlightLoad>,
     next_load: u64,
-    /// Whether deferred events were read last, and not the log.
+    /// Whether the last events read were deferred ones rather than from the log.
     loaded_last: bool,
-    /// Chunks to be read again, and when.
+    /// The chunks to read again, and when.
     again: BTreeSet<(Instant, Seq, u32)>,
-    /// Chunks of segments whose file is missing. They hold up nothing but themselves.
+    /// The chunks of segments whose file is missing. They block only themselves.
     absent: BTreeMap<Seq, Vec<(Seq, u32)>>,
-    /// When it is asked whether such a file is back.
+    /// The time of the next check for such a file.
     absent_until: Instant,
-    /// For a blob store.
+    /// For blob stores: the open objects.
     objects: Option<Objects>,
-    /// Objects that had begun, before a restart or before their target took nothing any more.
+    /// Objects started before a restart, or before their target became unavailable.
     begun: VecDeque<PendingObject>,
     sending: HashMap<u64, InFlightObject>,
-    /// Of these, what is to be sent again, and when.
+    /// Those to send again, and when.
     resend: BTreeSet<(Instant, u64)>,
     sending_bytes: usize,
-    /// Notes about objects, which must not be forgotten.
+    /// Pending notes about objects, which must be written.
     notes: JoinSet<()>,
-    /// Targets of which it is not known yet what they take.
+    /// The targets whose shape is not known yet.
     describing: Describing,
-    /// What cannot become a dead letter yet.
+    /// The events whose dead letters cannot be kept yet.
     waiting: WaitingLetters,
-    /// Whether it was looked for room since we stop.
+    /// Whether room for letters was checked since the shutdown began.
     checked_at_stop: bool,
-    /// Until then no letters go into the quarantine, since that failed.
+    /// The time before which nothing goes into the quarantine, after a failure.
     quarantined_until: Instant,
     completed: mpsc::UnboundedSender<TrackerEvent>,
     completions: mpsc::UnboundedReceiver<TrackerEvent>,
@@ -327,7 +328,7 @@ impl Feed {
         feed
     }
 
-    /// Goes on where an earlier run stopped.
+    /// Resumes the work of an earlier run.
     fn resume_run(&mut self, recovered: Recovered) {
         for (chunk, runs) in recovered.settled {
             let mut settled = EventSet::default();
@@ -342,7 +343,7 @@ impl Feed {
             }
             requests += 1;
             lines += pending.lines;
-            // What was on its way goes again, in other requests.
+            // The records that were in flight are sent again, in other requests.
             let released = Note::Ended {
                 batch: pending.batch,
                 delivered: Some(Vec::new()),
@@ -355,15 +356,16 @@ impl Feed {
             self.context.log.write(
                 Level::Warn,
                 &format!(
-                    "{lines} records in {requests} requests were on their way when the last run ended, and their \
-                     answers are not known: they are sent again, and may be there twice"
+                    "{lines} records in {requests} requests were in flight when the last run ended, and their \
+                     outcome is unknown: they are sent again and may be duplicated"
                 ),
             );
         }
         self.postpone_suspects();
     }
 
-    /// What an earlier process ended at comes behind all else. What is condemned is set aside at once.
+    /// Postpones the chunks at which an earlier process ended until after all others. Condemned ones are set aside at
+    /// once.
     fn postpone_suspects(&mut self) {
         let mut postponed = BTreeSet::new();
         for suspect in self.worker.suspects() {
@@ -377,8 +379,8 @@ impl Feed {
                 self.context.log.write(
                     Level::Info,
                     &format!(
-                        "an earlier run ended while chunk {chunk} of the spool was encoded: the others go first, then it is \
-                         encoded alone, and it is set aside should the process end at that once more"
+                        "an earlier run ended while chunk {chunk} of the spool was being encoded: it is retried alone after \
+                         all others, and set aside if the process ends again"
                     ),
                 );
             }
@@ -395,8 +397,8 @@ impl Feed {
         }
     }
 
-    /// We stop before suspects were tried: now they are, behind all else, and nothing is held against them. Whether there
-    /// were any.
+    /// Retries the suspects at once, after everything else, because the output stops before their trial; nothing is
+    /// held against them. Returns whether there were any.
     fn try_suspects_now(&mut self, now: Instant) -> bool {
         let trial = self.worker.trial();
         let waiting = |(at, ..): &(Instant, Seq, u32)| *at == trial;
@@ -412,8 +414,7 @@ impl Feed {
         hurried && now < trial
     }
 
-    /// An object had begun: its events belong to it and to no other, and its chunks are not finished
-    /// before it is.
+    /// Resumes an object that was started: its events belong to it alone, and its chunks are not finished before it is.
     fn resume_object(&mut self, pending: Pending) {
         let mut guards = Vec::new();
         for content in &pending.contents {
@@ -440,8 +441,7 @@ impl Feed {
                     tries: 0,
                 }
             });
-            // Its events count as settled for whoever reads the chunk: this object is sent until it is
-            // there.
+            // For readers of the chunk its events are settled: this object is sent until it is stored.
             guards.push(in_flight.tracker.hold());
         }
         self.begun.push_back(PendingObject {
@@ -452,7 +452,7 @@ impl Feed {
         });
     }
 
-    /// Runs until we stop and nothing is left to be sent.
+    /// Runs until the output stops and nothing is left to send.
     pub(super) async fn run(mut self) {
         let mut draining = self.context.draining.subscribe();
         loop {
@@ -477,7 +477,7 @@ impl Feed {
             let stopping = *draining.borrow_and_update();
             if stopping && !std::mem::replace(&mut self.checked_at_stop, stopping) {
                 self.waiting.check_now(now);
-                // Whoever is back gets what waits for it before the end.
+                // Targets that have recovered get their events before the end.
                 self.senders.hurry_probes();
             }
             if self.waiting.due().is_some_and(|due| due <= now) {
@@ -490,8 +490,8 @@ impl Feed {
             }
             if let Some(objects) = &mut self.objects {
                 let mut sealed = objects.seal_aged(now);
-                // What is open holds its chunks in the spool. A spool that fills up with them would turn
-                // the host away while the destination is well.
+                // Open objects keep their chunks in the spool. Without this, a spool filled by them would reject chunks
+                // while the destination works.
                 let usage = self.spool.usage();
                 if usage.log_bytes() > usage.limit / 2
                     && self.sending.is_empty()
@@ -531,9 +531,9 @@ impl Feed {
                 }
                 if self.is_done() {
                     self.log_undeliverable();
-                    // Nothing waits for what is still to be recorded later.
+                    // Nothing else has to be recorded.
                     self.worker.finish().await;
-                    // They hold on to what they share for as long as they may get something.
+                    // The senders keep their shared state for as long as they may receive something.
                     self.senders.close();
                     return;
                 }
@@ -577,14 +577,14 @@ impl Feed {
         }
     }
 
-    /// Bytes that the feed holds in memory, but for those of a stream's pieces: these hold their own.
+    /// Returns the memory the feed holds, except for pieces of streams, which have reservations of their own.
     fn held(&self) -> usize {
         let objects = self.objects.as_ref().map_or(0, Objects::bytes);
         let reading = self.reading.as_ref().map_or(0, |it| it.data.len());
         self.sending_bytes + objects + reading + self.chunk_bytes + self.deferred.bytes()
     }
 
-    /// For a stream: memory that is needed to go on.
+    /// For streams: returns the memory needed to continue.
     fn needs(&self) -> usize {
         match &self.reading {
             Some(reading) => reading.needs,
@@ -599,14 +599,14 @@ impl Feed {
                 let held = self.sending_bytes + objects.bytes() + self.chunk_bytes;
                 let needs = self.reading.as_ref().map_or(0, |reading| reading.needs);
                 if needs > STEP_BYTES && held + needs > limit {
-                    // One event that may be more than there is room for goes when nothing else is there.
+                    // A single event that may exceed the free memory goes when nothing else is held.
                     if self.sending.is_empty() {
                         let sealed = objects.seal_for_room();
                         self.dispatch(sealed);
                     }
                     return self.sending.is_empty();
                 }
-                // A sealed object gives its bytes back only when it is there.
+                // A sealed object releases its bytes only once it is stored.
                 held <= open_objects(limit) || self.sending.is_empty()
             }
             None if self.share.is_some() => true,
@@ -619,7 +619,7 @@ impl Feed {
         }
     }
 
-    /// Whether chunks that were not read yet may be. Those that wait for another try go on in any case.
+    /// Returns whether new chunks may be read. Those waiting for a retry continue in any case.
     fn may_read_on(&self) -> bool {
         let many = self.worker.has_many_suspects();
         let hurried = *self.context.draining.borrow();
@@ -638,8 +638,8 @@ impl Feed {
             && self.notes.is_empty()
     }
 
-    /// Takes the next thing up: the chunk that is being encoded, an object that had begun, a chunk that is due again, the
-    /// events of a target that were `deferred`, a chunk that was not read yet. False where there is none.
+    /// Does the next piece of work: the chunk being encoded, an object to rebuild, a chunk due for a retry, deferred
+    /// events of the target `deferred`, or a new chunk. Returns false if there is none.
     async fn advance(&mut self, now: Instant, deferred: Option<&Arc<str>>) -> bool {
         if let Some(reading) = self.reading.take() {
             self.step(reading).await;
@@ -681,12 +681,12 @@ impl Feed {
             return false;
         };
         self.after = Some(chunk);
-        // Of what was relocated it is known where it goes.
+        // The targets of relocated events are known: they are deferred already.
         if self.on_trial.remove(&chunk) || self.spool.is_relocated(chunk) {
             return true;
         }
         if let Some(Skip::All) = self.skip.get(&chunk) {
-            // All of it is in objects that had begun.
+            // All of its events are in objects that were started.
             self.skip.remove(&chunk);
             if let Some(hold) = self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
                 hold.keep();
@@ -697,7 +697,7 @@ impl Feed {
         true
     }
 
-    /// Reads a chunk, and begins to encode it.
+    /// Reads a chunk and starts encoding it.
     async fn start_chunk(&mut self, chunk: Seq, tries: u32) {
         let stored = match self.worker.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
@@ -766,7 +766,7 @@ impl Feed {
         })
     }
 
-    /// Reads deferred events of a target again, and begins to encode them.
+    /// Reads deferred events of a target again and starts encoding them.
     async fn load(&mut self, target: &Arc<str>, now: Instant) {
         let Some(probe) = self.senders.try_admit(target) else {
             return;
@@ -825,8 +825,8 @@ impl Feed {
         self.loads.insert((chunk, number), in_flight);
     }
 
-    /// Chunks whose deferred events are to be relocated: the oldest, while they keep the spool from giving up segments, or
-    /// while there are too many references.
+    /// Returns the chunks whose deferred events are to be relocated: the oldest, while they keep the spool from
+    /// removing segments or while there are too many references.
     fn to_relocate(&self, now: Instant) -> Option<Vec<Seq>> {
         if now < self.relocates_from
             || self.deferred.targets() == 0
@@ -835,7 +835,7 @@ impl Feed {
             return None;
         }
         if self.deferred.bytes() > self.context.config.memory_limit / RELOCATED_SHARE {
-            // What was relocated before has few references for much.
+            // Relocated chunks already have few references for much data.
             let fresh = |chunk: &Seq| !self.spool.is_relocated(*chunk);
             let chunks = self.deferred.chunks().filter(fresh);
             let chunks: Vec<Seq> = chunks.take(relocate::MAX_CHUNKS).collect();
@@ -845,7 +845,7 @@ impl Feed {
         }
         let usage = self.spool.usage();
         let (events, bytes) = self.read;
-        // Where most of the log is what waits, to write it again would give up little.
+        // If most of the log is waiting, writing it again would free little.
         let waiting = self
             .deferred
             .records()
@@ -900,7 +900,7 @@ impl Feed {
                 Err(error) => {
                     self.put_back(moving.from);
                     self.relocates_from = now + RELOCATE_BACKOFF;
-                    // A full spool says so by itself.
+                    // A full spool is logged by the intake.
                     if error.kind() != std::io::ErrorKind::QuotaExceeded {
                         self.intake.log_disk_error(&error);
                     }
@@ -917,7 +917,7 @@ impl Feed {
         }
     }
 
-    /// The next target whose deferred events may be read; otherwise when that may be so.
+    /// Returns the next target whose deferred events may be read, or otherwise when that will be.
     fn next_deferred(&self, now: Instant) -> Result<Arc<str>, Option<Instant>> {
         if self.deferred.targets() == 0 {
             return Err(None);
@@ -934,14 +934,14 @@ impl Feed {
         })
     }
 
-    /// Whether there is memory to read more for a target.
+    /// Returns whether there is memory to read more for a target.
     fn may_load(&self, target: &str) -> bool {
-        // Objects go to a store one by one, and are as many as it takes.
+        // Objects are sent one by one, as fast as the store accepts them.
         self.context.traits.object_layout.is_some() || self.senders.may_load(target)
     }
 
-    /// Bytes of lines that are sent to a target now, while the others of a step get `planned`; at least one line where it is
-    /// not 0. The others wait. What was deferred before goes first.
+    /// Returns the bytes of lines that may be sent to a target now, while the others of a step get `planned`; if this
+    /// is not 0, at least one line may be sent. The other lines wait. Deferred events go first.
     fn room(&self, target: &Arc<str>, planned: usize, reading: &Reading) -> usize {
         if self.senders.has_one_target() {
             return usize::MAX;
@@ -956,7 +956,7 @@ impl Feed {
         }
     }
 
-    /// Events of a chunk wait for their target.
+    /// Defers the events of a part until their target accepts them.
     fn defer(&mut self, target: &Arc<str>, part: Part, reading: &Reading) {
         self.defer_events(target, part.events, reading);
         buffers::give(part.text);
@@ -968,7 +968,7 @@ impl Feed {
         reading.tracker.settle(&events);
     }
 
-    /// Targets that take nothing any more: what is open for them is deferred.
+    /// Defers the open objects of targets that became unavailable.
     fn defer_opened(&mut self) {
         for target in self.senders.take_opened() {
             if let Some(objects) = &mut self.objects
@@ -979,21 +979,21 @@ impl Feed {
         }
     }
 
-    /// When an object that had begun may be built. `None`: not before something changes.
+    /// Returns when an object may be rebuilt. `None`: not before something changes.
     fn is_due(&self, begun: &PendingObject) -> Option<Instant> {
         let Some(target) = &begun.target else {
             return Some(begun.due);
         };
         match self.senders.admits(target) {
             Admits::All => Some(begun.due),
-            // Some deferred events find out sooner whether the target is back than a whole object.
+            // A few deferred events find out sooner than a whole object whether the target has recovered.
             Admits::Probe(_) if self.deferred.waits_for(target) => None,
             Admits::Probe(at) => Some(begun.due.max(at)),
             Admits::Nothing => None,
         }
     }
 
-    /// Encodes a step of a chunk, and sends its lines on their way.
+    /// Encodes one step of a chunk, and sends its lines.
     async fn step(&mut self, mut reading: Reading) {
         let memory = reading.needs;
         let chunk = reading.chunk;
@@ -1003,7 +1003,7 @@ impl Feed {
         let encoded = self.worker.work_on(chunk, Work::Deliver, move || {
             cutter.encode_step(&tag, &data, from, memory, |event| wanted.contains(event))
         });
-        // A panic drops the hold: the chunk's tracker fails, and it is read again later.
+        // A panic drops the hold: the chunk's tracker fails, and the chunk is read again later.
         let Ok(encoded) = encoded.await else {
             self.share = None;
             return;
@@ -1094,7 +1094,7 @@ impl Feed {
                     let now = Instant::now();
                     let add = |(target, part)| objects.add(part, &target, &tracker, now);
                     let sealed: Vec<SealedObject> = taken.into_iter().flat_map(add).collect();
-                    // A probe waits for no others: it is an object of its own.
+                    // A probe does not wait for more lines: it is an object of its own.
                     let probe = probing.map(|(target, part)| {
                         let mut alone = Objects::new(compression, bounds);
                         let mut sealed = alone.add(part, &target, &tracker, now);
@@ -1111,7 +1111,8 @@ impl Feed {
                             self.send_object(object, probe.take());
                         }
                     }
-                    // The open objects are gone, and nothing of them was sent: their chunks' trackers fail, and this one's.
+                    // The open objects are lost, and nothing of them was sent: the trackers of their chunks fail, and
+                    // so does this one.
                     Err(_) => {
                         self.objects = Some(Objects::new(compression, bounds));
                         return;
@@ -1140,7 +1141,7 @@ impl Feed {
         reading.hold.keep();
     }
 
-    /// Nothing can be read of a chunk: what is left of it is on its way already.
+    /// Skips a chunk that cannot be read: the rest of it is in flight already.
     fn skip_chunk(&mut self, chunk: Seq) {
         self.skip.remove(&chunk);
         match self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
@@ -1149,7 +1150,7 @@ impl Feed {
         }
     }
 
-    /// Takes up the chunks of files that were missing and are there again.
+    /// Retries the chunks of files that were missing and have been put back.
     fn retry_absent(&mut self, now: Instant) {
         let spool = &self.spool;
         let back = self
@@ -1160,7 +1161,8 @@ impl Feed {
             .extend(chunks.map(|(chunk, tries)| (now, chunk, tries)));
     }
 
-    /// Keeps what cannot be sent, or sets it waiting until that can be done. For the chunk's tracker it is settled.
+    /// Keeps what cannot be sent as dead letters, or parks it until that is possible. For the chunk's tracker it is
+    /// settled.
     async fn keep_letters(&mut self, chunk: Seq, tracker: &AckTracker, encoded: Encoded) {
         let (letters, mut lettered) = (encoded.letters, encoded.lettered);
         if letters.is_empty() {
@@ -1169,7 +1171,7 @@ impl Feed {
         self.worker.rest();
         lettered.sort_unstable();
         let events = ranges(&lettered);
-        // While others wait, nobody asks the disk for each.
+        // While others wait, the disk is not asked for each.
         let kept = match self.waiting.is_empty() {
             true => self.letters.keep(letters, lettered.len() as u64).await,
             false => Err(dead_letter::wait(&letters)),
@@ -1192,8 +1194,7 @@ impl Feed {
         tracker.settle(&lettered);
     }
 
-    /// Notes that these events need nothing more. Were the note lost, their letters would be written once more after a
-    /// restart.
+    /// Notes that these events are settled. Without the note, their letters would be written again after a restart.
     fn note_done(&mut self, chunk: Seq, events: Vec<Range<u32>>) {
         let events = Events::Runs(events);
         let contents = vec![Content { chunk, events }];
@@ -1205,13 +1206,13 @@ impl Feed {
         self.update_waiting_metric();
     }
 
-    /// Shows how much waits. What is tried waits until its letters are kept.
+    /// Updates the metric of waiting records. What is being tried waits until its letters are kept.
     fn update_waiting_metric(&self) {
         let waiting = &self.context.metrics.waiting_letters;
         waiting.set(self.waiting.records() as f64);
     }
 
-    /// Looks whether letters can be kept again.
+    /// Checks whether letters can be kept again.
     async fn check_letter_room(&mut self, now: Instant) {
         self.worker.rest();
         let letters = Arc::clone(&self.letters);
@@ -1222,7 +1223,7 @@ impl Feed {
         }
     }
 
-    /// Reads a chunk again of which events wait for letters, and writes these.
+    /// Reads a chunk of which events wait for letters again, and writes their letters.
     async fn write_letters(&mut self, chunk: Seq) {
         let Some((tag, data)) = self.read_parked(chunk).await else {
             return;
@@ -1245,7 +1246,7 @@ impl Feed {
         }
     }
 
-    /// Writes the letters of some events, step by step. What could not be kept comes back.
+    /// Writes the letters of some events, step by step. Returns those that could not be kept.
     async fn write_some(
         &mut self,
         chunk: Seq,
@@ -1260,7 +1261,7 @@ impl Feed {
             let (of, bytes, refusal) = (Arc::clone(tag), data.clone(), unsendable.refusal.clone());
             let made = self.worker.work_on(chunk, Work::Letters, move || {
                 let wanted = |event| contains_event(&wanted, event);
-                // One step at a time; a single event may be more.
+                // One step at a time; a single event may exceed a step.
                 let encoded = cutter.encode_step(&of, &bytes, from, usize::MAX, wanted);
                 let encoded = encoded.expect("there is as much memory as it may ask for");
                 (
@@ -1307,7 +1308,7 @@ impl Feed {
                 self.skip_chunk(chunk);
             }
             Err(Unreadable::Finished) => self.forget_parked(chunk),
-            // It is tried again with the next look.
+            // Retried with the next check.
             Err(Unreadable::Missing(_)) => {}
             Err(Unreadable::Disk(error)) => self.intake.log_disk_error(&error),
         }
@@ -1319,7 +1320,7 @@ impl Feed {
         self.update_waiting_metric();
     }
 
-    /// Whether nothing of a chunk is on its way, or to be read again.
+    /// Returns whether nothing of a chunk is in flight, or to be read again.
     fn is_settled(&self, chunk: Seq) -> bool {
         let mut loads = self.loads.range((chunk, 0)..=(chunk, u64::MAX));
         !self.chunks.contains_key(&chunk)
@@ -1335,8 +1336,8 @@ impl Feed {
         }
     }
 
-    /// References are bounded, and a chunk that waits for letters keeps all younger ones in the spool. Before that turns
-    /// the host away, its letters go into the spool's quarantine.
+    /// Writes letters into the spool's quarantine if they would block others: references are bounded, and a chunk that
+    /// waits for letters keeps all younger ones in the spool, which would in the end reject new chunks.
     async fn quarantine_if_blocking(&mut self, now: Instant) {
         if self.waiting.is_empty() || self.quarantined_until > now {
             return;
@@ -1377,8 +1378,8 @@ impl Feed {
                     Level::Error,
                     "dead_letter_quarantine",
                     &format!(
-                        "the dead letters of {events} records are in the spool's {file}, since they cannot be kept in \
-                         {} and would have held up what came after them: move that file where the others belong",
+                        "the dead letters of {events} records were written to the spool's {file}, because they cannot be kept \
+                         in {} and were blocking newer chunks: move that file to the dead-letter folder",
                         self.letters.folder().path().display()
                     ),
                 );
@@ -1394,13 +1395,13 @@ impl Feed {
         }
     }
 
-    /// Says what is in the spool still, when all that can be delivered is.
+    /// Logs what remains in the spool once everything deliverable is delivered.
     fn log_undeliverable(&self) {
         if !self.waiting.is_empty() {
             self.context.log.write(
                 Level::Warn,
                 &format!(
-                    "{} records of {} chunks stay in the spool, since their dead letters cannot be kept in {}",
+                    "{} records of {} chunks stay in the spool, because their dead letters cannot be written to {}",
                     self.waiting.records(),
                     self.waiting.chunks(),
                     self.letters.folder().path().display()
@@ -1442,12 +1443,12 @@ impl Feed {
                 if let Some(not_before) = not_before {
                     self.deferred.wait(&target, not_before);
                 }
-                // With every probe that fails, and so at most once a minute.
+                // Logged with every failed probe, and so at most once a minute.
                 self.context.log.trouble(
                     Level::Warn,
                     "deferred",
                     &format!(
-                        "{} records wait in the spool for {} of the output's targets",
+                        "{} records are waiting in the spool for {} unavailable or slow targets",
                         self.deferred.records(),
                         self.deferred.targets(),
                     ),
@@ -1456,8 +1457,8 @@ impl Feed {
         }
     }
 
-    /// An object was certainly never put, and its target takes nothing: its name is given up, and its events wait for other
-    /// objects. Only what may be there has to go under its name again.
+    /// Releases an object that was certainly never stored, because its target is unavailable: its name is given up, and
+    /// its events wait for other objects. Only an object that may be stored has to be sent under its name again.
     fn release(&mut self, batch: u64, target: Arc<str>) {
         let is_known = |sending: &InFlightObject| !sending.may_exist;
         if !self.sending.get(&batch).is_some_and(is_known) || self.senders.has_one_target() {
@@ -1473,7 +1474,7 @@ impl Feed {
         };
         let intake = Arc::clone(&self.intake);
         self.notes.spawn(async move {
-            // Before another object begins with the same events.
+            // Before another object is started with the same events.
             intake.write_note(released, Durability::Synced).await;
             for guard in sending.guards {
                 guard.defer(&target, None);
@@ -1481,7 +1482,8 @@ impl Feed {
         });
     }
 
-    /// An object is refused, and its letter cannot be kept: its events wait for theirs, and it ends.
+    /// Rejects an object that was refused and whose letter cannot be kept: its events wait for theirs, and the object
+    /// ends.
     fn reject_object(&mut self, batch: u64, refusal: &Arc<Refusal>) {
         let Some(mut sending) = self.sending.remove(&batch) else {
             return;
@@ -1559,14 +1561,14 @@ impl Feed {
                 if unavailable && !self.senders.has_one_target() {
                     return self.postpone_object(batch);
                 }
-                // By the feed itself, later. A runtime that goes down drops at once what it is given, and with
-                // it the new guard: a task made here would land, and be made anew, without end.
+                // Sent again by the feed itself, later. A runtime that shuts down drops new tasks at once, and with
+                // them the new guard: a task created here would complete, and be created again, without end.
                 self.resend.insert((Instant::now() + wait, batch));
             }
         }
     }
 
-    /// Nothing of an object is left to be sent.
+    /// Notes that an object is done: nothing of it is left to send.
     fn note_object_ended(&mut self, batch: u64, guards: Vec<AckGuard>) {
         let ended = Note::Ended {
             batch,
@@ -1575,7 +1577,7 @@ impl Feed {
         self.note(ended, Durability::Synced, guards);
     }
 
-    /// Writes a note until it is written, and keeps `guards` then.
+    /// Writes a note, retrying until it succeeds, and then keeps `guards`.
     fn note(&mut self, note: Note, durability: Durability, guards: Vec<AckGuard>) {
         let intake = Arc::clone(&self.intake);
         self.notes.spawn(async move {
@@ -1584,8 +1586,8 @@ impl Feed {
         });
     }
 
-    /// An object's target takes nothing: it gives its memory back, and is built again later, from the same events and under
-    /// its name, since it may be there.
+    /// Postpones an object whose target is unavailable: its memory is released, and it is rebuilt later from the same
+    /// events and under its name, because it may be stored.
     fn postpone_object(&mut self, batch: u64) {
         let Some(sending) = self.sending.remove(&batch) else {
             return;
@@ -1610,7 +1612,7 @@ impl Feed {
         });
     }
 
-    /// Gives sealed objects their names, and sends them once these are in the spool.
+    /// Names sealed objects, and sends them once the names are in the spool.
     fn dispatch(&mut self, sealed: Vec<SealedObject>) {
         for object in sealed {
             self.send_object(object, None);
@@ -1663,7 +1665,7 @@ impl Feed {
         });
     }
 
-    /// Hands an object to its sender.
+    /// Queues an object with its sender.
     fn enqueue_object(&self, batch: u64, probe: Option<CircuitPermit>) {
         if let Some(sending) = self.sending.get(&batch) {
             let queued = self.queued(batch).into_iter().collect();
@@ -1671,7 +1673,7 @@ impl Feed {
         }
     }
 
-    /// An object, ready for its sender.
+    /// Returns an object as a piece for its sender.
     fn queued(&self, batch: u64) -> Option<Queued> {
         let sending = self.sending.get(&batch)?;
         let tag = sending.guards.first().map_or(&b""[..], |guard| guard.tag());
@@ -1694,8 +1696,8 @@ impl Feed {
         Some((Arc::clone(&sending.name), piece))
     }
 
-    /// The target of an object that had begun: the folder that its name says, where the configuration names others today.
-    /// What is the matter with it then is not the matter with those.
+    /// Returns the target of a rebuilt object: if the configuration has other names today, the folder in its name,
+    /// whose trouble is not theirs.
     fn target_of(&self, name: &str, destination: Option<(String, String)>) -> Arc<str> {
         let (target, folder) = destination.unwrap_or_default();
         if self.senders.has_one_target() {
@@ -1709,8 +1711,8 @@ impl Feed {
         }
     }
 
-    /// Builds an object again that had begun, from the same events, and sends it under its name. False where its target takes
-    /// nothing after all.
+    /// Rebuilds an object from the same events, and sends it under its name. Returns false if its target is unavailable
+    /// after all.
     async fn rebuild(&mut self, begun: PendingObject) -> bool {
         let admission = match &begun.target {
             Some(target) => self.senders.try_admit(target),
@@ -1740,7 +1742,7 @@ impl Feed {
                     self.worker.acquit(content.chunk, Work::Rebuild);
                 }
                 for chunk in built.corrupt {
-                    // Nobody reads it any more: only this object's guards are left of it.
+                    // It is not read any more: only this object's guards are left of it.
                     let hold = self.chunks.get_mut(&chunk);
                     if let Some(hold) = hold.and_then(|chunk| chunk.hold.take()) {
                         hold.keep();
@@ -1760,11 +1762,11 @@ impl Feed {
                 self.intake.log_disk_error(&error);
                 None
             }
-            // A missing file is said by whoever looks for it.
+            // A missing file is logged by the intake's check.
             Ok(Err(_)) | Err(_) => None,
         };
         let Some((body, events, lines, skipped, destination)) = built else {
-            // What else there is goes on meanwhile.
+            // Other work continues meanwhile.
             let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             self.begun.push_back(PendingObject {
                 due: Instant::now() + wait,
@@ -1777,7 +1779,7 @@ impl Feed {
         self.cutter.count_skipped(skipped);
         let batch = pending.batch;
         if body.is_empty() {
-            // By another configuration than the one it began with.
+            // Built with a configuration that differs from the one it was started with.
             self.note_object_ended(batch, guards);
             return true;
         }
@@ -1790,7 +1792,7 @@ impl Feed {
             guards,
             events,
             lines: u32::try_from(lines).unwrap_or(u32::MAX),
-            // An earlier run sealed it, and was stopped before it was there.
+            // An earlier run sealed it, and was stopped before it was stored.
             why: metrics::Sealed::Stop,
             tries: 0,
             may_exist: true,
@@ -1810,7 +1812,7 @@ fn refused(events: &[u32], refusal: Arc<Refusal>) -> UnsendableEvents {
     }
 }
 
-/// Names an object that never was and never will be again.
+/// Returns a random token that no other object has.
 fn token() -> String {
     let mut bytes = [0; 16];
     StdRng::from_os_rng().fill_bytes(&mut bytes);

@@ -731,17 +731,17 @@ async fn a_sender_that_panicked_is_begun_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_a_person_must_mend_holds_data_and_says_so_until_it_is_mended() {
+async fn a_fault_that_needs_a_fix_holds_data_back_and_is_logged_until_it_is_fixed() {
     let bench = Bench::new(
         ONE_LINE,
         &[],
         vec![all(Outcome::Retry, Class::Configuration)],
     );
     assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
-    assert!(bench.said("data is held back until this is mended"));
+    assert!(bench.said("retrying until this is fixed"));
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(bench.flush(&["b"]).await, Verdict::Ok);
-    assert!(bench.said("takes records again"));
+    assert!(bench.said("accepts records again"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -909,7 +909,7 @@ async fn a_destination_that_is_down_opens_the_circuit_and_its_return_is_told() {
     let metrics = Arc::clone(bench.pipeline.metrics());
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
     assert!(metrics.circuit_is_open());
-    assert!(bench.said("one request at a time is tried"));
+    assert!(bench.said("probing with one request at a time"));
     assert!(bench.said("delivery stream 's'"));
     for verdict in [Verdict::Retry, Verdict::Retry, Verdict::Retry, Verdict::Ok] {
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -920,6 +920,6 @@ async fn a_destination_that_is_down_opens_the_circuit_and_its_return_is_told() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(bench.flush(&["b"]).await, Verdict::Ok);
     let lines = bench.lines.0.lock().unwrap();
-    let told = |line: &(Level, String)| line.1.contains("answers again");
+    let told = |line: &(Level, String)| line.1.contains("has recovered");
     assert!(lines.iter().any(told), "{lines:?}");
 }

@@ -1,7 +1,7 @@
-//! Events that are to become dead letters, while these cannot be kept: their folder is full, or its disk fails.
+//! Events whose dead letters cannot be kept yet: the dead-letter folder is full, or its disk fails.
 //!
-//! They wait as references, and hold nothing up but their chunk's bytes in the spool. The folder is checked for room now
-//! and then; nothing is read again before. Pure: time is an argument.
+//! They wait as references, and block nothing except their chunk's bytes in the spool. The folder is checked for room
+//! at intervals; nothing is read again before. Pure: time is an argument.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,28 +12,28 @@ use tokio::time::{Duration, Instant};
 use crate::delivery::ack::{Refusal, count};
 use crate::spool::Seq;
 
-/// How often the folder is checked for room.
+/// The interval between checks of the folder for room.
 const CHECK_INTERVAL: Duration = if cfg!(test) {
     Duration::from_millis(50)
 } else {
     Duration::from_secs(10)
 };
-/// What a chunk needs beside the ranges of its events, about.
+/// The approximate overhead of a chunk, besides the ranges of its events.
 const CHUNK_BYTES: usize = 128;
 
-/// Some events of one chunk.
+/// Events of one chunk that cannot be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UnsendableEvents {
-    /// Which: sorted, not touching.
+    /// The events: sorted, without adjacent ranges.
     pub(super) events: Vec<Range<u32>>,
-    /// Where the destination refused them, what it said. Otherwise they cannot be sent at all.
+    /// The refusal, if the destination refused them. Otherwise they cannot be sent at all.
     pub(super) refusal: Option<Arc<Refusal>>,
-    /// Bytes that their letters take on the disk, as far as that is known.
+    /// The disk space their letters take, as far as that is known.
     pub(super) needs: u64,
 }
 
 impl UnsendableEvents {
-    /// Log events.
+    /// Returns the number of events.
     pub(super) fn records(&self) -> u64 {
         count(&self.events)
     }
@@ -43,17 +43,17 @@ impl UnsendableEvents {
     }
 }
 
-/// All that waits.
+/// All waiting events.
 #[derive(Debug)]
 pub(super) struct WaitingLetters {
     chunks: BTreeMap<Seq, Vec<UnsendableEvents>>,
     records: u64,
     bytes: usize,
-    /// When to check for room next.
+    /// The time of the next check for room.
     next_check: Instant,
-    /// Free bytes; `None`: not checked yet.
+    /// The free bytes; `None` if not checked yet.
     room: Option<u64>,
-    /// The chunk that was tried last.
+    /// The chunk tried last.
     after: Option<Seq>,
 }
 
@@ -69,7 +69,7 @@ impl WaitingLetters {
         }
     }
 
-    /// Sets events waiting.
+    /// Adds waiting events.
     pub(super) fn add(&mut self, chunk: Seq, unsendable: UnsendableEvents, now: Instant) {
         if self.chunks.is_empty() {
             self.next_check = now + CHECK_INTERVAL;
@@ -83,7 +83,7 @@ impl WaitingLetters {
         all.push(unsendable);
     }
 
-    /// Takes what waits of a chunk.
+    /// Takes the events of a chunk.
     pub(super) fn take(&mut self, chunk: Seq) -> Vec<UnsendableEvents> {
         let Some(all) = self.chunks.remove(&chunk) else {
             return Vec::new();
@@ -93,72 +93,72 @@ impl WaitingLetters {
         all
     }
 
-    /// Whether something of this chunk waits.
+    /// Returns whether the chunk has waiting events.
     pub(super) fn holds(&self, chunk: Seq) -> bool {
         self.chunks.contains_key(&chunk)
     }
 
-    /// Whether nothing waits.
+    /// Returns whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 
-    /// Log events that wait.
+    /// Returns the number of waiting events.
     pub(super) fn records(&self) -> u64 {
         self.records
     }
 
-    /// Chunks that they are of.
+    /// Returns the number of their chunks.
     pub(super) fn chunks(&self) -> usize {
         self.chunks.len()
     }
 
-    /// Bytes of memory that all of it needs, about.
+    /// Returns the approximate memory use.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// When to check for room.
+    /// Returns when to check for room.
     pub(super) fn due(&self) -> Option<Instant> {
         (!self.is_empty() && self.room.is_none()).then_some(self.next_check)
     }
 
-    /// Check for room as soon as possible.
+    /// Schedules the check for room at once.
     pub(super) fn check_now(&mut self, now: Instant) {
         self.next_check = now;
         self.room = None;
     }
 
-    /// `bytes` are free: everything that fits is tried, oldest first.
+    /// Sets the free bytes: everything that fits is tried, oldest first.
     pub(super) fn set_room(&mut self, bytes: u64) {
         self.room = Some(bytes);
         self.after = None;
     }
 
-    /// Nothing is free, or that cannot be checked.
+    /// Records that nothing is free, or that it cannot be checked.
     pub(super) fn no_room(&mut self, now: Instant) {
         self.room = None;
         self.next_check = now + CHECK_INTERVAL;
     }
 
-    /// `bytes` of that are left.
+    /// Updates the free bytes that are left.
     pub(super) fn update_room(&mut self, bytes: u64) {
         if let Some(room) = &mut self.room {
             *room = bytes;
         }
     }
 
-    /// Whether there was room when it was looked, and what fits is being tried.
+    /// Returns whether the last check found room, and what fits is being tried.
     pub(super) fn is_trying(&self) -> bool {
         !self.is_empty() && self.room.is_some()
     }
 
-    /// The chunks of which something waits, oldest first.
+    /// Returns the chunks with waiting events, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = Seq> {
         self.chunks.keys().copied()
     }
 
-    /// The next chunk whose letters fit. None, and until the next look, where there is no such chunk.
+    /// Returns the next chunk whose letters fit. If there is none, nothing is tried until the next check.
     pub(super) fn next_that_fits(&mut self, now: Instant) -> Option<Seq> {
         let room = self.room?;
         let from = self.after.map_or(0, |after| after + 1);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_tried_once_a_look_oldest_first() {
+    fn events_that_fit_are_tried_once_a_check_oldest_first() {
         let now = Instant::now();
         let mut waiting = WaitingLetters::new(now);
         assert_eq!((waiting.due(), waiting.bytes()), (None, 0));
@@ -200,7 +200,7 @@ mod tests {
         waiting.add(9, unsendable(4..6, 100), now);
         assert_eq!((waiting.records(), waiting.chunks()), (7, 3));
         assert_eq!(waiting.due(), Some(now + CHECK_INTERVAL));
-        assert_eq!(waiting.next_that_fits(now), None, "nobody has looked");
+        assert_eq!(waiting.next_that_fits(now), None, "not checked yet");
 
         waiting.set_room(1_000);
         assert_eq!(

@@ -1,5 +1,5 @@
-//! Works on the spool's chunks in the background, and has it recorded on which, so that a chunk at which the process ends
-//! again and again is found and set aside.
+//! Works on the spool's chunks in the background, and records which ones, so that a chunk that repeatedly ends the
+//! process is found and set aside.
 
 use std::sync::Arc;
 
@@ -31,14 +31,14 @@ pub(super) struct Worker {
     background: Background,
     spool: Arc<Spool>,
     suspects: Vec<Suspect>,
-    /// From then on suspects are worked on, and the end of the process says something of them.
+    /// The time from which suspects are worked on, and the end of the process counts against them.
     trial: Instant,
     /// Whether the last work was on a chunk.
     working: bool,
 }
 
 impl Worker {
-    /// Starts the thread. Within a runtime, which waits for it when it shuts down.
+    /// Starts the thread. Requires a runtime, which waits for the thread when it shuts down.
     pub(super) fn start(spool: Arc<Spool>, suspects: Vec<Suspect>) -> Worker {
         let lived = LIVED.mul_f64(StdRng::from_os_rng().random_range(1.0..2.0));
         Worker {
@@ -50,23 +50,23 @@ impl Worker {
         }
     }
 
-    /// The chunks at which an earlier process ended, and that were not worked on since.
+    /// Returns the chunks at which an earlier process ended, and that have not been worked on since.
     pub(super) fn suspects(&self) -> &[Suspect] {
         &self.suspects
     }
 
-    /// When they are worked on.
+    /// Returns the time of their trial.
     pub(super) fn trial(&self) -> Instant {
         self.trial
     }
 
-    /// Whether they are too many to read anything new before their trial.
+    /// Returns whether there are too many of them to read anything new before their trial.
     pub(super) fn has_many_suspects(&self) -> bool {
         self.suspects.len() >= MANY_SUSPECTS
     }
 
-    /// Waits for a turn, if a suspect is among these chunks, until no other output of this process works on one of its own.
-    /// `None`: none of them is a suspect, or it is too early to blame one, or the others take too long.
+    /// If a suspect is among these chunks, waits until no other output of this process works on one of its own. `None`
+    /// if none is a suspect, it is too early to blame one, or the others take too long.
     async fn turn(&self, chunks: &[Seq], work: Work) -> Option<SemaphorePermit<'static>> {
         let suspects = &self.suspects;
         let is_suspect = |chunk| {
@@ -80,7 +80,7 @@ impl Worker {
         turn.ok()?.ok()
     }
 
-    /// Works on a chunk. An error if that panicked.
+    /// Works on a chunk. Returns an error if the job panicked.
     pub(super) async fn work_on<T: Send + 'static>(
         &mut self,
         chunk: Seq,
@@ -95,8 +95,8 @@ impl Worker {
         self.work_on_some(&[chunk], work, job).await
     }
 
-    /// Works on chunks, for each of which the job calls [`Spool::begin_work`], with what it is given: whether it is alone.
-    /// An error if that panicked.
+    /// Works on chunks, for each of which the job calls [`Spool::begin_work`] with its argument: whether it is alone.
+    /// Returns an error if the job panicked.
     pub(super) async fn work_on_some<T: Send + 'static>(
         &mut self,
         chunks: &[Seq],
@@ -109,7 +109,7 @@ impl Worker {
         let spool = Arc::clone(&self.spool);
         let done = self.background.run(move || {
             let done = job(alone);
-            // While another output has its turn nothing is this chunk's fault.
+            // While another output has its turn, nothing is this chunk's fault.
             if alone {
                 spool.end_work();
             }
@@ -128,7 +128,7 @@ impl Worker {
         })
     }
 
-    /// Records that no chunk is worked on: what comes next may take long, and is no chunk's fault.
+    /// Records that no chunk is being worked on: what comes next may take long, and is no chunk's fault.
     pub(super) fn rest(&mut self) {
         if std::mem::take(&mut self.working) {
             let spool = Arc::clone(&self.spool);
@@ -145,7 +145,7 @@ impl Worker {
         }
     }
 
-    /// Waits until all that was recorded so far is written.
+    /// Waits until everything recorded so far is written.
     pub(super) async fn finish(&self) {
         // An error only if the runtime shuts down.
         let _ = self.background.run(|| ()).await;

@@ -517,7 +517,7 @@ async fn requests_fill_across_chunks_and_only_those_in_flight_go_again_after_a_c
 
     let after = Store::new(STREAM, MANY);
     let bench = start(image.path(), &after, FIREHOSE);
-    assert!(bench.said("2 records in 1 requests were on their way"));
+    assert!(bench.said("2 records in 1 requests were in flight"));
     let ambiguous = bench.pipeline.metrics().records.get(Record::Ambiguous);
     assert_eq!(ambiguous, 2);
     bench.stop().await;

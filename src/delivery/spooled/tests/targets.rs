@@ -362,7 +362,7 @@ async fn streams_that_hang_are_probed_and_keep_no_other_from_that() {
         }
     }
     for name in &bad {
-        let said = format!("'{name}' is unavailable (took nothing and gave no answer");
+        let said = format!("'{name}' is unavailable (accepted nothing and gave no answer");
         in_time(&said, || bench.said(&said)).await;
     }
     // Each is asked now and then, though none of those before it has answered.
