@@ -425,7 +425,7 @@ fn only_the_rest_of_a_partly_delivered_chunk_is_sent_again() {
     );
     assert!(report.is_exact(), "{report}\n{log}");
     let suppressed = log
-        .split(" came again with their chunk")
+        .split(" records of retried chunks")
         .next()
         .and_then(|text| text.rsplit(' ').next()?.parse::<u64>().ok());
     assert!(

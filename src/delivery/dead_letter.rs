@@ -1,10 +1,10 @@
-//! What no destination will take is kept here, with its reason, for a person to look at.
+//! Dead letters: records that no destination will accept, kept with the reason for a person to look at.
 //!
-//! One file of JSON lines in the dead-letter folder. A letter counts as kept when the file is synced and
-//! still has its name: a person, or a replay, may take the file away at any time by renaming it, and finds
-//! in it, or in the next one, every letter that was kept.
+//! They are JSON lines in one file of the dead-letter folder. A letter counts as kept once the file is synced and still
+//! has its name: a person, or a replay, may take the file away at any time by renaming it, and finds every kept letter
+//! in it or in the next one.
 //!
-//! The folder is bounded: what would take it beyond its limit is refused, and its sender holds it back.
+//! The folder is bounded: letters beyond its limit are refused, and their records are held back.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
@@ -21,21 +21,22 @@ use crate::buffers::Payload;
 use crate::codec::rejected::Letter;
 use crate::codec::time::now;
 use crate::ids::Time;
+use crate::log::size;
 use crate::metrics::Reason;
 use crate::sink::Fault;
 
 pub mod line;
 
-/// The file in the dead-letter folder.
+/// The name of the file in the dead-letter folder.
 pub const FILE: &str = "dead-letters.ndjson";
-/// Files whose names begin like this count towards the limit: [`FILE`], and what was renamed beside it.
+/// The prefix of the files that count towards the limit: [`FILE`], and what was renamed next to it.
 const COUNTED: &[u8] = b"dead-letters";
-/// Letters are written so often, at most, where their file is taken away meanwhile.
+/// The maximum number of attempts to write letters whose file is taken away meanwhile.
 const ATTEMPTS: usize = 2;
-/// Bytes that are written at once, about.
+/// The approximate number of bytes written at once.
 const BLOCK_BYTES: usize = 256 * 1024;
 
-/// A letter for what the destination refused, on its way to `target`.
+/// Creates the letter of a record that the destination refused for `target`.
 pub fn refused(tag: &Arc<[u8]>, target: &str, fault: &Fault, record: Payload) -> Letter {
     Letter {
         tag: Arc::clone(tag),
@@ -47,17 +48,17 @@ pub fn refused(tag: &Arc<[u8]>, target: &str, fault: &Fault, record: Payload) ->
     }
 }
 
-/// How full the dead-letter folder is.
+/// The usage of the dead-letter folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of dead letters in it.
+    /// The bytes of dead letters in it.
     pub bytes: u64,
-    /// Bytes there may be.
+    /// The limit, in bytes.
     pub limit: u64,
 }
 
 impl Usage {
-    /// Free bytes; unlimited where the folder is empty, since a letter above the limit is kept alone.
+    /// Returns the free bytes: unlimited if the folder is empty, because a letter above the limit is kept alone.
     pub fn room(&self) -> u64 {
         match self.bytes {
             0 => u64::MAX,
@@ -65,49 +66,51 @@ impl Usage {
         }
     }
 
-    /// What to tell a person while there is still time: `None` up to 80 % of the limit.
+    /// Returns a warning above 80 % of the limit, while there is still time to make room.
     pub fn warning(&self) -> Option<String> {
         let Usage { bytes, limit } = self;
         (u128::from(*bytes) * 5 > u128::from(*limit) * 4).then(|| {
             format!(
-                "dead letters take {bytes} of {limit} bytes; where more do not fit, their data is held back: \
-                 replay or move the dead-letters* files, or raise dead_letter_limit"
+                "dead letters take {} of {}; records whose letters do not fit are held back: replay or move the \
+                 dead-letters* files, or raise dead_letter_limit",
+                size(*bytes),
+                size(*limit)
             )
         })
     }
 }
 
-/// Why letters were not kept. Whoever sent them still has the data, and holds it back.
+/// The reason why letters were not kept. The caller still has the data, and holds it back.
 #[derive(Debug, thiserror::Error)]
 pub enum NotKept {
-    /// They do not fit.
+    /// The letters do not fit.
     #[error(
-        "{more} bytes more do not fit into {}, where dead letters take {bytes} of {limit} bytes; replay or move its \
-         dead-letters* files, or raise dead_letter_limit",
-        path.display()
+        "{} more do not fit into {}, where dead letters take {} of {}; replay or move its dead-letters* files, or raise \
+         dead_letter_limit",
+        size(*more), path.display(), size(*bytes), size(*limit)
     )]
     Full {
-        /// Bytes of dead letters in the folder.
+        /// The bytes of dead letters in the folder.
         bytes: u64,
-        /// Bytes there may be.
+        /// The limit, in bytes.
         limit: u64,
-        /// Bytes that were to be added.
+        /// The bytes to add.
         more: u64,
         /// The folder.
         path: PathBuf,
     },
-    /// They could not be written and synced.
+    /// The letters could not be written and synced.
     #[error(transparent)]
     Disk(#[from] io::Error),
-    /// Others wait for room before them.
-    #[error("others wait for room before them")]
+    /// Other letters wait for room before them.
+    #[error("other letters wait for room before them")]
     Behind {
-        /// Bytes that were to be added.
+        /// The bytes to add.
         more: u64,
     },
 }
 
-/// Why letters are not written now: others wait before them.
+/// Returns the reason why letters are not written now: others wait before them.
 pub fn wait(letters: &[Letter]) -> NotKept {
     NotKept::Behind {
         more: length(now(), letters).unwrap_or(0),
@@ -115,7 +118,7 @@ pub fn wait(letters: &[Letter]) -> NotKept {
 }
 
 impl NotKept {
-    /// Bytes that they need, where that is what is missing.
+    /// Returns the bytes the letters need, if space is what is missing.
     pub fn needs(&self) -> u64 {
         match self {
             NotKept::Full { more, .. } | NotKept::Behind { more } => *more,
@@ -124,38 +127,38 @@ impl NotKept {
     }
 }
 
-/// How many records become dead letters, to tell when that is no accident.
+/// The rate at which records become dead letters, to detect when that is no accident.
 ///
-/// An application now and then logs a line that is too long. A hundred records in a minute, and one in a hundred of
-/// all, are something else: an input's parser that is broken, or somebody who means to fill the folder.
+/// An application may log an oversized line now and then. A hundred records within a minute, and one in a hundred of
+/// all, are something else: the broken parser of an input, or an attempt to fill the folder.
 #[derive(Debug)]
 pub struct Rate {
     since: Instant,
-    /// Records since then that became letters.
+    /// The records that became letters since then.
     records: u64,
-    /// Records that had been delivered then.
+    /// The records delivered until then.
     delivered: u64,
-    /// Bytes of letters that there were then.
+    /// The bytes of letters at that time.
     bytes: u64,
-    said: bool,
+    alarmed: bool,
 }
 
-/// Counting window.
+/// The counting window.
 const RATE_OVER: Duration = Duration::from_secs(60);
-/// Alarm threshold: records in that time …
+/// The alarm threshold: the records in that time …
 const MANY: u64 = 100;
 /// … and their share of all records: one in this many.
 const ONE_IN: u64 = 100;
 
 impl Rate {
-    /// Nothing yet.
+    /// Creates a rate without records.
     pub fn new(now: Instant) -> Rate {
         Rate {
             since: now,
             records: 0,
             delivered: 0,
             bytes: 0,
-            said: false,
+            alarmed: false,
         }
     }
 
@@ -179,10 +182,10 @@ impl Rate {
         }
         self.records += records;
         let of = self.records + delivered.saturating_sub(self.delivered);
-        if self.said || self.records < MANY || self.records.saturating_mul(ONE_IN) < of {
+        if self.alarmed || self.records < MANY || self.records.saturating_mul(ONE_IN) < of {
             return None;
         }
-        self.said = true;
+        self.alarmed = true;
         let elapsed = now.duration_since(self.since).max(Duration::from_secs(1));
         let mut words = format!(
             "of the last {of} records {} became dead letters: an input's parser is broken, or malformed events are being sent",
@@ -208,15 +211,15 @@ pub struct DeadLetters {
     dir: PathBuf,
     path: PathBuf,
     limit: u64,
-    /// Bytes in the folder when it was looked at last.
+    /// The bytes in the folder when last checked.
     seen: AtomicU64,
-    /// Kept open also so that its inode's number is not given to another file.
+    /// Kept open also so that its inode number is not reused for another file.
     file: Mutex<Option<File>>,
 }
 
 impl DeadLetters {
-    /// Makes the folder (0700) and makes sure that a file can be written in it, and that what it holds
-    /// can be counted. There may be `limit` bytes of dead letters in it.
+    /// Opens the folder, creating it with mode 0700, and makes sure that a file can be written in it and that its
+    /// contents can be counted. `limit` is the maximum size of the dead letters in it.
     pub fn open(dir: &Path, limit: u64) -> io::Result<DeadLetters> {
         make(dir)?;
         let probe = dir.join(format!(".probe-{}", std::process::id()));
@@ -233,16 +236,16 @@ impl DeadLetters {
         Ok(letters)
     }
 
-    /// Where letters are written.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// How full the folder is. Looks into it: whatever a person moved, deleted or put there counts.
+    /// Returns the usage, read from the disk: files that a person moved, deleted or put there count.
     pub fn usage(&self) -> io::Result<Usage> {
         let mut bytes = 0;
         let entries = match fs::read_dir(&self.dir) {
-            // Somebody removed it with all that was in it. It is made again with the next letter.
+            // Somebody removed the folder. It is created again with the next letter.
             Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(self.see(0)),
             entries => entries?,
         };
@@ -251,7 +254,7 @@ impl DeadLetters {
             if !entry.file_name().as_encoded_bytes().starts_with(COUNTED) {
                 continue;
             }
-            // Through links, as the file itself is opened.
+            // Follows links, as opening the file does.
             match fs::metadata(entry.path()) {
                 Ok(found) if found.is_file() => bytes += found.len(),
                 Ok(_) => {}
@@ -262,7 +265,7 @@ impl DeadLetters {
         Ok(self.see(bytes))
     }
 
-    /// How full the folder was when it was looked at last, or written to. Asks no disk.
+    /// Returns the usage when last checked or written to. Does no I/O.
     pub fn last_usage(&self) -> Usage {
         Usage {
             bytes: self.seen.load(Ordering::Relaxed),
@@ -275,13 +278,12 @@ impl DeadLetters {
         self.last_usage()
     }
 
-    /// Appends letters and syncs them; says how full the folder is then. On an error none of them counts
-    /// as kept. Letters that would not fit even into an empty folder are kept where it is empty: nothing
-    /// but another limit would ever help them.
+    /// Appends letters, syncs them, and returns the usage. On an error none of them counts as kept. Letters that would
+    /// not fit even into an empty folder are kept if it is empty: nothing but a higher limit would ever help them.
     ///
-    /// Letters may stand in a file twice: where a write or a sync fails, some of them may be there
-    /// already when their sender comes again. They are not cut off again, because another output may
-    /// have been given the same folder, and its letters may stand behind them.
+    /// A file may contain a letter twice: if a write or a sync fails, some letters may already be in it when the caller
+    /// retries. They are not cut off, because another output may share the folder, and have appended letters after
+    /// them.
     pub fn write(&self, letters: &[Letter]) -> Result<Usage, NotKept> {
         if letters.is_empty() {
             return Ok(self.usage()?);
@@ -290,7 +292,7 @@ impl DeadLetters {
         let all = length(now, letters)?;
         let mut slot = self.file.lock().expect("nothing panics with this lock");
         for _ in 0..ATTEMPTS {
-            // A file is put back only where nothing failed: else what it holds is not known.
+            // A file is reused only if nothing failed: otherwise its contents are unknown.
             let mut file = match slot.take() {
                 Some(file) if self.is_named(&file)? => file,
                 _ => self.append()?,
@@ -312,8 +314,8 @@ impl DeadLetters {
             }
             write(now, letters, &mut file)?;
             file.sync_data()?;
-            // Whoever took the file away in between may have read it before these letters were in it,
-            // and may delete it now. Then they are written again: twice is better than not at all.
+            // Somebody who took the file away may have read it before these letters were in it, and may delete it now.
+            // Then they are written again: twice is better than not at all.
             if self.is_named(&file)? {
                 *slot = Some(file);
                 return Ok(self.see(bytes + more));
@@ -333,12 +335,12 @@ impl DeadLetters {
             .create(true)
             .mode(0o600)
             .open(&self.path)?;
-        // Its name must outlive a power cut, too, whoever made it.
+        // Its name must survive a power cut, too, whoever created it.
         File::open(&self.dir)?.sync_all()?;
         Ok(file)
     }
 
-    /// Whether `file` still stands under the name it was opened by.
+    /// Returns whether `file` still has the name it was opened by.
     fn is_named(&self, file: &File) -> io::Result<bool> {
         let ours = file.metadata()?;
         match fs::metadata(&self.path) {
@@ -349,7 +351,7 @@ impl DeadLetters {
     }
 }
 
-/// Makes the folder for its owner alone, where it is not there. Its name outlives a power cut.
+/// Creates the folder for its owner alone, if it does not exist. Its name survives a power cut.
 fn make(dir: &Path) -> io::Result<()> {
     let missing = dir.ancestors().take_while(|dir| !dir.exists());
     let missing: Vec<&Path> = missing.filter(|dir| *dir != Path::new("")).collect();
@@ -365,8 +367,8 @@ fn make(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the last line has no end, because a crash or a full disk cut a write short: it must not
-/// swallow the next letter.
+/// Returns whether the last line is incomplete, because a crash or a full disk cut a write short: it must not swallow
+/// the next letter.
 fn torn(file: &File) -> io::Result<bool> {
     let mut last = [b'\n'];
     if let Some(end) = file.metadata()?.len().checked_sub(1) {
@@ -375,13 +377,12 @@ fn torn(file: &File) -> io::Result<bool> {
     Ok(last != *b"\n")
 }
 
-/// Writes letters as lines, as they are written now.
+/// Writes letters as lines with the current time.
 pub fn lines(letters: &[Letter], out: &mut dyn io::Write) -> io::Result<()> {
     write(now(), letters, out)
 }
 
-/// The same as they are written at some time, block by block: together they may be many times what is in memory of
-/// them.
+/// Writes letters as lines with the time `now`, block by block: together they may be many times larger than in memory.
 fn write(now: Time, letters: &[Letter], out: &mut dyn io::Write) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(BLOCK_BYTES, out);
     for letter in letters {
@@ -391,14 +392,14 @@ fn write(now: Time, letters: &[Letter], out: &mut dyn io::Write) -> io::Result<(
     out.flush()
 }
 
-/// How many bytes that would be.
+/// Returns the size of these lines.
 fn length(now: Time, letters: &[Letter]) -> io::Result<u64> {
     let mut count = Count(0);
     write(now, letters, &mut count)?;
     Ok(count.0)
 }
 
-/// Counts what is written.
+/// Counts the bytes written.
 struct Count(u64);
 
 impl io::Write for Count {
@@ -424,7 +425,7 @@ mod tests {
     use proptest::prelude::*;
 
     const NO_LIMIT: u64 = u64::MAX;
-    /// Set for a process of this test that may only write small files: the folder to write to.
+    /// Set in a process of this test that may only write small files: the folder to write to.
     const SMALL_DISK: &str = "FERRY_TEST_SMALL_DISK";
 
     fn letter(record: &[u8]) -> Letter {
@@ -467,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_say_what_and_why_and_keep_the_bytes() {
+    fn letters_contain_the_reason_and_the_exact_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let letters = DeadLetters::open(&dir.path().join("a/b"), NO_LIMIT).unwrap();
         let fault = Fault {
@@ -513,13 +514,13 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_the_disk_takes_half_of_is_not_kept_and_swallows_nothing() {
+    fn a_half_written_letter_is_not_kept_and_swallows_nothing() {
         let half = || letter("h".repeat(8_192).as_bytes());
         if let Some(dir) = std::env::var_os(SMALL_DISK) {
             let letters = DeadLetters::open(Path::new(&dir), NO_LIMIT).unwrap();
             let not_kept = letters.write(&[half()]).unwrap_err();
             assert!(matches!(not_kept, NotKept::Disk(_)), "{not_kept}");
-            assert!(letters.usage().unwrap().bytes > 0, "half of it is there");
+            assert!(letters.usage().unwrap().bytes > 0, "half of it was written");
             fs::rename(letters.path(), Path::new(&dir).join("dead-letters-half")).unwrap();
             letters.write(&[letter(b"small")]).unwrap();
             return;
@@ -527,9 +528,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let name = concat!(
             "delivery::dead_letter::tests::",
-            "a_letter_the_disk_takes_half_of_is_not_kept_and_swallows_nothing"
+            "a_half_written_letter_is_not_kept_and_swallows_nothing"
         );
-        // The signal is ignored, so that a write beyond the size ends as one on a full disk does.
+        // The signal is ignored, so that a write beyond the limit fails as on a full disk.
         let child = Command::new("sh")
             .args(["-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "sh"])
             .arg(std::env::current_exe().unwrap())
@@ -537,10 +538,10 @@ mod tests {
             .env(SMALL_DISK, dir.path())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&child.stdout);
+        let alarmed = String::from_utf8_lossy(&child.stdout);
         assert!(
-            child.status.success() && said.contains("1 passed"),
-            "{said}"
+            child.status.success() && alarmed.contains("1 passed"),
+            "{alarmed}"
         );
         assert_eq!(records(&dir.path().join(FILE)), ["small"]);
 
@@ -560,7 +561,7 @@ mod tests {
         let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
         let text = "회원 \"q\"\n".repeat(2 * PORTION_BYTES / 12);
         let bytes: Vec<u8> = (0..2 * BLOCK_BYTES).map(|n| (n * 7) as u8).collect();
-        // Where the parts end; text is never cut within a letter.
+        // The ends of the parts; text is never cut within a character.
         for cuts in [vec![], vec![1, 2, 4, 7, 100], vec![PORTION_BYTES + 1]] {
             let parts = |all: &[u8]| {
                 let mut record = Payload::default();
@@ -595,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn many_letters_among_few_records_are_told_of_once_a_minute() {
+    fn a_high_rate_of_letters_raises_an_alarm_once_a_minute() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
         let usage = |bytes| Usage {
@@ -607,7 +608,7 @@ mod tests {
         assert_eq!(
             rate.note(after(2), 1, usage(10_000), 9_901),
             None,
-            "one in more than a hundred"
+            "less than one in a hundred"
         );
         let words = rate.note(after(10), 100, usage(20_000), 9_901).unwrap();
         assert!(
@@ -618,7 +619,7 @@ mod tests {
         assert_eq!(
             rate.note(after(11), 1_000, usage(30_000), 9_901),
             None,
-            "said"
+            "alarmed"
         );
         assert_eq!(
             rate.note(after(61), 99, usage(40_000), 9_901),
@@ -629,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_larger_than_its_records_is_cut_in_each_of_their_letters() {
+    fn a_long_tag_is_truncated_in_each_letter() {
         let dir = tempfile::tempdir().unwrap();
         let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
         let tag: Arc<[u8]> = "é".repeat(30_000).into_bytes().into();
@@ -648,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_folder_takes_nothing_until_a_person_makes_room() {
+    fn a_full_folder_refuses_letters_until_there_is_room() {
         let dir = tempfile::tempdir().unwrap();
         let waiting = dir.path().join("dead-letters-before.ndjson");
         fs::write(&waiting, "x".repeat(1_000)).unwrap();
@@ -660,10 +661,10 @@ mod tests {
         assert_eq!(
             letters.write(&[letter(b"1")]).unwrap().bytes,
             1_000 + one,
-            "what lies beside the file counts"
+            "files next to it count"
         );
         assert_full(letters.write(&[letter(b"2"), letter(b"3")]), 1_000 + one);
-        assert_eq!(records(letters.path()), ["1"], "all of them or none");
+        assert_eq!(records(letters.path()), ["1"], "all or none are written");
         letters.write(&[letter(b"4")]).unwrap();
         assert_eq!(letters.last_usage().bytes, 1_000 + 2 * one);
         assert_full(letters.write(&[letter(b"5")]), 1_000 + 2 * one);
@@ -674,16 +675,16 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_to_do() {
+    fn a_refusal_names_the_remedy() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "x".repeat(100)).unwrap();
         let letters = DeadLetters::open(dir.path(), 100).unwrap();
-        let said = letters.write(&[letter(b"1")]).unwrap_err().to_string();
+        let alarmed = letters.write(&[letter(b"1")]).unwrap_err().to_string();
         let more = size(b"1") + 1;
         assert_eq!(
-            said,
+            alarmed,
             format!(
-                "{more} bytes more do not fit into {}, where dead letters take 100 of 100 bytes; replay or \
+                "{more} bytes more do not fit into {}, where dead letters take 100 bytes of 100 bytes; replay or \
                  move its dead-letters* files, or raise dead_letter_limit",
                 dir.path().display()
             )
@@ -691,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_larger_than_the_limit_are_kept_where_nothing_else_is() {
+    fn letters_larger_than_the_limit_are_kept_in_an_empty_folder() {
         let dir = tempfile::tempdir().unwrap();
         let letters = DeadLetters::open(dir.path(), 10).unwrap();
         let (one, two) = (size(b"1"), size(b"2"));
@@ -704,7 +705,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_is_warned_above_four_fifths() {
+    fn a_warning_is_given_above_four_fifths() {
         for (bytes, limit, warned) in [
             (0, 100, false),
             (80, 100, false),
@@ -727,7 +728,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_go_to_the_file_of_that_name_whatever_became_of_the_one_before() {
+    fn letters_go_to_the_file_with_the_name_whatever_happened_to_the_last() {
         let dir = tempfile::tempdir().unwrap();
         let letters = DeadLetters::open(dir.path(), NO_LIMIT).unwrap();
         let taken = dir.path().join("taken");
@@ -746,7 +747,7 @@ mod tests {
         assert_eq!(records(letters.path()), ["1", "4"]);
     }
 
-    /// What was in the file, which is deleted; nothing where there is none.
+    /// Takes the contents of the file and deletes it; `None` if there is no file.
     fn take(file: &Path) -> Option<Vec<u8>> {
         let taken = file.with_file_name("taken");
         fs::rename(file, &taken).ok()?;
@@ -762,7 +763,7 @@ mod tests {
         for number in 0..50 {
             let record = format!("letter {number}.");
             if number % 2 == 0 {
-                // Then it is taken as soon as it is there, most likely before anything is in it.
+                // Taken as soon as it exists, most likely before anything is in it.
                 take(letters.path());
             }
             let written = AtomicBool::new(false);
@@ -790,7 +791,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_removed_is_made_again_for_its_owner_alone() {
+    fn a_removed_folder_is_created_again_for_its_owner_alone() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("of/letters");
         let letters = DeadLetters::open(&dir, NO_LIMIT).unwrap();
@@ -803,20 +804,20 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_is_an_error_at_start() {
+    fn a_folder_that_cannot_be_created_is_an_error_at_start() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), b"").unwrap();
         assert!(DeadLetters::open(&dir.path().join("file/inside"), NO_LIMIT).is_err());
     }
 
-    /// As a letter says it: 2025-11-21T13:00:00.250Z.
+    /// The time as written in a letter: 2025-11-21T13:00:00.250Z.
     const AT: Time = Time {
         seconds: 1_763_730_000,
         nanos: 250_999_999,
     };
 
     #[test]
-    fn a_letter_stands_in_its_file_as_it_always_did() {
+    fn the_format_of_a_letter_is_unchanged() {
         let whole = Letter {
             tag: b"app.\xff\"\\\n\x1b\x7f\x00"[..].into(),
             reason: Reason::Refused,
@@ -908,7 +909,7 @@ mod tests {
 
     #[test]
     fn a_large_letter_is_written_block_by_block() {
-        /// The most bytes that came at once.
+        /// The largest single write.
         struct Most(usize);
         impl io::Write for Most {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,19 +1,18 @@
-//! Who sends: what tells the objects of this output from everybody else's.
+//! The identity of a sender: distinguishes the objects of this output from everybody else's.
 //!
-//! Without a spool an object is named after its chunk, so that a chunk that is handed over again finds its
-//! object. But two senders may have chunks with the same bytes (a file that lies on every machine, a clock
-//! in whole seconds), and each of them must make an object. So the sender is in the name as well.
+//! Without a spool an object is named after its chunk, so that a retried chunk finds its object. But two senders may
+//! have chunks with the same bytes (a file that exists on every machine, a clock in whole seconds), and each of them
+//! must create an object. So the sender is part of the name as well.
 //!
-//! A sender is known by an id, drawn at random and kept in a file of the dead-letter folder, and by the
-//! machine's id, the host's name, the instance and the host's name for the output: what copies a disk copies
-//! the id with it. An id that is lost costs a duplicate at most, when a chunk comes again whose object an earlier
-//! run wrote. An id that two senders share can cost a chunk. So an id is used again only by the one who
-//! finds its file free and whole:
+//! A sender is identified by a random id, kept in a file of the dead-letter folder, and by the machine's id, the host
+//! name, the instance, and Fluent Bit's name for the output: whatever copies a disk copies the id with it. Losing an id
+//! costs a duplicate at most, when a chunk is retried whose object an earlier run wrote. Sharing an id between two
+//! senders can cost a chunk. So an id is reused only if its file is free and whole:
 //!
-//! - *It is held*, by an exclusive lock: two outputs have the same folder and the same name. The file is
-//!   removed, so that later neither is taken for the other, and this run has an id of its own.
-//! - *It is torn or something else*: it is written anew.
-//! - *It cannot be locked or written*: this run has an id of its own.
+//! - *The file is locked* by another process or output: two outputs have the same folder and the same name. The file is
+//!   removed, so that later neither is mistaken for the other, and this run gets an id of its own.
+//! - *It is torn, or something else*: it is written anew.
+//! - *It cannot be locked or written*: this run gets an id of its own.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
@@ -26,23 +25,23 @@ use rand::{RngCore as _, SeedableRng as _};
 use crate::codec::json::hex;
 use crate::ids::ChunkId;
 
-/// How the file begins; the id follows, as hexadecimal digits.
+/// The start of the file; the id follows, as hexadecimal digits.
 const BEGINNING: &str = "ferry sender 1 ";
 const ID_BYTES: usize = 16;
-/// The longest file that is looked into: more than any of ours.
+/// The maximum number of bytes read: more than any valid file has.
 const LONGEST: u64 = 256;
 
-/// The machine that we run on, as far as it can be told from others.
+/// The machine the process runs on, as far as it can be distinguished from others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
-    /// `/etc/machine-id`; empty where there is none, as in most containers.
+    /// `/etc/machine-id`; empty if there is none, as in most containers.
     pub id: String,
-    /// The host's name. A container mostly has one of its own.
+    /// The host name. A container mostly has one of its own.
     pub name: String,
 }
 
 impl Machine {
-    /// This one.
+    /// Returns this machine.
     pub fn here() -> Machine {
         let id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         Machine {
@@ -55,36 +54,37 @@ impl Machine {
     }
 }
 
-/// What a sender's objects are named by.
+/// A sender's identity, from which its objects are named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity([u8; 32]);
 
 impl Identity {
-    /// One that nobody has had and nobody will have.
+    /// Returns a random identity that no other run has.
     pub fn of_this_run() -> Identity {
         let mut bytes = [0; 32];
         StdRng::from_os_rng().fill_bytes(&mut bytes);
         Identity(bytes)
     }
 
-    /// What the object of a chunk is called: the same for the same sender and chunk only.
+    /// Returns the name of a chunk's object: the same only for the same sender and chunk.
     pub fn name(&self, chunk: &ChunkId) -> String {
         hex(&blake3::keyed_hash(&self.0, chunk).as_bytes()[..16])
     }
 }
 
-/// Keeps an identity for as long as it lives.
+/// An identity that is held for as long as this exists.
 #[derive(Debug)]
 pub struct Origin {
     identity: Identity,
     warning: Option<String>,
-    /// Locked, where the identity outlives this run.
+    /// The locked file, if the identity survives this run.
     file: Option<File>,
 }
 
 impl Drop for Origin {
     fn drop(&mut self) {
-        // Not left to the closing: a process that is just being forked has the file, too, until it runs its program.
+        // Closing the file would not suffice: a process that is just being forked has it open, too, until it runs its
+        // program.
         if let Some(file) = &self.file {
             let _ = file.unlock();
         }
@@ -92,10 +92,10 @@ impl Drop for Origin {
 }
 
 impl Origin {
-    /// The sender that `instance` is on `machine`, where the host calls the output `output`, with its id in
-    /// the folder `dir`. Always there is one: see [`Origin::warning`].
+    /// Opens the identity of `instance` on `machine`, whose output Fluent Bit calls `output`, with its id in the folder
+    /// `dir`. There always is one: see [`Origin::warning`].
     pub fn open(dir: &Path, machine: &Machine, instance: &str, output: &str) -> Origin {
-        // Not the host's name: each new container would leave a file behind.
+        // The host name is left out: each new container would leave a file behind.
         let file = hash(&[
             machine.id.as_bytes(),
             instance.as_bytes(),
@@ -117,26 +117,26 @@ impl Origin {
             Err(why) => Origin {
                 identity: Identity::of_this_run(),
                 warning: Some(format!(
-                    "{why}: objects get names of this run alone, and a chunk that an earlier run delivered and the \
-                     host hands over again makes a second object"
+                    "{why}: objects are named for this run alone, so a chunk that an earlier run delivered and the host \
+                     retries becomes a second object"
                 )),
                 file: None,
             },
         }
     }
 
-    /// What its objects are named by.
+    /// Returns the identity that its objects are named from.
     pub fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// Why chunks of an earlier run are not recognised, or those of this run will not be by the next.
+    /// Returns why chunks of an earlier run are not recognized, or those of this run will not be by the next.
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }
 }
 
-/// An id that is ours while the file is locked.
+/// An id that belongs to this process while the file is locked.
 struct Claimed {
     id: [u8; ID_BYTES],
     file: File,
@@ -148,16 +148,16 @@ fn claim(path: &Path) -> Result<Claimed, String> {
     let failed = |what: &str, error: &io::Error| format!("'{shown}' cannot be {what}: {error}");
     let mut file = open(path).map_err(|error| failed("opened", &error))?;
     let held = match file.try_lock() {
-        // Whoever removed it since found it held.
+        // Another process that found it locked may have removed it since.
         Ok(()) => !is_named(&file, path),
         Err(TryLockError::WouldBlock) => true,
         Err(TryLockError::Error(error)) => return Err(failed("locked", &error)),
     };
     if held {
-        // Where that fails, whoever holds it has the id alone until it ends, and only then another can.
+        // If that fails, the holder has the id alone until it ends, and only then can another get it.
         let _ = fs::remove_file(path);
         return Err(format!(
-            "'{shown}' is held by another output or process; give each a dead_letter_dir or an instance of its own"
+            "'{shown}' is locked by another output or process; give each its own dead_letter_dir or instance"
         ));
     }
     let mut text = Vec::new();
@@ -177,14 +177,14 @@ fn claim(path: &Path) -> Result<Claimed, String> {
     write(&file, path, &id).map_err(|error| failed("written", &error))?;
     let warning = (!text.is_empty()).then(|| {
         format!(
-            "'{shown}' held no identity and was written anew: a chunk that an earlier run delivered and the host \
-             hands over again makes a second object"
+            "'{shown}' contained no identity and was rewritten: a chunk that an earlier run delivered and the host \
+             retries becomes a second object"
         )
     });
     Ok(Claimed { id, file, warning })
 }
 
-/// Opens the file, and makes it where there is none. What stands there and is no file of ours goes.
+/// Opens the file, creating it if needed. Anything else with its name is removed.
 fn open(path: &Path) -> io::Result<File> {
     let open = || {
         let file = OpenOptions::new()
@@ -197,7 +197,7 @@ fn open(path: &Path) -> io::Result<File> {
             .open(path)?;
         match file.metadata()?.is_file() {
             true => Ok(file),
-            false => Err(io::Error::other("it is no file")),
+            false => Err(io::Error::other("it is not a regular file")),
         }
     };
     open().or_else(|error| match fs::remove_file(path) {
@@ -206,7 +206,7 @@ fn open(path: &Path) -> io::Result<File> {
     })
 }
 
-/// Whether `file` still stands under the name it was opened by.
+/// Returns whether `file` still has the name it was opened by.
 fn is_named(file: &File, path: &Path) -> bool {
     let (Ok(ours), Ok(found)) = (file.metadata(), fs::metadata(path)) else {
         return false;
@@ -214,8 +214,8 @@ fn is_named(file: &File, path: &Path) -> bool {
     (found.dev(), found.ino()) == (ours.dev(), ours.ino())
 }
 
-/// Makes the id durable: an object that is named by it may be sent in the next moment. A machine that stops
-/// in between leaves a file that [`read`] refuses.
+/// Writes the id durably, because an object named from it may be sent the next moment. A machine that stops in between
+/// leaves a file that [`read`] rejects.
 fn write(file: &File, path: &Path, id: &[u8]) -> io::Result<()> {
     file.set_len(0)?;
     file.write_all_at(format!("{BEGINNING}{}\n", hex(id)).as_bytes(), 0)?;
@@ -226,16 +226,16 @@ fn write(file: &File, path: &Path, id: &[u8]) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// The id in a whole file.
+/// Returns the id in a complete file.
 fn read(text: &[u8]) -> Option<[u8; ID_BYTES]> {
     let text = std::str::from_utf8(text).ok()?;
     let digits = text.strip_prefix(BEGINNING)?.strip_suffix('\n')?;
     let id = u128::from_str_radix(digits, 16).ok()?.to_be_bytes();
-    // As it is written, and no other way.
+    // Only the exact form in which it is written is accepted.
     (hex(&id) == digits).then_some(id)
 }
 
-/// A hash of several words, which tells where one ends.
+/// Returns a hash of several words that depends on where each ends.
 fn hash(words: &[&[u8]]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     for word in words {
@@ -261,7 +261,7 @@ mod tests {
         Origin::open(dir, &machine("m", "h"), "i", "o")
     }
 
-    /// The one file in a folder.
+    /// Returns the only file in a folder.
     fn file(dir: &Path) -> PathBuf {
         let files: Vec<PathBuf> = fs::read_dir(dir)
             .unwrap()
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_tells_two_senders_apart_is_in_the_identity() {
+    fn everything_that_distinguishes_two_senders_is_in_the_identity() {
         let dir = tempfile::tempdir().unwrap();
         let senders = [
             (machine("m", "h"), "i", "o"),
@@ -293,7 +293,7 @@ mod tests {
             (machine("m", "another"), "i", "o"),
             (machine("m", "h"), "another", "o"),
             (machine("m", "h"), "i", "another"),
-            // Where one word ends and the next begins counts.
+            // The boundary between words counts.
             (machine("m", "hi"), "", "o"),
         ];
         let identities = || {
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copied_disk_is_another_sender_where_the_machine_is() {
+    fn a_copied_disk_is_another_sender_on_another_machine() {
         let (disk, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let sender = |dir: &Path, name| Origin::open(dir, &machine("m", name), "i", "o").identity();
         let original = sender(disk.path(), "web-1");
@@ -322,23 +322,23 @@ mod tests {
     }
 
     #[test]
-    fn senders_that_share_all_they_have_are_never_taken_for_each_other() {
+    fn senders_with_the_same_folder_and_name_are_never_mistaken_for_each_other() {
         let dir = tempfile::tempdir().unwrap();
         let before = open(dir.path()).identity();
         let (first, second) = (open(dir.path()), open(dir.path()));
         assert_eq!(first.identity(), before);
         assert_ne!(second.identity(), before);
-        assert!(second.warning().unwrap().contains("held by another"));
+        assert!(second.warning().unwrap().contains("locked by another"));
         let seen = [first.identity(), second.identity()];
         drop((first, second));
-        // Whichever comes first now, the other may have been it.
+        // Whichever opens first now, the other may have been it.
         let next = open(dir.path());
         assert!(!seen.contains(&next.identity()));
         assert_eq!(next.warning(), None);
     }
 
     #[test]
-    fn what_is_torn_or_something_else_is_written_anew() {
+    fn a_torn_or_foreign_file_is_written_anew() {
         let dir = tempfile::tempdir().unwrap();
         let first = open(dir.path()).identity();
         let path = file(dir.path());
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_of_ours_goes() {
+    fn anything_but_a_regular_file_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let first = open(dir.path()).identity();
         let path = file(dir.path());
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_can_be_kept_each_run_has_an_identity_of_its_own() {
+    fn without_a_writable_file_each_run_has_an_identity_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path()));
         let path = file(dir.path());
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_of_one_sender_and_one_chunk() {
+    fn a_name_belongs_to_one_sender_and_one_chunk() {
         let (one, two) = (Identity([1; 32]), Identity([2; 32]));
         let (a, b) = ([1; 16], [2; 16]);
         assert_eq!(one.name(&a), one.name(&a));

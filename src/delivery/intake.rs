@@ -1,4 +1,4 @@
-//! What is told to the host about its spool: a chunk is kept, or why it is not.
+//! The answer to the host from the spool: a chunk is kept, or why it is not.
 
 use std::io;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use super::retry::backoff;
 use crate::codec::msgpack;
 use crate::codec::time::now;
 use crate::ids::{Verdict, chunk_id};
-use crate::log::Level;
+use crate::log::{Level, size};
 use crate::metrics::{Record, Stage};
 use crate::sink::Class;
 use crate::spool::disk::says_remedy;
 use crate::spool::{self, Appended, Durability, Note, Refusal, Spool};
 
-/// Files that a line in the log names, at most.
+/// The maximum number of files named in a log line.
 const MAX_NAMED: usize = 5;
 
-/// One output's spool, and the words about it.
+/// One output's spool, with its log lines.
 pub(super) struct Intake {
     context: Arc<Context>,
     spool: Arc<Spool>,
@@ -33,12 +33,12 @@ impl Intake {
         Intake { context, spool }
     }
 
-    /// The spool itself.
+    /// Returns the spool.
     pub(super) fn spool(&self) -> &Arc<Spool> {
         &self.spool
     }
 
-    /// Keeps a chunk, and gives the host's answer when the disk has answered.
+    /// Keeps a chunk, and returns the host's answer once the disk has answered.
     pub(super) async fn keep(&self, tag: &[u8], data: Bytes) -> Verdict {
         let id = chunk_id(tag, &data);
         let deadline = Instant::now() + self.context.config.flush_deadline;
@@ -56,7 +56,7 @@ impl Intake {
                 for trouble in ["spool", "spool_full"] {
                     self.context
                         .log
-                        .recovered(trouble, "chunks are kept in the spool again");
+                        .recovered(trouble, "the spool accepts chunks again");
                 }
                 Verdict::Ok
             }
@@ -70,7 +70,7 @@ impl Intake {
                 self.context.log.trouble(
                     Level::Info,
                     "replay",
-                    "a chunk that an earlier run had accepted was handed over again, and was not taken twice",
+                    "the host retried a chunk that an earlier run had accepted: the duplicate is ignored",
                 );
                 Verdict::Ok
             }
@@ -78,21 +78,23 @@ impl Intake {
                 let usage = self.spool.usage();
                 let why = match usage.missing {
                     0 if usage.quarantined > limit / 4 => format!(
-                        "{} of them are files in its quarantine folder, which wait for a person: move them away",
-                        usage.quarantined
+                        "{} of it are files in its quarantine folder: inspect them and move them away",
+                        size(usage.quarantined)
                     ),
-                    0 => "the destination takes too little".to_owned(),
+                    0 => "the destination accepts less than comes in".to_owned(),
                     missing => format!(
-                        "{missing} chunks in files that are missing hold on to all that came after them: put the \
-                         files back, or restart Fluent Bit to go on without them"
+                        "{missing} chunks in missing files block everything after them: put the files back, or restart \
+                         Fluent Bit to continue without them"
                     ),
                 };
                 self.context.log.trouble(
                     Level::Warn,
                     "spool_full",
                     &format!(
-                        "the spool is full ({bytes} of {limit} bytes), and {why}; the host is asked to hold chunks \
-                         back until there is room; spool_limit says how much it may hold"
+                        "the spool is full ({} of {}): {why}; the host holds chunks back until there is room. To keep \
+                         more, raise spool_limit",
+                        size(bytes),
+                        size(limit)
                     ),
                 );
                 Verdict::Retry
@@ -101,8 +103,8 @@ impl Intake {
                 self.context.log.trouble(
                     Level::Warn,
                     "spool",
-                    "the disk of the spool did not answer within flush_deadline: the host is asked to hand \
-                     the chunk over again",
+                    "the disk of the spool did not answer within flush_deadline: the host is asked to retry the chunk. \
+                     Check the disk's load and health",
                 );
                 Verdict::Retry
             }
@@ -114,12 +116,12 @@ impl Intake {
         }
     }
 
-    /// Says that the spool's disk fails. Whatever failed is tried again.
+    /// Logs a failure of the spool's disk. Whatever failed is retried.
     pub(super) fn log_disk_error(&self, error: &io::Error) {
         match says_remedy(error) {
             true => self.log_unusable(&error.to_string()),
             false => {
-                self.log_unusable(&format!("{error}: look at the disk's space and health"));
+                self.log_unusable(&format!("{error}: check the disk's free space and health"));
             }
         }
     }
@@ -138,7 +140,7 @@ impl Intake {
         );
     }
 
-    /// Writes a note, however often that has to be tried.
+    /// Writes a note, retrying until it succeeds.
     pub(super) async fn write_note(&self, note: Note, durability: Durability) {
         let mut attempts = 0;
         while let Err(error) = self.spool.note(note.clone(), durability).await {
@@ -153,10 +155,11 @@ impl Intake {
         }
         self.context
             .log
-            .recovered("spool", "the spool can be written again");
+            .recovered("spool", "the spool is writable again");
     }
 
-    /// Sees to it that a restart would find what was accepted, and says what is the matter. To be called about once a second.
+    /// Makes sure that a restart would find every accepted chunk, and logs problems of the spool. Call it about once a
+    /// second.
     pub(super) fn check(&self) {
         let health = self.spool.look();
         for (kind, notice) in &health.notices {
@@ -169,7 +172,7 @@ impl Intake {
             None => self
                 .context
                 .log
-                .recovered("spool", "the spool can be used again"),
+                .recovered("spool", "the spool is usable again"),
         }
         if health.missing.is_empty() {
             self.context
@@ -188,14 +191,14 @@ impl Intake {
             Level::Error,
             "spool_missing",
             &format!(
-                "{chunks} chunks that were accepted cannot be delivered: {}{more} in the spool's folder were taken away, or \
-                 are not whole. They are waited for: put them back; after a restart they are not, and are to be put back while Fluent Bit is stopped",
+                "{chunks} chunks that were accepted cannot be delivered: {}{more} were removed from the spool's folder, or \
+                 are incomplete. Put them back; after a restart, do so only while Fluent Bit is stopped",
                 named.join(", ")
             ),
         );
     }
 
-    /// Counts a chunk of the spool that was damaged or is set aside, and says so.
+    /// Counts and logs a chunk of the spool that is damaged or set aside.
     pub(super) fn corrupt(&self, words: &str, kept: bool) {
         self.context.log.write(Level::Error, words);
         self.context.metrics.corrupt_chunks.add(1);

@@ -1,4 +1,4 @@
-//! What becomes of dead letters, in the log and the metrics as well.
+//! Dead letters with their log lines and metrics.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use crate::codec::rejected::Letter;
 use crate::log::Level;
 use crate::metrics::{Reason, Record};
 
-/// Keeps dead letters, and tells of them.
+/// Keeps dead letters, and reports them.
 pub(super) struct Letters {
     context: Arc<Context>,
     folder: DeadLetters,
@@ -19,7 +19,7 @@ pub(super) struct Letters {
 }
 
 impl Letters {
-    /// Into this folder.
+    /// Creates the letters of an output, kept in `folder`.
     pub(super) fn new(context: Arc<Context>, folder: DeadLetters) -> Letters {
         Letters {
             context,
@@ -28,24 +28,24 @@ impl Letters {
         }
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub(super) fn folder(&self) -> &DeadLetters {
         &self.folder
     }
 
-    /// How full the folder was when it was looked at last. Asks no disk.
+    /// Returns the usage of the folder when last checked. Does no I/O.
     pub(super) fn last_usage(&self) -> Usage {
         self.folder.last_usage()
     }
 
-    /// Looks into the dead-letter folder, since a person may have removed something.
+    /// Refreshes the usage of the folder, because a person may have removed something.
     pub(super) fn refresh_usage(self: &Arc<Self>) {
         let letters = Arc::clone(self);
-        // A folder that cannot be read is told of when a letter is to be written.
+        // An unreadable folder is logged when a letter has to be written.
         tokio::task::spawn_blocking(move || drop(letters.folder.usage()));
     }
 
-    /// Writes letters that hold `events` log events in all.
+    /// Writes letters that contain `events` log events in total.
     pub(super) async fn keep(
         self: &Arc<Self>,
         letters: Vec<Letter>,
@@ -60,7 +60,7 @@ impl Letters {
         let reasons: Vec<Reason> = letters.iter().map(|letter| letter.reason).collect();
         let all = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || all.folder.write(&letters)).await;
-        // Otherwise the runtime is going down.
+        // An error only if the runtime is shutting down.
         let written = written.unwrap_or_else(|end| Err(io::Error::other(end).into()));
         let path = self.folder.path().display();
         let usage = match written {
@@ -70,8 +70,8 @@ impl Letters {
                     Level::Error,
                     "dead_letter_disk",
                     &format!(
-                        "dead letters cannot be written to {path}: {not_kept}; the records that are to become some wait \
-                         until they can, and all others go on"
+                        "dead letters cannot be written to {path}: {not_kept}; the affected records wait, all others are \
+                         delivered"
                     ),
                 );
                 return Err(not_kept);

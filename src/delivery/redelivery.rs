@@ -1,4 +1,4 @@
-//! What is known of chunks that the host hands over again.
+//! The state kept about chunks that the host may retry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -9,19 +9,19 @@ use tokio::time::Instant;
 
 use crate::ids::{ChunkId, Verdict};
 
-/// Chunks that are remembered after they went back to the host: as many as it has on their way at once
+/// The maximum number of remembered chunks that were answered with RETRY: as many as the host has in flight at once
 /// (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE_LIMIT`) …
 const PARTIALS: usize = 16_384;
-/// … and no more than need so many bytes.
+/// … and their maximum size in bytes.
 const PARTIALS_BYTES: usize = 8 * 1024 * 1024;
-/// A chunk that has not come again for so long is one that the host has dropped: its longest wait is 2,000 seconds
+/// The time after which the host has dropped a chunk that was not retried: its longest wait is 2,000 seconds
 /// (`scheduler.cap`), and half of that again at random.
 const DROPPED_AFTER: Duration = Duration::from_secs(4_000);
 
-/// Chunks that went back to the host partly settled.
+/// The chunks answered with RETRY that are partly settled.
 ///
-/// When the same bytes come again, what was settled is not sent again. An entry is taken once: two chunks
-/// with the same bytes leave two entries, and each takes one.
+/// When the same bytes are retried, what was settled is not sent again. An entry is taken once: two chunks with the
+/// same bytes leave two entries, and each takes one.
 #[derive(Debug)]
 pub(super) struct PartialDeliveries<F>(Mutex<Entries<F>>);
 
@@ -35,11 +35,11 @@ struct Entry<F> {
 
 #[derive(Debug)]
 struct Entries<F> {
-    /// In the order in which they were entries.
+    /// In order of insertion.
     flushes: BTreeMap<u64, Entry<F>>,
     numbers: HashMap<ChunkId, VecDeque<u64>>,
     next: u64,
-    /// Of all of them.
+    /// The total size.
     bytes: usize,
 }
 
@@ -55,8 +55,9 @@ impl<F> Default for PartialDeliveries<F> {
 }
 
 impl<F> PartialDeliveries<F> {
-    /// Remembers the progress of a chunk that goes back to the host; `bytes` is its approximate size. Pieces of it may
-    /// still be in flight. When there is no room the oldest is forgotten, and would be sent again as a whole.
+    /// Remembers the progress of a chunk that is answered with RETRY; `bytes` is its approximate size. Pieces of it may
+    /// still be in flight. If there is no room the oldest entry is forgotten, and its chunk would be sent again as a
+    /// whole.
     pub(super) fn remember(&self, id: ChunkId, flush: F, bytes: usize) {
         let mut entries = self.0.lock().expect("nothing panics with this lock");
         let number = entries.next;
@@ -75,13 +76,13 @@ impl<F> PartialDeliveries<F> {
         }
     }
 
-    /// Whether no chunk entries anything behind.
+    /// Returns whether no chunk is remembered.
     pub(super) fn is_empty(&self) -> bool {
         let entries = self.0.lock().expect("nothing panics with this lock");
         entries.flushes.is_empty()
     }
 
-    /// Whether one more would have another forgotten that the host may hand over again.
+    /// Returns whether one more entry would evict one that the host may still retry.
     pub(super) fn is_full(&self) -> bool {
         let mut entries = self.0.lock().expect("nothing panics with this lock");
         let is_dropped = |entry: &Entry<F>| entry.since.elapsed() > DROPPED_AFTER;
@@ -91,7 +92,7 @@ impl<F> PartialDeliveries<F> {
         entries.flushes.len() >= PARTIALS || entries.bytes > PARTIALS_BYTES / 8 * 7
     }
 
-    /// A chunk comes: what an earlier flush of it entries behind.
+    /// Takes the progress that an earlier flush of the chunk left.
     pub(super) fn take(&self, id: ChunkId) -> Option<F> {
         let mut entries = self.0.lock().expect("nothing panics with this lock");
         let number = *entries.numbers.get(&id)?.front()?;
@@ -107,7 +108,7 @@ impl<F> Entries<F> {
         }
     }
 
-    /// Removes the oldest one of a chunk's.
+    /// Removes the oldest entry of a chunk.
     fn remove(&mut self, number: u64, id: ChunkId) -> Option<F> {
         let Entry { flush, bytes, .. } = self.flushes.remove(&number)?;
         self.bytes -= bytes;
@@ -121,19 +122,18 @@ impl<F> Entries<F> {
     }
 }
 
-/// Chunks, or objects, that are remembered after they were delivered.
+/// The maximum number of delivered chunks, or objects, that are remembered.
 const REMEMBERED: usize = 16_384;
 
-/// Objects that were acknowledged in this run.
+/// The objects acknowledged in this run.
 ///
-/// In direct mode a chunk may be handed over again after its object was written: because its flush gave up
-/// waiting, or for another object's sake. The store then says that the object is there, and that is the
-/// same object and not one more.
+/// In direct mode a chunk may be retried after its object was written, because its flush gave up waiting or because of
+/// another object. The store then reports that the object exists, and it must not be counted again.
 #[derive(Debug, Default)]
 pub(super) struct Acknowledged(Mutex<(HashSet<u64>, VecDeque<u64>)>);
 
 impl Acknowledged {
-    /// An object is acknowledged: whether that is so for the first time.
+    /// Records an acknowledged object, and returns whether it is new.
     pub(super) fn first(&self, name: &str) -> bool {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
@@ -153,13 +153,12 @@ impl Acknowledged {
     }
 }
 
-/// Tells apart chunks that are the same to the byte.
+/// Distinguishes chunks that are identical to the byte.
 ///
-/// An object's name comes from its chunk's hash (and its sender), so that a chunk handed over again makes no second
-/// object. Two *different* chunks with the same bytes (a file read twice, a clock in whole seconds) must
-/// make two objects all the same. Within a process they can be told apart: a chunk is handed over again
-/// only when it was answered RETRY. So each gets the lowest number that no other one in flight has and
-/// that no delivered one had.
+/// An object's name comes from its chunk's hash (and its sender), so that a retried chunk creates no second object. Two
+/// *different* chunks with the same bytes (a file read twice, a clock in whole seconds) must still create two objects.
+/// Within a process they can be distinguished: a chunk is retried only after it was answered with RETRY. So each gets
+/// the lowest number that no other one in flight has and that no delivered one had.
 #[derive(Debug, Default)]
 pub(super) struct DuplicateChunks {
     seen: Mutex<Seen>,
@@ -178,7 +177,7 @@ struct Numbers {
 }
 
 impl DuplicateChunks {
-    /// The number of a chunk that is handed over now: 0, unless it has a twin.
+    /// Returns the number of a chunk that is being flushed: 0, unless another one is identical.
     pub(super) fn number(&self, id: ChunkId) -> u32 {
         let mut seen = self.seen.lock().expect("nothing panics with this lock");
         let numbers = seen.chunks.entry(id).or_default();
@@ -188,7 +187,7 @@ impl DuplicateChunks {
         number
     }
 
-    /// The chunk was answered.
+    /// Records the answer for a chunk.
     pub(super) fn completed(&self, id: ChunkId, number: u32, verdict: Verdict) {
         let mut seen = self.seen.lock().expect("nothing panics with this lock");
         let Some(numbers) = seen.chunks.get_mut(&id) else {
@@ -223,7 +222,7 @@ mod tests {
     use crate::ids::chunk_id;
 
     #[test]
-    fn what_a_chunk_left_behind_is_taken_once() {
+    fn the_progress_of_a_chunk_is_taken_once() {
         let partial = PartialDeliveries::default();
         let id = chunk_id(b"t", b"bytes");
         for event in [1, 2] {
@@ -256,33 +255,37 @@ mod tests {
         assert_eq!(
             (entries.flushes.len(), entries.numbers.len()),
             (2, 2),
-            "by their bytes, too"
+            "bounded by their bytes, too"
         );
         assert_eq!(entries.bytes, PARTIALS_BYTES);
     }
 
-    /// A host that drops chunks (a limit of its storage, of retries, a person) hands them over no more.
+    /// A host that drops chunks (a limit of its storage or of retries, or a person) never retries them.
     #[tokio::test(start_paused = true)]
-    async fn what_the_host_has_dropped_does_not_keep_others_from_being_remembered() {
+    async fn dropped_chunks_do_not_keep_others_from_being_remembered() {
         let partials = PartialDeliveries::default();
         for n in 0..PARTIALS as u64 {
             partials.remember(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
         }
         assert!(partials.is_full());
         tokio::time::sleep(DROPPED_AFTER).await;
-        assert!(partials.is_full(), "they may come still");
+        assert!(partials.is_full(), "they may still be retried");
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(!partials.is_full() && partials.is_empty());
     }
 
     #[test]
-    fn a_chunk_handed_over_again_keeps_its_number_and_a_twin_gets_its_own() {
+    fn a_retried_chunk_keeps_its_number_and_an_identical_one_gets_its_own() {
         let duplicates = DuplicateChunks::default();
         let id = chunk_id(b"t", b"bytes");
         assert_eq!(duplicates.number(id), 0);
         duplicates.completed(id, 0, Verdict::Retry);
         assert_eq!(duplicates.number(id), 0, "the same chunk again");
-        assert_eq!(duplicates.number(id), 1, "a twin beside it");
+        assert_eq!(
+            duplicates.number(id),
+            1,
+            "an identical one at the same time"
+        );
         duplicates.completed(id, 1, Verdict::Ok);
         duplicates.completed(id, 0, Verdict::Retry);
         assert_eq!(duplicates.number(id), 0, "the first again");
@@ -291,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_new_once_and_memory_of_it_is_bounded() {
+    fn an_object_is_new_once_and_the_record_of_objects_is_bounded() {
         let acknowledged = Acknowledged::default();
         assert!(acknowledged.first("a"));
         assert!(acknowledged.first("b"));
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_delivered_chunks_is_bounded() {
+    fn the_record_of_delivered_chunks_is_bounded() {
         let duplicates = DuplicateChunks::default();
         for n in 0..(REMEMBERED as u64 + 100) {
             let id = chunk_id(b"t", &n.to_le_bytes());

@@ -1,4 +1,4 @@
-//! What is told of a pipeline: its figures, and what was done in two lines.
+//! The report of a pipeline: its metrics, and its totals in two lines.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::log::size;
 use crate::metrics::{Figure, Record, Sealed};
 use crate::spool::Usage;
 
-/// The figures as they stand now. Asks no disk and waits for nobody.
+/// Returns the current metric values. Does no I/O and does not wait.
 pub(super) fn figures(pipeline: &Pipeline) -> Vec<Figure> {
     let Context {
         config,
@@ -58,7 +58,7 @@ pub(super) fn figures(pipeline: &Pipeline) -> Vec<Figure> {
     metrics.read()
 }
 
-/// What was done so far and what stays, in a line that fits a screen.
+/// Returns the totals so far and what remains undelivered, in a line that fits a screen.
 pub(super) fn summary(pipeline: &Pipeline) -> String {
     let Context {
         config, metrics, ..
@@ -76,7 +76,7 @@ pub(super) fn summary(pipeline: &Pipeline) -> String {
     )
 }
 
-/// That line, of so many records that were delivered and so many that became dead letters.
+/// Formats that line.
 fn summary_line(delivered: u64, letters: u64, spool: Option<(Usage, &Path)>) -> String {
     let mut line = format!("{delivered} records delivered");
     if letters > 0 {
@@ -105,19 +105,19 @@ fn summary_line(delivered: u64, letters: u64, spool: Option<(Usage, &Path)>) -> 
     line
 }
 
-/// What else was done so far, in a line.
+/// Returns further totals, in one line.
 pub(super) fn details(pipeline: &Pipeline) -> String {
     let Context {
         traits, metrics, ..
     } = &*pipeline.context;
     let records = |result| metrics.records.get(result);
     let twice = match traits.object_layout {
-        None => "may be there twice",
-        Some(_) => "are there once",
+        None => "may be duplicated",
+        Some(_) => "exist once",
     };
     let mut line = format!(
-        "{} requests; {} records were sent again after a lost answer and {twice}; {} came again with their chunk and \
-         were not sent twice",
+        "{} requests; {} records were sent again after a lost response and {twice}; {} records of retried chunks were \
+         not sent again",
         metrics.requests.sum(),
         records(Record::Ambiguous),
         records(Record::Suppressed),
@@ -126,13 +126,13 @@ pub(super) fn details(pipeline: &Pipeline) -> String {
         let usage = spool.usage();
         let _ = write!(
             line,
-            "; {} chunks came again after a restart and were not taken twice",
+            "; {} chunks retried after a restart were not accepted twice",
             metrics.replayed_chunks.get(),
         );
         if metrics.corrupt_chunks.get() > 0 {
             let _ = write!(
                 line,
-                "; {} chunks were damaged or ended the process, and are not delivered: the bytes of {} of them lie in \
+                "; {} chunks were damaged or ended the process and are not delivered: the bytes of {} of them are in \
                  the spool's quarantine",
                 metrics.corrupt_chunks.get(),
                 metrics.quarantined_chunks.get(),
@@ -141,7 +141,7 @@ pub(super) fn details(pipeline: &Pipeline) -> String {
         if usage.absent > 0 {
             let _ = write!(
                 line,
-                "; {} chunks are in files that were not there at the start: put them back before the next one",
+                "; {} chunks are in files missing since the start: put them back before the next start",
                 usage.absent
             );
         }
@@ -163,7 +163,7 @@ pub(super) fn details(pipeline: &Pipeline) -> String {
     line
 }
 
-/// Seconds from one time to another; 0 where the clock was set back.
+/// Returns the seconds from one time to another; 0 if the clock was set back.
 fn since(then: Time, now: Time) -> f64 {
     let seconds = now.seconds.saturating_sub(then.seconds) as f64;
     let nanos = f64::from(now.nanos) - f64::from(then.nanos);
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_at_the_end_says_what_stays_and_where_and_fits_a_screen() {
+    fn the_summary_names_what_stays_and_where_and_fits_a_screen() {
         let usage = |unfinished, missing| Usage {
             bytes: 1_240_000_000,
             quarantined: 10_000_000,

@@ -298,7 +298,7 @@ async fn a_lost_answer_is_counted_because_its_records_go_twice() {
     assert_eq!(bench.pipeline.summary(), "2 records delivered");
     let details = bench.pipeline.details();
     assert!(
-        details.contains("2 requests; 2 records were sent again after a lost answer"),
+        details.contains("2 requests; 2 records were sent again after a lost response"),
         "{details}"
     );
 }
@@ -796,7 +796,7 @@ async fn what_was_on_its_way_when_the_deadline_passed_is_not_sent_twice() {
     assert_eq!(bench.sink.calls(), [lines(&["a", "b"])]);
     let details = bench.pipeline.details();
     assert!(
-        details.contains("2 came again with their chunk and were not sent twice"),
+        details.contains("2 records of retried chunks were not sent again"),
         "{details}"
     );
 }

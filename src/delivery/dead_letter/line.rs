@@ -1,4 +1,4 @@
-//! A letter as it stands in its file: a line of JSON, which the library writes and `ferry replay` reads.
+//! The format of a letter in its file: a line of JSON, which the library writes and `ferry replay` reads.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display, Formatter};
@@ -10,51 +10,51 @@ use crate::codec::rejected::Letter;
 use crate::codec::time::iso8601;
 use crate::ids::Time;
 
-/// Bytes of a record that are encoded at once: whole groups of base64.
+/// The number of bytes of a record encoded at once: whole groups of base64.
 pub(super) const PORTION_BYTES: usize = 48 * 1024;
-/// Bytes of a tag that a letter has. A tag may be larger than all else in it, and stands in each of its chunk's
-/// letters.
+/// The maximum number of bytes of a tag in a letter. A tag may be larger than everything else in it, and is repeated in
+/// each of its chunk's letters.
 const MAX_TAG_BYTES: usize = 1_024;
 
-/// One letter. `R` is what its record is in: text where it was read, and [`Portions`] where it is written.
+/// One letter. `R` is the type of its record: text when read, and [`Portions`] when written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line<'a, R = String> {
-    /// When it was written.
+    /// The time it was written.
     pub time: Cow<'a, str>,
-    /// The tag that its chunk came with.
+    /// The tag of its chunk.
     pub tag: Cow<'a, str>,
-    /// Why, in a word.
+    /// The reason, in a word.
     pub reason: Cow<'a, str>,
-    /// What exactly was wrong.
+    /// The exact error.
     #[serde(default)]
     pub error: Cow<'a, str>,
-    /// The destination's request id, where it had one.
+    /// The destination's request ID, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<Cow<'a, str>>,
-    /// The delivery stream or the object that it was on its way to, where that was known.
+    /// The delivery stream or object it was meant for, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Cow<'a, str>>,
-    /// What was to be sent, where it is text.
+    /// The record, if it is text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<R>,
-    /// What was to be sent, where it is none.
+    /// The record, if it is not text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record_base64: Option<R>,
 }
 
-/// Why a letter has no record.
+/// The reason why a letter has no record.
 #[derive(Debug, thiserror::Error)]
 pub enum NoRecord {
-    /// It has none, or two of them.
+    /// It has neither or both of the fields.
     #[error("it must have either record or record_base64")]
     NotOne,
-    /// What it has is no base64.
+    /// The record is not valid base64.
     #[error("its record_base64 cannot be read: {0}")]
     Base64(#[from] base64_simd::Error),
 }
 
 impl Line<'_> {
-    /// What was to be sent.
+    /// Returns the record.
     pub fn bytes(&self) -> Result<Vec<u8>, NoRecord> {
         match (&self.record, &self.record_base64) {
             (Some(text), None) => Ok(text.as_bytes().to_vec()),
@@ -65,7 +65,7 @@ impl Line<'_> {
 }
 
 impl<'a> Line<'a, Portions<'a>> {
-    /// As it is written at some time.
+    /// Creates the line of a letter written at the time `now`.
     pub(super) fn of(letter: &'a Letter, now: Time) -> Self {
         let mut tag = String::from_utf8_lossy(&letter.tag);
         if letter.tag.len() > MAX_TAG_BYTES {
@@ -91,11 +91,11 @@ impl<'a> Line<'a, Portions<'a>> {
     }
 }
 
-/// A record that is written portion by portion: it may be large, and as JSON several times as large.
+/// A record written portion by portion: it may be large, and several times as large as JSON.
 pub(super) enum Portions<'a> {
-    /// As it is, in parts.
+    /// Text, in parts.
     Text(Vec<&'a str>),
-    /// These bytes, in parts.
+    /// Bytes to encode as base64, in parts.
     Base64(&'a [Bytes]),
 }
 

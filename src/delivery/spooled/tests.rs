@@ -491,7 +491,7 @@ async fn a_chunk_that_a_killed_host_hands_over_again_is_taken_once() {
     assert_eq!(bench.flush(&["a"]).await, Verdict::Ok, "another one");
     let details = bench.pipeline.details();
     assert!(
-        details.contains("1 chunks came again after a restart"),
+        details.contains("1 chunks retried after a restart"),
         "{details}"
     );
     let metrics = Arc::clone(bench.pipeline.metrics());

@@ -60,7 +60,7 @@ async fn events_whose_letters_cannot_be_kept_hold_back_neither_neighbours_nor_wh
         assert_eq!(store.lines(), good(chunks));
         assert_eq!(waiting(&bench), chunks as f64);
         assert_eq!(bench.spool.usage().unfinished as usize, chunks);
-        assert!(bench.said("wait until they can, and all others go on"));
+        assert!(bench.said("the affected records wait, all others are delivered"));
 
         // Nothing is read or encoded for them while there is no room.
         let encoded = || bench.pipeline.metrics().bytes.get(Stage::Encoded);

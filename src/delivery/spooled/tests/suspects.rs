@@ -123,7 +123,7 @@ async fn a_chunk_at_which_two_processes_ended_is_set_aside_and_all_others_are_de
         assert_eq!(kept.len(), 1, "{kept:?}");
         assert!(std::fs::read(&kept[0]).unwrap().ends_with(&chunk(&["b"])));
         let details = pipeline.details();
-        assert!(details.contains("of 1 of them lie"), "{details}");
+        assert!(details.contains("of 1 of them are in"), "{details}");
         drop(pipeline);
         assert_eq!(open(dir.path()).1.unfinished, 0);
     }
