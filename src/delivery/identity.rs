@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn senders_with_the_same_folder_and_name_are_never_mistaken_for_each_other() {
+    fn senders_that_share_all_they_have_are_never_taken_for_each_other() {
         let dir = tempfile::tempdir().unwrap();
         let before = open(dir.path()).identity();
         let (first, second) = (open(dir.path()), open(dir.path()));

@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn the_age_starts_with_the_first_line_and_memory_pressure_seals_the_largest() {
+    fn age_counts_from_the_first_line_and_memory_seals_the_largest() {
         let start = Instant::now();
         let mut objects = objects(Compression::None, usize::MAX, 100_000);
         let tracker = tracker(1);
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_open_objects_is_bounded_and_the_oldest_is_sealed_first() {
+    fn open_objects_are_bounded_in_number_and_the_oldest_goes_first() {
         let start = Instant::now();
         let mut objects = objects(Compression::None, usize::MAX, usize::MAX);
         let tracker = tracker(1);

@@ -17,27 +17,26 @@ use crate::sink::{Batch, Class, Fault, Limits, Outcome, Shape};
 mod circuits;
 mod memory;
 
-/// What is wrong with a target.
+/// The trouble of a target.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Sick {
-    /// It takes nothing.
+enum Trouble {
+    /// It accepts nothing.
     Down(Class),
-    /// It does not answer, until it is well again, and then takes what it was sent.
+    /// It does not answer until it works again, and then accepts what it was sent.
     Silent,
-    /// It does not say what it takes.
+    /// It does not describe its shape.
     Undescribed,
 }
 
-/// A destination that does what a test says, call by call, and then takes everything from targets that are not
-/// sick.
+/// A destination that follows a script call by call, and then accepts everything from targets without trouble.
 struct Scripted {
     shape: Shape,
     script: Mutex<VecDeque<Step>>,
     seen: Mutex<Vec<Batch>>,
     go: Option<Arc<Notify>>,
-    sick: watch::Sender<BTreeMap<String, Sick>>,
+    trouble: watch::Sender<BTreeMap<String, Trouble>>,
     asked: AtomicU64,
-    /// Which asking for its shape panics; 0 for none.
+    /// The number of the shape request that panics; 0 for none.
     panic_when_asked: AtomicU64,
 }
 
@@ -46,7 +45,7 @@ type Step = Box<dyn Fn(&Batch) -> Vec<Outcome> + Send>;
 impl Sink for Scripted {
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape> {
         Box::pin(async move {
-            self.is_not(target, Sick::Undescribed).await;
+            self.wait_while(target, Trouble::Undescribed).await;
             // Asked once for a flush, and then by its sender.
             let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
             assert_ne!(
@@ -65,11 +64,11 @@ impl Sink for Scripted {
             if let Some(go) = &self.go {
                 go.notified().await;
             }
-            self.is_not(&batch.target, Sick::Silent).await;
-            let sick = self.sick.borrow().get(&*batch.target).copied();
-            match (step, sick) {
+            self.wait_while(&batch.target, Trouble::Silent).await;
+            let trouble = self.trouble.borrow().get(&*batch.target).copied();
+            match (step, trouble) {
                 (Some(step), _) => step(&batch),
-                (None, Some(Sick::Down(class))) => all(Outcome::Retry, class)(&batch),
+                (None, Some(Trouble::Down(class))) => all(Outcome::Retry, class)(&batch),
                 (None, _) => vec![Outcome::Delivered; batch.records.len()],
             }
         })
@@ -77,23 +76,23 @@ impl Sink for Scripted {
 }
 
 impl Scripted {
-    /// A target is sick from now on, or well again.
-    fn is(&self, target: &str, sick: Option<Sick>) {
-        self.sick.send_modify(|all| {
-            match sick {
-                Some(sick) => all.insert(target.to_owned(), sick),
+    /// Sets or clears the trouble of a target.
+    fn set_trouble(&self, target: &str, trouble: Option<Trouble>) {
+        self.trouble.send_modify(|all| {
+            match trouble {
+                Some(trouble) => all.insert(target.to_owned(), trouble),
                 None => all.remove(target),
             };
         });
     }
 
-    async fn is_not(&self, target: &str, sick: Sick) {
-        let mut now = self.sick.subscribe();
-        let well = now.wait_for(|all| all.get(target) != Some(&sick));
+    async fn wait_while(&self, target: &str, trouble: Trouble) {
+        let mut now = self.trouble.subscribe();
+        let well = now.wait_for(|all| all.get(target) != Some(&trouble));
         well.await.expect("the sender is ours");
     }
 
-    /// The lines of each call, record by record.
+    /// Returns the lines of each call, record by record.
     fn calls(&self) -> Vec<Vec<String>> {
         let text =
             |body: &Payload| String::from_utf8(body.to_bytes().to_vec()).expect("plain text");
@@ -188,7 +187,7 @@ impl Bench {
             script: Mutex::new(script.into()),
             seen: Mutex::default(),
             go,
-            sick: watch::Sender::default(),
+            trouble: watch::Sender::default(),
             asked: AtomicU64::new(0),
             panic_when_asked: AtomicU64::new(0),
         });
@@ -259,7 +258,7 @@ fn all(outcome: fn(Arc<Fault>) -> Outcome, class: Class) -> Step {
     Box::new(move |batch| vec![outcome(fault(class)); batch.records.len()])
 }
 
-/// What outlasts a flush_deadline of a second: the waits after these are at least half a second and one.
+/// Failures that outlast a `flush_deadline` of a second: the waits after them are at least half a second and one.
 fn held_for_a_second() -> Vec<Step> {
     vec![
         all(Outcome::Retry, Class::Configuration),
@@ -275,7 +274,7 @@ async fn a_chunk_is_ok_when_every_record_is_acknowledged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_the_records_that_failed_go_again() {
+async fn only_the_records_that_failed_are_sent_again() {
     let second_fails: Step = Box::new(|batch| {
         let mut outcomes = vec![Outcome::Delivered; batch.records.len()];
         outcomes[1] = Outcome::Retry(fault(Class::Throttle));
@@ -287,7 +286,7 @@ async fn only_the_records_that_failed_go_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_is_counted_because_its_records_go_twice() {
+async fn a_lost_response_is_counted_because_its_records_are_sent_twice() {
     let bench = Bench::new(
         ONE_LINE,
         &[],
@@ -340,7 +339,7 @@ async fn one_bad_record_is_isolated_and_the_others_arrive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_too_large_goes_in_halves_from_then_on() {
+async fn after_a_request_that_is_too_large_requests_are_halved() {
     let too_large: Step = all(Outcome::Retry, Class::TooLarge);
     let shape = Shape {
         limits: Limits {
@@ -361,7 +360,7 @@ async fn a_request_that_is_too_large_goes_in_halves_from_then_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_destination_that_does_not_answer_costs_the_deadline_and_then_retry() {
+async fn a_destination_that_does_not_answer_ends_in_retry_at_the_deadline() {
     let never = Arc::new(Notify::new());
     let bench = Bench::with_gate(ONE_LINE, &[("flush_deadline", "7s")], vec![], Some(never));
     let start = tokio::time::Instant::now();
@@ -371,12 +370,12 @@ async fn a_destination_that_does_not_answer_costs_the_deadline_and_then_retry() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_given_up_is_not_sent_any_more() {
+async fn records_of_a_flush_that_gave_up_are_not_sent() {
     let bench = Bench::new(ONE_LINE, &[("flush_deadline", "1s")], held_for_a_second());
     assert_eq!(bench.flush(&["given up"]).await, Verdict::Retry);
     let tries = bench.sink.calls().len();
     tokio::time::sleep(Duration::from_secs(60)).await;
-    // Where the first wait took all of the second, its other step was not needed.
+    // If the first wait took the whole second, the other step was not needed.
     bench.sink.script.lock().unwrap().clear();
     assert_eq!(bench.flush(&["next"]).await, Verdict::Ok);
     assert_eq!(bench.sink.calls()[tries..], [lines(&["next"])]);
@@ -395,7 +394,7 @@ async fn flushes_that_wait_together_share_a_request() {
         let pipeline = Arc::clone(&bench.pipeline);
         tokio::spawn(async move { pipeline.flush(b"app", chunk(&[event])).await })
     };
-    // Time stands still while anything can run: after a sleep, everything that can has.
+    // Time stands still while anything can run: after a sleep, everything that can run has.
     let first = flush("a");
     tokio::time::sleep(Duration::from_millis(1)).await;
     let flushes = [first, flush("b"), flush("c")];
@@ -411,7 +410,7 @@ async fn flushes_that_wait_together_share_a_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_line_no_record_can_hold_is_a_dead_letter_and_no_broken_line() {
+async fn a_line_that_exceeds_a_record_is_a_dead_letter_and_not_a_broken_line() {
     let long = "x".repeat(2_000);
     let bench = Bench::new(ONE_LINE, &[], vec![]);
     assert_eq!(bench.flush(&["a", &long, "b"]).await, Verdict::Ok);
@@ -467,16 +466,20 @@ async fn a_dead_letter_that_cannot_be_written_holds_its_chunk_back_but_not_its_n
     assert_eq!(
         bench.sink.calls(),
         [lines(&["a"])],
-        "its neighbours go on whatever becomes of it"
+        "its neighbours are delivered regardless"
     );
     std::fs::remove_file(&letters).unwrap();
     assert_eq!(bench.flush(&["a", &long]).await, Verdict::Ok);
     assert_eq!(bench.letters().len(), 1);
-    assert_eq!(bench.sink.calls(), [lines(&["a"])], "they are remembered");
+    assert_eq!(
+        bench.sink.calls(),
+        [lines(&["a"])],
+        "their delivery is remembered"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_chunk_that_waits_only_for_room_for_its_letter_is_not_encoded_before_there_is_some() {
+async fn a_chunk_that_waits_only_for_letter_space_is_not_encoded_before_there_is_some() {
     let bench = Bench::new(ONE_LINE, &[], vec![]);
     let full = bench.dir.path().join("letters/dead-letters-before.ndjson");
     std::fs::write(&full, "x".repeat(999_990)).unwrap();
@@ -496,7 +499,7 @@ async fn a_chunk_that_waits_only_for_room_for_its_letter_is_not_encoded_before_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_record_that_cannot_be_kept_goes_back_to_the_host_at_once() {
+async fn a_rejected_record_that_cannot_be_kept_answers_retry_at_once() {
     let bench = Bench::new(ONE_LINE, &[], vec![all(Outcome::Rejected, Class::Record)]);
     let letters = bench.dir.path().join("letters");
     std::fs::remove_dir(&letters).unwrap();
@@ -513,7 +516,7 @@ async fn a_rejected_record_that_cannot_be_kept_goes_back_to_the_host_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_destination_that_takes_less_and_less_is_not_asked_without_end() {
+async fn a_destination_that_accepts_less_and_less_is_not_asked_forever() {
     let too_large = || all(Outcome::Retry, Class::TooLarge);
     let bench = Bench::new(ONE_LINE, &[], vec![too_large(), too_large(), too_large()]);
     assert_eq!(bench.flush(&["a", "b", "c"]).await, Verdict::Ok);
@@ -522,7 +525,7 @@ async fn a_destination_that_takes_less_and_less_is_not_asked_without_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_that_is_still_queued_when_its_chunk_comes_again_has_each_line_once() {
+async fn an_object_still_queued_when_its_chunk_is_retried_has_each_line_once() {
     let go = Arc::new(Notify::new());
     let keys = [
         ("url", "file:///objects"),
@@ -535,7 +538,7 @@ async fn an_object_that_is_still_queued_when_its_chunk_comes_again_has_each_line
         let pipeline = Arc::clone(&bench.pipeline);
         tokio::spawn(async move { pipeline.flush(b"app", chunk(&[event])).await })
     };
-    // The first is on its way and has no answer; the second waits for it, and its flush gives up.
+    // The first is in flight without an answer; the second waits for it, and its flush gives up.
     let (first, second) = (flush("a"), flush("b"));
     assert_eq!(first.await.unwrap(), Verdict::Retry);
     assert_eq!(second.await.unwrap(), Verdict::Retry);
@@ -549,7 +552,7 @@ async fn an_object_that_is_still_queued_when_its_chunk_comes_again_has_each_line
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_has_the_same_name_when_its_chunk_comes_again_and_a_twin_has_its_own() {
+async fn an_object_keeps_its_name_on_a_retry_and_an_identical_chunk_gets_another() {
     let bench = Bench::new(
         OBJECT,
         &[
@@ -574,9 +577,9 @@ async fn an_object_has_the_same_name_when_its_chunk_comes_again_and_a_twin_has_i
     assert_eq!(targets[tries], format!("{stem}-2.ndjson"));
 }
 
-/// What of one was delivered stands under its name: to the other it is of no use.
+/// What was delivered for one has its name: it is of no use to the other.
 #[tokio::test(start_paused = true)]
-async fn twins_that_come_again_each_have_all_of_their_objects() {
+async fn identical_chunks_that_are_retried_each_get_all_of_their_objects() {
     let keys = [
         ("url", "file:///objects"),
         ("path", "{record.k}"),
@@ -619,9 +622,9 @@ async fn twins_that_come_again_each_have_all_of_their_objects() {
     assert_eq!(delivered.len(), 4, "{delivered:?}");
 }
 
-/// The pieces of a step settle while the next one waits for memory, and what is settled is remembered.
+/// The pieces of a step settle while the next step waits for memory, and what is settled is remembered.
 #[tokio::test(start_paused = true)]
-async fn a_chunk_of_several_steps_goes_on_where_its_deadline_found_it() {
+async fn a_chunk_of_several_steps_resumes_where_its_deadline_interrupted_it() {
     let keys = [
         ("url", "file:///objects"),
         ("tag_key", "tag"),
@@ -633,7 +636,7 @@ async fn a_chunk_of_several_steps_goes_on_where_its_deadline_found_it() {
     let events: Vec<String> = (0..500).map(|n| n.to_string()).collect();
     let events: Vec<&str> = events.iter().map(String::as_str).collect();
     let data = chunk(&events);
-    // The first object is taken, the second is not before its flush has given up.
+    // The first object is accepted, the second not before its flush has given up.
     let taken: Step = Box::new(|batch| vec![Outcome::Delivered; batch.records.len()]);
     let script = std::iter::once(taken).chain(held_for_a_second());
     let bench = Bench::new(OBJECT, &keys, script.collect());
@@ -649,7 +652,7 @@ async fn a_chunk_of_several_steps_goes_on_where_its_deadline_found_it() {
     let after = &targets[before.len()..];
     assert!(before[1..].iter().all(|target| *target == before[1]));
     assert_eq!(after[0], before[1], "the first is there");
-    // Each name says which events are in it.
+    // Each name tells which events the object has.
     let (mut next, mut names) = (0, 0);
     for target in before[..1].iter().chain(after) {
         let (_, events) = target.rsplit_once("-e").unwrap();
@@ -710,19 +713,19 @@ async fn memory_bounds_what_is_in_flight() {
         .collect();
     assert!(
         letters.is_sorted(),
-        "nothing of the second is encoded before the first is done"
+        "the second is not encoded before the first is done"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_in_a_sink_answers_retry_and_the_next_chunk_goes_on() {
+async fn a_panic_in_a_sink_answers_retry_and_the_next_chunk_is_delivered() {
     let bench = Bench::new(ONE_LINE, &[], vec![Box::new(|_| panic!("on purpose"))]);
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
     assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sender_that_panicked_is_begun_anew() {
+async fn a_sender_that_panicked_is_restarted() {
     let bench = Bench::new(ONE_LINE, &[], vec![]);
     bench.sink.panic_when_asked.store(2, Ordering::Relaxed);
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
@@ -745,7 +748,7 @@ async fn a_fault_that_needs_a_fix_holds_data_back_and_is_logged_until_it_is_fixe
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_chunk_that_comes_again_only_the_rest_is_sent() {
+async fn only_the_rest_of_a_retried_chunk_is_sent() {
     let only_first: Step = Box::new(|batch| {
         let mut outcomes = vec![Outcome::Retry(fault(Class::Configuration)); batch.records.len()];
         outcomes[0] = Outcome::Delivered;
@@ -772,7 +775,7 @@ async fn of_a_chunk_that_comes_again_only_the_rest_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_on_its_way_when_the_deadline_passed_is_not_sent_twice() {
+async fn records_in_flight_at_the_deadline_are_not_sent_twice() {
     let go = Arc::new(Notify::new());
     let bench = Bench::with_gate(
         ONE_LINE,
@@ -802,7 +805,7 @@ async fn what_was_on_its_way_when_the_deadline_passed_is_not_sent_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_that_is_there_when_its_chunk_comes_again_counts_once() {
+async fn an_object_that_exists_when_its_chunk_is_retried_counts_once() {
     let keys = [
         ("url", "file:///objects"),
         ("path", "{record.k}"),
@@ -832,7 +835,7 @@ async fn an_object_that_is_there_when_its_chunk_comes_again_counts_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_skipped_counts_once_however_often_its_chunk_comes() {
+async fn skipped_records_count_once_however_often_their_chunk_is_retried() {
     let keys = [("log_key", "k"), ("flush_deadline", "1s")];
     let bench = Bench::new(ONE_LINE, &keys, held_for_a_second());
     let other: &[u8] = b"\x92\x92\xd7\x00\x68\x15\x9a\x2f\0\0\0\0\x80\x81\xa1z\xa1x";
@@ -849,9 +852,9 @@ async fn what_is_skipped_counts_once_however_often_its_chunk_comes() {
     assert_eq!(metrics.records.get(Record::Delivered), 1);
 }
 
-/// Through an outage of hours a chunk comes again hundreds of times.
+/// During an outage of hours a chunk is retried hundreds of times.
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_a_line_is_one_letter_however_often_its_chunk_comes() {
+async fn a_malformed_event_is_one_letter_however_often_its_chunk_is_retried() {
     let broken: &[u8] = b"\x92\x92\xd7\x00\x68\x15\x9a\x2f\0\0\0\0\x80\x01";
     let data: Bytes = [&chunk(&["a"])[..], broken, &chunk(&["b"])[..]]
         .concat()
@@ -878,7 +881,7 @@ async fn what_cannot_be_a_line_is_one_letter_however_often_its_chunk_comes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_figures_tell_how_long_the_oldest_record_waits_and_what_it_holds() {
+async fn the_metrics_tell_how_long_the_oldest_record_waits_and_what_it_holds() {
     let go = Arc::new(Notify::new());
     let bench = Bench::with_gate(ONE_LINE, &[], vec![], Some(Arc::clone(&go)));
     let metrics = bench.pipeline.metrics();
@@ -902,7 +905,7 @@ async fn the_figures_tell_how_long_the_oldest_record_waits_and_what_it_holds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_destination_that_is_down_opens_the_circuit_and_its_return_is_told() {
+async fn an_unavailable_destination_opens_the_circuit_and_its_recovery_is_logged() {
     let down = || all(Outcome::Retry, Class::Transient);
     let script = (0..8).map(|_| down()).collect();
     let bench = Bench::new(ONE_LINE, &[], script);
@@ -920,6 +923,6 @@ async fn a_destination_that_is_down_opens_the_circuit_and_its_return_is_told() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(bench.flush(&["b"]).await, Verdict::Ok);
     let lines = bench.lines.0.lock().unwrap();
-    let told = |line: &(Level, String)| line.1.contains("has recovered");
-    assert!(lines.iter().any(told), "{lines:?}");
+    let is_logged = |line: &(Level, String)| line.1.contains("has recovered");
+    assert!(lines.iter().any(is_logged), "{lines:?}");
 }

@@ -27,11 +27,11 @@ mod letters;
 mod suspects;
 mod targets;
 
-/// A destination that takes as many requests as it has permits for, and keeps what it took.
+/// A destination that accepts as many requests as it has permits for, and keeps what it accepted.
 struct Store {
     shape: Shape,
     permits: Semaphore,
-    /// What reached it, whether its answer came or not.
+    /// The requests that reached it, whether their answers arrived or not.
     reached: Mutex<Vec<Batch>>,
     reached_now: tokio::sync::Notify,
 }
@@ -50,7 +50,7 @@ impl Store {
         self.reached.lock().unwrap().clone()
     }
 
-    /// All lines of all requests that reached it, sorted.
+    /// Returns all lines of all requests that reached it, sorted.
     fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();
         for body in self.batches().into_iter().flat_map(|batch| batch.records) {
@@ -84,7 +84,7 @@ impl Sink for Store {
     }
 }
 
-/// How long anything may take before a test gives up.
+/// The time anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 const MANY: usize = Semaphore::MAX_PERMITS / 2;
 
@@ -121,7 +121,7 @@ fn start(dir: &Path, store: &Arc<impl Sink>, keys: &[(&'static str, &str)]) -> B
     ];
     all.extend(keys.iter().map(|(key, value)| (*key, (*value).to_owned())));
     let get = |key: &str| {
-        // What a test adds comes last and counts.
+        // The keys of a test come last and take precedence.
         let found = all.iter().rev().find(|(name, _)| *name == key);
         found.map(|(_, value)| value.clone())
     };
@@ -159,7 +159,7 @@ impl Bench {
         self.pipeline.flush(b"app", chunk(events)).await
     }
 
-    /// As the host does with a chunk that is answered RETRY.
+    /// Retries like the host while the answer is RETRY.
     async fn flush_until_taken(&self, event: &str) {
         let began = Instant::now();
         while self.flush(&[event]).await == Verdict::Retry {
@@ -168,14 +168,14 @@ impl Bench {
         }
     }
 
-    /// Ends as the library does.
+    /// Stops like the library.
     async fn stop(self) {
         self.pipeline.drain();
         self.feed.await.expect("the feed does not panic");
         self.spool.close();
     }
 
-    /// What a machine that stops now leaves on its disk.
+    /// Returns what a machine that stops now leaves on its disk.
     fn crash_image(&self) -> TempDir {
         let spool = self.dir.join("spool");
         loop {
@@ -194,7 +194,7 @@ impl Bench {
     }
 }
 
-/// A service where requests for the stream `hangs` are never answered, and neither is what `undescribed` takes.
+/// A service that never answers requests for the stream `hangs`, and never describes `undescribed`.
 struct HangsForOne(Arc<Store>);
 
 impl Sink for HangsForOne {
@@ -214,7 +214,7 @@ impl Sink for HangsForOne {
 }
 
 #[tokio::test]
-async fn a_stream_that_hangs_leaves_its_place_in_flight_to_the_others() {
+async fn a_stream_that_hangs_releases_its_slot_to_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(STREAM, MANY);
     let keys: Vec<_> = [
@@ -239,7 +239,7 @@ async fn a_stream_that_hangs_leaves_its_place_in_flight_to_the_others() {
 }
 
 #[tokio::test]
-async fn a_stream_that_does_not_say_what_it_takes_holds_up_no_other() {
+async fn a_stream_that_is_not_described_delays_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(STREAM, MANY);
     let keys: Vec<_> = [FIREHOSE, &[("delivery_stream", "{tag}")]].concat();
@@ -267,7 +267,7 @@ async fn a_stream_that_does_not_say_what_it_takes_holds_up_no_other() {
     bench.feed.abort();
 }
 
-/// Says of no stream but `well` what it takes, and remembers which it was asked for.
+/// A service that describes no stream except `well`, and remembers which it was asked about.
 struct SaysNothing {
     store: Arc<Store>,
     asked: Mutex<Vec<String>>,
@@ -288,7 +288,7 @@ impl Sink for SaysNothing {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_that_do_not_say_what_they_take_are_not_waited_for() {
+async fn streams_that_are_not_described_are_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(STREAM, MANY);
     let keys: Vec<_> = [FIREHOSE, &[("delivery_stream", "{tag}")]].concat();
@@ -310,7 +310,7 @@ async fn streams_that_do_not_say_what_they_take_are_not_waited_for() {
     bench.feed.abort();
 }
 
-/// What is on the disk when a host is killed while an object with these events is put, and nobody hears of it.
+/// Returns the disk of a host killed while an object with these events is being put, and before the answer.
 async fn killed_while_an_object_is_put(
     dir: &Path,
     store: &Arc<Store>,
@@ -326,7 +326,7 @@ async fn killed_while_an_object_is_put(
     image
 }
 
-/// Waits for what another thread does.
+/// Waits for another thread.
 async fn until(what: &str, is_there: impl Fn() -> bool) {
     // A test's clock may stand still.
     let began = std::time::Instant::now();
@@ -356,7 +356,7 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The files of a spool, with their lengths and when they were written to, but for the one that is written to all the time.
+/// The files of a spool with their lengths and modification times, except the one that is written all the time.
 fn files(dir: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
     let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
     let file = |entry: std::fs::DirEntry| {
@@ -385,7 +385,7 @@ fn lines(events: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_chunk_on_disk_is_ok_whatever_the_destination_does_and_many_make_one_object() {
+async fn a_chunk_on_disk_is_ok_whatever_the_destination_does_and_many_form_one_object() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let bench = start(dir.path(), &store, BLOB);
@@ -431,7 +431,7 @@ async fn objects_are_sealed_by_size_and_kept_apart_by_folder() {
 }
 
 #[tokio::test]
-async fn an_object_that_had_begun_goes_again_under_its_own_name_with_its_own_lines() {
+async fn a_started_object_is_sent_again_under_its_name_with_its_lines() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let image = killed_while_an_object_is_put(dir.path(), &store, BLOB, &["a", "b"]).await;
@@ -456,7 +456,7 @@ async fn an_object_that_had_begun_goes_again_under_its_own_name_with_its_own_lin
 }
 
 #[tokio::test]
-async fn an_object_that_is_there_is_not_sent_after_a_restart() {
+async fn a_stored_object_is_not_sent_again_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, MANY);
     let mut keys = BLOB.to_vec();
@@ -466,7 +466,7 @@ async fn an_object_that_is_there_is_not_sent_after_a_restart() {
     bench.flush(&[&long]).await;
     store.reached(1).await;
     bench.flush(&["b"]).await;
-    // The answer has come when its chunk is finished.
+    // The answer has arrived when its chunk is finished.
     until("the answer", || bench.spool.usage().unfinished == 1).await;
     let image = bench.crash_image();
     bench.feed.abort();
@@ -477,7 +477,7 @@ async fn an_object_that_is_there_is_not_sent_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_chunk_that_a_killed_host_hands_over_again_is_taken_once() {
+async fn a_chunk_retried_by_a_killed_host_is_accepted_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, MANY);
     let bench = start(dir.path(), &store, BLOB);
@@ -501,7 +501,7 @@ async fn a_chunk_that_a_killed_host_hands_over_again_is_taken_once() {
 }
 
 #[tokio::test]
-async fn requests_fill_across_chunks_and_only_those_in_flight_go_again_after_a_crash() {
+async fn requests_fill_across_chunks_and_only_those_in_flight_are_sent_again_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(STREAM, 1);
     let mut keys = FIREHOSE.to_vec();
@@ -510,7 +510,7 @@ async fn requests_fill_across_chunks_and_only_those_in_flight_go_again_after_a_c
     for event in ["a", "b", "c", "d", "e"] {
         bench.flush(&[event]).await;
     }
-    // The first is answered, the second is on its way.
+    // The first is answered, the second is in flight.
     store.reached(2).await;
     let image = bench.crash_image();
     bench.feed.abort();
@@ -525,7 +525,7 @@ async fn requests_fill_across_chunks_and_only_those_in_flight_go_again_after_a_c
 }
 
 #[tokio::test]
-async fn what_waits_to_fill_a_request_goes_when_it_has_waited_long_enough_or_we_stop() {
+async fn a_partly_filled_request_is_sent_after_its_linger_or_at_the_stop() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(STREAM, MANY);
     let mut keys = FIREHOSE.to_vec();
@@ -543,7 +543,7 @@ async fn what_waits_to_fill_a_request_goes_when_it_has_waited_long_enough_or_we_
 }
 
 #[tokio::test]
-async fn a_full_spool_answers_retry_and_takes_chunks_again_when_there_is_room() {
+async fn a_full_spool_answers_retry_and_accepts_chunks_again_when_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let mut keys = BLOB.to_vec();
@@ -568,7 +568,7 @@ async fn a_spool_smaller_than_an_object_does_not_wait_for_the_object_to_fill() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, MANY);
     let mut keys = BLOB.to_vec();
-    // No object reaches its size before the spool is full, and none its age while this test runs.
+    // No object reaches its size before the spool is full, nor its age while this test runs.
     keys.extend([
         ("spool_limit", "16M"),
         ("blob_max_size", "20M"),
@@ -584,7 +584,7 @@ async fn a_spool_smaller_than_an_object_does_not_wait_for_the_object_to_fill() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_sent_is_a_letter_once_and_holds_nothing_up() {
+async fn an_unsendable_event_is_a_letter_once_and_delays_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let bench = start(dir.path(), &store, BLOB);
@@ -627,7 +627,8 @@ async fn a_letter_that_cannot_be_kept_holds_its_chunk_until_it_can() {
     assert!(text.contains("malformed"), "{text}");
 }
 
-/// As Firehose does with what it will never take: of a request of several it refuses all, so that each goes alone.
+/// Refuses like Firehose: a request that contains a permanently refused record is refused as a whole, so that each
+/// record is sent alone.
 struct RefusesAll(AtomicUsize);
 
 impl Sink for RefusesAll {
@@ -676,8 +677,8 @@ async fn a_record_that_is_refused_and_whose_letter_cannot_be_kept_survives_a_cra
 }
 
 #[tokio::test]
-async fn more_chunks_than_may_be_held_back_go_on_when_they_can() {
-    /// Panics, which fails whatever it is given.
+async fn more_chunks_than_may_wait_for_a_retry_are_all_delivered_in_the_end() {
+    /// A sink that panics, which fails whatever it is given.
     struct Breaks {
         store: Arc<Store>,
         broken: AtomicBool,
@@ -716,7 +717,7 @@ async fn more_chunks_than_may_be_held_back_go_on_when_they_can() {
 }
 
 #[tokio::test]
-async fn an_event_an_object_fills_memory_by_what_an_object_needs() {
+async fn with_an_object_for_each_event_the_overhead_of_objects_counts_as_memory() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let mut keys = BLOB.to_vec();
@@ -727,8 +728,8 @@ async fn an_event_an_object_fills_memory_by_what_an_object_needs() {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         assert_eq!(bench.flush(&names).await, Verdict::Ok);
     }
-    // 6,000 bodies have 0.1 MB. No more is read once three eighths of the limit are full; the last chunk that was
-    // may go beyond them.
+    // 6,000 bodies have 0.1 MB. No more is read once three eighths of the limit are full; the last chunk read may
+    // exceed them.
     let held = || bench.pipeline.metrics().spooled.get().unwrap_or_default();
     until("full memory", || held() >= 3_000_000.0).await;
     assert!(held() < 4_500_000.0, "{}", held());
@@ -738,7 +739,7 @@ async fn an_event_an_object_fills_memory_by_what_an_object_needs() {
 }
 
 #[tokio::test]
-async fn an_object_that_cannot_be_built_again_yet_holds_only_itself_up() {
+async fn an_object_that_cannot_be_rebuilt_yet_delays_only_itself() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let mut keys = BLOB.to_vec();
@@ -747,10 +748,10 @@ async fn an_object_that_cannot_be_built_again_yet_holds_only_itself_up() {
     let image = killed_while_an_object_is_put(dir.path(), &store, &keys, &["a", &large]).await;
 
     let after = Store::new(OBJECT, MANY);
-    // Larger than a segment may be from now on: it is not gone on with, and so it is not open.
+    // Larger than a segment may be from now on, so that it is not continued and not open.
     keys.push(("spool_limit", "16M"));
     let bench = start(image.path(), &after, &keys);
-    // The feed has not run yet. From now on the segment cannot be read, as where a disk has a bad sector.
+    // The feed has not run yet. From now on the segment cannot be read, as with a bad sector.
     let segments = segments(image.path());
     let aside = image.path().join("aside");
     std::fs::rename(&segments[0], &aside).unwrap();
@@ -785,7 +786,7 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn chunks_of_a_file_that_was_taken_away_are_waited_for_and_hold_up_nothing_else() {
+async fn chunks_of_a_removed_file_are_waited_for_and_delay_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let mut keys = BLOB.to_vec();
     // Segments of a megabyte.
@@ -844,7 +845,7 @@ async fn chunks_of_a_file_that_was_taken_away_are_waited_for_and_hold_up_nothing
 }
 
 #[tokio::test]
-async fn what_is_damaged_is_counted_as_kept_only_where_it_is() {
+async fn a_damaged_chunk_counts_as_kept_only_if_it_is() {
     for kept in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let bench = start(dir.path(), &Store::new(OBJECT, 0), BLOB);
@@ -864,7 +865,7 @@ async fn what_is_damaged_is_counted_as_kept_only_where_it_is() {
         bytes[at] ^= 1;
         std::fs::write(&segment, bytes).unwrap();
         if !kept {
-            // Nothing can be put there.
+            // Nothing can be written there.
             std::fs::write(image.path().join("spool/quarantine"), b"").unwrap();
         }
         let pipeline = Arc::clone(&bench.pipeline);
@@ -872,7 +873,7 @@ async fn what_is_damaged_is_counted_as_kept_only_where_it_is() {
         assert_eq!(store.lines(), lines(&["b"]));
         let details = pipeline.details();
         let expected = format!(
-            "1 chunks were damaged or ended the process, and are not delivered: the bytes of {} of them",
+            "1 chunks were damaged or ended the process and are not delivered: the bytes of {} of them",
             u8::from(kept)
         );
         assert!(details.contains(&expected), "{details}");
@@ -880,7 +881,7 @@ async fn what_is_damaged_is_counted_as_kept_only_where_it_is() {
 }
 
 #[tokio::test]
-async fn an_object_that_is_refused_for_good_is_a_letter_and_ends() {
+async fn a_permanently_refused_object_becomes_a_letter_and_ends() {
     struct Refusing;
     impl Sink for Refusing {
         fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
@@ -906,7 +907,7 @@ async fn an_object_that_is_refused_for_good_is_a_letter_and_ends() {
 }
 
 #[test]
-fn contents_are_told_by_chunk_whole_or_in_runs() {
+fn contents_are_listed_by_chunk_whole_or_in_runs() {
     let (completed, _completions) = mpsc::unbounded_channel();
     let tracker = |chunk| {
         let tracker = AckTracker::of_chunk(
@@ -949,9 +950,9 @@ fn contents_are_told_by_chunk_whole_or_in_runs() {
 }
 
 #[test]
-fn a_stop_in_the_middle_of_work_lets_go_of_the_spool() {
+fn a_stop_in_the_middle_of_work_releases_the_spool() {
     use crate::output::Instance;
-    // Now and then a runtime that went down left a task behind: more rounds show it more surely.
+    // Now and then a runtime that shut down left a task behind: more rounds make that more likely.
     let rounds = std::env::var("FERRY_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
     for round in 0..rounds {
         let dir = tempfile::tempdir().unwrap();
@@ -982,7 +983,7 @@ fn a_stop_in_the_middle_of_work_lets_go_of_the_spool() {
 }
 
 #[tokio::test]
-async fn what_has_no_log_key_any_more_in_an_object_that_had_begun_is_counted_and_nothing_is_put() {
+async fn events_of_a_started_object_without_a_log_key_any_more_are_counted_and_nothing_is_put() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let image = killed_while_an_object_is_put(dir.path(), &store, BLOB, &["a", "b"]).await;

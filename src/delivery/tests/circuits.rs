@@ -1,18 +1,18 @@
-//! Direct mode while a target takes nothing: what its flushes cost those of the others, and the host.
+//! Direct mode while a target is unavailable: the cost to the flushes of other targets, and to the host.
 
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
 
-/// Streams by tag, so that a test has a sick one beside a healthy one.
+/// Streams by tag, so that a test has an unavailable one next to a healthy one.
 const BY_TAG: &[(&str, &str)] = &[("delivery_stream", "{tag}")];
 /// Streams by record.
 const BY_RECORD: &[(&str, &str)] = &[("delivery_stream", "{record.k}")];
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Bench {
-    /// A flush as one of the host's workers has it.
+    /// Starts a flush like one of the host's workers.
     fn begin(&self, tag: &'static str, event: &str) -> JoinHandle<(Verdict, Duration)> {
         let (pipeline, data) = (Arc::clone(&self.pipeline), chunk(&[event]));
         tokio::spawn(async move {
@@ -28,7 +28,7 @@ impl Bench {
         assert!(self.pipeline.metrics().circuit_is_open());
     }
 
-    /// How often each line arrived at a target that takes everything.
+    /// Returns how often each line arrived at a target that accepts everything.
     fn arrived(&self, target: &str) -> BTreeMap<String, usize> {
         let mut lines = BTreeMap::new();
         for batch in self.sink.seen.lock().unwrap().iter() {
@@ -46,23 +46,23 @@ impl Bench {
     }
 }
 
-/// What is wrong with a target whose flushes are to cost the others nothing.
-const SICK: [Sick; 5] = [
-    Sick::Down(Class::Configuration),
-    Sick::Down(Class::Transient),
-    Sick::Down(Class::Throttle),
-    Sick::Silent,
-    Sick::Undescribed,
+/// The troubles of a target whose flushes must not affect the others.
+const TROUBLES: [Trouble; 5] = [
+    Trouble::Down(Class::Configuration),
+    Trouble::Down(Class::Transient),
+    Trouble::Down(Class::Throttle),
+    Trouble::Silent,
+    Trouble::Undescribed,
 ];
 
-/// The host has two workers, hands them chunks in turn, and each waits for its flush. After RETRY a chunk comes
-/// again some seconds later.
+/// The host has two workers, hands them chunks in turn, and each waits for its flush. After RETRY a chunk is retried
+/// some seconds later.
 #[tokio::test(start_paused = true)]
-async fn a_sick_stream_does_not_hold_the_workers_that_a_healthy_one_needs() {
+async fn an_unavailable_stream_does_not_hold_the_workers_that_a_healthy_one_needs() {
     const CHUNKS: usize = 100;
-    for sick in SICK {
+    for trouble in TROUBLES {
         let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
-        bench.sink.is("sick", Some(sick));
+        bench.sink.set_trouble("down", Some(trouble));
         let events: Vec<String> = (0..CHUNKS).map(|n| n.to_string()).collect();
         let start = Instant::now();
         let mut took = Duration::ZERO;
@@ -70,8 +70,8 @@ async fn a_sick_stream_does_not_hold_the_workers_that_a_healthy_one_needs() {
             let (bench, events) = (&bench, &events);
             async move {
                 for event in events.iter().skip(worker).step_by(2) {
-                    let sick = bench.begin("sick", event).await.unwrap();
-                    assert_eq!(sick.0, Verdict::Retry);
+                    let trouble = bench.begin("down", event).await.unwrap();
+                    assert_eq!(trouble.0, Verdict::Retry);
                     let well = bench.begin("well", event).await.unwrap();
                     assert_eq!(well, (Verdict::Ok, Duration::ZERO), "{event}");
                 }
@@ -81,78 +81,83 @@ async fn a_sick_stream_does_not_hold_the_workers_that_a_healthy_one_needs() {
         for worker in futures::future::join_all([work(0), work(1)]).await {
             took = took.max(worker);
         }
-        assert!(took < 40 * SECOND, "{sick:?}: {took:?} for {CHUNKS} chunks");
+        assert!(
+            took < 40 * SECOND,
+            "{trouble:?}: {took:?} for {CHUNKS} chunks"
+        );
         let arrived = bench.arrived("well");
         assert!(
             arrived.len() == CHUNKS && arrived.values().all(|times| *times == 1),
-            "{sick:?}: {arrived:?}"
+            "{trouble:?}: {arrived:?}"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_a_circuit_that_opens_is_let_go_and_comes_back_at_once_after_that() {
-    for sick in SICK {
+async fn flushes_are_released_when_the_circuit_opens_and_answered_at_once_after_that() {
+    for trouble in TROUBLES {
         let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
-        bench.sink.is("s", Some(sick));
+        bench.sink.set_trouble("s", Some(trouble));
         let flushes: Vec<_> = ["a", "b", "c", "d"]
             .map(|event| bench.begin("s", event))
             .into();
         for flush in flushes {
             let (verdict, took) = flush.await.unwrap();
             assert_eq!(verdict, Verdict::Retry);
-            assert!(took <= 11 * SECOND, "{sick:?}: {took:?}");
+            assert!(took <= 11 * SECOND, "{trouble:?}: {took:?}");
         }
-        assert!(bench.pipeline.metrics().circuit_is_open(), "{sick:?}");
+        assert!(bench.pipeline.metrics().circuit_is_open(), "{trouble:?}");
         assert!(
             !bench.said("within flush_deadline"),
-            "{sick:?}: it is not that"
+            "{trouble:?}: it is not that"
         );
         let calls = bench.sink.calls().len();
         let (verdict, took) = bench.begin("s", "e").await.unwrap();
         assert_eq!(
             (verdict, took),
             (Verdict::Retry, Duration::ZERO),
-            "{sick:?}"
+            "{trouble:?}"
         );
         assert_eq!(
             bench.sink.calls().len(),
             calls,
-            "{sick:?}: nothing is sent for it"
+            "{trouble:?}: nothing is sent for it"
         );
     }
 }
 
-/// A worker that waits for five tries of each name that does not exist is a worker that the others do not have.
+/// A worker that waits for five attempts for each missing name is not available to the others.
 #[tokio::test(start_paused = true)]
 async fn a_missing_stream_costs_one_request_and_no_wait() {
     let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
-    for sick in ["s1", "s2", "s3"] {
-        bench.sink.is(sick, Some(Sick::Down(Class::Configuration)));
-        let flushed = bench.begin(sick, "e").await.unwrap();
+    for trouble in ["s1", "s2", "s3"] {
+        bench
+            .sink
+            .set_trouble(trouble, Some(Trouble::Down(Class::Configuration)));
+        let flushed = bench.begin(trouble, "e").await.unwrap();
         assert_eq!(flushed, (Verdict::Retry, Duration::ZERO));
-        assert_eq!(bench.calls_to(sick), 1);
-        let well = bench.begin("well", sick).await.unwrap();
+        assert_eq!(bench.calls_to(trouble), 1);
+        let well = bench.begin("well", trouble).await.unwrap();
         assert_eq!(well, (Verdict::Ok, Duration::ZERO));
     }
-    bench.sink.is("s1", None);
+    bench.sink.set_trouble("s1", None);
     sleep(2 * SECOND).await;
     assert_eq!(bench.begin("s1", "e").await.unwrap().0, Verdict::Ok);
 }
 
 #[tokio::test(start_paused = true)]
 async fn when_a_probe_is_due_one_of_many_flushes_sends_it() {
-    // One that is silent answers no probe, and there is no other meanwhile.
-    for (sick, rounds, patience) in [
-        (Sick::Down(Class::Transient), 3, Duration::ZERO),
-        (Sick::Down(Class::Throttle), 3, Duration::ZERO),
-        (Sick::Silent, 1, 2 * SECOND),
+    // A silent target does not answer the probe, and meanwhile there is no other.
+    for (trouble, rounds, patience) in [
+        (Trouble::Down(Class::Transient), 3, Duration::ZERO),
+        (Trouble::Down(Class::Throttle), 3, Duration::ZERO),
+        (Trouble::Silent, 1, 2 * SECOND),
     ] {
         let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
-        bench.sink.is("s", Some(sick));
+        bench.sink.set_trouble("s", Some(trouble));
         bench.open("s").await;
         for round in 0..rounds {
-            // Longer than any wait of the breaker's.
+            // Longer than any wait of the breaker.
             sleep(60 * SECOND).await;
             let calls = bench.calls_to("s");
             let flushes: Vec<_> = (0..10)
@@ -164,71 +169,75 @@ async fn when_a_probe_is_due_one_of_many_flushes_sends_it() {
                 assert_eq!(verdict, Verdict::Retry);
                 waited.extend((!took.is_zero()).then_some(took));
             }
-            assert_eq!(bench.calls_to("s") - calls, 1, "{sick:?} {round}");
+            assert_eq!(bench.calls_to("s") - calls, 1, "{trouble:?} {round}");
             let expected = (!patience.is_zero()).then_some(patience);
-            assert_eq!(waited, Vec::from_iter(expected), "{sick:?} {round}");
+            assert_eq!(waited, Vec::from_iter(expected), "{trouble:?} {round}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_flush_after_it_is_mended_closes_the_circuit_and_nothing_is_there_twice() {
-    for sick in SICK {
+async fn the_first_flush_after_the_fix_closes_the_circuit_without_duplicates() {
+    for trouble in TROUBLES {
         let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
-        bench.sink.is("s", Some(sick));
+        bench.sink.set_trouble("s", Some(trouble));
         let events = ["a", "b", "c", "d"];
         let flushes: Vec<_> = events.map(|event| bench.begin("s", event)).into();
         for flush in flushes {
             assert_eq!(flush.await.unwrap().0, Verdict::Retry);
         }
         sleep(60 * SECOND).await;
-        let before = match sick {
-            // It took them when it was well again, and only the answer was late.
-            Sick::Silent => 0,
+        let before = match trouble {
+            // It accepted them once it worked again, and only the answer was late.
+            Trouble::Silent => 0,
             _ => bench.calls_to("s"),
         };
-        bench.sink.is("s", None);
+        bench.sink.set_trouble("s", None);
         sleep(60 * SECOND).await;
         for event in events {
             let (verdict, took) = bench.begin("s", event).await.unwrap();
-            assert_eq!((verdict, took), (Verdict::Ok, Duration::ZERO), "{sick:?}");
-            assert!(!bench.pipeline.metrics().circuit_is_open(), "{sick:?}");
+            assert_eq!(
+                (verdict, took),
+                (Verdict::Ok, Duration::ZERO),
+                "{trouble:?}"
+            );
+            assert!(!bench.pipeline.metrics().circuit_is_open(), "{trouble:?}");
         }
         let calls = bench.sink.calls().split_off(before).concat();
         let mut delivered = calls.clone();
         delivered.sort();
-        assert_eq!(delivered, lines(&events), "{sick:?}");
+        assert_eq!(delivered, lines(&events), "{trouble:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_chunk_for_a_sick_and_a_healthy_stream_the_healthy_part_is_sent_once() {
-    for sick in SICK {
+async fn the_healthy_part_of_a_chunk_with_an_unavailable_stream_is_sent_once() {
+    for trouble in TROUBLES {
         let bench = Bench::new(ONE_LINE, BY_RECORD, vec![]);
-        bench.sink.is("sick", Some(sick));
-        assert_eq!(bench.flush(&["sick"]).await, Verdict::Retry);
+        bench.sink.set_trouble("down", Some(trouble));
+        assert_eq!(bench.flush(&["down"]).await, Verdict::Retry);
         let start = Instant::now();
         for _ in 0..20 {
-            assert_eq!(bench.flush(&["sick", "well"]).await, Verdict::Retry);
+            assert_eq!(bench.flush(&["down", "well"]).await, Verdict::Retry);
         }
-        assert_eq!(start.elapsed(), Duration::ZERO, "{sick:?}");
-        assert_eq!(bench.calls_to("well"), 1, "{sick:?}");
-        bench.sink.is("sick", None);
+        assert_eq!(start.elapsed(), Duration::ZERO, "{trouble:?}");
+        assert_eq!(bench.calls_to("well"), 1, "{trouble:?}");
+        bench.sink.set_trouble("down", None);
         sleep(60 * SECOND).await;
-        assert_eq!(bench.flush(&["sick", "well"]).await, Verdict::Ok);
-        assert_eq!(bench.calls_to("well"), 1, "{sick:?}");
+        assert_eq!(bench.flush(&["down", "well"]).await, Verdict::Ok);
+        assert_eq!(bench.calls_to("well"), 1, "{trouble:?}");
     }
 }
 
-/// A chunk whose records are on their way to a target that does not answer has nothing to send when it comes
-/// again: the request that is out decides.
+/// A chunk whose records are in flight to a target that does not answer has nothing to send on a retry: the request in
+/// flight decides.
 #[tokio::test(start_paused = true)]
-async fn a_chunk_whose_request_has_no_answer_comes_back_at_once_and_is_not_sent_again() {
+async fn a_chunk_whose_request_has_no_answer_is_retried_at_once_and_not_sent_again() {
     let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
-    bench.sink.is("s", Some(Sick::Silent));
+    bench.sink.set_trouble("s", Some(Trouble::Silent));
     bench.open("s").await;
     sleep(SECOND).await;
-    // A probe is on its way for this one.
+    // A probe is in flight for this one.
     let (verdict, took) = bench.begin("s", "probe").await.unwrap();
     assert!(
         verdict == Verdict::Retry && took > Duration::ZERO,
@@ -239,7 +248,7 @@ async fn a_chunk_whose_request_has_no_answer_comes_back_at_once_and_is_not_sent_
         assert_eq!((verdict, took), (Verdict::Retry, Duration::ZERO), "{event}");
     }
     assert_eq!(bench.calls_to("s"), 2);
-    bench.sink.is("s", None);
+    bench.sink.set_trouble("s", None);
     sleep(SECOND).await;
     for event in ["opens", "probe"] {
         let (verdict, _) = bench.begin("s", event).await.unwrap();
@@ -251,7 +260,9 @@ async fn a_chunk_whose_request_has_no_answer_comes_back_at_once_and_is_not_sent_
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_panics_is_followed_by_another_after_a_wait() {
     let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
-    bench.sink.is("s", Some(Sick::Down(Class::Transient)));
+    bench
+        .sink
+        .set_trouble("s", Some(Trouble::Down(Class::Transient)));
     bench.open("s").await;
     sleep(60 * SECOND).await;
     let panics: Step = Box::new(|_| panic!("on purpose"));
@@ -262,18 +273,20 @@ async fn a_probe_that_panics_is_followed_by_another_after_a_wait() {
         assert_eq!((verdict, took), (Verdict::Retry, Duration::ZERO));
         assert_eq!(bench.calls_to("s") - calls, expected);
     }
-    bench.sink.is("s", None);
+    bench.sink.set_trouble("s", None);
     sleep(60 * SECOND).await;
     assert_eq!(bench.begin("s", "a").await.unwrap().0, Verdict::Ok);
 }
 
-/// Whoever probes may have nothing to send in the end.
+/// A probing flush may have nothing to send in the end.
 #[tokio::test(start_paused = true)]
 async fn a_flush_that_ends_before_it_probed_leaves_the_probe_to_another() {
     let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
-    bench.sink.is("s", Some(Sick::Down(Class::Transient)));
+    bench
+        .sink
+        .set_trouble("s", Some(Trouble::Down(Class::Transient)));
     bench.open("s").await;
-    bench.sink.is("s", None);
+    bench.sink.set_trouble("s", None);
     sleep(60 * SECOND).await;
     let letters = bench.dir.path().join("letters");
     std::fs::remove_dir(&letters).unwrap();
@@ -305,14 +318,14 @@ async fn a_store_has_one_circuit_for_all_of_its_folders() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_stream_does_not_keep_the_place_that_others_send_from() {
+async fn a_silent_stream_does_not_keep_the_slot_that_others_need() {
     let keys = [("delivery_stream", "{tag}"), ("concurrency", "1")];
     let bench = Bench::new(ONE_LINE, &keys, vec![]);
-    bench.sink.is("sick", Some(Sick::Silent));
-    bench.open("sick").await;
+    bench.sink.set_trouble("down", Some(Trouble::Silent));
+    bench.open("down").await;
     for event in ["a", "b", "c"] {
         sleep(SECOND).await;
-        let probe = bench.begin("sick", event);
+        let probe = bench.begin("down", event);
         sleep(Duration::from_millis(1)).await;
         let (verdict, took) = bench.begin("well", event).await.unwrap();
         assert_eq!(verdict, Verdict::Ok);
@@ -321,11 +334,13 @@ async fn a_silent_stream_does_not_keep_the_place_that_others_send_from() {
     }
 }
 
-/// Where all chunks have one target, those that come back at once take no memory from the ones in progress.
+/// If all chunks have one target, those answered at once take no memory from the ones in progress.
 #[tokio::test(start_paused = true)]
-async fn a_chunk_that_goes_back_at_once_waits_for_no_memory() {
+async fn a_chunk_answered_at_once_does_not_wait_for_memory() {
     let bench = Bench::new(ONE_LINE, &[("memory_limit", "4M")], vec![]);
-    bench.sink.is("s", Some(Sick::Down(Class::Transient)));
+    bench
+        .sink
+        .set_trouble("s", Some(Trouble::Down(Class::Transient)));
     bench.open("app").await;
     let all = bench.pipeline.context.memory.reserve(usize::MAX).await;
     let (verdict, took) = bench.begin("app", "a").await.unwrap();
@@ -333,28 +348,28 @@ async fn a_chunk_that_goes_back_at_once_waits_for_no_memory() {
     drop(all);
 }
 
-/// Of many chunks that come back with nothing sent, none takes the place of one that has something to tell.
+/// Chunks of which nothing was sent must not evict the progress of others.
 #[tokio::test(start_paused = true)]
 async fn chunks_of_which_nothing_was_sent_are_not_remembered() {
     let bench = Bench::new(ONE_LINE, BY_RECORD, vec![]);
     bench
         .sink
-        .is("sick", Some(Sick::Down(Class::Configuration)));
-    assert_eq!(bench.flush(&["sick"]).await, Verdict::Retry);
-    assert_eq!(bench.flush(&["sick", "well"]).await, Verdict::Retry);
+        .set_trouble("down", Some(Trouble::Down(Class::Configuration)));
+    assert_eq!(bench.flush(&["down"]).await, Verdict::Retry);
+    assert_eq!(bench.flush(&["down", "well"]).await, Verdict::Retry);
     for n in 0..2_000 {
         let tag = format!("{n}");
-        let verdict = bench.pipeline.flush(tag.as_bytes(), chunk(&["sick"])).await;
+        let verdict = bench.pipeline.flush(tag.as_bytes(), chunk(&["down"])).await;
         assert_eq!(verdict, Verdict::Retry);
     }
-    bench.sink.is("sick", None);
+    bench.sink.set_trouble("down", None);
     sleep(60 * SECOND).await;
-    assert_eq!(bench.flush(&["sick", "well"]).await, Verdict::Ok);
+    assert_eq!(bench.flush(&["down", "well"]).await, Verdict::Ok);
     assert_eq!(bench.calls_to("well"), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_last_record_that_is_unlucky_a_few_times_opens_nothing() {
+async fn a_few_unlucky_retries_of_one_record_do_not_open_the_circuit() {
     let last: Step = Box::new(|batch| {
         let mut outcomes = vec![Outcome::Delivered; batch.records.len()];
         *outcomes.last_mut().unwrap() = Outcome::Retry(fault(Class::Throttle));
@@ -373,7 +388,7 @@ async fn an_object_that_takes_longer_than_its_flush_waits_is_not_sent_again() {
     let keys = [("url", "file:///objects"), ("compression", "none")];
     let bench = Bench::with_gate(OBJECT, &keys, vec![], Some(Arc::clone(&go)));
     assert_eq!(bench.begin("app", "a").await.unwrap().0, Verdict::Retry);
-    // It comes again when a probe is due, and the put is still on its way.
+    // It is retried when a probe is due, and the put is still in flight.
     sleep(60 * SECOND).await;
     assert_eq!(bench.begin("app", "a").await.unwrap().0, Verdict::Retry);
     assert_eq!(bench.sink.calls().len(), 1);
@@ -383,17 +398,17 @@ async fn an_object_that_takes_longer_than_its_flush_waits_is_not_sent_again() {
     assert_eq!(bench.sink.calls().len(), 1);
 }
 
-/// Once the host was asked to end, neither a far end that is slow nor memory that is full holds it up.
+/// Once the host was asked to stop, neither a slow destination nor exhausted memory delays it.
 #[tokio::test(start_paused = true)]
-async fn flushes_end_when_they_are_to_whatever_they_wait_for() {
+async fn flushes_end_on_time_whatever_they_wait_for() {
     let keys = [
         ("delivery_stream", "{tag}"),
         ("memory_limit", "4M"),
         ("concurrency", "1"),
     ];
     let bench = Bench::new(ONE_LINE, &keys, vec![]);
-    bench.sink.is("silent", Some(Sick::Silent));
-    bench.sink.is("new", Some(Sick::Undescribed));
+    bench.sink.set_trouble("silent", Some(Trouble::Silent));
+    bench.sink.set_trouble("new", Some(Trouble::Undescribed));
     let large = "x".repeat(900);
     let large = chunk(&vec![large.as_str(); 2_300]);
     let pipeline = Arc::clone(&bench.pipeline);
@@ -417,9 +432,9 @@ async fn flushes_end_when_they_are_to_whatever_they_wait_for() {
     assert_eq!(bench.sink.calls().len(), calls, "nothing is sent any more");
 }
 
-/// A chunk may be too much to be encoded at once: what probes for it is the first of several parts.
+/// A chunk may be too large to be encoded at once: its probe is the first of several parts.
 #[tokio::test(start_paused = true)]
-async fn a_chunk_of_several_steps_closes_the_circuit_too_and_goes_on_with_the_others() {
+async fn a_chunk_of_several_steps_closes_the_circuit_and_sends_the_rest() {
     const EVENTS: usize = 40_000;
     let shape = Shape {
         limits: Limits {
@@ -429,7 +444,9 @@ async fn a_chunk_of_several_steps_closes_the_circuit_too_and_goes_on_with_the_ot
         ..ONE_LINE
     };
     let bench = Bench::new(shape, BY_TAG, vec![]);
-    bench.sink.is("s", Some(Sick::Down(Class::Transient)));
+    bench
+        .sink
+        .set_trouble("s", Some(Trouble::Down(Class::Transient)));
     bench.open("s").await;
     let events: Vec<String> = (0..EVENTS).map(|n| n.to_string()).collect();
     let data = chunk(&events.iter().map(String::as_str).collect::<Vec<_>>());
@@ -442,7 +459,7 @@ async fn a_chunk_of_several_steps_closes_the_circuit_too_and_goes_on_with_the_ot
         );
         assert_eq!(bench.calls_to("s") - calls, 1);
     }
-    bench.sink.is("s", None);
+    bench.sink.set_trouble("s", None);
     sleep(60 * SECOND).await;
     let calls = bench.calls_to("s");
     assert_eq!(bench.pipeline.flush(b"s", data).await, Verdict::Ok);
@@ -450,18 +467,18 @@ async fn a_chunk_of_several_steps_closes_the_circuit_too_and_goes_on_with_the_ot
     assert_eq!(sent.len(), EVENTS);
 }
 
-/// The host tries all that is pending again and again: some thousand chunks, each with a part that was sent.
+/// The host retries everything pending again and again: some thousand chunks, each with a part that was sent.
 #[tokio::test(start_paused = true)]
-async fn through_an_outage_no_healthy_part_is_sent_twice_however_many_chunks_are_pending() {
-    // The second are more than may be remembered.
+async fn in_an_outage_no_healthy_part_is_sent_twice_however_many_chunks_are_pending() {
+    // The second batch exceeds what may be remembered.
     for (chunks, all) in [(3_000, true), (20_000, false)] {
         let bench = Bench::new(ONE_LINE, BY_RECORD, vec![]);
         bench
             .sink
-            .is("sick", Some(Sick::Down(Class::Configuration)));
-        assert_eq!(bench.flush(&["sick"]).await, Verdict::Retry);
+            .set_trouble("down", Some(Trouble::Down(Class::Configuration)));
+        assert_eq!(bench.flush(&["down"]).await, Verdict::Retry);
         let flush = async |n: u32| {
-            let mixed = chunk(&["sick", "well"]);
+            let mixed = chunk(&["down", "well"]);
             bench.pipeline.flush(&n.to_le_bytes(), mixed).await
         };
         let mut sent = Vec::new();
@@ -473,7 +490,7 @@ async fn through_an_outage_no_healthy_part_is_sent_twice_however_many_chunks_are
         }
         assert_eq!(sent[0], sent[2], "of {chunks}: {sent:?}");
         assert_eq!(sent[0] == chunks as usize, all, "of {chunks}: {sent:?}");
-        bench.sink.is("sick", None);
+        bench.sink.set_trouble("down", None);
         sleep(60 * SECOND).await;
         for n in 0..chunks {
             assert_eq!(flush(n).await, Verdict::Ok);

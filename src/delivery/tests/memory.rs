@@ -1,5 +1,5 @@
-//! What hostile chunks make a pipeline hold, counted at the allocator. Each row runs in a process of its own,
-//! since the allocator counts for all threads.
+//! The memory that hostile chunks make a pipeline hold, counted at the allocator. Each row runs in a process of its
+//! own, because the allocator counts for all threads.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,21 +11,21 @@ use crate::spool::Options;
 use crate::spool::disk::LocalDisk;
 use tokio::sync::Semaphore;
 
-/// What may be held beside `memory_limit`: a step's text, a request, buffers.
+/// The memory allowed beside `memory_limit`: a step's text, a request, buffers.
 const BESIDE: usize = 32_000_000;
 
-/// Set for the process of one row: its number.
+/// Set in the process of one row: its number.
 const ROW: &str = "FERRY_TEST_MEMORY_ROW";
 
-/// A chunk that grows in our hands, and where it goes.
+/// A chunk that grows in memory, and its destination.
 struct Row {
     name: &'static str,
     keys: &'static [(&'static str, &'static str)],
     tag: Vec<u8>,
-    /// Makes the n-th chunk.
+    /// Creates the n-th chunk.
     chunk: fn(u32) -> Vec<u8>,
     chunks: u32,
-    /// Records that become dead letters.
+    /// The number of records that become dead letters.
     letters: u64,
     records: u64,
 }
@@ -57,7 +57,7 @@ fn small(n: u32) -> Vec<u8> {
     [b"\x81\xa1n\xce", &n.to_be_bytes()[..]].concat()
 }
 
-/// Events in a group whose resource has so many bytes.
+/// Events in a group whose resource has `resource` bytes.
 fn grouped(resource: usize, count: u32) -> Vec<u8> {
     let mut chunk = b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x80\x81\xa1r".to_vec();
     rmp::encode::write_str(&mut chunk, &"y".repeat(resource)).unwrap();
@@ -85,7 +85,7 @@ fn rows() -> Vec<Row> {
         letters: 0,
         records: 0,
     };
-    // As long as a host lets a tag be, and more than it lets an object's name be.
+    // As long as a host lets a tag be, and longer than it lets an object's name be.
     let long_tag = Row {
         tag: vec![b't'; 60_000],
         chunk: |_| events(2_000, |n| (1, small(n))),
@@ -217,7 +217,7 @@ impl Clone for Row {
     }
 }
 
-/// A destination that takes nothing until it may, then everything, and keeps none of it.
+/// A destination that accepts nothing until it may, then everything, and keeps none of it.
 struct Patient {
     shape: Shape,
     permits: Semaphore,
@@ -248,7 +248,7 @@ impl Sink for Patient {
     }
 }
 
-/// As Firehose's limits are, a line a record.
+/// Limits like those of Firehose, with one line a record.
 const RECORDS: Shape = Shape {
     limits: Limits {
         record_bytes: 1_024_000,
@@ -261,7 +261,7 @@ const RECORDS: Shape = Shape {
     compression: false,
 };
 
-/// Waits until nothing more is taken up.
+/// Waits until no more work is started.
 async fn settles() {
     let (mut before, mut still) = (counted::held(), 0);
     while still < 20 {
@@ -325,7 +325,7 @@ async fn run(row: &Row, dir: &Path) {
         let feed = pipeline.feed_from(Arc::clone(&spool), recovered);
         (spool, feed)
     });
-    // The host holds its chunks by itself.
+    // The host's own copy of its chunks does not count.
     let chunks: Vec<Bytes> = (0..row.chunks).map(|n| (row.chunk)(n).into()).collect();
     let before = counted::held();
     counted::most();
@@ -363,7 +363,7 @@ fn a_hostile_chunk_holds_no_more_than_memory_limit_and_what_stands_beside_it() {
     if let Ok(number) = std::env::var(ROW) {
         let row = &rows[number.parse::<usize>().unwrap()];
         let dir = tempfile::tempdir().unwrap();
-        // As the plugin has it.
+        // Like the plugin's runtime.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -382,13 +382,13 @@ fn a_hostile_chunk_holds_no_more_than_memory_limit_and_what_stands_beside_it() {
             .env(ROW, number.to_string())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&child.stdout);
-        let peak = said
+        let output = String::from_utf8_lossy(&child.stdout);
+        let peak = output
             .lines()
             .find_map(|line| line.split_once("peak "))
             .map_or("?", |(_, peak)| peak);
         println!("{}: {peak}", row.name);
-        if !child.status.success() || !said.contains("1 passed") {
+        if !child.status.success() || !output.contains("1 passed") {
             failed.push(format!(
                 "{}: {peak}; {}",
                 row.name,

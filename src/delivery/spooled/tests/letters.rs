@@ -1,19 +1,19 @@
-//! Events that are to become dead letters while these cannot be kept.
+//! Events whose dead letters cannot be kept yet.
 
 use super::*;
 use crate::metrics::Stage;
 
-/// A folder whose letters cannot be written: the file's name is a folder's.
+/// Blocks a folder: the name of its file is taken by a folder.
 fn block(dir: &Path) -> PathBuf {
     let file = dir.join("letters").join(dead_letter::FILE);
     std::fs::create_dir(&file).unwrap();
     file
 }
 
-/// A chunk of a good event, a bad one of eleven bytes, and a good one.
+/// A chunk of a good event, a malformed one of eleven bytes, and a good one.
 fn mixed(n: usize) -> Bytes {
     let mut chunk = chunk(&[&format!("{n:04} before")]).to_vec();
-    // A time that there is not.
+    // An invalid time.
     chunk.extend_from_slice(b"\x92\xcb\x7f\xf8\0\0\0\0\0\0\x80");
     chunk.extend_from_slice(&super::chunk(&[&format!("{n:04} after")]));
     chunk.into()
@@ -34,7 +34,7 @@ fn delivered(bench: &Bench) -> u64 {
     bench.pipeline.metrics().records.get(Record::Delivered)
 }
 
-/// An object that is open is sealed at once, or soon.
+/// Objects are sealed at once, or soon.
 const OBJECTS: &[(&str, &str)] = &[
     ("url", "file:///nowhere"),
     ("compression", "none"),
@@ -49,7 +49,7 @@ async fn events_whose_letters_cannot_be_kept_hold_back_neither_neighbours_nor_wh
         let store = Store::new(shape, MANY);
         let bench = start(dir.path(), &store, keys);
         let file = block(dir.path());
-        // More than chunks may wait that failed.
+        // More chunks than may wait for a retry.
         let chunks = MAX_RETRYING + 10;
         for n in 0..chunks {
             let verdict = bench.pipeline.flush(b"app", mixed(n)).await;
@@ -80,7 +80,7 @@ async fn events_whose_letters_cannot_be_kept_hold_back_neither_neighbours_nor_wh
 }
 
 #[tokio::test]
-async fn neighbours_of_what_waits_for_a_letter_are_not_sent_again_after_a_restart() {
+async fn neighbours_of_events_that_wait_for_letters_are_not_sent_again_after_a_restart() {
     for (shape, keys) in KINDS {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(shape, MANY);
@@ -106,7 +106,7 @@ async fn neighbours_of_what_waits_for_a_letter_are_not_sent_again_after_a_restar
     }
 }
 
-/// Refuses what holds `bad`, by itself, and takes all else.
+/// Refuses records that contain `bad`, one by one, and accepts all others.
 struct RefusesBad {
     store: Arc<Store>,
     refused: AtomicUsize,
@@ -145,7 +145,7 @@ impl Sink for RefusesBad {
 }
 
 #[tokio::test]
-async fn what_is_refused_and_finds_no_room_waits_by_itself_and_is_not_sent_again() {
+async fn refused_events_without_room_for_letters_wait_alone_and_are_not_sent_again() {
     for (shape, keys) in KINDS {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(shape, MANY);
@@ -186,9 +186,9 @@ async fn what_is_refused_and_finds_no_room_waits_by_itself_and_is_not_sent_again
     }
 }
 
-/// What is on its way when a host is killed is built again, and may be refused then.
+/// An object in flight when a host is killed is rebuilt, and may be refused then.
 #[tokio::test]
-async fn an_object_that_had_begun_and_is_refused_keeps_its_events_until_they_are_letters() {
+async fn a_started_object_that_is_refused_keeps_its_events_until_they_are_letters() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let events = ["bad one", "bad two"];
@@ -215,10 +215,10 @@ async fn an_object_that_had_begun_and_is_refused_keeps_its_events_until_they_are
 }
 
 #[tokio::test]
-async fn a_full_folder_is_told_of_and_takes_what_fits_when_a_person_makes_room() {
+async fn a_full_folder_is_logged_and_takes_what_fits_once_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(STREAM, MANY);
-    // The bench gives it a million bytes.
+    // The limit of the folder is a million bytes.
     let aside = dir.path().join("letters/dead-letters-before.ndjson");
     std::fs::create_dir_all(aside.parent().unwrap()).unwrap();
     std::fs::write(&aside, "x".repeat(999_990)).unwrap();
@@ -230,7 +230,7 @@ async fn a_full_folder_is_told_of_and_takes_what_fits_when_a_person_makes_room()
     until("their neighbours", || store.lines().len() == 6).await;
     until("what waits", || waiting(&bench) == 3.0).await;
     assert!(bench.said("raise dead_letter_limit"));
-    // Room for two of them, of some 180 bytes each.
+    // Room for two of them, of about 180 bytes each.
     std::fs::write(&aside, "x".repeat(999_550)).unwrap();
     until("two letters", || letters(dir.path()) == 2).await;
     until("the one that waits", || waiting(&bench) == 1.0).await;
@@ -249,7 +249,7 @@ async fn letters_that_would_fill_the_spool_go_into_its_quarantine() {
     block(dir.path());
     let verdict = bench.pipeline.flush(b"app", mixed(0)).await;
     assert_eq!(verdict, Verdict::Ok);
-    // Several times the spool's limit, all of which one chunk that waits would hold.
+    // Several times the spool's limit, all of which a single waiting chunk would hold.
     let event = "x".repeat(1_000_000);
     for _ in 0..40 {
         bench.flush_until_taken(&event).await;

@@ -4,9 +4,10 @@ use super::*;
 use crate::delivery::worker::{LIVED, SUSPECTS_TURN};
 use crate::spool::scan::{Check, survey};
 
-/// What a process leaves that ended while it did some work on the chunk of `ends` that has this event, after others did.
+/// Leaves behind the spool of a process that ended while it worked on the chunks of `ends`, which have these events,
+/// after it worked on others.
 async fn left_behind(dir: &Path, events: &[&str], ends: &[(&str, Work, bool)]) {
-    // A store that takes nothing, and a spool of its own: its threads may go on for a moment.
+    // A store that accepts nothing, and a spool of its own: its threads may run on for a moment.
     let (store, before) = (Store::new(OBJECT, 0), tempfile::tempdir().unwrap());
     let bench = start(before.path(), &store, BLOB);
     for event in events {
@@ -37,7 +38,7 @@ pub(super) fn open(dir: &Path) -> (Arc<Spool>, Recovered) {
     Spool::open(Arc::new(disk), options).unwrap()
 }
 
-/// What the file says: whether a chunk is being worked on, and how many suspects there are.
+/// Returns what the file records: whether a chunk is being worked on, and the number of suspects.
 fn told(dir: &Path) -> (bool, usize) {
     let disk = LocalDisk::look(&dir.join("spool")).unwrap();
     let survey = survey(&disk, Check::All).unwrap();
@@ -45,7 +46,7 @@ fn told(dir: &Path) -> (bool, usize) {
     (under_way.is_some(), suspects.len())
 }
 
-/// An object an event: folders that bear its name.
+/// An object for each event: each has its own folder.
 const APART: &[(&str, &str)] = &[
     ("url", "file:///nowhere"),
     ("compression", "none"),
@@ -53,7 +54,7 @@ const APART: &[(&str, &str)] = &[
 ];
 
 #[tokio::test(start_paused = true)]
-async fn a_suspect_goes_behind_all_others_and_is_acquitted() {
+async fn a_suspect_is_tried_after_all_others_and_acquitted() {
     let dir = tempfile::tempdir().unwrap();
     let ends = [("a", Work::Deliver, false)];
     left_behind(dir.path(), &["a", "b", "c"], &ends).await;
@@ -71,9 +72,9 @@ async fn a_suspect_goes_behind_all_others_and_is_acquitted() {
     assert_eq!(told(dir.path()), (false, 0));
 }
 
-/// Were others read first, and many of them end the process, no run would ever come to a trial.
+/// If others were read first, and many of them ended the process, no run would ever reach a trial.
 #[tokio::test]
-async fn where_there_are_several_suspects_nothing_new_is_read_before_they_are_tried() {
+async fn with_several_suspects_nothing_new_is_read_before_they_are_tried() {
     let dir = tempfile::tempdir().unwrap();
     let ends = ["a", "b", "c"].map(|event| (event, Work::Deliver, false));
     left_behind(dir.path(), &["a", "b", "c", "d"], &ends).await;
@@ -130,7 +131,7 @@ async fn a_chunk_at_which_two_processes_ended_is_set_aside_and_all_others_are_de
 }
 
 #[tokio::test]
-async fn an_object_that_had_begun_is_built_without_the_chunk_that_is_set_aside() {
+async fn a_started_object_is_rebuilt_without_the_chunk_that_is_set_aside() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let bench = start(dir.path(), &store, BLOB);
@@ -156,7 +157,7 @@ async fn an_object_that_had_begun_is_built_without_the_chunk_that_is_set_aside()
 }
 
 #[tokio::test]
-async fn a_suspect_of_an_object_that_had_begun_is_acquitted_when_that_is_built() {
+async fn a_suspect_of_a_started_object_is_acquitted_when_that_is_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(OBJECT, 0);
     let image = killed_while_an_object_is_put(dir.path(), &store, BLOB, &["a"]).await;
@@ -168,14 +169,14 @@ async fn a_suspect_of_an_object_that_had_begun_is_acquitted_when_that_is_built()
     let store = Store::new(OBJECT, 0);
     let bench = start(image.path(), &store, BLOB);
     store.reached(1).await;
-    // It is not there yet, and so the chunk is in the spool.
+    // It is not stored yet, and so the chunk is in the spool.
     until("its acquittal", || told(image.path()) == (false, 0)).await;
     assert!(bench.spool.holds(chunk));
     bench.feed.abort();
 }
 
 #[tokio::test]
-async fn nothing_is_blamed_while_the_destination_is_waited_for() {
+async fn no_chunk_is_blamed_while_waiting_for_the_destination() {
     for (shape, keys) in [(STREAM, FIREHOSE), (OBJECT, APART)] {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(shape, 0);

@@ -1,4 +1,4 @@
-//! One target's trouble is its own.
+//! The isolation of targets: the trouble of one does not affect the others.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,44 +11,44 @@ use super::*;
 use crate::metrics::Stage;
 use crate::sink::outcome::Class;
 
-/// What is the matter with a target.
+/// The trouble of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sick {
-    /// Each request is refused, certainly.
+enum Trouble {
+    /// Each request is refused, with certainty.
     Refuses(Class),
-    /// It takes each request, and its answer is lost.
+    /// It accepts each request, and its answer is lost.
     Loses,
-    /// It answers nothing until it is well, or the request times out.
+    /// It does not answer until it works again, or the request times out.
     Hangs,
 }
 
-/// A destination of several targets: streams, or the first folders of objects' names.
-struct Ward {
+/// A destination with several targets: streams, or the first folders of object names.
+struct Destination {
     shape: Shape,
-    sick: watch::Sender<BTreeMap<String, Sick>>,
-    /// Each object by its name, and each record of a stream by a name of ours: the lines.
+    trouble: watch::Sender<BTreeMap<String, Trouble>>,
+    /// The lines of each object by its name, and of each stream's record by a generated name.
     there: Mutex<BTreeMap<String, String>>,
     /// The target of each request.
     asked: Mutex<Vec<String>>,
-    /// Lines that were taken for each target.
+    /// The lines accepted for each target.
     taken: Mutex<BTreeMap<String, usize>>,
 }
 
-impl Ward {
-    fn new(shape: Shape) -> Arc<Ward> {
-        Arc::new(Ward {
+impl Destination {
+    fn new(shape: Shape) -> Arc<Destination> {
+        Arc::new(Destination {
             shape,
-            sick: watch::Sender::default(),
+            trouble: watch::Sender::default(),
             there: Mutex::default(),
             asked: Mutex::default(),
             taken: Mutex::default(),
         })
     }
 
-    fn is(&self, target: &str, sick: Option<Sick>) {
-        self.sick.send_modify(|all| {
-            match sick {
-                Some(sick) => all.insert(target.to_owned(), sick),
+    fn set_trouble(&self, target: &str, trouble: Option<Trouble>) {
+        self.trouble.send_modify(|all| {
+            match trouble {
+                Some(trouble) => all.insert(target.to_owned(), trouble),
                 None => all.remove(target),
             };
         });
@@ -59,7 +59,7 @@ impl Ward {
         asked.iter().filter(|asked| *asked == target).count()
     }
 
-    /// The values of `k` that are there, with how often.
+    /// Returns the values of `k` that arrived, with their counts.
     fn events(&self) -> BTreeMap<String, usize> {
         let mut events = BTreeMap::new();
         for line in self
@@ -76,7 +76,7 @@ impl Ward {
         events
     }
 
-    /// Events whose `k` begins with this that are there.
+    /// Returns the number of events that arrived whose `k` begins with `name`.
     fn arrived(&self, name: &str) -> usize {
         let events = self.events();
         events.keys().filter(|it| it.starts_with(name)).count()
@@ -95,7 +95,7 @@ impl Ward {
             };
             let lines = String::from_utf8(record.to_bytes().to_vec()).expect("text");
             if let Some(before) = there.get(&name) {
-                // Their order may differ: what was deferred came later.
+                // Their order may differ: deferred events came later.
                 let sorted = |text: &str| {
                     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
                     lines.sort_unstable();
@@ -114,7 +114,7 @@ impl Ward {
     }
 }
 
-impl Sink for Ward {
+impl Sink for Destination {
     fn shape<'a>(&'a self, _target: &'a str) -> BoxFuture<'a, Shape> {
         Box::pin(std::future::ready(self.shape))
     }
@@ -137,20 +137,20 @@ impl Sink for Ward {
                     request_id: None,
                 })
             };
-            let sick = self.sick.borrow().get(&target).copied();
-            match sick {
+            let trouble = self.trouble.borrow().get(&target).copied();
+            match trouble {
                 None => {
                     self.take(&batch);
                     all(Outcome::Delivered)
                 }
-                Some(Sick::Refuses(class)) => all(Outcome::Retry(fault(class))),
-                Some(Sick::Loses) => {
+                Some(Trouble::Refuses(class)) => all(Outcome::Retry(fault(class))),
+                Some(Trouble::Loses) => {
                     self.take(&batch);
                     all(Outcome::Ambiguous(fault(Class::Transient)))
                 }
-                Some(Sick::Hangs) => {
-                    let mut sick = self.sick.subscribe();
-                    let well = sick.wait_for(|all| all.get(&target) != Some(&Sick::Hangs));
+                Some(Trouble::Hangs) => {
+                    let mut trouble = self.trouble.subscribe();
+                    let well = trouble.wait_for(|all| all.get(&target) != Some(&Trouble::Hangs));
                     match tokio::time::timeout(Duration::from_secs(20), well).await {
                         Ok(_) => all(Outcome::Retry(fault(Class::Transient))),
                         Err(_) => all(Outcome::Ambiguous(fault(Class::Transient))),
@@ -161,14 +161,14 @@ impl Sink for Ward {
     }
 }
 
-const SICK: [Sick; 4] = [
-    Sick::Refuses(Class::Configuration),
-    Sick::Refuses(Class::Throttle),
-    Sick::Refuses(Class::Transient),
-    Sick::Hangs,
+const TROUBLES: [Trouble; 4] = [
+    Trouble::Refuses(Class::Configuration),
+    Trouble::Refuses(Class::Throttle),
+    Trouble::Refuses(Class::Transient),
+    Trouble::Hangs,
 ];
 
-/// The name of the stream is a record's.
+/// The stream is named by a field of the record.
 const BY_RECORD: [(&str, &str); 2] = [("delivery_stream", "{record.to}"), ("memory_limit", "16M")];
 
 const WIDE: Shape = Shape {
@@ -209,14 +209,14 @@ fn events(of: &[(&str, &str)], padding: usize) -> Bytes {
     bytes.into()
 }
 
-/// As many events for one target, of about 730 bytes each, whose `k` begins with `name`.
+/// `count` events for one target, of about 730 bytes each, whose `k` begins with `name`.
 fn many(to: &str, name: &str, count: usize) -> Bytes {
     let names: Vec<_> = (0..count).map(|n| format!("{name}-{n}")).collect();
     let all: Vec<_> = names.iter().map(|name| (to, name.as_str())).collect();
     events(&all, 700)
 }
 
-/// Chunks of many events for `bad`, and with each one event for `good`.
+/// Keeps chunks of many events for `bad`, each with one event for `good`.
 async fn keep_both(bench: &Bench, chunks: usize, bad: usize) {
     for n in 0..chunks {
         keep(bench, many("bad", &format!("bad-{n}"), bad)).await;
@@ -229,14 +229,14 @@ async fn keep(bench: &Bench, events: Bytes) {
     assert_eq!(verdict, Verdict::Ok);
 }
 
-/// Ends as the library does, and lets the time pass that it takes.
+/// Stops like the library, advancing the paused clock by the time that takes.
 async fn stop_in_time(bench: Bench) {
     let stop = tokio::spawn(bench.stop());
     in_time("the stop", || stop.is_finished()).await;
     stop.await.expect("no panic");
 }
 
-/// Lets time pass until something is so.
+/// Advances the paused clock until a condition holds.
 async fn in_time(what: &str, is_so: impl Fn() -> bool) {
     let began = std::time::Instant::now();
     while !is_so() {
@@ -244,44 +244,44 @@ async fn in_time(what: &str, is_so: impl Fn() -> bool) {
         for _ in 0..50 {
             tokio::task::yield_now().await;
         }
-        // For the threads beside the clock.
+        // Real time, for other threads.
         std::thread::sleep(Duration::from_millis(1));
         tokio::time::advance(Duration::from_millis(100)).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sick_stream_holds_no_memory_that_others_need() {
-    for sick in SICK {
+async fn an_unavailable_stream_holds_no_memory_that_others_need() {
+    for trouble in TROUBLES {
         let dir = tempfile::tempdir().unwrap();
-        let ward = Ward::new(WIDE);
-        ward.is("bad", Some(sick));
-        let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+        let destination = Destination::new(WIDE);
+        destination.set_trouble("bad", Some(trouble));
+        let bench = start(dir.path(), &destination, &[FIREHOSE, &BY_RECORD].concat());
         // Twice what memory holds.
         keep_both(&bench, 40, 1_000).await;
-        // The clock stands still: nothing has to time out for that.
-        let good = || ward.arrived("good");
-        until(&format!("the good stream's records ({sick:?})"), || {
+        // The clock stands still: nothing needs to time out for that.
+        let good = || destination.arrived("good");
+        until(&format!("the good stream's records ({trouble:?})"), || {
             good() == 40
         })
         .await;
-        assert_eq!(ward.events().len(), 40, "{sick:?}");
+        assert_eq!(destination.events().len(), 40, "{trouble:?}");
         bench.feed.abort();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_more_than_a_slow_streams_share_is_not_read_again_and_again() {
+async fn events_beyond_a_slow_streams_share_are_not_read_again_and_again() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(WIDE);
-    ward.is("bad", Some(Sick::Hangs));
-    let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
-    // The second is more than is left of its share, and the first leaves more than half of that.
+    let destination = Destination::new(WIDE);
+    destination.set_trouble("bad", Some(Trouble::Hangs));
+    let bench = start(dir.path(), &destination, &[FIREHOSE, &BY_RECORD].concat());
+    // The second exceeds the rest of its share, and the first leaves more than half of that.
     for lines in [600, 3_500] {
         keep(&bench, many("bad", &format!("bad-{lines}"), lines)).await;
     }
     keep(&bench, events(&[("good", "a")], 0)).await;
-    until("the good record", || ward.events().len() == 1).await;
+    until("the good record", || destination.events().len() == 1).await;
     let encoded = || bench.pipeline.metrics().bytes.get(Stage::Encoded);
     let before = encoded();
     for _ in 0..200 {
@@ -289,21 +289,21 @@ async fn what_is_more_than_a_slow_streams_share_is_not_read_again_and_again() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(encoded(), before);
-    ward.is("bad", None);
-    in_time("all of it", || ward.events().len() == 4_101).await;
+    destination.set_trouble("bad", None);
+    in_time("all of it", || destination.events().len() == 4_101).await;
     stop_in_time(bench).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_stray_line_in_each_chunk_holds_up_no_other() {
-    let cases = SICK.into_iter().flat_map(|sick| {
-        [(150, WIDE), (0, WIDE), (0, LINE_BY_LINE)].map(|(at, shape)| (sick, at, shape))
+async fn one_stray_line_in_each_chunk_delays_no_other() {
+    let cases = TROUBLES.into_iter().flat_map(|trouble| {
+        [(150, WIDE), (0, WIDE), (0, LINE_BY_LINE)].map(|(at, shape)| (trouble, at, shape))
     });
-    for (sick, at, shape) in cases {
+    for (trouble, at, shape) in cases {
         let dir = tempfile::tempdir().unwrap();
-        let ward = Ward::new(shape);
-        ward.is("bad", Some(sick));
-        let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+        let destination = Destination::new(shape);
+        destination.set_trouble("bad", Some(trouble));
+        let bench = start(dir.path(), &destination, &[FIREHOSE, &BY_RECORD].concat());
         for n in 0..40 {
             let good: Vec<_> = (0..1_000).map(|m| format!("good-{n}-{m}")).collect();
             let mut all: Vec<_> = good.iter().map(|event| ("good", event.as_str())).collect();
@@ -312,14 +312,20 @@ async fn one_stray_line_in_each_chunk_holds_up_no_other() {
             keep(&bench, events(&all, 700)).await;
         }
         until(
-            &format!("the good lines ({sick:?}, {at}, {shape:?})"),
-            || ward.events().len() == 40 * 1_000,
+            &format!("the good lines ({trouble:?}, {at}, {shape:?})"),
+            || destination.events().len() == 40 * 1_000,
         )
         .await;
-        // What is healthy again gets its own, and nobody anything twice.
-        ward.is("bad", None);
-        in_time("the stray lines", || ward.events().len() == 40 * 1_001).await;
-        assert!(ward.events().values().all(|times| *times == 1), "{sick:?}");
+        // A recovered target gets its own events, and no target gets anything twice.
+        destination.set_trouble("bad", None);
+        in_time("the stray lines", || {
+            destination.events().len() == 40 * 1_001
+        })
+        .await;
+        assert!(
+            destination.events().values().all(|times| *times == 1),
+            "{trouble:?}"
+        );
         in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
         stop_in_time(bench).await;
     }
@@ -327,12 +333,13 @@ async fn one_stray_line_in_each_chunk_holds_up_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn many_slow_streams_together_hold_no_memory_that_others_need() {
-    for sick in [Sick::Refuses(Class::Throttle), Sick::Hangs] {
+    for trouble in [Trouble::Refuses(Class::Throttle), Trouble::Hangs] {
         let dir = tempfile::tempdir().unwrap();
-        let ward = Ward::new(WIDE);
+        let destination = Destination::new(WIDE);
         let bad: Vec<_> = (0..30).map(|n| format!("bad-{n}")).collect();
-        bad.iter().for_each(|name| ward.is(name, Some(sick)));
-        let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+        bad.iter()
+            .for_each(|name| destination.set_trouble(name, Some(trouble)));
+        let bench = start(dir.path(), &destination, &[FIREHOSE, &BY_RECORD].concat());
         for round in 0..2 {
             for name in &bad {
                 keep(&bench, many(name, &format!("{name}-{round}"), 1_000)).await;
@@ -340,22 +347,24 @@ async fn many_slow_streams_together_hold_no_memory_that_others_need() {
                 keep(&bench, events(&[("good", &good)], 0)).await;
             }
         }
-        let what = format!("the good records ({sick:?})");
-        in_time(&what, || ward.arrived("good") == 60).await;
-        assert_eq!(ward.events().len(), 60, "{sick:?}");
-        bad.iter().for_each(|name| ward.is(name, None));
-        in_time("all of it", || ward.events().len() == 60_060).await;
+        let what = format!("the good records ({trouble:?})");
+        in_time(&what, || destination.arrived("good") == 60).await;
+        assert_eq!(destination.events().len(), 60, "{trouble:?}");
+        bad.iter()
+            .for_each(|name| destination.set_trouble(name, None));
+        in_time("all of it", || destination.events().len() == 60_060).await;
         stop_in_time(bench).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_that_hang_are_probed_and_keep_no_other_from_that() {
+async fn streams_that_hang_are_probed_and_do_not_block_other_probes() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(WIDE);
+    let destination = Destination::new(WIDE);
     let bad: Vec<_> = (0..8).map(|n| format!("bad-{n}")).collect();
-    bad.iter().for_each(|name| ward.is(name, Some(Sick::Hangs)));
-    let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+    bad.iter()
+        .for_each(|name| destination.set_trouble(name, Some(Trouble::Hangs)));
+    let bench = start(dir.path(), &destination, &[FIREHOSE, &BY_RECORD].concat());
     for round in 0..3 {
         for name in &bad {
             keep(&bench, many(name, &format!("{name}-{round}"), 50)).await;
@@ -365,15 +374,16 @@ async fn streams_that_hang_are_probed_and_keep_no_other_from_that() {
         let said = format!("'{name}' is unavailable (accepted nothing and gave no answer");
         in_time(&said, || bench.said(&said)).await;
     }
-    // Each is asked now and then, though none of those before it has answered.
-    let asked: Vec<_> = bad.iter().map(|name| ward.asked_for(name)).collect();
+    // Each is probed at intervals, although none of those before it has answered.
+    let asked: Vec<_> = bad.iter().map(|name| destination.asked_for(name)).collect();
     in_time("a probe of each", || {
-        let now = bad.iter().map(|name| ward.asked_for(name));
+        let now = bad.iter().map(|name| destination.asked_for(name));
         now.zip(&asked).all(|(now, before)| now > *before)
     })
     .await;
-    bad.iter().for_each(|name| ward.is(name, None));
-    in_time("all of it", || ward.events().len() == 8 * 3 * 50).await;
+    bad.iter()
+        .for_each(|name| destination.set_trouble(name, None));
+    in_time("all of it", || destination.events().len() == 8 * 3 * 50).await;
     stop_in_time(bench).await;
 }
 
@@ -386,55 +396,55 @@ const FOLDERS: [(&str, &str); 4] = [
 ];
 
 #[tokio::test(start_paused = true)]
-async fn a_folder_that_is_refused_holds_up_no_other_and_is_there_once_when_it_is_allowed() {
+async fn a_refused_folder_delays_no_other_and_is_delivered_once_when_allowed() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(OBJECT);
-    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
-    let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
+    let destination = Destination::new(OBJECT);
+    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+    let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS].concat());
     keep_both(&bench, 30, 700).await;
-    let good = || ward.arrived("good");
+    let good = || destination.arrived("good");
     in_time("the good folder's objects", || good() == 30).await;
-    assert!(ward.events().len() == 30);
+    assert!(destination.events().len() == 30);
     assert!(bench.said("folder 'bad' is unavailable"));
-    // In a minute and a half it is asked now and then, and not by every object.
-    let asked = ward.asked_for("bad");
+    // In a minute and a half it is probed at intervals, not by every object.
+    let asked = destination.asked_for("bad");
     assert!((1..40).contains(&asked), "{asked}");
-    ward.is("bad", None);
+    destination.set_trouble("bad", None);
     in_time("the bad folder's objects", || {
-        ward.events().len() == 30 * 701
+        destination.events().len() == 30 * 701
     })
     .await;
-    assert!(ward.events().values().all(|times| *times == 1));
+    assert!(destination.events().values().all(|times| *times == 1));
     in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
     stop_in_time(bench).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_whose_answer_was_lost_goes_under_its_name_again_when_its_folder_is_well() {
+async fn an_object_whose_answer_was_lost_is_sent_under_its_name_when_its_folder_recovers() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(OBJECT);
-    ward.is("bad", Some(Sick::Loses));
-    let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
+    let destination = Destination::new(OBJECT);
+    destination.set_trouble("bad", Some(Trouble::Loses));
+    let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS].concat());
     keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
-    in_time("both", || ward.events().len() == 2).await;
-    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    in_time("both", || destination.events().len() == 2).await;
+    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
     in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
-    ward.is("bad", None);
+    destination.set_trouble("bad", None);
     in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
-    assert_eq!(ward.events().values().sum::<usize>(), 2);
+    assert_eq!(destination.events().values().sum::<usize>(), 2);
     stop_in_time(bench).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_folder_that_was_never_to_be_is_renamed_with_a_restart() {
+async fn a_mistyped_folder_is_corrected_with_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(OBJECT);
-    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
-    let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
+    let destination = Destination::new(OBJECT);
+    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+    let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS].concat());
     keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
     in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
-    in_time("the good one", || ward.events().len() == 1).await;
-    // Killed while no probe is on its way, which might be there.
+    in_time("the good one", || destination.events().len() == 1).await;
+    // Killed while no probe is in flight, which might be stored.
     let image = || {
         let image = bench.crash_image();
         let (spool, recovered) = suspects::open(image.path());
@@ -449,162 +459,165 @@ async fn a_folder_that_was_never_to_be_is_renamed_with_a_restart() {
     let left = left.into_inner().expect("it is set");
     bench.feed.abort();
 
-    // What was certainly never put goes where the configuration says today.
+    // Events that were certainly never stored go where the configuration says today.
     let renamed = [BLOB, &FOLDERS, &[("path", "new/{record.to}")]].concat();
-    let bench = start(left.path(), &ward, &renamed);
+    let bench = start(left.path(), &destination, &renamed);
     in_time("the other", || bench.spool.usage().unfinished == 0).await;
-    assert_eq!(ward.events().len(), 2);
+    assert_eq!(destination.events().len(), 2);
     stop_in_time(bench).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_under_a_refused_former_name_holds_up_no_folder_of_today() {
+async fn an_object_under_a_former_refused_name_delays_no_current_folder() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(OBJECT);
-    ward.is("a", Some(Sick::Loses));
-    let bench = start(dir.path(), &ward, &[BLOB, &FOLDERS].concat());
+    let destination = Destination::new(OBJECT);
+    destination.set_trouble("a", Some(Trouble::Loses));
+    let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS].concat());
     keep(&bench, events(&[("a", "1")], 0)).await;
-    in_time("an object", || ward.events().len() == 1).await;
+    in_time("an object", || destination.events().len() == 1).await;
     let left = bench.crash_image();
     bench.feed.abort();
 
-    ward.is("a", Some(Sick::Refuses(Class::Configuration)));
+    destination.set_trouble("a", Some(Trouble::Refuses(Class::Configuration)));
     let renamed = [BLOB, &FOLDERS, &[("path", "new/{record.to}")]].concat();
-    let bench = start(left.path(), &ward, &renamed);
+    let bench = start(left.path(), &destination, &renamed);
     in_time("a refusal", || bench.said("folder 'a' is unavailable")).await;
     for n in 2..5 {
         let name = n.to_string();
         keep(&bench, events(&[("a", &name)], 0)).await;
-        in_time("the new folder's", || ward.events().len() == n).await;
+        in_time("the new folder's", || destination.events().len() == n).await;
     }
-    ward.is("a", None);
+    destination.set_trouble("a", None);
     in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
-    assert!(ward.events().values().all(|times| *times == 1));
+    assert!(destination.events().values().all(|times| *times == 1));
     stop_in_time(bench).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_sends_the_open_objects_of_healthy_folders_while_another_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(OBJECT);
-    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    let destination = Destination::new(OBJECT);
+    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
     let keys = [BLOB, &FOLDERS, &[("blob_max_age", "10s")]].concat();
-    let bench = start(dir.path(), &ward, &keys);
+    let bench = start(dir.path(), &destination, &keys);
     keep(&bench, events(&[("bad", "a")], 0)).await;
     in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
-    // Read, and not old enough.
+    // Read, but not old enough.
     let encoded = || bench.pipeline.metrics().bytes.get(Stage::Encoded);
     let before = encoded();
     keep(&bench, events(&[("good", "b")], 0)).await;
     until("the good record", || encoded() > before).await;
-    assert_eq!(ward.events().len(), 0);
+    assert_eq!(destination.events().len(), 0);
     bench.pipeline.drain();
-    until("the good object", || ward.events().len() == 1).await;
+    until("the good object", || destination.events().len() == 1).await;
     bench.feed.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_asks_each_target_once_more_and_the_next_run_finds_what_stays() {
+async fn a_stop_probes_each_target_once_more_and_the_next_run_finds_the_rest() {
     let cases: [(&[_], &[_], _); 2] = [(FIREHOSE, &BY_RECORD, WIDE), (BLOB, &FOLDERS, OBJECT)];
     for (kind, keys, shape) in cases {
         for is_back in [true, false] {
             let dir = tempfile::tempdir().unwrap();
-            let ward = Ward::new(shape);
-            ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
-            let bench = start(dir.path(), &ward, &[kind, keys].concat());
+            let destination = Destination::new(shape);
+            destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+            let bench = start(dir.path(), &destination, &[kind, keys].concat());
             keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
             in_time("the refusal", || bench.said("is unavailable")).await;
             keep(&bench, events(&[("bad", "c"), ("good", "d")], 0)).await;
             if is_back {
-                ward.is("bad", None);
+                destination.set_trouble("bad", None);
                 stop_in_time(bench).await;
             } else {
-                let asked = ward.asked_for("bad");
+                let asked = destination.asked_for("bad");
                 bench.pipeline.drain();
                 in_time("the last word", || {
-                    ward.asked_for("bad") > asked && ward.events().len() == 2
+                    destination.asked_for("bad") > asked && destination.events().len() == 2
                 })
                 .await;
-                // As when exit_deadline is over.
+                // As when exit_deadline has passed.
                 let left = bench.crash_image();
                 bench.feed.abort();
-                ward.is("bad", None);
-                let bench = start(left.path(), &ward, &[kind, keys].concat());
+                destination.set_trouble("bad", None);
+                let bench = start(left.path(), &destination, &[kind, keys].concat());
                 in_time("the rest", || bench.spool.usage().unfinished == 0).await;
                 stop_in_time(bench).await;
             }
-            // What the first run had on its way may be there twice: it is not killed here.
-            assert_eq!(ward.events().len(), 4, "{is_back}");
+            // What the first run had in flight may be duplicated: it is not killed here.
+            assert_eq!(destination.events().len(), 4, "{is_back}");
         }
     }
 }
 
-/// Chunks of 500 events for `good` and one for `bad`, of which the former arrive before the next is flushed.
-async fn keep_strays(bench: &Bench, ward: &Ward, chunks: Range<usize>) {
+/// Keeps chunks of 500 events for `good` and one for `bad`, waiting each time until the former arrive.
+async fn keep_strays(bench: &Bench, destination: &Destination, chunks: Range<usize>) {
     for n in chunks {
         let good: Vec<_> = (0..500).map(|m| format!("good-{n}-{m}")).collect();
         let mut all: Vec<_> = good.iter().map(|event| ("good", event.as_str())).collect();
         let bad = format!("bad-{n}");
         all.push(("bad", &bad));
         keep(bench, events(&all, 700)).await;
-        in_time("the good lines", || ward.taken_for("good") >= 500 * (n + 1)).await;
+        in_time("the good lines", || {
+            destination.taken_for("good") >= 500 * (n + 1)
+        })
+        .await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stray_line_in_each_chunk_fills_no_spool_and_is_there_after_a_kill() {
+async fn a_stray_line_in_each_chunk_does_not_fill_the_spool_and_survives_a_kill() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(WIDE);
-    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
+    let destination = Destination::new(WIDE);
+    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
     let keys = [FIREHOSE, &BY_RECORD, &[("spool_limit", "16M")]].concat();
-    let bench = start(dir.path(), &ward, &keys);
+    let bench = start(dir.path(), &destination, &keys);
     // Three times what the spool holds.
-    keep_strays(&bench, &ward, 0..120).await;
+    keep_strays(&bench, &destination, 0..120).await;
     assert!(bench.spool.usage().log_bytes() < 14_000_000);
     let left = bench.crash_image();
     bench.feed.abort();
-    let bench = start(left.path(), &ward, &keys);
-    keep_strays(&bench, &ward, 120..170).await;
-    ward.is("bad", None);
-    in_time("the stray lines", || ward.arrived("bad") == 170).await;
+    let bench = start(left.path(), &destination, &keys);
+    keep_strays(&bench, &destination, 120..170).await;
+    destination.set_trouble("bad", None);
+    in_time("the stray lines", || destination.arrived("bad") == 170).await;
     in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
-    let strays = ward.events();
+    let strays = destination.events();
     let mut strays = strays.iter().filter(|(name, _)| name.starts_with("bad"));
     assert!(strays.all(|(_, times)| *times == 1));
     stop_in_time(bench).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn references_to_many_scattered_events_become_few_and_hold_up_nobody() {
+async fn references_to_many_scattered_events_are_compacted_and_delay_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let ward = Ward::new(WIDE);
-    ward.is("bad", Some(Sick::Refuses(Class::Configuration)));
-    let bench = start(dir.path(), &ward, &[FIREHOSE, &BY_RECORD].concat());
+    let destination = Destination::new(WIDE);
+    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+    let bench = start(dir.path(), &destination, &[FIREHOSE, &BY_RECORD].concat());
     for n in 0..400 {
         let names: Vec<_> = (0..1_000).map(|m| format!("{n}-{m}")).collect();
         let targets = ["good", "bad"].into_iter().cycle();
         let all: Vec<_> = targets.zip(names.iter().map(String::as_str)).collect();
         keep(&bench, events(&all, 0)).await;
     }
-    // As references they would take 1.6 MB, of which a sixteenth of memory_limit is for them.
-    in_time("the good half", || ward.taken_for("good") == 200_000).await;
-    ward.is("bad", None);
-    in_time("the other half", || ward.taken_for("bad") == 200_000).await;
-    assert_eq!(ward.events().len(), 400_000);
-    assert!(ward.events().values().all(|times| *times == 1));
+    // As references they would take 1.6 MB, and a sixteenth of memory_limit is available for them.
+    in_time("the good half", || destination.taken_for("good") == 200_000).await;
+    destination.set_trouble("bad", None);
+    in_time("the other half", || destination.taken_for("bad") == 200_000).await;
+    assert_eq!(destination.events().len(), 400_000);
+    assert!(destination.events().values().all(|times| *times == 1));
     stop_in_time(bench).await;
 }
 
-/// Targets fall ill and get well, processes are killed and stop: all is there in the end, and what a store can tell apart
-/// once.
+/// Targets fail and recover, processes are killed and stopped: everything arrives in the end, and once if the store can
+/// detect repeats.
 #[tokio::test(start_paused = true)]
-async fn whatever_becomes_of_targets_everything_arrives() {
+async fn whatever_happens_to_targets_everything_arrives() {
     for seed in 0..12 {
         let mut dice = StdRng::seed_from_u64(seed);
         let stream = seed % 2 == 0;
         let dir = tempfile::tempdir().unwrap();
         let mut image = dir;
-        let ward = Ward::new(if stream { WIDE } else { OBJECT });
+        let destination = Destination::new(if stream { WIDE } else { OBJECT });
         let keys: Vec<_> = match stream {
             true => [FIREHOSE, &BY_RECORD].concat(),
             false => [BLOB, &FOLDERS].concat(),
@@ -613,18 +626,18 @@ async fn whatever_becomes_of_targets_everything_arrives() {
         let mut sent = 0;
         let mut killed = false;
         for _ in 0..3 {
-            let bench = start(image.path(), &ward, &keys);
+            let bench = start(image.path(), &destination, &keys);
             for _ in 0..dice.random_range(5..25) {
                 let target = targets.choose(&mut dice).unwrap();
-                let sick = [
+                let trouble = [
                     None,
                     None,
-                    Some(Sick::Loses),
-                    Some(Sick::Hangs),
-                    Some(Sick::Refuses(Class::Configuration)),
-                    Some(Sick::Refuses(Class::Throttle)),
+                    Some(Trouble::Loses),
+                    Some(Trouble::Hangs),
+                    Some(Trouble::Refuses(Class::Configuration)),
+                    Some(Trouble::Refuses(Class::Throttle)),
                 ];
-                ward.is(target, *sick.choose(&mut dice).unwrap());
+                destination.set_trouble(target, *trouble.choose(&mut dice).unwrap());
                 let names: Vec<_> = (0..dice.random_range(1..60))
                     .map(|_| {
                         sent += 1;
@@ -647,16 +660,20 @@ async fn whatever_becomes_of_targets_everything_arrives() {
                 let _ = std::fs::remove_file(left.path().join("spool/suspects"));
                 image = left;
             } else {
-                // Or the hanging would hold it up.
-                targets.iter().for_each(|target| ward.is(target, None));
+                // Otherwise the hanging target would delay it.
+                targets
+                    .iter()
+                    .for_each(|target| destination.set_trouble(target, None));
                 stop_in_time(bench).await;
             }
         }
-        targets.iter().for_each(|target| ward.is(target, None));
-        let bench = start(image.path(), &ward, &keys);
+        targets
+            .iter()
+            .for_each(|target| destination.set_trouble(target, None));
+        let bench = start(image.path(), &destination, &keys);
         let what = format!("all of it, seed {seed}");
         in_time(&what, || bench.spool.usage().unfinished == 0).await;
-        let there = ward.events();
+        let there = destination.events();
         assert_eq!(there.len(), sent, "seed {seed}, killed: {killed}");
         if !stream {
             let twice: Vec<_> = there.iter().filter(|(_, times)| **times > 1).collect();
