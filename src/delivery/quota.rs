@@ -98,36 +98,6 @@ impl Quota {
     }
 }
 
-/// The memory that lines take as pieces of a target's requests.
-pub(super) mod weight {
-    use crate::delivery::cut::{LINE_NUMBER_BYTES, PIECE_BYTES};
-    use crate::sink::Shape;
-
-    /// Returns the approximate size of lines that end at `ends`.
-    pub(in crate::delivery) fn of(ends: &[usize], shape: &Shape) -> usize {
-        let bytes = ends.last().copied().unwrap_or(0);
-        let by_lines = ends.len() / shape.limits.record_lines.max(1) as usize;
-        let pieces = 1 + by_lines.max(bytes / shape.piece_bytes.max(1));
-        bytes + ends.len() * LINE_NUMBER_BYTES + pieces * PIECE_BYTES
-    }
-
-    /// Returns the number of lines that fit into `room`: at least one, unless `room` is 0.
-    pub(in crate::delivery) fn fitting(ends: &[usize], shape: &Shape, room: usize) -> usize {
-        if room == 0 {
-            return 0;
-        }
-        let (mut low, mut high) = (1, ends.len().max(1));
-        while low < high {
-            let middle = (low + high).div_ceil(2);
-            match of(&ends[..middle], shape) <= room {
-                true => low = middle,
-                false => high = middle - 1,
-            }
-        }
-        low.min(ends.len())
-    }
-}
-
 impl Drop for Quota {
     fn drop(&mut self) {
         self.set_slow(false);

@@ -767,7 +767,7 @@ impl Sender {
             return;
         }
         let slow = answer.throttled == Some(true) || matches!(answer.health, Health::Down(_));
-        if slow || answer.throttled == Some(false) {
+        if slow || answer.progressed {
             self.quota.set_slow(slow);
         }
         if !again.is_empty() {
@@ -987,7 +987,8 @@ impl Senders {
                 );
                 if down && answer.retry.len() == sent {
                     answer.health = Health::Down(fault.class);
-                    if fault.class == Class::Configuration && !self.has_one_target() {
+                    let whole = self.context.traits.whole_codes.contains(&&*fault.code);
+                    if fault.class == Class::Configuration && !whole && !self.has_one_target() {
                         let of = answer.retry.first().and_then(|record| {
                             record.pieces.first().and_then(|piece| piece.guard.target())
                         });

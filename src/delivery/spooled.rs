@@ -26,14 +26,13 @@ use tokio::time::{Duration, Instant, sleep_until};
 
 use super::circuit::CircuitPermit;
 use super::context::Context;
-use super::cut::{Cutter, OBJECT_BYTES};
+use super::cut::{Cutter, OBJECT_BYTES, weight};
 use super::deferred::{Deferred, Load};
 use super::describe::Describing;
 use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Bounds, Objects, SealedObject};
-use super::quota::weight;
 use super::rebuild::{contains_event, quarantine, rebuild_object, unsendable_letters};
 use super::relocate;
 use super::sender::{Admits, Queued, Senders};
@@ -503,6 +502,8 @@ impl Feed {
                 self.dispatch(sealed);
             }
             self.context.metrics.spooled.set(self.held() as f64);
+            let deferred = self.deferred.records();
+            self.context.metrics.deferred.set(deferred as f64);
             let spool = Arc::clone(&self.spool);
             let more = spool.more();
             let room = self.has_room();
@@ -1540,6 +1541,13 @@ impl Feed {
                         self.deferred.add(&target, chunk, &ranges(&left));
                         self.deferred.wait(&target, Instant::now() + wait);
                     }
+                }
+                if self.deferred.targets() == 0 && self.loads.is_empty() {
+                    let log = &self.context.log;
+                    log.recovered(
+                        "deferred",
+                        "no records are waiting in the spool for a target",
+                    );
                 }
                 self.finish_if_settled(chunk);
             }

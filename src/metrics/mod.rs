@@ -363,6 +363,8 @@ pub struct Metrics {
     pub missing_chunks: Gauge,
     /// The age of the oldest undelivered record, in seconds.
     pub oldest: Gauge,
+    /// Log events in the spool that wait for an unavailable or slow target.
+    pub deferred: Gauge,
     /// Log events in the spool that wait to become dead letters.
     pub waiting_letters: Gauge,
     /// The size of the dead letters in bytes.
@@ -548,6 +550,13 @@ pub static FAMILIES: &[Family] = &[
         label: None,
         help: "Age of the oldest record accepted and not delivered; 0 if there is none",
         read: |metrics| metrics.oldest.read(),
+    },
+    Family {
+        name: "ferry_records_deferred",
+        kind: Kind::Gauge,
+        label: None,
+        help: "Log events in the spool that wait for a delivery stream or folder that is unavailable or slow",
+        read: |metrics| metrics.deferred.read(),
     },
     Family {
         name: "ferry_dead_letters_waiting",

@@ -24,6 +24,8 @@ pub struct DestinationTraits {
     /// detects a repeat, and a chunk is sent again as a whole without duplicates. `None` if a repeated request creates
     /// duplicates, so that only the records that are not settled are sent again.
     pub object_layout: Option<ObjectLayout>,
+    /// The codes of refusals that concern the whole destination, whichever target is named.
+    pub whole_codes: &'static [&'static str],
     /// The time that a request that is not full waits for more records, unless a flush waits for it.
     pub linger: Duration,
     /// The unit, in bytes, that each billed record is rounded up to.
@@ -41,6 +43,18 @@ pub struct ObjectLayout {
     pub bounds: ObjectBounds,
 }
 
+/// A bucket, container or account that is missing or closed is not the trouble of one folder. From the stores' tables of
+/// codes, which `sink/blob/codes.rs` links.
+const BLOB_WHOLE_CODES: &[&str] = &[
+    "AccountIsDisabled",
+    "AccountProblem",
+    "AllAccessDisabled",
+    "ContainerBeingDeleted",
+    "ContainerDisabled",
+    "ContainerNotFound",
+    "NoSuchBucket",
+];
+
 /// The unit that Firehose bills by: <https://aws.amazon.com/firehose/pricing/>
 const FIREHOSE_BILLING_UNIT: u64 = 5 * 1024;
 
@@ -54,6 +68,7 @@ impl DestinationTraits {
                 target_word: "delivery stream",
                 throttles_targets: true,
                 object_layout: None,
+                whole_codes: &[],
                 linger: firehose.linger,
                 billing_unit: Some(FIREHOSE_BILLING_UNIT),
             },
@@ -74,6 +89,7 @@ impl DestinationTraits {
                     extension: extension.clone(),
                     bounds: *object,
                 }),
+                whole_codes: BLOB_WHOLE_CODES,
                 linger: Duration::ZERO,
                 billing_unit: None,
             },

@@ -25,6 +25,8 @@ enum Trouble {
 /// A destination with several targets: streams, or the first folders of object names.
 struct Destination {
     shape: Shape,
+    /// The code of a refusal.
+    code: &'static str,
     trouble: watch::Sender<BTreeMap<String, Trouble>>,
     /// The lines of each object by its name, and of each stream's record by a generated name.
     there: Mutex<BTreeMap<String, String>>,
@@ -36,8 +38,13 @@ struct Destination {
 
 impl Destination {
     fn new(shape: Shape) -> Arc<Destination> {
+        Destination::with_code(shape, "Code")
+    }
+
+    fn with_code(shape: Shape, code: &'static str) -> Arc<Destination> {
         Arc::new(Destination {
             shape,
+            code,
             trouble: watch::Sender::default(),
             there: Mutex::default(),
             asked: Mutex::default(),
@@ -132,7 +139,11 @@ impl Sink for Destination {
             let fault = |class| {
                 Arc::new(Fault {
                     class,
-                    code: "Code".to_owned(),
+                    code: match class {
+                        Class::Configuration => self.code,
+                        _ => "Code",
+                    }
+                    .to_owned(),
                     message: "message".to_owned(),
                     request_id: None,
                 })
@@ -416,6 +427,31 @@ async fn a_refused_folder_delays_no_other_and_is_delivered_once_when_allowed() {
     .await;
     assert!(destination.events().values().all(|times| *times == 1));
     in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+    stop_in_time(bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_that_is_missing_is_not_the_trouble_of_one_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let destination = Destination::with_code(OBJECT, "NoSuchBucket");
+    let folders = ["a", "b", "c"];
+    let missing = Some(Trouble::Refuses(Class::Configuration));
+    folders
+        .iter()
+        .for_each(|folder| destination.set_trouble(folder, missing));
+    let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS].concat());
+    for folder in folders {
+        keep(&bench, events(&[(folder, folder)], 0)).await;
+    }
+    in_time("the circuit", || {
+        bench.said("the destination is unavailable")
+    })
+    .await;
+    assert!(!bench.said("folder '"));
+    folders
+        .iter()
+        .for_each(|folder| destination.set_trouble(folder, None));
+    in_time("all of it", || destination.events().len() == 3).await;
     stop_in_time(bench).await;
 }
 
