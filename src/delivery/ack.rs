@@ -332,7 +332,7 @@ impl AckGuard {
     }
 
     /// Sets the target, if it shares its sender with others.
-    pub fn goes_to(&mut self, target: &Arc<str>) {
+    pub fn set_target(&mut self, target: &Arc<str>) {
         self.target = Some(Arc::clone(target));
     }
 

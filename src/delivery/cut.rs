@@ -119,16 +119,16 @@ impl Cutter {
         if compression == Compression::None {
             drop_long_lines(&mut part, tracker.tag(), limits.record_bytes, encoded);
             let runs = runs(&part.ends, shape.piece_bytes, limits.record_lines);
-            let beside = of_lines(part.events.len()) + runs.len() * self.piece_bytes();
+            let overhead = of_lines(part.events.len()) + runs.len() * self.piece_bytes();
             let text = buffers::fit(part.text);
-            let (text, events) = (share.of(text, beside), part.events.into());
+            let (text, events) = (share.attach(text, overhead), part.events.into());
             let piece = |run: Range<usize>| Piece {
                 bytes: text.slice(span(&part.ends, &run)).into(),
                 lines: count(run.len()),
                 guard: tracker.guard(&events, run),
             };
             let pieces = runs.into_iter().map(piece).collect();
-            return address(pieces, part.target);
+            return set_targets(pieces, part.target);
         }
         let text_bytes = limits.record_bytes.max(COMPRESSED_RUN_BYTES);
         let mut todo = runs(&part.ends, text_bytes, limits.record_lines);
@@ -139,14 +139,14 @@ impl Cutter {
             let text = &part.text[span(&part.ends, &run)];
             let body = compression.apply(text);
             if body.len() <= limits.record_bytes {
-                let beside = of_lines(run.len()) + self.piece_bytes();
+                let overhead = of_lines(run.len()) + self.piece_bytes();
                 pieces.push(Piece {
-                    bytes: share.of(body, beside).into(),
+                    bytes: share.attach(body, overhead).into(),
                     lines: count(run.len()),
                     guard: tracker.guard(&events, run),
                 });
             } else if run.len() == 1 {
-                let detail = beyond(limits.record_bytes, body.len());
+                let detail = oversized_detail(limits.record_bytes, body.len());
                 let letter = Letter::too_large(tracker.tag(), text, detail);
                 encoded.letter(events[run.start], letter);
             } else {
@@ -156,7 +156,7 @@ impl Cutter {
             }
         }
         buffers::give(part.text);
-        address(pieces, part.target)
+        set_targets(pieces, part.target)
     }
 
     /// Returns the overhead of a piece.
@@ -183,11 +183,11 @@ impl Cutter {
 }
 
 /// Sets the target of pieces whose sender serves several targets.
-fn address(mut pieces: Vec<Piece<AckGuard>>, target: Option<String>) -> Vec<Piece<AckGuard>> {
+fn set_targets(mut pieces: Vec<Piece<AckGuard>>, target: Option<String>) -> Vec<Piece<AckGuard>> {
     if let Some(target) = target {
         let target: Arc<str> = target.into();
         for piece in &mut pieces {
-            piece.guard.goes_to(&target);
+            piece.guard.set_target(&target);
         }
     }
     pieces
@@ -198,7 +198,7 @@ fn count(lines: usize) -> u32 {
 }
 
 /// Describes a line of `bytes` bytes that exceeds the limit.
-fn beyond(limit: usize, bytes: usize) -> String {
+fn oversized_detail(limit: usize, bytes: usize) -> String {
     format!("a record of {bytes} bytes; the destination takes at most {limit}")
 }
 
@@ -226,7 +226,7 @@ fn drop_long_lines(part: &mut Part, tag: &Arc<[u8]>, limit: usize, encoded: &mut
     for (span, event) in spans.zip(&part.events) {
         let line = &part.text[span];
         if line.len() > limit {
-            let letter = Letter::too_large(tag, line, beyond(limit, line.len()));
+            let letter = Letter::too_large(tag, line, oversized_detail(limit, line.len()));
             encoded.letter(*event, letter);
         } else {
             kept.text.extend_from_slice(line);

@@ -30,7 +30,7 @@ pub mod line;
 /// The name of the file in the dead-letter folder.
 pub const FILE: &str = "dead-letters.ndjson";
 /// The prefix of the files that count towards the limit: [`FILE`], and what was renamed next to it.
-const COUNTED: &[u8] = b"dead-letters";
+const COUNTED_PREFIX: &[u8] = b"dead-letters";
 /// The maximum number of attempts to write letters whose file is taken away meanwhile.
 const ATTEMPTS: usize = 2;
 /// The approximate number of bytes written at once.
@@ -111,7 +111,7 @@ pub enum NotKept {
 }
 
 /// Returns the reason why letters are not written now: others wait before them.
-pub fn wait(letters: &[Letter]) -> NotKept {
+pub fn must_wait(letters: &[Letter]) -> NotKept {
     NotKept::Behind {
         more: length(now(), letters).unwrap_or(0),
     }
@@ -144,11 +144,11 @@ pub struct Rate {
 }
 
 /// The counting window.
-const RATE_OVER: Duration = Duration::from_secs(60);
+const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// The alarm threshold: the records in that time …
-const MANY: u64 = 100;
+const ALARM_RECORDS: u64 = 100;
 /// … and their share of all records: one in this many.
-const ONE_IN: u64 = 100;
+const ALARM_SHARE: u64 = 100;
 
 impl Rate {
     /// Creates a rate without records.
@@ -172,7 +172,7 @@ impl Rate {
         delivered: u64,
     ) -> Option<String> {
         let elapsed = now.duration_since(self.since);
-        if elapsed >= RATE_OVER {
+        if elapsed >= RATE_WINDOW {
             *self = Rate {
                 since: now,
                 delivered,
@@ -182,7 +182,10 @@ impl Rate {
         }
         self.records += records;
         let of = self.records + delivered.saturating_sub(self.delivered);
-        if self.alarmed || self.records < MANY || self.records.saturating_mul(ONE_IN) < of {
+        if self.alarmed
+            || self.records < ALARM_RECORDS
+            || self.records.saturating_mul(ALARM_SHARE) < of
+        {
             return None;
         }
         self.alarmed = true;
@@ -221,7 +224,7 @@ impl DeadLetters {
     /// Opens the folder, creating it with mode 0700, and makes sure that a file can be written in it and that its
     /// contents can be counted. `limit` is the maximum size of the dead letters in it.
     pub fn open(dir: &Path, limit: u64) -> io::Result<DeadLetters> {
-        make(dir)?;
+        create(dir)?;
         let probe = dir.join(format!(".probe-{}", std::process::id()));
         File::create(&probe)?;
         fs::remove_file(&probe)?;
@@ -246,12 +249,16 @@ impl DeadLetters {
         let mut bytes = 0;
         let entries = match fs::read_dir(&self.dir) {
             // Somebody removed the folder. It is created again with the next letter.
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(self.see(0)),
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(self.set_usage(0)),
             entries => entries?,
         };
         for entry in entries {
             let entry = entry?;
-            if !entry.file_name().as_encoded_bytes().starts_with(COUNTED) {
+            if !entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(COUNTED_PREFIX)
+            {
                 continue;
             }
             // Follows links, as opening the file does.
@@ -262,7 +269,7 @@ impl DeadLetters {
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.see(bytes))
+        Ok(self.set_usage(bytes))
     }
 
     /// Returns the usage when last checked or written to. Does no I/O.
@@ -273,7 +280,7 @@ impl DeadLetters {
         }
     }
 
-    fn see(&self, bytes: u64) -> Usage {
+    fn set_usage(&self, bytes: u64) -> Usage {
         self.seen.store(bytes, Ordering::Relaxed);
         self.last_usage()
     }
@@ -318,7 +325,7 @@ impl DeadLetters {
             // Then they are written again: twice is better than not at all.
             if self.is_named(&file)? {
                 *slot = Some(file);
-                return Ok(self.see(bytes + more));
+                return Ok(self.set_usage(bytes + more));
             }
         }
         Err(io::Error::other(format!(
@@ -328,7 +335,7 @@ impl DeadLetters {
     }
 
     fn append(&self) -> io::Result<File> {
-        make(&self.dir)?;
+        create(&self.dir)?;
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -352,7 +359,7 @@ impl DeadLetters {
 }
 
 /// Creates the folder for its owner alone, if it does not exist. Its name survives a power cut.
-fn make(dir: &Path) -> io::Result<()> {
+fn create(dir: &Path) -> io::Result<()> {
     let missing = dir.ancestors().take_while(|dir| !dir.exists());
     let missing: Vec<&Path> = missing.filter(|dir| *dir != Path::new("")).collect();
     let mut folder = fs::DirBuilder::new();
@@ -538,10 +545,10 @@ mod tests {
             .env(SMALL_DISK, dir.path())
             .output()
             .unwrap();
-        let alarmed = String::from_utf8_lossy(&child.stdout);
+        let text = String::from_utf8_lossy(&child.stdout);
         assert!(
-            child.status.success() && alarmed.contains("1 passed"),
-            "{alarmed}"
+            child.status.success() && text.contains("1 passed"),
+            "{text}"
         );
         assert_eq!(records(&dir.path().join(FILE)), ["small"]);
 
@@ -619,7 +626,7 @@ mod tests {
         assert_eq!(
             rate.note(after(11), 1_000, usage(30_000), 9_901),
             None,
-            "alarmed"
+            "alarmed already"
         );
         assert_eq!(
             rate.note(after(61), 99, usage(40_000), 9_901),
@@ -679,10 +686,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "x".repeat(100)).unwrap();
         let letters = DeadLetters::open(dir.path(), 100).unwrap();
-        let alarmed = letters.write(&[letter(b"1")]).unwrap_err().to_string();
+        let text = letters.write(&[letter(b"1")]).unwrap_err().to_string();
         let more = size(b"1") + 1;
         assert_eq!(
-            alarmed,
+            text,
             format!(
                 "{more} bytes more do not fit into {}, where dead letters take 100 bytes of 100 bytes; replay or \
                  move its dead-letters* files, or raise dead_letter_limit",

@@ -63,8 +63,10 @@ impl Direct {
             let _ = write!(name, "-{}", number + 1);
         }
         // Each of several identical chunks has objects of its own: what one has delivered must not count for another.
-        let twin = numbered(id, number);
-        let verdict = self.deliver(tag, data, Some(twin), Some(&name)).await;
+        let numbered_id = numbered(id, number);
+        let verdict = self
+            .deliver(tag, data, Some(numbered_id), Some(&name))
+            .await;
         self.duplicates.completed(id, number, verdict);
         verdict
     }
@@ -92,7 +94,7 @@ impl Direct {
             .is_some_and(|end| end <= Instant::now())
     }
 
-    fn log_ended(&self) {
+    fn log_flushes_ended(&self) {
         self.context.log.trouble(
             Level::Warn,
             "ended",
@@ -223,7 +225,7 @@ impl Direct {
             let encoded = self.encode(progress.tracker.tag(), data, from, wanted);
             let Some((encoded, share)) = self.within(deadline, encoded).await else {
                 match progress.lines {
-                    _ if self.has_ended() => self.log_ended(),
+                    _ if self.has_ended() => self.log_flushes_ended(),
                     0 => self.context.log.trouble(
                         Level::Warn,
                         "memory",
@@ -254,7 +256,7 @@ impl Direct {
             Some(Verdict::Ok) => {}
             Some(Verdict::Retry) => return Verdict::Retry,
             None if self.has_ended() => {
-                self.log_ended();
+                self.log_flushes_ended();
                 return Verdict::Retry;
             }
             None => {
@@ -293,7 +295,7 @@ impl Direct {
             self.context.metrics.records.add(Record::Suppressed, lines);
             buffers::give(part.text);
         }
-        let (loads, all) = self.load(parts, name, deadline).await;
+        let (loads, all) = self.route(parts, name, deadline).await;
         progress.all &= all;
         if !all && self.partial.is_full() {
             self.context.log.trouble(
@@ -353,16 +355,21 @@ impl Direct {
     }
 
     /// Groups a chunk's parts by sender. Returns false if some parts were left out because their target is unavailable.
-    async fn load(&self, parts: Vec<Part>, name: &str, deadline: Instant) -> (Vec<Load>, bool) {
+    async fn route(
+        &self,
+        parts: Vec<Part>,
+        name: &str,
+        deadline: Instant,
+    ) -> (Vec<ShapedParts>, bool) {
         let mut all = true;
-        let mut senders: BTreeMap<String, Option<Waiting>> = BTreeMap::new();
+        let mut senders: BTreeMap<String, Option<AdmittedParts>> = BTreeMap::new();
         for part in parts {
             let target = self.cutter.request_target(&part, name);
             let sender = self.senders.sender_of(&self.cutter.target(&part));
             let waiting = senders.entry(sender).or_insert_with_key(|sender| {
-                let circuit = self.senders.begin_sender(sender);
+                let circuit = self.senders.ensure_sender(sender);
                 let permit = circuit.admit().ok()?;
-                Some(Waiting {
+                Some(AdmittedParts {
                     circuit,
                     permit,
                     parts: Vec::new(),
@@ -387,8 +394,13 @@ impl Direct {
 
     /// Waits until a target's shape is known. A target whose shape is not known in time counts as unavailable; the sink
     /// keeps asking.
-    async fn shape(&self, sender: String, waiting: Waiting, patience: Instant) -> Option<Load> {
-        let Waiting {
+    async fn shape(
+        &self,
+        sender: String,
+        waiting: AdmittedParts,
+        patience: Instant,
+    ) -> Option<ShapedParts> {
+        let AdmittedParts {
             circuit,
             permit,
             parts,
@@ -417,7 +429,7 @@ impl Direct {
             }
             return None;
         };
-        Some(Load {
+        Some(ShapedParts {
             sender,
             circuit,
             permit,
@@ -507,14 +519,14 @@ impl FlushProgress {
 }
 
 /// The parts of a chunk for one sender that admits them.
-struct Waiting {
+struct AdmittedParts {
     circuit: Arc<Circuit>,
     permit: CircuitPermit,
     parts: Vec<(Arc<str>, Part)>,
 }
 
 /// The same, once the target's shape is known.
-struct Load {
+struct ShapedParts {
     sender: String,
     circuit: Arc<Circuit>,
     permit: CircuitPermit,

@@ -26,10 +26,10 @@ use crate::codec::json::hex;
 use crate::ids::ChunkId;
 
 /// The start of the file; the id follows, as hexadecimal digits.
-const BEGINNING: &str = "ferry sender 1 ";
+const PREFIX: &str = "ferry sender 1 ";
 const ID_BYTES: usize = 16;
 /// The maximum number of bytes read: more than any valid file has.
-const LONGEST: u64 = 256;
+const MAX_FILE_BYTES: u64 = 256;
 
 /// The machine the process runs on, as far as it can be distinguished from others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -162,7 +162,7 @@ fn claim(path: &Path) -> Result<Claimed, String> {
     }
     let mut text = Vec::new();
     (&mut file)
-        .take(LONGEST)
+        .take(MAX_FILE_BYTES)
         .read_to_end(&mut text)
         .map_err(|error| failed("read", &error))?;
     if let Some(id) = read(&text) {
@@ -218,7 +218,7 @@ fn is_named(file: &File, path: &Path) -> bool {
 /// leaves a file that [`read`] rejects.
 fn write(file: &File, path: &Path, id: &[u8]) -> io::Result<()> {
     file.set_len(0)?;
-    file.write_all_at(format!("{BEGINNING}{}\n", hex(id)).as_bytes(), 0)?;
+    file.write_all_at(format!("{PREFIX}{}\n", hex(id)).as_bytes(), 0)?;
     file.sync_all()?;
     let dir = path
         .parent()
@@ -229,7 +229,7 @@ fn write(file: &File, path: &Path, id: &[u8]) -> io::Result<()> {
 /// Returns the id in a complete file.
 fn read(text: &[u8]) -> Option<[u8; ID_BYTES]> {
     let text = std::str::from_utf8(text).ok()?;
-    let digits = text.strip_prefix(BEGINNING)?.strip_suffix('\n')?;
+    let digits = text.strip_prefix(PREFIX)?.strip_suffix('\n')?;
     let id = u128::from_str_radix(digits, 16).ok()?.to_be_bytes();
     // Only the exact form in which it is written is accepted.
     (hex(&id) == digits).then_some(id)
@@ -348,7 +348,7 @@ mod tests {
         broken.push([&whole[..], b"\n"].concat());
         broken.push(whole.to_ascii_uppercase());
         broken.push("é".repeat(1_000).into_bytes());
-        broken.push(format!("{BEGINNING}+{}\n", "1".repeat(31)).into_bytes());
+        broken.push(format!("{PREFIX}+{}\n", "1".repeat(31)).into_bytes());
         for bytes in broken {
             fs::write(&path, &bytes).unwrap();
             let shown = String::from_utf8_lossy(&bytes).into_owned();

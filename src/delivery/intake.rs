@@ -199,7 +199,7 @@ impl Intake {
     }
 
     /// Counts and logs a chunk of the spool that is damaged or set aside.
-    pub(super) fn corrupt(&self, words: &str, kept: bool) {
+    pub(super) fn record_corrupt(&self, words: &str, kept: bool) {
         self.context.log.write(Level::Error, words);
         self.context.metrics.corrupt_chunks.add(1);
         self.context.metrics.quarantined_chunks.add(u64::from(kept));

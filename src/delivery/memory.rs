@@ -2,7 +2,7 @@
 //!
 //! Memory is reserved before anything is written into it, by an upper bound of its size; what turns out not to be
 //! needed is released at once. The rest of the reservation lives as long as the bytes it is for: they own it
-//! ([`Share::of`]), so that it is released exactly when they are dropped.
+//! ([`Share::attach`]), so that it is released exactly when they are dropped.
 
 use std::sync::Arc;
 
@@ -52,15 +52,19 @@ pub(super) struct Share(OwnedSemaphorePermit);
 
 impl Share {
     /// Splits off `bytes` of the reservation, or all of it if it has less.
-    pub(super) fn part(&mut self, bytes: usize) -> Share {
+    pub(super) fn split(&mut self, bytes: usize) -> Share {
         let units = bytes.div_ceil(UNIT).min(self.0.num_permits());
-        Share(self.0.split(units).expect("it has as many"))
+        Share(
+            self.0
+                .split(units)
+                .expect("at most its own permits are split off"),
+        )
     }
 
     /// Returns the bytes with a part of the reservation, which is held for as long as a clone or a slice of them
-    /// exists. It covers their own size and `beside` more.
-    pub(super) fn of(&mut self, bytes: Vec<u8>, beside: usize) -> Bytes {
-        let share = self.part(bytes.capacity() + beside);
+    /// exists. It covers their own size and `overhead` more.
+    pub(super) fn attach(&mut self, bytes: Vec<u8>, overhead: usize) -> Bytes {
+        let share = self.split(bytes.capacity() + overhead);
         buffers::share_with(bytes, share)
     }
 }
@@ -75,7 +79,7 @@ mod tests {
         let memory = Memory::new(100 * UNIT);
         let mut share = memory.reserve(60 * UNIT + 1).now_or_never().expect("room");
         assert_eq!(memory.held(), 61 * UNIT);
-        let bytes = share.of(vec![7; 10 * UNIT], UNIT);
+        let bytes = share.attach(vec![7; 10 * UNIT], UNIT);
         drop(share);
         assert_eq!(memory.held(), 11 * UNIT);
         let slice = bytes.slice(3..5);
@@ -91,7 +95,7 @@ mod tests {
         let mut large = memory.reserve(1_000 * UNIT).now_or_never().expect("room");
         assert_eq!(memory.held(), 100 * UNIT);
         assert!(memory.reserve(1).now_or_never().is_none());
-        let bytes = large.of(vec![7; 1_000 * UNIT], 0);
+        let bytes = large.attach(vec![7; 1_000 * UNIT], 0);
         drop(large);
         assert!(memory.reserve(1).now_or_never().is_none());
         drop(bytes);

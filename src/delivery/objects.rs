@@ -92,7 +92,7 @@ impl Body {
 }
 
 /// An open object.
-struct Open {
+struct OpenObject {
     /// The target of its folder.
     target: Arc<str>,
     /// The time of its first event.
@@ -130,15 +130,15 @@ pub(super) struct SealedObject {
 pub(super) struct Objects {
     compression: Compression,
     bounds: Bounds,
-    open: HashMap<String, Open>,
+    open: HashMap<String, OpenObject>,
     bytes: usize,
     /// The part of the bytes of all objects that is taken by the chunks they are made from.
     chunk_bytes: usize,
 }
 
-impl Open {
-    fn new(target: &Arc<str>, first: Time, now: Instant, compression: Compression) -> Open {
-        Open {
+impl OpenObject {
+    fn new(target: &Arc<str>, first: Time, now: Instant, compression: Compression) -> OpenObject {
+        OpenObject {
             target: Arc::clone(target),
             first,
             since: now,
@@ -200,7 +200,7 @@ impl Objects {
                     self.bytes -= open.bytes();
                     open
                 }
-                None => Open::new(target, part.first, now, self.compression),
+                None => OpenObject::new(target, part.first, now, self.compression),
             };
             let whole = text.len() >= WHOLE_BYTES.min(block);
             let waiting = open.body.block.len();
@@ -240,10 +240,10 @@ impl Objects {
         block: Bytes,
         folder: &str,
         first: Time,
-        mut open: Open,
+        mut open: OpenObject,
         now: Instant,
         sealed: &mut Vec<SealedObject>,
-    ) -> Open {
+    ) -> OpenObject {
         let guards = std::mem::take(&mut open.block_guards);
         let lines = std::mem::take(&mut open.block_lines);
         let room = self
@@ -251,7 +251,7 @@ impl Objects {
             .object_bytes
             .saturating_sub(open.body.packed.len());
         if block.len() > room && !open.body.packed.is_empty() {
-            let mut next = Open::new(&open.target, first, now, self.compression);
+            let mut next = OpenObject::new(&open.target, first, now, self.compression);
             next.guard_bytes = guards.iter().map(AckGuard::footprint).sum();
             sealed.push(open.seal(folder.to_owned(), Sealed::Size));
             open = next;
@@ -296,7 +296,7 @@ impl Objects {
 
     /// Drops the objects of an unavailable target: their events are deferred.
     pub(super) fn defer(&mut self, target: &Arc<str>) {
-        let of = |_: &String, open: &mut Open| open.target == *target;
+        let of = |_: &String, open: &mut OpenObject| open.target == *target;
         for (_, open) in self.open.extract_if(of) {
             self.bytes -= open.bytes();
             for guard in open.guards.into_iter().chain(open.block_guards) {
@@ -305,7 +305,11 @@ impl Objects {
         }
     }
 
-    fn seal_matching(&mut self, why: Sealed, matches: impl Fn(&Open) -> bool) -> Vec<SealedObject> {
+    fn seal_matching(
+        &mut self,
+        why: Sealed,
+        matches: impl Fn(&OpenObject) -> bool,
+    ) -> Vec<SealedObject> {
         let those = self.open.iter().filter(|(_, open)| matches(open));
         let folders: Vec<String> = those.map(|(folder, _)| folder.clone()).collect();
         let sealed = folders.iter().flat_map(|folder| self.seal(folder, why));
@@ -455,13 +459,13 @@ mod tests {
         let mut seen = Vec::new();
         for object in &sealed {
             let text = text(object);
-            let said: Vec<u32> = text
+            let numbers: Vec<u32> = text
                 .lines()
                 .map(|line| line.split(' ').next().unwrap().parse().unwrap())
                 .collect();
-            assert_eq!(said, events(object), "its guards are those of its lines");
-            assert_eq!(said.len() as u64, object.lines);
-            seen.extend(said);
+            assert_eq!(numbers, events(object), "its guards are those of its lines");
+            assert_eq!(numbers.len() as u64, object.lines);
+            seen.extend(numbers);
         }
         assert_eq!(
             seen,

@@ -31,7 +31,7 @@ struct Totals {
 
 impl Quota {
     /// Returns the quota of a further target, which holds nothing yet.
-    pub fn beside(&self) -> Quota {
+    pub fn sibling(&self) -> Quota {
         Quota {
             own: AtomicUsize::new(0),
             slow: AtomicBool::new(false),
@@ -119,7 +119,7 @@ mod tests {
     fn each_target_may_hold_half_of_what_the_others_leave() {
         let all = shared(LIMIT);
         let first = Quota::default();
-        let second = first.beside();
+        let second = first.sibling();
         assert_eq!(first.room(LIMIT, 0), all / 2);
         first.add(all / 2);
         assert_eq!((first.room(LIMIT, 0), second.room(LIMIT, 0)), (0, all / 4));
@@ -132,12 +132,15 @@ mod tests {
     #[test]
     fn slow_targets_together_hold_at_most_a_quarter() {
         let (healthy, all) = (Quota::default(), shared(LIMIT));
-        let slow: Vec<_> = (0..300).map(|_| healthy.beside()).collect();
+        let slow: Vec<_> = (0..300).map(|_| healthy.sibling()).collect();
         for quota in &slow {
             quota.add(quota.room(LIMIT, 0));
             quota.set_slow(true);
         }
-        assert!(slow[0].is_over(LIMIT), "it was there first");
+        assert!(
+            slow[0].is_over(LIMIT),
+            "it came first and holds more than its share"
+        );
         // Give back what exceeds the quota.
         for quota in &slow {
             while quota.is_over(LIMIT) {
@@ -154,7 +157,7 @@ mod tests {
     fn an_idle_target_gets_a_minimum_while_there_is_memory() {
         let hog = Quota::default();
         hog.add(shared(LIMIT) - LIMIT / MIN_SHARE);
-        let other = hog.beside();
+        let other = hog.sibling();
         assert_eq!(other.room(LIMIT, 0), LIMIT / MIN_SHARE);
         hog.add(1);
         assert!(other.room(LIMIT, 0) < LIMIT / MIN_SHARE);

@@ -116,7 +116,7 @@ pub(super) fn rebuild_object(
         let stored = match spool.read(content.chunk) {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
-                intake.corrupt(&words, kept);
+                intake.record_corrupt(&words, kept);
                 corrupt.push(content.chunk);
                 continue;
             }

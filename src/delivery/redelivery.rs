@@ -11,9 +11,9 @@ use crate::ids::{ChunkId, Verdict};
 
 /// The maximum number of remembered chunks that were answered with RETRY: as many as the host has in flight at once
 /// (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE_LIMIT`) …
-const PARTIALS: usize = 16_384;
+const MAX_PARTIALS: usize = 16_384;
 /// … and their maximum size in bytes.
-const PARTIALS_BYTES: usize = 8 * 1024 * 1024;
+const MAX_PARTIAL_BYTES: usize = 8 * 1024 * 1024;
 /// The time after which the host has dropped a chunk that was not retried: its longest wait is 2,000 seconds
 /// (`scheduler.cap`), and half of that again at random.
 const DROPPED_AFTER: Duration = Duration::from_secs(4_000);
@@ -71,7 +71,7 @@ impl<F> PartialDeliveries<F> {
         };
         entries.flushes.insert(number, entry);
         entries.numbers.entry(id).or_default().push_back(number);
-        while entries.flushes.len() > PARTIALS || entries.bytes > PARTIALS_BYTES {
+        while entries.flushes.len() > MAX_PARTIALS || entries.bytes > MAX_PARTIAL_BYTES {
             entries.remove_oldest();
         }
     }
@@ -89,7 +89,7 @@ impl<F> PartialDeliveries<F> {
         while entries.flushes.values().next().is_some_and(is_dropped) {
             entries.remove_oldest();
         }
-        entries.flushes.len() >= PARTIALS || entries.bytes > PARTIALS_BYTES / 8 * 7
+        entries.flushes.len() >= MAX_PARTIALS || entries.bytes > MAX_PARTIAL_BYTES / 8 * 7
     }
 
     /// Takes the progress that an earlier flush of the chunk left.
@@ -123,7 +123,7 @@ impl<F> Entries<F> {
 }
 
 /// The maximum number of delivered chunks, or objects, that are remembered.
-const REMEMBERED: usize = 16_384;
+const MAX_REMEMBERED: usize = 16_384;
 
 /// The objects acknowledged in this run.
 ///
@@ -144,7 +144,7 @@ impl Acknowledged {
             return false;
         }
         order.push_back(hash);
-        if order.len() > REMEMBERED
+        if order.len() > MAX_REMEMBERED
             && let Some(oldest) = order.pop_front()
         {
             names.remove(&oldest);
@@ -200,7 +200,7 @@ impl DuplicateChunks {
         } else if numbers.in_flight.is_empty() && numbers.delivered.is_empty() {
             seen.chunks.remove(&id);
         }
-        while seen.delivered.len() > REMEMBERED {
+        while seen.delivered.len() > MAX_REMEMBERED {
             let Some(oldest) = seen.delivered.pop_front() else {
                 return;
             };
@@ -234,8 +234,8 @@ mod tests {
         assert!(partial.take(id).unwrap().settled().contains(1));
         assert!(partial.take(id).unwrap().settled().contains(2));
         assert!(partial.take(id).is_none());
-        for n in 0..2 * PARTIALS as u64 {
-            assert_eq!(partial.is_full(), n >= PARTIALS as u64);
+        for n in 0..2 * MAX_PARTIALS as u64 {
+            assert_eq!(partial.is_full(), n >= MAX_PARTIALS as u64);
             partial.remember(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
         }
         let known = |n: usize| {
@@ -243,12 +243,12 @@ mod tests {
                 .take(chunk_id(b"t", &(n as u64).to_le_bytes()))
                 .is_some()
         };
-        assert!(!known(PARTIALS - 1) && known(PARTIALS) && known(2 * PARTIALS - 1));
+        assert!(!known(MAX_PARTIALS - 1) && known(MAX_PARTIALS) && known(2 * MAX_PARTIALS - 1));
         for n in 0..3 {
             partial.remember(
                 chunk_id(b"t", &[n]),
                 AckTracker::default(),
-                PARTIALS_BYTES / 2,
+                MAX_PARTIAL_BYTES / 2,
             );
         }
         let entries = partial.0.lock().unwrap();
@@ -257,14 +257,14 @@ mod tests {
             (2, 2),
             "bounded by their bytes, too"
         );
-        assert_eq!(entries.bytes, PARTIALS_BYTES);
+        assert_eq!(entries.bytes, MAX_PARTIAL_BYTES);
     }
 
     /// A host that drops chunks (a limit of its storage or of retries, or a person) never retries them.
     #[tokio::test(start_paused = true)]
     async fn dropped_chunks_do_not_keep_others_from_being_remembered() {
         let partials = PartialDeliveries::default();
-        for n in 0..PARTIALS as u64 {
+        for n in 0..MAX_PARTIALS as u64 {
             partials.remember(chunk_id(b"t", &n.to_le_bytes()), AckTracker::default(), 100);
         }
         assert!(partials.is_full());
@@ -299,17 +299,20 @@ mod tests {
         assert!(acknowledged.first("a"));
         assert!(acknowledged.first("b"));
         assert!(!acknowledged.first("a"));
-        for number in 0..2 * REMEMBERED {
+        for number in 0..2 * MAX_REMEMBERED {
             assert!(acknowledged.first(&number.to_string()));
         }
         let known = acknowledged.0.lock().unwrap();
-        assert_eq!((known.0.len(), known.1.len()), (REMEMBERED, REMEMBERED));
+        assert_eq!(
+            (known.0.len(), known.1.len()),
+            (MAX_REMEMBERED, MAX_REMEMBERED)
+        );
     }
 
     #[test]
     fn the_record_of_delivered_chunks_is_bounded() {
         let duplicates = DuplicateChunks::default();
-        for n in 0..(REMEMBERED as u64 + 100) {
+        for n in 0..(MAX_REMEMBERED as u64 + 100) {
             let id = chunk_id(b"t", &n.to_le_bytes());
             let number = duplicates.number(id);
             duplicates.completed(id, number, Verdict::Ok);
@@ -317,7 +320,7 @@ mod tests {
         let seen = duplicates.seen.lock().unwrap();
         assert_eq!(
             (seen.chunks.len(), seen.delivered.len()),
-            (REMEMBERED, REMEMBERED)
+            (MAX_REMEMBERED, MAX_REMEMBERED)
         );
     }
 }

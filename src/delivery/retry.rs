@@ -11,9 +11,9 @@ const BASE: Duration = Duration::from_millis(200);
 /// … and of every wait.
 const CAP: Duration = Duration::from_secs(10);
 /// The same for faults that somebody has to fix: retried less often from the start …
-const HELD_BASE: Duration = Duration::from_secs(1);
+const MANUAL_BASE: Duration = Duration::from_secs(1);
 /// … but often enough that delivery resumes soon after the fix.
-const HELD_CAP: Duration = Duration::from_secs(30);
+const MANUAL_CAP: Duration = Duration::from_secs(30);
 
 /// Returns the wait after the `attempts`-th failure in a row (from 1): random between half of and the whole of a limit
 /// that doubles, so that many senders do not retry in step.
@@ -21,7 +21,7 @@ pub(super) fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Durati
     let doublings = 1 << attempts.saturating_sub(1).min(16);
     let limit = match class {
         Class::Throttle | Class::Transient => (BASE * doublings).min(CAP),
-        Class::Credentials | Class::Configuration => (HELD_BASE * doublings).min(HELD_CAP),
+        Class::Credentials | Class::Configuration => (MANUAL_BASE * doublings).min(MANUAL_CAP),
         // The request is split differently: waiting would not help.
         Class::Record | Class::TooLarge => Duration::ZERO,
     };
@@ -50,14 +50,14 @@ pub(super) enum Admission {
 pub(super) struct Breaker {
     /// Failures in a row while closed.
     failures: u32,
-    open: Option<Open>,
+    open: Option<OpenState>,
     /// Whether a probe has not reported yet. It remains the only probe even if the breaker has closed and opened
     /// meanwhile.
     probing: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Open {
+struct OpenState {
     /// The number of waits so far, including this one.
     waits: u32,
     wait: Duration,
@@ -167,7 +167,7 @@ impl Breaker {
     /// Opens the breaker or keeps it open, for the wait with this number. Returns whether it was closed.
     fn hold(&mut self, waits: u32, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
         let wait = backoff(class, waits, rng);
-        let before = self.open.replace(Open {
+        let before = self.open.replace(OpenState {
             waits,
             wait,
             next_probe: now + wait,
@@ -216,8 +216,8 @@ mod tests {
     #[test]
     fn faults_that_need_a_person_are_retried_slowly_and_those_with_a_remedy_at_once() {
         let mut rng = StdRng::seed_from_u64(1);
-        assert!(backoff(Class::Configuration, 1, &mut rng) >= HELD_BASE / 2);
-        assert!(backoff(Class::Credentials, 1_000, &mut rng) <= HELD_CAP);
+        assert!(backoff(Class::Configuration, 1, &mut rng) >= MANUAL_BASE / 2);
+        assert!(backoff(Class::Credentials, 1_000, &mut rng) <= MANUAL_CAP);
         assert_eq!(backoff(Class::TooLarge, 3, &mut rng), Duration::ZERO);
     }
 
@@ -392,7 +392,7 @@ mod tests {
         breaker.failed(Admission::Probe, Class::Credentials, now, &mut rng);
         let wait = next_probe(&mut breaker, now) - now;
         assert!(
-            (HELD_BASE..=2 * HELD_BASE).contains(&wait),
+            (MANUAL_BASE..=2 * MANUAL_BASE).contains(&wait),
             "the second wait of its kind: {wait:?}"
         );
     }
@@ -465,7 +465,7 @@ mod tests {
             assert_eq!(breaker.admit(now), Admission::Go);
             breaker.failed(Admission::Go, Class::Transient, now, &mut rng);
         }
-        let later = now + HELD_CAP;
+        let later = now + MANUAL_CAP;
         assert_eq!(breaker.admit(later), Admission::Wait(None));
         breaker.failed(Admission::Probe, Class::Transient, later, &mut rng);
         let until = next_probe(&mut breaker, later);
@@ -502,7 +502,7 @@ mod tests {
         assert!(breaker.is_blocking(now) && !breaker.is_blocking(until));
         assert_eq!(breaker.admit(until), Admission::Probe);
         assert!(
-            breaker.is_blocking(until + HELD_CAP),
+            breaker.is_blocking(until + MANUAL_CAP),
             "while a probe is in flight"
         );
         assert!(!breaker.failed(Admission::Go, Class::Transient, until, &mut rng));
@@ -565,7 +565,7 @@ mod tests {
                             Admission::Wait(None) => prop_assert!(open && probing),
                             Admission::Wait(Some(until)) => {
                                 prop_assert!(open && !probing);
-                                prop_assert!(until > now && until - now <= HELD_CAP);
+                                prop_assert!(until > now && until - now <= MANUAL_CAP);
                                 prop_assert_eq!(breaker.clone().admit(until), Admission::Probe);
                             }
                         }
@@ -586,14 +586,14 @@ mod tests {
                         }
                         let admission = out.swap_remove(which % out.len());
                         let before = breaker.clone();
-                        let said = report(&mut breaker, admission, what, now, &mut rng);
+                        let changed = report(&mut breaker, admission, what, now, &mut rng);
                         let (was, is) = (before.is_open(), breaker.is_open());
                         match what {
-                            Success => prop_assert!(!is && said == was),
-                            Failure(Class::Throttle | Class::Record | Class::TooLarge) => prop_assert!(!is && !said),
+                            Success => prop_assert!(!is && changed == was),
+                            Failure(Class::Throttle | Class::Record | Class::TooLarge) => prop_assert!(!is && !changed),
                             Failure(_) => {
                                 prop_assert!(is || !was);
-                                prop_assert_eq!(said, is && !was);
+                                prop_assert_eq!(changed, is && !was);
                                 prop_assert!(!was || admission == Admission::Probe || breaker == before);
                             }
                             Nothing => prop_assert_eq!(is, was),

@@ -53,7 +53,7 @@ const HANG_TIMEOUT: Duration = Duration::from_secs(5);
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of requests in a row that have to be throttled as a whole before that counts: a last record may be
 /// unlucky a few times.
-const THROTTLED: u32 = 5;
+const MAX_THROTTLED: u32 = 5;
 /// The maximum number of probes in flight, for all targets …
 const MAX_PROBES: usize = 4;
 /// … and the interval between them: thousands of unavailable targets must not cause a flood of requests.
@@ -62,12 +62,12 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// count as trouble of the whole store.
 const MAX_ISOLATED: usize = 1_000;
 /// The time after which an idle sender ends …
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// … and one whose target is unavailable.
-const IDLE_OPEN: Duration = Duration::from_secs(600);
+const IDLE_OPEN_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The classes of faults that pass by themselves or are fixed, after which recovery is logged.
-const PASSING: [Class; 4] = [
+const RECOVERABLE: [Class; 4] = [
     Class::Throttle,
     Class::Transient,
     Class::Credentials,
@@ -276,7 +276,7 @@ impl Senders {
             }
             let circuit = Circuit::new(&self.context.metrics, &self.changed);
             circuit.trip(fault.class);
-            senders.insert(target.to_string(), self.begin(target.to_string(), circuit));
+            senders.insert(target.to_string(), self.start(target.to_string(), circuit));
         }
         self.log_open(target, &format!("refused: {fault}"));
         true
@@ -377,7 +377,7 @@ impl Senders {
         let name = sender.clone();
         let sender = senders.entry(sender).or_insert_with(|| {
             let circuit = Circuit::new(&self.context.metrics, &self.changed);
-            self.begin(name.clone(), circuit)
+            self.start(name.clone(), circuit)
         });
         // The reservation of a part is rounded up.
         let mut rounding = UNIT;
@@ -388,19 +388,19 @@ impl Senders {
         }
         // A sender ends only by a panic, or with the runtime; the trackers of its pieces have then failed.
         if let Err(unsent) = sender.queue.send(delivery) {
-            *sender = self.begin(name, Arc::clone(&sender.circuit));
+            *sender = self.start(name, Arc::clone(&sender.circuit));
             let _ = sender.queue.send(unsent.0);
         }
     }
 
     /// Returns the circuit of a sender, which is started if needed.
-    pub(super) fn begin_sender(self: &Arc<Self>, sender: &str) -> Arc<Circuit> {
+    pub(super) fn ensure_sender(self: &Arc<Self>, sender: &str) -> Arc<Circuit> {
         let mut senders = self.senders.lock().expect("nothing panics with this lock");
         if let Some(sender) = senders.get(sender) {
             return Arc::clone(&sender.circuit);
         }
         let circuit = Circuit::new(&self.context.metrics, &self.changed);
-        let started = self.begin(sender.to_owned(), Arc::clone(&circuit));
+        let started = self.start(sender.to_owned(), Arc::clone(&circuit));
         senders.insert(sender.to_owned(), started);
         circuit
     }
@@ -413,9 +413,9 @@ impl Senders {
             .map(|sender| Arc::clone(&sender.circuit))
     }
 
-    fn begin(self: &Arc<Self>, name: String, circuit: Arc<Circuit>) -> SenderHandle {
+    fn start(self: &Arc<Self>, name: String, circuit: Arc<Circuit>) -> SenderHandle {
         let (queue, arriving) = mpsc::unbounded_channel();
-        let quota = Arc::new(self.quota.beside());
+        let quota = Arc::new(self.quota.sibling());
         let sender = Sender::new(
             Arc::clone(self),
             name,
@@ -617,8 +617,8 @@ impl Sender {
             return None;
         }
         let after = match self.was_open {
-            true => IDLE_OPEN,
-            false => IDLE,
+            true => IDLE_OPEN_TIMEOUT,
+            false => IDLE_TIMEOUT,
         };
         Some(*self.idle.get_or_insert(now) + after)
     }
@@ -748,7 +748,7 @@ impl Sender {
                 let times = times.saturating_add(1);
                 self.failing = Some((since, times));
                 let throttled = matches!(answer.health, Health::Answers);
-                let often = times >= if throttled { THROTTLED } else { 1 };
+                let often = times >= if throttled { MAX_THROTTLED } else { 1 };
                 let too_long = often && now + answer.wait >= since + STALL_TIMEOUT;
                 if self.direct && too_long && self.circuit.trip(Class::Transient) {
                     let why = format!("accepted nothing for {} s or more", STALL_TIMEOUT.as_secs());
@@ -962,7 +962,7 @@ impl Senders {
             None => {
                 slots.in_flight.done(Some(true));
                 answer.throttled = Some(false);
-                for class in PASSING {
+                for class in RECOVERABLE {
                     let back = format!("{} accepts records again", self.describe(&whose));
                     self.context
                         .log

@@ -703,7 +703,7 @@ impl Feed {
         let stored = match self.worker.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
-                self.intake.corrupt(&words, kept);
+                self.intake.record_corrupt(&words, kept);
                 return self.skip_chunk(chunk);
             }
             Err(Unreadable::Finished) => return self.skip_chunk(chunk),
@@ -790,7 +790,7 @@ impl Feed {
         let stored = match self.worker.read(chunk, Work::Deliver).await {
             Ok(stored) => stored,
             Err(Unreadable::Corrupt { words, kept }) => {
-                self.intake.corrupt(&words, kept);
+                self.intake.record_corrupt(&words, kept);
                 self.deferred.forget(chunk);
                 return self.skip_chunk(chunk);
             }
@@ -885,7 +885,7 @@ impl Feed {
             self.relocates_from = now + RELOCATE_BACKOFF;
         }
         for (chunk, words, kept) in gathered.corrupt {
-            self.intake.corrupt(&words, kept);
+            self.intake.record_corrupt(&words, kept);
             self.skip_chunk(chunk);
         }
         for moving in gathered.frames {
@@ -1064,7 +1064,7 @@ impl Feed {
                     }
                     (senders, encoded)
                 });
-                // As above.
+                // A panic, as above.
                 let Ok((senders, encoded)) = cut.await else {
                     return;
                 };
@@ -1175,7 +1175,7 @@ impl Feed {
         // While others wait, the disk is not asked for each.
         let kept = match self.waiting.is_empty() {
             true => self.letters.keep(letters, lettered.len() as u64).await,
-            false => Err(dead_letter::wait(&letters)),
+            false => Err(dead_letter::must_wait(&letters)),
         };
         match kept {
             Ok(()) => self.note_done(chunk, events),
@@ -1264,7 +1264,7 @@ impl Feed {
                 let wanted = |event| contains_event(&wanted, event);
                 // One step at a time; a single event may exceed a step.
                 let encoded = cutter.encode_step(&of, &bytes, from, usize::MAX, wanted);
-                let encoded = encoded.expect("there is as much memory as it may ask for");
+                let encoded = encoded.expect("an unlimited step needs no more memory");
                 (
                     encoded.next,
                     unsendable_letters(encoded, &of, refusal.as_deref()),
@@ -1304,7 +1304,7 @@ impl Feed {
         match self.worker.read(chunk, Work::Letters).await {
             Ok(stored) => return Some((stored.tag.into(), stored.data)),
             Err(Unreadable::Corrupt { words, kept }) => {
-                self.intake.corrupt(&words, kept);
+                self.intake.record_corrupt(&words, kept);
                 self.forget_parked(chunk);
                 self.skip_chunk(chunk);
             }
@@ -1694,7 +1694,7 @@ impl Feed {
         );
         let mut guard = Arc::new(tracker).hold();
         if !sending.target.is_empty() {
-            guard.goes_to(&sending.target);
+            guard.set_target(&sending.target);
         }
         let piece = Piece {
             bytes: sending.body.clone(),

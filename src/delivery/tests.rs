@@ -226,7 +226,7 @@ impl Bench {
         .collect()
     }
 
-    fn said(&self, what: &str) -> bool {
+    fn logged(&self, what: &str) -> bool {
         self.lines
             .0
             .lock()
@@ -366,7 +366,7 @@ async fn a_destination_that_does_not_answer_ends_in_retry_at_the_deadline() {
     let start = tokio::time::Instant::now();
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
     assert_eq!(start.elapsed(), Duration::from_secs(7));
-    assert!(bench.said("within flush_deadline (7 s)"));
+    assert!(bench.logged("within flush_deadline (7 s)"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -512,7 +512,7 @@ async fn a_rejected_record_that_cannot_be_kept_answers_retry_at_once() {
         1,
         "the destination is not asked again and again"
     );
-    assert!(bench.said("dead letters cannot be written"));
+    assert!(bench.logged("dead letters cannot be written"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -741,10 +741,10 @@ async fn a_fault_that_needs_a_fix_holds_data_back_and_is_logged_until_it_is_fixe
         vec![all(Outcome::Retry, Class::Configuration)],
     );
     assert_eq!(bench.flush(&["a"]).await, Verdict::Ok);
-    assert!(bench.said("retrying until this is fixed"));
+    assert!(bench.logged("retrying until this is fixed"));
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(bench.flush(&["b"]).await, Verdict::Ok);
-    assert!(bench.said("accepts records again"));
+    assert!(bench.logged("accepts records again"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -912,8 +912,8 @@ async fn an_unavailable_destination_opens_the_circuit_and_its_recovery_is_logged
     let metrics = Arc::clone(bench.pipeline.metrics());
     assert_eq!(bench.flush(&["a"]).await, Verdict::Retry);
     assert!(metrics.circuit_is_open());
-    assert!(bench.said("probing with one request at a time"));
-    assert!(bench.said("delivery stream 's'"));
+    assert!(bench.logged("probing with one request at a time"));
+    assert!(bench.logged("delivery stream 's'"));
     for verdict in [Verdict::Retry, Verdict::Retry, Verdict::Retry, Verdict::Ok] {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(bench.flush(&["a"]).await, verdict);

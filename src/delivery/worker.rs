@@ -11,20 +11,20 @@ use tokio::time::{Duration, Instant, timeout};
 use super::background::Background;
 use crate::spool::{Seq, Spool, Stored, Suspect, Unreadable, Work};
 
-/// Outputs of one process take turns at suspects: if several tried theirs at once, a crash could not be attributed.
+/// Outputs of one process take turns at suspects: if several worked on theirs at once, a crash could not be attributed.
 pub(super) static SUSPECTS_TURN: Semaphore = Semaphore::const_new(1);
-/// A suspect waits until the process has lived this long, and up to as long again at random: the others are delivered
-/// meanwhile, and a process that is killed again and again soon after its start (by a probe, a limit, another plugin) does
-/// not count against the suspect.
-pub(super) const LIVED: Duration = match cfg!(test) {
+/// The minimum uptime before suspects are worked on; up to as much again is added at random. The others are delivered
+/// meanwhile, and a process that is killed again and again soon after its start (by a probe, a limit, another plugin)
+/// does not count against the suspect.
+pub(super) const MIN_UPTIME: Duration = match cfg!(test) {
     true => Duration::from_millis(100),
     false => Duration::from_secs(5),
 };
-/// From this many suspects on, nothing new is read before their trial: each of many chunks that end the process would be
-/// the first that the next one comes to, and none be tried.
+/// The number of suspects from which nothing new is read before their trial: if many chunks end the process, each new
+/// run would otherwise stop at another one, and none would be tried.
 const MANY_SUSPECTS: usize = 3;
-/// The longest wait for a turn. After that the work is not alone, and a crash is not attributed to it.
-const TURN: Duration = Duration::from_secs(5);
+/// The maximum wait for a turn. After that the work is not done alone, and a crash is not attributed to it.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The background thread of one output, and the chunks at which an earlier process ended.
 pub(super) struct Worker {
@@ -40,7 +40,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Starts the thread. Requires a runtime, which waits for the thread when it shuts down.
     pub(super) fn start(spool: Arc<Spool>, suspects: Vec<Suspect>) -> Worker {
-        let lived = LIVED.mul_f64(StdRng::from_os_rng().random_range(1.0..2.0));
+        let lived = MIN_UPTIME.mul_f64(StdRng::from_os_rng().random_range(1.0..2.0));
         Worker {
             background: Background::start(),
             spool,
@@ -76,7 +76,7 @@ impl Worker {
         if Instant::now() < self.trial || !chunks.iter().copied().any(is_suspect) {
             return None;
         }
-        let turn = timeout(TURN, SUSPECTS_TURN.acquire()).await;
+        let turn = timeout(TURN_TIMEOUT, SUSPECTS_TURN.acquire()).await;
         turn.ok()?.ok()
     }
 

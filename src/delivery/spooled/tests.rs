@@ -188,7 +188,7 @@ impl Bench {
         }
     }
 
-    fn said(&self, what: &str) -> bool {
+    fn logged(&self, what: &str) -> bool {
         let lines = self.lines.0.lock().unwrap();
         lines.iter().any(|(_, line)| line.contains(what))
     }
@@ -331,7 +331,7 @@ async fn until(what: &str, is_there: impl Fn() -> bool) {
     // A test's clock may stand still.
     let began = std::time::Instant::now();
     while !is_there() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(began.elapsed() < PATIENCE, "timed out waiting for {what}");
         tokio::task::yield_now().await;
     }
 }
@@ -517,7 +517,7 @@ async fn requests_fill_across_chunks_and_only_those_in_flight_are_sent_again_aft
 
     let after = Store::new(STREAM, MANY);
     let bench = start(image.path(), &after, FIREHOSE);
-    assert!(bench.said("2 records in 1 requests were in flight"));
+    assert!(bench.logged("2 records in 1 requests were in flight"));
     let ambiguous = bench.pipeline.metrics().records.get(Record::Ambiguous);
     assert_eq!(ambiguous, 2);
     bench.stop().await;
@@ -556,7 +556,7 @@ async fn a_full_spool_answers_retry_and_accepts_chunks_again_when_there_is_room(
         assert!(kept <= 16, "the limit is 16 MB");
     }
     assert!(kept >= 14, "{kept}");
-    assert!(bench.said("the spool is full"));
+    assert!(bench.logged("the spool is full"));
     store.permits.add_permits(MANY);
     bench.flush_until_taken("y").await;
     bench.stop().await;
@@ -617,7 +617,7 @@ async fn a_letter_that_cannot_be_kept_holds_its_chunk_until_it_can() {
     std::fs::create_dir(&file).unwrap();
     bench.pipeline.flush(b"app", b"\xc1"[..].into()).await;
     until("a word of the letter", || {
-        bench.said("dead letters cannot be written")
+        bench.logged("dead letters cannot be written")
     })
     .await;
     assert_eq!(bench.spool.usage().unfinished, 1);
@@ -810,13 +810,13 @@ async fn chunks_of_a_removed_file_are_waited_for_and_delay_nothing_else() {
     store.reached(1).await;
     assert_eq!(store.lines(), lines(&[&long]));
     let name = oldest.file_name().unwrap().to_str().unwrap();
-    let said = format!(
+    let logged = format!(
         "{} chunks that were accepted cannot be delivered: {name}",
         waiting.len()
     );
     until("a word of it", || {
         bench.pipeline.check_spool();
-        bench.said(&said)
+        bench.logged(&logged)
     })
     .await;
     assert_eq!(bench.spool.usage().missing, waiting.len() as u64);

@@ -108,8 +108,8 @@ async fn flushes_are_released_when_the_circuit_opens_and_answered_at_once_after_
         }
         assert!(bench.pipeline.metrics().circuit_is_open(), "{trouble:?}");
         assert!(
-            !bench.said("within flush_deadline"),
-            "{trouble:?}: it is not that"
+            !bench.logged("within flush_deadline"),
+            "{trouble:?}: the deadline is not the cause"
         );
         let calls = bench.sink.calls().len();
         let (verdict, took) = bench.begin("s", "e").await.unwrap();
@@ -425,7 +425,7 @@ async fn flushes_end_on_time_whatever_they_wait_for() {
     for flush in flushes {
         assert_eq!(flush.await.unwrap(), (Verdict::Retry, 3 * SECOND));
     }
-    assert!(bench.said("the host is stopping") && !bench.said("memory_limit is reached"));
+    assert!(bench.logged("the host is stopping") && !bench.logged("memory_limit is reached"));
     let calls = bench.sink.calls().len();
     let (verdict, took) = bench.begin("well", "b").await.unwrap();
     assert_eq!((verdict, took), (Verdict::Retry, Duration::ZERO));

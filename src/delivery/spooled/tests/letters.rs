@@ -60,7 +60,7 @@ async fn events_whose_letters_cannot_be_kept_hold_back_neither_neighbours_nor_wh
         assert_eq!(store.lines(), good(chunks));
         assert_eq!(waiting(&bench), chunks as f64);
         assert_eq!(bench.spool.usage().unfinished as usize, chunks);
-        assert!(bench.said("the affected records wait, all others are delivered"));
+        assert!(bench.logged("the affected records wait, all others are delivered"));
 
         // Nothing is read or encoded for them while there is no room.
         let encoded = || bench.pipeline.metrics().bytes.get(Stage::Encoded);
@@ -89,10 +89,10 @@ async fn neighbours_of_events_that_wait_for_letters_are_not_sent_again_after_a_r
         let verdict = bench.pipeline.flush(b"app", mixed(0)).await;
         assert_eq!(verdict, Verdict::Ok);
         until("the neighbours", || delivered(&bench) == 2).await;
-        let (spool, said) = (Arc::clone(&bench.spool), bench.lines.clone());
+        let (spool, logged) = (Arc::clone(&bench.spool), bench.lines.clone());
         bench.stop().await;
         let stays = |line: &(Level, String)| line.1.contains("1 records of 1 chunks stay");
-        assert!(said.0.lock().unwrap().iter().any(stays));
+        assert!(logged.0.lock().unwrap().iter().any(stays));
         assert_eq!(spool.usage().unfinished, 1);
         drop(spool);
 
@@ -229,7 +229,7 @@ async fn a_full_folder_is_logged_and_takes_what_fits_once_there_is_room() {
     }
     until("their neighbours", || store.lines().len() == 6).await;
     until("what waits", || waiting(&bench) == 3.0).await;
-    assert!(bench.said("raise dead_letter_limit"));
+    assert!(bench.logged("raise dead_letter_limit"));
     // Room for two of them, of about 180 bytes each.
     std::fs::write(&aside, "x".repeat(999_550)).unwrap();
     until("two letters", || letters(dir.path()) == 2).await;
@@ -260,7 +260,7 @@ async fn letters_that_would_fill_the_spool_go_into_its_quarantine() {
     let file = files.next().unwrap().unwrap();
     let name = file.file_name().into_string().unwrap();
     assert!(
-        name.starts_with("dead-letters-") && bench.said(&name),
+        name.starts_with("dead-letters-") && bench.logged(&name),
         "{name}"
     );
     let spool = Arc::clone(&bench.spool);

@@ -1,7 +1,7 @@
 //! Chunks at which an earlier process ended.
 
 use super::*;
-use crate::delivery::worker::{LIVED, SUSPECTS_TURN};
+use crate::delivery::worker::{MIN_UPTIME, SUSPECTS_TURN};
 use crate::spool::scan::{Check, survey};
 
 /// Leaves behind the spool of a process that ended while it worked on the chunks of `ends`, which have these events,
@@ -61,9 +61,9 @@ async fn a_suspect_is_tried_after_all_others_and_acquitted() {
     assert!(told(dir.path()).0);
     let store = Store::new(STREAM, MANY);
     let bench = start(dir.path(), &store, FIREHOSE);
-    assert!(bench.said("an earlier run ended while chunk"));
+    assert!(bench.logged("an earlier run ended while chunk"));
     until("the others", || store.lines() == lines(&["b", "c"])).await;
-    tokio::time::advance(2 * LIVED).await;
+    tokio::time::advance(2 * MIN_UPTIME).await;
     until("all of them", || store.lines().len() == 3).await;
     until("a rest", || told(dir.path()) == (false, 0)).await;
     bench.stop().await;
@@ -87,7 +87,7 @@ async fn with_several_suspects_nothing_new_is_read_before_they_are_tried() {
     let began = Instant::now();
     let bench = start(dir.path(), &store, FIREHOSE);
     store.reached(1).await;
-    assert!(began.elapsed() >= LIVED);
+    assert!(began.elapsed() >= MIN_UPTIME);
     bench.stop().await;
     assert_eq!(store.lines(), lines(&["a", "b", "c", "d"]));
     assert_eq!(told(dir.path()), (false, 0));
@@ -116,9 +116,9 @@ async fn a_chunk_at_which_two_processes_ended_is_set_aside_and_all_others_are_de
         let lines_said = bench.lines.clone();
         bench.stop().await;
         assert_eq!(store.lines(), lines(&["a", "c"]));
-        let said = lines_said.0.lock().unwrap();
-        let said = said.iter().find(|(_, line)| line.contains("set aside"));
-        assert!(matches!(said, Some((Level::Error, _))), "{said:?}");
+        let logged = lines_said.0.lock().unwrap();
+        let logged = logged.iter().find(|(_, line)| line.contains("set aside"));
+        assert!(matches!(logged, Some((Level::Error, _))), "{logged:?}");
         let quarantine = std::fs::read_dir(dir.path().join("spool/quarantine")).unwrap();
         let kept: Vec<_> = quarantine.map(|file| file.unwrap().path()).collect();
         assert_eq!(kept.len(), 1, "{kept:?}");
@@ -197,7 +197,7 @@ async fn outputs_of_a_process_take_turns_at_their_suspects() {
     let store = Store::new(STREAM, MANY);
     let bench = start(dir.path(), &store, FIREHOSE);
     let began = Instant::now();
-    until("its time", || began.elapsed() > 2 * LIVED).await;
+    until("its time", || began.elapsed() > 2 * MIN_UPTIME).await;
     until("the other", || store.lines() == lines(&["a"])).await;
     assert_eq!(told(dir.path()), (false, 1), "it is not begun");
     drop(turn);

@@ -251,7 +251,7 @@ async fn stop_in_time(bench: Bench) {
 async fn in_time(what: &str, is_so: impl Fn() -> bool) {
     let began = std::time::Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(began.elapsed() < PATIENCE, "timed out waiting for {what}");
         for _ in 0..50 {
             tokio::task::yield_now().await;
         }
@@ -382,8 +382,8 @@ async fn streams_that_hang_are_probed_and_do_not_block_other_probes() {
         }
     }
     for name in &bad {
-        let said = format!("'{name}' is unavailable (accepted nothing and gave no answer");
-        in_time(&said, || bench.said(&said)).await;
+        let logged = format!("'{name}' is unavailable (accepted nothing and gave no answer");
+        in_time(&logged, || bench.logged(&logged)).await;
     }
     // Each is probed at intervals, although none of those before it has answered.
     let asked: Vec<_> = bad.iter().map(|name| destination.asked_for(name)).collect();
@@ -416,7 +416,7 @@ async fn a_refused_folder_delays_no_other_and_is_delivered_once_when_allowed() {
     let good = || destination.arrived("good");
     in_time("the good folder's objects", || good() == 30).await;
     assert!(destination.events().len() == 30);
-    assert!(bench.said("folder 'bad' is unavailable"));
+    assert!(bench.logged("folder 'bad' is unavailable"));
     // In a minute and a half it is probed at intervals, not by every object.
     let asked = destination.asked_for("bad");
     assert!((1..40).contains(&asked), "{asked}");
@@ -464,7 +464,7 @@ async fn an_object_whose_answer_was_lost_is_sent_under_its_name_when_its_folder_
     keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
     in_time("both", || destination.events().len() == 2).await;
     destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
-    in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
+    in_time("a refusal", || bench.logged("folder 'bad' is unavailable")).await;
     destination.set_trouble("bad", None);
     in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
     assert_eq!(destination.events().values().sum::<usize>(), 2);
@@ -478,7 +478,7 @@ async fn a_mistyped_folder_is_corrected_with_a_restart() {
     destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
     let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS].concat());
     keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
-    in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
+    in_time("a refusal", || bench.logged("folder 'bad' is unavailable")).await;
     in_time("the good one", || destination.events().len() == 1).await;
     // Killed while no probe is in flight, which might be stored.
     let image = || {
@@ -517,7 +517,7 @@ async fn an_object_under_a_former_refused_name_delays_no_current_folder() {
     destination.set_trouble("a", Some(Trouble::Refuses(Class::Configuration)));
     let renamed = [BLOB, &FOLDERS, &[("path", "new/{record.to}")]].concat();
     let bench = start(left.path(), &destination, &renamed);
-    in_time("a refusal", || bench.said("folder 'a' is unavailable")).await;
+    in_time("a refusal", || bench.logged("folder 'a' is unavailable")).await;
     for n in 2..5 {
         let name = n.to_string();
         keep(&bench, events(&[("a", &name)], 0)).await;
@@ -537,7 +537,7 @@ async fn a_stop_sends_the_open_objects_of_healthy_folders_while_another_is_refus
     let keys = [BLOB, &FOLDERS, &[("blob_max_age", "10s")]].concat();
     let bench = start(dir.path(), &destination, &keys);
     keep(&bench, events(&[("bad", "a")], 0)).await;
-    in_time("a refusal", || bench.said("folder 'bad' is unavailable")).await;
+    in_time("a refusal", || bench.logged("folder 'bad' is unavailable")).await;
     // Read, but not old enough.
     let encoded = || bench.pipeline.metrics().bytes.get(Stage::Encoded);
     let before = encoded();
@@ -559,7 +559,7 @@ async fn a_stop_probes_each_target_once_more_and_the_next_run_finds_the_rest() {
             destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
             let bench = start(dir.path(), &destination, &[kind, keys].concat());
             keep(&bench, events(&[("bad", "a"), ("good", "b")], 0)).await;
-            in_time("the refusal", || bench.said("is unavailable")).await;
+            in_time("the refusal", || bench.logged("is unavailable")).await;
             keep(&bench, events(&[("bad", "c"), ("good", "d")], 0)).await;
             if is_back {
                 destination.set_trouble("bad", None);
