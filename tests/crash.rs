@@ -158,7 +158,10 @@ impl Machine {
         }
         self.finish();
         let found = runs_that_found_chunks(&self.logs());
-        let at_work = self.logs().matches("of the spool was encoded").count();
+        let at_work = self
+            .logs()
+            .matches("of the spool was being encoded")
+            .count();
         println!(
             "{killed} kills, {found} of them with chunks in the spool, {at_work} suspects at the next starts"
         );
