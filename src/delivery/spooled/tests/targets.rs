@@ -444,10 +444,10 @@ async fn a_bucket_that_is_missing_is_not_the_trouble_of_one_folder() {
         keep(&bench, events(&[(folder, folder)], 0)).await;
     }
     in_time("the circuit", || {
-        bench.said("the destination is unavailable")
+        bench.logged("the destination is unavailable")
     })
     .await;
-    assert!(!bench.said("folder '"));
+    assert!(!bench.logged("folder '"));
     folders
         .iter()
         .for_each(|folder| destination.set_trouble(folder, None));
