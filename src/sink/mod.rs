@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use futures::future::BoxFuture;
 
-pub use nature::{DestinationTraits, ObjectLayout};
 pub use outcome::{Class, Fault, Outcome};
 pub use request::{Batch, Limits, Shape};
+pub use traits::{DestinationTraits, ObjectLayout};
 
 #[cfg(feature = "aws")]
 pub mod aws;
@@ -15,10 +15,10 @@ pub mod blob;
 #[cfg(feature = "firehose")]
 pub mod firehose;
 mod http;
-pub mod nature;
 pub mod outcome;
 pub mod request;
 pub(crate) mod tls;
+pub mod traits;
 
 /// A destination.
 pub trait Sink: Send + Sync + 'static {
