@@ -115,6 +115,43 @@ fn copy(
     }
 }
 
+/// Copies whole events into several chunks in one pass: `chunk_of` returns the index of each wanted event's chunk, below
+/// `chunks`. Each result is what [`extract`] returns for its events, except that bytes which are not an event stay where
+/// they are and are in no result.
+pub fn extract_each(
+    data: &[u8],
+    chunks: usize,
+    chunk_of: impl Fn(u32) -> Option<usize>,
+) -> Vec<Extracted> {
+    let mut extracted: Vec<Extracted> = (0..chunks).map(|_| Extracted::default()).collect();
+    // For each chunk, the offset of the marker of the group that is open at its end.
+    let mut open = vec![None; chunks];
+    let mut events = Events::new(data);
+    let mut number = 0;
+    while let Some(item) = events.next() {
+        let event = number;
+        number += 1;
+        let (Some(at), Item::Event(item)) = (chunk_of(event), item) else {
+            continue;
+        };
+        let (Some(chunk), Some(open)) = (extracted.get_mut(at), open.get_mut(at)) else {
+            continue;
+        };
+        let group = events.group().map(|(marker, _)| marker);
+        match group {
+            _ if group == *open => {}
+            Some(at) => chunk.data.extend_from_slice(events.group_marker(at)),
+            None => chunk.data.extend_from_slice(GROUP_END),
+        }
+        chunk.data.extend_from_slice(item.raw);
+        chunk.events += 1;
+        chunk.in_group = group.is_some();
+        add(&mut chunk.taken, event);
+        *open = group;
+    }
+    extracted
+}
+
 /// Adds an event to sorted ranges that end before it.
 fn add(ranges: &mut Vec<Range<u32>>, event: u32) {
     match ranges.last_mut() {
@@ -641,6 +678,19 @@ mod tests {
             let mut next = Some(Place::default());
             while let Some(from) = next {
                 next = checked(&data, from, most_bytes, |event| wanted >> (event % 32) & 1 == 1).next;
+            }
+        }
+
+        /// Whole events are copied into several chunks as each would be by itself.
+        #[test]
+        fn each_of_several_copies_is_what_it_would_be_alone(pieces in pieces(), chunk_of in any::<u32>()) {
+            let data = pieces.concat();
+            let of = |event: u32| Some((chunk_of >> (event % 31) & 3) as usize);
+            for (at, copy) in extract_each(&data, 3, of).into_iter().enumerate() {
+                let taken: Vec<u32> = copy.taken.iter().cloned().flatten().collect();
+                prop_assert!(taken.iter().all(|event| of(*event) == Some(at)));
+                let alone = extract(&data, Place::default(), usize::MAX, |event| taken.contains(&event));
+                prop_assert_eq!(copy, alone);
             }
         }
 

@@ -3,7 +3,7 @@
 //! Each target has a queue in the order of the log. A reference costs a few bytes, whatever the event's size; the text
 //! is encoded again when the target accepts it. Pure: time is an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ const UNREADABLE_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Deferred {
     targets: BTreeMap<Arc<str>, Queue>,
     /// The targets with events in each chunk.
-    chunks: BTreeMap<Seq, Vec<Arc<str>>>,
+    chunks: BTreeMap<Seq, BTreeSet<Arc<str>>>,
     records: u64,
     bytes: usize,
     /// The target served last.
@@ -80,7 +80,7 @@ impl Deferred {
         let all = queue.chunks.entry(chunk).or_default();
         if all.is_empty() {
             let targets = self.chunks.entry(chunk).or_default();
-            targets.push(Arc::clone(target));
+            targets.insert(Arc::clone(target));
         } else {
             self.records -= count(all);
             self.bytes -= bytes(all);
@@ -164,7 +164,7 @@ impl Deferred {
             self.bytes -= QUEUE_BYTES + target.len();
         }
         if let Some(targets) = self.chunks.get_mut(&chunk) {
-            targets.retain(|it| **it != *target);
+            targets.remove(target);
             if targets.is_empty() {
                 self.chunks.remove(&chunk);
             }

@@ -19,6 +19,8 @@ const SLOW_SHARE: usize = 4;
 pub struct Quota {
     own: AtomicUsize,
     slow: AtomicBool,
+    /// Whether the target is to give back what it holds and is not in flight.
+    reclaimed: AtomicBool,
     all: Arc<Totals>,
 }
 
@@ -35,6 +37,7 @@ impl Quota {
         Quota {
             own: AtomicUsize::new(0),
             slow: AtomicBool::new(false),
+            reclaimed: AtomicBool::new(false),
             all: Arc::clone(&self.all),
         }
     }
@@ -95,6 +98,20 @@ impl Quota {
     /// Returns whether the target is slow and holds more than its quota.
     pub(super) fn is_over(&self, limit: usize) -> bool {
         self.slow.load(Ordering::Acquire) && self.own.load(Ordering::Acquire) > self.most(limit, 0)
+    }
+}
+
+impl Quota {
+    /// Asks a slow target to give back what it holds. Returns whether there is anything to give back.
+    pub(super) fn reclaim(&self) -> bool {
+        let holds = self.slow.load(Ordering::Acquire) && self.own.load(Ordering::Acquire) > 0;
+        self.reclaimed.fetch_or(holds, Ordering::AcqRel);
+        holds
+    }
+
+    /// Whether that was asked since the last call.
+    pub(super) fn take_reclaimed(&self) -> bool {
+        self.reclaimed.swap(false, Ordering::AcqRel)
     }
 }
 

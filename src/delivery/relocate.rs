@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use super::ack::{count, ranges};
 use super::rebuild::contains_event;
-use crate::codec::Place;
-use crate::codec::extract::{GROUP_END, extract};
+use crate::codec::extract::{Extracted, GROUP_END, extract_each};
 use crate::ids::Time;
-use crate::spool::{Content, Events, Relocation, Seq, Spool, Unreadable, Work, merge};
+use crate::spool::{self, Content, Relocation, Seq, Spool, Unreadable, Work, merge};
 
-/// The approximate size of one frame: as much as a chunk of the host.
+/// The maximum size of one frame, unless a single chunk's events are larger: about a chunk of the host.
 const FRAME_BYTES: usize = 2 * 1024 * 1024;
 /// The maximum amount of chunk data read for it: other work waits meanwhile.
 const READ_BYTES: usize = 64 * 1024 * 1024;
@@ -46,109 +45,125 @@ pub(super) struct Gathered {
     pub(super) failed: Option<std::io::Error>,
 }
 
-/// A frame being built.
+/// A frame being built. Its events are sorted by target, so that each target has one range of them.
 struct Frame {
     arrived: Time,
+    targets: BTreeMap<Arc<str>, Events>,
+    origins: Vec<Content>,
+    from: Vec<(Seq, ByTarget)>,
+}
+
+/// The events of one target.
+#[derive(Default)]
+struct Events {
     data: Vec<u8>,
     events: u32,
-    origins: Vec<Content>,
-    targets: BTreeMap<Arc<str>, Vec<Range<u32>>>,
-    from: Vec<(Seq, ByTarget)>,
 }
 
 impl Frame {
     fn new(arrived: Time) -> Frame {
         Frame {
             arrived,
-            data: Vec::new(),
-            events: 0,
-            origins: Vec::new(),
             targets: BTreeMap::new(),
+            origins: Vec::new(),
             from: Vec::new(),
         }
     }
 
-    /// Adds events of a chunk. Returns those that cannot be copied.
-    fn add(&mut self, chunk: Seq, arrived: Time, data: &[u8], targets: ByTarget) -> ByTarget {
-        let mut all: Vec<Range<u32>> = Vec::new();
-        for (_, events) in &targets {
-            all.extend_from_slice(events);
-        }
-        merge(&mut all, &[]);
-        let wanted = Events::Runs(all);
-        let extracted = extract(data, Place::default(), usize::MAX, |event| {
-            contains_event(&wanted, event)
-        });
-        if extracted.events == 0 {
-            return targets;
-        }
-        let (mut moved, mut left) = (ByTarget::new(), ByTarget::new());
-        for (target, events) in targets {
-            let (mut here, mut there, mut not) = (Vec::new(), Vec::new(), Vec::new());
-            for event in events.into_iter().flatten() {
-                match rank(&extracted.taken, event) {
-                    Some(rank) => {
-                        here.push(event);
-                        there.push(self.events + rank);
-                    }
-                    None => not.push(event),
-                }
+    /// Adds the events of a chunk that were copied from it, in the order of `targets`. Returns those that were not.
+    fn add(
+        &mut self,
+        chunk: Seq,
+        arrived: Time,
+        targets: ByTarget,
+        copies: Vec<Extracted>,
+    ) -> ByTarget {
+        let (mut all, mut moved, mut left) = (Vec::new(), ByTarget::new(), ByTarget::new());
+        for ((target, waiting), copy) in targets.into_iter().zip(copies) {
+            let rest = without(&waiting, &copy.taken);
+            if !rest.is_empty() {
+                left.push((Arc::clone(&target), rest));
             }
-            if !here.is_empty() {
-                merge(
-                    self.targets.entry(Arc::clone(&target)).or_default(),
-                    &ranges(&there),
-                );
-                moved.push((Arc::clone(&target), ranges(&here)));
+            if copy.events == 0 {
+                continue;
             }
-            if !not.is_empty() {
-                left.push((target, ranges(&not)));
+            let events = self.targets.entry(Arc::clone(&target)).or_default();
+            events.data.extend_from_slice(&copy.data);
+            if copy.in_group {
+                events.data.extend_from_slice(GROUP_END);
             }
+            events.events += copy.events;
+            all.extend_from_slice(&copy.taken);
+            moved.push((target, copy.taken));
         }
-        // The oldest, for the age of the oldest undelivered record.
-        self.arrived = self.arrived.min(arrived);
-        self.data.extend_from_slice(&extracted.data);
-        if extracted.in_group {
-            self.data.extend_from_slice(GROUP_END);
+        if !moved.is_empty() {
+            merge(&mut all, &[]);
+            // The oldest, for the age of the oldest undelivered record.
+            self.arrived = self.arrived.min(arrived);
+            self.origins.push(Content {
+                chunk,
+                events: spool::Events::Runs(all),
+            });
+            self.from.push((chunk, moved));
         }
-        self.events += extracted.events;
-        self.origins.push(Content {
-            chunk,
-            events: Events::Runs(extracted.taken),
-        });
-        self.from.push((chunk, moved));
         left
     }
 
     fn finish(self, tag: Vec<u8>) -> Moving {
+        let (mut data, mut targets, mut events) = (Vec::new(), ByTarget::new(), 0);
+        for (target, of) in self.targets {
+            data.extend_from_slice(&of.data);
+            let run = events..events + of.events;
+            events = run.end;
+            targets.push((target, std::iter::once(run).collect()));
+        }
         Moving {
             relocation: Relocation {
                 tag,
-                data: self.data.into(),
+                data: data.into(),
                 arrived: self.arrived,
                 origins: self.origins,
             },
-            targets: self.targets.into_iter().collect(),
+            targets,
             from: self.from,
         }
     }
 }
 
-/// Returns how many events of sorted ranges precede this one, if it is among them.
-fn rank(runs: &[Range<u32>], event: u32) -> Option<u32> {
-    let at = runs.partition_point(|run| run.end <= event);
-    let run = runs.get(at).filter(|run| run.contains(&event))?;
-    let before = u32::try_from(count(&runs[..at])).ok()?;
-    Some(before + (event - run.start))
+/// Copies the events of each target out of a chunk.
+fn copies(data: &[u8], targets: &ByTarget) -> Vec<Extracted> {
+    let mut runs: Vec<(&Range<u32>, usize)> = Vec::new();
+    for (at, (_, events)) in targets.iter().enumerate() {
+        runs.extend(events.iter().map(|run| (run, at)));
+    }
+    runs.sort_unstable_by_key(|(run, _)| run.start);
+    extract_each(data, targets.len(), |event| {
+        let at = runs.partition_point(|(run, _)| run.end <= event);
+        let (run, target) = runs.get(at)?;
+        run.contains(&event).then_some(*target)
+    })
+}
+
+/// Returns the events that are not among `taken`, which is a part of them.
+fn without(events: &[Range<u32>], taken: &[Range<u32>]) -> Vec<Range<u32>> {
+    if count(events) == count(taken) {
+        return Vec::new();
+    }
+    let taken = spool::Events::Runs(taken.to_vec());
+    let all = events.iter().cloned().flatten();
+    let left: Vec<u32> = all
+        .filter(|event| !contains_event(&taken, *event))
+        .collect();
+    ranges(&left)
 }
 
 /// Reads chunks and gathers their deferred events by tag, until there are enough for a frame.
 pub(super) fn gather(spool: &Spool, chunks: Vec<(Seq, ByTarget)>, alone: bool) -> Gathered {
     let mut gathered = Gathered::default();
     let mut by_tag: BTreeMap<Vec<u8>, Frame> = BTreeMap::new();
-    let (mut read, mut bytes) = (0, 0);
+    let (mut read, mut bytes, mut full) = (0, 0, false);
     for (chunk, targets) in chunks {
-        if bytes >= FRAME_BYTES || read >= READ_BYTES {
+        if full || read >= READ_BYTES {
             gathered.left.push((chunk, targets));
             continue;
         }
@@ -171,17 +186,26 @@ pub(super) fn gather(spool: &Spool, chunks: Vec<(Seq, ByTarget)>, alone: bool) -
             }
         };
         read += stored.data.len();
+        let copies = copies(&stored.data, &targets);
+        let more: usize = copies.iter().map(|copy| copy.data.len()).sum();
+        // Frames that are relocated again must not grow each time.
+        if bytes > 0 && bytes + more > FRAME_BYTES {
+            full = true;
+            gathered.left.push((chunk, targets));
+            continue;
+        }
+        bytes += more;
         let frame = by_tag
             .entry(stored.tag)
             .or_insert_with(|| Frame::new(stored.arrived));
-        let before = frame.data.len();
-        let left = frame.add(chunk, stored.arrived, &stored.data, targets);
-        bytes += frame.data.len() - before;
+        let left = frame.add(chunk, stored.arrived, targets, copies);
         if !left.is_empty() {
             gathered.left.push((chunk, left));
         }
     }
-    let frames = by_tag.into_iter().filter(|(_, frame)| frame.events > 0);
+    let frames = by_tag
+        .into_iter()
+        .filter(|(_, frame)| !frame.from.is_empty());
     gathered.frames = frames.map(|(tag, frame)| frame.finish(tag)).collect();
     gathered
 }
@@ -212,37 +236,39 @@ mod tests {
         Time { seconds, nanos: 0 }
     }
 
+    fn add(
+        frame: &mut Frame,
+        chunk: Seq,
+        seconds: i64,
+        data: &[u8],
+        targets: ByTarget,
+    ) -> ByTarget {
+        let copies = copies(data, &targets);
+        frame.add(chunk, time(seconds), targets, copies)
+    }
+
     #[test]
-    fn events_of_several_chunks_are_renumbered_by_target() {
+    fn events_are_sorted_by_target_and_each_target_has_one_range_of_them() {
         let all: Vec<Vec<u8>> = (0..6).map(event).collect();
         let mut frame = Frame::new(time(7));
-        let first = vec![(target("a"), vec![0..1, 3..5]), (target("b"), run(1..2))];
-        assert!(
-            frame
-                .add(1, time(7), &all.concat(), first.clone())
-                .is_empty()
-        );
+        let first = vec![(target("b"), run(1..2)), (target("a"), vec![0..1, 3..5])];
+        assert!(add(&mut frame, 1, 7, &all.concat(), first.clone()).is_empty());
         let second = vec![(target("b"), run(2..6))];
-        assert!(
-            frame
-                .add(2, time(5), &all.concat(), second.clone())
-                .is_empty()
-        );
+        assert!(add(&mut frame, 2, 5, &all.concat(), second.clone()).is_empty());
         let moving = frame.finish(b"tag".to_vec());
-        let data: Vec<Vec<u8>> = [0, 1, 3, 4, 2, 3, 4, 5].map(event).into();
+        let data: Vec<Vec<u8>> = [0, 3, 4, 1, 2, 3, 4, 5].map(event).into();
         assert_eq!(moving.relocation.data, data.concat());
-        assert_eq!(moving.relocation.arrived, time(5), "of the oldest");
+        assert_eq!(moving.relocation.arrived, time(5), "the oldest");
         let content = |chunk, runs| Content {
             chunk,
-            events: Events::Runs(runs),
+            events: spool::Events::Runs(runs),
         };
         let origins = [content(1, vec![0..2, 3..5]), content(2, run(2..6))];
         assert_eq!(moving.relocation.origins, origins);
-        let targets = [
-            (target("a"), vec![0..1, 2..4]),
-            (target("b"), vec![1..2, 4..8]),
-        ];
-        assert_eq!(moving.targets, targets);
+        assert_eq!(
+            moving.targets,
+            [(target("a"), run(0..3)), (target("b"), run(3..8))]
+        );
         assert_eq!(moving.from, [(1, first), (2, second)]);
     }
 
@@ -250,19 +276,20 @@ mod tests {
     fn a_group_ends_before_the_events_of_the_next_chunk() {
         let mut frame = Frame::new(time(0));
         let grouped = [GROUP, &event(1)].concat();
-        frame.add(1, time(0), &grouped, vec![(target("a"), run(0..1))]);
-        frame.add(2, time(0), &event(2), vec![(target("a"), run(0..1))]);
+        add(&mut frame, 1, 0, &grouped, vec![(target("a"), run(0..1))]);
+        add(&mut frame, 2, 0, &event(2), vec![(target("a"), run(0..1))]);
         let moving = frame.finish(Vec::new());
         let expected = [GROUP, &event(1), GROUP_END, &event(2)].concat();
         assert_eq!(moving.relocation.data, expected);
     }
 
     #[test]
-    fn events_that_cannot_be_found_stay() {
+    fn events_that_are_not_in_the_chunk_stay() {
         let mut frame = Frame::new(time(0));
         let wanted = vec![(target("a"), run(0..9))];
-        assert_eq!(frame.add(1, time(0), b"", wanted.clone()), wanted);
-        let left = frame.add(1, time(0), &event(1), wanted);
+        assert_eq!(add(&mut frame, 1, 0, b"", wanted.clone()), wanted);
+        let left = add(&mut frame, 1, 0, &event(1), wanted);
         assert_eq!(left, [(target("a"), run(1..9))]);
+        assert_eq!(frame.from.len(), 1);
     }
 }

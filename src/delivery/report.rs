@@ -184,6 +184,7 @@ mod tests {
             missing,
             absent: 0,
             oldest: None,
+            relocated: 0,
         };
         let dir = Path::new("/var/lib/ferry/firehose-app-logs");
         #[rustfmt::skip] // a table

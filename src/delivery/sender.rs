@@ -61,6 +61,10 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// The maximum number of a store's targets with a sender of their own since they were refused. Refusals beyond that
 /// count as trouble of the whole store.
 const MAX_ISOLATED: usize = 1_000;
+/// After this many failures in a row of a target that shares a sender it gets its own, if others progress meanwhile.
+const TARGET_FAILURES: u32 = 5;
+/// How long a target counts as healthy after it succeeded.
+const RECENT_SUCCESS: Duration = Duration::from_secs(300);
 /// The time after which an idle sender ends …
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// … and one whose target is unavailable.
@@ -89,6 +93,14 @@ pub(super) struct Delivery {
     pub(super) pieces: Vec<Queued>,
     /// The admission of one request while the circuit is open.
     pub(super) probe: Option<CircuitPermit>,
+}
+
+/// The failures in a row of a target that shares a sender.
+struct TargetFailures {
+    since: Instant,
+    times: u32,
+    /// The last of them.
+    fault: Arc<Fault>,
 }
 
 /// The slots that a request occupies.
@@ -133,6 +145,10 @@ struct Answer {
     throttled: Option<bool>,
     /// The size of the request, if the service refused it as too large.
     too_many_bytes: Option<usize>,
+    /// The target, if several share the sender.
+    target: Option<Arc<str>>,
+    /// Why all of it failed.
+    failed: Option<Arc<Fault>>,
     /// The target that was refused, if several share the sender, and the reason.
     refused: Option<(Arc<str>, Arc<Fault>)>,
 }
@@ -238,6 +254,28 @@ impl Senders {
         let senders = self.senders.lock().expect("nothing panics with this lock");
         let quota = senders.get(target).map_or(&self.quota, |it| &it.quota);
         quota.room(limit, planned)
+    }
+
+    /// Whether a slow target holds more than its share.
+    pub(super) fn is_over(&self, target: &str) -> bool {
+        let limit = self.context.config.memory_limit;
+        let senders = self.senders.lock().expect("nothing panics with this lock");
+        senders
+            .get(target)
+            .is_some_and(|it| it.quota.is_over(limit))
+    }
+
+    /// Asks slow targets to give back what they hold.
+    pub(super) fn reclaim(&self) {
+        let senders = self.senders.lock().expect("nothing panics with this lock");
+        for sender in senders.values().filter(|sender| sender.quota.reclaim()) {
+            let wake = Delivery {
+                pieces: Vec::new(),
+                probe: None,
+            };
+            // Fails if the sender has ended, and holds nothing.
+            let _ = sender.queue.send(wake);
+        }
     }
 
     /// Returns whether deferred events of a target may be read again.
@@ -479,6 +517,10 @@ struct Sender {
     next_request: u64,
     /// The time of the last success.
     last_progress: Option<Instant>,
+    /// Of targets that share the sender: since when each fails, and how often in a row.
+    target_failures: HashMap<Arc<str>, TargetFailures>,
+    /// When each of them succeeded last.
+    target_successes: HashMap<Arc<str>, Instant>,
     /// The number of requests in a row that delivered nothing, and when the first of them was answered.
     failing: Option<(Instant, u32)>,
     /// The failed records, and when they are sent again.
@@ -535,6 +577,8 @@ impl Sender {
             started: BTreeMap::new(),
             next_request: 0,
             last_progress: None,
+            target_failures: HashMap::new(),
+            target_successes: HashMap::new(),
             failing: None,
             waiting: Vec::new(),
             held: None,
@@ -690,16 +734,15 @@ impl Sender {
         let Some(mut answer) = answer else { return };
         let now = Instant::now();
         if self.shared
-            && let Some((target, fault)) = answer.refused.take()
+            && let Some((target, fault)) = self.failing_target(&mut answer, now)
             && self.senders.isolate(&target, &fault)
         {
             // The store itself works.
             (answer.health, answer.progressed) = (Health::Answers, true);
-            let same = |guard: &AckGuard| guard.target() == Some(&target);
-            let queued = self.packer.extract(same);
-            for record in answer.retry.drain(..).chain(queued) {
+            for record in answer.retry.drain(..) {
                 defer(record, &target, None);
             }
+            self.move_out(&target);
         }
         if let (Some(adaptive), Some(throttled)) = (&mut self.adaptive, answer.throttled) {
             match throttled {
@@ -775,10 +818,90 @@ impl Sender {
         }
         let limit = self.senders.context.config.memory_limit;
         if self.own_target && !self.direct && self.quota.is_over(limit) {
-            // Its text is encoded again when there is reason to try; others need the memory.
-            let times = self.failing.map_or(1, |(_, times)| times);
-            let wait = backoff(Class::Throttle, times, &mut StdRng::from_os_rng());
-            self.defer_all(Some(now + wait.max(answer.wait)));
+            self.give_back(now, answer.wait);
+        }
+    }
+
+    /// Defers what is queued for a slow target: others need the memory, and the text is encoded again when there is reason
+    /// to try, after `wait` or more.
+    fn give_back(&mut self, now: Instant, wait: Duration) {
+        let times = self.failing.map_or(1, |(_, times)| times);
+        let backoff = backoff(Class::Throttle, times, &mut StdRng::from_os_rng());
+        self.defer_all(Some(now + backoff.max(wait)));
+    }
+
+    /// The target that is to be isolated from the others that share the sender: it was refused, or fails again and again
+    /// while others do not.
+    fn failing_target(
+        &mut self,
+        answer: &mut Answer,
+        now: Instant,
+    ) -> Option<(Arc<str>, Arc<Fault>)> {
+        if let Some(refused) = answer.refused.take() {
+            return Some(refused);
+        }
+        let target = answer.target.as_ref()?;
+        let Some(fault) = answer.failed.take() else {
+            self.target_failures.remove(target);
+            if self.target_successes.len() >= MAX_ISOLATED {
+                self.target_successes.clear();
+            }
+            self.target_successes.insert(Arc::clone(target), now);
+            return None;
+        };
+        if self.target_failures.len() >= MAX_ISOLATED {
+            self.target_failures.clear();
+        }
+        let failures = self.target_failures.entry(Arc::clone(target));
+        let failures = failures.or_insert_with(|| TargetFailures {
+            since: now,
+            times: 0,
+            fault: Arc::clone(&fault),
+        });
+        failures.times += 1;
+        failures.fault = Arc::clone(&fault);
+        let since = failures.since;
+        let others_progress = self.last_progress.is_some_and(|progress| progress > since);
+        let isolates = failures.times >= TARGET_FAILURES && others_progress;
+        isolates.then(|| (Arc::clone(target), fault))
+    }
+
+    /// Isolates the targets that fail while others wait for the memory that their records hold, unless most targets fail:
+    /// then it is the destination that does.
+    fn isolate_failing(&mut self, now: Instant) {
+        let recent = |(target, at): &(&Arc<str>, &Instant)| {
+            **at + RECENT_SUCCESS > now && !self.target_failures.contains_key(*target)
+        };
+        let healthy = self.target_successes.iter().filter(recent).count();
+        let failing = |(_, failures): &(&Arc<str>, &TargetFailures)| failures.times >= 2;
+        let failing = self.target_failures.iter().filter(failing);
+        let failing: Vec<_> = failing
+            .map(|(target, failures)| (Arc::clone(target), Arc::clone(&failures.fault)))
+            .collect();
+        if healthy < failing.len() {
+            return;
+        }
+        for (target, fault) in failing {
+            if self.senders.isolate(&target, &fault) {
+                self.move_out(&target);
+            }
+        }
+        self.senders.changed.notify_one();
+    }
+
+    /// Defers what is queued for a target that no longer shares this sender.
+    fn move_out(&mut self, target: &Arc<str>) {
+        self.target_failures.remove(target);
+        let is_of = |guard: &AckGuard| guard.target() == Some(target);
+        let mut records = self.packer.extract(is_of);
+        for (_, waiting) in &mut self.waiting {
+            let of = |record: &mut Record<AckGuard>| {
+                record.pieces.iter().all(|piece| is_of(&piece.guard))
+            };
+            records.extend(waiting.extract_if(.., of));
+        }
+        for record in records {
+            defer(record, target, None);
         }
     }
 
@@ -787,10 +910,17 @@ impl Sender {
         // The circuit opened while the pieces were queued for this sender.
         if self.defers && probe.is_none() && self.circuit.is_open() {
             for (_, piece) in pieces {
-                piece.guard.defer(&self.name, None);
+                piece.guard.defer_unsent(&self.name, None);
             }
             self.senders.changed.notify_one();
             return;
+        }
+        if self.quota.take_reclaimed() && !self.direct {
+            match self.shared {
+                true => self.isolate_failing(now),
+                false if self.own_target => self.give_back(now, Duration::ZERO),
+                false => {}
+            }
         }
         let Some((target, _)) = pieces.first() else {
             return;
@@ -868,7 +998,11 @@ impl Senders {
         mut slots: Slots,
         patience: Option<Duration>,
     ) -> Answer {
-        let mut answer = Answer::default();
+        let target = |record: &Record<AckGuard>| record.pieces.first()?.guard.target().cloned();
+        let mut answer = Answer {
+            target: records.first().and_then(target),
+            ..Answer::default()
+        };
         let Ok(journal) = self.journal_request(&records).await else {
             // Many requests wait for one disk: retry each about once a second.
             answer.wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
@@ -981,6 +1115,9 @@ impl Senders {
                 self.report(whose, &target, &fault, lines(&answer.retry));
                 answer.wait = backoff(fault.class, attempts, &mut StdRng::from_os_rng());
                 answer.progressed |= matches!(fault.class, Class::Record | Class::TooLarge);
+                if answer.retry.len() == sent {
+                    answer.failed = Some(Arc::clone(&fault));
+                }
                 let down = matches!(
                     fault.class,
                     Class::Transient | Class::Credentials | Class::Configuration
@@ -989,10 +1126,8 @@ impl Senders {
                     answer.health = Health::Down(fault.class);
                     let whole = self.context.traits.whole_codes.contains(&&*fault.code);
                     if fault.class == Class::Configuration && !whole && !self.has_one_target() {
-                        let of = answer.retry.first().and_then(|record| {
-                            record.pieces.first().and_then(|piece| piece.guard.target())
-                        });
-                        answer.refused = of.map(|target| (Arc::clone(target), fault));
+                        let target = answer.target.clone();
+                        answer.refused = target.map(|target| (target, fault));
                     }
                 }
             }

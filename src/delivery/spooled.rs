@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
+use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 use tokio::sync::mpsc;
@@ -34,7 +35,7 @@ use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Bounds, Objects, SealedObject};
 use super::rebuild::{contains_event, quarantine, rebuild_object, unsendable_letters};
-use super::relocate;
+use super::relocate::{self, Moving};
 use super::sender::{Admits, Queued, Senders};
 use super::waiting::{UnsendableEvents, WaitingLetters};
 use super::worker::Worker;
@@ -67,15 +68,12 @@ const PARKED_SHARE: usize = 16;
 
 /// The fraction of `memory_limit` that references to deferred events may take.
 const DEFERRED_SHARE: usize = 16;
-/// The fraction of `memory_limit` above which deferred events are relocated, which takes fewer references (little in
-/// tests, so that it happens often).
-const RELOCATED_SHARE: usize = if cfg!(test) {
-    8_192
-} else {
-    2 * DEFERRED_SHARE
-};
+/// The part of `memory_limit` that references take before events are relocated, which leaves fewer.
+const RELOCATED_SHARE: usize = 2 * DEFERRED_SHARE;
 /// The time without relocation after a failure.
 const RELOCATE_BACKOFF: Duration = Duration::from_secs(10);
+/// How often slow targets are asked to give back what they hold while others need it.
+const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
 /// The maximum number of events in a probe: enough to see whether the target accepts them.
 const PROBE_EVENTS: u64 = 100;
 
@@ -147,9 +145,9 @@ struct Reading {
     data: Bytes,
     wanted: Arc<Wanted>,
     /// The targets, if these are deferred events.
-    targets: Vec<Arc<str>>,
-    /// The admission of some of the first target's events although its circuit is open.
-    probe: Option<CircuitPermit>,
+    targets: BTreeSet<Arc<str>>,
+    /// The admission of some of a target's events although its circuit is open.
+    probe: Option<(Arc<str>, CircuitPermit)>,
     tracker: Arc<AckTracker>,
     /// Held until all steps are encoded, and what cannot be sent is kept.
     hold: AckGuard,
@@ -162,14 +160,13 @@ struct Reading {
 impl Reading {
     /// Returns whether these are deferred events of this target.
     fn serves(&self, target: &str) -> bool {
-        self.targets.iter().any(|it| **it == *target)
+        self.targets.contains(target)
     }
 
     /// Takes the permit of the probe, if this is its target.
     fn take_probe(&mut self, target: &str) -> Option<CircuitPermit> {
-        let first = self.targets.first();
-        self.probe
-            .take_if(|_| first.is_some_and(|it| **it == *target))
+        let probe = self.probe.take_if(|(of, _)| **of == *target);
+        probe.map(|(_, probe)| probe)
     }
 }
 
@@ -229,8 +226,8 @@ pub(super) struct Feed {
     relocated_last: bool,
     /// The time before which nothing is relocated, after a failure.
     relocates_from: Instant,
-    /// The number of events read so far, and the bytes of their chunks.
-    read: (u64, u64),
+    /// When slow targets may be asked next to give back what they hold.
+    reclaims_from: Instant,
     /// Deferred events in flight, by chunk.
     loads: BTreeMap<(Seq, u64), InFlightLoad>,
     next_load: u64,
@@ -298,7 +295,7 @@ impl Feed {
             deferred: Deferred::default(),
             relocated_last: false,
             relocates_from: Instant::now(),
-            read: (0, 0),
+            reclaims_from: Instant::now(),
             loads: BTreeMap::new(),
             next_load: 0,
             loaded_last: false,
@@ -507,6 +504,7 @@ impl Feed {
             let spool = Arc::clone(&self.spool);
             let more = spool.more();
             let room = self.has_room();
+            let reclaim = self.reclaim(now, room);
             let deferred = match self.reading {
                 Some(_) => Err(None),
                 None => self.next_deferred(now),
@@ -549,6 +547,7 @@ impl Feed {
             let trial = (self.worker.has_many_suspects() && now < self.worker.trial())
                 .then_some(self.worker.trial());
             let wakes = [
+                reclaim,
                 due,
                 again,
                 begun,
@@ -620,12 +619,30 @@ impl Feed {
         }
     }
 
+    /// Asks slow targets to give back what they hold if others wait for it: for memory, or for the oldest chunk, which keeps
+    /// a half-full spool from removing segments. Returns when to ask again.
+    fn reclaim(&mut self, now: Instant, room: bool) -> Option<Instant> {
+        let several = !self.senders.has_one_target();
+        let usage = self.spool.usage();
+        let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
+        let pins = oldest.is_some_and(|oldest| self.chunks.contains_key(&oldest));
+        if !several || (room && !(pins && usage.log_bytes() > usage.limit / 2)) {
+            return None;
+        }
+        if self.reclaims_from <= now {
+            self.reclaims_from = now + RECLAIM_INTERVAL;
+            self.senders.reclaim();
+        }
+        Some(self.reclaims_from)
+    }
+
     /// Returns whether new chunks may be read. Those waiting for a retry continue in any case.
     fn may_read_on(&self) -> bool {
         let many = self.worker.has_many_suspects();
         let hurried = *self.context.draining.borrow();
         self.again.len() < MAX_RETRYING
-            && self.deferred.bytes() <= self.context.config.memory_limit / DEFERRED_SHARE
+            && (hurried
+                || self.deferred.bytes() <= self.context.config.memory_limit / DEFERRED_SHARE)
             && (!many || hurried || Instant::now() >= self.worker.trial())
     }
 
@@ -758,7 +775,7 @@ impl Feed {
             tag: stored.tag.into(),
             data: stored.data,
             wanted: Arc::new(wanted),
-            targets: Vec::new(),
+            targets: BTreeSet::new(),
             probe: None,
             tracker,
             hold,
@@ -817,7 +834,8 @@ impl Feed {
         let targets = targets.map(|(target, _)| Arc::clone(target)).collect();
         let wanted = Wanted::Only(Events::Runs(load.events()));
         let reading = self.begin_reading(chunk, stored, wanted, Arc::clone(&tracker), hold);
-        (reading.targets, reading.probe) = (targets, probe);
+        (reading.targets, reading.probe) =
+            (targets, probe.map(|probe| (Arc::clone(target), probe)));
         let in_flight = InFlightLoad {
             load,
             tracker,
@@ -835,7 +853,13 @@ impl Feed {
         {
             return None;
         }
-        if self.deferred.bytes() > self.context.config.memory_limit / RELOCATED_SHARE {
+        let limit = self.context.config.memory_limit;
+        // Tests with little memory relocate all the time.
+        let few = match cfg!(test) && limit < 16_000_000 {
+            true => 0,
+            false => limit / RELOCATED_SHARE,
+        };
+        if self.deferred.bytes() > few {
             // Relocated chunks already have few references for much data.
             let fresh = |chunk: &Seq| !self.spool.is_relocated(*chunk);
             let chunks = self.deferred.chunks().filter(fresh);
@@ -845,22 +869,27 @@ impl Feed {
             }
         }
         let usage = self.spool.usage();
-        let (events, bytes) = self.read;
-        // If most of the log is waiting, writing it again would free little.
-        let waiting = self
-            .deferred
-            .records()
-            .saturating_mul(bytes / events.max(1));
-        if usage.log_bytes() <= usage.limit / 2 || waiting > usage.log_bytes() / 4 * 3 {
+        // If most of the log was relocated before, writing it again would free little.
+        if usage.log_bytes() <= usage.limit / 2 || usage.relocated > usage.log_bytes() / 4 * 3 {
             return None;
         }
         let (oldest, _) = self.spool.peek(None)?;
-        let is_in_the_way = self.deferred.holds(oldest)
-            && !self.chunks.contains_key(&oldest)
-            && !self.skip.contains_key(&oldest)
-            && !self.waiting.holds(oldest);
-        let chunks = || self.deferred.chunks().take(relocate::MAX_CHUNKS).collect();
-        is_in_the_way.then(chunks)
+        if !self.is_only_deferred(oldest) {
+            return None;
+        }
+        let chunks = self.deferred.chunks();
+        let chunks = chunks.filter(|chunk| self.is_only_deferred(*chunk));
+        Some(chunks.take(relocate::MAX_CHUNKS).collect())
+    }
+
+    /// Whether a chunk would be finished if its deferred events were relocated.
+    fn is_only_deferred(&self, chunk: Seq) -> bool {
+        let mut loads = self.loads.range((chunk, 0)..=(chunk, u64::MAX));
+        self.deferred.holds(chunk)
+            && !self.chunks.contains_key(&chunk)
+            && !self.skip.contains_key(&chunk)
+            && !self.waiting.holds(chunk)
+            && loads.next().is_none()
     }
 
     /// Writes deferred events of chunks again at the log's head.
@@ -888,18 +917,30 @@ impl Feed {
             self.intake.record_corrupt(&words, kept);
             self.skip_chunk(chunk);
         }
-        for moving in gathered.frames {
-            match self.spool.relocate(moving.relocation).await {
+        let frames = gathered.frames.into_iter().map(|moving| {
+            let spool = Arc::clone(&self.spool);
+            async move {
+                let Moving {
+                    relocation,
+                    targets,
+                    from,
+                } = moving;
+                (spool.relocate(relocation).await, targets, from)
+            }
+        });
+        // Together, so that one fsync serves all.
+        for (relocated, targets, from) in join_all(frames).await {
+            match relocated {
                 Ok(chunk) => {
-                    for (target, events) in moving.targets {
+                    for (target, events) in targets {
                         self.deferred.add(&target, chunk, &events);
                     }
-                    for (origin, _) in moving.from {
+                    for (origin, _) in from {
                         self.finish_if_settled(origin);
                     }
                 }
                 Err(error) => {
-                    self.put_back(moving.from);
+                    self.put_back(from);
                     self.relocates_from = now + RELOCATE_BACKOFF;
                     // A full spool is logged by the intake.
                     if error.kind() != std::io::ErrorKind::QuotaExceeded {
@@ -929,7 +970,11 @@ impl Feed {
             }
             match self.senders.admits(target) {
                 Admits::All => self.may_load(target).then_some(now),
-                Admits::Probe(at) => Some(at),
+                // A pending object goes first: a probe whose answer is lost then leaves no further one behind.
+                Admits::Probe(at) => {
+                    let of = |begun: &PendingObject| begun.target.as_ref() == Some(target);
+                    (!self.begun.iter().any(of)).then_some(at)
+                }
                 Admits::Nothing => None,
             }
         })
@@ -952,6 +997,7 @@ impl Feed {
             return 0;
         }
         match self.context.traits.object_layout {
+            Some(_) if self.senders.is_over(target) => 0,
             Some(_) => usize::MAX,
             None => self.senders.room(target, planned),
         }
@@ -987,8 +1033,6 @@ impl Feed {
         };
         match self.senders.admits(target) {
             Admits::All => Some(begun.due),
-            // A few deferred events find out sooner than a whole object whether the target has recovered.
-            Admits::Probe(_) if self.deferred.waits_for(target) => None,
             Admits::Probe(at) => Some(begun.due.max(at)),
             Admits::Nothing => None,
         }
@@ -1129,8 +1173,6 @@ impl Feed {
             return;
         }
         self.worker.acquit(chunk, Work::Deliver);
-        self.read.0 += u64::from(events);
-        self.read.1 += reading.data.len() as u64;
         reading.tracker.has_events(events);
         if reading.targets.is_empty()
             && let Some(in_flight) = self.chunks.get_mut(&reading.chunk)
@@ -1534,7 +1576,8 @@ impl Feed {
                 self.chunk_bytes -= in_flight.bytes;
                 if verdict == Verdict::Retry {
                     let settled = in_flight.tracker.settled();
-                    let wait = backoff(Class::Transient, 1, &mut StdRng::from_os_rng());
+                    // Probably a panic, which comes again.
+                    let wait = backoff(Class::Transient, 5, &mut StdRng::from_os_rng());
                     for (target, events) in in_flight.load.targets {
                         let events = events.into_iter().flatten();
                         let left: Vec<u32> = events.filter(|it| !settled.contains(*it)).collect();

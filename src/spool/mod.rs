@@ -430,6 +430,8 @@ pub struct Usage {
     pub absent: u64,
     /// The arrival time of the oldest unfinished chunk.
     pub oldest: Option<Time>,
+    /// The size of the events in unfinished relocated chunks, in bytes.
+    pub relocated: u64,
 }
 
 impl Usage {
@@ -528,6 +530,8 @@ struct State {
     chunks: BTreeMap<Seq, Place>,
     /// The relocated ones of them by arrival: they arrived before the chunks with the numbers before theirs.
     relocated: BTreeSet<(Time, Seq)>,
+    /// The size of their events.
+    relocated_bytes: u64,
     segments: BTreeMap<Seq, SegmentInfo>,
     /// For each id, the number of chunks kept by earlier runs and not yet handed over again in this one.
     replayable: HashMap<ChunkId, u32>,
@@ -567,6 +571,7 @@ impl State {
         }
         if place.is_relocated() {
             self.relocated.insert((place.arrived, chunk));
+            self.relocated_bytes += place.events_len() as u64;
         }
         self.chunks.insert(chunk, place);
     }
@@ -578,7 +583,9 @@ impl State {
         if let Some(info) = self.segments.get_mut(&place.segment) {
             info.unfinished -= 1;
         }
-        self.relocated.remove(&(place.arrived, chunk));
+        if self.relocated.remove(&(place.arrived, chunk)) {
+            self.relocated_bytes -= place.events_len() as u64;
+        }
     }
 
     /// The arrival time of the oldest unfinished chunk.
@@ -1275,6 +1282,7 @@ impl Spool {
             missing: state.missing_segments().map(|(_, chunks)| chunks).sum(),
             absent: state.absent.values().map(|entry| entry.unfinished).sum(),
             oldest: state.oldest(),
+            relocated: state.relocated_bytes,
         }
     }
 

@@ -267,6 +267,7 @@ fn repair_last(
 fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
     let mut chunks: BTreeMap<Seq, Place> = BTreeMap::new();
     let (mut segments, mut relocated) = (BTreeMap::new(), BTreeSet::new());
+    let mut relocated_bytes = 0;
     for segment in &survey.segments {
         let mut unfinished = 0;
         for (chunk, place) in &segment.chunks {
@@ -275,6 +276,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
                 chunks.insert(*chunk, *place);
                 if place.is_relocated() {
                     relocated.insert((place.arrived, *chunk));
+                    relocated_bytes += place.events_len() as u64;
                 }
             }
         }
@@ -310,6 +312,7 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
         quarantined,
         chunks,
         relocated,
+        relocated_bytes,
         segments,
         replayable,
         window,

@@ -627,21 +627,173 @@ async fn a_stray_line_in_each_chunk_does_not_fill_the_spool_and_survives_a_kill(
 async fn references_to_many_scattered_events_are_compacted_and_delay_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let destination = Destination::new(WIDE);
-    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+    let bad = ["bad-1", "bad-2"];
+    let refused = Some(Trouble::Refuses(Class::Configuration));
+    bad.iter()
+        .for_each(|name| destination.set_trouble(name, refused));
     let bench = start(dir.path(), &destination, &[FIREHOSE, &BY_RECORD].concat());
     for n in 0..400 {
         let names: Vec<_> = (0..1_000).map(|m| format!("{n}-{m}")).collect();
-        let targets = ["good", "bad"].into_iter().cycle();
+        let targets = ["good", "bad-1", "good", "bad-2"].into_iter().cycle();
         let all: Vec<_> = targets.zip(names.iter().map(String::as_str)).collect();
         keep(&bench, events(&all, 0)).await;
     }
     // As references they would take 1.6 MB, and a sixteenth of memory_limit is available for them.
     in_time("the good half", || destination.taken_for("good") == 200_000).await;
-    destination.set_trouble("bad", None);
-    in_time("the other half", || destination.taken_for("bad") == 200_000).await;
+    bad.iter()
+        .for_each(|name| destination.set_trouble(name, None));
+    in_time("the other half", || {
+        bad.iter()
+            .all(|name| destination.taken_for(name) == 100_000)
+    })
+    .await;
     assert_eq!(destination.events().len(), 400_000);
     assert!(destination.events().values().all(|times| *times == 1));
     stop_in_time(bench).await;
+}
+
+/// A chunk of `good` and then `bad` events, given their number and their padding.
+fn mixed(n: usize, good: (usize, usize), bad: (usize, usize)) -> Bytes {
+    let chunk = |to: &str, (count, padding): (usize, usize)| {
+        let names: Vec<_> = (0..count).map(|m| format!("{to}-{n}-{m}")).collect();
+        let all: Vec<_> = names.iter().map(|name| (to, name.as_str())).collect();
+        events(&all, padding)
+    };
+    [chunk("good", good), chunk("bad", bad)].concat().into()
+}
+
+/// Flushes mixed chunks, of which the good lines arrive before the next is flushed, and which are accepted within seconds.
+async fn keep_mixed(
+    bench: &Bench,
+    destination: &Destination,
+    chunks: usize,
+    good: (usize, usize),
+    bad: (usize, usize),
+) {
+    for n in 0..chunks {
+        let began = std::time::Instant::now();
+        let flush = || bench.pipeline.flush(b"app", mixed(n, good, bad));
+        while flush().await == Verdict::Retry {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "chunk {n}: {:?}",
+                bench.spool.usage()
+            );
+            tokio::time::advance(Duration::from_secs(1)).await;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        in_time("the good lines", || {
+            destination.taken_for("good") >= good.0 * (n + 1)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lines_for_a_refused_or_throttled_stream_fill_no_spool_whatever_their_size() {
+    let cases = [
+        // Much smaller than the average line, of which most of the spool consists.
+        (Class::Configuration, 300, (20, 7_000), (20, 0)),
+        // So many that relocated chunks are relocated again.
+        (Class::Configuration, 84, (100, 0), (20, 5_000)),
+        // Too few to exceed the stream's share of memory.
+        (Class::Throttle, 120, (500, 700), (1, 0)),
+    ];
+    for (class, chunks, good, bad) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = Destination::new(WIDE);
+        destination.set_trouble("bad", Some(Trouble::Refuses(class)));
+        let keys = [FIREHOSE, &BY_RECORD, &[("spool_limit", "16M")]].concat();
+        let bench = start(dir.path(), &destination, &keys);
+        keep_mixed(&bench, &destination, chunks, good, bad).await;
+        let mut after = None;
+        while let Some((chunk, bytes)) = bench.spool.peek(after) {
+            after = Some(chunk);
+            assert!(bytes <= 2 << 20, "relocated chunks do not grow: {bytes}");
+        }
+        destination.set_trouble("bad", None);
+        in_time("the bad lines", || {
+            destination.taken_for("bad") == chunks * bad.0
+        })
+        .await;
+        assert_eq!(destination.events().len(), chunks * (good.0 + bad.0));
+        stop_in_time(bench).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_needs_all_memory_is_not_kept_waiting_by_a_throttled_stream() {
+    for padding in [3_000_000, 9_000_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = Destination::new(WIDE);
+        destination.set_trouble("bad", Some(Trouble::Refuses(Class::Throttle)));
+        let bench = start(dir.path(), &destination, &[FIREHOSE, &BY_RECORD].concat());
+        keep(&bench, many("bad", "bad", 50)).await;
+        in_time("a request", || destination.asked_for("bad") > 0).await;
+        keep(&bench, events(&[("good", "large")], padding)).await;
+        keep(&bench, events(&[("good", "small")], 0)).await;
+        in_time("the small event", || destination.taken_for("good") >= 1).await;
+        bench.feed.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_throttles_fails_or_hangs_delays_no_other() {
+    for trouble in TROUBLES {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = Destination::new(OBJECT);
+        destination.set_trouble("bad", Some(trouble));
+        let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS].concat());
+        keep_both(&bench, 30, 700).await;
+        let what = format!("the good folder's objects ({trouble:?})");
+        in_time(&what, || destination.arrived("good") == 30).await;
+        destination.set_trouble("bad", None);
+        in_time("the others", || destination.events().len() == 30 * 701).await;
+        in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+        assert!(destination.events().values().all(|times| *times == 1));
+        stop_in_time(bench).await;
+    }
+}
+
+/// The number of objects that a crash now would leave pending.
+fn pending(bench: &Bench) -> usize {
+    let image = bench.crash_image();
+    let (spool, recovered) = suspects::open(image.path());
+    spool.close();
+    recovered.pending.len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn objects_that_were_never_sent_give_up_their_names() {
+    for _ in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = Destination::new(OBJECT);
+        destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+        let more = [("blob_max_size", "64K"), ("concurrency", "4")];
+        let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS, &more].concat());
+        for n in 0..8 {
+            keep(&bench, many("bad", &n.to_string(), 150)).await;
+        }
+        in_time("a refusal", || bench.logged("folder 'bad' is unavailable")).await;
+        in_time("all names to be given up", || pending(&bench) == 0).await;
+        bench.feed.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_whose_answer_is_lost_leave_one_pending_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let destination = Destination::new(OBJECT);
+    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+    let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS].concat());
+    keep(&bench, events(&[("bad", "first")], 0)).await;
+    in_time("a refusal", || bench.logged("folder 'bad' is unavailable")).await;
+    keep(&bench, many("bad", "bad", 2_000)).await;
+    destination.set_trouble("bad", Some(Trouble::Hangs));
+    let asked = destination.asked_for("bad");
+    in_time("many probes", || destination.asked_for("bad") > asked + 20).await;
+    assert!(pending(&bench) <= 2);
+    bench.feed.abort();
 }
 
 /// Targets fail and recover, processes are killed and stopped: everything arrives in the end, and once if the store can
@@ -655,8 +807,8 @@ async fn whatever_happens_to_targets_everything_arrives() {
         let mut image = dir;
         let destination = Destination::new(if stream { WIDE } else { OBJECT });
         let keys: Vec<_> = match stream {
-            true => [FIREHOSE, &BY_RECORD].concat(),
-            false => [BLOB, &FOLDERS].concat(),
+            true => [FIREHOSE, &BY_RECORD, &[("memory_limit", "15M")]].concat(),
+            false => [BLOB, &FOLDERS, &[("memory_limit", "15M")]].concat(),
         };
         let targets = ["a", "b", "c", "d"];
         let mut sent = 0;
