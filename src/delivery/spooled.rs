@@ -619,14 +619,18 @@ impl Feed {
         }
     }
 
+    /// Whether the spool is half full, and its oldest chunk is in flight.
+    fn oldest_is_in_flight(&self) -> bool {
+        let usage = self.spool.usage();
+        let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
+        usage.log_bytes() > usage.limit / 2
+            && oldest.is_some_and(|oldest| self.chunks.contains_key(&oldest))
+    }
+
     /// Asks slow targets to give back what they hold if others wait for it: for memory, or for the oldest chunk, which keeps
     /// a half-full spool from removing segments. Returns when to ask again.
     fn reclaim(&mut self, now: Instant, room: bool) -> Option<Instant> {
-        let several = !self.senders.has_one_target();
-        let usage = self.spool.usage();
-        let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
-        let pins = oldest.is_some_and(|oldest| self.chunks.contains_key(&oldest));
-        if !several || (room && !(pins && usage.log_bytes() > usage.limit / 2)) {
+        if self.senders.has_one_target() || (room && !self.oldest_is_in_flight()) {
             return None;
         }
         if self.reclaims_from <= now {
