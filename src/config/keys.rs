@@ -25,7 +25,8 @@ pub struct Key<T: ?Sized = dyn ValueType> {
     pub scope: Scope,
     /// Whether it applies with `spool on` only.
     pub spooled: bool,
-    /// Whether a replay of dead letters keeps it.
+    /// Whether every replay of dead letters keeps it. A key of the records' contents without it is left out only if the
+    /// letters are lines already.
     pub replayed: bool,
     /// The alternative, for a known key that is not supported.
     pub instead: Option<&'static str>,
@@ -278,7 +279,7 @@ impl Scope {
             Scope::Remote => place != Place::File,
             Scope::Firehose => place == Place::Firehose,
             Scope::Aws => matches!(place, Place::Firehose | Place::S3),
-            Scope::Blob => place != Place::Firehose,
+            Scope::Blob => matches!(place, Place::File | Place::S3 | Place::Gcs | Place::Azure),
             Scope::Azure => place == Place::Azure,
         }
     }

@@ -22,7 +22,8 @@ pub struct AckTracker {
     left: AtomicUsize,
     failed: AtomicBool,
     given_up: AtomicBool,
-    /// The events acknowledged or kept as dead letters, in this flush or an earlier one.
+    /// The events that this no longer waits for: acknowledged or kept as dead letters, in this flush or an earlier one, or
+    /// left to the feed (deferred, or refused without room for a letter).
     settled: Arc<Mutex<EventSet>>,
     /// The number of events of its chunk, once known.
     events: AtomicU32,

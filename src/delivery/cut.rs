@@ -11,7 +11,6 @@ use crate::buffers;
 use crate::codec::rejected::Letter;
 use crate::codec::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
-use crate::config::sanitize_stream_name;
 use crate::log::Level;
 use crate::metrics::{Record, Stage};
 use crate::sink::Shape;
@@ -85,7 +84,7 @@ impl Cutter {
     /// Returns the target of a part, which names its sender.
     pub(super) fn target(&self, part: &Part) -> String {
         match (&self.context.traits.object_layout, &part.target) {
-            (None, _) => sanitize_stream_name(&part.name),
+            (None, _) => (self.context.traits.target_of_name)(&part.name),
             (Some(_), Some(target)) => target.clone(),
             (Some(_), None) => String::new(),
         }
@@ -94,7 +93,7 @@ impl Cutter {
     /// Returns the name that a request for a part uses: the stream, or the object named after its chunk.
     pub(super) fn request_target(&self, part: &Part, chunk: &str) -> Arc<str> {
         match &self.context.traits.object_layout {
-            None => sanitize_stream_name(&part.name).into(),
+            None => (self.context.traits.target_of_name)(&part.name).into(),
             Some(objects) => objects.name(&part.name, part.first, chunk).into(),
         }
     }

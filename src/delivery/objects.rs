@@ -35,7 +35,7 @@ const OPEN_BYTES: usize = 768;
 pub(super) struct Bounds {
     /// `blob_max_size`: the compressed bytes of one object.
     pub(super) object_bytes: usize,
-    /// `blob_max_age`: the time since its first line arrived.
+    /// `blob_max_age`: the time since its first line was added, which after a backlog is not its arrival.
     pub(super) age: Duration,
     /// The bytes of all open objects together.
     pub(super) bytes: usize,
@@ -97,7 +97,7 @@ struct OpenObject {
     target: Arc<str>,
     /// The time of its first event.
     first: Time,
-    /// The time at which that event arrived.
+    /// The time at which that event was added.
     since: Instant,
     body: Body,
     /// The guards of what is compressed; `block_guards` has those of the block being gathered.

@@ -7,12 +7,12 @@
 //!
 //! If there are several targets, nothing waits here while a circuit is open: one failing target would hold the memory
 //! of all. Queued pieces are deferred, and only those of a probe are accepted. With a spool, the feed reads them again
-//! when the target recovers. In direct mode their flush fails, because the host needs its worker for others; there the
-//! circuit also opens when nothing is accepted for [`STALL_TIMEOUT`], because requests get no response, are throttled,
-//! or would only be retried after that.
+//! when the target recovers. In direct mode their flush fails, because the host needs its worker for others. The circuit
+//! of one of several targets also opens if a request is refused, or gets no response for [`STALL_TIMEOUT`]; in direct
+//! mode that of any target opens if nothing is accepted for that long, for whatever reason.
 //!
 //! Each delivery stream has a sender. The folders of a store share one, because the troubles of a store mostly affect
-//! all of them; a folder that is refused gets its own until it works. If there are several senders, an idle one ends,
+//! all of them; a folder that is refused, or fails while others do not, gets its own until it works. If there are several senders, an idle one ends,
 //! and is started again with the next piece.
 
 use std::collections::{BTreeMap, HashMap};
@@ -42,7 +42,7 @@ use crate::delivery::dead_letter::{self, NotKept};
 use crate::delivery::redelivery::Acknowledged;
 use crate::delivery::retry::backoff;
 use crate::log::Level;
-use crate::metrics::{self, Record as Fate, Sealed, Stage};
+use crate::metrics::{self, Record as RecordResult, Sealed, Stage};
 use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
 
@@ -58,11 +58,13 @@ const MAX_THROTTLED: u32 = 5;
 const MAX_PROBES: usize = 4;
 /// … and the interval between them: thousands of unavailable targets must not cause a flood of requests.
 const PROBE_INTERVAL: Duration = Duration::from_millis(50);
-/// The maximum number of a store's targets with a sender of their own since they were refused. Refusals beyond that
-/// count as trouble of the whole store.
+/// The maximum number of a store's targets with a sender of their own since they were refused or failed by themselves.
+/// Failures beyond that count as trouble of the whole store.
 const MAX_ISOLATED: usize = 1_000;
 /// After this many failures in a row of a target that shares a sender it gets its own, if others progress meanwhile.
 const TARGET_FAILURES: u32 = 5;
+/// The reason that is logged then.
+const FAILS_ALONE: &str = "its requests fail while others do not";
 /// How long a target counts as healthy after it succeeded.
 const RECENT_SUCCESS: Duration = Duration::from_secs(300);
 /// The time after which an idle sender ends …
@@ -301,9 +303,9 @@ impl Senders {
         }
     }
 
-    /// Gives a refused target, which shares its sender with others, a sender of its own with an open circuit. Returns
-    /// false if there are too many of them.
-    fn isolate(self: &Arc<Self>, target: &Arc<str>, fault: &Fault) -> bool {
+    /// Gives a target that is refused or fails by itself, and shares its sender with others, a sender of its own with an
+    /// open circuit. Returns false if there are too many of them.
+    fn isolate(self: &Arc<Self>, target: &Arc<str>, why: &str, fault: &Fault) -> bool {
         {
             let mut senders = self.senders.lock().expect("nothing panics with this lock");
             if senders.contains_key(&**target) {
@@ -316,7 +318,7 @@ impl Senders {
             circuit.trip(fault.class);
             senders.insert(target.to_string(), self.start(target.to_string(), circuit));
         }
-        self.log_open(target, &format!("refused: {fault}"));
+        self.log_open(target, &format!("{why}: {fault}"));
         true
     }
 
@@ -734,8 +736,8 @@ impl Sender {
         let Some(mut answer) = answer else { return };
         let now = Instant::now();
         if self.shared
-            && let Some((target, fault)) = self.failing_target(&mut answer, now)
-            && self.senders.isolate(&target, &fault)
+            && let Some((target, why, fault)) = self.note_answer(&mut answer, now)
+            && self.senders.isolate(&target, why, &fault)
         {
             // The store itself works.
             (answer.health, answer.progressed) = (Health::Answers, true);
@@ -830,15 +832,16 @@ impl Sender {
         self.defer_all(Some(now + backoff.max(wait)));
     }
 
-    /// The target that is to be isolated from the others that share the sender: it was refused, or fails again and again
-    /// while others do not.
-    fn failing_target(
+    /// Counts an answer for its target. Returns the target, the reason and the fault if it is to be isolated: it was refused, or
+    /// fails again and again while others do not.
+    fn note_answer(
         &mut self,
         answer: &mut Answer,
         now: Instant,
-    ) -> Option<(Arc<str>, Arc<Fault>)> {
+    ) -> Option<(Arc<str>, &'static str, Arc<Fault>)> {
         if let Some(refused) = answer.refused.take() {
-            return Some(refused);
+            let (target, fault) = refused;
+            return Some((target, "it refused a request", fault));
         }
         let target = answer.target.as_ref()?;
         let Some(fault) = answer.failed.take() else {
@@ -863,7 +866,7 @@ impl Sender {
         let since = failures.since;
         let others_progress = self.last_progress.is_some_and(|progress| progress > since);
         let isolates = failures.times >= TARGET_FAILURES && others_progress;
-        isolates.then(|| (Arc::clone(target), fault))
+        isolates.then(|| (Arc::clone(target), FAILS_ALONE, fault))
     }
 
     /// Isolates the targets that fail while others wait for the memory that their records hold, unless most targets fail:
@@ -882,7 +885,7 @@ impl Sender {
             return;
         }
         for (target, fault) in failing {
-            if self.senders.isolate(&target, &fault) {
+            if self.senders.isolate(&target, FAILS_ALONE, &fault) {
                 self.move_out(&target);
             }
         }
@@ -1074,7 +1077,10 @@ impl Senders {
                 Outcome::Retry(fault) => fault,
                 Outcome::Ambiguous(fault) => {
                     let lines = record.lines().into();
-                    self.context.metrics.records.add(Fate::Ambiguous, lines);
+                    self.context
+                        .metrics
+                        .records
+                        .add(RecordResult::Ambiguous, lines);
                     record.ambiguous = true;
                     fault
                 }
@@ -1096,11 +1102,13 @@ impl Senders {
             None => {
                 slots.in_flight.done(Some(true));
                 answer.throttled = Some(false);
+                // Under the name that the fault was logged with.
+                let whose = answer.target.as_ref().unwrap_or(&whose);
                 for class in RECOVERABLE {
-                    let back = format!("{} accepts records again", self.describe(&whose));
+                    let back = format!("{} accepts records again", self.describe(whose));
                     self.context
                         .log
-                        .recovered_with(trouble_kind(class), &whose, &back);
+                        .recovered_with(trouble_kind(class), whose, &back);
                 }
             }
             Some((fault, attempts)) => {
@@ -1124,7 +1132,8 @@ impl Senders {
                 );
                 if down && answer.retry.len() == sent {
                     answer.health = Health::Down(fault.class);
-                    let whole = self.context.traits.whole_codes.contains(&&*fault.code);
+                    let codes = self.context.traits.destination_wide_codes;
+                    let whole = codes.contains(&&*fault.code);
                     if fault.class == Class::Configuration && !whole && !self.has_one_target() {
                         let target = answer.target.clone();
                         answer.refused = target.map(|target| (target, fault));
@@ -1222,7 +1231,10 @@ impl Senders {
         }
         self.context.metrics.bytes.add(Stage::Sent, bytes);
         let lines = record.lines().into();
-        self.context.metrics.records.add(Fate::Delivered, lines);
+        self.context
+            .metrics
+            .records
+            .add(RecordResult::Delivered, lines);
     }
 
     fn report(&self, whose: &str, target: &str, fault: &Fault, records: u64) {

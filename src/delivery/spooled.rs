@@ -9,6 +9,8 @@
 //! dropped, and they are read again when the target accepts them. So one target's trouble holds no memory of another,
 //! and the feed keeps reading.
 //!
+//! What waits for a target is only in memory: on disk it is what no note settles, so a restart reads it again.
+//!
 //! After a crash the spool tells which objects had been started. Each is rebuilt from the same events and put under the
 //! same name, where the store accepts it only if it does not exist yet.
 
@@ -98,15 +100,15 @@ impl Wanted {
     }
 }
 
-/// The events of a chunk that are not to be read again.
+/// The events of a chunk that are not to be read again: settled, or in an object that is to be rebuilt.
 enum Skip {
-    All,
-    Some(EventSet),
+    Whole,
+    Events(EventSet),
 }
 
 impl Default for Skip {
     fn default() -> Self {
-        Skip::Some(EventSet::default())
+        Skip::Events(EventSet::default())
     }
 }
 
@@ -200,6 +202,9 @@ impl InFlightObject {
 }
 
 /// Reads the spool and delivers everything in it.
+///
+/// A chunk is finished when it is in none of `chunks` (in flight), `skip` (to be read again), `waiting` (dead letters
+/// without room), `deferred` (unavailable or slow targets) and `loads` (deferred events in flight).
 pub(super) struct Feed {
     context: Arc<Context>,
     letters: Arc<Letters>,
@@ -329,7 +334,7 @@ impl Feed {
         for (chunk, runs) in recovered.settled {
             let mut settled = EventSet::default();
             settled.extend(&runs);
-            self.skip.insert(chunk, Skip::Some(settled));
+            self.skip.insert(chunk, Skip::Events(settled));
         }
         let (mut requests, mut lines) = (0u64, 0u64);
         for pending in recovered.pending {
@@ -380,7 +385,7 @@ impl Feed {
                     ),
                 );
             }
-            if !matches!(self.skip.get(&chunk), Some(Skip::All)) {
+            if !matches!(self.skip.get(&chunk), Some(Skip::Whole)) {
                 self.on_trial.insert(chunk);
                 self.again.insert((due, chunk, 0));
             }
@@ -418,8 +423,8 @@ impl Feed {
                 continue;
             }
             match (&content.events, self.skip.entry(content.chunk).or_default()) {
-                (Events::Runs(runs), Skip::Some(skip)) => skip.extend(runs),
-                (_, skip) => *skip = Skip::All,
+                (Events::Runs(runs), Skip::Events(skip)) => skip.extend(runs),
+                (_, skip) => *skip = Skip::Whole,
             }
             let completed = &self.completed;
             let in_flight = self.chunks.entry(content.chunk).or_insert_with(|| {
@@ -707,7 +712,7 @@ impl Feed {
         if self.on_trial.remove(&chunk) || self.spool.is_relocated(chunk) {
             return true;
         }
-        if let Some(Skip::All) = self.skip.get(&chunk) {
+        if let Some(Skip::Whole) = self.skip.get(&chunk) {
             // All of its events are in objects that were started.
             self.skip.remove(&chunk);
             if let Some(hold) = self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
@@ -739,8 +744,8 @@ impl Feed {
             }
         };
         let settled = match self.skip.remove(&chunk).unwrap_or_default() {
-            Skip::Some(settled) => settled,
-            Skip::All => EventSet::default(),
+            Skip::Events(settled) => settled,
+            Skip::Whole => EventSet::default(),
         };
         let completed = &self.completed;
         let in_flight = self.chunks.entry(chunk).or_insert_with(|| InFlightChunk {
@@ -1495,7 +1500,7 @@ impl Feed {
                     Level::Warn,
                     "deferred",
                     &format!(
-                        "{} records are waiting in the spool for {} unavailable or slow targets",
+                        "{} records are waiting in the spool for unavailable or slow targets ({})",
                         self.deferred.records(),
                         self.deferred.targets(),
                     ),
@@ -1569,7 +1574,7 @@ impl Feed {
                     self.finish_if_settled(chunk);
                 } else {
                     let settled = in_flight.tracker.settled();
-                    self.skip.insert(chunk, Skip::Some(settled));
+                    self.skip.insert(chunk, Skip::Events(settled));
                     self.retry_later(chunk, in_flight.tries);
                 }
             }
@@ -1593,7 +1598,7 @@ impl Feed {
                     let log = &self.context.log;
                     log.recovered(
                         "deferred",
-                        "no records are waiting in the spool for a target",
+                        "no records are waiting in the spool for a target any more",
                     );
                 }
                 self.finish_if_settled(chunk);

@@ -86,7 +86,7 @@ label! {
         Credentials = "credentials",
         /// A fault that an operator has to fix.
         Configuration = "configuration",
-        /// The contents were refused for good.
+        /// The contents were refused, for good or until the request is split.
         Rejected = "rejected",
     }
 }

@@ -22,8 +22,8 @@ pub mod traits;
 
 /// A destination.
 pub trait Sink: Send + Sync + 'static {
-    /// Returns the shape of requests to `target`. The first call may wait for the destination; dropping the future does
-    /// not cancel the lookup. Must be called within a runtime.
+    /// Returns the shape of requests to `target`. The first call may wait for the destination; an implementation
+    /// finishes the lookup even if the future is dropped. Must be called within a runtime.
     fn shape<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Shape>;
 
     /// The longest line that any target accepts, in bytes, its newline included.

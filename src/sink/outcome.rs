@@ -27,7 +27,7 @@ pub enum Class {
     Credentials,
     /// The destination or its configuration has to be fixed: hold the data and report what is wrong.
     Configuration,
-    /// This record is always refused: write a dead letter.
+    /// The contents of a record are refused. In a request of several, each is sent alone; alone, it becomes a dead letter.
     Record,
     /// The request exceeds the service's size limit: split it in halves.
     TooLarge,

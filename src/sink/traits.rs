@@ -13,9 +13,11 @@ pub struct DestinationTraits {
     /// The template of an event's delivery stream or object folder.
     pub name_template: Template,
     /// The template of an event's target, the part of the destination that can fail or throttle by itself: `name_template`
-    /// without the parts that change with time. `None` if a name is itself the target, as for a delivery stream, or if
-    /// there is only one target.
+    /// without the parts that change with time. `None` without an `object_layout`, where the name is itself the target, or
+    /// if there is only one target.
     pub target_template: Option<Template>,
+    /// Returns the name of the target that an event's name stands for; used if there is no `object_layout`.
+    pub target_of_name: fn(&str) -> String,
     /// The word for a target in log lines.
     pub target_word: &'static str,
     /// Whether each target throttles by itself, so that each has a concurrency limit of its own.
@@ -25,7 +27,7 @@ pub struct DestinationTraits {
     /// duplicates, so that only the records that are not settled are sent again.
     pub object_layout: Option<ObjectLayout>,
     /// The codes of refusals that concern the whole destination, whichever target is named.
-    pub whole_codes: &'static [&'static str],
+    pub destination_wide_codes: &'static [&'static str],
     /// The time that a request that is not full waits for more records, unless a flush waits for it.
     pub linger: Duration,
     /// The unit, in bytes, that each billed record is rounded up to.
@@ -45,7 +47,7 @@ pub struct ObjectLayout {
 
 /// A bucket, container or account that is missing or closed is not the trouble of one folder. From the stores' tables of
 /// codes, which `sink/blob/codes.rs` links.
-const BLOB_WHOLE_CODES: &[&str] = &[
+const BLOB_WIDE_CODES: &[&str] = &[
     "AccountIsDisabled",
     "AccountProblem",
     "AllAccessDisabled",
@@ -65,10 +67,11 @@ impl DestinationTraits {
             Destination::Firehose(firehose) => DestinationTraits {
                 name_template: firehose.delivery_stream.clone(),
                 target_template: None,
+                target_of_name: sanitize_stream_name,
                 target_word: "delivery stream",
                 throttles_targets: true,
                 object_layout: None,
-                whole_codes: &[],
+                destination_wide_codes: &[],
                 linger: firehose.linger,
                 billing_unit: Some(FIREHOSE_BILLING_UNIT),
             },
@@ -82,6 +85,7 @@ impl DestinationTraits {
                 target_template: Some(folder.timeless())
                     .filter(|targets| targets.fixed().is_none()),
                 name_template: folder.clone(),
+                target_of_name: str::to_owned,
                 target_word: "folder",
                 throttles_targets: false,
                 object_layout: Some(ObjectLayout {
@@ -89,7 +93,7 @@ impl DestinationTraits {
                     extension: extension.clone(),
                     bounds: *object,
                 }),
-                whole_codes: BLOB_WHOLE_CODES,
+                destination_wide_codes: BLOB_WIDE_CODES,
                 linger: Duration::ZERO,
                 billing_unit: None,
             },
@@ -105,7 +109,7 @@ impl DestinationTraits {
             None => self
                 .name_template
                 .fixed()
-                .map(|name| sanitize_stream_name(&name)),
+                .map(|name| (self.target_of_name)(&name)),
         }
     }
 }

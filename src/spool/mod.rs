@@ -380,7 +380,7 @@ pub struct Stored {
     pub tag: Vec<u8>,
     /// The msgpack events.
     pub data: Bytes,
-    /// The time of arrival.
+    /// The time at which the host handed the chunk over; of a relocated chunk, the oldest of those that its events were in.
     pub arrived: Time,
 }
 

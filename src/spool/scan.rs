@@ -362,7 +362,8 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Whether a chunk is finished, according to the notes.
+    /// Whether a chunk is finished as a whole, according to the notes. One that was settled in parts is not: it is read
+    /// again, and what is settled of it is skipped.
     pub fn is_finished(&self, chunk: Seq) -> bool {
         self.ledger.settled(chunk) == Some(&Events::All)
     }
