@@ -515,11 +515,11 @@ keys! {
     })
     .aliases(&["store_dir_limit_size"])
     .spooled()
-    .doc("the size of the spool's log. Up to a quarter of it may be finished segments kept for reuse (`*.spare`, not \
-          counted in `ferry_spool_bytes`). Another 1 MiB is kept as a `reserve`, so that a disk that fills up can be \
-          emptied again, and a few KiB as `manifest.0` and `manifest.1`, which list the segments that should exist. Events \
-          that wait for an unavailable stream or folder are written again at the log's head, and may pass the limit by a \
-          sixteenth. When the spool is full, flushes return RETRY")
+    .doc("the size of the spool's log and its `quarantine` folder. Up to a quarter of it may be finished segments kept for \
+          reuse (`*.spare`, not counted in `ferry_spool_bytes`). Another 1 MiB is kept as a `reserve`, so that a disk that \
+          fills up can be emptied again, and a few KiB as `manifest.0` and `manifest.1`, which list the segments that \
+          should exist. Events that wait for an unavailable stream or folder are written again at the log's head, and may \
+          pass the limit by a sixteenth. When the spool is full, flushes return RETRY")
     .example("8G");
 
     FLUSH_DEADLINE: Time = key("flush_deadline", Section::Behaviour, Time { default: 30, range: 1..=3_600 })
