@@ -14,7 +14,7 @@ use crate::ids::Time;
 use crate::spool::{self, Content, Relocation, Seq, Spool, Unreadable, Work, merge};
 
 /// The maximum size of one frame, unless a single chunk's events are larger: about a chunk of the host.
-const FRAME_BYTES: usize = 2 * 1024 * 1024;
+pub(super) const FRAME_BYTES: usize = 2 * 1024 * 1024;
 /// The maximum amount of chunk data read for it: other work waits meanwhile.
 const READ_BYTES: usize = 64 * 1024 * 1024;
 /// The maximum number of chunks read for it.
@@ -158,7 +158,12 @@ fn without(events: &[Range<u32>], taken: &[Range<u32>]) -> Vec<Range<u32>> {
 }
 
 /// Reads chunks and gathers their deferred events by tag, until there are enough for a frame.
-pub(super) fn gather(spool: &Spool, chunks: Vec<(Seq, ByTarget)>, alone: bool) -> Gathered {
+pub(super) fn gather(
+    spool: &Spool,
+    chunks: Vec<(Seq, ByTarget)>,
+    frame_bytes: usize,
+    alone: bool,
+) -> Gathered {
     let mut gathered = Gathered::default();
     let mut by_tag: BTreeMap<Vec<u8>, Frame> = BTreeMap::new();
     let (mut read, mut bytes, mut full) = (0, 0, false);
@@ -189,7 +194,7 @@ pub(super) fn gather(spool: &Spool, chunks: Vec<(Seq, ByTarget)>, alone: bool) -
         let copies = copies(&stored.data, &targets);
         let more: usize = copies.iter().map(|copy| copy.data.len()).sum();
         // Frames that are relocated again must not grow each time.
-        if bytes > 0 && bytes + more > FRAME_BYTES {
+        if bytes > 0 && bytes + more > frame_bytes {
             full = true;
             gathered.left.push((chunk, targets));
             continue;

@@ -624,12 +624,19 @@ impl Feed {
         }
     }
 
+    /// Whether deferred events of a chunk are in flight.
+    fn is_loaded(&self, chunk: Seq) -> bool {
+        let mut loads = self.loads.range((chunk, 0)..=(chunk, u64::MAX));
+        loads.next().is_some()
+    }
+
     /// Whether the spool is half full, and its oldest chunk is in flight.
     fn oldest_is_in_flight(&self) -> bool {
         let usage = self.spool.usage();
         let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
         usage.log_bytes() > usage.limit / 2
-            && oldest.is_some_and(|oldest| self.chunks.contains_key(&oldest))
+            && oldest
+                .is_some_and(|oldest| self.chunks.contains_key(&oldest) || self.is_loaded(oldest))
     }
 
     /// Asks slow targets to give back what they hold if others wait for it: for memory, or for the oldest chunk, which keeps
@@ -893,12 +900,11 @@ impl Feed {
 
     /// Whether a chunk would be finished if its deferred events were relocated.
     fn is_only_deferred(&self, chunk: Seq) -> bool {
-        let mut loads = self.loads.range((chunk, 0)..=(chunk, u64::MAX));
         self.deferred.holds(chunk)
             && !self.chunks.contains_key(&chunk)
             && !self.skip.contains_key(&chunk)
             && !self.waiting.holds(chunk)
-            && loads.next().is_none()
+            && !self.is_loaded(chunk)
     }
 
     /// Writes deferred events of chunks again at the log's head.
@@ -908,7 +914,10 @@ impl Feed {
             .map(|chunk| (*chunk, self.deferred.take_chunk(*chunk)))
             .collect();
         let (spool, of) = (Arc::clone(&self.spool), taken.clone());
-        let gather = move |alone| relocate::gather(&spool, of, alone);
+        // A full spool has room for a sixteenth of its limit.
+        let room = usize::try_from(self.spool.usage().limit / 32).unwrap_or(usize::MAX);
+        let bytes = relocate::FRAME_BYTES.min(room);
+        let gather = move |alone| relocate::gather(&spool, of, bytes, alone);
         let gathered = self.worker.work_on_some(&chunks, Work::Deliver, gather);
         let gathered = gathered.await;
         self.worker.rest();
@@ -1374,12 +1383,11 @@ impl Feed {
 
     /// Returns whether nothing of a chunk is in flight, or to be read again.
     fn is_settled(&self, chunk: Seq) -> bool {
-        let mut loads = self.loads.range((chunk, 0)..=(chunk, u64::MAX));
         !self.chunks.contains_key(&chunk)
             && !self.skip.contains_key(&chunk)
             && !self.waiting.holds(chunk)
             && !self.deferred.holds(chunk)
-            && loads.next().is_none()
+            && !self.is_loaded(chunk)
     }
 
     fn finish_if_settled(&self, chunk: Seq) {

@@ -164,8 +164,8 @@
 //! Chunks are refused when all files together, excluding spares, would exceed [`Options::limit`]. The reserve, at most 1 MiB,
 //! and the two manifests, 16 bytes for each segment, are not counted. Notes, and the Begin frames of the segments that they
 //! need, are written regardless of the limit, since they are what finishes chunks; so are copies of damaged bytes in
-//! `quarantine/`, since those were acknowledged. Relocated chunks may pass the limit by a 16th, since they let more than that
-//! be removed. The copies may be deleted after inspection; they are counted again at the
+//! `quarantine/`, since those were acknowledged. Relocated chunks may pass the limit, or what notes made of
+//! it, by a 16th until a segment is removed, since they let more than that be removed. The copies may be deleted after inspection; they are counted again at the
 //! next open. Missing files are not counted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -473,11 +473,6 @@ impl Limits {
         }
     }
 
-    /// The total size of all files above which nothing is relocated.
-    fn relocation_limit(&self) -> u64 {
-        self.limit.saturating_add(self.limit / RELOCATION_SHARE)
-    }
-
     /// The size of the reserve: enough for thousands of notes, and a Begin frame with the window before them.
     fn reserve_bytes(&self) -> usize {
         self.segment_bytes.min(1 << 20) as usize
@@ -532,6 +527,8 @@ struct State {
     relocated: BTreeSet<(Time, Seq)>,
     /// The size of their events.
     relocated_bytes: u64,
+    /// The size of the relocated chunks written since a segment was removed.
+    relocated_since_removal: u64,
     segments: BTreeMap<Seq, SegmentInfo>,
     /// For each id, the number of chunks kept by earlier runs and not yet handed over again in this one.
     replayable: HashMap<ChunkId, u32>,
@@ -572,6 +569,7 @@ impl State {
         if place.is_relocated() {
             self.relocated.insert((place.arrived, chunk));
             self.relocated_bytes += place.events_len() as u64;
+            self.relocated_since_removal += place.frame_bytes();
         }
         self.chunks.insert(chunk, place);
     }
@@ -625,6 +623,15 @@ impl State {
     fn set_quarantined(&mut self, bytes: u64) {
         self.bytes = self.bytes - self.quarantined + bytes;
         self.quarantined = bytes;
+    }
+
+    /// The total size of all files above which nothing is relocated. Notes are written regardless of the limit, and must
+    /// not take the room that relocation needs to have segments removed: what counts is what was relocated since the last
+    /// removal.
+    fn relocation_limit(&self, limits: &Limits) -> u64 {
+        let others = self.bytes.saturating_sub(self.relocated_since_removal);
+        let share = limits.limit / RELOCATION_SHARE;
+        others.max(limits.limit).saturating_add(share)
     }
 
     /// The size of all files except spares and slack.
@@ -687,6 +694,7 @@ impl State {
         self.missing.remove(&segment);
         let bytes = self.segments.remove(&segment).map(|info| info.bytes);
         self.bytes -= bytes.unwrap_or(0);
+        self.relocated_since_removal = 0;
         bytes.unwrap_or(0)
     }
 
@@ -997,7 +1005,7 @@ impl Spool {
             if origins.is_empty() || !origins.iter().all(is_held) {
                 return Err(invalid("a relocated chunk's origins are unfinished chunks"));
             }
-            let limit = self.shared.limits.relocation_limit();
+            let limit = state.relocation_limit(&self.shared.limits);
             if state.used() + state.reserved + length > limit {
                 let full = no_room_to_relocate(state.bytes, limit);
                 self.request_cleanup(state);

@@ -479,7 +479,7 @@ impl Writer {
             origins,
             events,
         } = relocating;
-        let limit = self.shared.limits.relocation_limit();
+        let limit = self.state().relocation_limit(&self.shared.limits);
         if !self.find_room(plan, before + head.length(), limit) {
             let mut state = self.state();
             state.reserved -= head.length();
