@@ -41,12 +41,15 @@ struct Queue {
     unreadable: Option<Seq>,
 }
 
+/// Events of a chunk by target: sorted, without adjacent ranges.
+pub(super) type ByTarget = Vec<(Arc<str>, Vec<Range<u32>>)>;
+
 /// The events of a chunk to read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Load {
     pub(super) chunk: Seq,
-    /// The events of each target, the first of which is the one whose turn it is. Sorted, without adjacent ranges.
-    pub(super) targets: Vec<(Arc<str>, Vec<Range<u32>>)>,
+    /// The first target is the one whose turn it is.
+    pub(super) targets: ByTarget,
 }
 
 impl Load {
@@ -88,6 +91,13 @@ impl Deferred {
         merge(all, events);
         self.records += count(all);
         self.bytes += bytes(all);
+    }
+
+    /// Adds events of a chunk for several targets.
+    pub(super) fn add_all(&mut self, chunk: Seq, targets: &ByTarget) {
+        for (target, events) in targets {
+            self.add(target, chunk, events);
+        }
     }
 
     /// Takes the oldest chunk of a target, with at most its first `most` events.
@@ -139,8 +149,8 @@ impl Deferred {
 
     /// Puts back a chunk that cannot be read now: those after it go first.
     pub(super) fn put_back_unreadable(&mut self, load: Load) {
-        for (target, events) in load.targets {
-            self.add(&target, load.chunk, &events);
+        self.add_all(load.chunk, &load.targets);
+        for (target, _) in load.targets {
             if let Some(queue) = self.targets.get_mut(&target) {
                 queue.unreadable = Some(load.chunk);
             }
@@ -178,7 +188,7 @@ impl Deferred {
     }
 
     /// Takes all events of a chunk, by target.
-    pub(super) fn take_chunk(&mut self, chunk: Seq) -> Vec<(Arc<str>, Vec<Range<u32>>)> {
+    pub(super) fn take_chunk(&mut self, chunk: Seq) -> ByTarget {
         let targets = self.chunks.get(&chunk).cloned().unwrap_or_default();
         let events = |target: Arc<str>| {
             let events = self.remove(&target, chunk)?;

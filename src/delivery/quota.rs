@@ -19,8 +19,6 @@ const SLOW_SHARE: usize = 4;
 pub struct Quota {
     own: AtomicUsize,
     slow: AtomicBool,
-    /// Whether the target is to give back what it holds and is not in flight.
-    reclaimed: AtomicBool,
     all: Arc<Totals>,
 }
 
@@ -37,7 +35,6 @@ impl Quota {
         Quota {
             own: AtomicUsize::new(0),
             slow: AtomicBool::new(false),
-            reclaimed: AtomicBool::new(false),
             all: Arc::clone(&self.all),
         }
     }
@@ -99,19 +96,10 @@ impl Quota {
     pub(super) fn is_over(&self, limit: usize) -> bool {
         self.slow.load(Ordering::Acquire) && self.own.load(Ordering::Acquire) > self.most(limit, 0)
     }
-}
 
-impl Quota {
-    /// Asks a slow target to give back what it holds. Returns whether there is anything to give back.
-    pub(super) fn reclaim(&self) -> bool {
-        let holds = self.slow.load(Ordering::Acquire) && self.own.load(Ordering::Acquire) > 0;
-        self.reclaimed.fetch_or(holds, Ordering::AcqRel);
-        holds
-    }
-
-    /// Whether that was asked since the last call.
-    pub(super) fn take_reclaimed(&self) -> bool {
-        self.reclaimed.swap(false, Ordering::AcqRel)
+    /// Returns whether the target is slow and holds anything.
+    pub(super) fn is_slow_holder(&self) -> bool {
+        self.slow.load(Ordering::Acquire) && self.own.load(Ordering::Acquire) > 0
     }
 }
 

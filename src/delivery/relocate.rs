@@ -8,8 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::ack::{count, ranges};
+use super::deferred::ByTarget;
 use super::rebuild::contains_event;
-use crate::codec::extract::{Extracted, GROUP_END, extract_each};
+use crate::codec::extract::{Extracted, GROUP_END, extract};
 use crate::ids::Time;
 use crate::spool::{self, Content, Relocation, Seq, Spool, Unreadable, Work, merge};
 
@@ -19,9 +20,6 @@ pub(super) const FRAME_BYTES: usize = 2 * 1024 * 1024;
 const READ_BYTES: usize = 64 * 1024 * 1024;
 /// The maximum number of chunks read for it.
 pub(super) const MAX_CHUNKS: usize = 256;
-
-/// Events by target: sorted, without adjacent ranges.
-pub(super) type ByTarget = Vec<(Arc<str>, Vec<Range<u32>>)>;
 
 /// The events of one new frame.
 #[derive(Debug)]
@@ -137,7 +135,7 @@ fn copies(data: &[u8], targets: &ByTarget) -> Vec<Extracted> {
         runs.extend(events.iter().map(|run| (run, at)));
     }
     runs.sort_unstable_by_key(|(run, _)| run.start);
-    extract_each(data, targets.len(), |event| {
+    extract(data, targets.len(), |event| {
         let at = runs.partition_point(|(run, _)| run.end <= event);
         let (run, target) = runs.get(at)?;
         run.contains(&event).then_some(*target)

@@ -85,9 +85,16 @@ pub(super) type Queued = (Arc<str>, Piece<AckGuard>);
 
 /// The handle of a running sender.
 pub(super) struct SenderHandle {
-    queue: mpsc::UnboundedSender<Delivery>,
+    queue: mpsc::UnboundedSender<Message>,
     circuit: Arc<Circuit>,
     quota: Arc<Quota>,
+}
+
+/// What a sender is told.
+enum Message {
+    Deliver(Delivery),
+    /// Others wait for what it holds and is not in flight.
+    GiveBack,
 }
 
 /// Pieces handed to a sender.
@@ -252,40 +259,33 @@ impl Senders {
     /// Returns the bytes that a target may get now, while others are about to get `planned` bytes. If this is not 0, at
     /// least one line may be sent.
     pub(super) fn room(&self, target: &str, planned: usize) -> usize {
-        let limit = self.context.config.memory_limit;
-        let senders = self.senders.lock().expect("nothing panics with this lock");
-        let quota = senders.get(target).map_or(&self.quota, |it| &it.quota);
-        quota.room(limit, planned)
+        self.with_quota(target, |quota, limit| quota.room(limit, planned))
+    }
+
+    /// Returns whether deferred events of a target may be read again.
+    pub(super) fn may_load(&self, target: &str) -> bool {
+        self.with_quota(target, Quota::may_load)
     }
 
     /// Whether a slow target holds more than its share.
     pub(super) fn is_over(&self, target: &str) -> bool {
-        let limit = self.context.config.memory_limit;
+        self.with_quota(target, Quota::is_over)
+    }
+
+    /// Asks the quota of a target, or one of a target that holds nothing if it has no sender.
+    fn with_quota<T>(&self, target: &str, ask: impl FnOnce(&Quota, usize) -> T) -> T {
         let senders = self.senders.lock().expect("nothing panics with this lock");
-        senders
-            .get(target)
-            .is_some_and(|it| it.quota.is_over(limit))
+        let quota = senders.get(target).map_or(&self.quota, |it| &it.quota);
+        ask(quota, self.context.config.memory_limit)
     }
 
     /// Asks slow targets to give back what they hold.
     pub(super) fn reclaim(&self) {
         let senders = self.senders.lock().expect("nothing panics with this lock");
-        for sender in senders.values().filter(|sender| sender.quota.reclaim()) {
-            let wake = Delivery {
-                pieces: Vec::new(),
-                probe: None,
-            };
+        for sender in senders.values().filter(|it| it.quota.is_slow_holder()) {
             // Fails if the sender has ended, and holds nothing.
-            let _ = sender.queue.send(wake);
+            let _ = sender.queue.send(Message::GiveBack);
         }
-    }
-
-    /// Returns whether deferred events of a target may be read again.
-    pub(super) fn may_load(&self, target: &str) -> bool {
-        let limit = self.context.config.memory_limit;
-        let senders = self.senders.lock().expect("nothing panics with this lock");
-        let quota = senders.get(target).map_or(&self.quota, |it| &it.quota);
-        quota.may_load(limit)
     }
 
     /// Returns the targets whose circuit opened since the last call. Some may be closed again.
@@ -365,7 +365,7 @@ impl Senders {
     }
 
     /// Ends an idle sender, unless something is about to arrive. Returns whether it ended.
-    fn retire(&self, name: &str, arriving: &mpsc::UnboundedReceiver<Delivery>) -> bool {
+    fn retire(&self, name: &str, arriving: &mpsc::UnboundedReceiver<Message>) -> bool {
         let mut senders = self.senders.lock().expect("nothing panics with this lock");
         let retires = arriving.is_empty();
         if retires {
@@ -427,7 +427,7 @@ impl Senders {
             piece.guard.charge(&sender.quota, bytes);
         }
         // A sender ends only by a panic, or with the runtime; the trackers of its pieces have then failed.
-        if let Err(unsent) = sender.queue.send(delivery) {
+        if let Err(unsent) = sender.queue.send(Message::Deliver(delivery)) {
             *sender = self.start(name, Arc::clone(&sender.circuit));
             let _ = sender.queue.send(unsent.0);
         }
@@ -593,7 +593,7 @@ impl Sender {
         }
     }
 
-    async fn run(mut self, mut arriving: mpsc::UnboundedReceiver<Delivery>) {
+    async fn run(mut self, mut arriving: mpsc::UnboundedReceiver<Message>) {
         let mut draining = self.senders.context.draining.subscribe();
         let mut circuit = self.circuit.subscribe();
         loop {
@@ -630,10 +630,14 @@ impl Sender {
                         self.handle_done(done);
                     }
                 }
-                delivery = arriving.recv() => {
-                    let Some(delivery) = delivery else { return };
-                    self.receive(delivery, now).await;
-                }
+                message = arriving.recv() => match message {
+                    Some(Message::Deliver(delivery)) => self.receive(delivery, now).await,
+                    // While the circuit is open only a probe is queued.
+                    Some(Message::GiveBack) if self.circuit.is_open() => {}
+                    Some(Message::GiveBack) if self.shared => self.isolate_failing(now),
+                    Some(Message::GiveBack) => self.give_back(now, Duration::ZERO),
+                    None => return,
+                },
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = draining.changed() => {}
                 Ok(()) = circuit.changed() => {}
@@ -917,13 +921,6 @@ impl Sender {
             }
             self.senders.changed.notify_one();
             return;
-        }
-        if self.quota.take_reclaimed() && !self.direct {
-            match self.shared {
-                true => self.isolate_failing(now),
-                false if self.own_target => self.give_back(now, Duration::ZERO),
-                false => {}
-            }
         }
         let Some((target, _)) = pieces.first() else {
             return;

@@ -30,7 +30,7 @@ use tokio::time::{Duration, Instant, sleep_until};
 use super::circuit::CircuitPermit;
 use super::context::Context;
 use super::cut::{Cutter, OBJECT_BYTES, weight};
-use super::deferred::{Deferred, Load};
+use super::deferred::{ByTarget, Deferred, Load};
 use super::describe::Describing;
 use super::intake::Intake;
 use super::letters::Letters;
@@ -493,8 +493,7 @@ impl Feed {
                 let mut sealed = objects.seal_aged(now);
                 // Open objects keep their chunks in the spool. Without this, a spool filled by them would reject chunks
                 // while the destination works.
-                let usage = self.spool.usage();
-                if usage.log_bytes() > usage.limit / 2
+                if self.spool.usage().is_half_full()
                     && self.sending.is_empty()
                     && sealed.is_empty()
                     && self.spool.peek(self.after).is_none()
@@ -632,11 +631,12 @@ impl Feed {
 
     /// Whether the spool is half full, and its oldest chunk is in flight.
     fn oldest_is_in_flight(&self) -> bool {
-        let usage = self.spool.usage();
-        let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
-        usage.log_bytes() > usage.limit / 2
-            && oldest
-                .is_some_and(|oldest| self.chunks.contains_key(&oldest) || self.is_loaded(oldest))
+        let is_in_flight = |chunk| self.chunks.contains_key(&chunk) || self.is_loaded(chunk);
+        self.spool.usage().is_half_full()
+            && self
+                .spool
+                .peek(None)
+                .is_some_and(|(oldest, _)| is_in_flight(oldest))
     }
 
     /// Asks slow targets to give back what they hold if others wait for it: for memory, or for the oldest chunk, which keeps
@@ -886,7 +886,7 @@ impl Feed {
         }
         let usage = self.spool.usage();
         // If most of the log was relocated before, writing it again would free little.
-        if usage.log_bytes() <= usage.limit / 2 || usage.relocated > usage.log_bytes() / 4 * 3 {
+        if !usage.is_half_full() || usage.relocated > usage.log_bytes() / 4 * 3 {
             return None;
         }
         let (oldest, _) = self.spool.peek(None)?;
@@ -900,11 +900,7 @@ impl Feed {
 
     /// Whether a chunk would be finished if its deferred events were relocated.
     fn is_only_deferred(&self, chunk: Seq) -> bool {
-        self.deferred.holds(chunk)
-            && !self.chunks.contains_key(&chunk)
-            && !self.skip.contains_key(&chunk)
-            && !self.waiting.holds(chunk)
-            && !self.is_loaded(chunk)
+        self.deferred.holds(chunk) && self.is_settled_but_for_deferred(chunk)
     }
 
     /// Writes deferred events of chunks again at the log's head.
@@ -950,9 +946,7 @@ impl Feed {
         for (relocated, targets, from) in join_all(frames).await {
             match relocated {
                 Ok(chunk) => {
-                    for (target, events) in targets {
-                        self.deferred.add(&target, chunk, &events);
-                    }
+                    self.deferred.add_all(chunk, &targets);
                     for (origin, _) in from {
                         self.finish_if_settled(origin);
                     }
@@ -969,11 +963,9 @@ impl Feed {
         }
     }
 
-    fn put_back(&mut self, chunks: Vec<(Seq, relocate::ByTarget)>) {
+    fn put_back(&mut self, chunks: Vec<(Seq, ByTarget)>) {
         for (chunk, targets) in chunks {
-            for (target, events) in targets {
-                self.deferred.add(&target, chunk, &events);
-            }
+            self.deferred.add_all(chunk, &targets);
         }
     }
 
@@ -1383,10 +1375,13 @@ impl Feed {
 
     /// Returns whether nothing of a chunk is in flight, or to be read again.
     fn is_settled(&self, chunk: Seq) -> bool {
+        !self.deferred.holds(chunk) && self.is_settled_but_for_deferred(chunk)
+    }
+
+    fn is_settled_but_for_deferred(&self, chunk: Seq) -> bool {
         !self.chunks.contains_key(&chunk)
             && !self.skip.contains_key(&chunk)
             && !self.waiting.holds(chunk)
-            && !self.deferred.holds(chunk)
             && !self.is_loaded(chunk)
     }
 
@@ -1404,7 +1399,7 @@ impl Feed {
         }
         let usage = self.spool.usage();
         let oldest = self.spool.peek(None).map(|(oldest, _)| oldest);
-        let in_the_way = |chunk| Some(chunk) == oldest && usage.log_bytes() > usage.limit / 2;
+        let in_the_way = |chunk| Some(chunk) == oldest && usage.is_half_full();
         let too_many = self.waiting.bytes() > self.context.config.memory_limit / PARKED_SHARE;
         let waits_alone =
             |chunk: &Seq| !self.chunks.contains_key(chunk) && !self.skip.contains_key(chunk);

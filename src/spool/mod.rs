@@ -439,6 +439,11 @@ impl Usage {
     pub fn log_bytes(&self) -> u64 {
         self.bytes - self.quarantined
     }
+
+    /// Whether the log takes more than half of the limit: whatever keeps its oldest segment is then moved out of the way.
+    pub fn is_half_full(&self) -> bool {
+        self.log_bytes() > self.limit / 2
+    }
 }
 
 /// The number of chunks remembered across restarts, so that they are recognised when a killed host hands them over
