@@ -1102,6 +1102,38 @@ fn every_mistake_in_the_file_is_reported_with_its_line() {
 }
 
 #[test]
+fn a_direct_output_with_several_streams_is_told_of_the_spool() {
+    let bench = Bench::new();
+    let spool = bench.path("spool").display().to_string();
+    let cases = [
+        ("app-{tag[1]}", "off", true),
+        ("app-{tag[1]}", "on", false),
+        ("app", "off", false),
+    ];
+    for (stream, mode, told) in cases {
+        let keys = [
+            ("delivery_stream", stream),
+            ("region", "us-east-1"),
+            ("endpoint", "http://127.0.0.1:1"),
+            ("spool", mode),
+            ("spool_dir", &spool),
+            ("Workers", "2"),
+        ];
+        let keys = if mode == "on" {
+            &keys[..]
+        } else {
+            &[&keys[..4], &keys[5..]].concat()
+        };
+        let words = bench.check(keys, &[]).words("host");
+        assert_eq!(
+            words.contains("write spool on"),
+            told,
+            "{stream} {mode}: {words}"
+        );
+    }
+}
+
+#[test]
 fn of_a_key_that_is_set_twice_the_effective_one_is_checked() {
     let bench = Bench::new();
     let url = format!("file://{}", bench.path("objects").display());

@@ -44,6 +44,54 @@ fn completions_are_printed_for_each_shell() {
     assert!(output.stdout.is_empty() && !output.stderr.is_empty());
 }
 
+/// A line that cannot be read may be a secret.
+#[test]
+fn a_line_that_cannot_be_read_is_named_without_its_value() {
+    let lines = [
+        "[OUTPUT]\n    Name ferry\n    shared_key\tTOPSECRET\n",
+        "[OUTPUT]\n    Name ferry\n    shared_key=TOPSECRET\n",
+        "[OUTPUT]\n    Name ferry\n    shared_key:TOPSECRET\n",
+        "[OUTPUT]\n    Name ferry\n    shared_keyTOPSECRET\n",
+        "@SET KEY TOPSECRET\n",
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("fluent-bit.conf");
+    let file = file.to_str().unwrap();
+    for lines in lines {
+        fs::write(file, lines).unwrap();
+        for command in ["check", "migrate", "replay"] {
+            let output = tool(&[command, file]);
+            let said = text(&output.stdout) + &text(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command} {lines}: {said}");
+            assert!(!said.contains("TOPSECRET"), "{command} {lines}: {said}");
+        }
+    }
+}
+
+/// A shell with `pipefail` sees that the output was not read to its end, and not a success.
+#[test]
+fn a_closed_pipe_is_no_success() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ferry"));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = command
+        .args(["completions", "bash"])
+        .stdout(writer)
+        .status();
+    assert_eq!(status.unwrap().code(), Some(141));
+}
+
+#[test]
+fn a_stderr_that_cannot_be_written_to_changes_no_exit_status() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ferry"));
+    let status = command.args(["check", "/nowhere"]).stderr(full).status();
+    assert_eq!(status.unwrap().code(), Some(2));
+}
+
 #[test]
 fn every_command_has_a_page_that_explains_its_exit_status() {
     let dir = tempfile::tempdir().unwrap();

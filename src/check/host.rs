@@ -8,6 +8,7 @@ use fluent_bit_config::{Document, Format, Place, Section, beside};
 
 use super::{Mark, Report};
 use crate::config::{Config, Properties, keys};
+use crate::sink::DestinationTraits;
 
 /// A configuration.
 #[derive(Debug)]
@@ -449,6 +450,17 @@ pub(super) fn advise(
             "there are no Workers: in direct mode every flush blocks all of Fluent Bit while it waits for the destination"
                 .to_owned(),
             "write Workers 2, or spool on",
+        );
+    }
+    let traits = DestinationTraits::of(&config.destination);
+    if direct && traits.throttles_targets && traits.only_target().is_none() {
+        warn(
+            format!(
+                "each {} has its own faults: in direct mode, a chunk with a line for an unavailable one goes back to Fluent Bit \
+                 as a whole, and its limits then pause the inputs of all",
+                traits.target_word
+            ),
+            "write spool on",
         );
     }
     if workers > 0 && configuration.service_flag("hot_reload") {

@@ -8,7 +8,7 @@ use ferry::check::{self, Finding, Mark, Options, host};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Done, print, print_json};
+use super::{Done, print, print_json, tell};
 
 /// Check the ferry outputs of a Fluent Bit configuration: keys, folders, network, credentials, and the
 /// delivery stream, container or bucket itself
@@ -123,7 +123,7 @@ pub(super) fn run(args: &Args) -> Done {
     }
     printed?;
     if !untried.is_empty() {
-        eprintln!("note: not tried: {}", untried.join(", "));
+        tell(format_args!("note: not tried: {}", untried.join(", ")));
     }
     passed.map_err(|error| format!("no threads could be started: {error}").into())
 }

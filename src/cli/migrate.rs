@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ferry::check::migrate;
 
-use super::{Done, print};
+use super::{Done, print, tell};
 
 /// Print ferry outputs that are equivalent to kinesis_firehose, firehose or azure_blob outputs
 #[derive(clap::Args)]
@@ -24,7 +24,7 @@ pub(super) fn run(args: &Args) -> Done {
     let migration = migrate::migrate(&args.file)?;
     print(&migration.text)?;
     for problem in &migration.problems {
-        eprintln!("to fix: {problem}");
+        tell(format_args!("to fix: {problem}"));
     }
     Ok(migration.problems.is_empty())
 }

@@ -83,13 +83,23 @@ pub(crate) fn main() -> ExitCode {
         Command::Man(args) => shell::man(&args, Cli::command()),
     };
     match done {
-        Ok(true) | Err(Failure::BrokenPipe) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(Failure::Message(message)) => {
-            eprintln!("error: {message}");
+            tell(format_args!("error: {message}"));
             ExitCode::from(2)
         }
+        Err(Failure::BrokenPipe) => ExitCode::from(BROKEN_PIPE),
     }
+}
+
+/// The exit status if the reader of the output left: what a shell reports of a process that SIGPIPE ends, so that
+/// `pipefail` does not take a failed check for a success.
+const BROKEN_PIPE: u8 = 128 + 13;
+
+/// Writes a line to stderr. If that fails, nobody can be told.
+fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Writes to stdout.

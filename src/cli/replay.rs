@@ -34,7 +34,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::letters::{self, Found, Letter, LetterFile, Place, Sources, folder_of, lines, look};
-use super::{Done, Failure, cannot_be, metadata, print, print_json, progress};
+use super::{Done, Failure, cannot_be, metadata, print, print_json, progress, tell};
 
 /// Send dead letters again, after the cause of their refusal is fixed
 #[derive(clap::Args)]
@@ -177,16 +177,19 @@ pub(super) fn run(args: &Args) -> Done {
         }
     }
     match (report.letters, args.dry_run) {
-        (0, _) if is_absent => eprintln!(
+        (0, _) if is_absent => tell(format_args!(
             "there is no folder {}: no letter was ever written to it, or its file system is not mounted",
             paths[0].display()
-        ),
-        (0, _) => eprintln!("there are no dead letters in {}", paths[0].display()),
-        (letters, true) => eprintln!(
+        )),
+        (0, _) => tell(format_args!(
+            "there are no dead letters in {}",
+            paths[0].display()
+        )),
+        (letters, true) => tell(format_args!(
             "{letters} letters: {} would be sent ({} lines), {} would stay",
             report.sent, report.lines, report.stay
-        ),
-        (letters, false) => eprintln!(
+        )),
+        (letters, false) => tell(format_args!(
             "{letters} letters: {} sent ({} lines), {} stay{}",
             report.sent,
             report.lines,
@@ -195,7 +198,7 @@ pub(super) fn run(args: &Args) -> Done {
                 [] => String::new(),
                 files => format!(" in {}", files.join(", ")),
             }
-        ),
+        )),
     }
     Ok(report.stay == 0)
 }
@@ -242,7 +245,10 @@ impl<'a> Section<'a> {
             (None, ..) => return Err(format!("{file}: there is no output ferry").into()),
         };
         for variable in &output.unset {
-            eprintln!("warning: {}", variable.trim_start_matches("[env] "));
+            tell(format_args!(
+                "warning: {}",
+                variable.trim_start_matches("[env] ")
+            ));
         }
         let config = Config::read(output).map_err(|problems| {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -908,7 +914,7 @@ impl log::Output for StderrLog {
         }
         let message = line.split_once("] ").map_or(line, |(_, message)| message);
         message.clone_into(&mut self.last.lock().expect("nothing panics with this lock"));
-        self.bar.suspend(|| eprintln!("{message}"));
+        self.bar.suspend(|| tell(format_args!("{message}")));
     }
 }
 

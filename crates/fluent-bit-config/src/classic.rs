@@ -63,9 +63,12 @@ impl Document {
                 continue; // processors and the like, which proxy outputs never see
             }
             let (key, value) = body.split_once(' ').with_context(|| {
-                format!(
-                    "{place}: '{body}' has no value: separate key and value by a space, not a tab"
-                )
+                // The rest of the line may be a secret, and so may a line that has no separator at all.
+                let key = match body.split_once(['\t', '=', ':']) {
+                    Some((key, _)) => format!("'{key}'"),
+                    None => "the key".to_owned(),
+                };
+                format!("{place}: {key} has no value: separate key and value by a space, not a tab")
             })?;
             self.sections[section].entries.push(Entry {
                 key: key.trim().to_owned(),
@@ -87,10 +90,10 @@ impl Document {
                 }
             }
             "set" => {
-                let (key, value) = rest
-                    .trim()
-                    .split_once('=')
-                    .with_context(|| format!("{place}: '@SET {rest}' must be '@SET name=value'"))?;
+                let (key, value) = rest.trim().split_once('=').with_context(|| {
+                    let name = rest.split_whitespace().next().unwrap_or_default();
+                    format!("{place}: '@SET {name}' must be '@SET name=value'")
+                })?;
                 self.sets.push((key.to_owned(), value.to_owned()));
             }
             _ => bail!("{place}: '@{name}' is not a command; use @SET or @INCLUDE"),

@@ -563,7 +563,7 @@ pipeline:
                 "[INPUT]\n  Name dummy\n   Tag x\n",
                 ":3: extra indentation level",
             ),
-            ("[INPUT]\n  Name\tdummy\n", ":2: 'Name\tdummy' has no value"),
+            ("[INPUT]\n  Name\tdummy\n", ":2: 'Name' has no value"),
             ("  Name dummy\n", ":1: the key is outside of any section"),
             ("[INPUT]\n  Tag x\n", ":1: the section has no Name"),
             (
