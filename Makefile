@@ -22,6 +22,8 @@ SEED ?= 1
 FUZZ_SECONDS ?= 600
 # "make soak": hot reloads in one process.
 RELOADS ?= 1000
+# "make test": the seed of the property tests. "make soak" draws a new one each time.
+PROPERTY_SEED ?= 1
 # "make install": the prefix, and a staging folder for packagers.
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -166,7 +168,7 @@ emulators: ## Install Azurite, moto and the Python packages of the tests into ta
 .PHONY: test-rust
 test-rust: cargo-present ## Run only the Rust tests; needs "make emulators" once
 	$(call heading,Rust tests)
-	cargo test --workspace --locked
+	PROPTEST_RNG_SEED=$(PROPERTY_SEED) cargo test --workspace --locked
 
 # Uses the library of the Rust tests: "cargo build" would select other features of its dependencies, and rebuild many of
 # them.

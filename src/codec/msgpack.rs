@@ -527,7 +527,8 @@ fn looks_like_an_event(chunk: &[u8], at: usize) -> bool {
     }
 }
 
-/// Whether a whole value contains an event time. Resources and scopes contain none.
+/// Whether a whole value contains an event time, also within its binary values: a wrong length may make a binary value of
+/// the events that follow. Resources and scopes contain none.
 fn holds_event_time(value: &[u8]) -> bool {
     let mut cursor = Cursor::new(value);
     while let Ok(token) = cursor.token() {
@@ -535,7 +536,7 @@ fn holds_event_time(value: &[u8]) -> bool {
             return true;
         }
     }
-    false
+    (0..value.len()).any(|at| looks_like_an_event(value, at))
 }
 
 fn time(token: Token<'_>) -> Result<Time, Malformed> {
@@ -741,6 +742,18 @@ mod tests {
         let marker = b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x80\x81\xa1r".to_vec();
         // The resource claims to be an array of two: the events behind it.
         let chunk = [marker.clone(), vec![0x92], event(K1), event(K2)].concat();
+        assert_eq!(bodies(&chunk), [K1, K2]);
+        assert_eq!(
+            malformed(&chunk),
+            [(0, marker.len() + 1, Malformed::SpansEvents)]
+        );
+    }
+
+    #[test]
+    fn a_binary_value_of_a_group_marker_with_a_wrong_length_swallows_no_event() {
+        let mut marker = b"\x92\x92\xd7\x00\xff\xff\xff\xff\0\0\0\0\x80\x81\xa1r\xc4".to_vec();
+        marker.push(event(K1).len() as u8 + 1);
+        let chunk = [marker.clone(), vec![7], event(K1), event(K2)].concat();
         assert_eq!(bodies(&chunk), [K1, K2]);
         assert_eq!(
             malformed(&chunk),
