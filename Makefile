@@ -36,6 +36,8 @@ PACKAGE_CFLAGS := CFLAGS_aarch64_unknown_linux_gnu=-DLIBDEFLATE_ASSEMBLER_DOES_N
 PACKAGE_TOOL = $(if $(filter $(shell uname -m)-%,$(PACKAGE_TARGET)),,TOOL=$(RELEASE)/ferry)
 # "make deny": the checks to run; advisories downloads a database.
 DENY ?= licenses bans sources
+# "make bench-targets": more options ("target/ferry-harness bench-targets --help").
+BENCH_TARGETS ?=
 # "make bench-host": the number of sample lines and of rounds, and words by which to select rows.
 LINES ?= 600000
 REPEAT ?= 1
@@ -135,6 +137,10 @@ bench-spool: build ## Measure flushes of 500 tags per second, spooled and direct
 .PHONY: bench-isolation
 bench-isolation: build emulators ## Measure what nine healthy targets get while the tenth is in trouble
 	@tests/bench-isolation.sh
+
+.PHONY: bench-targets
+bench-targets: build ## Measure 1 to 10,000 folders of a store 50 ms away, and 1,000 delivery streams
+	target/ferry-harness bench-targets $(BENCH_TARGETS)
 
 .PHONY: bench-host
 bench-host: host-present build ## Compare the cost of Ferry with that of Fluent Bit's own plugins, in a real host; needs FLUENT_BIT

@@ -84,6 +84,32 @@ impl EventSet {
         }
     }
 
+    /// Removes ranges of events.
+    pub fn remove(&mut self, ranges: &[Range<u32>]) {
+        for event in ranges.iter().cloned().flatten() {
+            if let Some(word) = self.bits.get_mut(event as usize / 64) {
+                *word &= !(1 << (event % 64));
+            }
+        }
+    }
+
+    /// All events as sorted, non-adjacent ranges.
+    pub fn ranges(&self) -> Vec<Range<u32>> {
+        let mut ranges: Vec<Range<u32>> = Vec::new();
+        for (word, bits) in (0u32..).step_by(64).zip(&self.bits) {
+            let mut bits = *bits;
+            while bits != 0 {
+                let event = word + bits.trailing_zeros();
+                bits &= bits - 1;
+                match ranges.last_mut() {
+                    Some(last) if last.end == event => last.end += 1,
+                    _ => ranges.push(event..event + 1),
+                }
+            }
+        }
+        ranges
+    }
+
     /// The heap memory in use, in bytes.
     pub fn footprint(&self) -> usize {
         size_of_val(&self.bits[..])
@@ -111,6 +137,34 @@ pub enum Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_set_of_events_is_like_any_other_set(
+            changes in proptest::collection::vec((any::<bool>(), 0u32..200, 0u32..70), 0..20),
+        ) {
+            let (mut set, mut expected) = (EventSet::default(), std::collections::BTreeSet::new());
+            for (adds, from, len) in changes {
+                let range = std::slice::from_ref(&(from..from + len)).to_vec();
+                match adds {
+                    true => {
+                        set.extend(&range);
+                        expected.extend(from..from + len);
+                    }
+                    false => {
+                        set.remove(&range);
+                        expected.retain(|event| !(from..from + len).contains(event));
+                    }
+                }
+            }
+            let ranges = set.ranges();
+            prop_assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
+            let events: Vec<u32> = ranges.into_iter().flatten().collect();
+            prop_assert_eq!(&events, &expected.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(set.len(), expected.len());
+        }
+    }
 
     #[test]
     fn the_boundary_between_tag_and_bytes_counts() {

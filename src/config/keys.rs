@@ -542,7 +542,8 @@ keys! {
     .example("32M");
 
     CONCURRENCY: Count = key("concurrency", Section::Behaviour, Count { range: 1..=64 })
-        .doc("the number of requests in flight; `auto` adapts between 1 and 8, and halves when the destination throttles. With \
+        .doc("the number of requests in flight; `auto` adapts between 1 and 8 (to a blob store with a spool, 64), and halves when the \
+              destination throttles. With \
               several streams, `auto` is 1 to 8 each, 16 together; a number is for all together, and each has at most half of it")
         .example("4");
 

@@ -9,6 +9,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// buffers of HTTP and TLS.
 const ADAPTIVE_START: usize = 4;
 const ADAPTIVE_MAX: usize = 8;
+/// The maximum for objects that come from the spool, whose bodies count as `memory_limit` allows: with thousands of folders
+/// they are small, and the time to an answer is most of what they cost.
+const OBJECTS_MAX: usize = 64;
 /// The maximum for all targets together, if each throttles separately and has a limit of its own.
 const TARGETS_MAX: usize = 2 * ADAPTIVE_MAX;
 
@@ -36,13 +39,22 @@ pub(super) struct ConcurrencyPermit {
 impl ConcurrencyLimit {
     /// Creates a limit of `fixed` requests, or one that adapts to the destination.
     pub(super) fn new(fixed: Option<usize>) -> ConcurrencyLimit {
+        ConcurrencyLimit::up_to(ADAPTIVE_MAX, fixed)
+    }
+
+    /// The same for objects that come from the spool.
+    pub(super) fn of_objects(fixed: Option<usize>) -> ConcurrencyLimit {
+        ConcurrencyLimit::up_to(OBJECTS_MAX, fixed)
+    }
+
+    fn up_to(most: usize, fixed: Option<usize>) -> ConcurrencyLimit {
         let slots = fixed.unwrap_or(ADAPTIVE_START);
         ConcurrencyLimit {
             slots: Arc::new(Semaphore::new(slots)),
             start: slots,
             state: fixed.is_none().then(|| {
                 Mutex::new(LimitState {
-                    adaptive: Adaptive::default(),
+                    adaptive: Adaptive::new(ADAPTIVE_START, most),
                     slots,
                 })
             }),

@@ -1,5 +1,8 @@
 //! Open objects: one for each folder, built from the lines of many chunks.
 //!
+//! When all together take too much memory, the largest are sealed, as long as they are worth a request. If there are only
+//! small ones, the caller spills them ([`Objects::wants_spill`]).
+//!
 //! Lines are gathered in blocks that are compressed one by one and joined: gzip members and zstd frames in a row read
 //! as one. So an object's compressed size is known as it grows, and never exceeds its limit unless a single block does.
 //! Pure: time is an argument, and nothing is sent.
@@ -25,8 +28,9 @@ const WHOLE_BYTES: usize = BLOCK_BYTES / 4;
 /// The amount of text compressed at once. Larger blocks hardly compress better, smaller ones do worse: gzip looks back
 /// 32 KiB, and each member costs 18 bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
-/// The maximum number of open objects. Beyond it the oldest is sealed.
-const MAX_OPEN: usize = 1_024;
+/// The compressed size below which no object is sealed to free memory, in bytes, unless it takes a quarter of it. A request costs as much as storing this for
+/// a month, on S3: $5 for a million requests, $0.023 for a GB.
+const MIN_SEALED_BYTES: usize = 256 * 1024;
 /// The approximate overhead of an open object, besides its bytes and its folder's name.
 const OPEN_BYTES: usize = 768;
 
@@ -86,13 +90,41 @@ impl Body {
         self.packed
     }
 
+    /// Adds blocks that are compressed already.
+    pub(super) fn push_packed(&mut self, blocks: &[u8]) {
+        if blocks.is_empty() {
+            return;
+        }
+        if !self.block.is_empty() {
+            let block = self.take_block();
+            self.packed.push(block);
+        }
+        self.packed.push(Bytes::copy_from_slice(blocks));
+    }
+
+    /// Returns the length of the compressed blocks, in bytes.
+    pub(super) fn packed_len(&self) -> usize {
+        self.packed.len()
+    }
+
+    /// Returns the compressed blocks, and then the text that is to be compressed.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let packed = self.packed.parts().iter().map(|part| &part[..]);
+        packed.chain(std::iter::once(&self.block[..]))
+    }
+
+    /// Returns the most that all of it may take compressed, in bytes.
+    pub(super) fn most(&self) -> usize {
+        self.packed.len() + self.block.len()
+    }
+
     fn bytes(&self) -> usize {
         self.packed.len() + self.block.capacity()
     }
 }
 
 /// An open object.
-struct OpenObject {
+pub(super) struct OpenObject {
     /// The target of its folder.
     target: Arc<str>,
     /// The time of its first event.
@@ -149,6 +181,41 @@ impl OpenObject {
             block_lines: 0,
             guard_bytes: 0,
         }
+    }
+
+    /// Returns the target of its folder.
+    pub(super) fn target(&self) -> &Arc<str> {
+        &self.target
+    }
+
+    /// Returns the time of its first event.
+    pub(super) fn first(&self) -> Time {
+        self.first
+    }
+
+    /// Returns the time at which that event was added.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Returns its lines.
+    pub(super) fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// Returns the number of its lines.
+    pub(super) fn lines(&self) -> u64 {
+        self.lines + self.block_lines
+    }
+
+    /// Returns the guards of its events.
+    pub(super) fn guards(&self) -> impl Iterator<Item = &AckGuard> {
+        self.guards.iter().chain(&self.block_guards)
+    }
+
+    /// Returns the guards of its events, and drops its lines.
+    pub(super) fn into_guards(self) -> impl Iterator<Item = AckGuard> {
+        self.guards.into_iter().chain(self.block_guards)
     }
 
     fn bytes(&self) -> usize {
@@ -262,23 +329,47 @@ impl Objects {
         open
     }
 
-    /// Enforces the bounds: seals the largest object while there are too many bytes, and the oldest while there are too
-    /// many objects.
+    /// Seals the largest objects while all take too many bytes, except for small ones.
     fn trim(&mut self) -> Vec<SealedObject> {
+        self.trim_to(MIN_SEALED_BYTES.min(self.bounds.bytes / 4))
+    }
+
+    /// Seals the largest objects while all take too many bytes, however small they are: they cannot be spilled.
+    pub(super) fn seal_largest(&mut self) -> Vec<SealedObject> {
+        self.trim_to(0)
+    }
+
+    fn trim_to(&mut self, least: usize) -> Vec<SealedObject> {
         let mut sealed = Vec::new();
-        let most = self.bounds.bytes.saturating_sub(self.chunk_bytes);
-        while self.bytes > most || self.open.len() > MAX_OPEN {
-            let too_large = self.bytes > most;
-            let next = self.open.iter().max_by_key(|(_, open)| {
-                let size = if too_large { open.bytes() } else { 0 };
-                (size, std::cmp::Reverse(open.since))
-            });
-            let Some(folder) = next.map(|(folder, _)| folder.clone()) else {
+        while self.wants_spill() {
+            let large = self.open.iter();
+            let large = large.filter(|(_, open)| open.body.packed_len() >= least);
+            let large = large.max_by_key(|(_, open)| (open.bytes(), std::cmp::Reverse(open.since)));
+            let Some(folder) = large.map(|(folder, _)| folder.clone()) else {
                 break;
             };
             sealed.extend(self.seal(&folder, Sealed::Memory));
         }
         sealed
+    }
+
+    /// Returns whether the objects take too many bytes, though all of them are small.
+    pub(super) fn wants_spill(&self) -> bool {
+        self.bytes > self.bounds.bytes.saturating_sub(self.chunk_bytes)
+    }
+
+    /// Takes all objects, with their folders.
+    pub(super) fn take_all(&mut self) -> Vec<(String, OpenObject)> {
+        self.bytes = 0;
+        self.open.drain().collect()
+    }
+
+    /// Puts back objects that were taken. Nothing else was added meanwhile.
+    pub(super) fn put_back(&mut self, objects: Vec<(String, OpenObject)>) {
+        for (folder, open) in objects {
+            self.bytes += open.bytes();
+            self.open.insert(folder, open);
+        }
     }
 
     fn seal(&mut self, folder: &str, why: Sealed) -> Vec<SealedObject> {
@@ -532,18 +623,46 @@ mod tests {
     }
 
     #[test]
-    fn open_objects_are_bounded_in_number_and_the_oldest_goes_first() {
+    fn small_objects_are_not_sealed_for_memory_but_taken_together() {
         let start = Instant::now();
-        let mut objects = objects(Compression::None, usize::MAX, usize::MAX);
+        let mut objects = objects(Compression::None, usize::MAX, 100_000);
         let tracker = tracker(1);
-        let mut sealed = Vec::new();
-        for n in 0..MAX_OPEN as u32 + 2 {
-            let now = start + Duration::from_millis(n.into());
-            sealed.extend(objects.add(part(&format!("f{n}"), n, 1), &target(), &tracker, now));
+        let mut added = 0;
+        while !objects.wants_spill() {
+            let folder = part(&format!("f{added}"), added, 1);
+            assert!(objects.add(folder, &target(), &tracker, start).is_empty());
+            added += 1;
         }
+        assert!(added > 50, "{added}");
+        let bytes = objects.bytes();
+        let mut taken = objects.take_all();
+        assert_eq!((taken.len(), objects.bytes()), (added as usize, 0));
+        assert!(objects.is_empty() && !objects.wants_spill());
+        taken.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let (folder, open) = &taken[1];
+        assert_eq!((folder.as_str(), open.lines()), ("f1", 1));
+        objects.put_back(taken);
+        assert_eq!(objects.bytes(), bytes);
+        // Without a disk to spill to, memory is bounded all the same.
+        let sealed = objects.seal_largest();
+        assert!(!sealed.is_empty() && !objects.wants_spill());
+        assert!(sealed.iter().all(|object| object.why == Sealed::Memory));
+        assert_eq!(objects.seal_all().len() + sealed.len(), added as usize);
+        assert_eq!(objects.bytes(), 0);
+    }
+
+    #[test]
+    fn a_large_object_is_sealed_for_memory_and_the_small_ones_beside_it_stay_open() {
+        let mut objects = objects(Compression::None, usize::MAX, 200_000);
+        let tracker = tracker(1);
+        let now = Instant::now();
+        for n in 0..20 {
+            let small = part(&format!("f{n}"), n, 1);
+            assert!(objects.add(small, &target(), &tracker, now).is_empty());
+        }
+        let sealed = objects.add(part("large", 100, 3_000), &target(), &tracker, now);
         let folders: Vec<&str> = sealed.iter().map(|object| object.folder.as_str()).collect();
-        assert_eq!(folders, ["f0", "f1"]);
-        assert_eq!(objects.seal_all().len(), MAX_OPEN);
-        assert_eq!(objects.bytes, 0);
+        assert_eq!(folders, ["large"]);
+        assert_eq!(objects.take_all().len(), 20);
     }
 }

@@ -197,6 +197,9 @@ impl Senders {
         Arc::new(Senders {
             limit: Arc::new(match traits.throttles_targets && only.is_none() {
                 true => ConcurrencyLimit::of_targets(context.config.concurrency),
+                false if traits.object_layout.is_some() && context.config.spool.is_some() => {
+                    ConcurrencyLimit::of_objects(context.config.concurrency)
+                }
                 false => ConcurrencyLimit::new(context.config.concurrency),
             }),
             senders: Mutex::default(),

@@ -11,6 +11,9 @@
 //!
 //! What waits for a target is only in memory: on disk it is what no note settles, so a restart reads it again.
 //!
+//! If memory is full of small open objects, their lines are spilled to a file, and merged into objects later
+//! ([`Gathering`]).
+//!
 //! After a crash the spool tells which objects had been started. Each is rebuilt from the same events and put under the
 //! same name, where the store accepts it only if it does not exist yet.
 
@@ -32,6 +35,7 @@ use super::context::Context;
 use super::cut::{Cutter, OBJECT_BYTES, weight};
 use super::deferred::{ByTarget, Deferred, Load};
 use super::describe::Describing;
+use super::gathering::{Gathering, Unreadable as UnreadableLines};
 use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::Share;
@@ -39,6 +43,8 @@ use super::objects::{Bounds, Objects, SealedObject};
 use super::rebuild::{contains_event, quarantine, rebuild_object, unsendable_letters};
 use super::relocate::{self, Moving};
 use super::sender::{Admits, Queued, Senders};
+use super::small_objects::SmallObjects;
+use super::spill::SpilledObject;
 use super::waiting::{UnsendableEvents, WaitingLetters};
 use super::worker::Worker;
 use crate::buffers;
@@ -204,7 +210,8 @@ impl InFlightObject {
 /// Reads the spool and delivers everything in it.
 ///
 /// A chunk is finished when it is in none of `chunks` (in flight), `skip` (to be read again), `waiting` (dead letters
-/// without room), `deferred` (unavailable or slow targets) and `loads` (deferred events in flight).
+/// without room), `deferred` (unavailable or slow targets), `loads` (deferred or spilled events in flight) and `gathering`
+/// (spilled lines).
 pub(super) struct Feed {
     context: Arc<Context>,
     letters: Arc<Letters>,
@@ -246,6 +253,11 @@ pub(super) struct Feed {
     absent_until: Instant,
     /// For blob stores: the open objects.
     objects: Option<Objects>,
+    /// The lines of many small open objects, on disk.
+    gathering: Gathering,
+    /// Whether the last work was a step of a pass.
+    passed_last: bool,
+    small_objects: SmallObjects,
     /// Objects started before a restart, or before their target became unavailable.
     begun: VecDeque<PendingObject>,
     sending: HashMap<u64, InFlightObject>,
@@ -286,6 +298,11 @@ impl Feed {
                 },
             )
         });
+        let (dir, limit) = match &config.spool {
+            Some(spool) => (spool.dir.clone(), spool.limit),
+            None => Default::default(),
+        };
+        let gathering = Gathering::new(dir, limit, config.memory_limit);
         let (completed, completions) = mpsc::unbounded_channel();
         let mut feed = Feed {
             spool: Arc::clone(intake.spool()),
@@ -308,6 +325,9 @@ impl Feed {
             absent: BTreeMap::new(),
             absent_until: Instant::now(),
             objects,
+            gathering,
+            passed_last: false,
+            small_objects: SmallObjects::new(Instant::now()),
             begun: VecDeque::new(),
             sending: HashMap::new(),
             resend: BTreeSet::new(),
@@ -489,19 +509,7 @@ impl Feed {
                 self.absent_until = now + ABSENT_CHECK_INTERVAL;
                 self.retry_absent(now);
             }
-            if let Some(objects) = &mut self.objects {
-                let mut sealed = objects.seal_aged(now);
-                // Open objects keep their chunks in the spool. Without this, a spool filled by them would reject chunks
-                // while the destination works.
-                if self.spool.usage().is_half_full()
-                    && self.sending.is_empty()
-                    && sealed.is_empty()
-                    && self.spool.peek(self.after).is_none()
-                {
-                    sealed = objects.seal_for_room();
-                }
-                self.dispatch(sealed);
-            }
+            self.seal_due(now).await;
             self.context.metrics.spooled.set(self.held() as f64);
             let deferred = self.deferred.records();
             self.context.metrics.deferred.set(deferred as f64);
@@ -525,11 +533,7 @@ impl Feed {
                 && !self.waiting.is_trying()
                 && self.spool.peek(self.after).is_none();
             if stopping && all_read {
-                if let Some(objects) = &mut self.objects
-                    && !objects.is_empty()
-                {
-                    let sealed = objects.seal_all();
-                    self.dispatch(sealed);
+                if self.seal_all(now).await {
                     continue;
                 }
                 if self.is_done() {
@@ -542,6 +546,7 @@ impl Feed {
                 }
             }
             let due = self.objects.as_ref().and_then(Objects::due);
+            let pass = self.pass_due().filter(|at| *at > now);
             let again = self.again.first().map(|(at, ..)| *at).filter(|_| room);
             let begun = self.begun.iter().filter_map(|begun| self.is_due(begun));
             let begun = begun.min().filter(|_| room);
@@ -553,6 +558,7 @@ impl Feed {
             let wakes = [
                 reclaim,
                 due,
+                pass,
                 again,
                 begun,
                 resend,
@@ -585,7 +591,8 @@ impl Feed {
     fn held(&self) -> usize {
         let objects = self.objects.as_ref().map_or(0, Objects::bytes);
         let reading = self.reading.as_ref().map_or(0, |it| it.data.len());
-        self.sending_bytes + objects + reading + self.chunk_bytes + self.deferred.bytes()
+        let waiting = self.deferred.bytes() + self.gathering.bytes();
+        self.sending_bytes + objects + reading + self.chunk_bytes + waiting
     }
 
     /// For streams: returns the memory needed to continue.
@@ -609,6 +616,11 @@ impl Feed {
                         self.dispatch(sealed);
                     }
                     return self.sending.is_empty();
+                }
+                // Small ones that cannot be spilled yet wait for the pass, as the store takes its objects.
+                if objects.wants_spill() && self.gathering.is_full() {
+                    return self.gathering.is_passing()
+                        && self.sending_bytes + self.chunk_bytes <= open_objects(limit);
                 }
                 // A sealed object releases its bytes only once it is stored.
                 held <= open_objects(limit) || self.sending.is_empty()
@@ -664,6 +676,7 @@ impl Feed {
 
     fn is_done(&self) -> bool {
         self.chunks.is_empty()
+            && self.gathering.is_empty()
             && self.begun.is_empty()
             && self.deferred.targets() == 0
             && self.loads.is_empty()
@@ -701,6 +714,15 @@ impl Feed {
             self.relocated_last = true;
             self.relocate(chunks, now).await;
             return true;
+        }
+        // In turn with reading, unless what would be read has no room.
+        let is_full = self.gathering.is_full();
+        if (!std::mem::replace(&mut self.passed_last, false) || is_full) && self.step_pass().await {
+            self.passed_last = true;
+            return true;
+        }
+        if is_full && self.gathering.is_passing() {
+            return false;
         }
         let next = self.spool.peek(self.after).filter(|_| self.may_read_on());
         if (!self.loaded_last || next.is_none())
@@ -1162,6 +1184,7 @@ impl Feed {
                     Ok((objects, sealed, probing)) => {
                         self.objects = Some(objects);
                         self.dispatch(sealed);
+                        self.spill_if_needed().await;
                         for object in probing {
                             self.send_object(object, probe.take());
                         }
@@ -1192,6 +1215,182 @@ impl Feed {
             self.chunk_bytes += bytes;
         }
         reading.hold.keep();
+    }
+
+    /// Seals the objects that are due, and begins a pass over the spilled lines when it is.
+    async fn seal_due(&mut self, now: Instant) {
+        let Some(objects) = &mut self.objects else {
+            return;
+        };
+        let mut sealed = objects.seal_aged(now);
+        // Open objects keep their chunks in the spool. Without this, a spool filled by them would reject chunks while the
+        // destination works.
+        let keeps_chunks = self.spool.usage().is_half_full()
+            && self.sending.is_empty()
+            && sealed.is_empty()
+            && !self.gathering.is_passing();
+        let all_read = self.spool.peek(self.after).is_none();
+        if keeps_chunks && all_read && self.gathering.is_empty() {
+            sealed = objects.seal_for_room();
+        }
+        self.dispatch(sealed);
+        if self.gathering.is_full() || (keeps_chunks && !self.gathering.is_empty()) {
+            self.begin_pass(now, metrics::Sealed::Memory).await;
+        } else if self.pass_due().is_some_and(|at| at <= now) {
+            self.begin_pass(now, metrics::Sealed::Age).await;
+        }
+    }
+
+    /// Returns when the next pass is due by its age.
+    fn pass_due(&self) -> Option<Instant> {
+        let (_, bounds) = self.objects.as_ref()?.settings();
+        self.gathering.due(bounds.age)
+    }
+
+    /// Seals everything at the end. Returns false if nothing was left to seal, or a pass is in progress.
+    async fn seal_all(&mut self, now: Instant) -> bool {
+        if self.gathering.is_passing() {
+            return false;
+        }
+        if !self.gathering.is_empty() {
+            self.begin_pass(now, metrics::Sealed::Stop).await;
+            return true;
+        }
+        let Some(objects) = self.objects.as_mut().filter(|it| !it.is_empty()) else {
+            return false;
+        };
+        let sealed = objects.seal_all();
+        self.dispatch(sealed);
+        true
+    }
+
+    /// Begins a pass, with the open objects in it: a folder with spilled lines gets one object with all of its lines.
+    async fn begin_pass(&mut self, now: Instant, why: metrics::Sealed) {
+        if self.gathering.is_passing() {
+            return;
+        }
+        self.spill(now).await;
+        self.gathering.begin_pass(why);
+    }
+
+    /// Spills the open objects if they take too much memory, though all are small.
+    async fn spill_if_needed(&mut self) {
+        let now = Instant::now();
+        let Some(objects) = self.objects.as_mut().filter(|it| it.wants_spill()) else {
+            return;
+        };
+        if self.gathering.has_failed(now) {
+            let sealed = objects.seal_largest();
+            return self.dispatch(sealed);
+        }
+        if !self.gathering.is_full() {
+            self.spill(now).await;
+        }
+    }
+
+    /// Writes the lines of all open objects to disk.
+    async fn spill(&mut self, now: Instant) {
+        let Some(mut objects) = self.objects.take() else {
+            return;
+        };
+        if objects.is_empty() {
+            self.objects = Some(objects);
+            return;
+        }
+        self.worker.rest();
+        match self.worker.run(self.gathering.spill(&mut objects)).await {
+            Ok(spilled) => {
+                if let Err(error) = self.gathering.spilled(spilled, &mut objects, now) {
+                    self.context.log.trouble(
+                        Level::Warn,
+                        "spill",
+                        &format!(
+                            "the lines of many folders cannot be gathered on disk, and are sent in small objects: {error}"
+                        ),
+                    );
+                }
+            }
+            Err(_) => {
+                let unreadable = self.gathering.spill_panicked();
+                self.read_again(unreadable);
+            }
+        }
+        self.objects = Some(objects);
+        self.spool.set_gathered(self.gathering.file_bytes());
+    }
+
+    /// Makes the next objects of the pass. Returns false if there is none.
+    async fn step_pass(&mut self) -> bool {
+        let Some(objects) = &self.objects else {
+            return false;
+        };
+        let Some(step) = self.gathering.step(objects) else {
+            return false;
+        };
+        self.worker.rest();
+        let step = self.worker.run(step).await.ok();
+        let (objects, why, result) = self.gathering.stepped(step);
+        self.spool.set_gathered(self.gathering.file_bytes());
+        for object in objects {
+            self.send_spilled(object, why);
+        }
+        if let Err(unreadable) = result {
+            self.read_again(unreadable);
+        }
+        true
+    }
+
+    /// Sends an object made from spilled lines.
+    fn send_spilled(&mut self, object: SpilledObject, why: metrics::Sealed) {
+        let mut guards = Vec::with_capacity(object.events.len());
+        for (chunk, events) in object.events {
+            let load = self.next_load;
+            self.next_load += 1;
+            let owner = Owner::Deferred { load, chunk };
+            let completed = self.completed.clone();
+            let tracker = AckTracker::of_chunk(&object.tag, EventSet::default(), owner, completed);
+            let tracker = Arc::new(tracker);
+            let all: Arc<[u32]> = events.iter().cloned().flatten().collect();
+            guards.push(tracker.guard(&all, 0..all.len()));
+            let bytes = CHUNK_BYTES + size_of_val(&all[..]);
+            self.chunk_bytes += bytes;
+            let in_flight = InFlightLoad {
+                load: Load {
+                    chunk,
+                    targets: vec![(Arc::clone(&object.target), events)],
+                },
+                tracker,
+                bytes,
+            };
+            self.loads.insert((chunk, load), in_flight);
+        }
+        let object = SealedObject {
+            target: object.target,
+            folder: object.folder,
+            first: object.first,
+            body: object.body,
+            guards,
+            lines: object.lines,
+            why,
+        };
+        self.send_object(object, None);
+    }
+
+    /// Has the events of spilled lines that cannot be read back read from the spool again.
+    fn read_again(&mut self, unreadable: UnreadableLines) {
+        let UnreadableLines { error, events } = unreadable;
+        if let Some(error) = error {
+            self.context.log.trouble(
+                Level::Warn,
+                "spill",
+                &format!("gathered lines are read from the spool again: {error}"),
+            );
+        }
+        // Their targets are known again once they are encoded.
+        let unknown: Arc<str> = "".into();
+        for (chunk, events) in events {
+            self.deferred.add(&unknown, chunk, &events);
+        }
     }
 
     /// Skips a chunk that cannot be read: the rest of it is in flight already.
@@ -1383,6 +1582,7 @@ impl Feed {
             && !self.skip.contains_key(&chunk)
             && !self.waiting.holds(chunk)
             && !self.is_loaded(chunk)
+            && !self.gathering.holds(chunk)
     }
 
     fn finish_if_settled(&self, chunk: Seq) {
@@ -1611,6 +1811,12 @@ impl Feed {
                     return;
                 };
                 self.sending_bytes -= sending.bytes();
+                let size = sending.body.len() as u64;
+                let stored = self.small_objects.stored(size, sending.why, Instant::now());
+                if let Some(message) = stored {
+                    let log = &self.context.log;
+                    log.trouble(Level::Warn, "small_objects", &message);
+                }
                 self.note_object_ended(batch, sending.guards);
             }
             (Owner::Object(batch), Verdict::Retry) => {

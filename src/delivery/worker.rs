@@ -128,6 +128,14 @@ impl Worker {
         })
     }
 
+    /// Does work that is on no chunk. Returns an error if it panicked.
+    pub(super) async fn run<T: Send + 'static>(
+        &mut self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, oneshot::error::RecvError> {
+        self.background.run(job).await
+    }
+
     /// Records that no chunk is being worked on: what comes next may take long, and is no chunk's fault.
     pub(super) fn rest(&mut self) {
         if std::mem::take(&mut self.working) {

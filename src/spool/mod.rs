@@ -161,7 +161,8 @@
 //! one buffer, and a removed file waits under another name, closed, until its blocks are freed. Finished segments are removed
 //! one by one, between groups, so no fsync waits for thousands of removals.
 //!
-//! Chunks are refused when all files together, excluding spares, would exceed [`Options::limit`]. The reserve, at most 1 MiB,
+//! Chunks are refused when all files together, excluding spares and including the caller's own
+//! ([`Spool::set_gathered`]), would exceed [`Options::limit`]. The reserve, at most 1 MiB,
 //! and the two manifests, 16 bytes for each segment, are not counted. Notes, and the Begin frames of the segments that they
 //! need, are written regardless of the limit, since they are what finishes chunks; so are copies of damaged bytes in
 //! `quarantine/`, since those were acknowledged. Relocated chunks may pass the limit, or what notes made of
@@ -526,6 +527,8 @@ struct State {
     spares: u64,
     /// The size of all queued frames.
     reserved: u64,
+    /// The size of a file beside the log, without a name, with lines that are gathered for objects.
+    gathered: u64,
     /// The unfinished chunks that are visible.
     chunks: BTreeMap<Seq, Place>,
     /// The relocated ones of them by arrival: they arrived before the chunks with the numbers before theirs.
@@ -641,7 +644,7 @@ impl State {
 
     /// The size of all files except spares and slack.
     fn used(&self) -> u64 {
-        self.bytes - self.slack
+        self.bytes - self.slack + self.gathered
     }
 
     /// Sets the size of a segment's file.
@@ -902,7 +905,7 @@ impl Spool {
         }
         if state.used() + state.reserved + length > limit {
             state.needs_space |= length <= limit;
-            let bytes = state.bytes;
+            let bytes = state.bytes + state.gathered;
             self.request_cleanup(state);
             return Some(Err(Refusal::Full { bytes, limit }));
         }
@@ -1277,6 +1280,11 @@ impl Spool {
             let _ = self.jobs.send(Job::Look);
         }
         health
+    }
+
+    /// Sets the size of the caller's own files on the spool's disk: they leave less room for chunks.
+    pub fn set_gathered(&self, bytes: u64) {
+        self.shared.state().gathered = bytes;
     }
 
     /// Waits for a chunk that becomes visible after this call, including between the call and the first poll.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::bench::{self, BenchHostArgs};
+use crate::bench::{self, BenchHostArgs, BenchTargetsArgs};
 use crate::engine::{self, RunArgs};
 use crate::firehose::{self, FirehoseArgs};
 use crate::ledger::{self, VerifyArgs};
@@ -29,6 +29,7 @@ enum Command {
     Verify(VerifyArgs),
     Generate(GenerateArgs),
     BenchHost(BenchHostArgs),
+    BenchTargets(BenchTargetsArgs),
 }
 
 /// Runs the command line. The status is 2 for errors, such as an invalid configuration.
@@ -40,6 +41,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => ledger::run_verify(args),
         Command::Generate(args) => samples::run_generate(args),
         Command::BenchHost(args) => bench::run(args),
+        Command::BenchTargets(args) => bench::run_targets(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -431,6 +431,41 @@ async fn a_refused_folder_delays_no_other_and_is_delivered_once_when_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_folder_among_thousands_delays_no_other_and_is_delivered_once_when_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let destination = Destination::new(OBJECT);
+    destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+    let more = [("memory_limit", "8M"), ("concurrency", "16")];
+    let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS, &more].concat());
+    let folders: Vec<String> = (0..5_000).map(|n| format!("good-{n}")).collect();
+    for chunk in 0..4 {
+        let all: Vec<String> = folders
+            .iter()
+            .map(|folder| format!("{folder}-{chunk}"))
+            .collect();
+        let good = folders.iter().zip(&all);
+        let mut of: Vec<(&str, &str)> = good.map(|(to, k)| (to.as_str(), k.as_str())).collect();
+        let bad = format!("bad-{chunk}");
+        of.push(("bad", &bad));
+        keep(&bench, events(&of, 0)).await;
+    }
+    in_time("the good folders' objects", || {
+        destination.arrived("good") == 20_000
+    })
+    .await;
+    assert_eq!(destination.arrived("bad"), 0);
+    assert!(destination.there.lock().unwrap().len() < 12_000);
+    destination.set_trouble("bad", None);
+    in_time("the bad folder's objects", || {
+        destination.arrived("bad") == 4
+    })
+    .await;
+    in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+    assert!(destination.events().values().all(|times| *times == 1));
+    stop_in_time(bench).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bucket_that_is_missing_is_not_the_trouble_of_one_folder() {
     let dir = tempfile::tempdir().unwrap();
     let destination = Destination::with_code(OBJECT, "NoSuchBucket");
@@ -800,17 +835,25 @@ async fn probes_whose_answer_is_lost_leave_one_pending_object() {
 /// detect repeats.
 #[tokio::test(start_paused = true)]
 async fn whatever_happens_to_targets_everything_arrives() {
-    for seed in 0..12 {
+    for seed in 0..18 {
         let mut dice = StdRng::seed_from_u64(seed);
-        let stream = seed % 2 == 0;
+        // Streams, a few folders, or many with so much in them that it is gathered on disk.
+        let (stream, many) = (seed % 3 == 0, seed % 3 == 2);
         let dir = tempfile::tempdir().unwrap();
         let mut image = dir;
         let destination = Destination::new(if stream { WIDE } else { OBJECT });
         let keys: Vec<_> = match stream {
             true => [FIREHOSE, &BY_RECORD, &[("memory_limit", "15M")]].concat(),
+            false if many => {
+                let more = [("memory_limit", "8M"), ("blob_max_age", "60s")];
+                [BLOB, &FOLDERS, &more].concat()
+            }
             false => [BLOB, &FOLDERS, &[("memory_limit", "15M")]].concat(),
         };
-        let targets = ["a", "b", "c", "d"];
+        let targets: Vec<String> = (0..if many { 300 } else { 4 })
+            .map(|n| format!("t{n}"))
+            .collect();
+        let padding = if many { 15_000 } else { 500 };
         let mut sent = 0;
         let mut killed = false;
         for _ in 0..3 {
@@ -829,11 +872,14 @@ async fn whatever_happens_to_targets_everything_arrives() {
                 let names: Vec<_> = (0..dice.random_range(1..60))
                     .map(|_| {
                         sent += 1;
-                        (*targets.choose(&mut dice).unwrap(), sent.to_string())
+                        (targets.choose(&mut dice).unwrap(), sent.to_string())
                     })
                     .collect();
-                let of: Vec<_> = names.iter().map(|(to, k)| (*to, k.as_str())).collect();
-                keep(&bench, events(&of, 500)).await;
+                let of: Vec<_> = names
+                    .iter()
+                    .map(|(to, k)| (to.as_str(), k.as_str()))
+                    .collect();
+                keep(&bench, events(&of, padding)).await;
                 for _ in 0..dice.random_range(0..40) {
                     tokio::task::yield_now().await;
                 }

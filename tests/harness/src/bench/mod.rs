@@ -6,6 +6,7 @@
 //! - [`cpu`]: the CPU time of its threads, from `/proc`
 //! - [`hash`]: the part of it that is the hash for signing
 //! - [`table`]: the results, and the goals
+//! - [`targets`]: what many folders or streams cost, in the bundled harness
 //! - [`throughput`]: the throughput of Ferry with a distant service, and with many chunks
 //! - [`grid`]: the printing of tables
 
@@ -15,6 +16,7 @@ mod hash;
 mod host;
 mod rows;
 mod table;
+mod targets;
 mod throughput;
 
 use std::fs;
@@ -28,6 +30,8 @@ use self::hash::Speeds;
 use self::host::{Cost, Run};
 use self::rows::{Row, Service};
 use self::table::Table;
+pub use self::targets::BenchTargetsArgs;
+pub use self::targets::run as run_targets;
 use crate::blobs::FakeBlobs;
 use crate::firehose::{FakeFirehose, Options};
 use crate::ledger::Report;

@@ -132,7 +132,7 @@ pub(crate) fn build(
                 }
                 (
                     Box::new(Sample::new(definition, tag, shape)?),
-                    &["samples", "rate", "seed", "tags"],
+                    &["samples", "rate", "seed", "tags", "folders"],
                 )
             }
             "chunks" => {
@@ -239,6 +239,8 @@ impl Input for Dummy {
 struct Sample {
     records: Box<dyn Iterator<Item = (SystemTime, Value)> + Send>,
     tags: Vec<Arc<str>>,
+    /// The number of values that the key `folder` takes in turn; 0: there is no such key.
+    folders: u64,
     made: u64,
     /// The number of records; `None` is unlimited.
     total: Option<u64>,
@@ -259,6 +261,7 @@ impl Sample {
         Ok(Self {
             records: samples::generate(shape, seed, SystemTime::now()),
             tags: (0..count.max(1)).map(|n| name(n).into()).collect(),
+            folders: definition.number("folders", 0)?,
             made: 0,
             total: Some(definition.number("samples", 0)?).filter(|&samples| samples > 0),
             rate: Some(definition.number("rate", 0.0)?).filter(|&rate| rate > 0.0),
@@ -275,9 +278,12 @@ impl Input for Sample {
             .map_or(u64::MAX, |rate| ((now - began).as_secs_f64() * rate) as u64);
         let stop = out.bytes() + SLICE;
         while self.made < due && self.total.is_none_or(|total| self.made < total) {
-            let Some((time, body)) = self.records.next() else {
+            let Some((time, mut body)) = self.records.next() else {
                 return Ok(Next::Ended);
             };
+            if self.folders > 0 {
+                body["folder"] = format!("f{:05}", self.made % self.folders).into();
+            }
             let tag = &self.tags[(self.made % self.tags.len() as u64) as usize];
             out.json(tag, time, &body);
             self.made += 1;
