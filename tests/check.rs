@@ -1276,6 +1276,29 @@ fn a_folder_is_shown_with_its_time_format() {
 }
 
 #[test]
+fn the_size_and_the_cost_of_objects_are_computed_from_a_load() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("spool").display().to_string();
+    let keys = [("url", url.as_str()), ("spool_dir", &spool)];
+    for (load, result) in [
+        (&["--rate", "100K"][..], "ok"),
+        (&["--rate", "1M", "--folders", "10000"], "warn"),
+        (&[], "nothing"),
+    ] {
+        let run = bench.check(&keys, load);
+        assert_eq!(run.result("objects"), result, "{}", run.stdout);
+    }
+    let run = bench.check(&keys, &["--rate", "fast"]);
+    assert_eq!(run.status, 2);
+    assert!(
+        run.stderr.contains("write 500K, 2M or 1G"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
 fn the_library_is_searched_where_fluent_bit_searches() {
     let bench = Bench::new();
     let library = bench.write("out_ferry.so", "");

@@ -4,7 +4,7 @@
 //!
 //! [`host`] reads the file and checks Fluent Bit's own settings; [`disk`] checks the folders; [`net`] checks the
 //! connection to the service, step by step; [`firehose`] and [`blob`] check the service itself; [`tags`] finds example
-//! tags for templates; [`migrate`] converts outputs of other plugins. The plugin itself uses none of it.
+//! tags for templates; [`cost`] computes what objects cost; [`migrate`] converts outputs of other plugins. The plugin itself uses none of it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +19,7 @@ use crate::config::{Blob, Config, Destination};
 
 mod aws;
 mod blob;
+pub mod cost;
 mod disk;
 mod firehose;
 pub mod host;
@@ -92,6 +93,8 @@ pub struct Options {
     pub tags: Vec<String>,
     /// An example record for templates.
     pub record: Option<Value>,
+    /// The expected load, for the size and cost of objects.
+    pub load: Option<cost::Load>,
 }
 
 impl Default for Options {
@@ -101,6 +104,7 @@ impl Default for Options {
             timeout: Duration::from_secs(10),
             tags: Vec::new(),
             record: None,
+            load: None,
         }
     }
 }
@@ -224,6 +228,9 @@ async fn check(
     };
     let options = &found;
     disk::check(&config, folders, options, report).await;
+    if let Some(load) = options.load {
+        cost::check(&config, load, report);
+    }
     match &config.destination {
         Destination::Firehose(firehose) => {
             firehose::check(&config, firehose, options, report).await

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ferry::check::cost::{Load, parse_rate};
 use ferry::check::{self, Finding, Mark, Options, host};
 use serde::Serialize;
 use serde_json::Value;
@@ -27,6 +28,12 @@ pub(super) struct Args {
     /// An example of a record, if delivery_stream or path depend on it
     #[arg(long, value_name = "JSON", value_parser = object)]
     record: Option<Value>,
+    /// The expected bytes of lines per second, such as 2M: prints how large objects get and what their requests cost
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    rate: Option<u64>,
+    /// The number of folders that receive lines at the same time, for --rate
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "rate", value_parser = clap::value_parser!(u64).range(1..))]
+    folders: u64,
     /// The timeout of each check
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -42,6 +49,7 @@ were not tried are listed on stderr at the end.
 
 Examples:
   ferry check /etc/fluent-bit/fluent-bit.conf
+  ferry check fluent-bit.conf --rate 2M --folders 500
   ferry check fluent-bit.yaml --tag app.orders --tag app.users --record '{\"team\":\"x\"}' --put
 
 Exit status: 0, nothing failed; 1, a check failed; 2, the configuration or the arguments cannot be read";
@@ -105,6 +113,10 @@ pub(super) fn run(args: &Args) -> Done {
         timeout: args.timeout,
         tags: args.tag.clone(),
         record: args.record.clone(),
+        load: args.rate.map(|rate| Load {
+            rate,
+            folders: args.folders,
+        }),
     };
     let (mut rows, mut printed, mut untried) = (Vec::new(), Ok(()), Vec::new());
     let passed = check::run(&configuration, &options, &mut |finding| {

@@ -18,7 +18,7 @@ use crate::metrics::Sealed;
 use crate::spool::Seq;
 
 /// The part of `spool_limit` that the runs of a pass take. Those of the next pass take as much, and the spool counts both.
-const FILE_SHARE: u64 = 6;
+pub const FILE_SHARE: u64 = 6;
 /// The part of `memory_limit` for reading runs.
 const MERGE_SHARE: usize = 8;
 /// The maximum number of runs of a pass: with more, each would be read in pieces that are too small.

@@ -42,7 +42,7 @@ pub mod dead_letter;
 mod deferred;
 mod describe;
 mod direct;
-mod gathering;
+pub mod gathering;
 pub mod identity;
 mod intake;
 mod letters;

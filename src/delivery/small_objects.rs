@@ -9,12 +9,14 @@ use crate::metrics::Sealed;
 
 /// The time over which objects are counted.
 const WINDOW: Duration = Duration::from_secs(600);
-/// The number of objects in that time from which their size matters: about a million a month.
-const MANY: u64 = 250;
-/// The mean size below which objects are small, in bytes.
-const SMALL: u64 = 64 * 1024;
 /// The number of windows in a month of 30 days.
 const WINDOWS_A_MONTH: u64 = 30 * 24 * 6;
+/// The number of objects a month from which their size matters.
+pub const MANY_A_MONTH: u64 = 1_000_000;
+/// The same for a window.
+const MANY: u64 = MANY_A_MONTH.div_ceil(WINDOWS_A_MONTH);
+/// The mean size below which objects are small, in bytes.
+pub const SMALL: u64 = 64 * 1024;
 /// What Amazon S3 charges for a million PUT requests to S3 Standard in us-east-1, in dollars (AWS price list, November 2026).
 pub const S3_DOLLARS_PER_MILLION: u64 = 5;
 
