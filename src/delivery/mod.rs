@@ -48,6 +48,7 @@ mod intake;
 mod letters;
 mod memory;
 mod objects;
+mod poison;
 pub mod quota;
 mod rebuild;
 mod redelivery;

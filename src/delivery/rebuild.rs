@@ -100,12 +100,16 @@ pub(super) struct Rebuilt {
 
 /// Rebuilds an object from the chunks that its note names. Chunks that cannot be read any more are left out and logged;
 /// events that were lines when the note was written, and are not any more, become letters.
+///
+/// # Errors
+///
+/// The first chunk that cannot be read now.
 pub(super) fn rebuild_object(
     cutter: &Cutter,
     intake: &Intake,
     contents: &[Content],
     alone: bool,
-) -> Result<Rebuilt, Unreadable> {
+) -> Result<Rebuilt, (Seq, Unreadable)> {
     let (mut lines, mut events) = (0, Vec::new());
     let spool = intake.spool();
     let mut body = Body::new(cutter.compression());
@@ -125,7 +129,7 @@ pub(super) fn rebuild_object(
                 continue;
             }
             // The object has the lines that its note names, or it waits.
-            Err(later) => return Err(later),
+            Err(later) => return Err((content.chunk, later)),
         };
         let wanted = |event| contains_event(&content.events, event);
         let (encoding, tag) = (cutter.encoding(), stored.tag.into());

@@ -1083,6 +1083,7 @@ impl Feed {
         // A panic drops the hold: the chunk's tracker fails, and the chunk is read again later.
         let Ok(encoded) = encoded.await else {
             self.share = None;
+            self.worker.panicked(chunk);
             return;
         };
         let mut encoded = match encoded {
@@ -1142,6 +1143,7 @@ impl Feed {
                 });
                 // A panic, as above.
                 let Ok((senders, encoded)) = cut.await else {
+                    self.worker.panicked(chunk);
                     return;
                 };
                 self.keep_letters(reading.chunk, &tracker, encoded).await;
@@ -1192,6 +1194,7 @@ impl Feed {
                     // The open objects are lost, and nothing of them was sent: the trackers of their chunks fail, and
                     // so does this one.
                     Err(_) => {
+                        self.worker.panicked(chunk);
                         self.objects = Some(Objects::new(compression, bounds));
                         return;
                     }
@@ -2027,8 +2030,15 @@ impl Feed {
                     built.destination,
                 ))
             }
-            Ok(Err(Unreadable::Disk(error))) => {
+            Ok(Err((chunk, Unreadable::Disk(error)))) => {
                 self.intake.log_disk_error(&error);
+                self.worker.failed_to_read(chunk, &error);
+                if self.worker.condemns(chunk)
+                    && let Err(Unreadable::Corrupt { words, kept }) =
+                        self.worker.read(chunk, Work::Rebuild).await
+                {
+                    self.intake.record_corrupt(&words, kept);
+                }
                 None
             }
             // A missing file is logged by the intake's check.

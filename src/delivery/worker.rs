@@ -9,6 +9,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Duration, Instant, timeout};
 
 use super::background::Background;
+use super::poison::{Failure, Poison};
+use crate::spool::disk::has_lost_bytes;
 use crate::spool::{Seq, Spool, Stored, Suspect, Unreadable, Work};
 
 /// Outputs of one process take turns at suspects: if several worked on theirs at once, a crash could not be attributed.
@@ -35,6 +37,8 @@ pub(super) struct Worker {
     trial: Instant,
     /// Whether the last work was on a chunk.
     working: bool,
+    /// The chunks at which work fails.
+    poison: Poison,
 }
 
 impl Worker {
@@ -47,6 +51,7 @@ impl Worker {
             suspects,
             trial: Instant::now() + lived,
             working: false,
+            poison: Poison::default(),
         }
     }
 
@@ -118,14 +123,42 @@ impl Worker {
         done.await
     }
 
-    /// Reads a chunk.
+    /// Reads a chunk. One at which work failed for too long is given up.
     pub(super) async fn read(&mut self, chunk: Seq, work: Work) -> Result<Stored, Unreadable> {
-        let spool = Arc::clone(&self.spool);
-        let stored = self.work_on(chunk, work, move || spool.read(chunk));
-        stored.await.unwrap_or_else(|_| {
+        let (spool, condemned) = (Arc::clone(&self.spool), self.poison.condemns(chunk));
+        let stored = self.work_on(chunk, work, move || match condemned {
+            Some(why) => Err(spool.give_up(chunk, &why)),
+            None => spool.read(chunk),
+        });
+        let stored = stored.await.unwrap_or_else(|_| {
             let error = std::io::Error::other("the reading thread ended");
             Err(Unreadable::Disk(error))
-        })
+        });
+        match &stored {
+            Ok(_) => {}
+            Err(Unreadable::Disk(error)) => self.failed_to_read(chunk, error),
+            Err(Unreadable::Corrupt { .. } | Unreadable::Finished) => self.poison.forget(chunk),
+            Err(Unreadable::Missing(_)) => {}
+        }
+        stored
+    }
+
+    /// Records that a chunk could not be read.
+    pub(super) fn failed_to_read(&mut self, chunk: Seq, error: &std::io::Error) {
+        if has_lost_bytes(error) {
+            let lost = Failure::Lost(error.to_string());
+            self.poison.failed(chunk, lost, Instant::now());
+        }
+    }
+
+    /// Records that work on a chunk panicked.
+    pub(super) fn panicked(&mut self, chunk: Seq) {
+        self.poison.failed(chunk, Failure::Panic, Instant::now());
+    }
+
+    /// Returns whether the next [`Worker::read`] gives a chunk up.
+    pub(super) fn condemns(&self, chunk: Seq) -> bool {
+        self.poison.condemns(chunk).is_some()
     }
 
     /// Does work that is on no chunk. Returns an error if it panicked.
@@ -146,6 +179,7 @@ impl Worker {
 
     /// Records that this work on a chunk is done.
     pub(super) fn acquit(&mut self, chunk: Seq, work: Work) {
+        self.poison.succeeded(chunk);
         let acquitted = |it: &mut Suspect| it.chunk == chunk && it.work == work;
         if self.suspects.extract_if(.., acquitted).next().is_some() {
             let spool = Arc::clone(&self.spool);

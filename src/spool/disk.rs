@@ -107,9 +107,9 @@ pub fn says_remedy(error: &io::Error) -> bool {
         .is_some_and(|inner| inner.is::<WithRemedy>())
 }
 
-/// The remedy for a file of a spool that cannot be read. Only a file that its disk has lost may be given up, in the words of
-/// `given_up`: any other is intact, and is read once the cause is fixed.
-pub(super) fn remedy_of_reading(error: &io::Error, given_up: &str) -> String {
+/// Whether the disk says that it has lost the bytes. With any other error they are intact, and are read once the cause is
+/// fixed.
+pub fn has_lost_bytes(error: &io::Error) -> bool {
     const LOST: [Errno; 5] = [
         Errno::IO,
         Errno::BADMSG,
@@ -117,13 +117,18 @@ pub(super) fn remedy_of_reading(error: &io::Error, given_up: &str) -> String {
         Errno::NODATA,
         Errno::REMOTEIO,
     ];
-    let errno = Errno::from_io_error(error);
+    Errno::from_io_error(error).is_some_and(|errno| LOST.contains(&errno))
+}
+
+/// The remedy for a file of a spool that cannot be read. Only a file that its disk has lost may be given up, in the words of
+/// `given_up`: any other is intact, and is read once the cause is fixed.
+pub(super) fn remedy_of_reading(error: &io::Error, given_up: &str) -> String {
     match error.kind() {
         ErrorKind::PermissionDenied => {
             "Remedy: run this as the user that Fluent Bit runs as, or give the file back to that user"
                 .to_owned()
         }
-        _ if errno.is_some_and(|errno| LOST.contains(&errno)) => {
+        _ if has_lost_bytes(error) => {
             format!("Where the disk cannot be mended, {given_up}")
         }
         _ => "Remedy: mend what the error says, and leave the file where it is".to_owned(),

@@ -201,7 +201,7 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-use disk::{Disk, File, says_remedy, with_remedy};
+use disk::{Disk, File, has_lost_bytes, says_remedy, with_remedy};
 use frame::{Head, Kind, crc, segment_name, set_aside_name};
 use handles::Handles;
 use manifest::Entry;
@@ -1079,7 +1079,12 @@ impl Spool {
         };
         let place = place.ok_or(Unreadable::Finished)?;
         let read = match self.shared.suspects.condemns(chunk) {
-            true => Err(self.set_aside(chunk, place)),
+            true => Err(self.set_aside(
+                chunk,
+                place,
+                "the process ended twice while reading and encoding it, out of memory or because of a bug",
+                "give more memory to an output with that folder as spool_dir",
+            )),
             false => self.fetch(chunk, place),
         };
         read.map_err(|unreadable| match unreadable {
@@ -1161,31 +1166,49 @@ impl Spool {
         }
     }
 
-    /// Finishes a chunk that ended the process twice, after copying its frame to the quarantine. If the copy fails, the
-    /// chunk stays.
-    fn set_aside(&self, chunk: Seq, place: Place) -> Unreadable {
+    /// Gives up an unfinished chunk for a reason that its caller states: finishes it after copying its frame to the quarantine.
+    /// Returns what to log, or why that failed and the chunk stays. Blocks on the disk.
+    pub fn give_up(&self, chunk: Seq, why: &str) -> Unreadable {
+        let place = self.shared.state().chunks.get(&chunk).copied();
+        match place {
+            Some(place) => self.set_aside(
+                chunk,
+                place,
+                why,
+                "start an output with that folder as spool_dir",
+            ),
+            None => Unreadable::Finished,
+        }
+    }
+
+    /// Finishes a chunk that cannot be delivered, after copying its frame to the quarantine. If the copy fails, the chunk
+    /// stays.
+    fn set_aside(&self, chunk: Seq, place: Place, why: &str, remedy: &str) -> Unreadable {
         let file = match self.file_of(place) {
             Ok(file) => file,
             Err(unreadable) => return unreadable,
         };
         let mut tag = Vec::new();
         let shown = LOGGED_TAG_BYTES.min(place.tag_len as usize);
-        if let Err(error) = file.read_at(&mut tag, shown, place.offset) {
-            return Unreadable::Disk(error);
+        match file.read_at(&mut tag, shown, place.offset) {
+            // It is only for the log.
+            Err(error) if has_lost_bytes(&error) => tag = b"?".to_vec(),
+            Err(error) => return Unreadable::Disk(error),
+            Ok(()) => {}
         }
         let disk = &*self.shared.disk;
         let (name, bytes) = (set_aside_name(chunk), place.frame_bytes());
         let mut quarantine = Quarantine::new(disk);
         let copied = quarantine.copy(&name, &*file, place.frame(), bytes);
-        let kept = copied.and_then(|()| disk.sync_dir());
+        let kept = copied.and_then(|lost| disk.sync_dir().map(|()| lost));
         self.shared.state().add_quarantined(quarantine.bytes);
-        match kept {
-            Ok(()) => {}
+        let lost = match kept {
+            Ok(lost) => lost,
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
                 return self.report_missing(place);
             }
             Err(error) => return Unreadable::Disk(error),
-        }
+        };
         let contents = vec![Content {
             chunk,
             events: Events::All,
@@ -1198,12 +1221,17 @@ impl Spool {
         self.finish(chunk);
         let tag = String::from_utf8_lossy(&tag).escape_debug().to_string();
         let segment = segment_name(chunk);
+        let kept = match lost {
+            0 => format!(
+                "To deliver it, copy that file as {segment} into an empty folder and {remedy}; 'ferry spool export' shows its \
+                 records"
+            ),
+            lost => format!("{lost} of these bytes are lost, and are zeros there"),
+        };
         Unreadable::Corrupt {
             words: format!(
                 "chunk {chunk} (tag '{tag}', {} bytes) is set aside and not delivered, except for events delivered before: \
-                 the process ended twice while reading and encoding it, out of memory or because of a bug. It is kept in \
-                 the spool's {name} ({bytes} bytes). To deliver it, copy that file as {segment} into an empty folder and \
-                 give more memory to an output with that folder as spool_dir; 'ferry spool export' shows its records",
+                 {why}. It is kept in the spool's {name} ({bytes} bytes). {kept}",
                 place.events_len()
             ),
             kept: true,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice, Write};
 
-use super::disk::{Disk, File};
+use super::disk::{Disk, File, has_lost_bytes};
 use super::frame::{
     ALIGN, HEADER, QUARANTINE, SUSPECTS, copy_first, displaced_name, quarantine_name,
     quarantine_place, segment_first, segment_name, set_aside_chunk,
@@ -439,19 +439,21 @@ impl<'d> Quarantine<'d> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
             created => created?,
         };
-        self.fill(&name, &*to, from, damage.offset, damage.bytes)?;
+        let read = |into: &mut Vec<u8>, len, offset| from.read_at(into, len, offset);
+        self.fill(&name, &*to, read, damage.offset, damage.bytes)?;
         self.existing.push(name);
         Ok(())
     }
 
-    /// Copies exactly `bytes` bytes of a segment's file into a file of this name, replacing what an earlier attempt left.
+    /// Copies exactly `bytes` bytes of a segment's file into a file of this name, replacing what an earlier attempt left. Bytes
+    /// that the disk has lost become zeros. Returns their number.
     pub(super) fn copy(
         &mut self,
         name: &str,
         from: &dyn File,
         offset: u64,
         bytes: u64,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         let to = match self.disk.create(name) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 self.disk.remove(name)?;
@@ -459,8 +461,13 @@ impl<'d> Quarantine<'d> {
             }
             created => created?,
         };
-        match self.fill(name, &*to, from, offset, bytes)? == bytes {
-            true => Ok(()),
+        let mut lost = 0;
+        let read = |into: &mut Vec<u8>, len, offset| {
+            lost += read_with_gaps(from, into, len, offset)?;
+            Ok(())
+        };
+        match self.fill(name, &*to, read, offset, bytes)? == bytes {
+            true => Ok(lost),
             false => Err(ErrorKind::UnexpectedEof.into()),
         }
     }
@@ -470,11 +477,11 @@ impl<'d> Quarantine<'d> {
         &mut self,
         name: &str,
         to: &dyn File,
-        from: &dyn File,
+        from: impl FnMut(&mut Vec<u8>, usize, u64) -> io::Result<()>,
         offset: u64,
         bytes: u64,
     ) -> io::Result<u64> {
-        let copied = copy_bytes(from, offset, bytes, to);
+        let copied = copy_from(from, offset, bytes, to);
         match copied.and_then(|bytes| to.sync().map(|()| bytes)) {
             Ok(bytes) => {
                 self.bytes += bytes;
@@ -550,9 +557,48 @@ pub(super) fn describe(segment: Seq, damage: &Damage, kept: Result<(), &io::Erro
     }
 }
 
+/// Appends `len` bytes from `offset` on, fewer at the end of the file. Bytes that the disk has lost become zeros. Returns their
+/// number.
+fn read_with_gaps(from: &dyn File, into: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<u64> {
+    /// What disks lose at once, in bytes.
+    const SECTOR: usize = 4_096;
+    let start = into.len();
+    match from.read_at(into, len, offset) {
+        Err(error) if has_lost_bytes(&error) => into.truncate(start),
+        read => return read.map(|()| 0),
+    }
+    let end = from.len()?.min(offset + len as u64);
+    let (mut at, mut lost) = (offset, 0);
+    while at < end {
+        let wanted = SECTOR.min((end - at) as usize);
+        let before = into.len();
+        match from.read_at(into, wanted, at) {
+            Err(error) if has_lost_bytes(&error) => {
+                into.truncate(before);
+                into.resize(before + wanted, 0);
+                lost += wanted as u64;
+            }
+            read => read?,
+        }
+        at += wanted as u64;
+    }
+    Ok(lost)
+}
+
 /// Copies up to `left` bytes to the beginning of a file. Returns the number of bytes copied.
 pub(super) fn copy_bytes(
     from: &dyn File,
+    offset: u64,
+    left: u64,
+    to: &dyn File,
+) -> io::Result<u64> {
+    let read = |into: &mut Vec<u8>, len, offset| from.read_at(into, len, offset);
+    copy_from(read, offset, left, to)
+}
+
+/// The same for a function that reads.
+fn copy_from(
+    mut from: impl FnMut(&mut Vec<u8>, usize, u64) -> io::Result<()>,
     mut offset: u64,
     mut left: u64,
     to: &dyn File,
@@ -562,7 +608,7 @@ pub(super) fn copy_bytes(
     while left > 0 {
         let wanted = BLOCK.min(usize::try_from(left).unwrap_or(BLOCK));
         buffer.clear();
-        from.read_at(&mut buffer, wanted, offset)?;
+        from(&mut buffer, wanted, offset)?;
         if buffer.is_empty() {
             break;
         }

@@ -21,10 +21,11 @@ use crate::log::tests::Lines;
 use crate::sink::Limits;
 use crate::sink::{Batch, Fault, Outcome, Shape, Sink};
 use crate::spool::Options;
-use crate::spool::disk::LocalDisk;
+use crate::spool::disk::{Disk, LocalDisk};
 
 mod gathering;
 mod letters;
+mod poison;
 mod suspects;
 mod targets;
 
@@ -125,6 +126,18 @@ fn start_gathering_at(
     keys: &[(&'static str, &str)],
     gathers_at: &Path,
 ) -> Bench {
+    let disk = |dir: &Path| LocalDisk::open(dir).unwrap();
+    start_on(dir, store, keys, gathers_at, disk)
+}
+
+/// Starts with another disk below the spool, too.
+fn start_on<D: Disk>(
+    dir: &Path,
+    store: &Arc<impl Sink>,
+    keys: &[(&'static str, &str)],
+    gathers_at: &Path,
+    disk: impl FnOnce(&Path) -> D,
+) -> Bench {
     let letters = dir.join("letters");
     let mut all = vec![
         ("dead_letter_dir", letters.display().to_string()),
@@ -144,7 +157,7 @@ fn start_gathering_at(
     let lines = Lines::default();
     let log = Arc::new(Log::new(Box::new(lines.clone()), "ferry"));
     let letters = DeadLetters::open(&letters, 1_000_000).unwrap();
-    let disk = LocalDisk::open(&place.dir).unwrap();
+    let disk = disk(&place.dir);
     let options = Options {
         limit: place.limit,
         segment_bytes: None,
