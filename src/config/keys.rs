@@ -75,6 +75,17 @@ pub struct Size {
     pub(super) range: RangeInclusive<usize>,
 }
 
+/// A part of another limit: a size such as `500M`, or a percentage of it such as `50%`.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// The key of the other limit.
+    pub(super) of: &'static str,
+    /// In percent.
+    pub(super) default: u64,
+    /// The smallest size in bytes; the largest is the other limit.
+    pub(super) least: u64,
+}
+
 /// A time, such as `30s`.
 #[derive(Clone, Debug)]
 pub struct Time {
@@ -151,6 +162,20 @@ impl ValueType for Size {
 
     fn default(&self) -> Option<String> {
         Some(size(self.default))
+    }
+}
+
+impl ValueType for Share {
+    fn words(&self) -> String {
+        format!(
+            "percentage of `{of}`, 1% to 100%, or size, {} to `{of}`",
+            size(usize::try_from(self.least).unwrap_or(usize::MAX)),
+            of = self.of
+        )
+    }
+
+    fn default(&self) -> Option<String> {
+        Some(format!("{}%", self.default))
     }
 }
 
@@ -521,6 +546,18 @@ keys! {
           should exist. Events that wait for an unavailable stream or folder are written again at the log's head, and may \
           pass the limit by a sixteenth. When the spool is full, flushes return RETRY")
     .example("8G");
+
+    TARGET_LIMIT: Share = key("target_limit", Section::Behaviour, Share {
+        of: "spool_limit",
+        default: 50,
+        least: 1_000_000,
+    })
+    .spooled()
+    .doc("with several streams or folders: the part of `spool_limit` that may wait for one of them, because it is \
+          unavailable or slow. Beyond it, chunks for it get RETRY and stay with Fluent Bit, and those for others are \
+          accepted. If records decide where they go, chunks are accepted until another quarter of it waits; then those with \
+          tags that such records came with get RETRY. The size is estimated from the records' sizes")
+    .example("200M");
 
     FLUSH_DEADLINE: Time = key("flush_deadline", Section::Behaviour, Time { default: 30, range: 1..=3_600 })
         .doc("the longest that a flush waits before it returns RETRY; with a spool, a write that has begun may take longer")

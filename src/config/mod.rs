@@ -123,6 +123,8 @@ pub struct SpoolPlace {
     pub dir: PathBuf,
     /// The most bytes of its log.
     pub limit: u64,
+    /// The most bytes of it that may wait for one of several targets.
+    pub target_limit: u64,
 }
 
 /// The bounds at which a spooled object is sealed.
@@ -495,10 +497,11 @@ impl Reader<'_> {
             return None;
         }
         let dir = self.text(&keys::SPOOL_DIR);
-        let limit = self.size(&keys::SPOOL_LIMIT);
+        let limit = self.size(&keys::SPOOL_LIMIT) as u64;
         Some(SpoolPlace {
             dir: dir.map_or_else(|| Path::new(STATE_DIR).join(instance), PathBuf::from),
-            limit: limit as u64,
+            limit,
+            target_limit: self.share(&keys::TARGET_LIMIT, limit),
         })
     }
 

@@ -390,7 +390,8 @@ fn blob_stores_are_spooled_by_default_and_firehose_is_not() {
         spooled.spool,
         Some(SpoolPlace {
             dir: "/var/lib/ferry/firehose-app-logs".into(),
-            limit: 1_000_000_000
+            limit: 1_000_000_000,
+            target_limit: 500_000_000,
         })
     );
     let Destination::Firehose(firehose) = spooled.destination else {
@@ -425,7 +426,8 @@ fn blob_stores_are_spooled_by_default_and_firehose_is_not() {
         moved.spool,
         Some(SpoolPlace {
             dir: "/data/spool".into(),
-            limit: 8_000_000_000
+            limit: 8_000_000_000,
+            target_limit: 4_000_000_000,
         })
     );
     assert_eq!(
@@ -587,6 +589,7 @@ fn keys_that_need_the_spool_are_refused_without_it() {
     for (key, value) in [
         ("spool_dir", "/data"),
         ("spool_limit", "1G"),
+        ("target_limit", "50%"),
         ("blob_max_size", "1M"),
         ("blob_max_age", "1m"),
     ] {
@@ -619,6 +622,43 @@ fn keys_that_need_the_spool_are_refused_without_it() {
     assert_eq!(key, "spool_limit");
     let (key, _) = one(&[FIREHOSE, ("spool", "on"), ("blob_max_size", "1M")]);
     assert_eq!(key, "blob_max_size");
+}
+
+#[test]
+fn a_share_of_the_spool_is_a_size_or_a_percentage_of_its_limit() {
+    let spool_limit = ("spool_limit", "200M");
+    for (value, bytes) in [
+        ("25%", 50_000_000),
+        ("12.5 %", 25_000_000),
+        ("1%", 2_000_000),
+        ("100%", 200_000_000),
+        ("1M", 1_000_000),
+        ("200M", 200_000_000),
+    ] {
+        let config = read(&[FILE, spool_limit, ("target_limit", value)]).unwrap();
+        assert_eq!(config.spool.unwrap().target_limit, bytes, "{value}");
+    }
+    for value in [
+        "0%",
+        "0.9%",
+        "101%",
+        "%",
+        "half",
+        "999999",
+        "200000001",
+        "-1%",
+        "NaN%",
+    ] {
+        let (key, text) = one(&[FILE, spool_limit, ("target_limit", value)]);
+        assert_eq!(key, "target_limit");
+        let allowed = format!(
+            "'{value}' is neither a size from 1000000 bytes to spool_limit (200000000 bytes)"
+        );
+        assert!(
+            text.contains(&allowed) && text.contains("write 50% or 500M"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::circuit::{Circuit, CircuitPermit, PROBE_TIMEOUT};
+use super::circuit::{Circuit, CircuitPermit, PROBE_TIMEOUT, Trouble};
 use super::context::Context;
 use super::cut::{LINE_NUMBER_BYTES, PIECE_BYTES};
 use super::intake::Intake;
@@ -305,7 +305,7 @@ impl Senders {
 
     /// Gives a target that is refused or fails by itself, and shares its sender with others, a sender of its own with an
     /// open circuit. Returns false if there are too many of them.
-    fn isolate(self: &Arc<Self>, target: &Arc<str>, why: &str, fault: &Fault) -> bool {
+    fn isolate(self: &Arc<Self>, target: &Arc<str>, why: &str, fault: &Arc<Fault>) -> bool {
         {
             let mut senders = self.senders.lock().expect("nothing panics with this lock");
             if senders.contains_key(&**target) {
@@ -315,6 +315,7 @@ impl Senders {
                 return false;
             }
             let circuit = Circuit::new(&self.context.metrics, &self.changed);
+            circuit.note_fault(fault);
             circuit.trip(fault.class);
             senders.insert(target.to_string(), self.start(target.to_string(), circuit));
         }
@@ -492,8 +493,13 @@ impl Senders {
         );
     }
 
+    /// Returns why a target is unavailable, if it is.
+    pub(super) fn trouble(&self, target: &str) -> Option<Trouble> {
+        self.circuit(target)?.trouble()
+    }
+
     /// Returns a target's name for log lines.
-    fn describe(&self, target: &str) -> String {
+    pub(super) fn describe(&self, target: &str) -> String {
         match target.is_empty() && self.context.traits.object_layout.is_some() {
             true => "the destination".to_owned(),
             false => format!("{} '{target}'", self.context.traits.target_word),
@@ -755,6 +761,9 @@ impl Sender {
                 true => adaptive.throttled(now.into_std()),
                 false => adaptive.success(),
             }
+        }
+        if let Some(fault) = &answer.failed {
+            self.circuit.note_fault(fault);
         }
         match answer.health {
             Health::Unknown => drop(permit),

@@ -39,6 +39,7 @@ use super::objects::{Bounds, Objects, SealedObject};
 use super::rebuild::{contains_event, quarantine, rebuild_object, unsendable_letters};
 use super::relocate::{self, Moving};
 use super::sender::{Admits, Queued, Senders};
+use super::target_report::{self, TargetReport};
 use super::waiting::{UnsendableEvents, WaitingLetters};
 use super::worker::Worker;
 use crate::buffers;
@@ -47,7 +48,7 @@ use crate::codec::json;
 use crate::codec::{Encoded, NeedsMore, Part, Place, STEP_BYTES};
 use crate::config::open_objects;
 use crate::delivery::ack::{
-    AckGuard, AckTracker, Completed, Owner, Refusal, TrackerEvent, contents, ranges,
+    AckGuard, AckTracker, Completed, Owner, Refusal, TrackerEvent, contents, count, ranges,
 };
 use crate::delivery::batch::Piece;
 use crate::delivery::dead_letter;
@@ -244,6 +245,8 @@ pub(super) struct Feed {
     absent: BTreeMap<Seq, Vec<(Seq, u32)>>,
     /// The time of the next check for such a file.
     absent_until: Instant,
+    /// What is logged and exported about targets.
+    report: TargetReport,
     /// For blob stores: the open objects.
     objects: Option<Objects>,
     /// Objects started before a restart, or before their target became unavailable.
@@ -297,7 +300,7 @@ impl Feed {
             share: None,
             chunks: HashMap::new(),
             chunk_bytes: 0,
-            deferred: Deferred::default(),
+            deferred: Deferred::new(intake.limit().watched_from()),
             relocated_last: false,
             relocates_from: Instant::now(),
             reclaims_from: Instant::now(),
@@ -307,6 +310,7 @@ impl Feed {
             again: BTreeSet::new(),
             absent: BTreeMap::new(),
             absent_until: Instant::now(),
+            report: TargetReport::new(Instant::now()),
             objects,
             begun: VecDeque::new(),
             sending: HashMap::new(),
@@ -469,6 +473,14 @@ impl Feed {
                 self.enqueue_object(batch, None);
             }
             self.defer_opened();
+            self.limit_targets();
+            self.report.update(
+                now,
+                &self.deferred,
+                &self.senders,
+                &self.context,
+                &self.intake,
+            );
             while self
                 .describing
                 .answered(&self.context)
@@ -560,6 +572,7 @@ impl Feed {
                 self.waiting.due(),
                 trial,
                 deferred,
+                self.report.due(&self.deferred),
             ];
             let wake = wakes.into_iter().flatten().min();
             let context = Arc::clone(&self.context);
@@ -852,6 +865,7 @@ impl Feed {
         let reading = self.begin_reading(chunk, stored, wanted, Arc::clone(&tracker), hold);
         (reading.targets, reading.probe) =
             (targets, probe.map(|probe| (Arc::clone(target), probe)));
+        self.deferred.begin(&load);
         let in_flight = InFlightLoad {
             load,
             tracker,
@@ -937,15 +951,19 @@ impl Feed {
                 let Moving {
                     relocation,
                     targets,
+                    bytes,
                     from,
                 } = moving;
-                (spool.relocate(relocation).await, targets, from)
+                (spool.relocate(relocation).await, targets, bytes, from)
             }
         });
         // Together, so that one fsync serves all.
-        for (relocated, targets, from) in join_all(frames).await {
+        for (relocated, targets, bytes, from) in join_all(frames).await {
             match relocated {
                 Ok(chunk) => {
+                    for ((target, events), bytes) in targets.iter().zip(bytes) {
+                        self.deferred.measure(target, count(events), bytes);
+                    }
                     self.deferred.add_all(chunk, &targets);
                     for (origin, _) in from {
                         self.finish_if_settled(origin);
@@ -1021,8 +1039,61 @@ impl Feed {
 
     fn defer_events(&mut self, target: &Arc<str>, mut events: Vec<u32>, reading: &Reading) {
         events.sort_unstable();
+        self.intake.limit().note_tag(target, &reading.tag);
         self.deferred.add(target, reading.chunk, &ranges(&events));
         reading.tracker.settle(&events);
+    }
+
+    /// Returns the number of a step's bytes and of the bytes of text that they became. `None` if nothing is to be measured:
+    /// deferred events were measured when they were read first.
+    fn measured(
+        &self,
+        reading: &Reading,
+        next: Option<Place>,
+        parts: &[Part],
+    ) -> Option<(u64, u64)> {
+        if self.senders.has_one_target() || !reading.targets.is_empty() {
+            return None;
+        }
+        let text: usize = parts.iter().map(|part| part.text.len()).sum();
+        let end = next.map_or(reading.data.len(), |next| next.offset());
+        let bytes = match &*reading.wanted {
+            Wanted::Unsettled(settled) if settled.is_empty() => end - reading.from.offset(),
+            // How many of the bytes are those of unsettled events is not known.
+            _ => text,
+        };
+        Some((bytes as u64, text as u64))
+    }
+
+    /// Counts the lines of a part for [`Feed::limit_targets`]; `of_text` is the number of the chunk's bytes and of the bytes
+    /// of text that they became.
+    fn measure(&mut self, target: &Arc<str>, part: &Part, (bytes, of_text): (u64, u64)) {
+        let share = u128::from(bytes) * part.text.len() as u128 / u128::from(of_text.max(1));
+        let share = u64::try_from(share).unwrap_or(u64::MAX);
+        self.deferred
+            .measure(target, part.events.len() as u64, share);
+    }
+
+    /// Bounds what waits for each target: beyond that, flushes are refused.
+    fn limit_targets(&mut self) {
+        for target in self.deferred.take_changed() {
+            let waiting = self.deferred.backlog(&target);
+            let limit = self.intake.limit();
+            let (before, now) = limit.update(&target, waiting.bytes);
+            if before != now {
+                let trouble = self.senders.trouble(&target);
+                let name = self.senders.describe(&target);
+                target_report::log_standing(
+                    &self.context.log,
+                    limit,
+                    &target,
+                    &name,
+                    waiting,
+                    (before, now),
+                    trouble.as_ref(),
+                );
+            }
+        }
     }
 
     /// Defers the open objects of targets that became unavailable.
@@ -1077,12 +1148,16 @@ impl Feed {
         tracker.settle(&encoded.skipped);
         self.cutter.count_skipped(encoded.skipped.len());
         let parts = std::mem::take(&mut encoded.parts);
+        let measured = self.measured(&reading, next, &parts);
         match self.objects.take() {
             None => {
                 let mut shaped = Vec::with_capacity(parts.len());
                 let mut planned = 0;
                 for mut part in parts {
                     let target: Arc<str> = self.cutter.target(&part).into();
+                    if let Some(measured) = measured {
+                        self.measure(&target, &part, measured);
+                    }
                     let Some(shape) = self.describing.shape(&self.context, &target) else {
                         self.defer(&target, part, &reading);
                         continue;
@@ -1135,6 +1210,9 @@ impl Feed {
                 let (mut probing, mut probe) = (None, None);
                 for part in parts {
                     let target: Arc<str> = self.cutter.target(&part).into();
+                    if let Some(measured) = measured {
+                        self.measure(&target, &part, measured);
+                    }
                     let admission = reading.take_probe(&target);
                     if admission.is_some() {
                         probe = admission;
@@ -1585,6 +1663,7 @@ impl Feed {
                 let Some(in_flight) = self.loads.remove(&(chunk, load)) else {
                     return;
                 };
+                self.deferred.end(&in_flight.load);
                 self.chunk_bytes -= in_flight.bytes;
                 if verdict == Verdict::Retry {
                     let settled = in_flight.tracker.settled();

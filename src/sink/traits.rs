@@ -114,6 +114,21 @@ impl DestinationTraits {
     }
 }
 
+impl DestinationTraits {
+    /// Returns the target of all events with a tag. `None` if there is only one target, or if records decide.
+    pub fn target_of_tag(&self, tag: &[u8]) -> Option<String> {
+        let tag = String::from_utf8_lossy(tag);
+        match (&self.object_layout, &self.target_template) {
+            (Some(_), targets) => targets.as_ref()?.of_tag(&tag),
+            (None, _) if self.name_template.fixed().is_some() => None,
+            (None, _) => {
+                let name = self.name_template.of_tag(&tag)?;
+                Some((self.target_of_name)(&name))
+            }
+        }
+    }
+}
+
 impl ObjectLayout {
     /// Returns the path of a folder below the store's root, without slashes around it.
     pub fn directory(&self, folder: &str) -> String {

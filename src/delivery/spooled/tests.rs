@@ -24,6 +24,7 @@ use crate::spool::Options;
 use crate::spool::disk::LocalDisk;
 
 mod letters;
+mod limits;
 mod suspects;
 mod targets;
 
