@@ -10,7 +10,9 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
 use super::value::{AuthType, FLAGS};
-use super::{Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, Place, Properties};
+use super::{
+    Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, MissingWord, Place, Properties,
+};
 
 /// A key of the configuration. `T` is the type of its value.
 #[derive(Debug)]
@@ -646,6 +648,32 @@ keys! {
         .spooled()
         .doc("how long a request that is not full waits for more records")
         .example("200ms");
+
+    MISSING_TARGET: Choice<MissingWord> = key("missing_target", Section::Firehose, Choice {
+        words: &[
+            ("hold", MissingWord::Hold),
+            ("dead_letter", MissingWord::DeadLetter),
+            ("fallback", MissingWord::Fallback),
+        ],
+        also: &[],
+    })
+    .spooled()
+    .doc("with several streams: what happens to records whose stream does not exist (`ResourceNotFoundException`): they wait \
+          in the spool until it does (`hold`), or, after `missing_target_after`, become dead letters, or are sent to \
+          `missing_target_fallback`")
+    .default("`hold`")
+    .example("dead_letter");
+
+    MISSING_TARGET_AFTER: Time = key("missing_target_after", Section::Firehose, Time { default: 3_600, range: 0..=2_592_000 })
+        .spooled()
+        .doc("how long a stream must not have existed before `missing_target` applies; until then, its records wait. A restart \
+              begins anew")
+        .example("10m");
+
+    MISSING_TARGET_FALLBACK: Text = key("missing_target_fallback", Section::Firehose, Text("delivery stream"))
+        .spooled()
+        .doc("the stream that gets the records of streams that do not exist, with `missing_target fallback`")
+        .example("app-unknown");
 
     REGION: Text = key("region", Section::Aws, Text("region"))
         .doc("the region of the stream or bucket")

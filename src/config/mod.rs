@@ -22,7 +22,8 @@ pub use aws::Aws;
 pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, is_tenant};
 pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
-pub use firehose::{Aggregation, Firehose, sanitize_stream_name};
+pub(crate) use firehose::MissingWord;
+pub use firehose::{Aggregation, Firehose, MissingAction, MissingTarget, sanitize_stream_name};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
 pub use value::{CaError, Secret, SecretSource, check_ca};
@@ -230,6 +231,18 @@ impl Config {
                 if self.spool.is_some() {
                     let linger = firehose.linger.as_millis();
                     append(format_args!("linger {linger} ms, "));
+                    let after = firehose.missing_target.after.as_secs();
+                    match &firehose.missing_target.action {
+                        MissingAction::Hold => {}
+                        MissingAction::DeadLetter => {
+                            append(format_args!("missing_target dead_letter after {after} s, "));
+                        }
+                        MissingAction::Fallback(stream) => {
+                            append(format_args!(
+                                "missing_target fallback {stream} after {after} s, "
+                            ));
+                        }
+                    }
                 }
             }
             Destination::Blob { object, .. } => {

@@ -625,6 +625,93 @@ fn keys_that_need_the_spool_are_refused_without_it() {
 }
 
 #[test]
+fn records_for_a_missing_stream_wait_or_go_where_the_configuration_says() {
+    let by_tag = ("delivery_stream", "app-{tag}");
+    let action = |keys: &[(&'static str, &'static str)]| {
+        let all = [&[by_tag, ("spool", "on")], keys].concat();
+        match read(&all).unwrap().destination {
+            Destination::Firehose(firehose) => firehose.missing_target,
+            other => panic!("{other:?}"),
+        }
+    };
+    let hour = Duration::from_secs(3_600);
+    let missing = |action, after| MissingTarget { action, after };
+    assert_eq!(action(&[]), missing(MissingAction::Hold, hour));
+    assert_eq!(
+        action(&[
+            ("missing_target", "dead_letter"),
+            ("missing_target_after", "0s")
+        ]),
+        missing(MissingAction::DeadLetter, Duration::ZERO)
+    );
+    assert_eq!(
+        action(&[
+            ("missing_target", "fallback"),
+            ("missing_target_fallback", "rest")
+        ]),
+        missing(MissingAction::Fallback("rest".into()), hour)
+    );
+    type Keys = &'static [(&'static str, &'static str)];
+    let cases: [(Keys, &str, &str); 8] = [
+        (
+            &[("missing_target", "drop")],
+            "missing_target",
+            "use hold, dead_letter or fallback",
+        ),
+        (
+            &[("missing_target", "drop"), ("missing_target_after", "1m")],
+            "missing_target",
+            "'drop'",
+        ),
+        (
+            &[("missing_target", "fallback")],
+            "missing_target_fallback",
+            "is missing",
+        ),
+        (
+            &[
+                ("missing_target", "fallback"),
+                ("missing_target_fallback", "{tag}"),
+            ],
+            "missing_target_fallback",
+            "'{tag}' is not a stream name",
+        ),
+        (
+            &[("missing_target_fallback", "x")],
+            "missing_target_fallback",
+            "needs missing_target fallback",
+        ),
+        (
+            &[("missing_target_after", "1m")],
+            "missing_target_after",
+            "dead_letter or fallback",
+        ),
+        (
+            &[
+                ("missing_target", "dead_letter"),
+                ("delivery_stream", "app"),
+            ],
+            "missing_target",
+            "needs placeholders in delivery_stream",
+        ),
+        (
+            &[("missing_target", "hold"), ("spool", "off")],
+            "missing_target",
+            "needs spool on",
+        ),
+    ];
+    for (keys, key, words) in cases {
+        // The first of a name counts.
+        let all = [keys, &[by_tag, ("spool", "on")]].concat();
+        let (found, text) = one(&all);
+        assert!(
+            found == key && text.contains(words),
+            "{keys:?}: {found}: {text}"
+        );
+    }
+}
+
+#[test]
 fn a_share_of_the_spool_is_a_size_or_a_percentage_of_its_limit() {
     let spool_limit = ("spool_limit", "200M");
     for (value, bytes) in [

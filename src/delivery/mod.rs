@@ -48,6 +48,7 @@ pub mod identity;
 mod intake;
 mod letters;
 mod memory;
+mod missing;
 mod objects;
 pub mod quota;
 mod rebuild;

@@ -34,6 +34,7 @@ use super::cut::{LINE_NUMBER_BYTES, PIECE_BYTES};
 use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::UNIT;
+use super::missing::MissingTargets;
 use super::quota::Quota;
 use crate::delivery::ack::{AckGuard, Refusal, contents};
 use crate::delivery::batch::{Packer, Piece, Record};
@@ -187,6 +188,8 @@ pub(super) struct Senders {
     quota: Quota,
     /// The targets whose circuit opened since the last [`Senders::take_opened`].
     opened: Mutex<Vec<Arc<str>>>,
+    /// The targets that do not exist.
+    missing: MissingTargets,
 }
 
 impl Senders {
@@ -210,6 +213,10 @@ impl Senders {
             changed: Arc::default(),
             quota: Quota::default(),
             opened: Mutex::default(),
+            missing: MissingTargets::new(
+                traits.missing_target.clone(),
+                traits.missing_target_codes,
+            ),
             context,
             letters,
         })
@@ -493,6 +500,11 @@ impl Senders {
         );
     }
 
+    /// Returns the targets that do not exist.
+    pub(super) fn missing(&self) -> &MissingTargets {
+        &self.missing
+    }
+
     /// Returns why a target is unavailable, if it is.
     pub(super) fn trouble(&self, target: &str) -> Option<Trouble> {
         self.circuit(target)?.trouble()
@@ -764,6 +776,19 @@ impl Sender {
         }
         if let Some(fault) = &answer.failed {
             self.circuit.note_fault(fault);
+            if self.own_target {
+                self.senders.missing.failed(&self.name, fault, now);
+            }
+        } else if answer.progressed
+            && self.own_target
+            && self.senders.missing.found(&self.name, now)
+        {
+            let exists = format!(
+                "{} exists: its records are sent to it",
+                self.senders.describe(&self.name)
+            );
+            let log = &self.senders.context.log;
+            log.trouble_with(Level::Info, "found_target", &self.name, &exists);
         }
         match answer.health {
             Health::Unknown => drop(permit),

@@ -56,7 +56,7 @@ use crate::delivery::retry::backoff;
 use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
-use crate::sink::Class;
+use crate::sink::{Class, Fault};
 use crate::spool::{
     Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Unreadable, Work,
 };
@@ -230,6 +230,8 @@ pub(super) struct Feed {
     deferred: Deferred,
     /// Whether the last work was a relocation.
     relocated_last: bool,
+    /// Whether the last work was to give up records for a target that does not exist.
+    gave_up_last: bool,
     /// The time before which nothing is relocated, after a failure.
     relocates_from: Instant,
     /// When slow targets may be asked next to give back what they hold.
@@ -302,6 +304,7 @@ impl Feed {
             chunk_bytes: 0,
             deferred: Deferred::new(intake.limit().watched_from()),
             relocated_last: false,
+            gave_up_last: false,
             relocates_from: Instant::now(),
             reclaims_from: Instant::now(),
             loads: BTreeMap::new(),
@@ -573,6 +576,7 @@ impl Feed {
                 trial,
                 deferred,
                 self.report.due(&self.deferred),
+                self.senders.missing().next_due(now),
             ];
             let wake = wakes.into_iter().flatten().min();
             let context = Arc::clone(&self.context);
@@ -716,6 +720,13 @@ impl Feed {
             return true;
         }
         let next = self.spool.peek(self.after).filter(|_| self.may_read_on());
+        let gives_way = std::mem::replace(&mut self.gave_up_last, false)
+            && (next.is_some() || deferred.is_some());
+        if !gives_way && let Some((target, fault)) = self.to_give_up(now) {
+            self.gave_up_last = true;
+            self.give_up(target, fault, now).await;
+            return true;
+        }
         if (!self.loaded_last || next.is_none())
             && let Some(target) = deferred
         {
@@ -813,10 +824,88 @@ impl Feed {
         })
     }
 
+    /// Returns a target that does not exist, whose records become dead letters, and the answer about it. While other
+    /// letters wait, its records do, too; and if it is time to ask whether it exists now, that comes first.
+    fn to_give_up(&self, now: Instant) -> Option<(Arc<str>, Arc<Fault>)> {
+        if !self.waiting.is_empty() {
+            return None;
+        }
+        let waits =
+            |target: &Arc<str>| self.deferred.waits_for(target) && !self.may_ask(target, now);
+        self.senders.missing().given_up(now, waits)
+    }
+
+    /// Writes dead letters for the oldest chunk with events for a target that does not exist.
+    async fn give_up(&mut self, target: Arc<str>, fault: Arc<Fault>, now: Instant) {
+        let Some(load) = self.deferred.take(&target, u64::MAX, now) else {
+            return;
+        };
+        self.context.log.trouble_with(
+            Level::Warn,
+            "missing_target",
+            &target,
+            &format!(
+                "{} does not exist: its records become dead letters (missing_target); {fault}",
+                self.senders.describe(&target)
+            ),
+        );
+        let refusal = Some(Arc::new(Refusal { target, fault }));
+        for (_, events) in load.targets {
+            let unsendable = UnsendableEvents {
+                events,
+                refusal: refusal.clone(),
+                needs: 0,
+            };
+            self.waiting.add(load.chunk, unsendable, now);
+        }
+        self.write_letters(load.chunk).await;
+    }
+
+    /// Whether a target may be asked now, with a request, whether it exists.
+    fn may_ask(&self, target: &str, now: Instant) -> bool {
+        match self.senders.admits(target) {
+            Admits::All => true,
+            Admits::Probe(at) => at <= now,
+            Admits::Nothing => false,
+        }
+    }
+
+    /// Returns the target that gets the records of a target: another one if it does not exist, unless it is time to ask
+    /// whether it does now.
+    fn reroute(&self, target: &Arc<str>) -> Arc<str> {
+        let now = Instant::now();
+        let fallback = self.senders.missing().fallback(target, now);
+        let Some(fallback) = fallback.filter(|_| !self.may_ask(target, now)) else {
+            return Arc::clone(target);
+        };
+        self.context.log.trouble_with(
+            Level::Warn,
+            "missing_target",
+            target,
+            &format!(
+                "{} does not exist: its records are sent to {} (missing_target)",
+                self.senders.describe(target),
+                self.senders.describe(fallback)
+            ),
+        );
+        Arc::clone(fallback)
+    }
+
+    /// Returns when deferred events of a target may be sent to the one that gets them instead, if there is one.
+    fn fallback_admits(&self, target: &str, now: Instant) -> Option<Instant> {
+        let fallback = self.senders.missing().fallback(target, now)?;
+        let admits = self.senders.admits(fallback) == Admits::All
+            && !self.describing.is_unknown(fallback)
+            && self.may_load(fallback);
+        admits.then_some(now)
+    }
+
     /// Reads deferred events of a target again and starts encoding them.
     async fn load(&mut self, target: &Arc<str>, now: Instant) {
-        let Some(probe) = self.senders.try_admit(target) else {
-            return;
+        let probe = match self.senders.try_admit(target) {
+            Some(probe) => probe,
+            None if self.fallback_admits(target, now).is_some() => None,
+            None => return,
         };
         let most = match probe {
             Some(_) => PROBE_EVENTS,
@@ -993,6 +1082,9 @@ impl Feed {
             return Err(None);
         }
         self.deferred.next_target(now, |target| {
+            if let Some(at) = self.fallback_admits(target, now) {
+                return Some(at);
+            }
             if self.describing.is_unknown(target) {
                 return None;
             }
@@ -1016,11 +1108,13 @@ impl Feed {
 
     /// Returns the bytes of lines that may be sent to a target now, while the others of a step get `planned`; if this
     /// is not 0, at least one line may be sent. The other lines wait. Deferred events go first.
-    fn room(&self, target: &Arc<str>, planned: usize, reading: &Reading) -> usize {
+    /// `own` is the target that the lines are for, if another one gets them.
+    fn room(&self, target: &Arc<str>, own: &Arc<str>, planned: usize, reading: &Reading) -> usize {
         if self.senders.has_one_target() {
             return usize::MAX;
         }
-        let its_turn = reading.serves(target) || !self.deferred.waits_for(target);
+        let its_turn =
+            reading.serves(target) || reading.serves(own) || !self.deferred.waits_for(own);
         if !its_turn || self.senders.admits(target) != Admits::All {
             return 0;
         }
@@ -1154,22 +1248,27 @@ impl Feed {
                 let mut shaped = Vec::with_capacity(parts.len());
                 let mut planned = 0;
                 for mut part in parts {
-                    let target: Arc<str> = self.cutter.target(&part).into();
+                    let own: Arc<str> = self.cutter.target(&part).into();
                     if let Some(measured) = measured {
-                        self.measure(&target, &part, measured);
+                        self.measure(&own, &part, measured);
                     }
+                    let probe = reading.take_probe(&own);
+                    let target = match probe {
+                        Some(_) => Arc::clone(&own),
+                        None => self.reroute(&own),
+                    };
                     let Some(shape) = self.describing.shape(&self.context, &target) else {
-                        self.defer(&target, part, &reading);
+                        self.defer(&own, part, &reading);
                         continue;
                     };
-                    let probe = reading.take_probe(&target);
+                    let probe = probe.or_else(|| reading.take_probe(&target));
                     let room = match probe {
                         Some(_) => usize::MAX,
-                        None => self.room(&target, planned, &reading),
+                        None => self.room(&target, &own, planned, &reading),
                     };
                     let fitting = weight::fitting(&part.ends, &shape, room);
                     if fitting < part.events.len() {
-                        self.defer_events(&target, part.events.split_off(fitting), &reading);
+                        self.defer_events(&own, part.events.split_off(fitting), &reading);
                         part.ends.truncate(fitting);
                         part.text.truncate(part.ends.last().copied().unwrap_or(0));
                     }
@@ -1217,7 +1316,7 @@ impl Feed {
                     if admission.is_some() {
                         probe = admission;
                         probing = Some((target, part));
-                    } else if self.room(&target, 0, &reading) > 0 {
+                    } else if self.room(&target, &target, 0, &reading) > 0 {
                         taken.push((target, part));
                     } else {
                         self.defer(&target, part, &reading);

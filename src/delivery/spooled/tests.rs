@@ -25,6 +25,7 @@ use crate::spool::disk::LocalDisk;
 
 mod letters;
 mod limits;
+mod missing;
 mod suspects;
 mod targets;
 
