@@ -125,6 +125,15 @@ pub struct Time {
     pub nanos: u32,
 }
 
+impl Time {
+    /// Returns the seconds since an earlier time; 0 if the clock was set back.
+    pub fn seconds_since(self, then: Time) -> f64 {
+        let seconds = self.seconds.saturating_sub(then.seconds) as f64;
+        let nanos = f64::from(self.nanos) - f64::from(then.nanos);
+        (seconds + nanos / 1e9).max(0.0)
+    }
+}
+
 /// The answer to a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

@@ -195,7 +195,10 @@ impl Instance {
             runtime.spawn(every(SPOOL_INTERVAL, move || look.check_spool()));
         }
         let look = Arc::clone(&pipeline);
-        runtime.spawn(every(LETTERS_INTERVAL, move || look.check_letters()));
+        runtime.spawn(every(LETTERS_INTERVAL, move || {
+            look.check_letters();
+            look.check_disk();
+        }));
         if let Some(listener) = listener {
             log_listener(&listener, log);
             let pipeline = Arc::clone(&pipeline);

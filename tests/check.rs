@@ -351,6 +351,23 @@ fn a_missing_stream_and_a_hidden_one_are_distinguished() {
         "{}",
         run.stdout
     );
+    // The one that gets the records of missing ones is checked as well.
+    let keys = [
+        ("delivery_stream", "{tag}"),
+        ("missing_target", "fallback"),
+        ("missing_target_fallback", "rest"),
+        ("spool", "on"),
+        ("region", "us-east-1"),
+        ("endpoint", other.url()),
+        ("Workers", "2"),
+    ];
+    let run = bench.check(&keys, &["--tag", "other"]);
+    assert!(
+        run.stdout.contains("'rest' does not exist in us-east-1")
+            && !run.stdout.contains("'other' does not exist"),
+        "{}",
+        run.stdout
+    );
 
     let hidden = fake(Options {
         deny_describe: true,

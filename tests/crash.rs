@@ -56,6 +56,8 @@ struct Machine {
     application: Box<dyn Iterator<Item = (SystemTime, Value)>>,
     lines: usize,
     chunks: u64,
+    /// The tags of the chunks, in turn.
+    tags: &'static [&'static str],
     starts: usize,
 }
 
@@ -84,6 +86,7 @@ impl Machine {
             application: Box::new(generate(Shape::Http, 1, SystemTime::UNIX_EPOCH)),
             lines: 0,
             chunks: 0,
+            tags: &["app.http"],
             starts: 0,
         }
     }
@@ -94,12 +97,13 @@ impl Machine {
 
     /// Adds chunks to the host's backlog.
     fn add_chunks(&mut self) {
-        for _ in 0..CHUNKS {
+        for n in 0..CHUNKS {
+            let tag = self.tags[n % self.tags.len()];
             let mut chunk = Vec::new();
             for (time, line) in self.application.by_ref().take(LINES) {
                 support::plugin::push_event(&mut chunk, time, &line);
             }
-            storage::put(&self.path("storage"), self.chunks, "app.http", &chunk).unwrap();
+            storage::put(&self.path("storage"), self.chunks, tag, &chunk).unwrap();
             self.lines += LINES;
             self.chunks += 1;
         }
@@ -135,6 +139,11 @@ impl Machine {
     /// Starts and kills the host `kills` times, and then lets it finish. A host that finished before its kill does not
     /// count, and the next ones are killed sooner, so that kills hit the work on fast and slow machines.
     fn kill_repeatedly(&mut self, kills: u64) {
+        self.kill_repeatedly_and(kills, |_| {});
+    }
+
+    /// The same, with what happens before the host that finishes.
+    fn kill_repeatedly_and(&mut self, kills: u64, before_the_end: impl FnOnce(&Machine)) {
         let (mut killed, mut longest) = (0, LONGEST_LIFE);
         while killed < kills {
             assert!(
@@ -156,6 +165,7 @@ impl Machine {
             killed += 1;
             longest = (longest * 9 / 8).min(LONGEST_LIFE);
         }
+        before_the_end(self);
         self.finish();
         let found = runs_that_found_chunks(&self.logs());
         let at_work = self
@@ -263,6 +273,32 @@ fn killed_at_any_moment_a_file_store_has_each_line_once() {
     let mut machine =
         Machine::new("    url file://@HERE@/objects\n    blob_max_size 10K\n    blob_max_age 1s");
     machine.kill_repeatedly(setting("FERRY_KILLS", 20));
+    let report = verify_objects(&machine.path("objects"), "seq")
+        .unwrap()
+        .report(Some(machine.lines as u64));
+    machine.assert_each_once(&report);
+}
+
+/// A folder whose name is taken by a file refuses every object, until the last start. Meanwhile more waits for it than its
+/// `target_limit`, and its chunks stay with the host.
+#[test]
+fn killed_at_any_moment_beside_a_refused_folder_a_file_store_has_each_line_once() {
+    let mut machine = Machine::new(
+        "    url file://@HERE@/objects\n    path {tag}\n    blob_max_size 10K\n    blob_max_age 1s\n    \
+         spool_limit 16M\n    target_limit 1M",
+    );
+    machine.tags = &["app.http", "app.sick"];
+    let sick = machine.path("objects/app.sick");
+    fs::create_dir(machine.path("objects")).unwrap();
+    fs::write(&sick, "").unwrap();
+    machine.kill_repeatedly_and(setting("FERRY_KILLS", 20), |machine| {
+        let logs = machine.logs();
+        assert!(logs.contains("folder 'app.sick' is unavailable"), "{logs}");
+        // The other folder got its lines meanwhile.
+        let healthy = files(&machine.path("objects/app.http"));
+        assert!(!healthy.is_empty(), "{logs}");
+        fs::remove_file(&sick).unwrap();
+    });
     let report = verify_objects(&machine.path("objects"), "seq")
         .unwrap()
         .report(Some(machine.lines as u64));

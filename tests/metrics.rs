@@ -34,8 +34,9 @@ impl Page {
             let (figure, value) = line.split_once("} ").expect("a metric has labels");
             let value = value.split(' ').next().expect("a value");
             let (family, labels) = figure.split_once('{').expect("a metric has labels");
-            let (mine, labels): (Vec<&str>, Vec<&str>) =
-                labels.split(',').partition(|label| **label == named);
+            // The name of the target in a slot, which only this page has.
+            let labels = labels.split(',').filter(|it| !it.starts_with("target="));
+            let (mine, labels): (Vec<&str>, Vec<&str>) = labels.partition(|label| **label == named);
             assert_eq!(mine.len(), 1, "not of {name}: {line}");
             let key = match &labels[..] {
                 [] => family.to_owned(),

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{Options, Report, aws, compresses, examples, net, within};
 use crate::codec::time::{TimeFormat, write_iso8601};
-use crate::config::{self, Aggregation, Config};
+use crate::config::{self, Aggregation, Config, MissingAction};
 use crate::ids::Time;
 use crate::log::{Level, Log, Output};
 use crate::sink::aws::Loaded;
@@ -51,13 +51,19 @@ pub(super) async fn check(
     let authenticated =
         aws::credentials(&loaded, &firehose.aws, aws::is_aws(&url), options, report).await;
     let streams = examples(&firehose.delivery_stream, options);
+    let fallback = match &firehose.missing_target.action {
+        MissingAction::Fallback(stream) => Some(stream.clone()),
+        MissingAction::Hold | MissingAction::DeadLetter => None,
+    };
     if streams.is_empty() {
         report.skip(
             "stream",
             "its name depends on each record, and neither Match nor the spool has an example: give one with --tag \
              and --record '{\"key\":\"value\"}'",
         );
-        return;
+        if fallback.is_none() {
+            return;
+        }
     }
     if !(reachable && authenticated) {
         report.skip("stream", "not tried until the failures above are fixed");
@@ -67,6 +73,7 @@ pub(super) async fn check(
     for stream in streams
         .iter()
         .map(|stream| config::sanitize_stream_name(stream))
+        .chain(fallback)
     {
         if checked.contains(&stream) {
             continue;

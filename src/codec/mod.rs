@@ -76,6 +76,13 @@ pub struct Place {
     event: u32,
 }
 
+impl Place {
+    /// The number of the chunk's bytes before it.
+    pub fn offset(&self) -> usize {
+        self.at.offset()
+    }
+}
+
 /// The result of a step.
 #[derive(Debug, Default)]
 pub struct Encoded {

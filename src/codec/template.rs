@@ -102,6 +102,24 @@ impl Template {
         self.parts.iter().any(is_tag)
     }
 
+    /// Returns the name of all events with `tag`, if it depends on nothing else.
+    pub fn of_tag(&self, tag: &str) -> Option<String> {
+        let depends = |part: &Part| matches!(part, Part::Time { .. } | Part::Record { .. });
+        if self.parts.iter().any(depends) {
+            return None;
+        }
+        let event = Event {
+            time: Time::default(),
+            metadata: &[],
+            body: &[],
+            group: None,
+            raw: &[],
+        };
+        let mut name = String::new();
+        self.render(tag, &event, &mut name);
+        Some(name)
+    }
+
     /// Whether events of one tag and second share their name.
     pub fn constant_within_a_second(&self) -> bool {
         self.parts.iter().all(|part| match part {
@@ -292,6 +310,16 @@ mod tests {
         assert_eq!(render("{tag}", ".."), "__");
         assert_eq!(render("{tag}", ""), "_");
         assert_eq!(render("{tag}", &"x".repeat(5_000)).len(), LONGEST_VALUE);
+    }
+
+    #[test]
+    fn a_tag_alone_decides_a_name_without_records_and_times() {
+        let of = |text, tag| Template::parse(text, true).unwrap().of_tag(tag);
+        assert_eq!(of("a/{tag[1]}-{tag}", "x.y").as_deref(), Some("a/y-x.y"));
+        assert_eq!(of("{tag}", "../x").as_deref(), Some(".._x"));
+        assert_eq!(of("fixed", "x").as_deref(), Some("fixed"));
+        assert_eq!(of("{tag}/%Y", "x"), None);
+        assert_eq!(of("{tag}/{record.k}", "x"), None);
     }
 
     #[test]

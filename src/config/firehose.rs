@@ -20,6 +20,37 @@ pub struct Firehose {
     pub ca_pem: Option<Vec<u8>>,
     /// The time that a request from the spool waits for more lines while it is not full.
     pub linger: Duration,
+    /// What happens to records whose stream does not exist.
+    pub missing_target: MissingTarget,
+}
+
+/// What happens to records whose target does not exist.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MissingTarget {
+    /// What happens to them …
+    pub action: MissingAction,
+    /// … once their target has not existed for this long.
+    pub after: Duration,
+}
+
+/// What happens to records whose target does not exist.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MissingAction {
+    /// They wait until it exists.
+    #[default]
+    Hold,
+    /// They become dead letters.
+    DeadLetter,
+    /// They are sent to this target.
+    Fallback(String),
+}
+
+/// The values of `missing_target`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MissingWord {
+    Hold,
+    DeadLetter,
+    Fallback,
 }
 
 /// The number of lines in a Firehose record.
@@ -39,6 +70,7 @@ impl Reader<'_> {
         let aws = self.aws();
         let aggregation = self.choice(&keys::AGGREGATION).unwrap_or(Aggregation::Auto);
         let linger = self.time(&keys::LINGER);
+        let missing_target = self.missing_target();
         let Some(name) = self.text(&keys::DELIVERY_STREAM) else {
             if !self.is_set(&keys::DELIVERY_STREAM) {
                 self.problem(
@@ -60,13 +92,69 @@ impl Reader<'_> {
                 ),
             );
         }
+        if delivery_stream.fixed().is_some() && missing_target.action != MissingAction::Hold {
+            self.problem(
+                &keys::MISSING_TARGET,
+                "needs placeholders in delivery_stream, since the records of the only stream would all go elsewhere: add them, \
+                 or remove this",
+            );
+        }
         Some(Firehose {
             delivery_stream,
             aws,
             aggregation,
             ca_pem,
             linger,
+            missing_target,
         })
+    }
+
+    fn missing_target(&mut self) -> MissingTarget {
+        let word = self.choice(&keys::MISSING_TARGET);
+        let after = self.time(&keys::MISSING_TARGET_AFTER);
+        let fallback = self.text(&keys::MISSING_TARGET_FALLBACK);
+        let is_set = self.is_set(&keys::MISSING_TARGET);
+        // An invalid value is one problem.
+        let is_valid = !is_set || word.is_some();
+        let word = word.unwrap_or(MissingWord::Hold);
+        if word == MissingWord::Hold && self.is_set(&keys::MISSING_TARGET_AFTER) && is_valid {
+            self.problem(
+                &keys::MISSING_TARGET_AFTER,
+                "needs missing_target dead_letter or fallback: set one of them, or remove this",
+            );
+        }
+        if word != MissingWord::Fallback && fallback.is_some() && is_valid {
+            self.problem(
+                &keys::MISSING_TARGET_FALLBACK,
+                "needs missing_target fallback: set it, or remove this",
+            );
+        }
+        let action = match (word, fallback) {
+            (MissingWord::Hold, _) => MissingAction::Hold,
+            (MissingWord::DeadLetter, _) => MissingAction::DeadLetter,
+            (MissingWord::Fallback, Some(stream)) => {
+                if sanitize_stream_name(&stream) != stream {
+                    self.problem(
+                        &keys::MISSING_TARGET_FALLBACK,
+                        format!(
+                            "{} is not a stream name: use at most {MAX_STREAM_NAME} of a-z, A-Z, 0-9, '_', '-' and '.'",
+                            shown(&stream)
+                        ),
+                    );
+                }
+                MissingAction::Fallback(stream)
+            }
+            (MissingWord::Fallback, None) => {
+                if !self.is_set(&keys::MISSING_TARGET_FALLBACK) {
+                    self.problem(
+                        &keys::MISSING_TARGET_FALLBACK,
+                        "is missing: name the stream that gets the records of streams that do not exist",
+                    );
+                }
+                MissingAction::Hold
+            }
+        };
+        MissingTarget { action, after }
     }
 }
 

@@ -10,7 +10,9 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
 use super::value::{AuthType, FLAGS};
-use super::{Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, Place, Properties};
+use super::{
+    Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, MissingWord, Place, Properties,
+};
 
 /// A key of the configuration. `T` is the type of its value.
 #[derive(Debug)]
@@ -73,6 +75,17 @@ pub struct Choice<V: 'static> {
 pub struct Size {
     pub(super) default: usize,
     pub(super) range: RangeInclusive<usize>,
+}
+
+/// A part of another limit: a size such as `500M`, or a percentage of it such as `50%`.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// The key of the other limit.
+    pub(super) of: &'static str,
+    /// In percent.
+    pub(super) default: u64,
+    /// The smallest size in bytes; the largest is the other limit.
+    pub(super) least: u64,
 }
 
 /// A time, such as `30s`.
@@ -151,6 +164,20 @@ impl ValueType for Size {
 
     fn default(&self) -> Option<String> {
         Some(size(self.default))
+    }
+}
+
+impl ValueType for Share {
+    fn words(&self) -> String {
+        format!(
+            "percentage of `{of}`, 1% to 100%, or size, {} to `{of}`",
+            size(usize::try_from(self.least).unwrap_or(usize::MAX)),
+            of = self.of
+        )
+    }
+
+    fn default(&self) -> Option<String> {
+        Some(format!("{}%", self.default))
     }
 }
 
@@ -522,6 +549,18 @@ keys! {
           pass the limit by a sixteenth. When the spool is full, flushes return RETRY")
     .example("8G");
 
+    TARGET_LIMIT: Share = key("target_limit", Section::Behaviour, Share {
+        of: "spool_limit",
+        default: 50,
+        least: 1_000_000,
+    })
+    .spooled()
+    .doc("with several streams or folders: the part of `spool_limit` that may wait for one of them, because it is \
+          unavailable or slow. Beyond it, chunks for it get RETRY and stay with Fluent Bit, and those for others are \
+          accepted. If records decide where they go, chunks are accepted until another quarter of it waits; then those with \
+          tags that such records came with get RETRY. The size is estimated from the records' sizes")
+    .example("200M");
+
     FLUSH_DEADLINE: Time = key("flush_deadline", Section::Behaviour, Time { default: 30, range: 1..=3_600 })
         .doc("the longest that a flush waits before it returns RETRY; with a spool, a write that has begun may take longer")
         .example("20s");
@@ -610,6 +649,32 @@ keys! {
         .spooled()
         .doc("how long a request that is not full waits for more records")
         .example("200ms");
+
+    MISSING_TARGET: Choice<MissingWord> = key("missing_target", Section::Firehose, Choice {
+        words: &[
+            ("hold", MissingWord::Hold),
+            ("dead_letter", MissingWord::DeadLetter),
+            ("fallback", MissingWord::Fallback),
+        ],
+        also: &[],
+    })
+    .spooled()
+    .doc("with several streams: what happens to records whose stream does not exist (`ResourceNotFoundException`): they wait \
+          in the spool until it does (`hold`), or, after `missing_target_after`, become dead letters, or are sent to \
+          `missing_target_fallback`")
+    .default("`hold`")
+    .example("dead_letter");
+
+    MISSING_TARGET_AFTER: Time = key("missing_target_after", Section::Firehose, Time { default: 3_600, range: 0..=2_592_000 })
+        .spooled()
+        .doc("how long a stream must not have existed before `missing_target` applies; until then, its records wait. A restart \
+              begins anew")
+        .example("10m");
+
+    MISSING_TARGET_FALLBACK: Text = key("missing_target_fallback", Section::Firehose, Text("delivery stream"))
+        .spooled()
+        .doc("the stream that gets the records of streams that do not exist, with `missing_target fallback`")
+        .example("app-unknown");
 
     REGION: Text = key("region", Section::Aws, Text("region"))
         .doc("the region of the stream or bucket")

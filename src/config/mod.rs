@@ -22,7 +22,8 @@ pub use aws::Aws;
 pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, is_tenant};
 pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
-pub use firehose::{Aggregation, Firehose, sanitize_stream_name};
+pub(crate) use firehose::MissingWord;
+pub use firehose::{Aggregation, Firehose, MissingAction, MissingTarget, sanitize_stream_name};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
 pub use value::{CaError, Secret, SecretSource, check_ca};
@@ -123,6 +124,8 @@ pub struct SpoolPlace {
     pub dir: PathBuf,
     /// The most bytes of its log.
     pub limit: u64,
+    /// The most bytes of it that may wait for one of several targets.
+    pub target_limit: u64,
 }
 
 /// The bounds at which a spooled object is sealed.
@@ -228,6 +231,18 @@ impl Config {
                 if self.spool.is_some() {
                     let linger = firehose.linger.as_millis();
                     append(format_args!("linger {linger} ms, "));
+                    let after = firehose.missing_target.after.as_secs();
+                    match &firehose.missing_target.action {
+                        MissingAction::Hold => {}
+                        MissingAction::DeadLetter => {
+                            append(format_args!("missing_target dead_letter after {after} s, "));
+                        }
+                        MissingAction::Fallback(stream) => {
+                            append(format_args!(
+                                "missing_target fallback {stream} after {after} s, "
+                            ));
+                        }
+                    }
                 }
             }
             Destination::Blob { object, .. } => {
@@ -495,10 +510,11 @@ impl Reader<'_> {
             return None;
         }
         let dir = self.text(&keys::SPOOL_DIR);
-        let limit = self.size(&keys::SPOOL_LIMIT);
+        let limit = self.size(&keys::SPOOL_LIMIT) as u64;
         Some(SpoolPlace {
             dir: dir.map_or_else(|| Path::new(STATE_DIR).join(instance), PathBuf::from),
-            limit: limit as u64,
+            limit,
+            target_limit: self.share(&keys::TARGET_LIMIT, limit),
         })
     }
 

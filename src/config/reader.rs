@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::keys::{
-    self, Choice, Flag, Interval, Key, Name, Scope, SecretText, Size, Time, Url, one_of,
+    self, Choice, Flag, Interval, Key, Name, Scope, SecretText, Share, Size, Time, Url, one_of,
 };
 use super::value::{
     FLAGS, holds_secrets, is_full_url, parse_size, parse_time, shown, without_secrets,
@@ -189,6 +189,36 @@ impl<'p> Reader<'p> {
                 default
             }
         }
+    }
+
+    /// Returns a part of `whole` bytes, the value of the other limit.
+    pub(super) fn share(&mut self, key: &'static Key<Share>, whole: u64) -> u64 {
+        let percent = |percent: f64| (whole as f64 * percent / 100.0) as u64;
+        let Share { of, default, least } = key.value;
+        let default = percent(default as f64);
+        let Some(value) = self.text(key) else {
+            return default;
+        };
+        let bytes = match value.strip_suffix('%') {
+            Some(number) => {
+                let number = number.trim_end().parse::<f64>().ok();
+                number
+                    .filter(|number| (1.0..=100.0).contains(number))
+                    .map(percent)
+            }
+            None => parse_size(&value)
+                .map(|size| size as u64)
+                .filter(|size| (least..=whole).contains(size)),
+        };
+        bytes.unwrap_or_else(|| {
+            let message = format!(
+                "{} is neither a size from {least} bytes to {of} ({whole} bytes) nor a percentage of it from 1% to 100%; \
+                 write 50% or 500M",
+                shown(&value),
+            );
+            self.problem(key, message);
+            default
+        })
     }
 
     pub(super) fn time(&mut self, key: &'static Key<Time>) -> Duration {

@@ -390,7 +390,8 @@ fn blob_stores_are_spooled_by_default_and_firehose_is_not() {
         spooled.spool,
         Some(SpoolPlace {
             dir: "/var/lib/ferry/firehose-app-logs".into(),
-            limit: 1_000_000_000
+            limit: 1_000_000_000,
+            target_limit: 500_000_000,
         })
     );
     let Destination::Firehose(firehose) = spooled.destination else {
@@ -425,7 +426,8 @@ fn blob_stores_are_spooled_by_default_and_firehose_is_not() {
         moved.spool,
         Some(SpoolPlace {
             dir: "/data/spool".into(),
-            limit: 8_000_000_000
+            limit: 8_000_000_000,
+            target_limit: 4_000_000_000,
         })
     );
     assert_eq!(
@@ -587,6 +589,7 @@ fn keys_that_need_the_spool_are_refused_without_it() {
     for (key, value) in [
         ("spool_dir", "/data"),
         ("spool_limit", "1G"),
+        ("target_limit", "50%"),
         ("blob_max_size", "1M"),
         ("blob_max_age", "1m"),
     ] {
@@ -619,6 +622,130 @@ fn keys_that_need_the_spool_are_refused_without_it() {
     assert_eq!(key, "spool_limit");
     let (key, _) = one(&[FIREHOSE, ("spool", "on"), ("blob_max_size", "1M")]);
     assert_eq!(key, "blob_max_size");
+}
+
+#[test]
+fn records_for_a_missing_stream_wait_or_go_where_the_configuration_says() {
+    let by_tag = ("delivery_stream", "app-{tag}");
+    let action = |keys: &[(&'static str, &'static str)]| {
+        let all = [&[by_tag, ("spool", "on")], keys].concat();
+        match read(&all).unwrap().destination {
+            Destination::Firehose(firehose) => firehose.missing_target,
+            other => panic!("{other:?}"),
+        }
+    };
+    let hour = Duration::from_secs(3_600);
+    let missing = |action, after| MissingTarget { action, after };
+    assert_eq!(action(&[]), missing(MissingAction::Hold, hour));
+    assert_eq!(
+        action(&[
+            ("missing_target", "dead_letter"),
+            ("missing_target_after", "0s")
+        ]),
+        missing(MissingAction::DeadLetter, Duration::ZERO)
+    );
+    assert_eq!(
+        action(&[
+            ("missing_target", "fallback"),
+            ("missing_target_fallback", "rest")
+        ]),
+        missing(MissingAction::Fallback("rest".into()), hour)
+    );
+    type Keys = &'static [(&'static str, &'static str)];
+    let cases: [(Keys, &str, &str); 8] = [
+        (
+            &[("missing_target", "drop")],
+            "missing_target",
+            "use hold, dead_letter or fallback",
+        ),
+        (
+            &[("missing_target", "drop"), ("missing_target_after", "1m")],
+            "missing_target",
+            "'drop'",
+        ),
+        (
+            &[("missing_target", "fallback")],
+            "missing_target_fallback",
+            "is missing",
+        ),
+        (
+            &[
+                ("missing_target", "fallback"),
+                ("missing_target_fallback", "{tag}"),
+            ],
+            "missing_target_fallback",
+            "'{tag}' is not a stream name",
+        ),
+        (
+            &[("missing_target_fallback", "x")],
+            "missing_target_fallback",
+            "needs missing_target fallback",
+        ),
+        (
+            &[("missing_target_after", "1m")],
+            "missing_target_after",
+            "dead_letter or fallback",
+        ),
+        (
+            &[
+                ("missing_target", "dead_letter"),
+                ("delivery_stream", "app"),
+            ],
+            "missing_target",
+            "needs placeholders in delivery_stream",
+        ),
+        (
+            &[("missing_target", "hold"), ("spool", "off")],
+            "missing_target",
+            "needs spool on",
+        ),
+    ];
+    for (keys, key, words) in cases {
+        // The first of a name counts.
+        let all = [keys, &[by_tag, ("spool", "on")]].concat();
+        let (found, text) = one(&all);
+        assert!(
+            found == key && text.contains(words),
+            "{keys:?}: {found}: {text}"
+        );
+    }
+}
+
+#[test]
+fn a_share_of_the_spool_is_a_size_or_a_percentage_of_its_limit() {
+    let spool_limit = ("spool_limit", "200M");
+    for (value, bytes) in [
+        ("25%", 50_000_000),
+        ("12.5 %", 25_000_000),
+        ("1%", 2_000_000),
+        ("100%", 200_000_000),
+        ("1M", 1_000_000),
+        ("200M", 200_000_000),
+    ] {
+        let config = read(&[FILE, spool_limit, ("target_limit", value)]).unwrap();
+        assert_eq!(config.spool.unwrap().target_limit, bytes, "{value}");
+    }
+    for value in [
+        "0%",
+        "0.9%",
+        "101%",
+        "%",
+        "half",
+        "999999",
+        "200000001",
+        "-1%",
+        "NaN%",
+    ] {
+        let (key, text) = one(&[FILE, spool_limit, ("target_limit", value)]);
+        assert_eq!(key, "target_limit");
+        let allowed = format!(
+            "'{value}' is neither a size from 1000000 bytes to spool_limit (200000000 bytes)"
+        );
+        assert!(
+            text.contains(&allowed) && text.contains("write 50% or 500M"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

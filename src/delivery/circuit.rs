@@ -8,11 +8,12 @@ use rand::rngs::StdRng;
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::{Duration, Instant, sleep_until};
 
+use crate::codec::time::now;
 use crate::delivery::ack::AckTracker;
 use crate::delivery::retry::{Admission, Breaker};
-use crate::ids::Verdict;
+use crate::ids::{Time, Verdict};
 use crate::metrics::{self, Metrics};
-use crate::sink::Class;
+use crate::sink::{Class, Fault};
 
 /// The time a probing flush waits for the answer, in direct mode. A later answer still counts.
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,6 +29,19 @@ pub(super) struct Circuit {
 struct State {
     breaker: Breaker,
     figure: metrics::Circuit,
+    /// The time since which it is open.
+    since: Option<Time>,
+    /// The last failure, until a success.
+    fault: Option<Arc<Fault>>,
+}
+
+/// Why a target is unavailable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// The time since which it is unavailable.
+    pub(super) since: Time,
+    /// The last failure. `None` if nothing was answered.
+    pub(super) fault: Option<Arc<Fault>>,
 }
 
 /// The admission of one request, whose outcome is to be reported. A permit dropped without a report (after a panic, or
@@ -47,6 +61,8 @@ impl Circuit {
             state: Mutex::new(State {
                 breaker: Breaker::default(),
                 figure: metrics::Circuit::new(metrics),
+                since: None,
+                fault: None,
             }),
             open: watch::Sender::new(false),
             changed: Arc::clone(changed),
@@ -56,6 +72,19 @@ impl Circuit {
     /// Returns whether the target is unavailable.
     pub(super) fn is_open(&self) -> bool {
         *self.open.borrow()
+    }
+
+    /// Returns why the target is unavailable, if it is.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        let state = self.state.lock().expect("nothing panics with this lock");
+        let fault = state.fault.clone();
+        state.since.map(|since| Trouble { since, fault })
+    }
+
+    /// Records a failure.
+    pub(super) fn note_fault(&self, fault: &Arc<Fault>) {
+        let mut state = self.state.lock().expect("nothing panics with this lock");
+        state.fault = Some(Arc::clone(fault));
     }
 
     /// Returns whether [`Circuit::admit`] would refuse.
@@ -115,6 +144,10 @@ impl Circuit {
         let result = act(&mut state.breaker);
         let open = state.breaker.is_open();
         state.figure.set(open);
+        match open {
+            true => state.since = state.since.or_else(|| Some(now())),
+            false => state.since = None,
+        }
         // Sent within the lock, so that the last value sent is the current one.
         self.open
             .send_if_modified(|was| std::mem::replace(was, open) != open);
@@ -140,6 +173,11 @@ impl CircuitPermit {
 
     /// Reports that the target answers. Returns whether this closed the circuit.
     pub(super) fn succeeded(self) -> bool {
+        {
+            let mut state = self.circuit.state.lock();
+            let state = state.as_mut().expect("nothing panics with this lock");
+            state.fault = None;
+        }
         self.report(|breaker, admission| breaker.succeeded(admission))
     }
 

@@ -2,8 +2,11 @@
 //!
 //! Each target has a queue in the order of the log. A reference costs a few bytes, whatever the event's size; the text
 //! is encoded again when the target accepts it. Pure: time is an argument.
+//!
+//! What waits for a target is also counted in bytes of the log, with the mean size of the target's events where they were
+//! last read ([`Deferred::measure`]): a size for each event would cost more memory than the references.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
@@ -16,6 +19,10 @@ use crate::spool::{Seq, merge};
 const CHUNK_BYTES: usize = 128;
 /// The approximate overhead of a queue, besides its chunks and its name.
 const QUEUE_BYTES: usize = 256;
+/// The maximum number of targets whose mean event size is remembered. Beyond it all are measured again.
+const MAX_MEASURED: usize = 4_096;
+/// The assumed size of events of a target that was not measured, in bytes.
+const ASSUMED_BYTES: u64 = 512;
 /// The wait after every chunk of a queue was tried and some could not be read.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(1);
 
@@ -29,12 +36,40 @@ pub(super) struct Deferred {
     bytes: usize,
     /// The target served last.
     served: Option<Arc<str>>,
+    /// The mean size of events, by target, where they were last read.
+    sizes: HashMap<Arc<str>, u64>,
+    /// The bytes beyond which changes of a target are recorded …
+    watched_from: u64,
+    /// … and the targets that changed since they were taken.
+    changed: BTreeSet<Arc<str>>,
+    /// Counts changes.
+    version: u64,
+    /// What was taken and is in flight, by target: it waits until it is settled.
+    in_flight: BTreeMap<Arc<str>, InFlight>,
+}
+
+/// What is in flight for one target.
+#[derive(Debug, Default)]
+struct InFlight {
+    backlog: Backlog,
+    /// The chunk of each load.
+    chunks: Vec<Seq>,
+}
+
+/// What waits for one target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Backlog {
+    /// The number of events.
+    pub(super) records: u64,
+    /// Their approximate size in the log, in bytes.
+    pub(super) bytes: u64,
 }
 
 /// The deferred events of one target.
 #[derive(Debug, Default)]
 struct Queue {
     chunks: BTreeMap<Seq, Vec<Range<u32>>>,
+    backlog: Backlog,
     /// The time before which none of them is tried.
     not_before: Option<Instant>,
     /// The last chunk that could not be read, while those after it are tried.
@@ -71,8 +106,106 @@ impl Load {
 }
 
 impl Deferred {
+    /// Creates an empty set, which records the targets for which more than `watched_from` bytes wait.
+    pub(super) fn new(watched_from: u64) -> Deferred {
+        Deferred {
+            watched_from,
+            ..Deferred::default()
+        }
+    }
+
+    /// Records the size of events of a target, of which some may be added next.
+    pub(super) fn measure(&mut self, target: &Arc<str>, events: u64, bytes: u64) {
+        if events == 0 {
+            return;
+        }
+        if self.sizes.len() >= MAX_MEASURED && !self.sizes.contains_key(target) {
+            self.sizes.clear();
+        }
+        self.sizes
+            .insert(Arc::clone(target), bytes.div_ceil(events));
+    }
+
+    /// Records that events which were taken are in flight.
+    pub(super) fn begin(&mut self, load: &Load) {
+        for (target, events) in &load.targets {
+            let size = self.sizes.get(target).copied();
+            let in_flight = self.in_flight.entry(Arc::clone(target)).or_default();
+            in_flight.backlog.add(count(events), size);
+            in_flight.chunks.push(load.chunk);
+        }
+        self.version += 1;
+    }
+
+    /// Records that they are settled, or were added again.
+    pub(super) fn end(&mut self, load: &Load) {
+        for (target, events) in &load.targets {
+            if self.backlog(target).bytes > self.watched_from {
+                self.changed.insert(Arc::clone(target));
+            }
+            if let Some(in_flight) = self.in_flight.get_mut(target) {
+                in_flight.backlog.remove(count(events));
+                let ended = in_flight.chunks.iter().position(|it| *it == load.chunk);
+                ended.map(|at| in_flight.chunks.swap_remove(at));
+                if in_flight.chunks.is_empty() {
+                    self.in_flight.remove(target);
+                }
+            }
+        }
+        self.version += 1;
+    }
+
+    /// Returns what waits for a target, including what is in flight again.
+    pub(super) fn backlog(&self, target: &str) -> Backlog {
+        let queue = self.targets.get(target).map(|queue| queue.backlog);
+        let in_flight = self.in_flight.get(target).map(|it| it.backlog);
+        let (queue, in_flight) = (queue.unwrap_or_default(), in_flight.unwrap_or_default());
+        Backlog {
+            records: queue.records + in_flight.records,
+            bytes: queue.bytes + in_flight.bytes,
+        }
+    }
+
+    /// Returns what waits for each target, including what is in flight again.
+    pub(super) fn backlogs(&self) -> impl Iterator<Item = (&Arc<str>, Backlog)> {
+        let only = |target: &&Arc<str>| !self.targets.contains_key(*target);
+        let in_flight = self.in_flight.keys().filter(only);
+        let targets = self.targets.keys().chain(in_flight);
+        targets.map(|target| (target, self.backlog(target)))
+    }
+
+    /// Returns the chunks with events for a target: those in flight, and the others in the order of the log.
+    pub(super) fn chunks_of(&self, target: &str) -> impl Iterator<Item = Seq> {
+        let in_flight = self.in_flight.get(target).into_iter();
+        let in_flight = in_flight.flat_map(|it| it.chunks.iter().copied());
+        let queue = self.targets.get(target).into_iter();
+        in_flight.chain(queue.flat_map(|queue| queue.chunks.keys().copied()))
+    }
+
+    /// Returns a number that changes whenever something is added or removed.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Returns the targets that have changed while many bytes waited for them, since the last call.
+    pub(super) fn take_changed(&mut self) -> BTreeSet<Arc<str>> {
+        std::mem::take(&mut self.changed)
+    }
+
     /// Adds events of a chunk, which may be adjacent to those already present.
     pub(super) fn add(&mut self, target: &Arc<str>, chunk: Seq, events: &[Range<u32>]) {
+        let size = self.sizes.get(target).copied();
+        self.add_sized(target, chunk, events, size);
+    }
+
+    /// Adds events of this mean size, if it is known.
+    fn add_sized(
+        &mut self,
+        target: &Arc<str>,
+        chunk: Seq,
+        events: &[Range<u32>],
+        size: Option<u64>,
+    ) {
         if count(events) == 0 {
             return;
         }
@@ -81,16 +214,23 @@ impl Deferred {
         }
         let queue = self.targets.entry(Arc::clone(target)).or_default();
         let all = queue.chunks.entry(chunk).or_default();
+        let before = count(all);
         if all.is_empty() {
             let targets = self.chunks.entry(chunk).or_default();
             targets.insert(Arc::clone(target));
         } else {
-            self.records -= count(all);
+            self.records -= before;
             self.bytes -= bytes(all);
         }
         merge(all, events);
         self.records += count(all);
         self.bytes += bytes(all);
+        let more = count(all) - before;
+        self.version += 1;
+        queue.backlog.add(more, size);
+        if queue.backlog.bytes > self.watched_from {
+            self.changed.insert(Arc::clone(target));
+        }
     }
 
     /// Adds events of a chunk for several targets.
@@ -116,9 +256,10 @@ impl Deferred {
             return None;
         };
         let target = Arc::clone(target);
+        let size = queue.backlog.mean();
         let events = self.remove(&target, chunk)?;
         let (first, rest) = split(events, most);
-        self.add(&target, chunk, &rest);
+        self.add_sized(&target, chunk, &rest, size);
         self.served = Some(Arc::clone(&target));
         Some(Load {
             chunk,
@@ -169,6 +310,11 @@ impl Deferred {
         let events = queue.chunks.remove(&chunk)?;
         self.records -= count(&events);
         self.bytes -= bytes(&events);
+        if queue.backlog.bytes > self.watched_from {
+            self.changed.insert(target.into());
+        }
+        queue.backlog.remove(count(&events));
+        self.version += 1;
         if queue.chunks.is_empty() {
             self.targets.remove(target);
             self.bytes -= QUEUE_BYTES + target.len();
@@ -252,6 +398,27 @@ impl Deferred {
             soonest = Some(soonest.map_or(at, |soonest| soonest.min(at)));
         }
         Err(soonest)
+    }
+}
+
+impl Backlog {
+    /// Adds events of this mean size, if it is known.
+    fn add(&mut self, records: u64, size: Option<u64>) {
+        let size = size.or(self.mean()).unwrap_or(ASSUMED_BYTES);
+        self.records += records;
+        self.bytes += records.saturating_mul(size);
+    }
+
+    /// Returns the mean size of its events.
+    fn mean(&self) -> Option<u64> {
+        self.bytes.checked_div(self.records)
+    }
+
+    /// Removes events, which have the mean size of all.
+    fn remove(&mut self, records: u64) {
+        let part = u128::from(self.bytes) * u128::from(records) / u128::from(self.records.max(1));
+        self.bytes -= u64::try_from(part).unwrap_or(u64::MAX).min(self.bytes);
+        self.records -= records;
     }
 }
 
@@ -382,6 +549,78 @@ mod tests {
         assert_eq!(deferred.take("a", ALL, now).unwrap().chunk, 1);
     }
 
+    #[test]
+    fn what_waits_for_a_target_is_counted_by_the_size_it_was_last_read_with() {
+        let now = Instant::now();
+        let mut deferred = Deferred::new(1_000);
+        let backlog = |records, bytes| Backlog { records, bytes };
+        deferred.add(&target("a"), 1, &run(0..2));
+        assert_eq!(deferred.backlog("a"), backlog(2, 2 * ASSUMED_BYTES));
+        assert_eq!(deferred.take_changed(), [target("a")].into());
+        deferred.take_chunk(1);
+        assert_eq!(deferred.backlog("a"), backlog(0, 0));
+        deferred.take_changed();
+
+        deferred.measure(&target("a"), 10, 995);
+        deferred.add(&target("a"), 1, &run(0..4));
+        deferred.add(&target("a"), 1, &run(2..5));
+        assert_eq!(deferred.backlog("a"), backlog(5, 500), "rounded up");
+        deferred.measure(&target("a"), 1, 200);
+        deferred.add(&target("a"), 2, &run(0..2));
+        assert_eq!(deferred.backlog("a"), backlog(7, 900));
+        deferred.add(&target("b"), 2, &run(2..3));
+        assert!(deferred.take_changed().is_empty());
+        deferred.add(&target("a"), 3, &run(0..1));
+        assert_eq!(deferred.take_changed(), [target("a")].into());
+        let all: Vec<_> = deferred
+            .backlogs()
+            .map(|(name, it)| (&**name, it.records))
+            .collect();
+        assert_eq!(all, [("a", 8), ("b", 1)]);
+        assert_eq!(deferred.chunks_of("a").collect::<Vec<_>>(), [1, 2, 3]);
+        // The mean of all is 137.5.
+        deferred.take("a", ALL, now);
+        assert_eq!(deferred.backlog("a"), backlog(3, 1_100 - 687));
+        assert_eq!(deferred.take_changed(), [target("a")].into(), "it falls");
+        let (second, third) = (deferred.take("a", ALL, now), deferred.take("a", ALL, now));
+        assert_eq!(deferred.backlog("a"), backlog(0, 0));
+        deferred.take_changed();
+
+        // What is in flight is still counted, until it is settled or waits again.
+        deferred.measure(&target("a"), 1, 600);
+        let (second, third) = (second.unwrap(), third.unwrap());
+        deferred.begin(&second);
+        deferred.begin(&third);
+        assert_eq!(deferred.backlog("a"), backlog(3, 1_800));
+        let all: Vec<_> = deferred
+            .backlogs()
+            .map(|(name, it)| (&**name, it.records))
+            .collect();
+        assert_eq!(all, [("b", 1), ("a", 3)]);
+        assert_eq!(deferred.chunks_of("a").collect::<Vec<_>>(), [2, 3]);
+        deferred.end(&third);
+        assert_eq!(deferred.backlog("a"), backlog(2, 1_200));
+        deferred.put_back_unreadable(second.clone());
+        assert_eq!(deferred.take_changed(), [target("a")].into());
+        deferred.end(&second);
+        assert_eq!(deferred.take_changed(), [target("a")].into());
+        assert_eq!(deferred.backlog("a"), backlog(2, 1_200));
+        deferred.take("a", ALL, now);
+        deferred.take_changed();
+        assert!(deferred.take_changed().is_empty());
+    }
+
+    #[test]
+    fn the_remembered_sizes_are_bounded() {
+        let mut deferred = Deferred::default();
+        for n in 0..=MAX_MEASURED {
+            deferred.measure(&target(&n.to_string()), 1, 7);
+        }
+        assert_eq!(deferred.sizes.len(), 1);
+        deferred.measure(&target("none"), 0, 7);
+        assert_eq!(deferred.sizes.len(), 1);
+    }
+
     proptest! {
         #[test]
         fn every_event_comes_out_once_and_the_counts_are_right(
@@ -397,6 +636,8 @@ mod tests {
                 expected.extend((start..start + len).map(|event| (name, chunk, event)));
             }
             prop_assert_eq!(deferred.records(), expected.len() as u64);
+            let waiting = deferred.backlogs().map(|(_, it)| it.records).sum::<u64>();
+            prop_assert_eq!(waiting, deferred.records());
             let mut found = BTreeSet::new();
             for name in ["a", "b", "c"] {
                 while let Some(load) = deferred.take(name, most, now) {

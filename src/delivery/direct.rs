@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::ack::AckTracker;
+use super::arrivals::Arrivals;
 use super::circuit::{Circuit, CircuitPermit, TargetProgress};
 use super::context::Context;
 use super::cut::Cutter;
@@ -40,6 +41,7 @@ pub(super) struct Direct {
     pub(super) identity: Identity,
     pub(super) duplicates: DuplicateChunks,
     pub(super) partial: PartialDeliveries<FlushProgress>,
+    pub(super) arrivals: Arrivals,
     /// The time from which no flush waits for the destination any more.
     pub(super) ending: watch::Sender<Option<Instant>>,
 }
@@ -48,15 +50,29 @@ impl Direct {
     /// Delivers a chunk and returns the host's answer within `flush_deadline`. Every clone of `data` is gone when this
     /// returns.
     pub(super) async fn flush(&self, tag: &[u8], data: Bytes) -> Verdict {
+        let now = Instant::now();
+        // Hashing every chunk would cost more than sending it over TLS.
+        let hashes =
+            !self.resends_unsettled() || !self.partial.is_empty() || !self.arrivals.is_empty();
+        let id = hashes.then(|| chunk_id(tag, &data));
+        let arrived = id.and_then(|id| self.arrivals.take(id)).unwrap_or(now);
+        let _waiting = self.context.metrics.waiting.enter(arrived);
+        let verdict = self.attempt(tag, data.clone(), id).await;
+        if verdict == Verdict::Retry {
+            let id = id.unwrap_or_else(|| chunk_id(tag, &data));
+            self.arrivals.keep(id, arrived);
+        }
+        verdict
+    }
+
+    async fn attempt(&self, tag: &[u8], data: Bytes, id: Option<ChunkId>) -> Verdict {
         if self.must_retry_now() {
             return Verdict::Retry;
         }
         if self.resends_unsettled() {
-            // Hashing every chunk would cost more than sending it over TLS.
-            let id = (!self.partial.is_empty()).then(|| chunk_id(tag, &data));
             return self.deliver(tag, data, id, None).await;
         }
-        let id = chunk_id(tag, &data);
+        let id = id.unwrap_or_else(|| chunk_id(tag, &data));
         let number = self.duplicates.number(id);
         let mut name = self.identity.name(&id);
         if number > 0 {

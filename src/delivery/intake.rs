@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rand::SeedableRng as _;
@@ -10,6 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::context::Context;
 use super::retry::backoff;
+use super::target_limit::TargetLimit;
 use crate::codec::msgpack;
 use crate::codec::time::now;
 use crate::ids::{Verdict, chunk_id};
@@ -26,11 +28,26 @@ const MAX_NAMED: usize = 5;
 pub(super) struct Intake {
     context: Arc<Context>,
     spool: Arc<Spool>,
+    limit: TargetLimit,
+    /// Whether the disk's free space is being asked for.
+    asking_disk: AtomicBool,
 }
 
 impl Intake {
     pub(super) fn new(context: Arc<Context>, spool: Arc<Spool>) -> Intake {
-        Intake { context, spool }
+        let place = context.config.spool.as_ref();
+        let by_tag = context.traits.target_of_tag(b"").is_some();
+        Intake {
+            limit: TargetLimit::new(place.map_or(u64::MAX, |it| it.target_limit), by_tag),
+            asking_disk: AtomicBool::new(false),
+            context,
+            spool,
+        }
+    }
+
+    /// Returns the limit on what waits for each target.
+    pub(super) fn limit(&self) -> &TargetLimit {
+        &self.limit
     }
 
     /// Returns the spool.
@@ -40,6 +57,11 @@ impl Intake {
 
     /// Keeps a chunk, and returns the host's answer once the disk has answered.
     pub(super) async fn keep(&self, tag: &[u8], data: Bytes) -> Verdict {
+        // The feed logs it.
+        let target = || self.context.traits.target_of_tag(tag);
+        if self.limit.refuses(tag, target) {
+            return Verdict::Retry;
+        }
         let id = chunk_id(tag, &data);
         let deadline = Instant::now() + self.context.config.flush_deadline;
         let bytes = data.len() as u64;
@@ -100,6 +122,7 @@ impl Intake {
                 Verdict::Retry
             }
             Err(Refusal::TooLate) => {
+                self.context.metrics.spool_errors.add(1);
                 self.context.log.trouble(
                     Level::Warn,
                     "spool",
@@ -118,6 +141,7 @@ impl Intake {
 
     /// Logs a failure of the spool's disk. Whatever failed is retried.
     pub(super) fn log_disk_error(&self, error: &io::Error) {
+        self.context.metrics.spool_errors.add(1);
         match says_remedy(error) {
             true => self.log_unusable(&error.to_string()),
             false => {
@@ -196,6 +220,25 @@ impl Intake {
                 named.join(", ")
             ),
         );
+    }
+
+    /// Updates the metric of the disk's free space, in the background.
+    pub(super) fn check_disk(self: &Arc<Self>) {
+        let Some(place) = &self.context.config.spool else {
+            return;
+        };
+        // A disk that hangs is asked once.
+        if self.asking_disk.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (intake, dir) = (Arc::clone(self), place.dir.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Ok(space) = rustix::fs::statvfs(&dir) {
+                let free = space.f_bavail.saturating_mul(space.f_frsize);
+                intake.context.metrics.spool_disk_free.set(free as f64);
+            }
+            intake.asking_disk.store(false, Ordering::Release);
+        });
     }
 
     /// Counts and logs a chunk of the spool that is damaged or set aside.

@@ -19,6 +19,7 @@ use crate::log::{Level, Log};
 use crate::metrics::{Figure, Metrics, Stage};
 use crate::sink::{DestinationTraits, Sink};
 use crate::spool::{Recovered, Spool};
+use arrivals::Arrivals;
 use context::Context;
 use cut::Cutter;
 use dead_letter::DeadLetters;
@@ -32,6 +33,7 @@ use sender::Senders;
 use spooled::Feed;
 
 pub mod ack;
+mod arrivals;
 mod background;
 pub mod batch;
 mod circuit;
@@ -47,6 +49,7 @@ pub mod identity;
 mod intake;
 mod letters;
 mod memory;
+mod missing;
 mod objects;
 mod poison;
 pub mod quota;
@@ -59,6 +62,8 @@ mod sender;
 pub mod small_objects;
 mod spill;
 mod spooled;
+mod target_limit;
+mod target_report;
 mod waiting;
 mod worker;
 
@@ -101,6 +106,7 @@ impl Pipeline {
             identity,
             duplicates: DuplicateChunks::default(),
             partial: PartialDeliveries::default(),
+            arrivals: Arrivals::default(),
             ending: watch::Sender::new(None),
         };
         Pipeline {
@@ -134,6 +140,7 @@ impl Pipeline {
         }
         let intake = Intake::new(Arc::clone(&self.context), spool);
         let intake = self.senders.attach_intake(intake, recovered.next_batch);
+        intake.check_disk();
         let feed = Feed::new(
             Arc::clone(&self.context),
             Arc::clone(&self.letters),
@@ -158,7 +165,6 @@ impl Pipeline {
         }
         let bytes = data.len() as u64;
         let metrics = &self.context.metrics;
-        let _waiting = metrics.waiting.enter();
         let verdict = self.direct.flush(tag, data).await;
         if verdict == Verdict::Ok {
             metrics.bytes.add(Stage::Raw, bytes);
@@ -208,6 +214,13 @@ impl Pipeline {
     /// Refreshes the usage of the dead-letter folder, from which somebody may have removed files.
     pub fn check_letters(&self) {
         self.letters.refresh_usage();
+    }
+
+    /// Refreshes the free space of the spool's disk. Requires a runtime.
+    pub fn check_disk(&self) {
+        if let Some(intake) = self.senders.intake() {
+            intake.check_disk();
+        }
     }
 
     /// Makes sure that a restart would find every accepted chunk, and logs problems of the spool. Call it about once a

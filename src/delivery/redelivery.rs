@@ -11,12 +11,12 @@ use crate::ids::{ChunkId, Verdict};
 
 /// The maximum number of remembered chunks that were answered with RETRY: as many as the host has in flight at once
 /// (`FLB_CONFIG_DEFAULT_TASK_MAP_SIZE_LIMIT`) …
-const MAX_PARTIALS: usize = 16_384;
+pub(super) const MAX_PARTIALS: usize = 16_384;
 /// … and their maximum size in bytes.
 const MAX_PARTIAL_BYTES: usize = 8 * 1024 * 1024;
 /// The time after which the host has dropped a chunk that was not retried: its longest wait is 2,000 seconds
 /// (`scheduler.cap`), and half of that again at random.
-const DROPPED_AFTER: Duration = Duration::from_secs(4_000);
+pub(super) const DROPPED_AFTER: Duration = Duration::from_secs(4_000);
 
 /// The chunks answered with RETRY that are partly settled.
 ///

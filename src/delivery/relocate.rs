@@ -27,6 +27,8 @@ pub(super) struct Moving {
     pub(super) relocation: Relocation,
     /// The events by target, with their numbers in the new chunk.
     pub(super) targets: ByTarget,
+    /// The bytes of each target's events, in the same order.
+    pub(super) bytes: Vec<u64>,
     /// The events by target in their current chunks, to be put back if that fails.
     pub(super) from: Vec<(Seq, ByTarget)>,
 }
@@ -109,8 +111,10 @@ impl Frame {
 
     fn finish(self, tag: Vec<u8>) -> Moving {
         let (mut data, mut targets, mut events) = (Vec::new(), ByTarget::new(), 0);
+        let mut bytes = Vec::new();
         for (target, of) in self.targets {
             data.extend_from_slice(&of.data);
+            bytes.push(of.data.len() as u64);
             let run = events..events + of.events;
             events = run.end;
             targets.push((target, std::iter::once(run).collect()));
@@ -123,6 +127,7 @@ impl Frame {
                 origins: self.origins,
             },
             targets,
+            bytes,
             from: self.from,
         }
     }
@@ -271,6 +276,10 @@ mod tests {
         assert_eq!(
             moving.targets,
             [(target("a"), run(0..3)), (target("b"), run(3..8))]
+        );
+        assert_eq!(
+            moving.bytes,
+            [3, 5].map(|events| events * event(0).len() as u64)
         );
         assert_eq!(moving.from, [(1, first), (2, second)]);
     }

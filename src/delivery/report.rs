@@ -7,7 +7,6 @@ use std::time::SystemTime;
 use super::Pipeline;
 use super::context::Context;
 use crate::codec::time::now;
-use crate::ids::Time;
 use crate::log::size;
 use crate::metrics::{Figure, Record, Sealed};
 use crate::spool::Usage;
@@ -35,14 +34,19 @@ pub(super) fn figures(pipeline: &Pipeline) -> Vec<Figure> {
                 .missing_chunks
                 .set((usage.missing + usage.absent) as f64);
             metrics.spool_limit.set(usage.limit as f64);
-            usage.oldest.map_or(0.0, |oldest| since(oldest, now()))
+            usage
+                .oldest
+                .map_or(0.0, |oldest| now().seconds_since(oldest))
         }
         None => {
-            let oldest = metrics.waiting.oldest();
+            // Those that a flush waits for, and those that the host keeps.
+            let oldest = [metrics.waiting.oldest(), pipeline.direct.arrivals.oldest()];
+            let oldest = oldest.into_iter().flatten().min();
             oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64())
         }
     };
     metrics.oldest.set(oldest);
+    metrics.targets.set_now(now());
     let letters = pipeline.letters.last_usage();
     metrics.letter_bytes.set(letters.bytes as f64);
     metrics.letter_limit.set(letters.limit as f64);
@@ -161,13 +165,6 @@ pub(super) fn details(pipeline: &Pipeline) -> String {
         }
     }
     line
-}
-
-/// Returns the seconds from one time to another; 0 if the clock was set back.
-fn since(then: Time, now: Time) -> f64 {
-    let seconds = now.seconds.saturating_sub(then.seconds) as f64;
-    let nanos = f64::from(now.nanos) - f64::from(then.nanos);
-    (seconds + nanos / 1e9).max(0.0)
 }
 
 #[cfg(test)]

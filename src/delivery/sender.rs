@@ -28,12 +28,13 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::circuit::{Circuit, CircuitPermit, PROBE_TIMEOUT};
+use super::circuit::{Circuit, CircuitPermit, PROBE_TIMEOUT, Trouble};
 use super::context::Context;
 use super::cut::{LINE_NUMBER_BYTES, PIECE_BYTES};
 use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::UNIT;
+use super::missing::MissingTargets;
 use super::quota::Quota;
 use crate::delivery::ack::{AckGuard, Refusal, contents};
 use crate::delivery::batch::{Packer, Piece, Record};
@@ -187,6 +188,8 @@ pub(super) struct Senders {
     quota: Quota,
     /// The targets whose circuit opened since the last [`Senders::take_opened`].
     opened: Mutex<Vec<Arc<str>>>,
+    /// The targets that do not exist.
+    missing: MissingTargets,
 }
 
 impl Senders {
@@ -213,6 +216,10 @@ impl Senders {
             changed: Arc::default(),
             quota: Quota::default(),
             opened: Mutex::default(),
+            missing: MissingTargets::new(
+                traits.missing_target.clone(),
+                traits.missing_target_codes,
+            ),
             context,
             letters,
         })
@@ -308,7 +315,7 @@ impl Senders {
 
     /// Gives a target that is refused or fails by itself, and shares its sender with others, a sender of its own with an
     /// open circuit. Returns false if there are too many of them.
-    fn isolate(self: &Arc<Self>, target: &Arc<str>, why: &str, fault: &Fault) -> bool {
+    fn isolate(self: &Arc<Self>, target: &Arc<str>, why: &str, fault: &Arc<Fault>) -> bool {
         {
             let mut senders = self.senders.lock().expect("nothing panics with this lock");
             if senders.contains_key(&**target) {
@@ -318,6 +325,7 @@ impl Senders {
                 return false;
             }
             let circuit = Circuit::new(&self.context.metrics, &self.changed);
+            circuit.note_fault(fault);
             circuit.trip(fault.class);
             senders.insert(target.to_string(), self.start(target.to_string(), circuit));
         }
@@ -495,8 +503,18 @@ impl Senders {
         );
     }
 
+    /// Returns the targets that do not exist.
+    pub(super) fn missing(&self) -> &MissingTargets {
+        &self.missing
+    }
+
+    /// Returns why a target is unavailable, if it is.
+    pub(super) fn trouble(&self, target: &str) -> Option<Trouble> {
+        self.circuit(target)?.trouble()
+    }
+
     /// Returns a target's name for log lines.
-    fn describe(&self, target: &str) -> String {
+    pub(super) fn describe(&self, target: &str) -> String {
         match target.is_empty() && self.context.traits.object_layout.is_some() {
             true => "the destination".to_owned(),
             false => format!("{} '{target}'", self.context.traits.target_word),
@@ -758,6 +776,22 @@ impl Sender {
                 true => adaptive.throttled(now.into_std()),
                 false => adaptive.success(),
             }
+        }
+        if let Some(fault) = &answer.failed {
+            self.circuit.note_fault(fault);
+            if self.own_target {
+                self.senders.missing.failed(&self.name, fault, now);
+            }
+        } else if answer.progressed
+            && self.own_target
+            && self.senders.missing.found(&self.name, now)
+        {
+            let exists = format!(
+                "{} exists: its records are sent to it",
+                self.senders.describe(&self.name)
+            );
+            let log = &self.senders.context.log;
+            log.trouble_with(Level::Info, "found_target", &self.name, &exists);
         }
         match answer.health {
             Health::Unknown => drop(permit),

@@ -45,6 +45,7 @@ use super::relocate::{self, Moving};
 use super::sender::{Admits, Queued, Senders};
 use super::small_objects::SmallObjects;
 use super::spill::SpilledObject;
+use super::target_report::{self, TargetReport};
 use super::waiting::{UnsendableEvents, WaitingLetters};
 use super::worker::Worker;
 use crate::buffers;
@@ -53,7 +54,7 @@ use crate::codec::json;
 use crate::codec::{Encoded, NeedsMore, Part, Place, STEP_BYTES};
 use crate::config::open_objects;
 use crate::delivery::ack::{
-    AckGuard, AckTracker, Completed, Owner, Refusal, TrackerEvent, contents, ranges,
+    AckGuard, AckTracker, Completed, Owner, Refusal, TrackerEvent, contents, count, ranges,
 };
 use crate::delivery::batch::Piece;
 use crate::delivery::dead_letter;
@@ -61,7 +62,7 @@ use crate::delivery::retry::backoff;
 use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
-use crate::sink::Class;
+use crate::sink::{Class, Fault};
 use crate::spool::{
     Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Unreadable, Work,
 };
@@ -236,6 +237,8 @@ pub(super) struct Feed {
     deferred: Deferred,
     /// Whether the last work was a relocation.
     relocated_last: bool,
+    /// Whether the last work was to give up records for a target that does not exist.
+    gave_up_last: bool,
     /// The time before which nothing is relocated, after a failure.
     relocates_from: Instant,
     /// When slow targets may be asked next to give back what they hold.
@@ -251,6 +254,8 @@ pub(super) struct Feed {
     absent: BTreeMap<Seq, Vec<(Seq, u32)>>,
     /// The time of the next check for such a file.
     absent_until: Instant,
+    /// What is logged and exported about targets.
+    report: TargetReport,
     /// For blob stores: the open objects.
     objects: Option<Objects>,
     /// The lines of many small open objects, on disk.
@@ -314,8 +319,9 @@ impl Feed {
             share: None,
             chunks: HashMap::new(),
             chunk_bytes: 0,
-            deferred: Deferred::default(),
+            deferred: Deferred::new(intake.limit().watched_from()),
             relocated_last: false,
+            gave_up_last: false,
             relocates_from: Instant::now(),
             reclaims_from: Instant::now(),
             loads: BTreeMap::new(),
@@ -324,6 +330,7 @@ impl Feed {
             again: BTreeSet::new(),
             absent: BTreeMap::new(),
             absent_until: Instant::now(),
+            report: TargetReport::new(Instant::now()),
             objects,
             gathering,
             passed_last: false,
@@ -489,6 +496,14 @@ impl Feed {
                 self.enqueue_object(batch, None);
             }
             self.defer_opened();
+            self.limit_targets();
+            self.report.update(
+                now,
+                &self.deferred,
+                &self.senders,
+                &self.context,
+                &self.intake,
+            );
             while self
                 .describing
                 .answered(&self.context)
@@ -566,6 +581,8 @@ impl Feed {
                 self.waiting.due(),
                 trial,
                 deferred,
+                self.report.due(&self.deferred),
+                self.senders.missing().next_due(now),
             ];
             let wake = wakes.into_iter().flatten().min();
             let context = Arc::clone(&self.context);
@@ -721,10 +738,16 @@ impl Feed {
             self.passed_last = true;
             return true;
         }
-        if is_full && self.gathering.is_passing() {
-            return false;
+        let has_place = !(is_full && self.gathering.is_passing());
+        let next = self.spool.peek(self.after);
+        let next = next.filter(|_| has_place && self.may_read_on());
+        let gives_way = std::mem::replace(&mut self.gave_up_last, false)
+            && (next.is_some() || deferred.is_some());
+        if !gives_way && let Some((target, fault)) = self.to_give_up(now) {
+            self.gave_up_last = true;
+            self.give_up(target, fault, now).await;
+            return true;
         }
-        let next = self.spool.peek(self.after).filter(|_| self.may_read_on());
         if (!self.loaded_last || next.is_none())
             && let Some(target) = deferred
         {
@@ -822,10 +845,88 @@ impl Feed {
         })
     }
 
+    /// Returns a target that does not exist, whose records become dead letters, and the answer about it. While other
+    /// letters wait, its records do, too; and if it is time to ask whether it exists now, that comes first.
+    fn to_give_up(&self, now: Instant) -> Option<(Arc<str>, Arc<Fault>)> {
+        if !self.waiting.is_empty() {
+            return None;
+        }
+        let waits =
+            |target: &Arc<str>| self.deferred.waits_for(target) && !self.may_ask(target, now);
+        self.senders.missing().given_up(now, waits)
+    }
+
+    /// Writes dead letters for the oldest chunk with events for a target that does not exist.
+    async fn give_up(&mut self, target: Arc<str>, fault: Arc<Fault>, now: Instant) {
+        let Some(load) = self.deferred.take(&target, u64::MAX, now) else {
+            return;
+        };
+        self.context.log.trouble_with(
+            Level::Warn,
+            "missing_target",
+            &target,
+            &format!(
+                "{} does not exist: its records become dead letters (missing_target); {fault}",
+                self.senders.describe(&target)
+            ),
+        );
+        let refusal = Some(Arc::new(Refusal { target, fault }));
+        for (_, events) in load.targets {
+            let unsendable = UnsendableEvents {
+                events,
+                refusal: refusal.clone(),
+                needs: 0,
+            };
+            self.waiting.add(load.chunk, unsendable, now);
+        }
+        self.write_letters(load.chunk).await;
+    }
+
+    /// Whether a target may be asked now, with a request, whether it exists.
+    fn may_ask(&self, target: &str, now: Instant) -> bool {
+        match self.senders.admits(target) {
+            Admits::All => true,
+            Admits::Probe(at) => at <= now,
+            Admits::Nothing => false,
+        }
+    }
+
+    /// Returns the target that gets the records of a target: another one if it does not exist, unless it is time to ask
+    /// whether it does now.
+    fn reroute(&self, target: &Arc<str>) -> Arc<str> {
+        let now = Instant::now();
+        let fallback = self.senders.missing().fallback(target, now);
+        let Some(fallback) = fallback.filter(|_| !self.may_ask(target, now)) else {
+            return Arc::clone(target);
+        };
+        self.context.log.trouble_with(
+            Level::Warn,
+            "missing_target",
+            target,
+            &format!(
+                "{} does not exist: its records are sent to {} (missing_target)",
+                self.senders.describe(target),
+                self.senders.describe(fallback)
+            ),
+        );
+        Arc::clone(fallback)
+    }
+
+    /// Returns when deferred events of a target may be sent to the one that gets them instead, if there is one.
+    fn fallback_admits(&self, target: &str, now: Instant) -> Option<Instant> {
+        let fallback = self.senders.missing().fallback(target, now)?;
+        let admits = self.senders.admits(fallback) == Admits::All
+            && !self.describing.is_unknown(fallback)
+            && self.may_load(fallback);
+        admits.then_some(now)
+    }
+
     /// Reads deferred events of a target again and starts encoding them.
     async fn load(&mut self, target: &Arc<str>, now: Instant) {
-        let Some(probe) = self.senders.try_admit(target) else {
-            return;
+        let probe = match self.senders.try_admit(target) {
+            Some(probe) => probe,
+            None if self.fallback_admits(target, now).is_some() => None,
+            None => return,
         };
         let most = match probe {
             Some(_) => PROBE_EVENTS,
@@ -874,6 +975,7 @@ impl Feed {
         let reading = self.begin_reading(chunk, stored, wanted, Arc::clone(&tracker), hold);
         (reading.targets, reading.probe) =
             (targets, probe.map(|probe| (Arc::clone(target), probe)));
+        self.deferred.begin(&load);
         let in_flight = InFlightLoad {
             load,
             tracker,
@@ -959,15 +1061,19 @@ impl Feed {
                 let Moving {
                     relocation,
                     targets,
+                    bytes,
                     from,
                 } = moving;
-                (spool.relocate(relocation).await, targets, from)
+                (spool.relocate(relocation).await, targets, bytes, from)
             }
         });
         // Together, so that one fsync serves all.
-        for (relocated, targets, from) in join_all(frames).await {
+        for (relocated, targets, bytes, from) in join_all(frames).await {
             match relocated {
                 Ok(chunk) => {
+                    for ((target, events), bytes) in targets.iter().zip(bytes) {
+                        self.deferred.measure(target, count(events), bytes);
+                    }
                     self.deferred.add_all(chunk, &targets);
                     for (origin, _) in from {
                         self.finish_if_settled(origin);
@@ -997,6 +1103,9 @@ impl Feed {
             return Err(None);
         }
         self.deferred.next_target(now, |target| {
+            if let Some(at) = self.fallback_admits(target, now) {
+                return Some(at);
+            }
             if self.describing.is_unknown(target) {
                 return None;
             }
@@ -1020,11 +1129,13 @@ impl Feed {
 
     /// Returns the bytes of lines that may be sent to a target now, while the others of a step get `planned`; if this
     /// is not 0, at least one line may be sent. The other lines wait. Deferred events go first.
-    fn room(&self, target: &Arc<str>, planned: usize, reading: &Reading) -> usize {
+    /// `own` is the target that the lines are for, if another one gets them.
+    fn room(&self, target: &Arc<str>, own: &Arc<str>, planned: usize, reading: &Reading) -> usize {
         if self.senders.has_one_target() {
             return usize::MAX;
         }
-        let its_turn = reading.serves(target) || !self.deferred.waits_for(target);
+        let its_turn =
+            reading.serves(target) || reading.serves(own) || !self.deferred.waits_for(own);
         if !its_turn || self.senders.admits(target) != Admits::All {
             return 0;
         }
@@ -1043,8 +1154,61 @@ impl Feed {
 
     fn defer_events(&mut self, target: &Arc<str>, mut events: Vec<u32>, reading: &Reading) {
         events.sort_unstable();
+        self.intake.limit().note_tag(target, &reading.tag);
         self.deferred.add(target, reading.chunk, &ranges(&events));
         reading.tracker.settle(&events);
+    }
+
+    /// Returns the number of a step's bytes and of the bytes of text that they became. `None` if nothing is to be measured:
+    /// deferred events were measured when they were read first.
+    fn measured(
+        &self,
+        reading: &Reading,
+        next: Option<Place>,
+        parts: &[Part],
+    ) -> Option<(u64, u64)> {
+        if self.senders.has_one_target() || !reading.targets.is_empty() {
+            return None;
+        }
+        let text: usize = parts.iter().map(|part| part.text.len()).sum();
+        let end = next.map_or(reading.data.len(), |next| next.offset());
+        let bytes = match &*reading.wanted {
+            Wanted::Unsettled(settled) if settled.is_empty() => end - reading.from.offset(),
+            // How many of the bytes are those of unsettled events is not known.
+            _ => text,
+        };
+        Some((bytes as u64, text as u64))
+    }
+
+    /// Counts the lines of a part for [`Feed::limit_targets`]; `of_text` is the number of the chunk's bytes and of the bytes
+    /// of text that they became.
+    fn measure(&mut self, target: &Arc<str>, part: &Part, (bytes, of_text): (u64, u64)) {
+        let share = u128::from(bytes) * part.text.len() as u128 / u128::from(of_text.max(1));
+        let share = u64::try_from(share).unwrap_or(u64::MAX);
+        self.deferred
+            .measure(target, part.events.len() as u64, share);
+    }
+
+    /// Bounds what waits for each target: beyond that, flushes are refused.
+    fn limit_targets(&mut self) {
+        for target in self.deferred.take_changed() {
+            let waiting = self.deferred.backlog(&target);
+            let limit = self.intake.limit();
+            let (before, now) = limit.update(&target, waiting.bytes);
+            if before != now {
+                let trouble = self.senders.trouble(&target);
+                let name = self.senders.describe(&target);
+                target_report::log_standing(
+                    &self.context.log,
+                    limit,
+                    &target,
+                    &name,
+                    waiting,
+                    (before, now),
+                    trouble.as_ref(),
+                );
+            }
+        }
     }
 
     /// Defers the open objects of targets that became unavailable.
@@ -1100,24 +1264,33 @@ impl Feed {
         tracker.settle(&encoded.skipped);
         self.cutter.count_skipped(encoded.skipped.len());
         let parts = std::mem::take(&mut encoded.parts);
+        let measured = self.measured(&reading, next, &parts);
         match self.objects.take() {
             None => {
                 let mut shaped = Vec::with_capacity(parts.len());
                 let mut planned = 0;
                 for mut part in parts {
-                    let target: Arc<str> = self.cutter.target(&part).into();
+                    let own: Arc<str> = self.cutter.target(&part).into();
+                    if let Some(measured) = measured {
+                        self.measure(&own, &part, measured);
+                    }
+                    let probe = reading.take_probe(&own);
+                    let target = match probe {
+                        Some(_) => Arc::clone(&own),
+                        None => self.reroute(&own),
+                    };
                     let Some(shape) = self.describing.shape(&self.context, &target) else {
-                        self.defer(&target, part, &reading);
+                        self.defer(&own, part, &reading);
                         continue;
                     };
-                    let probe = reading.take_probe(&target);
+                    let probe = probe.or_else(|| reading.take_probe(&target));
                     let room = match probe {
                         Some(_) => usize::MAX,
-                        None => self.room(&target, planned, &reading),
+                        None => self.room(&target, &own, planned, &reading),
                     };
                     let fitting = weight::fitting(&part.ends, &shape, room);
                     if fitting < part.events.len() {
-                        self.defer_events(&target, part.events.split_off(fitting), &reading);
+                        self.defer_events(&own, part.events.split_off(fitting), &reading);
                         part.ends.truncate(fitting);
                         part.text.truncate(part.ends.last().copied().unwrap_or(0));
                     }
@@ -1159,11 +1332,14 @@ impl Feed {
                 let (mut probing, mut probe) = (None, None);
                 for part in parts {
                     let target: Arc<str> = self.cutter.target(&part).into();
+                    if let Some(measured) = measured {
+                        self.measure(&target, &part, measured);
+                    }
                     let admission = reading.take_probe(&target);
                     if admission.is_some() {
                         probe = admission;
                         probing = Some((target, part));
-                    } else if self.room(&target, 0, &reading) > 0 {
+                    } else if self.room(&target, &target, 0, &reading) > 0 {
                         taken.push((target, part));
                     } else {
                         self.defer(&target, part, &reading);
@@ -1788,6 +1964,7 @@ impl Feed {
                 let Some(in_flight) = self.loads.remove(&(chunk, load)) else {
                     return;
                 };
+                self.deferred.end(&in_flight.load);
                 self.chunk_bytes -= in_flight.bytes;
                 if verdict == Verdict::Retry {
                     let settled = in_flight.tracker.settled();

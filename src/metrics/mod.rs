@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub mod endpoint;
+pub mod targets;
 
 /// A label with a fixed set of values.
 pub trait Label: Copy {
@@ -266,12 +267,12 @@ pub struct Waiter<'q> {
 }
 
 impl Queue {
-    /// Adds an operation that waits from now on.
-    pub fn enter(&self) -> Waiter<'_> {
+    /// Adds an operation that waits since some time.
+    pub fn enter(&self, since: Instant) -> Waiter<'_> {
         let mut queue = self.0.lock().expect("nothing panics with this lock");
         let number = queue.0;
         queue.0 += 1;
-        queue.1.insert(number, Instant::now());
+        queue.1.insert(number, since);
         Waiter {
             queue: self,
             number,
@@ -281,7 +282,7 @@ impl Queue {
     /// The start time of the operation that has waited longest.
     pub fn oldest(&self) -> Option<Instant> {
         let queue = self.0.lock().expect("nothing panics with this lock");
-        queue.1.values().next().copied()
+        queue.1.values().min().copied()
     }
 }
 
@@ -365,6 +366,12 @@ pub struct Metrics {
     pub oldest: Gauge,
     /// Log events in the spool that wait for an unavailable or slow target.
     pub deferred: Gauge,
+    /// What waits in the spool for the worst targets.
+    pub targets: targets::Targets,
+    /// Failures of the spool's disk.
+    pub spool_errors: Counter,
+    /// Free bytes of the spool's disk.
+    pub spool_disk_free: Gauge,
     /// Log events in the spool that wait to become dead letters.
     pub waiting_letters: Gauge,
     /// The size of the dead letters in bytes.
@@ -435,6 +442,15 @@ pub struct Figure {
     pub family: &'static Family,
     /// The current values.
     pub values: Values,
+    /// For [`targets::LABEL`]: the names of the targets in the slots.
+    pub names: Vec<Option<Arc<str>>>,
+}
+
+impl Figure {
+    /// Returns the name of the target that a value is about.
+    fn name(&self, at: usize) -> Option<&str> {
+        self.names.get(at)?.as_deref()
+    }
 }
 
 /// All families.
@@ -559,6 +575,51 @@ pub static FAMILIES: &[Family] = &[
         read: |metrics| metrics.deferred.read(),
     },
     Family {
+        name: "ferry_targets_unavailable",
+        kind: Kind::Gauge,
+        label: None,
+        help: "Delivery streams or folders that are unavailable; a store that is unavailable as a whole counts as one",
+        read: |metrics| {
+            let open = metrics.open_circuits.0.load(Relaxed);
+            Values::Each(vec![Some(open as f64)])
+        },
+    },
+    Family {
+        name: "ferry_target_waiting_records",
+        kind: Kind::Gauge,
+        label: Some((targets::LABEL, targets::VALUES)),
+        help: "Log events in the spool that wait for one of the worst delivery streams or folders",
+        read: |metrics| metrics.targets.read(|it, _| it.records as f64),
+    },
+    Family {
+        name: "ferry_target_waiting_bytes",
+        kind: Kind::Gauge,
+        label: Some((targets::LABEL, targets::VALUES)),
+        help: "Approximate bytes in the spool that wait for one of the worst delivery streams or folders",
+        read: |metrics| metrics.targets.read(|it, _| it.bytes as f64),
+    },
+    Family {
+        name: "ferry_target_oldest_seconds",
+        kind: Kind::Gauge,
+        label: Some((targets::LABEL, targets::VALUES)),
+        help: "Age of the oldest log event in the spool that waits for one of the worst delivery streams or folders",
+        read: |metrics| metrics.targets.read(targets::Waiting::age),
+    },
+    Family {
+        name: "ferry_spool_errors_total",
+        kind: Kind::Counter,
+        label: None,
+        help: "Failed reads and writes of the spool's disk, each of which is retried",
+        read: |metrics| metrics.spool_errors.read(),
+    },
+    Family {
+        name: "ferry_spool_disk_free_bytes",
+        kind: Kind::Gauge,
+        label: None,
+        help: "Bytes that are free on the disk of the spool; 0 without one",
+        read: |metrics| metrics.spool_disk_free.read(),
+    },
+    Family {
         name: "ferry_dead_letters_waiting",
         kind: Kind::Gauge,
         label: None,
@@ -609,9 +670,14 @@ impl Metrics {
 
     /// Reads all families.
     pub fn read(&self) -> Vec<Figure> {
+        let names = |family: &Family| match family.label {
+            Some((targets::LABEL, _)) => self.targets.names(),
+            _ => Vec::new(),
+        };
         let read = |family: &'static Family| Figure {
             family,
             values: (family.read)(self),
+            names: names(family),
         };
         FAMILIES.iter().map(read).collect()
     }
@@ -667,37 +733,52 @@ pub trait MetricsPage: Send + Sync {
     fn close(&self);
 }
 
-/// Formats metrics in Prometheus's text format, all with the label `name`.
-pub fn text(name: &str, figures: &[Figure]) -> String {
-    let mut text = String::with_capacity(8 * 1024);
-    let mut named = String::from(NAME_LABEL);
-    named.push_str("=\"");
-    for c in name.chars() {
+/// Formats a label in Prometheus's text format.
+fn label(key: &str, value: &str) -> String {
+    let mut label = format!("{key}=\"");
+    for c in value.chars() {
         match c {
-            '\\' => named.push_str("\\\\"),
-            '"' => named.push_str("\\\""),
-            '\n' => named.push_str("\\n"),
-            c => named.push(c),
+            '\\' => label.push_str("\\\\"),
+            '"' => label.push_str("\\\""),
+            '\n' => label.push_str("\\n"),
+            c => label.push(c),
         }
     }
-    named.push('"');
-    for Figure { family, values } in figures {
+    label.push('"');
+    label
+}
+
+/// Formats metrics in Prometheus's text format, all with the label `name`.
+pub fn text(name: &str, figures: &[Figure]) -> String {
+    let mut text = String::with_capacity(16 * 1024);
+    let named = label(NAME_LABEL, name);
+    for figure in figures {
+        let Figure { family, values, .. } = figure;
         let kind = match family.kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
         let Family {
-            name, help, label, ..
+            name,
+            help,
+            label: own,
+            ..
         } = family;
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         match values {
             Values::Each(each) => {
                 for (at, value) in each.iter().enumerate() {
                     let Some(value) = value else { continue };
-                    let _ = match label {
+                    let target = figure.name(at).map(|of| label(targets::NAME, of));
+                    let target = target.map_or(String::new(), |of| format!(",{of}"));
+                    let _ = match own {
                         Some((key, labels)) => {
-                            writeln!(text, "{name}{{{named},{key}=\"{}\"}} {value}", labels[at])
+                            writeln!(
+                                text,
+                                "{name}{{{named},{key}=\"{}\"{target}}} {value}",
+                                labels[at]
+                            )
                         }
                         None => writeln!(text, "{name}{{{named}}} {value}"),
                     };
@@ -720,13 +801,20 @@ pub fn text(name: &str, figures: &[Figure]) -> String {
 /// Formats metrics as one log line: `metrics: records_total.delivered=12 … requests_in_flight=1`.
 pub fn line(figures: &[Figure]) -> String {
     let mut line = String::from("metrics:");
-    for Figure { family, values } in figures {
+    for figure in figures {
+        let Figure { family, values, .. } = figure;
         let name = family.name.trim_start_matches("ferry_");
         match values {
             Values::Each(each) => {
                 for (at, value) in each.iter().enumerate() {
                     let Some(value) = value else { continue };
                     let _ = match family.label {
+                        // Most slots are empty most of the time.
+                        Some((targets::LABEL, labels)) => match figure.name(at) {
+                            Some(target) => write!(line, " {name}.{target}={value}"),
+                            None if *value > 0.0 => write!(line, " {name}.{}={value}", labels[at]),
+                            None => Ok(()),
+                        },
                         Some((_, labels)) => write!(line, " {name}.{}={value}", labels[at]),
                         None => write!(line, " {name}={value}"),
                     };
@@ -811,6 +899,35 @@ mod tests {
     }
 
     #[test]
+    fn the_worst_targets_are_exported_by_slot_and_named_where_that_is_possible() {
+        let metrics = Metrics::default();
+        let waiting = |records| targets::Waiting {
+            records,
+            bytes: 100,
+            oldest: None,
+        };
+        let worst = vec![("say \"hi\"".into(), waiting(7)), ("b".into(), waiting(3))];
+        metrics.targets.set(worst, waiting(9));
+        let page = text("f", &metrics.read());
+        for expected in [
+            r#"ferry_target_waiting_records{name="f",slot="1",target="say \"hi\""} 7"#,
+            r#"ferry_target_waiting_records{name="f",slot="2",target="b"} 3"#,
+            r#"ferry_target_waiting_records{name="f",slot="3"} 0"#,
+            r#"ferry_target_waiting_records{name="f",slot="other"} 9"#,
+            r#"ferry_target_waiting_bytes{name="f",slot="2",target="b"} 100"#,
+            r#"ferry_target_oldest_seconds{name="f",slot="2",target="b"} 0"#,
+        ] {
+            assert!(sample(&page, expected), "{expected} in {page}");
+        }
+        let line = line(&metrics.read());
+        assert!(
+            line.contains(" target_waiting_records.b=3 target_waiting_records.other=9 "),
+            "{line}"
+        );
+        assert!(!line.contains("target_waiting_records.3"), "{line}");
+    }
+
+    #[test]
     fn an_unset_gauge_is_left_out() {
         let metrics = Metrics::default();
         metrics.credentials.unset();
@@ -863,13 +980,16 @@ mod tests {
     fn the_oldest_waiter_is_known_in_any_order_of_leaving() {
         let queue = Queue::default();
         assert_eq!(queue.oldest(), None);
-        let first = queue.enter();
-        let since = queue.oldest();
-        let second = queue.enter();
-        assert_eq!(queue.oldest(), since);
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let first = queue.enter(at(1));
+        let second = queue.enter(at(2));
+        assert_eq!(queue.oldest(), Some(at(1)));
         drop(first);
-        assert!(queue.oldest() > since);
-        drop(second);
+        assert_eq!(queue.oldest(), Some(at(2)));
+        let third = queue.enter(at(0));
+        assert_eq!(queue.oldest(), Some(at(0)), "it waited before");
+        drop((second, third));
         assert_eq!(queue.oldest(), None);
     }
 

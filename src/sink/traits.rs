@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::codec::template::{Template, compact_time};
-use crate::config::{Destination, ObjectBounds, sanitize_stream_name};
+use crate::config::{Destination, MissingTarget, ObjectBounds, sanitize_stream_name};
 use crate::ids::Time;
 
 /// The properties of a destination: how names are made, what can fail by itself, and what a repeated request does.
@@ -28,6 +28,10 @@ pub struct DestinationTraits {
     pub object_layout: Option<ObjectLayout>,
     /// The codes of refusals that concern the whole destination, whichever target is named.
     pub destination_wide_codes: &'static [&'static str],
+    /// The codes of answers that a target does not exist, and of nothing else.
+    pub missing_target_codes: &'static [&'static str],
+    /// What happens to records whose target does not exist.
+    pub missing_target: MissingTarget,
     /// The time that a request that is not full waits for more records, unless a flush waits for it.
     pub linger: Duration,
     /// The unit, in bytes, that each billed record is rounded up to.
@@ -57,6 +61,10 @@ const BLOB_WIDE_CODES: &[&str] = &[
     "NoSuchBucket",
 ];
 
+/// The answer for a stream that does not exist:
+/// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html#API_PutRecordBatch_Errors>
+const FIREHOSE_MISSING_CODES: &[&str] = &["ResourceNotFoundException"];
+
 /// The unit that Firehose bills by: <https://aws.amazon.com/firehose/pricing/>
 const FIREHOSE_BILLING_UNIT: u64 = 5 * 1024;
 
@@ -72,6 +80,8 @@ impl DestinationTraits {
                 throttles_targets: true,
                 object_layout: None,
                 destination_wide_codes: &[],
+                missing_target_codes: FIREHOSE_MISSING_CODES,
+                missing_target: firehose.missing_target.clone(),
                 linger: firehose.linger,
                 billing_unit: Some(FIREHOSE_BILLING_UNIT),
             },
@@ -94,6 +104,9 @@ impl DestinationTraits {
                     bounds: *object,
                 }),
                 destination_wide_codes: BLOB_WIDE_CODES,
+                // No store has folders that could be missing: an object's name creates them.
+                missing_target_codes: &[],
+                missing_target: MissingTarget::default(),
                 linger: Duration::ZERO,
                 billing_unit: None,
             },
@@ -110,6 +123,21 @@ impl DestinationTraits {
                 .name_template
                 .fixed()
                 .map(|name| (self.target_of_name)(&name)),
+        }
+    }
+}
+
+impl DestinationTraits {
+    /// Returns the target of all events with a tag. `None` if there is only one target, or if records decide.
+    pub fn target_of_tag(&self, tag: &[u8]) -> Option<String> {
+        let tag = String::from_utf8_lossy(tag);
+        match (&self.object_layout, &self.target_template) {
+            (Some(_), targets) => targets.as_ref()?.of_tag(&tag),
+            (None, _) if self.name_template.fixed().is_some() => None,
+            (None, _) => {
+                let name = self.name_template.of_tag(&tag)?;
+                Some((self.target_of_name)(&name))
+            }
         }
     }
 }

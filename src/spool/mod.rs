@@ -1045,6 +1045,13 @@ impl Spool {
         place.is_some_and(|place| place.is_relocated() && place.crc.is_some())
     }
 
+    /// The earliest arrival of some unfinished chunks.
+    pub fn oldest_of(&self, chunks: impl Iterator<Item = Seq>) -> Option<Time> {
+        let state = self.shared.state();
+        let arrived = chunks.filter_map(|chunk| Some(state.chunks.get(&chunk)?.arrived));
+        arrived.min()
+    }
+
     /// Marks a chunk as finished, in memory: only a note makes that survive the process.
     pub fn finish(&self, chunk: Seq) {
         let mut state = self.shared.state();

@@ -12,7 +12,7 @@ fn read(settings: &Settings) -> Result<Config, Vec<Problem>> {
 
 /// Each kind of destination, and the keys that configure it.
 const PLACES: [(Place, &[(&str, &str)]); 5] = [
-    (Place::Firehose, &[("delivery_stream", "s")]),
+    (Place::Firehose, &[("delivery_stream", "s-{tag}")]),
     (Place::File, &[("url", "file:///x")]),
     (Place::S3, &[("url", "s3://x")]),
     (Place::Gcs, &[("url", "gs://x")]),
@@ -31,6 +31,8 @@ fn required(key: &Key) -> &'static [(&'static str, &'static str)] {
     match key.name {
         "external_id" => &[("role_arn", "arn:x")],
         "compression_level" => &[("compression", "gzip")],
+        "missing_target_after" => &[("missing_target", "dead_letter")],
+        "missing_target_fallback" => &[("missing_target", "fallback")],
         "time_key_format" => &[("time_key", "t")],
         "sas_token" => &[("auth_type", "sas")],
         "tenant_id" | "client_id" => &[("auth_type", "workload_identity"), ("shared_key", "")],
@@ -220,7 +222,13 @@ fn defaults_lie_in_their_range_and_what_lies_outside_is_refused() {
         &DEAD_LETTER_LIMIT,
         &BLOB_MAX_SIZE,
     ];
-    let times = [&FLUSH_DEADLINE, &EXIT_DEADLINE, &LINGER, &BLOB_MAX_AGE];
+    let times = [
+        &FLUSH_DEADLINE,
+        &EXIT_DEADLINE,
+        &LINGER,
+        &BLOB_MAX_AGE,
+        &MISSING_TARGET_AFTER,
+    ];
     let starting = |word: &str| {
         ALL.iter()
             .filter(|key| key.value.words().starts_with(word))

@@ -25,6 +25,8 @@ use crate::spool::disk::{Disk, LocalDisk};
 
 mod gathering;
 mod letters;
+mod limits;
+mod missing;
 mod poison;
 mod suspects;
 mod targets;

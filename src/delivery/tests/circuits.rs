@@ -498,3 +498,34 @@ async fn in_an_outage_no_healthy_part_is_sent_twice_however_many_chunks_are_pend
         assert_eq!(bench.calls_to("well"), chunks as usize);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_the_host_keeps_does_not_become_young_with_each_retry() {
+    for trouble in TROUBLES {
+        let bench = Bench::new(ONE_LINE, BY_TAG, vec![]);
+        bench.sink.set_trouble("down", Some(trouble));
+        let oldest = || {
+            let page = crate::metrics::text("f", &bench.pipeline.figures());
+            let line = page
+                .lines()
+                .find(|line| line.starts_with("ferry_oldest_unsent_seconds"));
+            let value = line.and_then(|line| line.rsplit_once(' ')).unwrap().1;
+            value.parse::<f64>().unwrap()
+        };
+        let start = Instant::now();
+        for _ in 0..4 {
+            assert_eq!(bench.begin("down", "a").await.unwrap().0, Verdict::Retry);
+            sleep(30 * SECOND).await;
+            assert_eq!(oldest(), start.elapsed().as_secs_f64(), "{trouble:?}");
+        }
+        // A chunk that is delivered meanwhile changes nothing.
+        assert_eq!(bench.begin("well", "b").await.unwrap().0, Verdict::Ok);
+        assert_eq!(oldest(), start.elapsed().as_secs_f64(), "{trouble:?}");
+        bench.sink.set_trouble("down", None);
+        while bench.begin("down", "a").await.unwrap().0 == Verdict::Retry {
+            assert!(start.elapsed() < 600 * SECOND, "{trouble:?}");
+            sleep(5 * SECOND).await;
+        }
+        assert_eq!(oldest(), 0.0, "{trouble:?}");
+    }
+}

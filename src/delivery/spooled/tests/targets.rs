@@ -13,7 +13,7 @@ use crate::sink::outcome::Class;
 
 /// The trouble of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
+pub(super) enum Trouble {
     /// Each request is refused, with certainty.
     Refuses(Class),
     /// It accepts each request, and its answer is lost.
@@ -23,7 +23,7 @@ enum Trouble {
 }
 
 /// A destination with several targets: streams, or the first folders of object names.
-struct Destination {
+pub(super) struct Destination {
     shape: Shape,
     /// The code of a refusal.
     code: &'static str,
@@ -37,11 +37,11 @@ struct Destination {
 }
 
 impl Destination {
-    fn new(shape: Shape) -> Arc<Destination> {
+    pub(super) fn new(shape: Shape) -> Arc<Destination> {
         Destination::with_code(shape, "Code")
     }
 
-    fn with_code(shape: Shape, code: &'static str) -> Arc<Destination> {
+    pub(super) fn with_code(shape: Shape, code: &'static str) -> Arc<Destination> {
         Arc::new(Destination {
             shape,
             code,
@@ -52,7 +52,7 @@ impl Destination {
         })
     }
 
-    fn set_trouble(&self, target: &str, trouble: Option<Trouble>) {
+    pub(super) fn set_trouble(&self, target: &str, trouble: Option<Trouble>) {
         self.trouble.send_modify(|all| {
             match trouble {
                 Some(trouble) => all.insert(target.to_owned(), trouble),
@@ -61,13 +61,13 @@ impl Destination {
         });
     }
 
-    fn asked_for(&self, target: &str) -> usize {
+    pub(super) fn asked_for(&self, target: &str) -> usize {
         let asked = self.asked.lock().unwrap();
         asked.iter().filter(|asked| *asked == target).count()
     }
 
     /// Returns the values of `k` that arrived, with their counts.
-    fn events(&self) -> BTreeMap<String, usize> {
+    pub(super) fn events(&self) -> BTreeMap<String, usize> {
         let mut events = BTreeMap::new();
         for line in self
             .there
@@ -84,12 +84,12 @@ impl Destination {
     }
 
     /// Returns the number of events that arrived whose `k` begins with `name`.
-    fn arrived(&self, name: &str) -> usize {
+    pub(super) fn arrived(&self, name: &str) -> usize {
         let events = self.events();
         events.keys().filter(|it| it.starts_with(name)).count()
     }
 
-    fn taken_for(&self, target: &str) -> usize {
+    pub(super) fn taken_for(&self, target: &str) -> usize {
         self.taken.lock().unwrap().get(target).copied().unwrap_or(0)
     }
 
@@ -180,9 +180,10 @@ const TROUBLES: [Trouble; 4] = [
 ];
 
 /// The stream is named by a field of the record.
-const BY_RECORD: [(&str, &str); 2] = [("delivery_stream", "{record.to}"), ("memory_limit", "16M")];
+pub(super) const BY_RECORD: [(&str, &str); 2] =
+    [("delivery_stream", "{record.to}"), ("memory_limit", "16M")];
 
-const WIDE: Shape = Shape {
+pub(super) const WIDE: Shape = Shape {
     limits: Limits {
         record_bytes: 100_000,
         record_lines: u32::MAX,
@@ -208,7 +209,7 @@ const LINE_BY_LINE: Shape = Shape {
 };
 
 /// Events `{"to": …, "k": …}`, padded.
-fn events(of: &[(&str, &str)], padding: usize) -> Bytes {
+pub(super) fn events(of: &[(&str, &str)], padding: usize) -> Bytes {
     let mut bytes = Vec::new();
     for (to, event) in of {
         bytes.extend_from_slice(b"\x92\x92\xd7\x00\x68\x15\x9a\x2f\0\0\0\0\x80\x83");
@@ -221,7 +222,7 @@ fn events(of: &[(&str, &str)], padding: usize) -> Bytes {
 }
 
 /// `count` events for one target, of about 730 bytes each, whose `k` begins with `name`.
-fn many(to: &str, name: &str, count: usize) -> Bytes {
+pub(super) fn many(to: &str, name: &str, count: usize) -> Bytes {
     let names: Vec<_> = (0..count).map(|n| format!("{name}-{n}")).collect();
     let all: Vec<_> = names.iter().map(|name| (to, name.as_str())).collect();
     events(&all, 700)
@@ -235,20 +236,20 @@ async fn keep_both(bench: &Bench, chunks: usize, bad: usize) {
     }
 }
 
-async fn keep(bench: &Bench, events: Bytes) {
+pub(super) async fn keep(bench: &Bench, events: Bytes) {
     let verdict = bench.pipeline.flush(b"app", events).await;
     assert_eq!(verdict, Verdict::Ok);
 }
 
 /// Stops like the library, advancing the paused clock by the time that takes.
-async fn stop_in_time(bench: Bench) {
+pub(super) async fn stop_in_time(bench: Bench) {
     let stop = tokio::spawn(bench.stop());
     in_time("the stop", || stop.is_finished()).await;
     stop.await.expect("no panic");
 }
 
 /// Advances the paused clock until a condition holds.
-async fn in_time(what: &str, is_so: impl Fn() -> bool) {
+pub(super) async fn in_time(what: &str, is_so: impl Fn() -> bool) {
     let began = std::time::Instant::now();
     while !is_so() {
         assert!(began.elapsed() < PATIENCE, "timed out waiting for {what}");
