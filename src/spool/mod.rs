@@ -1318,7 +1318,7 @@ impl Spool {
 
     /// Records that work on a chunk's bytes begins, and that all other work on chunks has ended. If the process ends before
     /// the next call of this or [`Spool::end_work`], the next run knows at which chunk. `alone`: it is one of
-    /// [`Recovered::suspects`], and nothing else is being done. Writes 512 bytes into the page cache, which may block.
+    /// [`History::suspects`], and nothing else is being done. Writes 512 bytes into the page cache, which may block.
     pub fn begin_work(&self, chunk: Seq, work: Work, alone: bool) {
         let id = {
             let state = self.shared.state();
