@@ -142,6 +142,10 @@ bench-isolation: build emulators ## Measure what nine healthy targets get while 
 bench-targets: build ## Measure 1 to 10,000 folders of a store 50 ms away, and 1,000 delivery streams
 	target/ferry-harness bench-targets $(BENCH_TARGETS)
 
+.PHONY: bench-backlog
+bench-backlog: cargo-present ## Measure how a long backlog is opened and delivered
+	cargo bench --locked --bench backlog
+
 .PHONY: bench-host
 bench-host: host-present build ## Compare the cost of Ferry with that of Fluent Bit's own plugins, in a real host; needs FLUENT_BIT
 	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --repeat $(REPEAT) --rows "$(ROWS)"
@@ -302,6 +306,7 @@ help: ## List the commands
 	@echo "  HOST=harness|fluent-bit          make demo: the host to run; harness, the default, is bundled"
 	@echo "  KILLS=200 SEED=1                 make soak: kills per test, and the seed of their times"
 	@echo "  FUZZ_SECONDS=600                 make soak: seconds per fuzz target"
+	@echo "  BACKLOG_MB=2000 BACKLOG_SMALL=500000 BACKLOG_IN=.   make bench-backlog: MB in chunks of 2 MB, chunks of 2 KB, and where"
 	@echo "  RELOADS=1000                     make soak: hot reloads in one process"
 	@echo "  DENY=\"licenses bans sources\"     make deny: the checks to run; advisories needs the network"
 	@echo "  PREFIX=/usr/local DESTDIR=       make install, make uninstall: the prefix, and a staging folder"

@@ -1293,8 +1293,14 @@ mod tests {
                         limit: 1 << 20,
                         segment_bytes: Some(400),
                     };
-                    let (_, recovered) = Spool::open(disk, options).unwrap();
-                    let findings = recovered.findings;
+                    let (spool, recovered) = Spool::open(disk, options).unwrap();
+                    let mut findings = recovered.findings;
+                    let mut after = None;
+                    while let Some((chunk, _)) = spool.next(after).unwrap() {
+                        after = Some(chunk);
+                    }
+                    findings.extend(spool.look().findings);
+                    drop(spool);
                     let case = format!("{what} {at} {has_manifest}: {text}{findings:?}");
                     eprintln!("{case}");
                     // A write that a crash interrupted is not a loss.
@@ -1361,7 +1367,7 @@ mod tests {
             segment_bytes: Some(400),
         };
         let (spool, _) = Spool::open(disk, options).unwrap();
-        while let Some((chunk, _)) = spool.peek(None) {
+        while let Some((chunk, _)) = spool.next(None).unwrap() {
             spool.finish(chunk);
         }
         spool.close();
@@ -1399,7 +1405,7 @@ mod tests {
             runtime.block_on(spool.append(chunk, deadline)).unwrap();
         };
         (0..8).for_each(keep);
-        while let Some((chunk, _)) = spool.peek(None) {
+        while let Some((chunk, _)) = spool.next(None).unwrap() {
             let events = Events::All;
             let contents = vec![Content { chunk, events }];
             let done = Note::Done { contents };

@@ -186,6 +186,9 @@ impl Intake {
     /// second.
     pub(super) fn check(&self) {
         let health = self.spool.look();
+        for finding in &health.findings {
+            self.context.log.write(Level::Warn, finding);
+        }
         for (kind, notice) in &health.notices {
             self.context
                 .log

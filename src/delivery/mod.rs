@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -141,15 +142,15 @@ impl Pipeline {
         let intake = Intake::new(Arc::clone(&self.context), spool);
         let intake = self.senders.attach_intake(intake, recovered.next_batch);
         intake.check_disk();
-        let feed = Feed::new(
-            Arc::clone(&self.context),
-            Arc::clone(&self.letters),
-            Arc::clone(&self.cutter),
-            Arc::clone(&self.senders),
-            intake,
-            recovered,
-        );
-        tokio::spawn(feed.run())
+        let (context, letters) = (Arc::clone(&self.context), Arc::clone(&self.letters));
+        let (cutter, senders) = (Arc::clone(&self.cutter), Arc::clone(&self.senders));
+        let spool = Arc::clone(intake.spool());
+        let feed = move |history| Feed::new(context, letters, cutter, senders, intake, history);
+        match spool.history().now_or_never() {
+            Some(history) => tokio::spawn(feed(history).run()),
+            // Chunks are accepted meanwhile.
+            None => tokio::spawn(async move { feed(spool.history().await).run().await }),
+        }
     }
 
     /// Starts the shutdown: open objects are sealed, and partly filled requests are sent.

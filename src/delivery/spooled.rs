@@ -64,7 +64,7 @@ use crate::log::Level;
 use crate::metrics::{self, Record};
 use crate::sink::{Class, Fault};
 use crate::spool::{
-    Content, Durability, Events, Note, Pending, Recovered, Seq, Spool, Stored, Unreadable, Work,
+    Content, Durability, Events, History, Note, Pending, Seq, Spool, Stored, Unreadable, Work,
 };
 
 /// The number of chunks waiting for a retry above which no new ones are read (few in tests, so that one reaches it).
@@ -290,7 +290,7 @@ impl Feed {
         cutter: Arc<Cutter>,
         senders: Arc<Senders>,
         intake: Arc<Intake>,
-        recovered: Recovered,
+        history: History,
     ) -> Feed {
         let config = &context.config;
         let objects = context.traits.object_layout.as_ref().map(|objects| {
@@ -311,7 +311,7 @@ impl Feed {
         let (completed, completions) = mpsc::unbounded_channel();
         let mut feed = Feed {
             spool: Arc::clone(intake.spool()),
-            worker: Worker::start(Arc::clone(intake.spool()), recovered.suspects.clone()),
+            worker: Worker::start(Arc::clone(intake.spool()), history.suspects.clone()),
             on_trial: BTreeSet::new(),
             after: None,
             skip: HashMap::new(),
@@ -352,19 +352,14 @@ impl Feed {
             senders,
             intake,
         };
-        feed.resume_run(recovered);
+        feed.resume_run(history);
         feed
     }
 
     /// Resumes the work of an earlier run.
-    fn resume_run(&mut self, recovered: Recovered) {
-        for (chunk, runs) in recovered.settled {
-            let mut settled = EventSet::default();
-            settled.extend(&runs);
-            self.skip.insert(chunk, Skip::Events(settled));
-        }
+    fn resume_run(&mut self, history: History) {
         let (mut requests, mut lines) = (0u64, 0u64);
-        for pending in recovered.pending {
+        for pending in history.pending {
             if self.objects.is_some() && !pending.token.is_empty() {
                 self.resume_object(pending);
                 continue;
@@ -504,6 +499,7 @@ impl Feed {
                 &self.context,
                 &self.intake,
             );
+            self.take_late(now);
             while self
                 .describing
                 .answered(&self.context)
@@ -540,13 +536,13 @@ impl Feed {
                 continue;
             }
             self.worker.rest();
-            let others_read = self.reading.is_none() && self.spool.peek(self.after).is_none();
+            let others_read = self.reading.is_none() && self.spool.is_read(self.after);
             if stopping && others_read && self.try_suspects_now(now) {
                 continue;
             }
             let all_read = self.reading.is_none()
                 && !self.waiting.is_trying()
-                && self.spool.peek(self.after).is_none();
+                && self.spool.is_read(self.after);
             if stopping && all_read {
                 if self.seal_all(now).await {
                     continue;
@@ -764,16 +760,33 @@ impl Feed {
         if self.on_trial.remove(&chunk) || self.spool.is_relocated(chunk) {
             return true;
         }
-        if let Some(Skip::Whole) = self.skip.get(&chunk) {
-            // All of its events are in objects that were started.
-            self.skip.remove(&chunk);
-            if let Some(hold) = self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
-                hold.keep();
-            }
-            return true;
+        if !self.pass_whole(chunk) {
+            self.start_chunk(chunk, 0).await;
         }
-        self.start_chunk(chunk, 0).await;
         true
+    }
+
+    /// Returns whether a chunk needs no reading: all of its events are in objects that were started.
+    fn pass_whole(&mut self, chunk: Seq) -> bool {
+        let Some(Skip::Whole) = self.skip.get(&chunk) else {
+            return false;
+        };
+        self.skip.remove(&chunk);
+        if let Some(hold) = self.chunks.get_mut(&chunk).and_then(|c| c.hold.take()) {
+            hold.keep();
+        }
+        true
+    }
+
+    /// Reads chunks that are behind those read last, since their file was missing.
+    fn take_late(&mut self, now: Instant) {
+        for chunk in self.spool.take_late(self.after) {
+            // The targets of relocated events are known: they are deferred already.
+            let is_known = self.on_trial.remove(&chunk) || self.spool.is_relocated(chunk);
+            if !is_known && !self.pass_whole(chunk) {
+                self.again.insert((now, chunk, 0));
+            }
+        }
     }
 
     /// Reads a chunk and starts encoding it.
@@ -795,10 +808,11 @@ impl Feed {
                 return;
             }
         };
-        let settled = match self.skip.remove(&chunk).unwrap_or_default() {
+        let mut settled = match self.skip.remove(&chunk).unwrap_or_default() {
             Skip::Events(settled) => settled,
             Skip::Whole => EventSet::default(),
         };
+        settled.extend(&self.spool.settled(chunk));
         let completed = &self.completed;
         let in_flight = self.chunks.entry(chunk).or_insert_with(|| InFlightChunk {
             tracker: Arc::new(AckTracker::of_chunk(
@@ -1408,7 +1422,7 @@ impl Feed {
             && self.sending.is_empty()
             && sealed.is_empty()
             && !self.gathering.is_passing();
-        let all_read = self.spool.peek(self.after).is_none();
+        let all_read = self.spool.is_read(self.after);
         if keeps_chunks && all_read && self.gathering.is_empty() {
             sealed = objects.seal_for_room();
         }

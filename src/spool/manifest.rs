@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, IoSlice};
 
+use bytes::Bytes;
+
 use super::Seq;
 use super::disk::{Disk, remedy_of_reading, says_remedy, with_remedy};
 use super::frame::{FIRST_LIMIT, Fields, crc};
@@ -23,6 +25,10 @@ const MAGIC: [u8; 4] = [0xf5, b'S', b'm', 1];
 const HEADER: usize = 56;
 /// The length of an entry, in bytes.
 const ENTRY: usize = 16;
+/// The first bytes of a checkpoint, which follows the entries.
+const CHECKPOINT_MAGIC: [u8; 4] = [0xf5, b'S', b'c', 1];
+/// The length of a checkpoint's header, in bytes: magic, CRC-32 of what follows, segment and length (64 bits each).
+const CHECKPOINT_HEADER: usize = 24;
 /// The bit in an entry's number of chunks that marks the segment as open.
 const OPEN: u64 = 1 << 63;
 
@@ -56,6 +62,44 @@ pub(super) struct Manifest {
     pub(super) numbers: Seq,
     /// Never empty. The last one is the newest ever begun.
     pub(super) segments: BTreeMap<Seq, Entry>,
+    /// Ignored by versions that do not know it, and if it is damaged.
+    pub(super) checkpoint: Option<Checkpoint>,
+}
+
+/// The delivery state of the log when a segment began, so that a start needs no older notes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Checkpoint {
+    /// The segment.
+    pub(super) segment: Seq,
+    /// The saved ledger.
+    pub(super) ledger: Bytes,
+}
+
+impl Checkpoint {
+    fn encode_into(&self, bytes: &mut Vec<u8>) {
+        let start = bytes.len();
+        bytes.extend(CHECKPOINT_MAGIC);
+        bytes.extend([0; 4]);
+        bytes.extend(self.segment.to_le_bytes());
+        bytes.extend((self.ledger.len() as u64).to_le_bytes());
+        bytes.extend(&self.ledger[..]);
+        let crc = crc(&[&bytes[start + 8..]]);
+        bytes[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Checkpoint> {
+        let mut fields = Fields(bytes);
+        if fields.take()? != CHECKPOINT_MAGIC {
+            return None;
+        }
+        let (written, segment, len) = (fields.u32()?, fields.u64()?, fields.u64()?);
+        let end = CHECKPOINT_HEADER.checked_add(usize::try_from(len).ok()?)?;
+        let is_whole = crc(&[bytes.get(8..end)?]) == written;
+        is_whole.then(|| Checkpoint {
+            segment,
+            ledger: Bytes::copy_from_slice(&bytes[CHECKPOINT_HEADER..end]),
+        })
+    }
 }
 
 impl Manifest {
@@ -92,7 +136,10 @@ impl Manifest {
         }
         let crc = crc(&[&bytes[8..]]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-        bytes.resize(len.next_multiple_of(BLOCK), 0);
+        if let Some(checkpoint) = &self.checkpoint {
+            checkpoint.encode_into(&mut bytes);
+        }
+        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
         bytes
     }
 
@@ -114,6 +161,7 @@ impl Manifest {
             since: fields.u64()?,
             numbers: fields.u64()?,
             segments: BTreeMap::new(),
+            checkpoint: Checkpoint::decode(&bytes[len..]),
         };
         for _ in 0..count {
             let (first, unfinished) = (fields.u64()?, fields.u64()?);
@@ -186,6 +234,8 @@ pub(super) struct ManifestWriter {
     written: Option<Manifest>,
     /// Whether the files' names are durable.
     name_synced: [bool; 2],
+    /// That of the newest segment.
+    checkpoint: Option<Checkpoint>,
 }
 
 impl ManifestWriter {
@@ -199,6 +249,7 @@ impl ManifestWriter {
             written_by_this_run: false,
             written: None,
             name_synced: [false; 2],
+            checkpoint: None,
         }
     }
 
@@ -211,11 +262,17 @@ impl ManifestWriter {
         Ok(ManifestWriter {
             since: manifest.since,
             base_generation: manifest.generation,
+            checkpoint: manifest.checkpoint.clone(),
             written: Some(manifest.clone()),
             durable: Some((slot, manifest)),
             written_by_this_run: false,
             name_synced: [true; 2],
         })
+    }
+
+    /// Sets the checkpoint of a segment that begins, for all manifests until the next one begins.
+    pub(super) fn set_checkpoint(&mut self, checkpoint: Option<Checkpoint>) {
+        self.checkpoint = checkpoint;
     }
 
     fn durable_manifest(&self) -> Option<&Manifest> {
@@ -297,7 +354,7 @@ impl ManifestWriter {
             }
             (false, None) => return Ok(()),
         };
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             generation,
             revision,
             spool,
@@ -305,10 +362,15 @@ impl ManifestWriter {
             numbers: (next + RESERVED_NUMBERS)
                 .max(self.durable_manifest().map_or(0, |durable| durable.numbers)),
             segments,
+            checkpoint: self.checkpoint.clone(),
         };
         let slot = self.durable.as_ref().map_or(0, |(slot, _)| 1 - slot);
         self.written = None;
-        let result = self.write_file(disk, slot, &manifest.encode(), synced);
+        let mut result = self.write_file(disk, slot, &manifest.encode(), synced);
+        // On a full disk there may be room for no more than before.
+        if result.is_err() && manifest.checkpoint.take().is_some() {
+            result = self.write_file(disk, slot, &manifest.encode(), synced);
+        }
         result.map_err(|error| write_error(NAMES[slot], error))?;
         self.written = Some(manifest.clone());
         if synced {
@@ -378,6 +440,7 @@ mod tests {
                 (9, entry(0, false)),
                 (20, entry(1, true)),
             ]),
+            checkpoint: None,
         };
         let bytes = manifest.encode();
         assert_eq!(bytes.len(), BLOCK);
@@ -399,6 +462,46 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_checkpoint_is_ignored_and_the_rest_counts() {
+        let plain = Manifest {
+            generation: 7,
+            revision: 2,
+            spool: 1,
+            since: 3,
+            numbers: 1 << 40,
+            segments: BTreeMap::from([(9, Entry::default())]),
+            checkpoint: None,
+        };
+        let whole = Manifest {
+            checkpoint: Some(Checkpoint {
+                segment: 9,
+                ledger: Bytes::from_static(b"anything at all"),
+            }),
+            ..plain.clone()
+        };
+        let bytes = whole.encode();
+        assert_eq!(Manifest::decode(&bytes), Some(whole));
+        let start = HEADER + ENTRY;
+        let end = start + CHECKPOINT_HEADER + 15;
+        for bit in start * 8..end * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(
+                Manifest::decode(&flipped).as_ref(),
+                Some(&plain),
+                "bit {bit}"
+            );
+        }
+        for cut in start..end {
+            assert_eq!(
+                Manifest::decode(&bytes[..cut]).as_ref(),
+                Some(&plain),
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[test]
     fn impossible_numbers_are_rejected() {
         for (newest, numbers) in [(5, 5), (FIRST_LIMIT, FIRST_LIMIT + 1), (5, FIRST_LIMIT)] {
             let manifest = Manifest {
@@ -408,6 +511,7 @@ mod tests {
                 since: 1,
                 numbers,
                 segments: BTreeMap::from([(newest, Entry::default())]),
+                checkpoint: None,
             };
             assert_eq!(
                 Manifest::decode(&manifest.encode()),

@@ -92,6 +92,11 @@
 //!   segments. About segments older than the first manifest nothing is known.
 //! - Whole chunks that exist only as void frames are copied to `quarantine/`, since they may have been accepted. A relocated
 //!   chunk whose origins all exist is not: nothing but they can count.
+//! - The manifest also holds a *checkpoint*: the delivery state when the newest segment began, which is what all notes before
+//!   that amount to: the finished chunks as ranges, the settled events of others, the pending batches, and where relocated
+//!   chunks are. It follows the entries, with a checksum of its own. Versions that do not know it ignore it, and write
+//!   manifests without one. It is left out above 1 MiB, on a disk that is too full for it, and while notes are not known
+//!   since a segment was missing when they were read.
 //! - A manifest is ignored if it is torn, belongs to another spool, or is older than a segment written by an earlier version
 //!   of Ferry, which does not know manifests.
 //!
@@ -130,6 +135,27 @@
 //!   directories. If the file is removed, it is recreated. If an earlier version used the directory in between, this run
 //!   stops reading and writing: the other one has its own record of what is finished.
 //!
+//! # The start
+//!
+//! A spool may hold terabytes, and the host waits for the start. If the manifest covers all segments and the newest one is
+//! whole, `open` reads no other: it has the window, the next numbers and the newest chunks, and the manifest has the names and
+//! the counts of the others. Flushes are accepted from then on. A thread reads the rest ([`Spool::history`], [`Spool::peek`]):
+//!
+//! - *First the delivery state:* the checkpoint and the notes of the newest segment. What relocated chunks settled counts only if
+//!   they are whole, so those in the checkpoint of which an origin may exist are read and verified. If one is damaged, or there
+//!   is no checkpoint, the notes of all segments are read. Nothing is delivered before.
+//! - *Then segment after segment,* oldest first: damage is found and copied to `quarantine/`, and the unfinished chunks come into
+//!   the *index*, in memory. It follows the reader: a segment is read when fewer than 50,000 chunks wait for the reader. What
+//!   lies beyond this *frontier* is not visible, and has only a count for each segment. That goes for closed segments that
+//!   this run wrote as well, if the reader is that far behind.
+//!
+//! A segment that is not indexed is not removed, and the manifest lists it as one that may hold more chunks than are known.
+//! One that goes missing before its turn delays no other: its chunks are visible when it is back ([`Spool::take_late`]).
+//! Chunks among void frames are searched for in all segments, since one that was accepted later is not doubted.
+//!
+//! Otherwise, with a manifest that is missing, damaged or older than a segment, a newest segment that is missing or damaged,
+//! or segments that were put back, everything is read at `open`, which then takes as long as that.
+//!
 //! # What each fsync buys
 //!
 //! - *A group's* (the segment's file): its chunks may be acknowledged, and become visible to readers.
@@ -150,7 +176,7 @@
 //! # Modules
 //!
 //! `frame.rs`, `note.rs` and `manifest.rs` define the format. `scan.rs` reads it, for recovery and for the tool alike;
-//! `recovery.rs` repairs what it found and resumes from there. `writer.rs` is the only thread that writes, with group
+//! `recovery.rs` repairs what it found and resumes from there, `past.rs` reads the rest behind the start. `writer.rs` is the only thread that writes, with group
 //! commit: it takes everything queued, writes it at once, syncs once, answers all, and checks the names. `handles.rs` keeps
 //! files open for readers, which do not block the writer. `suspects.rs` records at which chunk a process ended. `disk.rs` is
 //! the directory.
@@ -160,6 +186,11 @@
 //! At most 32 files are open at a time, regardless of the number of segments: segments are read one after the other, through
 //! one buffer, and a removed file waits under another name, closed, until its blocks are freed. Finished segments are removed
 //! one by one, between groups, so no fsync waits for thousands of removals.
+//!
+//! The index takes some 120 bytes for each chunk in it: those that wait for the reader (50,000, or two segments if those have
+//! more), those of the segment being written, and those that the reader has passed and not finished. Everything else takes
+//! some 100 bytes for each segment. The ledger takes a range for each gap in what is finished, and what notes settled of
+//! chunks in part, from the oldest segment on.
 //!
 //! Chunks are refused when all files together, excluding spares and including the caller's own
 //! ([`Spool::set_gathered`]), would exceed [`Options::limit`]. The reserve, at most 1 MiB,
@@ -172,9 +203,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
@@ -191,6 +222,7 @@ mod frame;
 pub mod handles;
 mod manifest;
 mod note;
+mod past;
 mod recovery;
 pub mod scan;
 mod suspects;
@@ -205,6 +237,8 @@ use disk::{Disk, File, has_lost_bytes, says_remedy, with_remedy};
 use frame::{Head, Kind, crc, segment_name, set_aside_name};
 use handles::Handles;
 use manifest::Entry;
+use note::Live;
+use past::{Ahead, Behind};
 use recovery::{Quarantine, describe};
 use scan::{Damage, Flaw, Place};
 use suspects::Suspects;
@@ -342,21 +376,25 @@ pub enum Refusal {
 
 const CLOSED: &str = "the spool is closed";
 
-/// The state that was recovered at open.
+/// The state that is known at open. What else earlier runs left is read behind the start: see [`Spool::history`] and
+/// [`Health::findings`].
 #[derive(Debug)]
 pub struct Recovered {
-    /// The number of unfinished chunks.
+    /// The number of unfinished chunks, as far as the manifest knew: it may be some seconds old.
     pub unfinished: u64,
-    /// Batches begun and not ended, by number, except those of which all chunks are finished.
-    pub pending: Vec<Pending>,
-    /// Settled events of unfinished chunks, excluding those in `pending`.
-    pub settled: HashMap<Seq, Vec<Range<u32>>>,
     /// Greater than every batch number in the log.
     pub next_batch: u64,
-    /// Unfinished chunks at which an earlier process ended.
-    pub suspects: Vec<Suspect>,
     /// Lines for the log: truncations, quarantined bytes, missing files.
     pub findings: Vec<String>,
+}
+
+/// What earlier runs had begun. All chunks in it are known to the spool.
+#[derive(Debug, Default)]
+pub struct History {
+    /// Batches begun and not ended, by number, except those of which all chunks are finished.
+    pub pending: Vec<Pending>,
+    /// Unfinished chunks at which an earlier process ended.
+    pub suspects: Vec<Suspect>,
 }
 
 /// A batch that was begun and not ended.
@@ -408,6 +446,8 @@ pub enum Unreadable {
 pub struct Health {
     /// Events since the last call, each with its kind for [`crate::log::Log::trouble`].
     pub notices: Vec<(&'static str, String)>,
+    /// Lines for the log since the last call, about what earlier runs left.
+    pub findings: Vec<String>,
     /// Why a restart would not find everything that was accepted, as long as that lasts.
     pub trouble: Option<String>,
     /// Files that are missing or too short, with the number of unfinished chunks in each.
@@ -456,6 +496,8 @@ const SPARE_SHARE: u64 = 4;
 const RELOCATION_SHARE: u64 = 16;
 /// The window may take one part in this many of a segment.
 const WINDOW_SHARE: u64 = 16;
+/// The number of chunks in the index that wait for the reader, some 120 bytes each, above which no further segment is indexed.
+const INDEXED: usize = 50_000;
 
 /// The limits of a spool, resolved from its [`Options`].
 #[derive(Clone, Copy, Debug)]
@@ -464,6 +506,8 @@ struct Limits {
     segment_bytes: u64,
     /// The maximum number of ids in the window.
     window: usize,
+    /// [`INDEXED`].
+    indexed: usize,
 }
 
 impl Limits {
@@ -476,6 +520,7 @@ impl Limits {
             limit: options.limit,
             segment_bytes,
             window: ids.min(REMEMBERED) as usize,
+            indexed: INDEXED,
         }
     }
 
@@ -489,14 +534,25 @@ impl Limits {
 #[derive(Clone, Copy, Debug)]
 struct SegmentInfo {
     bytes: u64,
-    /// The number of unfinished chunks.
+    /// The number of unfinished chunks; of a segment that is not indexed, what is known of it.
     unfinished: u64,
+    /// Its unfinished chunks are in the index. Otherwise it may have any number of them, and is not removed.
+    indexed: bool,
+    /// A manifest lists it, or does not cover it. Otherwise it was finished, or was put back after that.
+    listed: bool,
     /// The Begin frame is readable.
     has_begin: bool,
     /// The Begin frame is the only frame.
     bare: bool,
     /// This run began it, and no write to it has failed: its file has no frame with a number that is still to come.
     reusable: bool,
+}
+
+impl SegmentInfo {
+    /// Whether it has unfinished chunks, or may have some.
+    fn may_hold_chunks(&self) -> bool {
+        self.unfinished > 0 || !self.indexed
+    }
 }
 
 /// The segment that is being written.
@@ -529,8 +585,35 @@ struct State {
     reserved: u64,
     /// The size of a file beside the log, without a name, with lines that are gathered for objects.
     gathered: u64,
-    /// The unfinished chunks that are visible.
+    /// The index: the unfinished chunks of the segments before the frontier and of the one being written, those that this run
+    /// relocated, and those in the [`History`].
     chunks: BTreeMap<Seq, Place>,
+    /// The number of all unfinished chunks.
+    unfinished: u64,
+    /// The first segment that is not indexed and not in `skipped`: what follows is not visible. [`Seq::MAX`]: there is none.
+    frontier: Seq,
+    /// The segment being written, or the newest one.
+    resident: Option<Seq>,
+    ahead: Ahead,
+    /// The reader has come to the frontier.
+    starved: bool,
+    /// Segments before the frontier that were missing when they were to be indexed.
+    skipped: BTreeSet<Seq>,
+    /// The chunks of those that are back, for [`Spool::take_late`].
+    late: Vec<Seq>,
+    /// Chunks of segments that are not indexed that were finished all the same: those in the [`History`], and relocated ones.
+    finished_early: BTreeSet<Seq>,
+    /// The settled events of chunks in the index, as earlier runs noted.
+    settled: HashMap<Seq, Vec<Range<u32>>>,
+    /// Not yet taken.
+    history: Option<History>,
+    /// Why what earlier runs left cannot be read.
+    behind: Option<String>,
+    /// It is to be tried again.
+    retry: bool,
+    /// The thread that reads it is to end.
+    ended: bool,
+    findings: Vec<String>,
     /// The relocated ones of them by arrival: they arrived before the chunks with the numbers before theirs.
     relocated: BTreeSet<(Time, Seq)>,
     /// The size of their events.
@@ -573,11 +656,22 @@ impl State {
     fn show(&mut self, chunk: Seq, place: Place) {
         if let Some(info) = self.segments.get_mut(&place.segment) {
             info.unfinished += 1;
+            self.unfinished += 1;
         }
+        if self.frontier == Seq::MAX {
+            self.ahead.grow();
+        }
+        if place.is_relocated() {
+            self.relocated_since_removal += place.frame_bytes();
+        }
+        self.index(chunk, place);
+    }
+
+    /// Adds a chunk to the index.
+    fn index(&mut self, chunk: Seq, place: Place) {
         if place.is_relocated() {
             self.relocated.insert((place.arrived, chunk));
             self.relocated_bytes += place.events_len() as u64;
-            self.relocated_since_removal += place.frame_bytes();
         }
         self.chunks.insert(chunk, place);
     }
@@ -586,8 +680,15 @@ impl State {
         let Some(place) = self.chunks.remove(&chunk) else {
             return;
         };
+        self.settled.remove(&chunk);
         if let Some(info) = self.segments.get_mut(&place.segment) {
-            info.unfinished -= 1;
+            if !info.indexed {
+                self.finished_early.insert(chunk);
+            }
+            if info.unfinished > 0 {
+                info.unfinished -= 1;
+                self.unfinished -= 1;
+            }
         }
         if self.relocated.remove(&(place.arrived, chunk)) {
             self.relocated_bytes -= place.events_len() as u64;
@@ -596,7 +697,8 @@ impl State {
 
     /// The arrival time of the oldest unfinished chunk.
     fn oldest(&self) -> Option<Time> {
-        let first = self.chunks.values().next().map(|place| place.arrived);
+        let first = self.chunks.range(..self.frontier).next();
+        let first = first.map(|(_, place)| place.arrived);
         let relocated = self.relocated.first().map(|(arrived, _)| *arrived);
         first.into_iter().chain(relocated).min()
     }
@@ -673,7 +775,7 @@ impl State {
     fn mark_missing(&mut self, segment: Seq) {
         // A segment without unfinished chunks is just being removed.
         if let Some(info) = self.segments.get(&segment)
-            && info.unfinished > 0
+            && info.may_hold_chunks()
             && !self.missing.contains_key(&segment)
         {
             self.missing.insert(segment, info.bytes);
@@ -691,25 +793,28 @@ impl State {
     /// The missing segments that have unfinished chunks, with the number of these.
     fn missing_segments(&self) -> impl Iterator<Item = (Seq, u64)> {
         let missing = self.missing.keys();
-        let unfinished = |segment: &Seq| Some((*segment, self.segments.get(segment)?.unfinished));
-        missing
-            .filter_map(unfinished)
-            .filter(|(_, unfinished)| *unfinished > 0)
+        let found = |segment: &Seq| Some((*segment, self.segments.get(segment)?));
+        let needed = missing.filter_map(found);
+        let needed = needed.filter(|(_, info)| info.may_hold_chunks());
+        needed.map(|(segment, info)| (segment, info.unfinished))
     }
 
     /// Removes a segment, and returns the size of its file.
     fn remove_segment(&mut self, segment: Seq) -> u64 {
         self.missing.remove(&segment);
-        let bytes = self.segments.remove(&segment).map(|info| info.bytes);
-        self.bytes -= bytes.unwrap_or(0);
+        let Some(info) = self.segments.remove(&segment) else {
+            return 0;
+        };
+        self.bytes -= info.bytes;
+        self.unfinished -= info.unfinished;
         self.relocated_since_removal = 0;
-        bytes.unwrap_or(0)
+        info.bytes
     }
 
     /// The oldest segment, if it is finished and not the newest.
     fn removable(&self) -> Option<Seq> {
         let (first, info) = self.segments.first_key_value()?;
-        (self.segments.len() > 1 && info.unfinished == 0).then_some(*first)
+        (self.segments.len() > 1 && !info.may_hold_chunks()).then_some(*first)
     }
 
     /// The segments that a manifest lists, `active` as the open one. Finished segments older than all others are left out
@@ -719,11 +824,15 @@ impl State {
         let needed = self
             .segments
             .iter()
-            .skip_while(|(first, info)| noted && info.unfinished == 0 && Some(**first) != newest);
+            .filter(|(_, info)| info.listed)
+            .skip_while(|(first, info)| {
+                noted && !info.may_hold_chunks() && Some(**first) != newest
+            });
         let needed = needed.map(|(first, info)| {
             let entry = Entry {
                 unfinished: info.unfinished,
-                open: active == Some(*first),
+                // What was not read may hold more.
+                open: active == Some(*first) || !info.indexed,
             };
             (*first, entry)
         });
@@ -746,7 +855,8 @@ impl State {
     /// Whether all chunks are finished, and more than one bare segment is left of them.
     fn can_shrink(&self) -> bool {
         let bare = |info: &SegmentInfo| info.bare;
-        self.chunks.is_empty() && (self.segments.len() > 1 || !self.segments.values().all(bare))
+        let all_finished = self.unfinished == 0 && self.segments.values().all(|it| it.indexed);
+        all_finished && (self.segments.len() > 1 || !self.segments.values().all(bare))
     }
 }
 
@@ -756,11 +866,23 @@ struct Shared {
     suspects: Suspects,
     limits: Limits,
     spool: u64,
+    /// Locked before `state`, if both are.
+    live: Mutex<Live>,
     state: Mutex<State>,
     more: Notify,
+    /// The history is known.
+    told: Notify,
+    /// A segment was indexed, or could not be.
+    indexed: Condvar,
+    /// There is something to index, or to try again.
+    work: Condvar,
 }
 
 impl Shared {
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().expect("nothing panics with this lock")
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics with this lock")
     }
@@ -771,6 +893,7 @@ pub struct Spool {
     shared: Arc<Shared>,
     jobs: Sender<Job>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    behind: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Spool {
@@ -782,19 +905,25 @@ impl fmt::Debug for Spool {
 }
 
 impl Spool {
-    /// Recovers the directory and starts the writer thread, named `ferry`. Fails only if the disk or the system does,
-    /// never because of the files' contents.
+    /// Resumes from the newest segment and starts two threads, named `ferry`: the writer, and one that reads what else earlier
+    /// runs left. If the newest segment or the manifest is missing or damaged, everything is read first. Fails only if the
+    /// disk or the system does, never because of the files' contents.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> io::Result<(Arc<Spool>, Recovered)> {
-        let limits = Limits::new(options);
+        Spool::open_with(disk, Limits::new(options))
+    }
+
+    fn open_with(disk: Arc<dyn Disk>, limits: Limits) -> io::Result<(Arc<Spool>, Recovered)> {
         let mut resumed = recovery::recover(&*disk, &limits)?;
         let handles = Handles::new(Arc::clone(&disk));
         let number = || StdRng::from_os_rng().random();
         let spool = resumed.spool.unwrap_or_else(number);
-        let chunks = &resumed.state.chunks;
-        let holds = |it: &Suspect| chunks.get(&it.chunk).is_some_and(|place| place.id == it.id);
-        let (suspects, words) = Suspects::resume(&disk, spool, resumed.suspects, holds);
-        resumed.recovered.findings.extend(words);
-        resumed.recovered.suspects = suspects.all();
+        let suspects = Suspects::new(&disk, spool, resumed.suspects);
+        if let Some(history) = &mut resumed.state.history {
+            let chunks = &resumed.state.chunks;
+            let holds = |it: &Suspect| chunks.get(&it.chunk).is_some_and(|place| place.id == it.id);
+            resumed.recovered.findings.extend(suspects.resume(holds));
+            history.suspects = suspects.all();
+        }
         if let Some(active) = &resumed.active {
             handles.set_active(active.first, &active.file);
         }
@@ -804,8 +933,12 @@ impl Spool {
             suspects,
             limits,
             spool,
+            live: Mutex::new(resumed.live),
             state: Mutex::new(resumed.state),
             more: Notify::new(),
+            told: Notify::new(),
+            indexed: Condvar::new(),
+            work: Condvar::new(),
         });
         let (jobs, queue) = channel();
         let mut writer = Writer::new(
@@ -819,14 +952,17 @@ impl Spool {
         writer.clean_up();
         // If this fails, it is retried before anything is acknowledged.
         let _ = writer.ensure_newest_listed();
-        let thread = thread::Builder::new()
-            .name("ferry".into())
-            .spawn(move || writer.run())?;
+        let behind = Behind::new(Arc::clone(&shared), jobs.clone(), resumed.past);
+        let named = || thread::Builder::new().name("ferry".into());
+        let thread = named().spawn(move || writer.run())?;
         let spool = Arc::new(Spool {
             shared,
             jobs,
             thread: Mutex::new(Some(thread)),
+            behind: Mutex::default(),
         });
+        let behind = named().spawn(move || behind.run())?;
+        *spool.behind.lock().expect("nothing panics with this lock") = Some(behind);
         Ok((spool, resumed.recovered))
     }
 
@@ -1070,6 +1206,61 @@ impl Spool {
         }
     }
 
+    /// Waits until it is known what earlier runs had begun, and returns it. Nothing is to be delivered before: what had been
+    /// begun goes on as it was. To be called once. Never completes if that cannot be read or the spool is closed before.
+    pub async fn history(&self) -> History {
+        loop {
+            // Registered before the look, so that nothing is missed in between.
+            let told = self.shared.told.notified();
+            let history = self.shared.state().history.take();
+            match history {
+                Some(history) => return history,
+                None => told.await,
+            }
+        }
+    }
+
+    /// The events of a chunk that earlier runs settled, excluding those in pending batches.
+    pub fn settled(&self, chunk: Seq) -> Vec<Range<u32>> {
+        let state = self.shared.state();
+        state.settled.get(&chunk).cloned().unwrap_or_default()
+    }
+
+    /// The chunks that became visible behind a reader that has come to `after`, since their file was missing: [`Spool::peek`]
+    /// no longer shows them to it. Each is returned once.
+    pub fn take_late(&self, after: Option<Seq>) -> Vec<Seq> {
+        let mut late = std::mem::take(&mut self.shared.state().late);
+        late.retain(|chunk| after.is_some_and(|after| *chunk <= after));
+        late
+    }
+
+    /// Whether nothing follows `after`, as [`Spool::peek`] would show: not even what is still to be read of earlier runs.
+    pub fn is_read(&self, after: Option<Seq>) -> bool {
+        self.peek(after).is_none() && self.shared.state().frontier == Seq::MAX
+    }
+
+    /// Like [`Spool::peek`], but waits for what is still to be read of earlier runs. `None`: there is nothing more. Blocks on
+    /// the disk, and fails if that does.
+    pub fn next(&self, after: Option<Seq>) -> io::Result<Option<(Seq, usize)>> {
+        let mut state = self.shared.state();
+        loop {
+            let next = state.next_indexed(after);
+            let frontier = state.frontier;
+            if next.is_some() || frontier == Seq::MAX || state.ended {
+                return Ok(next.map(|(chunk, place)| (chunk, place.events_len() as usize)));
+            }
+            if let Some(why) = state.behind.as_ref().filter(|_| !state.retry) {
+                return Err(io::Error::other(why.clone()));
+            }
+            self.shared.work.notify_one();
+            let waited = self.shared.indexed.wait_while(state, |state| {
+                let goes_on = state.behind.is_none() || state.retry;
+                state.frontier == frontier && goes_on && !state.ended
+            });
+            state = waited.expect("nothing panics with this lock");
+        }
+    }
+
     /// Whether the log has this chunk, unfinished.
     pub fn holds(&self, chunk: Seq) -> bool {
         self.shared.state().chunks.contains_key(&chunk)
@@ -1103,12 +1294,14 @@ impl Spool {
     }
 
     /// The next unfinished chunk after `after` (`None`: the oldest), with the length of its events, without reading it.
-    /// `None`: there is none yet.
+    /// `None`: there is none yet, or it is still to be read what earlier runs left; [`Spool::more`] tells when there is more.
     pub fn peek(&self, after: Option<Seq>) -> Option<(Seq, usize)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let state = self.shared.state();
-        let (chunk, place) = state.chunks.range((from, Bound::Unbounded)).next()?;
-        Some((*chunk, place.events_len() as usize))
+        let mut state = self.shared.state();
+        let next = state.next_indexed(after);
+        if state.wants_more(self.shared.limits.indexed) {
+            self.shared.work.notify_one();
+        }
+        next.map(|(chunk, place)| (chunk, place.events_len() as usize))
     }
 
     fn fetch(&self, chunk: Seq, place: Place) -> Result<Stored, Unreadable> {
@@ -1140,7 +1333,7 @@ impl Spool {
 
     /// Records that work on a chunk's bytes begins, and that all other work on chunks has ended. If the process ends before
     /// the next call of this or [`Spool::end_work`], the next run knows at which chunk. `alone`: it is one of
-    /// [`Recovered::suspects`], and nothing else is being done. Writes 512 bytes into the page cache, which may block.
+    /// [`History::suspects`], and nothing else is being done. Writes 512 bytes into the page cache, which may block.
     pub fn begin_work(&self, chunk: Seq, work: Work, alone: bool) {
         let id = {
             let state = self.shared.state();
@@ -1305,9 +1498,12 @@ impl Spool {
             missing: missing_segments
                 .map(|(segment, chunks)| (segment_name(segment), chunks))
                 .collect(),
-            trouble: state.trouble.clone(),
+            trouble: state.trouble.clone().or(state.behind.clone()),
             notices: std::mem::take(&mut state.notices),
+            findings: std::mem::take(&mut state.findings),
         };
+        state.retry = true;
+        self.shared.work.notify_one();
         if !state.look_queued {
             state.look_queued = true;
             drop(state);
@@ -1334,7 +1530,7 @@ impl Spool {
             bytes: state.bytes,
             quarantined: state.quarantined,
             limit: self.shared.limits.limit,
-            unfinished: state.chunks.len() as u64,
+            unfinished: state.unfinished,
             missing: state.missing_segments().map(|(_, chunks)| chunks).sum(),
             absent: state.absent.values().map(|entry| entry.unfinished).sum(),
             oldest: state.oldest(),
@@ -1360,7 +1556,38 @@ impl Spool {
         let _ = idle.recv();
     }
 
+    /// Has what could not be read tried again.
+    #[cfg(test)]
+    fn retry_reading(&self) {
+        self.shared.state().retry = true;
+        self.shared.work.notify_one();
+    }
+
+    /// Waits until the thread that reads what earlier runs left has nothing to do and nothing to try again.
+    #[cfg(test)]
+    fn wait_until_indexed(&self) {
+        let most = self.shared.limits.indexed;
+        let busy = |state: &mut State| {
+            state.retry && state.behind.is_some()
+                || state.behind.is_none() && state.wants_more(most)
+        };
+        let waited = self.shared.indexed.wait_while(self.shared.state(), busy);
+        drop(waited.expect("nothing panics with this lock"));
+    }
+
     fn stop(&self, shrink: bool) {
+        self.shared.state().ended = true;
+        self.shared.work.notify_all();
+        self.shared.indexed.notify_all();
+        let behind = self
+            .behind
+            .lock()
+            .expect("nothing panics with this lock")
+            .take();
+        if let Some(behind) = behind {
+            // It holds no lock while it works, and leaves nothing half done if it panicked.
+            let _ = behind.join();
+        }
         let thread = self
             .thread
             .lock()

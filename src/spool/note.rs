@@ -1,6 +1,6 @@
 //! The byte format of notes and of a relocated chunk's origins, and the ledger that results from all of a log.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::Serialize;
@@ -144,7 +144,7 @@ pub(crate) fn merge(runs: &mut Vec<Range<u32>>, more: &[Range<u32>]) {
     });
 }
 
-fn add(to: &mut HashMap<Seq, Events>, contents: &[Content]) {
+fn add(to: &mut BTreeMap<Seq, Events>, contents: &[Content]) {
     for Content { chunk, events } in contents {
         let there = to.entry(*chunk);
         let there = there.or_insert_with(|| Events::Runs(Vec::new()));
@@ -156,13 +156,84 @@ fn add(to: &mut HashMap<Seq, Events>, contents: &[Content]) {
     }
 }
 
+/// A set of frame numbers, kept as ranges: what a log has finished is mostly consecutive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Numbers {
+    /// The end of each range, by its start. They do not touch.
+    ranges: BTreeMap<Seq, Seq>,
+}
+
+impl Numbers {
+    pub(super) fn contains(&self, number: Seq) -> bool {
+        let before = self.ranges.range(..=number).next_back();
+        before.is_some_and(|(_, end)| number < *end)
+    }
+
+    /// Drops all numbers below another.
+    fn forget_before(&mut self, number: Seq) {
+        let kept = self.ranges.split_off(&number);
+        let cut = self.ranges.last_key_value().map(|(_, end)| *end);
+        self.ranges = kept;
+        if let Some(end) = cut.filter(|end| *end > number) {
+            self.ranges.insert(number, end);
+        }
+    }
+
+    /// Adds a number. Returns whether it is new.
+    pub(super) fn insert(&mut self, number: Seq) -> bool {
+        let before = self.ranges.range(..=number).next_back();
+        let start = match before.map(|(start, end)| (*start, *end)) {
+            Some((_, end)) if number < end => return false,
+            Some((start, end)) if number == end => start,
+            _ => number,
+        };
+        // A note may name any number, however impossible.
+        let next = number.saturating_add(1);
+        let end = self.ranges.remove(&next).unwrap_or(next);
+        self.ranges.insert(start, end);
+        true
+    }
+}
+
+/// Where a relocated chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// The number of the chunk.
+    pub(super) chunk: Seq,
+    /// The first number of its segment.
+    pub(super) segment: Seq,
+    /// The offset of its frame.
+    pub(super) offset: u64,
+}
+
+/// The maximum size of a ledger that is saved, in bytes.
+const MAX_SAVED: usize = 1 << 20;
+
+/// A saved ledger: the starts and ends of the ranges of finished numbers, flattened; the settled events of other chunks; the
+/// pending batches; the next batch; and of each relocated chunk its number, segment, offset and last origin.
+type Saved = (
+    Vec<Seq>,
+    Parts,
+    Vec<Begun<String>>,
+    u64,
+    Vec<(Seq, Seq, u64, Seq)>,
+);
+
+/// What [`Ledger::settled`] refers to for a finished chunk.
+static WHOLE: Events = Events::All;
+
 /// The state that results from a log's notes and relocated chunks, applied in order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ledger {
     pending: BTreeMap<u64, Pending>,
-    settled: HashMap<Seq, Events>,
-    /// The part of it that is in relocated chunks.
-    relocated: HashMap<Seq, Events>,
+    /// The chunks that are settled as a whole, and the frames that are no chunks, so that ranges are long.
+    finished: Numbers,
+    /// The settled events of others.
+    settled: BTreeMap<Seq, Events>,
+    /// The events that are in relocated chunks.
+    relocated: BTreeMap<Seq, Events>,
+    /// The relocated chunks, with the last of their origins.
+    moved: BTreeMap<Seq, (Moved, Seq)>,
     next_batch: u64,
 }
 
@@ -170,6 +241,11 @@ impl Ledger {
     /// Raises the next batch number, as stated by a segment's Begin frame.
     pub(super) fn raise_next_batch(&mut self, next_batch: u64) {
         self.next_batch = self.next_batch.max(next_batch);
+    }
+
+    /// Records that a frame is no chunk.
+    pub(super) fn pass(&mut self, number: Seq) {
+        self.finished.insert(number);
     }
 
     pub(super) fn apply(&mut self, note: Note) {
@@ -202,18 +278,42 @@ impl Ledger {
     }
 
     /// Settles what a relocated chunk holds where it was before.
-    pub(super) fn relocate(&mut self, origins: Vec<Content>) {
+    pub(super) fn relocate_to(&mut self, moved: Moved, origins: Vec<Content>) {
+        let last = origins.iter().map(|origin| origin.chunk).max();
+        self.moved
+            .extend(last.map(|last| (moved.chunk, (moved, last))));
+        self.relocate(origins);
+    }
+
+    /// The relocated chunks that settle events of chunks that may still exist.
+    pub(super) fn moved(&self) -> impl Iterator<Item = Moved> {
+        self.moved.values().map(|(moved, _)| *moved)
+    }
+
+    fn relocate(&mut self, origins: Vec<Content>) {
         add(&mut self.relocated, &origins);
         self.settle(origins);
     }
 
     fn settle(&mut self, contents: Vec<Content>) {
-        add(&mut self.settled, &contents);
+        for content in contents {
+            match &content.events {
+                _ if self.finished.contains(content.chunk) => {}
+                Events::All => {
+                    self.settled.remove(&content.chunk);
+                    self.finished.insert(content.chunk);
+                }
+                Events::Runs(_) => add(&mut self.settled, &[content]),
+            }
+        }
     }
 
     /// The settled events of a chunk.
     pub(super) fn settled(&self, chunk: Seq) -> Option<&Events> {
-        self.settled.get(&chunk)
+        match self.finished.contains(chunk) {
+            true => Some(&WHOLE),
+            false => self.settled.get(&chunk),
+        }
     }
 
     /// The events of a chunk that are in relocated chunks.
@@ -226,6 +326,101 @@ impl Ledger {
         self.next_batch
     }
 
+    /// Drops everything about chunks before the oldest segment, which no longer exist.
+    pub(super) fn forget_before(&mut self, oldest: Seq) {
+        self.finished.forget_before(oldest);
+        self.settled = self.settled.split_off(&oldest);
+        self.relocated = self.relocated.split_off(&oldest);
+        self.moved.retain(|_, (_, last)| *last >= oldest);
+        self.pending.retain(|_, pending| {
+            let mut chunks = pending.contents.iter().map(|content| content.chunk);
+            chunks.any(|chunk| chunk >= oldest)
+        });
+    }
+
+    /// Encodes the ledger, unless it is too large.
+    pub(super) fn save(&self) -> Option<Vec<u8>> {
+        // Before anything is copied: a note has at least some bytes for each.
+        if self.finished.ranges.len() + self.settled.len() > MAX_SAVED / 8 {
+            return None;
+        }
+        let ranges = self.finished.ranges.iter();
+        let settled = self.settled.iter().map(|(chunk, events)| Content {
+            chunk: *chunk,
+            events: events.clone(),
+        });
+        let begun = self.pending.values().map(|pending| {
+            let Pending {
+                batch,
+                name,
+                token,
+                lines,
+                contents,
+            } = pending.clone();
+            (BEGUN, batch, name, token, lines, parts(&contents))
+        });
+        let moved = self.moved.values();
+        let saved: Saved = (
+            ranges.flat_map(|(start, end)| [*start, *end]).collect(),
+            parts(&settled.collect::<Vec<_>>()),
+            begun.collect(),
+            self.next_batch,
+            moved
+                .map(|(moved, last)| (moved.chunk, moved.segment, moved.offset, *last))
+                .collect(),
+        );
+        let saved = write(&saved);
+        (saved.len() <= MAX_SAVED).then_some(saved)
+    }
+
+    /// Decodes a saved ledger.
+    pub(super) fn restore(saved: &[u8]) -> Option<Ledger> {
+        let (ranges, settled, begun, next_batch, moved): Saved = read(saved)?;
+        let (ranges, rest) = ranges.as_chunks();
+        if !rest.is_empty() {
+            return None;
+        }
+        let pending = begun
+            .into_iter()
+            .map(|(_, batch, name, token, lines, parts)| {
+                let contents = contents(parts)?;
+                let pending = Pending {
+                    batch,
+                    name,
+                    token,
+                    lines,
+                    contents,
+                };
+                Some((batch, pending))
+            });
+        let settled = contents(settled)?.into_iter();
+        let moved = moved.into_iter().map(|(chunk, segment, offset, last)| {
+            let moved = Moved {
+                chunk,
+                segment,
+                offset,
+            };
+            (chunk, (moved, last))
+        });
+        Some(Ledger {
+            pending: pending.collect::<Option<_>>()?,
+            finished: Numbers {
+                ranges: ranges.iter().map(|&[start, end]| (start, end)).collect(),
+            },
+            settled: settled.map(|it| (it.chunk, it.events)).collect(),
+            relocated: BTreeMap::new(),
+            moved: moved.collect(),
+            next_batch,
+        })
+    }
+
+    /// The chunks in batches begun and not ended that are not settled as a whole.
+    pub(super) fn pending_chunks(&self) -> impl Iterator<Item = Seq> {
+        let contents = self.pending.values().flat_map(|it| &it.contents);
+        let chunks = contents.map(|content| content.chunk);
+        chunks.filter(|chunk| !self.finished.contains(*chunk))
+    }
+
     /// Batches begun and not ended that contain an unfinished chunk. The others have nothing left to deliver.
     pub(super) fn pending(&self, is_unfinished: impl Fn(Seq) -> bool) -> Vec<Pending> {
         let needed = |pending: &&Pending| {
@@ -233,6 +428,69 @@ impl Ledger {
             chunks.any(&is_unfinished)
         };
         self.pending.values().filter(needed).cloned().collect()
+    }
+}
+
+/// The ledger of the whole log, kept up to date while the log is written.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    /// `None`: not known yet.
+    pub(super) ledger: Option<Ledger>,
+    /// Every note is in it, also those of segments that are missing and may come back. Otherwise it is not saved.
+    pub(super) is_whole: bool,
+    /// Something was written before the ledger was known.
+    missed: bool,
+}
+
+impl Live {
+    /// The ledger of a log as it was read at the start.
+    pub(super) fn new(ledger: Ledger, is_whole: bool) -> Live {
+        Live {
+            ledger: Some(ledger),
+            is_whole,
+            missed: false,
+        }
+    }
+
+    /// Sets the ledger as it was at the start, when it becomes known.
+    pub(super) fn set(&mut self, ledger: Ledger, is_whole: bool) {
+        self.ledger = Some(ledger);
+        self.is_whole = is_whole && !self.missed;
+    }
+
+    /// Applies a note that was written as the frame `number`.
+    pub(super) fn apply(&mut self, number: Seq, payload: &[u8]) {
+        self.missed |= self.ledger.is_none();
+        if let Some(ledger) = &mut self.ledger
+            && let Some(note) = decode(payload)
+        {
+            ledger.apply(note);
+            ledger.pass(number);
+        }
+    }
+
+    /// Applies a relocation that was written, with what its data begins with.
+    pub(super) fn relocate(&mut self, moved: Moved, before_events: &[u8]) {
+        self.missed |= self.ledger.is_none();
+        if let Some(ledger) = &mut self.ledger
+            && let Some((origins, _)) = decode_origins(before_events)
+        {
+            ledger.relocate_to(moved, origins);
+        }
+    }
+
+    /// Records that a segment began.
+    pub(super) fn begin(&mut self, segment: Seq) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.pass(segment);
+        }
+    }
+
+    /// Encodes the ledger of a log whose oldest segment is `oldest`, if it is whole and small enough.
+    pub(super) fn save(&mut self, oldest: Seq) -> Option<Vec<u8>> {
+        let ledger = self.ledger.as_mut()?;
+        ledger.forget_before(oldest);
+        self.is_whole.then(|| ledger.save()).flatten()
     }
 }
 
@@ -287,6 +545,51 @@ mod tests {
                 prop_assert_eq!(decode(&bytes[..cut]), None);
             }
             prop_assert_eq!(decode(&bytes), Some(note));
+        }
+
+        #[test]
+        fn a_saved_ledger_is_restored_as_it_was(
+            notes in proptest::collection::vec(notes(), 0..12),
+            passed in proptest::collection::vec(any::<u64>(), 0..9),
+            moved in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), contents()), 0..4),
+        ) {
+            let mut ledger = Ledger::default();
+            for note in notes {
+                ledger.apply(note);
+            }
+            for number in passed {
+                ledger.pass(number);
+            }
+            for (chunk, segment, offset, origins) in moved {
+                ledger.relocate_to(Moved { chunk, segment, offset }, origins);
+            }
+            // For the tool only.
+            ledger.relocated.clear();
+            let saved = ledger.save().unwrap();
+            prop_assert_eq!(Ledger::restore(&saved), Some(ledger));
+            for cut in 0..saved.len() {
+                prop_assert_eq!(Ledger::restore(&saved[..cut]), None);
+            }
+        }
+
+        #[test]
+        fn numbers_are_a_set(
+            steps in proptest::collection::vec((0u64..40, proptest::bool::weighted(0.1)), 0..80),
+        ) {
+            let (mut numbers, mut set) = (Numbers::default(), std::collections::BTreeSet::new());
+            for (number, cuts) in steps {
+                if cuts {
+                    numbers.forget_before(number);
+                    set = set.split_off(&number);
+                } else {
+                    prop_assert_eq!(numbers.insert(number), set.insert(number));
+                }
+                for number in 0..42 {
+                    prop_assert_eq!(numbers.contains(number), set.contains(&number));
+                }
+                let ends: Vec<_> = numbers.ranges.iter().flat_map(|(a, b)| [*a, *b]).collect();
+                prop_assert!(ends.windows(2).all(|pair| pair[0] < pair[1]), "{:?}", ends);
+            }
         }
 
         #[test]
@@ -446,6 +749,27 @@ mod tests {
         assert_eq!(numbers(&ledger), [] as [u64; 0]);
         assert_eq!(ledger.settled(1), Some(&settled));
         assert_eq!(ledger.next_batch(), 6);
+    }
+
+    #[test]
+    fn what_no_longer_exists_is_forgotten_and_a_ledger_that_is_too_large_is_not_saved() {
+        let mut live = Live::new(Ledger::default(), true);
+        let settled = |chunk| Note::Done {
+            contents: vec![runs(chunk, &[(1, 3)])],
+        };
+        let most = MAX_SAVED as Seq / 8;
+        for chunk in 1..=most + 1 {
+            live.apply(0, &encode(&settled(chunk)));
+        }
+        live.apply(0, &encode(&begun(1, &[all(5)])));
+        assert_eq!(live.save(1), None);
+        let small = live.save(most).unwrap();
+        let restored = Ledger::restore(&small).unwrap();
+        assert_eq!(restored.settled.len(), 2);
+        assert_eq!(restored.pending(|_| true), []);
+        assert_eq!(restored.next_batch(), 2);
+        live.is_whole = false;
+        assert_eq!(live.save(most), None);
     }
 
     #[test]

@@ -9,9 +9,11 @@ use super::frame::{
     quarantine_place, segment_first, segment_name, set_aside_chunk,
 };
 use super::manifest::{Entry, ManifestWriter};
-use super::scan::{self, Check, Damage, Doubted, Place, Segment, Survey};
+use super::note::Live;
+use super::past::{Ahead, Past};
+use super::scan::{self, Check, Damage, Doubted, Missing, Outline, Place, Segment, Survey};
 use super::suspects::Record;
-use super::{Active, Limits, Recovered, SegmentInfo, Seq, State};
+use super::{Active, History, Limits, Recovered, SegmentInfo, Seq, State};
 use crate::ids::ChunkId;
 
 /// The copy buffer's size, in bytes.
@@ -34,6 +36,9 @@ pub(super) struct Resumed {
     pub(super) recovered: Recovered,
     /// The chunks at which earlier processes ended.
     pub(super) suspects: Record,
+    /// What is to be read behind the start.
+    pub(super) past: Past,
+    pub(super) live: Live,
 }
 
 /// Reads the directory, quarantines damaged bytes, truncates a torn tail, and makes the result durable.
@@ -41,6 +46,9 @@ pub(super) struct Resumed {
 /// Fails only if the disk does, never because of the files' contents.
 pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
     adopt_copies(disk)?;
+    if let Some(outline) = scan::outline(disk)? {
+        return resume(disk, limits, outline);
+    }
     let mut survey = scan::survey(disk, Check::LastSegment)?;
     let mut findings: Vec<String> = survey
         .foreign
@@ -84,13 +92,7 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         findings.push(quarantine.move_aside(name, *bytes));
     }
     findings.extend(missing_findings(&survey));
-    let suspects = survey.suspects().unwrap_or_else(|why| {
-        findings.push(format!(
-            "{SUSPECTS} is ignored and replaced: {why}. A chunk that ended the last run is set aside only after ending two \
-             more"
-        ));
-        Record::default()
-    });
+    let suspects = suspects(&survey, &mut findings);
     let next = next_number(&survey);
     let active = match survey.segments.last_mut() {
         Some(last) if closed < count => {
@@ -107,30 +109,132 @@ pub(super) fn recover(disk: &dyn Disk, limits: &Limits) -> io::Result<Resumed> {
         // It contains nothing, but a later segment may need its name.
         let _ = disk.remove(name);
     }
-    for (name, bytes) in &survey.spares {
-        match disk.remove(name) {
-            // NotFound: the predecessor's background thread was faster.
-            Err(error) if error.kind() != ErrorKind::NotFound => findings.push(format!(
-                "{name} ({bytes} bytes, no longer used) cannot be removed: {error}"
-            )),
-            _ => {}
-        }
+    for spare in &survey.spares {
+        findings.extend(remove_spare(disk, spare));
     }
     // Names may exist in the page cache only; from here on they are relied on.
     disk.sync_dir()?;
 
-    let state = state(&survey, limits, quarantine.bytes);
-    let recovered = recovered(&survey, &state, findings);
+    let mut state = state(&survey, limits, quarantine.bytes);
+    let settled = |chunk: &Seq| (*chunk, survey.settled(*chunk).to_vec());
+    let settled = state.chunks.keys().map(settled);
+    state.settled = settled.filter(|(_, runs)| !runs.is_empty()).collect();
+    state.history = Some(History {
+        pending: survey.pending(),
+        // Filled in by `Spool::open`, which opens the file.
+        suspects: Vec::new(),
+    });
+    // The notes of segments that come back are not known.
+    let is_whole =
+        survey.absent.is_empty() && survey.vanished.is_empty() && survey.foreign.is_empty();
     Ok(Resumed {
         spool: survey.spool,
         next,
         active,
         manifest,
         after_gap: survey.newest_is_absent(),
-        recovered,
+        recovered: recovered(&state, findings),
         state,
         suspects,
+        past: Past::default(),
+        live: Live::new(survey.ledger, is_whole),
     })
+}
+
+/// Resumes from the newest segment, and leaves the older ones to be read behind the start.
+fn resume(disk: &dyn Disk, limits: &Limits, outline: Outline) -> io::Result<Resumed> {
+    let Outline {
+        mut survey,
+        older,
+        has_checkpoint,
+    } = outline;
+    let mut findings = missing_findings(&survey);
+    let suspects = suspects(&survey, &mut findings);
+    let next = next_number(&survey);
+    let mut quarantine = Quarantine::new(disk);
+    let newest = survey.segments.last_mut().expect("it was read");
+    let active = repair_last(disk, newest, limits, &mut quarantine, &mut findings)?;
+    let (newest, newest_bytes) = (newest.first, newest.bytes);
+    let found = survey.manifest.clone().expect("it was read");
+    let listed = found.1.segments.clone();
+    let since = found.1.since;
+    let manifest = ManifestWriter::resume(disk, found)?;
+    for name in &survey.empty {
+        // It contains nothing, but a later segment may need its name.
+        let _ = disk.remove(name);
+    }
+    // Names may exist in the page cache only; from here on they are relied on.
+    disk.sync_dir()?;
+
+    let quarantined = survey.quarantine.iter().map(|(_, bytes)| bytes).sum();
+    let mut state = state(&survey, limits, quarantined);
+    for (first, bytes) in &older {
+        let entry = listed.get(first);
+        let info = SegmentInfo {
+            bytes: *bytes,
+            unfinished: entry.map_or(0, |entry| entry.unfinished),
+            indexed: false,
+            listed: entry.is_some() || *first < since,
+            has_begin: true,
+            bare: false,
+            reusable: false,
+        };
+        state.bytes += info.bytes;
+        state.unfinished += info.unfinished;
+        state.segments.insert(*first, info);
+    }
+    state.frontier = older.keys().next().copied().unwrap_or(newest);
+    state.ahead = Ahead::default();
+    let bounds = older.keys().chain(listed.keys()).copied();
+    let mut newest_segment = survey.segments.pop();
+    if let Some(segment) = &mut newest_segment {
+        segment.chunks = Vec::new();
+    }
+    Ok(Resumed {
+        spool: survey.spool,
+        next,
+        active,
+        manifest,
+        after_gap: false,
+        recovered: recovered(&state, findings),
+        state,
+        suspects,
+        past: Past {
+            older: older.keys().copied().collect(),
+            newest: Some((newest, newest_bytes)),
+            newest_segment,
+            checkpoint: has_checkpoint.then_some(survey.ledger),
+            is_absent: !survey.absent.is_empty(),
+            bounds: bounds.chain([newest]).collect(),
+            listed: listed.keys().copied().collect(),
+            since,
+            quarantine: survey.quarantine,
+            spares: survey.spares,
+        },
+        live: Live::default(),
+    })
+}
+
+/// The record of the chunks at which processes ended.
+fn suspects(survey: &Survey, findings: &mut Vec<String>) -> Record {
+    survey.suspects().unwrap_or_else(|why| {
+        findings.push(format!(
+            "{SUSPECTS} is ignored and replaced: {why}. A chunk that ended the last run is set aside only after ending two \
+             more"
+        ));
+        Record::default()
+    })
+}
+
+/// Removes a spare of an earlier run. Returns a finding if that fails.
+pub(super) fn remove_spare(disk: &dyn Disk, (name, bytes): &(String, u64)) -> Option<String> {
+    match disk.remove(name) {
+        // NotFound: the predecessor's background thread was faster.
+        Err(error) if error.kind() != ErrorKind::NotFound => Some(format!(
+            "{name} ({bytes} bytes, no longer used) cannot be removed: {error}"
+        )),
+        _ => None,
+    }
 }
 
 /// Renames copies to their segments' names where these are missing: a copy may be partial, but nothing else is left of the
@@ -151,14 +255,21 @@ fn adopt_copies(disk: &dyn Disk) -> io::Result<()> {
     Ok(())
 }
 
+const PUT_BACK: &str =
+    "put it back while Fluent Bit is stopped: until then its undelivered chunks are not delivered";
+
+/// Reports a segment that should exist and does not.
+pub(super) fn missing_finding(missing: &Missing) -> String {
+    format!("{missing}; {PUT_BACK}")
+}
+
 /// Reports segments that should exist and do not.
 fn missing_findings(survey: &Survey) -> Vec<String> {
     let mut findings: Vec<String> = Vec::new();
-    let put_back = "put it back while Fluent Bit is stopped: until then its undelivered chunks are not delivered";
     let missing = survey.missing();
     let (named, more) = missing.split_at(missing.len().min(MAX_NAMED));
     for missing in named {
-        findings.push(format!("{missing}; {put_back}"));
+        findings.push(missing_finding(missing));
     }
     if !more.is_empty() {
         let more = more.len();
@@ -168,7 +279,7 @@ fn missing_findings(survey: &Survey) -> Vec<String> {
     }
     for first in &survey.vanished {
         let name = segment_name(*first);
-        findings.push(format!("{name} was just taken away; {put_back}"));
+        findings.push(format!("{name} was just taken away; {PUT_BACK}"));
     }
     if survey.foreign_manifest {
         findings.push(
@@ -283,6 +394,8 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
         let info = SegmentInfo {
             bytes: segment.bytes,
             unfinished,
+            indexed: true,
+            listed: true,
             has_begin: segment.begin.is_some(),
             bare: segment.is_bare(),
             reusable: false,
@@ -310,6 +423,10 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
             .sum::<u64>()
             + quarantined,
         quarantined,
+        unfinished: chunks.len() as u64,
+        frontier: Seq::MAX,
+        resident: segments.keys().next_back().copied(),
+        ahead: Ahead::of(&chunks),
         chunks,
         relocated,
         relocated_bytes,
@@ -322,16 +439,10 @@ fn state(survey: &Survey, limits: &Limits, quarantined: u64) -> State {
     }
 }
 
-fn recovered(survey: &Survey, state: &State, findings: Vec<String>) -> Recovered {
-    let settled = |chunk: &Seq| (*chunk, survey.settled(*chunk).to_vec());
-    let settled = state.chunks.keys().map(settled);
+fn recovered(state: &State, findings: Vec<String>) -> Recovered {
     Recovered {
-        unfinished: state.chunks.len() as u64,
-        pending: survey.pending(),
-        settled: settled.filter(|(_, runs)| !runs.is_empty()).collect(),
+        unfinished: state.unfinished,
         next_batch: state.next_batch,
-        // Filled in by `Spool::open`, which opens the file.
-        suspects: Vec::new(),
         findings,
     }
 }
@@ -354,8 +465,21 @@ impl<'d> Quarantine<'d> {
         }
     }
 
+    /// The quarantine with the names of the files in it, which [`Quarantine::into_names`] returns.
+    pub(super) fn with_names(disk: &'d dyn Disk, existing: Vec<String>) -> Quarantine<'d> {
+        Quarantine {
+            disk,
+            bytes: 0,
+            existing,
+        }
+    }
+
+    pub(super) fn into_names(self) -> Vec<String> {
+        self.existing
+    }
+
     /// Keeps a segment's damaged bytes. Returns a finding, or `None` if an earlier run already did.
-    fn report_damage(&mut self, segment: Seq, damage: &Damage) -> Option<String> {
+    pub(super) fn report_damage(&mut self, segment: Seq, damage: &Damage) -> Option<String> {
         let name = quarantine_name(segment, damage.offset);
         if self.existing.contains(&name) {
             return None;
@@ -367,7 +491,7 @@ impl<'d> Quarantine<'d> {
     }
 
     /// Keeps doubted chunks. Returns a finding, or `None` if an earlier run already did.
-    fn report_doubted(&mut self, segment: Seq, doubted: &Doubted) -> Option<String> {
+    pub(super) fn report_doubted(&mut self, segment: Seq, doubted: &Doubted) -> Option<String> {
         let kept = self.keep_part(segment, doubted.offset, doubted.bytes)?;
         let segment = segment_name(segment);
         Some(format!(
@@ -376,7 +500,7 @@ impl<'d> Quarantine<'d> {
     }
 
     /// Keeps the torn end of a closed segment. Returns a finding, or `None` if an earlier run already did.
-    fn report_torn_end(&mut self, segment: &Segment) -> Option<String> {
+    pub(super) fn report_torn_end(&mut self, segment: &Segment) -> Option<String> {
         let (name, bytes) = (segment.name(), segment.torn);
         let kept = self.keep_part(segment.first, segment.bytes - bytes, bytes)?;
         Some(format!(
@@ -405,7 +529,7 @@ impl<'d> Quarantine<'d> {
     }
 
     /// Moves a returned segment's file to the quarantine. Returns a finding.
-    fn move_aside(&mut self, name: &str, bytes: u64) -> String {
+    pub(super) fn move_aside(&mut self, name: &str, bytes: u64) -> String {
         let first = segment_first(name).unwrap_or(0);
         let mut asides = (1..u32::MAX).map(|n| displaced_name(first, n));
         let aside = asides.find(|aside| !self.existing.contains(aside));

@@ -14,7 +14,7 @@ use super::frame::{
     crc, is_read, is_spare, quarantine_place, segment_first, segment_name,
 };
 use super::manifest::{self, Entry, Manifest};
-use super::note::{self, Ledger};
+use super::note::{self, Ledger, Moved};
 use super::suspects::{self, Record, Suspect};
 use super::{Events, Pending, Seq, Stored};
 use crate::buffers;
@@ -305,6 +305,36 @@ impl Segment {
     pub(super) fn is_bare(&self) -> bool {
         self.begin == Some(self.bytes)
     }
+
+    /// The numbers of segments and frames that are missing between this segment and the next one, `newer`, if that names
+    /// another one as its predecessor.
+    pub(super) fn gap_before(&self, newer: &Segment) -> Option<Missing> {
+        let first = newer.previous.filter(|first| *first > self.first)?;
+        let read_to = self.damage.last().map_or(0, |damage| damage.missing.end);
+        Some(Missing {
+            first,
+            lost: Lost::Frames(self.next.max(read_to).min(first)..newer.first),
+        })
+    }
+
+    /// Keeps those of the chunks among void frames that are nowhere else. `is_known` says whether a readable chunk has an id,
+    /// `exists` whether one has a number.
+    fn keep_doubted(&mut self, is_known: impl Fn(&ChunkId) -> bool, exists: impl Fn(Seq) -> bool) {
+        self.renumbered.retain(|chunk| {
+            // A void frame settles nothing: the events are still where they were.
+            let origins = &chunk.origins;
+            let is_at_origin = !origins.is_empty() && origins.iter().all(|it| exists(*it));
+            !is_known(&chunk.id) && !is_at_origin
+        });
+        let places = self.renumbered.iter().map(|chunk| &chunk.place);
+        let first = places.clone().map(|place| place.start).min();
+        let end = places.map(|place| place.end).max();
+        self.doubted = first.zip(end).map(|(offset, end)| Doubted {
+            offset,
+            bytes: end - offset,
+            chunks: self.renumbered.len() as u64,
+        });
+    }
 }
 
 /// A whole chunk among void frames.
@@ -349,7 +379,9 @@ pub struct Survey {
     pub(super) vanished: Vec<Seq>,
     /// Whether a reserve exists.
     pub(super) has_reserve: bool,
-    /// The contents of the file `suspects`, or why it cannot be read.
+    /// Whether the file `suspects` exists.
+    has_suspects: bool,
+    /// Its contents, or why it cannot be read.
     suspects: Option<Result<Record, String>>,
     /// The current manifest, and the index of its file.
     pub(super) manifest: Option<(usize, Manifest)>,
@@ -404,13 +436,9 @@ impl Survey {
         let known_from = known_from.map_or(Seq::MAX, |(_, manifest)| manifest.since);
         let between = |pair: &[Segment]| {
             let [older, newer] = pair else { return None };
-            let first = newer.previous?;
-            let read_to = older.damage.last().map_or(0, |damage| damage.missing.end);
-            let is_unknown = first < known_from && !self.absent.contains_key(&first);
-            (first > older.first && is_unknown).then(|| Missing {
-                first,
-                lost: Lost::Frames(older.next.max(read_to).min(first)..newer.first),
-            })
+            let gap = older.gap_before(newer)?;
+            let is_unknown = gap.first < known_from && !self.absent.contains_key(&gap.first);
+            is_unknown.then_some(gap)
         };
         let mut missing: Vec<Missing> = self.segments.windows(2).filter_map(between).collect();
         missing.extend(by_manifest);
@@ -442,6 +470,12 @@ impl Survey {
             Some(Ok(record)) => (record.under_way(), record.suspects()),
             Some(Err(_)) | None => (None, &[]),
         }
+    }
+
+    fn read_suspects(&mut self, disk: &dyn Disk) {
+        // Without a readable segment or manifest there is no chunk to suspect.
+        let spool = self.spool.filter(|_| self.has_suspects);
+        self.suspects = spool.map(|spool| suspects::read(disk, spool));
     }
 
     pub(super) fn suspects(&self) -> Result<Record, &str> {
@@ -481,28 +515,9 @@ pub fn survey_while(
     check: Check,
     read: &mut dyn FnMut(u64),
 ) -> io::Result<Survey> {
-    let mut survey = Survey::default();
     // Before the files are listed, so that a segment begun meanwhile is not reported missing.
     let manifests = manifest::read(disk);
-    let mut names = Vec::new();
-    let mut has_suspects = false;
-    for (name, bytes) in disk.list()? {
-        if let Some(first) = segment_first(&name) {
-            names.push((first, bytes));
-        } else if name.starts_with(QUARANTINE) {
-            survey.quarantine.push((name, bytes));
-        } else if is_spare(&name) {
-            survey.spares.push((name, bytes));
-        } else if name == RESERVE {
-            survey.has_reserve = true;
-        } else if name == SUSPECTS {
-            has_suspects = true;
-        }
-    }
-    names.sort_unstable();
-    let empty = names.extract_if(.., |(_, bytes)| *bytes == 0);
-    survey.empty = empty.map(|(first, _)| segment_name(first)).collect();
-
+    let (mut survey, names) = list(disk)?;
     let lengths: BTreeMap<Seq, u64> = names.iter().copied().collect();
     // One file is open at a time: there may be more segments than descriptors.
     let mut buffer = Vec::new();
@@ -518,9 +533,7 @@ pub fn survey_while(
         None => manifest::newest(&manifests, None).map(|(_, manifest)| manifest.spool),
         spool => spool,
     };
-    // Without a readable segment or manifest there is no chunk to suspect.
-    let spool = survey.spool.filter(|_| has_suspects);
-    survey.suspects = spool.map(|spool| suspects::read(disk, spool));
+    survey.read_suspects(disk);
     let mut own = Vec::new();
     for (first, label) in labels {
         match foreign_reason(disk, first, label, survey.spool, &mut buffer)? {
@@ -607,6 +620,249 @@ pub fn survey_while(
     Ok(survey)
 }
 
+/// Lists a directory. Returns the segments with their sizes, oldest first, beside the survey's lists of the other files.
+fn list(disk: &dyn Disk) -> io::Result<(Survey, Vec<(Seq, u64)>)> {
+    let mut survey = Survey::default();
+    let mut names = Vec::new();
+    for (name, bytes) in disk.list()? {
+        if let Some(first) = segment_first(&name) {
+            names.push((first, bytes));
+        } else if name.starts_with(QUARANTINE) {
+            survey.quarantine.push((name, bytes));
+        } else if is_spare(&name) {
+            survey.spares.push((name, bytes));
+        } else if name == RESERVE {
+            survey.has_reserve = true;
+        } else if name == SUSPECTS {
+            survey.has_suspects = true;
+        }
+    }
+    names.sort_unstable();
+    let empty = names.extract_if(.., |(_, bytes)| *bytes == 0);
+    survey.empty = empty.map(|(first, _)| segment_name(first)).collect();
+    Ok((survey, names))
+}
+
+/// What a run needs to know before it accepts chunks, of a spool in good order.
+pub(super) struct Outline {
+    /// The newest segment as the only one, and what is known without reading others.
+    pub(super) survey: Survey,
+    /// The older segments, with the sizes of their files.
+    pub(super) older: BTreeMap<Seq, u64>,
+    /// The survey's ledger is that of the whole log, provided that the relocated chunks in it are there.
+    pub(super) has_checkpoint: bool,
+}
+
+/// Reads the newest segment and the names of the others. Returns `None` if that does not tell all that a run needs to know
+/// before it accepts chunks: unless the manifest covers every segment, and the newest one is whole.
+pub(super) fn outline(disk: &dyn Disk) -> io::Result<Option<Outline>> {
+    let manifests = manifest::read(disk);
+    let (mut survey, mut names) = list(disk)?;
+    let Some((newest, _)) = names.pop().filter(|_| !names.is_empty()) else {
+        return Ok(None);
+    };
+    let mut buffer = Vec::new();
+    let label = match Source::open(disk, newest, &mut buffer)? {
+        Some(mut source) => source.label()?,
+        None => None,
+    };
+    let Some((head, _)) = label.filter(|(_, version)| is_read(*version)) else {
+        return Ok(None);
+    };
+    survey.spool = Some(head.spool);
+    let manifests = manifests?;
+    let Some((slot, manifest)) = manifest::newest(&manifests, survey.spool) else {
+        return Ok(None);
+    };
+    let older: BTreeMap<Seq, u64> = names.into_iter().collect();
+    // One segment may be newer than the manifest, if no other manifest was written since.
+    let is_known = newest == manifest.newest()
+        || newest > manifest.newest() && head.generation() == Some(manifest.generation + 1);
+    let firsts = || older.keys().copied();
+    if !is_known || firsts().any(|first| first > manifest.newest()) {
+        return Ok(None);
+    }
+    // Segments that were finished and not removed yet are older than all others: anything else was put back.
+    let oldest = firsts().find(|first| !manifest.is_finished(*first));
+    let oldest = oldest.unwrap_or(newest);
+    if firsts().any(|first| first > oldest && manifest.is_finished(first)) {
+        return Ok(None);
+    }
+    survey.generation = manifest.generation.max(head.generation().unwrap_or(0));
+    survey.absent = manifest.segments.clone();
+    survey
+        .absent
+        .retain(|first, _| *first != newest && !older.contains_key(first));
+    survey.manifest = Some((slot, manifest.clone()));
+    survey.read_suspects(disk);
+    let checkpoint = manifest.checkpoint.as_ref();
+    let checkpoint = checkpoint.filter(|checkpoint| checkpoint.segment == newest);
+    let ledger = checkpoint.and_then(|checkpoint| Ledger::restore(&checkpoint.ledger));
+    let has_checkpoint = ledger.is_some();
+    // The notes in the newest segment follow.
+    survey.ledger = ledger.unwrap_or_default();
+    let Some(source) = Source::open(disk, newest, &mut buffer)? else {
+        return Ok(None);
+    };
+    let segment = read_segment(source, None, true, &mut survey)?;
+    let is_whole = segment.begin.is_some() && segment.damage.is_empty() && segment.void == 0;
+    survey.segments.push(segment);
+    Ok(is_whole.then_some(Outline {
+        survey,
+        older,
+        has_checkpoint,
+    }))
+}
+
+/// What one segment turned out to be.
+pub(super) enum Found {
+    /// It is there.
+    Segment(Box<Segment>),
+    /// Its file is not there.
+    Gone,
+    /// It belongs to another spool or version, for this reason.
+    Foreign(String),
+}
+
+/// A reader of single segments, behind the start of a run.
+pub(super) struct Reader<'d> {
+    pub(super) disk: &'d dyn Disk,
+    pub(super) spool: u64,
+    /// Everything that begins after segments, and so bounds their frame numbers: segments that exist or should exist.
+    pub(super) bounds: BTreeSet<Seq>,
+    /// Those that the manifest lists, which bound others wherever they are.
+    pub(super) listed: BTreeSet<Seq>,
+    /// The files in the quarantine.
+    pub(super) quarantine: Vec<(String, u64)>,
+    pub(super) buffer: Vec<u8>,
+}
+
+impl Reader<'_> {
+    fn label(&mut self, segment: Seq) -> io::Result<Option<Label>> {
+        match Source::open(self.disk, segment, &mut self.buffer)? {
+            Some(mut source) => source.label().map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn foreign(&mut self, segment: Seq, label: Label) -> io::Result<Option<String>> {
+        foreign_reason(
+            self.disk,
+            segment,
+            label,
+            Some(self.spool),
+            &mut self.buffer,
+        )
+    }
+
+    /// The bound of a segment's frame numbers. `None`: it is the newest.
+    fn bound(&mut self, segment: Seq) -> io::Result<Option<Bound>> {
+        while let Some(first) = self.bounds.range(segment + 1..).next().copied() {
+            let label = self.label(first)?;
+            let foreign = match label {
+                Some(label) => self.foreign(first, label)?.is_some(),
+                None => false,
+            };
+            if foreign && !self.listed.contains(&first) {
+                self.bounds.remove(&first);
+                continue;
+            }
+            let begin = label.filter(|_| !foreign);
+            let begin = begin.map(|label| label.map(|(head, _)| head));
+            return Ok(Some(Bound::new(segment, first, begin)));
+        }
+        Ok(None)
+    }
+
+    /// Reads a segment, or the first `len` bytes of it. What its notes and relocated chunks settle goes into a ledger.
+    pub(super) fn read(
+        &mut self,
+        segment: Seq,
+        len: u64,
+        ledger: &mut Ledger,
+    ) -> io::Result<Found> {
+        let Some(label) = self.label(segment)? else {
+            return Ok(Found::Gone);
+        };
+        if let Some(why) = self.foreign(segment, label)? {
+            return Ok(Found::Foreign(why));
+        }
+        let bound = self.bound(segment)?;
+        let mut survey = Survey {
+            spool: Some(self.spool),
+            quarantine: std::mem::take(&mut self.quarantine),
+            ledger: std::mem::take(ledger),
+            ..Survey::default()
+        };
+        let read = match Source::open(self.disk, segment, &mut self.buffer) {
+            Ok(Some(mut source)) => {
+                source.len = source.len.min(len);
+                let may_be_torn = bound.is_none_or(|bound| !bound.is_next);
+                read_segment(source, bound, may_be_torn, &mut survey).map(Some)
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        (self.quarantine, *ledger) = (survey.quarantine, survey.ledger);
+        let Some(read) = read? else {
+            return Ok(Found::Gone);
+        };
+        let whole = read.damage.is_empty() && read.torn == 0 && read.void == 0;
+        Ok(match whole || exists(self.disk, segment)? {
+            true => Found::Segment(Box::new(read)),
+            false => Found::Gone,
+        })
+    }
+
+    /// Whether a relocated chunk is where it was written, whole.
+    pub(super) fn is_whole(&mut self, moved: Moved) -> io::Result<bool> {
+        let source = Source::open(self.disk, moved.segment, &mut self.buffer)?;
+        let Some(mut source) = source else {
+            return Ok(false);
+        };
+        let Some(head) = source.head(moved.offset)? else {
+            return Ok(false);
+        };
+        let is_it =
+            (head.kind, head.number, head.spool) == (Kind::Relocated, moved.chunk, self.spool);
+        Ok(is_it && head.matches(source.bytes(moved.offset + HEADER, head.payload())?))
+    }
+
+    /// Finds the chunks of a segment that exist only among void frames. Reads all segments if there may be any, since a
+    /// refused chunk that was accepted later is not doubted. `was_there`: whether this run knew a chunk's segment, and removed
+    /// it since. Returns `false` if `go_on` did.
+    pub(super) fn find_doubted(
+        &mut self,
+        segment: &mut Segment,
+        was_there: impl Fn(Seq) -> bool,
+        go_on: impl Fn() -> bool,
+    ) -> io::Result<bool> {
+        if segment.renumbered.is_empty() {
+            return Ok(true);
+        }
+        let renumbered = std::mem::take(&mut segment.renumbered);
+        let mut ids: HashSet<ChunkId> = renumbered.iter().map(|chunk| chunk.id).collect();
+        let origins = renumbered.iter().flat_map(|chunk| &chunk.origins);
+        let mut origins: HashSet<Seq> = origins.copied().collect();
+        origins.retain(|origin| !was_there(*origin));
+        for first in self.bounds.clone() {
+            if !go_on() {
+                return Ok(false);
+            }
+            // What it settles is applied when it is its turn.
+            if let Found::Segment(other) = self.read(first, u64::MAX, &mut Ledger::default())? {
+                for (chunk, place) in &other.chunks {
+                    ids.remove(&place.id);
+                    origins.remove(chunk);
+                }
+            }
+        }
+        segment.renumbered = renumbered;
+        segment.keep_doubted(|id| !ids.contains(id), |origin| !origins.contains(&origin));
+        Ok(true)
+    }
+}
+
 /// The total size of all segments in a directory, in bytes.
 pub fn segment_bytes(disk: &dyn Disk) -> io::Result<u64> {
     let files = disk.list()?.into_iter();
@@ -639,21 +895,7 @@ fn find_doubted(survey: &mut Survey) {
     let known: HashSet<ChunkId> = survey.chunks().map(|(_, place)| place.id).collect();
     let numbers: HashSet<Seq> = survey.chunks().map(|(chunk, _)| chunk).collect();
     for segment in &mut survey.segments {
-        segment.renumbered.retain(|chunk| {
-            // A void frame settles nothing: the events are still where they were.
-            let is_at_origin = |origins: &[Seq]| {
-                !origins.is_empty() && origins.iter().all(|origin| numbers.contains(origin))
-            };
-            !known.contains(&chunk.id) && !is_at_origin(&chunk.origins)
-        });
-        let places = segment.renumbered.iter().map(|chunk| &chunk.place);
-        let first = places.clone().map(|place| place.start).min();
-        let end = places.map(|place| place.end).max();
-        segment.doubted = first.zip(end).map(|(offset, end)| Doubted {
-            offset,
-            bytes: end - offset,
-            chunks: segment.renumbered.len() as u64,
-        });
+        segment.keep_doubted(|id| known.contains(id), |chunk| numbers.contains(&chunk));
     }
 }
 
@@ -728,6 +970,19 @@ struct Bound {
     is_next: bool,
 }
 
+impl Bound {
+    /// The bound of a segment that the one at `first` sets, which exists if `begin` is `Some`, with this header of its Begin
+    /// frame if that is readable.
+    fn new(segment: Seq, first: Seq, begin: Option<Option<Head>>) -> Bound {
+        let follows_directly = |begin: Head| {
+            let previous = begin.previous();
+            !begin.follows_gap() && previous.is_none_or(|previous| previous == segment)
+        };
+        let is_next = begin.is_some_and(|begin| begin.is_none_or(follows_directly));
+        Bound { first, is_next }
+    }
+}
+
 /// The upper bounds of all segments' frame numbers. The next segment voids frames by having begun, even if it is missing
 /// now. But a returned segment that is not listed voids nothing in listed ones, which may have been continued without it.
 struct Bounds {
@@ -764,14 +1019,11 @@ impl Bounds {
             false => &self.all,
         };
         let first = among.range(segment + 1..).next().copied()?;
-        let is_next = self.present.get(&first).is_some_and(|begin| {
-            let follows_directly = |begin: &Head| {
-                let previous = begin.previous();
-                !begin.follows_gap() && previous.is_none_or(|previous| previous == segment)
-            };
-            begin.as_ref().is_none_or(follows_directly)
-        });
-        Some(Bound { first, is_next })
+        Some(Bound::new(
+            segment,
+            first,
+            self.present.get(&first).copied(),
+        ))
     }
 }
 
@@ -907,13 +1159,19 @@ fn add_frame(
             let place = Place::new(segment.first, offset, &head, before, None);
             segment.chunks.push((head.number, place));
             segment.relocated += 1;
-            survey.ledger.relocate(origins);
+            let moved = Moved {
+                chunk: head.number,
+                segment: segment.first,
+                offset,
+            };
+            survey.ledger.relocate_to(moved, origins);
             // Not in the window: the host never hands it over.
         }
         Kind::Note => match note::decode(payload) {
             Some(note) => {
                 segment.notes += 1;
                 survey.ledger.apply(note);
+                survey.ledger.pass(head.number);
             }
             None => return Ok(false),
         },
@@ -925,6 +1183,7 @@ fn add_frame(
                 survey.window = begin.window.into();
                 segment.version = begin.version;
                 segment.reused = begin.reused;
+                survey.ledger.pass(head.number);
             }
             Ok(_) | Err(OtherVersion(_)) => return Ok(false),
         },
@@ -1066,7 +1325,7 @@ fn read_error(name: &str, offset: u64, error: &io::Error) -> io::Error {
     with_remedy(
         error.kind(),
         format!(
-            "{name} cannot be read at offset {offset}: {error}; it holds accepted chunks, so the spool does not start \
+            "{name} cannot be read at offset {offset}: {error}; it holds accepted chunks, so nothing is delivered \
              without it. {remedy}"
         ),
     )

@@ -122,6 +122,8 @@ struct State {
     rng: StdRng,
     held: bool,
     waiting: usize,
+    /// Files that cannot be opened until they are released.
+    held_files: Vec<String>,
     /// The directory's path refers elsewhere.
     away: bool,
     /// The directory was deleted: nothing can be created in it.
@@ -160,6 +162,7 @@ impl Sim {
             rng: StdRng::seed_from_u64(seed),
             held: false,
             waiting: 0,
+            held_files: Vec::new(),
             away: false,
             deleted: false,
             lock: Lock::Ours,
@@ -226,6 +229,12 @@ impl Sim {
         let waited = self.0.1.wait_timeout_while(state, PATIENCE, none);
         let (_state, waited) = waited.unwrap();
         assert!(!waited.timed_out(), "no sync began");
+    }
+
+    /// Lets whoever opens one of these files wait until another call releases it.
+    pub(super) fn hold_files(&self, names: &[String]) {
+        self.state().held_files = names.to_vec();
+        self.0.1.notify_all();
     }
 
     /// Cuts the power: any unsynced data may be lost. The machine restarts without faults.
@@ -407,6 +416,7 @@ impl State {
         self.faulted = false;
         self.faults = Faults::default();
         self.held = false;
+        self.held_files.clear();
         self.away = false;
         self.deleted = false;
         self.lock = Lock::Ours;
@@ -503,6 +513,17 @@ impl Disk for Mount {
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
+        {
+            let is_held = |state: &mut State| state.held_files.iter().any(|held| held == name);
+            let state = self.sim.state();
+            let (_state, waited) = self
+                .sim
+                .0
+                .1
+                .wait_timeout_while(state, PATIENCE, is_held)
+                .unwrap();
+            assert!(!waited.timed_out(), "{name} is not released");
+        }
         let state = self.enter(Call::Open, name)?;
         let inode = state.names.get(name).ok_or(ErrorKind::NotFound)?;
         Ok(self.file(name, *inode))

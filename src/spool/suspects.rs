@@ -251,14 +251,9 @@ struct State {
 }
 
 impl Suspects {
-    /// Continues from the record of an earlier run. The string, if any, is a warning.
-    pub(super) fn resume(
-        disk: &Arc<dyn Disk>,
-        spool: u64,
-        left: Record,
-        holds: impl Fn(&Suspect) -> bool,
-    ) -> (Suspects, Option<String>) {
-        let suspects = Suspects {
+    /// Takes the record of an earlier run, to be [resumed](Suspects::resume).
+    pub(super) fn new(disk: &Arc<dyn Disk>, spool: u64, left: Record) -> Suspects {
+        Suspects {
             disk: Arc::clone(disk),
             spool,
             state: Mutex::new(State {
@@ -267,9 +262,20 @@ impl Suspects {
                 warned: false,
                 closed: false,
             }),
-        };
-        let words = suspects.change(|record| record.resume(holds));
-        (suspects, words)
+        }
+    }
+
+    /// Continues from the record of an earlier run, before any work begins. The string, if any, is a warning.
+    pub(super) fn resume(&self, holds: impl Fn(&Suspect) -> bool) -> Option<String> {
+        self.change(|record| record.resume(holds))
+    }
+
+    /// The chunks that the record of an earlier run names.
+    pub(super) fn named(&self) -> Vec<Seq> {
+        let state = self.state();
+        let under_way = state.record.under_way.iter();
+        let named = under_way.chain(&state.record.suspects);
+        named.map(|suspect| suspect.chunk).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

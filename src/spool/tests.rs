@@ -1,6 +1,7 @@
 //! Tests of the spool, mostly on a simulated disk that fails and loses data.
 
 mod away;
+mod behind;
 mod crashes;
 mod damage;
 mod descriptors;
@@ -44,10 +45,54 @@ pub(super) fn cases(count: u32) -> ProptestConfig {
     }
 }
 
+/// Everything that earlier runs left, once all of it was read.
+#[derive(Debug)]
+struct Recovered {
+    unfinished: u64,
+    pending: Vec<Pending>,
+    settled: HashMap<Seq, Vec<Range<u32>>>,
+    next_batch: u64,
+    suspects: Vec<Suspect>,
+    findings: Vec<String>,
+}
+
+/// Waits until everything that earlier runs left was read, and nothing is to be done. Fails if the disk does.
+fn recovered(spool: &Spool, start: super::Recovered) -> io::Result<Recovered> {
+    let mut settled = HashMap::new();
+    let mut after = None;
+    while let Some((chunk, _)) = spool.next(after)? {
+        settled.insert(chunk, spool.settled(chunk));
+        after = Some(chunk);
+    }
+    settled.retain(|_, runs| !runs.is_empty());
+    spool.wait_until_idle();
+    let mut state = spool.shared.state();
+    let history = state.history.take().expect("it was read");
+    let mut findings = start.findings;
+    findings.append(&mut state.findings);
+    Ok(Recovered {
+        unfinished: state.unfinished,
+        pending: history.pending,
+        settled,
+        next_batch: start.next_batch,
+        suspects: history.suspects,
+        findings,
+    })
+}
+
+/// Opens a spool, and waits until everything was read.
+fn open_all(disk: Arc<dyn Disk>, options: Options) -> io::Result<(Arc<Spool>, Recovered)> {
+    let (spool, start) = Spool::open(disk, options)?;
+    let recovered = recovered(&spool, start)?;
+    Ok((spool, recovered))
+}
+
 /// A spool on a simulated disk, driven synchronously.
 struct Bench {
     sim: Sim,
     options: Options,
+    /// [`Limits::indexed`].
+    indexed: usize,
     runtime: Runtime,
     /// `None`: between two runs.
     spool: Option<Arc<Spool>>,
@@ -63,6 +108,7 @@ impl Bench {
         let mut bench = Bench {
             sim,
             options,
+            indexed: INDEXED,
             runtime: Builder::new_current_thread().enable_time().build().unwrap(),
             spool: None,
         };
@@ -71,9 +117,19 @@ impl Bench {
     }
 
     fn open(&mut self) -> io::Result<Recovered> {
-        let (spool, recovered) = Spool::open(self.sim.mount(), self.options)?;
+        let start = self.start()?;
+        recovered(self.spool(), start).inspect_err(|_| self.spool = None)
+    }
+
+    /// Opens the spool, and does not wait until everything was read.
+    fn start(&mut self) -> io::Result<super::Recovered> {
+        let limits = Limits {
+            indexed: self.indexed,
+            ..Limits::new(self.options)
+        };
+        let (spool, start) = Spool::open_with(self.sim.mount(), limits)?;
         self.spool = Some(spool);
-        Ok(recovered)
+        Ok(start)
     }
 
     fn spool(&self) -> &Arc<Spool> {
@@ -228,7 +284,9 @@ fn begun(batch: u64, contents: &[Content]) -> Note {
 
 /// Reads the next chunk after another.
 fn next(spool: &Spool, after: Option<Seq>) -> Option<(Seq, Result<Stored, Unreadable>)> {
-    let (chunk, _) = spool.peek(after)?;
+    // Faults may have kept it from being indexed.
+    spool.retry_reading();
+    let (chunk, _) = spool.next(after).unwrap()?;
     Some((chunk, spool.read(chunk)))
 }
 

@@ -15,7 +15,8 @@ use super::frame::{
     Begin, END, HEADER, Head, Kind, PLAIN_VERSION, QUARANTINE, RESERVE, VERSION, copy_name,
     displaced_name, padding, segment_first, segment_name, spare_name,
 };
-use super::manifest::{Entry as ManifestEntry, ManifestWriter};
+use super::manifest::{Checkpoint, Entry as ManifestEntry, ManifestWriter};
+use super::note::Moved;
 use super::recovery::copy_bytes;
 use super::scan::Place;
 use super::{
@@ -777,10 +778,52 @@ impl Writer {
         }
     }
 
+    /// Records in the ledger what a written group settles.
+    fn keep_ledger(&self, group: &[GroupEntry], segment: Seq, mut offset: u64) {
+        let mut live = self.shared.live();
+        for GroupEntry {
+            head,
+            tag,
+            data,
+            waiter,
+        } in group
+        {
+            match waiter {
+                Waiter::Chunk { .. } => {}
+                Waiter::Note { .. } => live.apply(head.number, data),
+                Waiter::Relocation { .. } => {
+                    let moved = Moved {
+                        chunk: head.number,
+                        segment,
+                        offset,
+                    };
+                    live.relocate(moved, &tag[head.tag_len as usize..]);
+                }
+            }
+            offset += head.length();
+        }
+    }
+
+    /// Saves the ledger as it is when a segment begins.
+    fn checkpoint(&self, segment: Seq) -> Option<Checkpoint> {
+        let oldest = {
+            let state = self.state();
+            let oldest = state.segments.keys().next().copied();
+            let absent = state.absent.keys().next().copied();
+            oldest.into_iter().chain(absent).min()
+        };
+        let ledger = self.shared.live().save(oldest.unwrap_or(segment))?;
+        Some(Checkpoint {
+            segment,
+            ledger: ledger.into(),
+        })
+    }
+
     /// Makes a written group visible, and answers its callers.
     fn publish(&mut self, group: Vec<GroupEntry>, (segment, mut offset): (Seq, u64)) {
         let mut kept = false;
         let capacity = self.active.as_ref().map_or(0, |active| active.capacity);
+        self.keep_ledger(&group, segment, offset);
         {
             let mut state = self.shared.state();
             for GroupEntry { head, waiter, .. } in &group {
@@ -973,6 +1016,8 @@ impl Writer {
             });
         // Before anything in it is acknowledged, and after it is durable: otherwise it would be reported missing.
         let end = first + (frames.len() + group.len()) as u64;
+        let checkpoint = self.checkpoint(first);
+        self.manifest.set_checkpoint(checkpoint);
         let begun = begun.and_then(|()| {
             let chunks = group.iter().filter(|entry| entry.is_chunk()).count();
             let mut segments = self.state().manifest_entries(None, true);
@@ -994,6 +1039,7 @@ impl Writer {
             let _ = self.clear_debris();
             return Err(error);
         }
+        self.shared.live().begin(first);
         self.next = end;
         self.after_gap = false;
         self.unsynced_notes.clear();
@@ -1015,11 +1061,14 @@ impl Writer {
             SegmentInfo {
                 bytes: capacity,
                 unfinished: 0,
+                indexed: true,
+                listed: true,
                 has_begin: true,
                 bare,
                 reusable: true,
             },
         );
+        state.begin_resident(first, self.shared.limits.indexed);
         Ok((first, before))
     }
 
@@ -1345,7 +1394,7 @@ impl Writer {
             after
                 .chain(before)
                 .filter(|(first, info)| {
-                    info.unfinished > 0 && !open.iter().any(|(segment, _)| segment == *first)
+                    info.may_hold_chunks() && !open.iter().any(|(segment, _)| segment == *first)
                 })
                 .map(|(first, _)| *first)
                 .take(CHECKED_AT_ONCE)
@@ -1371,6 +1420,8 @@ impl Writer {
                 _ => {}
             }
         }
+        // One that is back may be to be indexed.
+        self.shared.work.notify_one();
     }
 
     fn needs_cleanup(&self) -> bool {

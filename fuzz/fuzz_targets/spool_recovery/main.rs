@@ -165,7 +165,7 @@ fn append(runtime: &tokio::runtime::Runtime, spool: &Spool, tag: &[u8], data: &[
 
 /// The next chunk behind another, read.
 fn next(spool: &Spool, after: Option<Seq>) -> Option<(Seq, Result<Stored, Unreadable>)> {
-    let (chunk, _) = spool.peek(after)?;
+    let (chunk, _) = spool.next(after).expect("a good disk")?;
     Some((chunk, spool.read(chunk)))
 }
 
@@ -297,7 +297,17 @@ fuzz_target!(|data: &[u8]| {
     let (spool, recovered) = Spool::open(Arc::new(disk.clone()), options())
         .expect("no content keeps a spool from opening");
     assert!(recovered.findings.iter().all(|finding| !finding.is_empty()));
+    let history = runtime.block_on(spool.history());
+    for pending in &history.pending {
+        let mut chunks = pending.contents.iter().map(|content| content.chunk);
+        assert!(
+            chunks.any(|chunk| spool.holds(chunk)),
+            "something of a batch is left"
+        );
+    }
     let found = read_all(&spool);
+    let told = spool.look().findings;
+    assert!(told.iter().all(|finding| !finding.is_empty()));
     for (tag, data) in found.values() {
         // Nothing is given back that does not have its own checksum; an input cannot forge one by chance.
         let known = written.iter().any(|(t, d)| t == tag && d[..] == data[..]);

@@ -40,7 +40,7 @@ impl Local {
 
     fn open(&mut self) -> Recovered {
         let disk = Arc::new(LocalDisk::open(&self.dir()).unwrap());
-        let (spool, recovered) = Spool::open(disk, SMALL).unwrap();
+        let (spool, recovered) = open_all(disk, SMALL).unwrap();
         self.spool = Some(spool);
         recovered
     }

@@ -18,7 +18,7 @@ fn a_spool_of_more_segments_than_descriptors_is_opened_read_and_emptied() {
         segment_bytes: Some(4_096),
     };
     let runtime = Builder::new_current_thread().enable_time().build().unwrap();
-    let open = |dir: &Path| Spool::open(Arc::new(LocalDisk::open(dir).unwrap()), options).unwrap();
+    let open = |dir: &Path| open_all(Arc::new(LocalDisk::open(dir).unwrap()), options).unwrap();
     if let Some(dir) = std::env::var_os(FEW_FILES) {
         let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
         let before = descriptors();
@@ -86,7 +86,7 @@ fn with_few_files(files: u32, test: &str, dir: &Path) {
 #[test]
 fn running_out_of_descriptors_is_no_damage_and_is_waited_for() {
     let runtime = Builder::new_current_thread().enable_time().build().unwrap();
-    let open = |dir: &Path| Spool::open(Arc::new(LocalDisk::open(dir).unwrap()), SMALL);
+    let open = |dir: &Path| open_all(Arc::new(LocalDisk::open(dir).unwrap()), SMALL);
     let append = |spool: &Spool, byte: u8| {
         let data = vec![byte; 1_500];
         let deadline = Instant::now() + Duration::from_secs(600);
@@ -162,7 +162,7 @@ fn running_out_of_descriptors_is_no_damage_and_is_waited_for() {
     let mut taken = all_taken();
     for left in 1..8 {
         taken.pop();
-        let Err(error) = LocalDisk::open(dir).and_then(|disk| Spool::open(Arc::new(disk), SMALL))
+        let Err(error) = LocalDisk::open(dir).and_then(|disk| open_all(Arc::new(disk), SMALL))
         else {
             assert!(left > 2);
             continue;

@@ -187,7 +187,9 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) fn new(seed: u64, options: Options) -> Model {
-        let (bench, recovered) = Bench::on(Sim::new(seed), options);
+        let (mut bench, recovered) = Bench::on(Sim::new(seed), options);
+        // So few that later starts do not index everything at once.
+        bench.indexed = 3;
         assert_eq!(recovered.unfinished, 0);
         Model {
             bench,
@@ -391,11 +393,10 @@ impl Model {
                 assert!(self.bench.spool().usage().bytes <= limit);
                 self.synced();
                 let last = self.parcels.iter().filter_map(|parcel| parcel.seq).max();
-                let (seq, len) = self
-                    .bench
-                    .spool()
-                    .peek(last)
-                    .expect("it is visible at once");
+                let spool = self.bench.spool();
+                spool.retry_reading();
+                let next = self.sim().without_faults(|| spool.next(last));
+                let (seq, len) = next.unwrap().expect("it is visible");
                 assert_eq!(len, data.len());
                 self.accepted.push(index);
                 let parcel = &mut self.parcels[index];

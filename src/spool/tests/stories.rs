@@ -765,7 +765,8 @@ fn a_local_directory_is_private_and_exclusive() {
     // Dropping the spool releases the lock.
     spool.close();
     drop(spool);
-    let (spool, recovered) = Spool::open(Arc::new(LocalDisk::open(&path).unwrap()), SMALL).unwrap();
+    let disk = Arc::new(LocalDisk::open(&path).unwrap());
+    let (spool, recovered) = open_all(disk, SMALL).unwrap();
     assert_eq!(recovered.unfinished, 1);
     drop(spool);
 }

@@ -29,7 +29,7 @@ fn open(dir: &TempDir) -> (Arc<Spool>, Recovered) {
         limit: 16_000_000,
         segment_bytes: None,
     };
-    Spool::open(disk, options).unwrap()
+    open_all(disk, options).unwrap()
 }
 
 #[test]

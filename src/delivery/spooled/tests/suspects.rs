@@ -19,7 +19,7 @@ async fn left_behind(dir: &Path, events: &[&str], ends: &[(&str, Work, bool)]) {
     for (event, work, alone) in ends {
         let (spool, _) = open(dir);
         let mut after = None;
-        while let Some((chunk, _)) = spool.peek(after) {
+        while let Some((chunk, _)) = spool.next(after).unwrap() {
             after = Some(chunk);
             let data = spool.read(chunk).unwrap().data;
             if data.ends_with(event.as_bytes()) {
@@ -29,13 +29,17 @@ async fn left_behind(dir: &Path, events: &[&str], ends: &[(&str, Work, bool)]) {
     }
 }
 
-pub(super) fn open(dir: &Path) -> (Arc<Spool>, Recovered) {
+pub(super) fn open(dir: &Path) -> (Arc<Spool>, History) {
     let disk = LocalDisk::open(&dir.join("spool")).unwrap();
     let options = Options {
         limit: 1_000_000_000,
         segment_bytes: None,
     };
-    Spool::open(Arc::new(disk), options).unwrap()
+    let (spool, _) = Spool::open(Arc::new(disk), options).unwrap();
+    // Waits until the history is known.
+    spool.next(None).unwrap();
+    let history = spool.history().now_or_never().unwrap();
+    (spool, history)
 }
 
 /// Returns what the file records: whether a chunk is being worked on, and the number of suspects.
@@ -126,7 +130,7 @@ async fn a_chunk_at_which_two_processes_ended_is_set_aside_and_all_others_are_de
         let details = pipeline.details();
         assert!(details.contains("of 1 of them are in"), "{details}");
         drop(pipeline);
-        assert_eq!(open(dir.path()).1.unfinished, 0);
+        assert_eq!(open(dir.path()).0.usage().unfinished, 0);
     }
 }
 
@@ -144,16 +148,17 @@ async fn a_started_object_is_rebuilt_without_the_chunk_that_is_set_aside() {
     bench.feed.abort();
     let _ = std::fs::remove_file(image.path().join("spool/suspects"));
     for alone in [false, true] {
-        let (spool, recovered) = open(image.path());
-        assert_eq!(recovered.pending.len(), 1);
-        let (first, _) = spool.peek(None).unwrap();
+        let (spool, history) = open(image.path());
+        assert_eq!(history.pending.len(), 1);
+        let (first, _) = spool.next(None).unwrap().unwrap();
         spool.begin_work(first, Work::Rebuild, alone);
     }
     let store = Store::new(OBJECT, MANY);
     start(image.path(), &store, BLOB).stop().await;
     assert_eq!(store.lines(), lines(&["b"]));
-    let (_, recovered) = open(image.path());
-    assert_eq!((recovered.unfinished, recovered.pending.len()), (0, 0));
+    let (spool, history) = open(image.path());
+    assert_eq!(spool.usage().unfinished, 0);
+    assert_eq!(history.pending.len(), 0);
 }
 
 #[tokio::test]
@@ -163,7 +168,7 @@ async fn a_suspect_of_a_started_object_is_acquitted_when_that_is_rebuilt() {
     let image = killed_while_an_object_is_put(dir.path(), &store, BLOB, &["a"]).await;
     let _ = std::fs::remove_file(image.path().join("spool/suspects"));
     let (spool, _) = open(image.path());
-    let (chunk, _) = spool.peek(None).unwrap();
+    let (chunk, _) = spool.next(None).unwrap().unwrap();
     spool.begin_work(chunk, Work::Rebuild, false);
     drop(spool);
     let store = Store::new(OBJECT, 0);

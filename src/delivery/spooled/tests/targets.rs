@@ -519,9 +519,9 @@ async fn a_mistyped_folder_is_corrected_with_a_restart() {
     // Killed while no probe is in flight, which might be stored.
     let image = || {
         let image = bench.crash_image();
-        let (spool, recovered) = suspects::open(image.path());
+        let (spool, history) = suspects::open(image.path());
         spool.close();
-        recovered.pending.is_empty().then_some(image)
+        history.pending.is_empty().then_some(image)
     };
     let left = std::cell::OnceCell::new();
     in_time("the name to be given up", || {
@@ -794,9 +794,9 @@ async fn a_folder_that_throttles_fails_or_hangs_delays_no_other() {
 /// The number of objects that a crash now would leave pending.
 fn pending(bench: &Bench) -> usize {
     let image = bench.crash_image();
-    let (spool, recovered) = suspects::open(image.path());
+    let (spool, history) = suspects::open(image.path());
     spool.close();
-    recovered.pending.len()
+    history.pending.len()
 }
 
 #[tokio::test(start_paused = true)]
