@@ -38,6 +38,8 @@ PACKAGE_TOOL = $(if $(filter $(shell uname -m)-%,$(PACKAGE_TARGET)),,TOOL=$(RELE
 DENY ?= licenses bans sources
 # "make bench-targets": more options ("target/ferry-harness bench-targets --help").
 BENCH_TARGETS ?=
+# "make fleet-sim": its options.
+FLEET ?=
 # "make bench-host": the number of sample lines and of rounds, and words by which to select rows.
 LINES ?= 600000
 REPEAT ?= 1
@@ -129,6 +131,12 @@ bench: tools emulators ## Measure each part against a reference: encode, compres
 bench-instructions: cargo-present ## Count the instructions of encoding and compressing, and of references; needs valgrind
 	@command -v valgrind >/dev/null || { echo "error: valgrind is not installed; remedy: apt install valgrind" >&2; exit 1; }
 	cargo bench --workspace --locked --bench instructions
+
+# With the profile of the tests: it shares their build, and is fast enough.
+.PHONY: fleet-sim
+fleet-sim: cargo-present ## Simulate 1,000 senders on one delivery stream, and draw their rates into target/fleet.svg
+	@mkdir -p target
+	cargo bench --profile dev --locked --bench fleet -- --out "$(CURDIR)/target/fleet.svg" $(FLEET)
 
 .PHONY: bench-spool
 bench-spool: build ## Measure flushes of 500 tags per second, spooled and direct
@@ -311,6 +319,7 @@ help: ## List the commands
 	@echo "  DENY=\"licenses bans sources\"     make deny: the checks to run; advisories needs the network"
 	@echo "  PREFIX=/usr/local DESTDIR=       make install, make uninstall: the prefix, and a staging folder"
 	@echo "  PACKAGE_TARGET=…                 make package: another target, such as aarch64-unknown-linux-gnu"
+	@echo "  FLEET=\"--senders 100\"            make fleet-sim: its options; --help lists them"
 	@echo "  LINES=600000 REPEAT=1 ROWS=…     make bench-host: lines, rounds, and words in row names, such as gzip,blob"
 
 # Reports missing tools before anything is built.

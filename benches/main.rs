@@ -118,6 +118,7 @@ fn batching(c: &mut Criterion) {
                     let bytes = text.slice(at..text.len().min(at + 16 * 1024)).into();
                     let piece = Piece {
                         bytes,
+                        compressed: false,
                         lines: 40,
                         guard: at,
                     };

@@ -15,6 +15,7 @@ mod end_to_end;
 mod examples;
 mod faults;
 mod firehose;
+mod fleet;
 mod header;
 mod metrics;
 mod reference;

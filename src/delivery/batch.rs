@@ -18,6 +18,8 @@ pub struct Piece<T> {
     pub bytes: Payload,
     /// The number of lines.
     pub lines: u32,
+    /// Whether the bytes are compressed: no record has both kinds. Without meaning where pieces are not joined.
+    pub compressed: bool,
     /// Reports the outcome.
     pub guard: T,
 }
@@ -64,6 +66,30 @@ impl<T> Record<T> {
         body
     }
 
+    /// If it has more than `most` bytes and several pieces, removes and returns the first pieces as a record that has no
+    /// more, or one piece.
+    fn split_off_head(&mut self, most: usize) -> Option<Record<T>> {
+        if self.bytes <= most || self.pieces.len() < 2 {
+            return None;
+        }
+        let (mut count, mut bytes, mut lines) = (0, 0, 0);
+        for piece in &self.pieces[..self.pieces.len() - 1] {
+            if count > 0 && bytes + piece.bytes.len() > most {
+                break;
+            }
+            (count, bytes, lines) = (count + 1, bytes + piece.bytes.len(), lines + piece.lines);
+        }
+        self.bytes -= bytes;
+        self.lines -= lines;
+        Some(Record {
+            target: Arc::clone(&self.target),
+            pieces: self.pieces.drain(..count).collect(),
+            bytes,
+            lines,
+            ..*self
+        })
+    }
+
     /// Returns the number of bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -105,6 +131,7 @@ impl<T> Packer<T> {
             && let Some(last) = self.queue.back_mut()
             && last.attempts == 0
             && last.target == *target
+            && last.pieces[0].compressed == piece.compressed
             && last.bytes + piece.bytes.len() <= limits.record_bytes
             && last.lines.saturating_add(piece.lines) <= limits.record_lines
         {
@@ -170,10 +197,16 @@ impl<T> Packer<T> {
         self.queue.front().map(|record| Arc::clone(&record.target))
     }
 
-    /// Takes the records of the next request: as many as fit, all for one target, in order.
+    /// Takes the records of the next request: as many as fit, all for one target, in order. A first record that exceeds
+    /// the request is split between its pieces; a single piece is sent whatever its size.
     pub fn take(&mut self, limits: &Limits) -> Vec<Record<T>> {
         let mut batch: Vec<Record<T>> = Vec::new();
         let mut bytes = 0;
+        if let Some(first) = self.queue.front_mut()
+            && let Some(head) = first.split_off_head(limits.batch_bytes)
+        {
+            self.queue.push_front(head);
+        }
         while let Some(next) = self.queue.front() {
             if let Some(first) = batch.first() {
                 let fits = batch.len() < limits.batch_records
@@ -222,6 +255,7 @@ mod tests {
         Piece {
             bytes: vec![b'x'; len].into(),
             lines,
+            compressed: false,
             guard,
         }
     }
@@ -254,6 +288,52 @@ mod tests {
             .map(|record| record.pieces.iter().map(|piece| piece.guard).collect())
             .collect();
         assert_eq!(joined, [vec![0, 1], vec![2], vec![3, 4]]);
+    }
+
+    /// A stream's description may change while records for it are queued.
+    #[test]
+    fn compressed_and_uncompressed_pieces_share_no_record() {
+        let target: Arc<str> = "s".into();
+        let mut packer = Packer::default();
+        for (guard, compressed) in [true, true, false, false, true].into_iter().enumerate() {
+            let piece = Piece {
+                compressed,
+                ..piece(1, 1, guard)
+            };
+            packer.push(&target, piece, &SMALL, now());
+        }
+        let records = packer.take(&SMALL);
+        let counts: Vec<usize> = records.iter().map(|record| record.pieces.len()).collect();
+        assert_eq!(counts, [2, 2, 1]);
+    }
+
+    #[test]
+    fn a_record_larger_than_the_request_is_split_between_its_pieces() {
+        let target: Arc<str> = "s".into();
+        let mut packer = Packer::default();
+        for guard in 0..3 {
+            packer.push(&target, piece(3, 1, guard), &SMALL, now());
+        }
+        let mut failed = packer.take(&SMALL);
+        assert_eq!((failed.len(), failed[0].bytes()), (1, 9));
+        (failed[0].attempts, failed[0].ambiguous) = (2, true);
+        packer.put_back(failed);
+        for (batch_bytes, expected) in [(6, &[0, 1][..]), (1, &[2])] {
+            let limits = Limits {
+                batch_bytes,
+                ..SMALL
+            };
+            let batch = packer.take(&limits);
+            let [record] = &batch[..] else {
+                panic!("{batch:?}");
+            };
+            let guards: Vec<usize> = record.pieces.iter().map(|piece| piece.guard).collect();
+            assert_eq!(guards, expected);
+            let count = expected.len();
+            assert_eq!((record.bytes(), record.lines()), (3 * count, count as u32));
+            assert_eq!((record.attempts, record.ambiguous), (2, true));
+        }
+        assert!(packer.is_empty() && packer.bytes == 0);
     }
 
     #[test]
@@ -298,6 +378,7 @@ mod tests {
         fn every_piece_once_in_order_within_limits(
             pieces in proptest::collection::vec((1usize..=10, 1u32..=3, 0u8..2), 0..60),
             fail in proptest::collection::vec(any::<bool>(), 0..20),
+            sizes in proptest::collection::vec(10usize..=25, 1..20),
         ) {
             let targets: [Arc<str>; 2] = ["a".into(), "b".into()];
             let mut packer = Packer::default();
@@ -305,11 +386,13 @@ mod tests {
                 packer.push(&targets[usize::from(*target)], piece(*len, *lines, guard), &SMALL, now());
             }
             let mut fail = fail.into_iter();
+            let mut sizes = sizes.into_iter().cycle();
             let mut sent = Vec::new();
             while !packer.is_empty() {
-                let batch = packer.take(&SMALL);
+                let small = Limits { batch_bytes: sizes.next().unwrap(), ..SMALL };
+                let batch = packer.take(&small);
                 prop_assert!(!batch.is_empty() && batch.len() <= SMALL.batch_records);
-                prop_assert!(batch.iter().map(|r| r.body().len()).sum::<usize>() <= SMALL.batch_bytes);
+                prop_assert!(batch.iter().map(|r| r.body().len()).sum::<usize>() <= small.batch_bytes);
                 prop_assert!(batch.iter().all(|r| r.target == batch[0].target));
                 for record in &batch {
                     prop_assert!(record.body().len() <= SMALL.record_bytes);

@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::codec::time::now;
 use crate::delivery::ack::AckTracker;
-use crate::delivery::retry::{Admission, Breaker};
+use crate::delivery::policy::{Admission, Breaker};
 use crate::ids::{Time, Verdict};
 use crate::metrics::{self, Metrics};
 use crate::sink::{Class, Fault};

@@ -124,6 +124,7 @@ impl Cutter {
             let piece = |run: Range<usize>| Piece {
                 bytes: text.slice(span(&part.ends, &run)).into(),
                 lines: count(run.len()),
+                compressed: false,
                 guard: tracker.guard(&events, run),
             };
             let pieces = runs.into_iter().map(piece).collect();
@@ -142,6 +143,7 @@ impl Cutter {
                 pieces.push(Piece {
                     bytes: share.attach(body, overhead).into(),
                     lines: count(run.len()),
+                    compressed: true,
                     guard: tracker.guard(&events, run),
                 });
             } else if run.len() == 1 {

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use tokio::time::{Instant, sleep};
 
 use super::context::Context;
-use super::retry::backoff;
+use super::policy::backoff;
 use super::target_limit::TargetLimit;
 use crate::codec::msgpack;
 use crate::codec::time::now;

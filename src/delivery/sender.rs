@@ -1,9 +1,10 @@
 //! A sender groups the pieces of one target into requests as they arrive, and sends them.
 //!
-//! Three things hold a request back: the *linger*, while it is not full; the [`ConcurrencyLimit`], which bounds the
-//! requests in flight of the whole instance and, if there are several targets, those of each; and the target's
-//! [`Circuit`], which admits one at a time while the target is unavailable. What failed is sent again after a backoff,
-//! or at once when the target recovers.
+//! Four things hold a request back: the *linger*, while it is not full; the [`Pace`] of a spooled stream that throttles,
+//! by which its requests are small and spaced; the [`ConcurrencyLimit`], which bounds the requests in flight of the whole
+//! instance and, if there are several targets, those of each; and the target's [`Circuit`], which admits one at a time
+//! while the target is unavailable. A request that waits for its pace holds no slot. What failed is sent again after a
+//! backoff, or at once when the target recovers; either way at the target's pace.
 //!
 //! If there are several targets, nothing waits here while a circuit is open: one failing target would hold the memory
 //! of all. Queued pieces are deferred, and only those of a probe are accepted. With a spool, the feed reads them again
@@ -38,10 +39,11 @@ use super::missing::MissingTargets;
 use super::quota::Quota;
 use crate::delivery::ack::{AckGuard, Refusal, contents};
 use crate::delivery::batch::{Packer, Piece, Record};
-use crate::delivery::concurrency::{Adaptive, ConcurrencyLimit, ConcurrencyPermit};
+use crate::delivery::concurrency::{ConcurrencyLimit, ConcurrencyPermit};
 use crate::delivery::dead_letter::{self, NotKept};
+use crate::delivery::policy::pace::{SMALL_REQUEST, is_throttling};
+use crate::delivery::policy::{Adaptive, Pace, backoff};
 use crate::delivery::redelivery::Acknowledged;
-use crate::delivery::retry::backoff;
 use crate::log::Level;
 use crate::metrics::{self, Record as RecordResult, Sealed, Stage};
 use crate::sink::{Batch, Class, Fault, Outcome};
@@ -153,6 +155,10 @@ struct Answer {
     progressed: bool,
     /// Whether most of it was throttled (`Some(true)`), or all of it was accepted (`Some(false)`).
     throttled: Option<bool>,
+    /// The bytes that were accepted.
+    accepted: usize,
+    /// Whether so many records were throttled that the target is to be sent less.
+    at_quota: bool,
     /// The size of the request, if the service refused it as too large.
     too_many_bytes: Option<usize>,
     /// The target, if several share the sender.
@@ -531,6 +537,9 @@ struct Sender {
     direct: bool,
     /// The concurrency limit of this target, if there are several that throttle separately.
     adaptive: Option<Adaptive>,
+    /// The pace of this target, if targets throttle separately. Not in direct mode, where a flush that waits for it would
+    /// occupy a worker of the host that others need; the host retries less and less often instead.
+    pace: Option<Pace>,
     /// The time since which it has been idle.
     idle: Option<Instant>,
     packer: Packer<AckGuard>,
@@ -590,6 +599,8 @@ impl Sender {
                 && senders.context.traits.throttles_targets
                 && senders.context.config.concurrency.is_none())
             .then(Adaptive::default),
+            pace: (senders.context.traits.throttles_targets && !direct)
+                .then(|| Pace::new(Instant::now().into_std())),
             idle: None,
             senders,
             name: name.into(),
@@ -633,6 +644,13 @@ impl Sender {
                 _ if self.defers && self.was_open => self.probe.as_ref().map(|_| now),
                 None => Some(lingers),
                 Some(until) => until.map(|until| until.max(lingers)),
+            };
+            // Probes are spaced by the circuit.
+            let at = match (at, &mut self.pace) {
+                (Some(due), Some(pace)) if due <= now && !self.circuit.is_open() => {
+                    Some(Instant::from_std(pace.ready_at(now.into_std())))
+                }
+                _ => at,
             };
             let ready = at.is_some_and(|at| at <= now);
             let retires = self.retire_at(now);
@@ -811,8 +829,17 @@ impl Sender {
                     for (at, _) in &mut self.waiting {
                         *at = now;
                     }
+                    if let Some(pace) = &mut self.pace {
+                        pace.recovered(now.into_std());
+                    }
                     self.senders.hurry_probes();
                 }
+            }
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.accepted(answer.accepted, now.into_std());
+            if answer.at_quota {
+                pace.throttled(now.into_std(), &mut StdRng::from_os_rng());
             }
         }
         match answer.health {
@@ -998,7 +1025,19 @@ impl Sender {
         };
         self.held = None;
         self.probing |= permit.is_probe();
+        if let Some(pace) = &self.pace {
+            let most = match permit.is_probe() {
+                // Those of a fleet must not be more than a stream takes, either.
+                true => SMALL_REQUEST,
+                false => pace.most_bytes(),
+            };
+            limits.batch_bytes = limits.batch_bytes.min(most);
+        }
         let records = self.packer.take(&limits);
+        if let Some(pace) = &mut self.pace {
+            let bytes = records.iter().map(Record::bytes).sum();
+            pace.sent(bytes, Instant::now().into_std());
+        }
         self.full = self.packer.is_full(&limits);
         // A hanging request releases its slots to others, if there are any.
         let patience = self.defers.then_some(match permit.is_probe() {
@@ -1082,14 +1121,17 @@ impl Senders {
             .requests
             .add(request_result(&outcomes), 1);
         let throttled = outcomes.iter().filter(|outcome| is_throttled(outcome));
-        self.context.metrics.throttled.add(throttled.count() as u64);
+        let throttled = throttled.count();
+        self.context.metrics.throttled.add(throttled as u64);
 
         let sent = records.len();
+        answer.at_quota = is_throttling(throttled, sent);
         let mut settled: Vec<Record<AckGuard>> = Vec::with_capacity(sent);
         let mut worst: Option<(Arc<Fault>, u32)> = None;
         for (mut record, outcome) in records.into_iter().zip(outcomes) {
             let fault = match outcome {
                 Outcome::Delivered => {
+                    answer.accepted += record.bytes();
                     self.count_delivered(&record);
                     settled.push(record);
                     continue;

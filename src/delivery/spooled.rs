@@ -58,7 +58,7 @@ use crate::delivery::ack::{
 };
 use crate::delivery::batch::Piece;
 use crate::delivery::dead_letter;
-use crate::delivery::retry::backoff;
+use crate::delivery::policy::backoff;
 use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
@@ -2153,6 +2153,7 @@ impl Feed {
         }
         let piece = Piece {
             bytes: sending.body.clone(),
+            compressed: true,
             lines: sending.lines,
             guard,
         };

@@ -27,6 +27,7 @@ mod gathering;
 mod letters;
 mod limits;
 mod missing;
+mod pace;
 mod poison;
 mod suspects;
 mod targets;

@@ -25,10 +25,13 @@ use aws_sigv4::http_request::SignableBody;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_types::body::SdkBody;
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
 use self::body::BodyText;
+use self::describe::{Called, Starts, next_call};
 use super::outcome::{Class, Fault, Outcome, code_line, message_line};
 use super::{Batch, Shape, Sink};
 use crate::config::Aggregation;
@@ -38,6 +41,7 @@ use crate::sink::aws::{CredentialCache, Loaded};
 use crate::sink::http;
 
 mod body;
+pub mod describe;
 
 // https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html
 /// The most records in a call.
@@ -49,16 +53,17 @@ pub const MAX_RECORD_BYTES: usize = 1_000 * 1024;
 // https://docs.aws.amazon.com/firehose/latest/dev/dynamic-partitioning-multirecord-deaggergation.html
 /// The most lines in a record of a stream that deaggregates records.
 pub const MAX_DEAGGREGATED_LINES: u32 = 500;
-/// The size of pieces of uncompressed lines, in bytes, which fills records to at least 98% of their limit.
-const PIECE_BYTES: usize = 16 * 1024;
+/// The size of pieces of uncompressed lines, in bytes: a request that waits for a stream's pace has one, and records are
+/// filled to at least 98% of their limit.
+const PIECE_BYTES: usize = 10 * 1024;
 /// The timeout of a request, enough for 4 MiB at 0.3 MiB/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time until a stream is described again after a failure that may be temporary.
-const DESCRIBE_AGAIN: Duration = match cfg!(test) {
-    true => Duration::from_millis(20),
-    false => Duration::from_secs(5),
-};
+/// The calls of this process that describe streams. Outputs of several accounts or regions share it, which is more
+/// cautious than needed.
+static STARTS: Mutex<Starts> = Mutex::new(Starts::new());
+/// The turn to wait for the next start: only one call waits for the time, and the others in a queue.
+static TURN: Semaphore = Semaphore::const_new(1);
 
 /// Sends records to delivery streams.
 pub struct FirehoseSink {
@@ -80,9 +85,13 @@ struct StreamShapes {
 /// The state of a stream.
 struct Stream {
     shape: Option<Shape>,
-    /// The time of the next description; `None` once the service has described the stream.
-    describe_at: Option<Instant>,
+    /// Whether the service has described it: until then the shape is a cautious one.
+    described: bool,
+    /// The time from which it is described again.
+    describe_at: Instant,
     describing: bool,
+    /// The number of calls in a row that described nothing.
+    failures: u32,
     /// Notifies waiting callers of a change.
     changed: watch::Sender<()>,
 }
@@ -126,28 +135,31 @@ impl FirehoseSink {
 impl StreamShapes {
     /// Returns the shape of requests to a stream, as the service describes it. Waits for the first attempt only: after
     /// a failure it returns the most cautious shape while it tries again. With compression it waits instead, since
-    /// readers could not handle a mix of compressed and uncompressed records.
+    /// readers could not handle a mix of compressed and uncompressed records. A stream that is described is described
+    /// again from time to time, and nothing waits for that.
     async fn shape(self: &Arc<Self>, stream: &str) -> Shape {
         loop {
             let (mut changed, describe_at) = {
                 let mut known = self.known.lock().expect("nothing panics with this lock");
                 let known = known.entry(stream.to_owned()).or_insert_with(|| Stream {
                     shape: None,
-                    describe_at: Some(Instant::now()),
+                    described: false,
+                    describe_at: Instant::now(),
                     describing: false,
+                    failures: 0,
                     changed: watch::Sender::new(()),
                 });
-                let due = known.describe_at.is_some_and(|at| at <= Instant::now());
-                if due && !known.describing {
+                if known.describe_at <= Instant::now() && !known.describing {
                     known.describing = true;
-                    known.describe_at = Some(Instant::now() + DESCRIBE_AGAIN);
+                    // Unless a panic leaves this.
+                    known.describe_at = Instant::now() + next_call(Called::Failed, 1, &mut rng());
                     // A task of its own, which outlives a caller that stops waiting.
                     tokio::spawn(Arc::clone(self).refresh(stream.to_owned()));
                 }
                 if let Some(shape) = known.shape {
                     return shape;
                 }
-                let describe_at = known.describe_at.filter(|_| !known.describing);
+                let describe_at = (!known.describing).then_some(known.describe_at);
                 (known.changed.subscribe(), describe_at)
             };
             let due = sleep_until(describe_at.unwrap_or_else(Instant::now));
@@ -168,12 +180,52 @@ impl StreamShapes {
             }
         }
         let describing = Describing(&self, &stream);
-        let description = self.describe(&stream).await;
+        wait_for_start().await;
+        let answer = self
+            .client
+            .describe_delivery_stream()
+            .delivery_stream_name(&stream)
+            .send()
+            .await;
+        let (called, shape) = match answer {
+            Ok(answer) => {
+                let destination = answer
+                    .delivery_stream_description()
+                    .and_then(|stream| stream.destinations().first());
+                let (shape, what) = destination
+                    .map_or((stream_shape(1, false), "an unknown destination"), shape_of);
+                if self.described(&stream) != Some(shape) {
+                    self.log_shape(&stream, shape, what);
+                }
+                (Called::Described, Some(shape))
+            }
+            Err(error) => self.not_described(&stream, fault(answer_of(error).0)),
+        };
+        let throttled = called == Called::Throttled;
+        let mut starts = STARTS.lock().expect("nothing panics with this lock");
+        starts.answered(throttled, Instant::now().into_std());
+        drop(starts);
         self.change(&stream, |known| {
-            known.shape = description.shape.or(known.shape);
-            known.describe_at = description.again.then(|| Instant::now() + DESCRIBE_AGAIN);
+            let described = called == Called::Described;
+            known.failures = match described {
+                true => 0,
+                false => known.failures.saturating_add(1),
+            };
+            if described || !known.described {
+                known.shape = shape.or(known.shape);
+            }
+            known.described |= described;
+            let wait = next_call(called, known.failures, &mut rng());
+            known.describe_at = Instant::now() + wait;
         });
         drop(describing);
+    }
+
+    /// Returns the shape of a stream that the service has described.
+    fn described(&self, stream: &str) -> Option<Shape> {
+        let known = self.known.lock().expect("nothing panics with this lock");
+        let known = known.get(stream).filter(|known| known.described)?;
+        known.shape
     }
 
     fn change(&self, stream: &str, act: impl FnOnce(&mut Stream)) {
@@ -184,30 +236,8 @@ impl StreamShapes {
         }
     }
 
-    /// Describes a stream, and logs the result.
-    async fn describe(&self, stream: &str) -> Description {
-        let answer = self
-            .client
-            .describe_delivery_stream()
-            .delivery_stream_name(stream)
-            .send()
-            .await;
-        let error = match answer {
-            Ok(answer) => {
-                let destination = answer
-                    .delivery_stream_description()
-                    .and_then(|stream| stream.destinations().first());
-                let (shape, what) = destination
-                    .map_or((stream_shape(1, false), "an unknown destination"), shape_of);
-                self.log_shape(stream, shape, what);
-                return Description {
-                    shape: Some(shape),
-                    again: false,
-                };
-            }
-            Err(error) => error,
-        };
-        let fault = fault(answer_of(error).0);
+    /// Logs why a stream could not be described. Returns the shape to use meanwhile; `None` to wait for the next attempt.
+    fn not_described(&self, stream: &str, fault: Fault) -> (Called, Option<Shape>) {
         if fault.class == Class::Credentials {
             self.credentials.refused();
         }
@@ -217,15 +247,16 @@ impl StreamShapes {
         );
         let waits = self.compressing && temporary;
         let denied = fault.class == Class::Configuration && fault.code.contains("AccessDenied");
-        if denied {
-            self.log.write(
-                Level::Warn,
-                &format!(
-                    "not allowed to describe delivery stream '{stream}' ({fault}): each log line is sent as a record of its \
-                     own, and billed as at least 5 KB. Allow firehose:DescribeDeliveryStream, or set aggregation on if \
-                     the stream delivers to S3"
-                ),
-            );
+        let line = if self.described(stream).is_some() {
+            format!(
+                "delivery stream '{stream}' could not be described again: {fault}; using its last description meanwhile"
+            )
+        } else if denied {
+            format!(
+                "not allowed to describe delivery stream '{stream}' ({fault}): each log line is sent as a record of its \
+                 own, and billed as at least 5 KB. Allow firehose:DescribeDeliveryStream, or set aggregation on if \
+                 the stream delivers to S3"
+            )
         } else {
             let meanwhile = match waits {
                 true => {
@@ -233,17 +264,16 @@ impl StreamShapes {
                 }
                 false => "not aggregating meanwhile",
             };
-            self.log.trouble_with(
-                Level::Warn,
-                "describe",
-                stream,
-                &format!("delivery stream '{stream}' could not be described: {fault}; {meanwhile}"),
-            );
-        }
-        Description {
-            shape: (!waits).then(|| stream_shape(1, false)),
-            again: !denied,
-        }
+            format!("delivery stream '{stream}' could not be described: {fault}; {meanwhile}")
+        };
+        self.log
+            .trouble_with(Level::Warn, "describe", stream, &line);
+        let called = match fault.class {
+            _ if denied => Called::Denied,
+            Class::Throttle => Called::Throttled,
+            _ => Called::Failed,
+        };
+        (called, (!waits).then(|| stream_shape(1, false)))
     }
 
     fn log_shape(&self, stream: &str, shape: Shape, what: &str) {
@@ -269,12 +299,26 @@ impl StreamShapes {
     }
 }
 
-/// The result of describing a stream.
-struct Description {
-    /// The stream's shape; `None` to wait for the next attempt.
-    shape: Option<Shape>,
-    /// Whether to describe it again.
-    again: bool,
+fn rng() -> StdRng {
+    StdRng::from_os_rng()
+}
+
+/// Waits until this process may make the next call that describes a stream, and records that it does.
+async fn wait_for_start() {
+    let _turn = TURN.acquire().await.expect("it is never closed");
+    loop {
+        let now = Instant::now();
+        let at = {
+            let mut starts = STARTS.lock().expect("nothing panics with this lock");
+            let at = Instant::from_std(starts.next(now.into_std(), &mut rng()));
+            if at <= now {
+                starts.started(now.into_std());
+                return;
+            }
+            at
+        };
+        sleep_until(at).await;
+    }
 }
 
 impl Sink for FirehoseSink {
@@ -864,6 +908,62 @@ mod tests {
         go.send(()).unwrap();
         while now() != Some(stream_shape(u32::MAX, true)) {
             assert!(now().is_some());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A stream may get another destination while its senders run.
+    #[tokio::test]
+    async fn a_description_is_asked_for_again_and_used_until_there_is_another() {
+        if !with_credentials("a_description_is_asked_for_again_and_used_until_there_is_another") {
+            return;
+        }
+        let other = S3.replace("ExtendedS3DestinationDescription", "Unknown");
+        let script = vec![
+            answer(200, &[], S3),
+            answer(503, &[], "{}"),
+            answer(200, &[], &other),
+        ];
+        let server = Loopback::start(script);
+        let sink = asking(&server, true).await;
+        let (old, new) = (stream_shape(u32::MAX, true), stream_shape(1, false));
+        assert_eq!(sink.shape("app").await, old);
+        let hour = Duration::from_secs(3_600);
+        let due = sink.streams.known.lock().unwrap()["app"].describe_at - Instant::now();
+        assert!(
+            hour.mul_f64(0.79) < due && due < hour.mul_f64(1.21),
+            "{due:?}"
+        );
+
+        sink.streams
+            .change("app", |known| known.describe_at = Instant::now());
+        loop {
+            let shape = sink.shape("app").now_or_never();
+            if shape == Some(new) {
+                break;
+            }
+            assert_eq!(shape, Some(old), "nothing waits, also after a failure");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(server.requests().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_may_not_be_described_is_asked_about_again_within_minutes() {
+        if !with_credentials(
+            "a_stream_that_may_not_be_described_is_asked_about_again_within_minutes",
+        ) {
+            return;
+        }
+        let denied = r#"{"__type": "AccessDeniedException", "message": "no"}"#;
+        let server = Loopback::start(vec![answer(400, &[], denied), answer(200, &[], S3)]);
+        let sink = asking(&server, true).await;
+        assert_eq!(sink.shape("app").await, stream_shape(1, false));
+        let due = sink.streams.known.lock().unwrap()["app"].describe_at - Instant::now();
+        assert!(due < Duration::from_secs(301), "{due:?}");
+        sink.streams
+            .change("app", |known| known.describe_at = Instant::now());
+        while sink.shape("app").await != stream_shape(u32::MAX, true) {
             tokio::task::yield_now().await;
         }
     }

@@ -1,4 +1,4 @@
-//! Retry policy: when to try again, and the circuit breaker. Pure: time and randomness are arguments.
+//! When to try again, and the circuit breaker.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const MANUAL_CAP: Duration = Duration::from_secs(30);
 
 /// Returns the wait after the `attempts`-th failure in a row (from 1): random between half of and the whole of a limit
 /// that doubles, so that many senders do not retry in step.
-pub(super) fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Duration {
+pub fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Duration {
     let doublings = 1 << attempts.saturating_sub(1).min(16);
     let limit = match class {
         Class::Throttle | Class::Transient => (BASE * doublings).min(CAP),
@@ -30,7 +30,7 @@ pub(super) fn backoff(class: Class, attempts: u32, rng: &mut impl Rng) -> Durati
 
 /// The answer of a [`Breaker`] to a request that is about to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
+pub enum Admission {
     /// The request may be sent.
     Go,
     /// The request may be sent as the probe that finds out whether the destination has recovered.
@@ -47,7 +47,7 @@ pub(super) enum Admission {
 /// [`succeeded`](Self::succeeded), [`failed`](Self::failed) or [`abandoned`](Self::abandoned). Any report may change
 /// the answer for waiting requests, which then ask again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Breaker {
+pub struct Breaker {
     /// Failures in a row while closed.
     failures: u32,
     open: Option<OpenState>,
@@ -69,7 +69,7 @@ impl Breaker {
     const FAILURES: u32 = 5;
 
     /// Returns whether a request may be sent now.
-    pub(super) fn admit(&mut self, now: Instant) -> Admission {
+    pub fn admit(&mut self, now: Instant) -> Admission {
         let Some(open) = &mut self.open else {
             return Admission::Go;
         };
@@ -87,7 +87,7 @@ impl Breaker {
 
     /// Reports a request that was accepted, even if only in part: the destination works. Returns whether this closed
     /// the breaker.
-    pub(super) fn succeeded(&mut self, admission: Admission) -> bool {
+    pub fn succeeded(&mut self, admission: Admission) -> bool {
         self.reported(admission);
         self.failures = 0;
         self.open.take().is_some()
@@ -97,7 +97,7 @@ impl Breaker {
     ///
     /// Only faults by which the destination can accept nothing count. A destination that throttles or objects to the
     /// contents of a request works: that closes the breaker, as a success does.
-    pub(super) fn failed(
+    pub fn failed(
         &mut self,
         admission: Admission,
         class: Class,
@@ -129,25 +129,25 @@ impl Breaker {
 
     /// Opens the breaker for this reason, because nothing was accepted for too long although few or no requests failed.
     /// Returns whether it was closed.
-    pub(super) fn trip(&mut self, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
+    pub fn trip(&mut self, class: Class, now: Instant, rng: &mut impl Rng) -> bool {
         self.open.is_none() && self.hold(1, class, now, rng)
     }
 
     /// Returns whether [`admit`](Self::admit) would make a request wait, without admitting one.
-    pub(super) fn is_blocking(&self, now: Instant) -> bool {
+    pub fn is_blocking(&self, now: Instant) -> bool {
         self.open
             .as_ref()
             .is_some_and(|open| self.probing || now < open.next_probe)
     }
 
     /// Returns when the next probe may be sent. `None` if the breaker is closed or a probe is in flight.
-    pub(super) fn next_probe(&self) -> Option<Instant> {
+    pub fn next_probe(&self) -> Option<Instant> {
         let open = self.open.as_ref().filter(|_| !self.probing)?;
         Some(open.next_probe)
     }
 
     /// Lets the next probe go at once: there is reason to believe that the destination has recovered.
-    pub(super) fn hurry(&mut self, now: Instant) {
+    pub fn hurry(&mut self, now: Instant) {
         if let Some(open) = &mut self.open {
             open.next_probe = open.next_probe.min(now);
         }
@@ -155,12 +155,12 @@ impl Breaker {
 
     /// Reports a request that ended without an answer, by a panic, or was not sent after all. If it was a probe, the
     /// next one follows after the same wait as before it.
-    pub(super) fn abandoned(&mut self, admission: Admission) {
+    pub fn abandoned(&mut self, admission: Admission) {
         self.reported(admission);
     }
 
     /// Returns whether requests are held back.
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
