@@ -155,6 +155,19 @@ impl AckTracker {
         }
     }
 
+    /// Creates the tracker of events of a chunk in an object, without copying the `tag`, which may be long.
+    pub fn of_spilled(
+        tag: &Arc<[u8]>,
+        owner: Owner,
+        completed: mpsc::UnboundedSender<TrackerEvent>,
+    ) -> AckTracker {
+        AckTracker {
+            tag: Arc::clone(tag),
+            reports_to: Some((owner, completed)),
+            ..AckTracker::default()
+        }
+    }
+
     /// Creates the tracker of an object with its `token`, made from chunks of which the first has `tag`.
     pub fn of_object(
         tag: &[u8],

@@ -228,7 +228,7 @@ impl Deferred {
         let more = count(all) - before;
         self.version += 1;
         queue.backlog.add(more, size);
-        if queue.backlog.bytes > self.watched_from {
+        if self.backlog(target).bytes > self.watched_from {
             self.changed.insert(Arc::clone(target));
         }
     }
@@ -306,11 +306,12 @@ impl Deferred {
     }
 
     fn remove(&mut self, target: &str, chunk: Seq) -> Option<Vec<Range<u32>>> {
+        let is_watched = self.backlog(target).bytes > self.watched_from;
         let queue = self.targets.get_mut(target)?;
         let events = queue.chunks.remove(&chunk)?;
         self.records -= count(&events);
         self.bytes -= bytes(&events);
-        if queue.backlog.bytes > self.watched_from {
+        if is_watched {
             self.changed.insert(target.into());
         }
         queue.backlog.remove(count(&events));

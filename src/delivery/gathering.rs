@@ -19,12 +19,14 @@ use crate::spool::Seq;
 
 /// The part of `spool_limit` that the runs of a pass take. Those of the next pass take as much, and the spool counts both.
 pub const FILE_SHARE: u64 = 6;
-/// The part of `memory_limit` for reading runs.
+/// The part of `memory_limit` for reading runs, and for what is known of spilled lines.
 const MERGE_SHARE: usize = 8;
 /// The maximum number of runs of a pass: with more, each would be read in pieces that are too small.
 const MAX_RUNS: usize = 512;
-/// The time without spilling after the disk failed.
+/// The time without spilling after the disk failed, or the work panicked.
 const BACKOFF: Duration = Duration::from_secs(10);
+/// The approximate memory use of the events of a chunk in an object in flight.
+const IN_FLIGHT_BYTES: usize = 512;
 /// The objects that one step of a pass makes: at most this many, of this many bytes together.
 const STEP_OBJECTS: usize = 64;
 const STEP_BYTES: usize = 1024 * 1024;
@@ -130,7 +132,12 @@ impl Gathering {
 
     /// Returns whether nothing more is spilled before a pass begins, which has to wait for the one in progress.
     pub(super) fn is_full(&self) -> bool {
-        let full = |it: &Spill| it.file_bytes() >= self.file_bytes || it.runs() >= MAX_RUNS;
+        let full = |it: &Spill| {
+            it.file_bytes() >= self.file_bytes
+                || it.runs() >= MAX_RUNS
+                || it.bytes() + self.left.bytes() >= self.merge_bytes
+                || it.merge_bytes() >= self.merge_bytes
+        };
         self.spill.as_ref().is_some_and(full)
     }
 
@@ -197,7 +204,8 @@ impl Gathering {
     }
 
     /// Gives up the file that was being written, because the work panicked. Its open objects are lost: their trackers fail.
-    pub(super) fn spill_panicked(&mut self) -> Unreadable {
+    pub(super) fn spill_panicked(&mut self, now: Instant) -> Unreadable {
+        self.spills_from = now + BACKOFF;
         self.spill = None;
         let events = std::mem::take(&mut self.left).into_events();
         let error = None;
@@ -233,7 +241,7 @@ impl Gathering {
                 }
                 match merge.next(compression, bounds.object_bytes) {
                     Ok(Some(object)) => {
-                        bytes += object.body.len();
+                        bytes += object.body.len() + object.events.len() * IN_FLIGHT_BYTES;
                         made.push(object);
                     }
                     Ok(None) => break Ok(false),
@@ -253,12 +261,14 @@ impl Gathering {
     pub(super) fn stepped(
         &mut self,
         step: Option<Step>,
+        now: Instant,
     ) -> (Vec<SpilledObject>, Sealed, Result<(), Unreadable>) {
         let Some(mut pass) = self.pass.take() else {
             return (Vec::new(), Sealed::Age, Ok(()));
         };
         let why = pass.why;
         let Some(step) = step else {
+            self.spills_from = now + BACKOFF;
             let (error, events) = (None, pass.left.into_events());
             return (Vec::new(), why, Err(Unreadable { error, events }));
         };
@@ -272,10 +282,13 @@ impl Gathering {
                 Ok(())
             }
             Ok(false) => Ok(()),
-            Err(error) => Err(Unreadable {
-                error: Some(error),
-                events: pass.left.into_events(),
-            }),
+            Err(error) => {
+                self.spills_from = now + BACKOFF;
+                Err(Unreadable {
+                    error: Some(error),
+                    events: pass.left.into_events(),
+                })
+            }
         };
         (step.objects, why, result)
     }

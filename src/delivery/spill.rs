@@ -51,6 +51,8 @@ pub(super) struct Spill {
     /// The end of the last one, in bytes.
     end: u64,
     tags: Tags,
+    /// The length of the longest entry, in bytes.
+    longest: usize,
     /// The time at which the oldest line was added to its object.
     since: Instant,
 }
@@ -175,12 +177,22 @@ impl Spill {
             runs: Vec::new(),
             end: 0,
             tags: Tags::default(),
+            longest: 0,
             since: Instant::now(),
         })
     }
 
     /// Writes open objects as a run, and returns their events. On an error nothing has changed.
     pub(super) fn write(&mut self, objects: &mut [(String, OpenObject)]) -> io::Result<ByChunk> {
+        let written = self.write_run(objects);
+        if written.is_err() {
+            // The disk may be full: whoever else needs it gets the space back.
+            let _ = self.file.set_len(self.end);
+        }
+        written
+    }
+
+    fn write_run(&mut self, objects: &mut [(String, OpenObject)]) -> io::Result<ByChunk> {
         objects.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let at = Appending {
             file: &self.file,
@@ -203,7 +215,8 @@ impl Spill {
                     .collect(),
                 packed: object.body().packed_len(),
             };
-            write_entry(&mut out, &head, object.body())?;
+            let length = write_entry(&mut out, &head, object.body())?;
+            self.longest = self.longest.max(length);
             written.extend(contents);
         }
         let end = out.into_inner().map_err(io::IntoInnerError::into_error)?.at;
@@ -225,6 +238,11 @@ impl Spill {
     /// Returns the size of the file, in bytes.
     pub(super) fn file_bytes(&self) -> u64 {
         self.end
+    }
+
+    /// Returns the approximate memory that merging takes at the most: each run's current entry, in bytes.
+    pub(super) fn merge_bytes(&self) -> usize {
+        self.runs.len() * self.longest
     }
 
     /// Returns the number of runs.
@@ -273,7 +291,8 @@ impl Write for Appending<'_> {
     }
 }
 
-fn write_entry(out: &mut impl Write, head: &Head, body: &Body) -> io::Result<()> {
+/// Writes an entry, and returns its length in bytes.
+fn write_entry(out: &mut impl Write, head: &Head, body: &Body) -> io::Result<usize> {
     let head = rmp_serde::to_vec(head).map_err(io::Error::other)?;
     let mut crc = Crc::new();
     crc.update(&head);
@@ -290,7 +309,8 @@ fn write_entry(out: &mut impl Write, head: &Head, body: &Body) -> io::Result<()>
         out.write_all(&number.to_le_bytes())?;
     }
     out.write_all(&head)?;
-    body.parts().try_for_each(|part| out.write_all(part))
+    body.parts().try_for_each(|part| out.write_all(part))?;
+    Ok(PREFIX + head.len() + len as usize)
 }
 
 fn bounds(runs: &[Range<u32>]) -> Vec<u32> {

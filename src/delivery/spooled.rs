@@ -132,6 +132,8 @@ struct InFlightChunk {
 /// Deferred events in flight.
 struct InFlightLoad {
     load: Load,
+    /// The events were deferred, and count as waiting for their target.
+    was_deferred: bool,
     tracker: Arc<AckTracker>,
     /// Its approximate memory use.
     bytes: usize,
@@ -262,6 +264,8 @@ pub(super) struct Feed {
     gathering: Gathering,
     /// Whether the last work was a step of a pass.
     passed_last: bool,
+    /// Whether the last work was to rebuild an object.
+    rebuilt_last: bool,
     small_objects: SmallObjects,
     /// Objects started before a restart, or before their target became unavailable.
     begun: VecDeque<PendingObject>,
@@ -334,6 +338,7 @@ impl Feed {
             objects,
             gathering,
             passed_last: false,
+            rebuilt_last: false,
             small_objects: SmallObjects::new(Instant::now()),
             begun: VecDeque::new(),
             sending: HashMap::new(),
@@ -632,8 +637,9 @@ impl Feed {
                 }
                 // Small ones that cannot be spilled yet wait for the pass, as the store takes its objects.
                 if objects.wants_spill() && self.gathering.is_full() {
+                    let sent = self.sending_bytes + self.chunk_bytes;
                     return self.gathering.is_passing()
-                        && self.sending_bytes + self.chunk_bytes <= open_objects(limit);
+                        && (sent <= open_objects(limit) || self.sending.is_empty());
                 }
                 // A sealed object releases its bytes only once it is stored.
                 held <= open_objects(limit) || self.sending.is_empty()
@@ -707,11 +713,19 @@ impl Feed {
         }
         let is_due = |begun: &PendingObject| self.is_due(begun).is_some_and(|due| due <= now);
         let due = self.begun.iter().position(is_due);
-        if let Some(begun) = due.and_then(|due| self.begun.remove(due)) {
+        // In turn with everything else: it reads all chunks that the object is made from.
+        if !std::mem::replace(&mut self.rebuilt_last, false)
+            && let Some(begun) = due.and_then(|due| self.begun.remove(due))
+        {
+            self.rebuilt_last = true;
             return self.rebuild(begun).await;
         }
+        // What is read has no place while nothing can be spilled.
+        let is_full = self.gathering.is_full();
+        let has_place = !(is_full && self.gathering.is_passing());
         if let Some(&(at, chunk, tries)) = self.again.first()
             && at <= now
+            && has_place
         {
             self.again.pop_first();
             self.start_chunk(chunk, tries).await;
@@ -728,13 +742,11 @@ impl Feed {
             self.relocate(chunks, now).await;
             return true;
         }
-        // In turn with reading, unless what would be read has no room.
-        let is_full = self.gathering.is_full();
+        // In turn with reading, unless what would be read has no place.
         if (!std::mem::replace(&mut self.passed_last, false) || is_full) && self.step_pass().await {
             self.passed_last = true;
             return true;
         }
-        let has_place = !(is_full && self.gathering.is_passing());
         let next = self.spool.peek(self.after);
         let next = next.filter(|_| has_place && self.may_read_on());
         let gives_way = std::mem::replace(&mut self.gave_up_last, false)
@@ -753,7 +765,8 @@ impl Feed {
         }
         self.loaded_last = false;
         let Some((chunk, _)) = next else {
-            return false;
+            // The pass goes on although it was its turn before: nothing else would wake it.
+            return self.step_pass().await;
         };
         self.after = Some(chunk);
         // The targets of relocated events are known: they are deferred already.
@@ -778,11 +791,26 @@ impl Feed {
         true
     }
 
+    /// Whether a chunk was started before, in the order of the log.
+    fn is_in_hand(&self, chunk: Seq) -> bool {
+        let is_read = |it: &InFlightChunk| it.hold.is_none();
+        let mut absent = self.absent.values().flatten();
+        self.chunks.get(&chunk).is_some_and(is_read)
+            || self.again.iter().any(|(_, again, _)| *again == chunk)
+            || absent.any(|(absent, _)| *absent == chunk)
+            || self.deferred.holds(chunk)
+            || self.waiting.holds(chunk)
+            || self.is_loaded(chunk)
+            || self.gathering.holds(chunk)
+    }
+
     /// Reads chunks that are behind those read last, since their file was missing.
     fn take_late(&mut self, now: Instant) {
         for chunk in self.spool.take_late(self.after) {
             // The targets of relocated events are known: they are deferred already.
-            let is_known = self.on_trial.remove(&chunk) || self.spool.is_relocated(chunk);
+            let is_known = self.on_trial.remove(&chunk)
+                || self.spool.is_relocated(chunk)
+                || self.is_in_hand(chunk);
             if !is_known && !self.pass_whole(chunk) {
                 self.again.insert((now, chunk, 0));
             }
@@ -992,6 +1020,7 @@ impl Feed {
         self.deferred.begin(&load);
         let in_flight = InFlightLoad {
             load,
+            was_deferred: true,
             tracker,
             bytes,
         };
@@ -1418,12 +1447,13 @@ impl Feed {
         let mut sealed = objects.seal_aged(now);
         // Open objects keep their chunks in the spool. Without this, a spool filled by them would reject chunks while the
         // destination works.
-        let keeps_chunks = self.spool.usage().is_half_full()
+        let all_read = self.spool.is_read(self.after);
+        let keeps_chunks = all_read
+            && self.spool.usage().is_half_full()
             && self.sending.is_empty()
             && sealed.is_empty()
             && !self.gathering.is_passing();
-        let all_read = self.spool.is_read(self.after);
-        if keeps_chunks && all_read && self.gathering.is_empty() {
+        if keeps_chunks && self.gathering.is_empty() {
             sealed = objects.seal_for_room();
         }
         self.dispatch(sealed);
@@ -1462,7 +1492,9 @@ impl Feed {
         if self.gathering.is_passing() {
             return;
         }
-        self.spill(now).await;
+        if !self.gathering.has_failed(now) {
+            self.spill(now).await;
+        }
         self.gathering.begin_pass(why);
     }
 
@@ -1504,7 +1536,7 @@ impl Feed {
                 }
             }
             Err(_) => {
-                let unreadable = self.gathering.spill_panicked();
+                let unreadable = self.gathering.spill_panicked(now);
                 self.read_again(unreadable);
             }
         }
@@ -1522,7 +1554,7 @@ impl Feed {
         };
         self.worker.rest();
         let step = self.worker.run(step).await.ok();
-        let (objects, why, result) = self.gathering.stepped(step);
+        let (objects, why, result) = self.gathering.stepped(step, Instant::now());
         self.spool.set_gathered(self.gathering.file_bytes());
         for object in objects {
             self.send_spilled(object, why);
@@ -1541,8 +1573,7 @@ impl Feed {
             self.next_load += 1;
             let owner = Owner::Deferred { load, chunk };
             let completed = self.completed.clone();
-            let tracker = AckTracker::of_chunk(&object.tag, EventSet::default(), owner, completed);
-            let tracker = Arc::new(tracker);
+            let tracker = Arc::new(AckTracker::of_spilled(&object.tag, owner, completed));
             let all: Arc<[u32]> = events.iter().cloned().flatten().collect();
             guards.push(tracker.guard(&all, 0..all.len()));
             let bytes = CHUNK_BYTES + size_of_val(&all[..]);
@@ -1552,6 +1583,7 @@ impl Feed {
                     chunk,
                     targets: vec![(Arc::clone(&object.target), events)],
                 },
+                was_deferred: false,
                 tracker,
                 bytes,
             };
@@ -1978,7 +2010,9 @@ impl Feed {
                 let Some(in_flight) = self.loads.remove(&(chunk, load)) else {
                     return;
                 };
-                self.deferred.end(&in_flight.load);
+                if in_flight.was_deferred {
+                    self.deferred.end(&in_flight.load);
+                }
                 self.chunk_bytes -= in_flight.bytes;
                 if verdict == Verdict::Retry {
                     let settled = in_flight.tracker.settled();
@@ -2234,7 +2268,14 @@ impl Feed {
                 None
             }
             // A missing file is logged by the intake's check.
-            Ok(Err(_)) | Err(_) => None,
+            Ok(Err(_)) => None,
+            Err(_) => {
+                // Of several it is not known which.
+                if let [chunk] = chunks[..] {
+                    self.worker.panicked(chunk);
+                }
+                None
+            }
         };
         let Some((body, events, lines, skipped, destination)) = built else {
             // Other work continues meanwhile.

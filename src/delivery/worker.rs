@@ -179,7 +179,9 @@ impl Worker {
 
     /// Records that this work on a chunk is done.
     pub(super) fn acquit(&mut self, chunk: Seq, work: Work) {
-        self.poison.succeeded(chunk);
+        if work == Work::Deliver {
+            self.poison.succeeded(chunk);
+        }
         let acquitted = |it: &mut Suspect| it.chunk == chunk && it.work == work;
         if self.suspects.extract_if(.., acquitted).next().is_some() {
             let spool = Arc::clone(&self.spool);

@@ -595,6 +595,8 @@ struct State {
     /// The segment being written, or the newest one.
     resident: Option<Seq>,
     ahead: Ahead,
+    /// The segment that was being written when the run before ended, if not all segments were read at the start.
+    opened: Option<Seq>,
     /// The reader has come to the frontier.
     starved: bool,
     /// Segments before the frontier that were missing when they were to be indexed.
@@ -768,6 +770,15 @@ impl State {
     fn mark_unreusable(&mut self, segment: Seq) {
         if let Some(info) = self.segments.get_mut(&segment) {
             info.reusable = false;
+        }
+    }
+
+    /// The same for a segment that is not indexed, whatever is known of its chunks.
+    fn set_missing(&mut self, segment: Seq) {
+        let bytes = self.segments.get(&segment).map(|info| info.bytes);
+        if let Some(bytes) = bytes.filter(|_| !self.missing.contains_key(&segment)) {
+            self.missing.insert(segment, bytes);
+            self.resize(segment, 0);
         }
     }
 
@@ -1236,7 +1247,13 @@ impl Spool {
 
     /// Whether nothing follows `after`, as [`Spool::peek`] would show: not even what is still to be read of earlier runs.
     pub fn is_read(&self, after: Option<Seq>) -> bool {
-        self.peek(after).is_none() && self.shared.state().frontier == Seq::MAX
+        if self.peek(after).is_some() {
+            return false;
+        }
+        // Both with one lock: what was still to be read may have come into the index in between.
+        let mut state = self.shared.state();
+        let next = state.next_indexed(after, self.shared.limits.indexed);
+        next.is_none() && state.frontier == Seq::MAX
     }
 
     /// Like [`Spool::peek`], but waits for what is still to be read of earlier runs. `None`: there is nothing more. Blocks on
@@ -1244,7 +1261,7 @@ impl Spool {
     pub fn next(&self, after: Option<Seq>) -> io::Result<Option<(Seq, usize)>> {
         let mut state = self.shared.state();
         loop {
-            let next = state.next_indexed(after);
+            let next = state.next_indexed(after, self.shared.limits.indexed);
             let frontier = state.frontier;
             if next.is_some() || frontier == Seq::MAX || state.ended {
                 return Ok(next.map(|(chunk, place)| (chunk, place.events_len() as usize)));
@@ -1297,7 +1314,7 @@ impl Spool {
     /// `None`: there is none yet, or it is still to be read what earlier runs left; [`Spool::more`] tells when there is more.
     pub fn peek(&self, after: Option<Seq>) -> Option<(Seq, usize)> {
         let mut state = self.shared.state();
-        let next = state.next_indexed(after);
+        let next = state.next_indexed(after, self.shared.limits.indexed);
         if state.wants_more(self.shared.limits.indexed) {
             self.shared.work.notify_one();
         }

@@ -93,7 +93,33 @@ impl Ahead {
 
 impl State {
     /// The next chunk after `after` before the frontier.
-    pub(super) fn next_indexed(&mut self, after: Option<Seq>) -> Option<(Seq, Place)> {
+    pub(super) fn next_indexed(&mut self, after: Option<Seq>, most: usize) -> Option<(Seq, Place)> {
+        let next = self.next_before_frontier(after);
+        match self.open_resident(most) {
+            true if next.is_none() => self.next_before_frontier(after),
+            _ => next,
+        }
+    }
+
+    /// Moves the frontier past the segment being written if that is where it is and the reader is near. Every chunk of it is in
+    /// the index, and its file is not to be read: a frame in it may still be refused.
+    fn open_resident(&mut self, most: usize) -> bool {
+        let is_near = self.starved || self.ahead.wants_more(most);
+        let opens = Some(self.frontier) == self.resident && is_near;
+        if opens {
+            self.pass_into_resident(self.frontier);
+        }
+        opens
+    }
+
+    fn pass_into_resident(&mut self, first: Seq) {
+        let chunks = self.chunks.range(first..).count();
+        self.ahead.push(first, chunks);
+        self.frontier = Seq::MAX;
+        self.starved = false;
+    }
+
+    fn next_before_frontier(&mut self, after: Option<Seq>) -> Option<(Seq, Place)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let is_before = after.is_none_or(|after| after < self.frontier);
         let range = (from, Bound::Excluded(self.frontier));
@@ -123,10 +149,13 @@ impl State {
         let Some(former) = former.filter(|former| *former >= self.frontier) else {
             return;
         };
-        for (chunk, place) in self.chunks.split_off(&former) {
-            // Whoever relocated a chunk recognises it only while it is known that this run wrote it.
-            if place.is_relocated() {
-                self.chunks.insert(chunk, place);
+        // The chunks of the segment that was the newest at the start may be in the [`History`], and in hand.
+        if self.opened != Some(former) {
+            for (chunk, place) in self.chunks.split_off(&former) {
+                // Whoever relocated a chunk recognises it only while it is known that this run wrote it.
+                if place.is_relocated() {
+                    self.chunks.insert(chunk, place);
+                }
             }
         }
         if let Some(info) = self.segments.get_mut(&former) {
@@ -138,7 +167,8 @@ impl State {
     fn next_to_index(&self, most: usize) -> Option<Seq> {
         let mut skipped = self.skipped.iter();
         let back = skipped.find(|first| !self.missing.contains_key(first));
-        let near = || self.frontier != Seq::MAX && (self.starved || self.ahead.wants_more(most));
+        let is_closed = self.frontier != Seq::MAX && Some(self.frontier) != self.resident;
+        let near = || is_closed && (self.starved || self.ahead.wants_more(most));
         back.copied().or_else(|| near().then_some(self.frontier))
     }
 
@@ -200,9 +230,7 @@ impl State {
         let next = next.map_or(Seq::MAX, |(next, _)| *next);
         self.frontier = next;
         if Some(next) == self.resident {
-            let chunks = self.chunks.range(next..).count();
-            self.ahead.push(next, chunks);
-            self.frontier = Seq::MAX;
+            self.pass_into_resident(next);
         }
     }
 }
@@ -382,10 +410,18 @@ impl Behind {
             if !self.goes_on() {
                 return Ok(None);
             }
+            let known = self.known_bytes(first).min(len);
             let found = self.reading(|reader| reader.read(first, len, &mut ledger))?;
-            is_whole &= matches!(found, Found::Segment(_));
+            is_whole &= matches!(found, Found::Segment(segment) if segment.bytes >= known);
         }
         Ok(Some((ledger, is_whole)))
+    }
+
+    /// The size of a segment's file when it was seen last, in bytes.
+    fn known_bytes(&self, first: Seq) -> u64 {
+        let state = self.state();
+        let now = state.segments.get(&first).map_or(0, |info| info.bytes);
+        now.max(state.missing.get(&first).copied().unwrap_or(0))
     }
 
     /// Adds chunks to the index before it is their segment's turn.
@@ -400,7 +436,9 @@ impl Behind {
         for first in segments {
             let read =
                 |reader: &mut Reader<'_>| reader.read(first, u64::MAX, &mut Ledger::default());
+            let known = self.known_bytes(first);
             if let Found::Segment(segment) = self.reading(read)?
+                && segment.bytes >= known
                 && self.is_left(&segment)
             {
                 let named = segment.chunks.iter();
@@ -423,8 +461,13 @@ impl Behind {
         };
         // What this run wrote and refused is not doubted.
         let is_past = self.past.newest.is_some_and(|(newest, _)| first <= newest);
+        let known = self.known_bytes(first);
         let found = self.reading(|reader| {
             let mut found = reader.read(first, u64::MAX, &mut Ledger::default())?;
+            // It may be in the middle of being copied back.
+            if is_past && matches!(&found, Found::Segment(segment) if segment.bytes < known) {
+                found = Found::Gone;
+            }
             let go_on = match &mut found {
                 Found::Segment(segment) if is_past => {
                     reader.find_doubted(segment, was_there, goes_on)?
@@ -439,7 +482,7 @@ impl Behind {
             Some(Found::Gone) => {
                 let mut state = self.state();
                 state.skipped.insert(first);
-                state.mark_missing(first);
+                state.set_missing(first);
                 state.pass_frontier(first);
             }
             Some(Found::Foreign(why)) => {

@@ -184,6 +184,7 @@ fn resume(disk: &dyn Disk, limits: &Limits, outline: Outline) -> io::Result<Resu
         state.segments.insert(*first, info);
     }
     state.frontier = older.keys().next().copied().unwrap_or(newest);
+    state.opened = state.resident;
     state.ahead = Ahead::default();
     let bounds = older.keys().chain(listed.keys()).copied();
     let mut newest_segment = survey.segments.pop();

@@ -247,6 +247,8 @@ struct State {
     file: Option<Box<dyn File>>,
     /// The warning that it cannot be written was given.
     warned: bool,
+    /// The record of earlier runs was taken over.
+    is_resumed: bool,
     closed: bool,
 }
 
@@ -260,6 +262,7 @@ impl Suspects {
                 record: left,
                 file: None,
                 warned: false,
+                is_resumed: false,
                 closed: false,
             }),
         }
@@ -267,6 +270,7 @@ impl Suspects {
 
     /// Continues from the record of an earlier run, before any work begins. The string, if any, is a warning.
     pub(super) fn resume(&self, holds: impl Fn(&Suspect) -> bool) -> Option<String> {
+        self.state().is_resumed = true;
         self.change(|record| record.resume(holds))
     }
 
@@ -351,7 +355,10 @@ impl Suspects {
 
     /// Ends the run: later changes are ignored.
     pub(super) fn close(&self) {
-        let _ = self.end();
+        // Before it is resumed, what ended the last run is still recorded as under way.
+        if self.state().is_resumed {
+            let _ = self.end();
+        }
         self.state().closed = true;
     }
 }

@@ -158,6 +158,76 @@ fn a_segment_that_goes_missing_before_it_is_read_delays_no_other_and_may_come_ba
 }
 
 #[test]
+fn a_segment_that_is_being_copied_back_when_its_turn_comes_is_waited_for() {
+    let mut bench = long();
+    let segments = bench.segments();
+    start_held(&mut bench);
+    let whole = bench.sim.contents(&segments[3]);
+    let part = whole[..whole.len() * 3 / 4].to_vec();
+    bench.sim.put(&segments[3], part);
+    bench.sim.hold_files(&[]);
+    let expected: Vec<u8> = (0..24).filter(|byte| !(6..8).contains(byte)).collect();
+    assert_eq!(bench.bytes(), expected);
+    assert_eq!(bench.spool().look().missing, [(segments[3].clone(), 2)]);
+    bench.sim.put(&segments[3], whole);
+    bench.spool().look();
+    bench.spool().wait_until_idle();
+    bench.spool().wait_until_indexed();
+    assert_eq!(bench.bytes(), (0..24).collect::<Vec<u8>>());
+    bench.finish_all();
+    assert_eq!(bench.segments().len(), 1);
+}
+
+#[test]
+fn chunks_in_hand_of_the_segment_that_was_the_newest_stay_readable() {
+    let mut bench = long();
+    let (last, _) = bench.visible().pop().unwrap();
+    bench
+        .note(begun(7, &[all(last)]), Durability::Synced)
+        .unwrap();
+    bench.indexed = 4;
+    start_held(&mut bench);
+    assert_eq!(history(&bench).pending.len(), 1);
+    // The segment is full, and others follow, while the older ones are not read yet.
+    (24..30).for_each(|byte| bench.keep(byte, 1_500));
+    assert!(bench.spool().holds(last));
+    assert_eq!(bench.spool().read(last).unwrap().data[0], 23);
+    bench.sim.hold_files(&[]);
+    assert_eq!(bench.bytes(), (0..30).collect::<Vec<u8>>());
+    bench.finish_all();
+    assert_eq!(bench.segments().len(), 1);
+    assert_eq!(bench.spool().usage().unfinished, 0);
+}
+
+#[test]
+fn the_segment_being_written_is_never_read_for_the_index() {
+    // Two chunks a segment: it is the one at the frontier. (With more, its Begin frame is read, which bounds the one before.)
+    for chunks in [5, 6] {
+        let mut bench = Bench::new(OPTIONS);
+        bench.end(false);
+        bench.indexed = 4;
+        bench.start().unwrap();
+        (0..chunks).for_each(|byte| bench.keep(byte, 1_500));
+        bench.sim.take_log();
+        let mut after = None;
+        while let Some((chunk, _)) = bench.spool().next(after).unwrap() {
+            after = Some(chunk);
+        }
+        bench.spool().wait_until_indexed();
+        let newest = bench.segments().pop().unwrap();
+        let log = bench.sim.take_log();
+        let read = log.iter().filter(|(call, name)| {
+            matches!(call, sim::Call::Open | sim::Call::Read) && *name == newest
+        });
+        assert_eq!(read.count(), 0, "{chunks}: {log:?}");
+        assert_eq!(bench.bytes(), (0..chunks).collect::<Vec<u8>>());
+        bench.finish_all();
+        assert_eq!(bench.spool().usage().unfinished, 0);
+        assert_eq!(bench.segments().len(), 1);
+    }
+}
+
+#[test]
 fn a_disk_that_cannot_be_read_is_told_and_tried_again() {
     let mut bench = long();
     let segments = bench.segments();

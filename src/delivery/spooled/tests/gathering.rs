@@ -104,6 +104,20 @@ async fn gathered_lines_are_sent_when_they_are_due() {
     bench.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pass_goes_on_as_memory_allows_although_nothing_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let bench = start(dir.path(), &store, FOLDERS);
+    bench.flush_all(&folders(5_000), 3).await;
+    bench.all_gathered(15_000).await;
+    tokio::time::advance(Duration::from_secs(301)).await;
+    // A step makes 64 objects, of some 5 KB each.
+    let held = || bench.pipeline.metrics().spooled.get().unwrap_or_default();
+    until("memory full of objects", || held() > 2_500_000.0).await;
+    bench.feed.abort();
+}
+
 /// What two runs stored: the second puts an object again under its name if it does not know that the first did.
 fn stored_by(runs: [&Store; 2]) -> Vec<String> {
     let mut objects = BTreeMap::new();
