@@ -1196,7 +1196,7 @@ mod tests {
                 limit: 1 << 20,
                 segment_bytes: Some(400),
             };
-            Spool::open(disk, options).unwrap().0
+            indexed(Spool::open(disk, options).unwrap().0)
         };
         open().begin_work(chunks[1], Work::Rebuild, false);
         let spool = open();
@@ -1497,6 +1497,15 @@ mod tests {
         assert_eq!(errors.lines().count(), 1, "{errors}");
     }
 
+    /// Waits until all chunks are known.
+    fn indexed(spool: Arc<Spool>) -> Arc<Spool> {
+        let mut after = None;
+        while let Some((chunk, _)) = spool.next(after).unwrap() {
+            after = Some(chunk);
+        }
+        spool
+    }
+
     /// A spool as [`spool`] makes it, of which an event of the second chunk and the whole fourth are relocated. Returns the
     /// new chunk's bytes.
     fn relocated() -> (TempDir, Vec<u8>) {
@@ -1506,7 +1515,7 @@ mod tests {
             limit: 1 << 20,
             segment_bytes: Some(400),
         };
-        let (spool, _) = Spool::open(disk, options).unwrap();
+        let spool = indexed(Spool::open(disk, options).unwrap().0);
         let data = [event(11, 11), chunk_of(30)].concat();
         let relocation = Relocation {
             tag: b"app".to_vec(),
