@@ -12,7 +12,7 @@ use std::ptr;
 use anyhow::{Context, Result, ensure};
 use libloading::os::unix::{Library, RTLD_LAZY};
 
-use super::stack::Guarded;
+use super::stack::{self, Guarded};
 use crate::config::Instance;
 
 /// OK: the plugin has accepted the chunk.
@@ -281,6 +281,8 @@ impl Proxy {
         drop(self.def);
         drop(self.go);
         drop(self.go_name);
+        // A thread that runs on may fault before dlclose returns.
+        stack::libraries_are_unloaded();
         if let Err(error) = self.image.close() {
             log(
                 LOG_ERROR,

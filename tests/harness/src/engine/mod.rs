@@ -273,7 +273,6 @@ pub fn run(mut args: RunArgs) -> Result<ExitCode> {
     let mut supervisor = Supervisor::new(args, signals);
     let tally = supervisor.run(loaded)?;
 
-    stack::libraries_are_unloaded();
     let patience = Instant::now() + THREADS_MAY_LINGER;
     while !foreign_threads().is_empty() && Instant::now() < patience {
         thread::sleep(Duration::from_millis(1));

@@ -47,7 +47,7 @@ static REGISTRY: [Guard; GUARDS] = [const {
 
 static UNLOADED: AtomicBool = AtomicBool::new(false);
 
-/// Attributes faults at unknown addresses to unloaded code from now on.
+/// Attributes faults at unknown addresses to unloaded code from now on. To be called before a library is unloaded.
 pub(crate) fn libraries_are_unloaded() {
     UNLOADED.store(true, Ordering::Relaxed);
 }
