@@ -221,7 +221,7 @@ const char *host_get_property(const char *key, void *asked)
 
 /* ---- The metrics page: the functions of cmetrics that the library looks up by name. ---- */
 
-enum { METRICS_MAX = 64, VALUES_MAX = 16, LABELS_MAX = 2, BOUNDS_MAX = 32, WORD_MAX = 64 };
+enum { METRICS_MAX = 64, VALUES_MAX = 32, LABELS_MAX = 2, BOUNDS_MAX = 32, WORD_MAX = 64 };
 enum kind { COUNTER, GAUGE, HISTOGRAM };
 
 struct bounds {
