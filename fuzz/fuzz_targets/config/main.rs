@@ -96,9 +96,15 @@ fn harmless(key: &str, value: &str) -> String {
         }
         _ if URLS.contains(&key) => with_secrets(&value),
         // A user in place of the bucket; a prefix may hold any character, and so may a folder.
-        "url" if value.contains("://:") && !value.contains("file://") => with_secrets(&value),
+        "url" if begins_with_a_user(&value) && !value.contains("file://") => with_secrets(&value),
         _ => value,
     }
+}
+
+/// Whether a user follows the scheme, rather than a container with such characters somewhere behind it.
+fn begins_with_a_user(value: &str) -> bool {
+    let rest = value.split_once("://");
+    rest.is_some_and(|(_, rest)| rest.starts_with(':'))
 }
 
 /// An address with a secret in front of whatever may end one: what begins a query, a fragment or a path in the middle of a
