@@ -16,9 +16,10 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The manual pages.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "ferry-check.1",
     "ferry-completions.1",
+    "ferry-cost.1",
     "ferry-man.1",
     "ferry-migrate.1",
     "ferry-replay.1",
@@ -203,5 +204,42 @@ fn a_package_has_the_tool_its_pages_and_its_completions() {
         };
         let broken = crate::docs::broken_links(&documents);
         assert!(broken.is_empty(), "{name}: {broken:#?}");
+    }
+}
+
+#[test]
+fn a_months_costs_are_printed_for_each_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("fluent-bit.conf");
+    let outputs = "[OUTPUT]\n    Name ferry\n    Match *\n    url s3://logs/app\n    region us-east-1\n\
+                   [OUTPUT]\n    Name ferry\n    Alias stream\n    Match *\n    delivery_stream app\n    region us-east-1\n";
+    fs::write(&file, outputs).unwrap();
+    let file = file.to_str().unwrap();
+    let output = tool(&["cost", file, "--month", "50G"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let table = text(&output.stdout);
+    for row in [
+        "ferry.0: 50 GB a month",
+        "stream: 50 GB a month",
+        "CloudWatch Logs  ",
+    ] {
+        assert!(table.contains(row), "{row}: {table}");
+    }
+    let output = tool(&["cost", file, "--rate", "20K", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report[0]["ways"][0]["way"], "this output");
+    assert!(report[1]["ways"][0]["total"].as_f64().unwrap() > 1.0);
+    for (arguments, said) in [
+        (vec!["cost", file], "--rate"),
+        (
+            vec!["cost", file, "--rate", "20K", "--region", "mars-1"],
+            "us-east-1",
+        ),
+        (vec!["cost", "/nowhere", "--rate", "20K"], "/nowhere"),
+    ] {
+        let output = tool(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let error = text(&output.stderr);
+        assert!(error.contains(said), "{arguments:?}: {error}");
     }
 }

@@ -10,9 +10,9 @@ use crate::delivery::small_objects::{MANY_A_MONTH, S3_DOLLARS_PER_MILLION, SMALL
 use crate::log::size;
 
 /// How many times smaller compression makes JSON log lines, about: 5 to 6 were measured (`docs/performance.md`).
-const COMPRESSION_FACTOR: f64 = 5.0;
+pub(super) const COMPRESSION_FACTOR: f64 = 5.0;
 /// A month of 30 days.
-const MONTH: Duration = Duration::from_secs(30 * 24 * 3_600);
+pub(super) const MONTH: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// An expected load.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,40 +32,75 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
 
 /// The expected objects.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Objects {
+pub(super) struct Objects {
     /// The bytes of an object, compressed.
     bytes: f64,
     /// The time in which each folder gets an object.
     interval: f64,
     /// The spool is too small for the objects to reach `blob_max_age`.
     is_cut_short: bool,
-    a_month: f64,
+    pub(super) a_month: f64,
+}
+
+/// How the object of a folder grows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Growth {
+    /// The time after which it is sealed, in seconds.
+    pub(super) age: f64,
+    /// The size at which it is sealed, in compressed bytes.
+    pub(super) bytes: f64,
+    /// How many times smaller compression makes the lines.
+    pub(super) factor: f64,
+}
+
+impl Growth {
+    /// Returns the bytes of lines that each of the folders gets until its object is sealed by age, compressed, and the number
+    /// of objects they make.
+    fn until_sealed(&self, rate: f64, folders: f64) -> (f64, f64) {
+        let all = rate * self.age / folders / self.factor;
+        (all, (all / self.bytes).ceil().max(1.0))
+    }
+
+    /// Returns the objects of a month, for a rate in bytes per second that is spread evenly over the folders.
+    pub(super) fn objects_a_month(&self, rate: f64, folders: f64) -> f64 {
+        let (_, objects) = self.until_sealed(rate, folders);
+        folders * objects * MONTH.as_secs_f64() / self.age
+    }
+}
+
+/// Returns how many times smaller the configured compression makes lines.
+pub(super) fn factor(config: &Config) -> f64 {
+    match config.compression {
+        Compression::None => 1.0,
+        Compression::Gzip(_) | Compression::Zstd(_) => COMPRESSION_FACTOR,
+    }
 }
 
 /// Returns the objects of a spooled output. The load is spread evenly over the folders.
-fn objects(config: &Config, load: Load) -> Option<Objects> {
+pub(super) fn objects(config: &Config, load: Load) -> Option<Objects> {
     let Destination::Blob { object, .. } = &config.destination else {
         return None;
     };
     let spool = config.spool.as_ref()?;
     let (rate, folders) = (load.rate.max(1) as f64, load.folders.max(1) as f64);
-    let factor = match config.compression {
-        Compression::None => 1.0,
-        Compression::Gzip(_) | Compression::Zstd(_) => COMPRESSION_FACTOR,
-    };
+    let factor = factor(config);
     // Lines are gathered on disk when they do not fit into memory.
     let age = object.age.as_secs_f64();
     let is_gathered =
         rate * age / factor > open_objects(config.memory_limit) as f64 && folders > 1.0;
     let fills = (spool.limit / FILE_SHARE) as f64 / rate;
     let interval = if is_gathered { age.min(fills) } else { age };
-    let all = rate * interval / folders / factor;
-    let per_interval = (all / object.bytes as f64).ceil().max(1.0);
+    let growth = Growth {
+        age: interval,
+        bytes: object.bytes as f64,
+        factor,
+    };
+    let (all, objects) = growth.until_sealed(rate, folders);
     Some(Objects {
-        bytes: all / per_interval,
+        bytes: all / objects,
         interval,
         is_cut_short: interval < age,
-        a_month: folders * per_interval * MONTH.as_secs_f64() / interval,
+        a_month: growth.objects_a_month(rate, folders),
     })
 }
 

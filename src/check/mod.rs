@@ -4,7 +4,7 @@
 //!
 //! [`host`] reads the file and checks Fluent Bit's own settings; [`disk`] checks the folders; [`net`] checks the
 //! connection to the service, step by step; [`firehose`] and [`blob`] check the service itself; [`tags`] finds example
-//! tags for templates; [`cost`] computes what objects cost; [`migrate`] converts outputs of other plugins. The plugin itself uses none of it.
+//! tags for templates; [`cost`] computes what objects cost, and [`bill`] what a month of logs does; [`migrate`] converts outputs of other plugins. The plugin itself uses none of it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,6 +18,7 @@ use crate::codec::template::Template;
 use crate::config::{Blob, Config, Destination};
 
 mod aws;
+pub mod bill;
 mod blob;
 pub mod cost;
 mod disk;

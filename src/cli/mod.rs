@@ -11,6 +11,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use serde::Serialize;
 
 mod check;
+mod cost;
 mod letters;
 mod migrate;
 mod progress;
@@ -38,6 +39,7 @@ read. Each command's --help has the details.";
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
+    Cost(cost::Args),
     Migrate(migrate::Args),
     Spool(spool::Args),
     Replay(replay::Args),
@@ -76,6 +78,7 @@ impl From<io::Error> for Failure {
 pub(crate) fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Cost(args) => cost::run(&args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Replay(args) => replay::run(&args),
