@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use ferry::config::{
-    Aws, Azure, AzureAuth, Blob, Config, Destination, Secret, SecretSource, Store,
+    Aws, Azure, AzureAuth, Blob, Config, Destination, ObjectSettings, Secret, SecretSource, Store,
 };
 use ferry::sink::blob::BlobSink;
 use ferry::sink::{Batch, Class, Outcome, Sink};
@@ -50,8 +50,9 @@ fn azure(server: &Azurite, container: &str, auth: AzureAuth, auto_create_contain
 fn blob(store: Store) -> Blob {
     Blob {
         store,
-        content_type: "application/x-ndjson",
+        content_type: "application/x-ndjson".into(),
         content_encoding: Some("gzip"),
+        objects: ObjectSettings::default(),
         ca_pem: None,
     }
 }
@@ -70,6 +71,7 @@ fn sink(blob: &Blob) -> (BlobSink, Arc<Mutex<Vec<String>>>) {
 async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
     let batch = Batch {
         target: target.into(),
+        tag: (*b"t").into(),
         records: vec![Bytes::from_static(body).into()],
         token: None,
     };

@@ -461,6 +461,7 @@ async fn put(
         .apply(b"an object of ferry check: it may be removed\n");
     let batch = Batch {
         target: name.as_str().into(),
+        tag: (*b"ferry-check").into(),
         records: vec![Bytes::from(body).into()],
         token: Some("ferry-check".into()),
     };

@@ -366,6 +366,7 @@ async fn put(
     });
     let batch = Batch {
         target: stream.into(),
+        tag: (*b"ferry-check").into(),
         records: vec![Bytes::from(format!("{record}\n")).into()],
         token: None,
     };

@@ -180,7 +180,10 @@ pub(super) fn keys(configuration: &Configuration, output: &Output, report: &mut 
                 format!("{place}: {name} is set twice; {effective}"),
                 "remove one".to_owned(),
             )
-        } else if again || keys::find(&name).is_some() {
+        } else if again
+            || keys::find(&name).is_some()
+            || keys::find_foreign(&name).is_some_and(keys::ForeignKey::is_refused)
+        {
             // Known keys that do not apply to the destination are refused by the configuration.
             continue;
         } else if let Some(host) = keys::find_host(&name) {

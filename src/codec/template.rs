@@ -120,6 +120,46 @@ impl Template {
         Some(name)
     }
 
+    /// Whether all events of a name have the same value of `other`, because each part of the tag in it is a whole folder of
+    /// the name.
+    pub fn separates(&self, other: &Template) -> bool {
+        // The folders of the name, as the parts in each that vary.
+        let mut folders: Vec<Vec<Option<&Part>>> = vec![Vec::new()];
+        for part in &self.parts {
+            let text = match part {
+                Part::Literal(text) => Some(text),
+                Part::Time { text, .. } => Some(text),
+                Part::Tag | Part::TagSegment(_) | Part::Record { .. } => None,
+            };
+            let Some(text) = text else {
+                folders.last_mut().expect("one at least").push(Some(part));
+                continue;
+            };
+            for (number, piece) in text.split('/').enumerate() {
+                if number > 0 {
+                    folders.push(Vec::new());
+                }
+                if matches!(part, Part::Time { .. }) && piece.contains('%') {
+                    folders.last_mut().expect("one at least").push(None);
+                }
+            }
+        }
+        let alone = |wanted: &dyn Fn(&Part) -> bool| {
+            let is =
+                |folder: &Vec<Option<&Part>>| matches!(folder[..], [Some(part)] if wanted(part));
+            folders.iter().any(is)
+        };
+        let has_tag = || alone(&|part| matches!(part, Part::Tag));
+        other.parts.iter().all(|part| match part {
+            Part::Literal(_) => true,
+            Part::Tag => has_tag(),
+            Part::TagSegment(n) => {
+                has_tag() || alone(&|part| matches!(part, Part::TagSegment(known) if known == n))
+            }
+            Part::Time { .. } | Part::Record { .. } => false,
+        })
+    }
+
     /// Whether events of one tag and second share their name.
     pub fn constant_within_a_second(&self) -> bool {
         self.parts.iter().all(|part| match part {
@@ -320,6 +360,31 @@ mod tests {
         assert_eq!(of("fixed", "x").as_deref(), Some("fixed"));
         assert_eq!(of("{tag}/%Y", "x"), None);
         assert_eq!(of("{tag}/{record.k}", "x"), None);
+    }
+
+    #[test]
+    fn a_folder_separates_tags_if_each_part_of_them_is_a_whole_folder() {
+        let table = [
+            ("{tag}/%Y/%m", "x-{tag}", true),
+            ("{tag}/%Y/%m", "{tag[3]}", true),
+            ("logs/{tag[1]}/%Y", "{tag[1]}", true),
+            ("logs/app-{tag}.d/%Y", "{tag}", true),
+            ("{tag}", "fixed", true),
+            ("%Y", "fixed", true),
+            ("logs/{tag[1]}/%Y", "{tag[0]}", false),
+            ("logs/{tag[1]}/%Y", "{tag}", false),
+            ("%Y", "{tag}", false),
+            // "a-b" and "c" make the name of "a" and "b-c".
+            ("{tag[0]}-{tag[1]}", "{tag[0]}", false),
+            ("{tag}-{record.level}", "{tag}", false),
+            ("{tag}-%H", "{tag}", false),
+            ("{tag}", "{record.level}", false),
+        ];
+        for (path, other, separates) in table {
+            let template = |text| Template::parse(text, true).unwrap();
+            let found = template(path).separates(&template(other));
+            assert_eq!(found, separates, "{other} in {path}");
+        }
     }
 
     #[test]

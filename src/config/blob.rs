@@ -1,11 +1,14 @@
 //! The keys of a blob destination: the store, and its objects.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::reader::Reader;
 use super::value::{shown, without_secrets};
-use super::{Aws, Azure, Destination, ObjectBounds, Place, Properties, keys, open_objects};
+use super::{
+    Aws, Azure, Destination, ObjectBounds, ObjectSettings, Place, Properties, keys, open_objects,
+};
 use crate::codec::template::Template;
 use crate::compress::Compression;
 
@@ -43,6 +46,18 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether requests go to the vendor's own service, rather than to a compatible one or an emulator.
+    fn is_vendors_own(&self) -> bool {
+        match self {
+            Store::File(_) => false,
+            Store::S3 { aws, .. } => aws.endpoint.is_none(),
+            Store::Gcs { endpoint, .. } => endpoint.is_none(),
+            Store::Azure(_) => true,
+        }
+    }
+}
+
 impl fmt::Display for Store {
     /// Formats the store as a URL, without secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,14 +71,16 @@ impl fmt::Display for Store {
 }
 
 /// The settings of a blob sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Blob {
     /// The store.
     pub store: Store,
     /// The value of `Content-Type`.
-    pub content_type: &'static str,
+    pub content_type: Cow<'static, str>,
     /// The value of `Content-Encoding` for compressed bodies.
     pub content_encoding: Option<&'static str>,
+    /// What else is sent with each object.
+    pub objects: ObjectSettings,
     /// Certificates to trust in addition to the system's, in PEM.
     pub ca_pem: Option<Vec<u8>>,
 }
@@ -103,15 +120,22 @@ impl Reader<'_> {
             None => self.refuse_foreign(None, "a blob store"),
         }
         let (store, prefix) = store?;
+        let place = store.place();
+        let objects = self.object_settings(place, store.is_vendors_own(), folder.as_ref());
+        // A folder has files without a type.
+        let is_file = place == Place::File;
+        let own_type = (!is_file).then(|| self.content_type()).flatten();
+        let encodes = is_file || self.flag(&keys::CONTENT_ENCODING) != Some(false);
+        let by_format = match raw {
+            true => "text/plain; charset=utf-8",
+            false => "application/x-ndjson",
+        };
         Some(Destination::Blob {
             blob: Blob {
                 store,
-                content_type: if raw {
-                    "text/plain; charset=utf-8"
-                } else {
-                    "application/x-ndjson"
-                },
-                content_encoding: compression.content_encoding(),
+                content_type: own_type.map_or(Cow::Borrowed(by_format), Cow::Owned),
+                content_encoding: compression.content_encoding().filter(|_| encodes),
+                objects,
                 ca_pem,
             },
             prefix,
@@ -125,7 +149,35 @@ impl Reader<'_> {
         })
     }
 
+    fn content_type(&mut self) -> Option<String> {
+        let value = self.text(&keys::CONTENT_TYPE)?;
+        let is_type = value.split_once('/').is_some_and(|(kind, rest)| {
+            !kind.is_empty() && !rest.is_empty() && !kind.contains(' ')
+        });
+        if !is_type || !value.chars().all(super::fits_header) {
+            let message = format!(
+                "{} is not a media type: write one such as application/json",
+                shown(&value)
+            );
+            self.problem(&keys::CONTENT_TYPE, message);
+            return None;
+        }
+        Some(value)
+    }
+
     fn store(&mut self) -> Option<(Store, String)> {
+        let bucket = self.text(&keys::BUCKET);
+        if let Some(bucket) = bucket.clone().filter(|_| !self.is_set(&keys::URL)) {
+            if bucket.contains('/') {
+                let message = format!(
+                    "{} is not a bucket's name: use url, s3://bucket/prefix",
+                    shown(&bucket)
+                );
+                self.problem(&keys::BUCKET, message);
+            }
+            let aws = self.aws();
+            return Some((Store::S3 { bucket, aws }, String::new()));
+        }
         let Some(url) = self.text(&keys::URL) else {
             let container = self.text(&keys::CONTAINER_NAME);
             if container.is_none() && !self.is_set(&keys::CONTAINER_NAME) {
@@ -179,10 +231,20 @@ impl Reader<'_> {
                 }
                 Store::Azure(self.azure(root.to_owned())?)
             }
-            "s3" => Store::S3 {
-                bucket: root.to_owned(),
-                aws: self.aws(),
-            },
+            "s3" => {
+                if let Some(bucket) = bucket
+                    && bucket != root
+                {
+                    self.problem(
+                        &keys::BUCKET,
+                        format!("{}, but url has '{root}': keep one of them", shown(&bucket)),
+                    );
+                }
+                Store::S3 {
+                    bucket: root.to_owned(),
+                    aws: self.aws(),
+                }
+            }
             "gs" => Store::Gcs {
                 bucket: root.to_owned(),
                 endpoint: self.url(&keys::ENDPOINT),

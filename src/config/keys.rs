@@ -11,7 +11,8 @@ use std::ops::RangeInclusive;
 
 use super::value::{AuthType, FLAGS};
 use super::{
-    Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, MissingWord, Place, Properties,
+    Aggregation, Algorithm, DestinationKind, Encryption, MEMORY_LIMIT_BYTES, MissingWord, Place,
+    Properties,
 };
 
 /// A key of the configuration. `T` is the type of its value.
@@ -261,6 +262,10 @@ pub enum Section {
     Firehose,
     /// Blob stores.
     Blob,
+    /// S3 only.
+    S3,
+    /// Google Cloud Storage only.
+    Gcs,
     /// Azure only.
     Azure,
     /// Known keys that are not supported.
@@ -269,13 +274,15 @@ pub enum Section {
 
 impl Section {
     /// All sections, in the order of the reference, with their headings.
-    const ALL: [(Section, &str); 8] = [
+    const ALL: [(Section, &str); 10] = [
         (Section::Destination, "Destination"),
         (Section::Content, "Content"),
         (Section::Behaviour, "Behaviour"),
         (Section::Firehose, "Firehose"),
         (Section::Aws, "AWS (Firehose and `s3://`)"),
         (Section::Blob, "Blob stores"),
+        (Section::S3, "S3"),
+        (Section::Gcs, "Google Cloud Storage"),
         (Section::Azure, "Azure Blob"),
         (Section::Refused, "Keys of other plugins that are refused"),
     ];
@@ -294,6 +301,16 @@ pub enum Scope {
     Aws,
     /// All blob stores.
     Blob,
+    /// All blob stores but `file://`.
+    Stores,
+    /// S3 and Azure Blob.
+    S3OrAzure,
+    /// S3 and Google Cloud Storage.
+    S3OrGcs,
+    /// S3.
+    S3,
+    /// Google Cloud Storage.
+    Gcs,
     /// Azure Blob.
     Azure,
 }
@@ -306,7 +323,12 @@ impl Scope {
             Scope::Remote => place != Place::File,
             Scope::Firehose => place == Place::Firehose,
             Scope::Aws => matches!(place, Place::Firehose | Place::S3),
-            Scope::Blob => matches!(place, Place::File | Place::S3 | Place::Gcs | Place::Azure),
+            Scope::Blob => place != Place::Firehose,
+            Scope::Stores => matches!(place, Place::S3 | Place::Gcs | Place::Azure),
+            Scope::S3OrAzure => matches!(place, Place::S3 | Place::Azure),
+            Scope::S3OrGcs => matches!(place, Place::S3 | Place::Gcs),
+            Scope::S3 => place == Place::S3,
+            Scope::Gcs => place == Place::Gcs,
             Scope::Azure => place == Place::Azure,
         }
     }
@@ -319,6 +341,11 @@ impl Scope {
             Scope::Firehose => "Firehose",
             Scope::Aws => "Firehose, `s3://`",
             Scope::Blob => "blob stores",
+            Scope::Stores => "blob stores but `file://`",
+            Scope::S3OrAzure => "`s3://`, `az://`",
+            Scope::S3OrGcs => "`s3://`, `gs://`",
+            Scope::S3 => "`s3://`",
+            Scope::Gcs => "`gs://`",
             Scope::Azure => "`az://`",
         }
     }
@@ -333,6 +360,8 @@ const fn key<T>(name: &'static str, section: Section, value: T) -> Key<T> {
             Section::Firehose => Scope::Firehose,
             Section::Aws => Scope::Aws,
             Section::Blob => Scope::Blob,
+            Section::S3 => Scope::S3,
+            Section::Gcs => Scope::Gcs,
             Section::Azure => Scope::Azure,
             Section::Destination | Section::Content | Section::Behaviour | Section::Refused => {
                 Scope::All
@@ -447,6 +476,11 @@ keys! {
     .scope(Scope::Blob)
     .doc("the blob store, and the prefix of every object's name")
     .example("s3://logs/app");
+
+    BUCKET: Text = key("bucket", Section::Destination, Text("name"))
+        .scope(Scope::S3)
+        .doc("the bucket of S3, if there is no `url`: as in Fluent Bit's `s3`")
+        .example("logs");
 
     PATH: Name = key("path", Section::Destination, Name { with_time: true })
         .scope(Scope::Blob)
@@ -717,6 +751,106 @@ keys! {
         .doc("an object is sealed when its first line is this old; earlier if memory is full or the spool half full")
         .example("1m");
 
+    CONTENT_TYPE: Text = key("content_type", Section::Blob, Text("media type"))
+        .scope(Scope::Stores)
+        .doc("the `Content-Type` of objects")
+        .default("`application/x-ndjson`; `text/plain; charset=utf-8` with `log_key`")
+        .example("application/json");
+
+    CONTENT_ENCODING: Flag = key("content_encoding", Section::Blob, Flag(Some(true)))
+        .scope(Scope::Stores)
+        .doc("send the compression as `Content-Encoding`: `gzip` or `zstd`. Clients that decode it save plain text under a name \
+              that ends in `.gz`; with `off`, what is read is what is stored")
+        .example("off");
+
+    SEND_CONTENT_MD5: Flag = key("send_content_md5", Section::Blob, Flag(Some(false)))
+        .scope(Scope::Stores)
+        .doc("send each object's `Content-MD5`, for stores or policies that require it. S3 always gets its SHA-256")
+        .example("on");
+
+    OBJECT_TAGS: Text = key("object_tags", Section::Blob, Text("`key=value` pairs, separated by commas; values may contain `{tag}` and `{tag[0]}`"))
+        .scope(Scope::S3OrAzure)
+        .doc("the tags of each object (S3), or its blob index tags (Azure); at most 10. If they contain `{tag}`, it must be a \
+              folder of `path`, so that all records of an object have the same")
+        .example("team=logs,source={tag}");
+
+    OBJECT_METADATA: Text = key("object_metadata", Section::Blob, Text("`key=value` pairs, separated by commas; values may contain `{tag}` and `{tag[0]}`"))
+        .scope(Scope::Stores)
+        .doc("metadata of each object, besides Ferry's own `ferry_name`. `{tag}` is as in `object_tags`")
+        .example("owner=platform,source={tag}");
+
+    STORAGE_CLASS: Text = key("storage_class", Section::Blob, Text("class"))
+        .scope(Scope::S3OrGcs)
+        .doc("the storage class of objects")
+        .default("the bucket's, or the store's")
+        .example("STANDARD");
+
+    SSE: Choice<Encryption> = key("sse", Section::S3, Choice {
+        words: &[
+            ("AES256", Encryption::Aes256),
+            ("aws:kms", Encryption::Kms),
+            ("aws:kms:dsse", Encryption::KmsDsse),
+        ],
+        also: &[],
+    })
+    .doc("server-side encryption of objects, sent with each of them")
+    .default("the bucket's")
+    .example("aws:kms");
+
+    SSE_KMS_KEY_ID: Text = key("sse_kms_key_id", Section::S3, Text("key ID, ARN or alias"))
+        .doc("the KMS key, with `sse aws:kms` or `aws:kms:dsse`")
+        .default("the account's `aws/s3`")
+        .example("arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab");
+
+    SSE_BUCKET_KEY: Flag = key("sse_bucket_key", Section::S3, Flag(None))
+        .doc("whether objects are encrypted with a bucket key, with `sse aws:kms`")
+        .default("the bucket's")
+        .example("on");
+
+    CANNED_ACL: Choice<&'static str> = key("canned_acl", Section::S3, Choice {
+        words: &[
+            ("private", "private"),
+            ("public-read", "public-read"),
+            ("public-read-write", "public-read-write"),
+            ("authenticated-read", "authenticated-read"),
+            ("aws-exec-read", "aws-exec-read"),
+            ("bucket-owner-read", "bucket-owner-read"),
+            ("bucket-owner-full-control", "bucket-owner-full-control"),
+            ("log-delivery-write", "log-delivery-write"),
+        ],
+        also: &[],
+    })
+    .doc("the canned ACL of objects. Buckets refuse all but `bucket-owner-full-control` unless their ACLs are enabled")
+    .default("none")
+    .example("bucket-owner-full-control");
+
+    REQUEST_PAYER: Flag = key("request_payer", Section::S3, Flag(Some(false)))
+        .doc("pay for the requests to a bucket whose requester pays")
+        .example("on");
+
+    CONDITIONAL_PUT: Flag = key("conditional_put", Section::S3, Flag(Some(true)))
+        .doc("write an object only if its name is free (`If-None-Match`). `off` is for stores that respond 501 to that: a \
+              repeated put then overwrites the object with the same bytes")
+        .example("off");
+
+    KMS_KEY: Text = key("kms_key", Section::Gcs, Text("resource name"))
+        .doc("the Cloud KMS key that encrypts objects")
+        .default("the bucket's")
+        .example("projects/p/locations/eu/keyRings/r/cryptoKeys/k");
+
+    ACCESS_TIER: Choice<&'static str> = key("access_tier", Section::Azure, Choice {
+        words: &[("Hot", "Hot"), ("Cool", "Cool"), ("Cold", "Cold"), ("Archive", "Archive")],
+        also: &[],
+    })
+    .doc("the access tier of objects")
+    .default("the account's")
+    .example("Cool");
+
+    ENCRYPTION_SCOPE: Text = key("encryption_scope", Section::Azure, Text("name"))
+        .doc("the encryption scope of objects")
+        .default("the container's")
+        .example("logs-scope");
+
     ACCOUNT_NAME: Text = key("account_name", Section::Azure, Text("name"))
         .doc("the storage account")
         .example("mylogs");
@@ -855,6 +989,13 @@ pub struct ForeignKey {
     pub why: &'static str,
 }
 
+impl ForeignKey {
+    /// Whether it is refused, because objects would not be where, or what, it says. The other keys cause a warning.
+    pub fn is_refused(&self) -> bool {
+        self.plugin == "s3"
+    }
+}
+
 const fn foreign(plugin: &'static str, name: &'static str, why: &'static str) -> ForeignKey {
     ForeignKey { name, plugin, why }
 }
@@ -938,7 +1079,6 @@ pub static FOREIGN: &[ForeignKey] = &[
         "http_request_timeout",
         "the timeout of a request is 20 s",
     ),
-    foreign("s3", "bucket", "use url, s3://bucket/prefix"),
     foreign(
         "s3",
         "total_file_size",
@@ -965,22 +1105,6 @@ pub static FOREIGN: &[ForeignKey] = &[
     foreign("s3", "json_date_format", "use time_key_format"),
     foreign("s3", "store_dir", "use spool_dir"),
     foreign("s3", "quarantine_dir_limit_size", "use dead_letter_limit"),
-    foreign(
-        "s3",
-        "canned_acl",
-        "let the bucket's policy say who may read",
-    ),
-    foreign(
-        "s3",
-        "storage_class",
-        "let a lifecycle rule of the bucket set it",
-    ),
-    foreign("s3", "content_type", "it depends on what is sent"),
-    foreign(
-        "s3",
-        "send_content_md5",
-        "every object is sent with its SHA-256",
-    ),
     foreign(
         "s3",
         "preserve_data_ordering",
@@ -1065,7 +1189,7 @@ pub struct IdleKey {
 /// that are set, so this tries about 60,000 names.
 pub fn idle_keys(properties: &dyn Properties) -> Vec<IdleKey> {
     let mut found: Vec<IdleKey> = Vec::new();
-    for key in FOREIGN {
+    for key in FOREIGN.iter().filter(|key| !key.is_refused()) {
         if properties.is_set(key.name) {
             let message = format!(
                 "{} is a key of Fluent Bit's {} and does nothing here: {}",
@@ -1174,7 +1298,8 @@ pub fn reference() -> String {
             let _ = writeln!(text, "{}", row(key));
         }
     }
-    text += "\n## Keys of other plugins that do nothing\n\n| key | plugin | why, or what to use instead |\n| --- | --- | --- |\n";
+    text += "\n## Keys of other plugins without a counterpart\n\nThose of `s3` are refused; the others cause a warning.\n\n\
+             | key | plugin | why, or what to use instead |\n| --- | --- | --- |\n";
     for key in FOREIGN {
         let _ = writeln!(text, "| `{}` | `{}` | {} |", key.name, key.plugin, key.why);
     }

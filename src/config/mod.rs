@@ -24,6 +24,8 @@ pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
 pub(crate) use firehose::MissingWord;
 pub use firehose::{Aggregation, Firehose, MissingAction, MissingTarget, sanitize_stream_name};
+pub(crate) use objects::{Encryption, MAX_TAG_VALUE, fits_header, fits_tag};
+pub use objects::{Labelled, ObjectSettings};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
 pub use value::{CaError, Secret, SecretSource, check_ca};
@@ -35,6 +37,7 @@ mod blob;
 mod connection_string;
 mod firehose;
 pub mod keys;
+mod objects;
 mod reader;
 mod value;
 
@@ -415,8 +418,9 @@ impl Reader<'_> {
     fn kind(&mut self) -> Option<DestinationKind> {
         let chosen = self.choice(&keys::DESTINATION);
         let firehose = self.is_set(&keys::DELIVERY_STREAM);
-        let blob_keys: [&'static Key; 4] = [
+        let blob_keys: [&'static Key; 5] = [
             &keys::URL,
+            &keys::BUCKET,
             &keys::CONTAINER_NAME,
             &keys::ACCOUNT_NAME,
             &keys::CONNECTION_STRING,

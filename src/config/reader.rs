@@ -361,6 +361,15 @@ impl<'p> Reader<'p> {
                 self.problem(key, format!("does nothing in this version: {instead}"));
             }
         }
+        for key in keys::FOREIGN.iter().filter(|key| key.is_refused()) {
+            if self.properties.is_set(key.name) {
+                let message = format!(
+                    "is a key of Fluent Bit's {} that Ferry does not have: {}",
+                    key.plugin, key.why
+                );
+                self.problem_at(key.name, message);
+            }
+        }
     }
 
     /// Refuses keys that do not apply to `place`, which messages call `name`. Without a place it is a blob store whose

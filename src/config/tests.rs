@@ -58,7 +58,7 @@ fn defaults_are_the_documented_ones() {
     };
     assert_eq!(extension, ".ndjson.gz");
     assert_eq!(
-        (blob.content_type, blob.content_encoding),
+        (&*blob.content_type, blob.content_encoding),
         ("application/x-ndjson", Some("gzip"))
     );
 }
@@ -355,6 +355,212 @@ fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
         let (found, text) = one(keys);
         assert_eq!(found, *key, "{keys:?}: {text}");
         assert!(text.contains(message), "{keys:?}: {text}");
+    }
+}
+
+#[test]
+fn what_objects_have_is_checked_at_the_start() {
+    let s3 = ("url", "s3://logs");
+    let gs = ("url", "gs://logs");
+    let az: [(&str, &str); 3] = [
+        ("url", "az://logs"),
+        ("account_name", "a"),
+        ("shared_key", "a2V5"),
+    ];
+    let long = format!("a={}", "x".repeat(257));
+    let eleven = (0..11)
+        .map(|n| format!("k{n}=v"))
+        .collect::<Vec<_>>()
+        .join(",");
+    let large = format!("a={}", "x".repeat(2_048));
+    let table: &[(&[(&str, &str)], &str, &str)] = &[
+        (
+            &[s3, ("sse", "aws:kms:dss")],
+            "sse",
+            "use AES256, aws:kms or aws:kms:dsse",
+        ),
+        (
+            &[s3, ("sse_kms_key_id", "k")],
+            "sse_kms_key_id",
+            "needs sse aws:kms",
+        ),
+        (
+            &[s3, ("sse", "AES256"), ("sse_kms_key_id", "k")],
+            "sse_kms_key_id",
+            "needs sse aws:kms",
+        ),
+        (
+            &[s3, ("sse", "aws:kms:dsse"), ("sse_bucket_key", "on")],
+            "sse_bucket_key",
+            "needs sse aws:kms",
+        ),
+        (
+            &[s3, ("storage_class", "COLD")],
+            "storage_class",
+            "STANDARD_IA",
+        ),
+        (
+            &[gs, ("storage_class", "GLACIER")],
+            "storage_class",
+            "NEARLINE",
+        ),
+        (
+            &[s3, ("canned_acl", "everyone")],
+            "canned_acl",
+            "bucket-owner-full-control",
+        ),
+        (&[gs, ("kms_key", "my-key")], "kms_key", "cryptoKeys/KEY"),
+        (
+            &[s3, ("content_type", "json")],
+            "content_type",
+            "application/json",
+        ),
+        (
+            &[s3, ("object_tags", "team")],
+            "object_tags",
+            "write key=value",
+        ),
+        (
+            &[s3, ("object_tags", "=x")],
+            "object_tags",
+            "write key=value",
+        ),
+        (
+            &[s3, ("object_tags", "a=1,a=2")],
+            "object_tags",
+            "'a' comes twice",
+        ),
+        (
+            &[s3, ("object_tags", "aws:a=1")],
+            "object_tags",
+            "reserved by AWS",
+        ),
+        (
+            &[s3, ("object_tags", "a=b&c")],
+            "object_tags",
+            "is not a tag",
+        ),
+        (&[s3, ("object_tags", &long)], "object_tags", "is not a tag"),
+        (&[s3, ("object_tags", &eleven)], "object_tags", "at most 10"),
+        (
+            &[s3, ("object_tags", "a={record.x}")],
+            "object_tags",
+            "may differ within an object",
+        ),
+        (
+            &[s3, ("path", "%F"), ("object_tags", "a={tag}")],
+            "object_tags",
+            "a whole folder of path",
+        ),
+        (
+            &[s3, ("object_tags", "a={tga}")],
+            "object_tags",
+            "unknown placeholder",
+        ),
+        (
+            &[
+                s3,
+                ("path", "{tag[0]}/%F"),
+                ("object_metadata", "a={tag[1]}"),
+            ],
+            "object_metadata",
+            "a whole folder of path",
+        ),
+        (
+            &[s3, ("object_metadata", "a b=1")],
+            "object_metadata",
+            "is not a name of metadata",
+        ),
+        (
+            &[s3, ("object_metadata", "a=é")],
+            "object_metadata",
+            "is not ASCII text",
+        ),
+        (
+            &[s3, ("object_metadata", "Ferry_Name=1")],
+            "object_metadata",
+            "is Ferry's own",
+        ),
+        (
+            &[s3, ("object_metadata", &large)],
+            "object_metadata",
+            "at most 2048",
+        ),
+        (
+            &[az[0], az[1], az[2], ("object_metadata", "a-b=1")],
+            "object_metadata",
+            "letters, digits and '_'",
+        ),
+        (
+            &[az[0], az[1], az[2], ("access_tier", "Frozen")],
+            "access_tier",
+            "Hot, Cool, Cold or Archive",
+        ),
+        (
+            &[az[0], az[1], az[2], ("encryption_scope", "a b")],
+            "encryption_scope",
+            "characters that no header has",
+        ),
+    ];
+    for (keys, key, words) in table {
+        let (named, message) = one(keys);
+        assert!(
+            named == *key && message.contains(words),
+            "{keys:?}: {named} {message}"
+        );
+    }
+    // A compatible store has classes of its own.
+    let other = [
+        s3,
+        ("endpoint", "https://oss.example"),
+        ("storage_class", "IA"),
+    ];
+    read(&other).expect("a class of the store");
+}
+
+#[test]
+fn keys_of_fluent_bits_s3_are_honoured_or_refused_by_name() {
+    let keys = [
+        ("bucket", "logs"),
+        ("region", "eu-west-1"),
+        ("upload_timeout", "1m"),
+        ("store_dir_limit_size", "1G"),
+        ("canned_acl", "private"),
+        ("storage_class", "GLACIER"),
+        ("content_type", "text/plain"),
+        ("send_content_md5", "true"),
+        ("compression", "gzip"),
+        ("auto_retry_requests", "true"),
+    ];
+    let config = read(&keys).expect("the same meaning");
+    let Destination::Blob { blob, prefix, .. } = config.destination else {
+        panic!("a blob store")
+    };
+    assert_eq!(
+        (blob.store.to_string().as_str(), prefix.as_str()),
+        ("s3://logs", "")
+    );
+    for (key, words) in [
+        ("s3_key_format", "use path"),
+        ("total_file_size", "use blob_max_size"),
+        ("static_file_path", "token"),
+        ("store_dir", "use spool_dir"),
+        ("use_put_object", "in one piece"),
+    ] {
+        let (named, message) = one(&[("bucket", "logs"), (key, "x")]);
+        assert!(
+            named == key && message.contains(words),
+            "{named}: {message}"
+        );
+    }
+    for (keys, key) in [
+        ([("bucket", "a/b"), ("region", "x")], "bucket"),
+        ([("bucket", "a"), ("url", "s3://b")], "bucket"),
+        ([("bucket", "a"), ("url", "gs://b")], "bucket"),
+        ([("bucket", "a"), ("delivery_stream", "s")], "destination"),
+    ] {
+        let (named, message) = one(&keys);
+        assert_eq!(named, key, "{message}");
     }
 }
 

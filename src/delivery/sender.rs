@@ -1088,6 +1088,7 @@ impl Senders {
         };
         let batch = Batch {
             target: Arc::clone(&records[0].target),
+            tag: Arc::clone(records[0].pieces[0].guard.tag()),
             token: records[0]
                 .pieces
                 .first()

@@ -36,6 +36,8 @@ pub struct Shape {
 pub struct Batch {
     /// The delivery stream, or the full name of the object below the store's root.
     pub target: Arc<str>,
+    /// The tag of the first event. Whatever an object has from its tag is the same for all of its events.
+    pub tag: Arc<[u8]>,
     /// The bodies, in order: exactly one for a blob sink.
     pub records: Vec<Payload>,
     /// The identity of an object with a unique name: an existing object with this name and token is the same, even if

@@ -66,8 +66,9 @@ pub fn put(kind: Kind, answers: &[Answer]) {
     };
     let config = config::Blob {
         store: config::Store::File("unused".into()),
-        content_type: "application/x-ndjson",
+        content_type: "application/x-ndjson".into(),
         content_encoding: Some("gzip"),
+        objects: config::ObjectSettings::default(),
         ca_pem: None,
     };
     let warn = Arc::new(|line: &str| {
@@ -80,6 +81,7 @@ pub fn put(kind: Kind, answers: &[Answer]) {
     let outcomes = run(sink.send(Batch {
         token: None,
         target: TARGET.into(),
+        tag: (*b"t").into(),
         records: vec![Bytes::from_static(RECORD).into()],
     }));
     check_words(&outcomes);

@@ -40,6 +40,7 @@ pub fn put(answer: &Answer, count: usize) {
     let batch = Batch {
         token: None,
         target: STREAM.into(),
+        tag: (*b"t").into(),
         records: vec![Bytes::from_static(b"{\"a\":1}\n").into(); count],
     };
     let outcomes = run(sink(answer, Aggregation::On).send(batch));

@@ -125,6 +125,8 @@ pub(super) fn classify(
             | "TokenRefreshRequired",
         ) => (Fate::Retry, Class::Credentials),
         (429, _) | (503, "ServerBusy" | "SlowDown") => (Fate::Retry, Class::Throttle),
+        // The quota of the key service, not the bucket's.
+        (400, "KMS.ThrottlingException" | "ThrottlingException") => (Fate::Retry, Class::Throttle),
         // The response of a gateway, which may have forwarded the request.
         (503, _) => (Fate::Ambiguous, Class::Throttle),
         (501, _) => (Fate::Retry, Class::Configuration),
@@ -138,6 +140,14 @@ pub(super) fn classify(
             | "XAmzContentChecksumMismatch"
             | "XAmzContentSHA256Mismatch",
         ) => (Fate::Retry, Class::Transient),
+        // Azure's refusals of what is sent with an object.
+        (
+            409,
+            "BlobAccessTierNotSupportedForAccountType"
+            | "BlobTierInadequateForContentLength"
+            | "FeatureVersionMismatch"
+            | "InvalidBlobTier",
+        ) => (Fate::Retry, Class::Configuration),
         (409 | 412, _) => (Fate::Retry, Class::Transient),
         // To be fixed at the destination or in between.
         _ => (Fate::Retry, Class::Configuration),
@@ -169,7 +179,31 @@ pub(super) fn remedy(status: u16, code: &str, own: bool) -> Option<&'static str>
         "InvalidResourceName" | "OutOfRangeInput" | "InvalidUri" | "InvalidBucketName" => {
             Some("check the name of the container or bucket")
         }
-        "CloudKmsDisabledKey" | "KMS.DisabledException" => Some("enable the bucket's KMS key"),
+        "CloudKmsDisabledKey" | "KMS.DisabledException" => Some("enable the KMS key"),
+        "KMS.NotFoundException" | "KMS.KMSInvalidStateException" => {
+            Some("check sse_kms_key_id, or the bucket's KMS key")
+        }
+        _ if code.starts_with("KMS.") => Some(
+            "check sse_kms_key_id, or the bucket's KMS key, and its policy (kms:GenerateDataKey)",
+        ),
+        "InvalidEncryptionAlgorithmError" => Some("check sse, and the bucket's default encryption"),
+        "InvalidStorageClass" => Some("correct storage_class"),
+        "AccessControlListNotSupported" => {
+            Some("the bucket has no ACLs: remove canned_acl, or enable them")
+        }
+        "InvalidTag" | "InvalidTagName" | "InvalidTagValue" | "TagsTooLarge" => {
+            Some("correct object_tags")
+        }
+        "MetadataTooLarge" | "InvalidMetadata" | "EmptyMetadataKey" => {
+            Some("correct object_metadata")
+        }
+        "BlobAccessTierNotSupportedForAccountType" | "InvalidBlobTier" => {
+            Some("correct access_tier, or remove it")
+        }
+        "SecondLevelDomainForbidden" => Some("set s3_addressing virtual"),
+        "NotImplemented" | "UnsupportedHeader" | "ConditionHeadersNotSupported" => Some(
+            "the store does not support a header of the request: if it is If-None-Match, set conditional_put off",
+        ),
         _ if own || !(400..500).contains(&status) => None,
         _ if status == 413 => Some(
             "the response is not the store's: raise the limit of the proxy or gateway in between, or lower \
@@ -210,6 +244,13 @@ mod tests {
             (400, "AccountRequiresHttps", Retry, Configuration),
             (400, "HTTP 400", Retry, Configuration),
             (413, "HTTP 413", Retry, Configuration),
+            (400, "InvalidStorageClass", Retry, Configuration),
+            (400, "AccessControlListNotSupported", Retry, Configuration),
+            (400, "KMS.NotFoundException", Retry, Configuration),
+            (400, "InvalidTag", Retry, Configuration),
+            (400, "MetadataTooLarge", Retry, Configuration),
+            (409, "InvalidBlobTier", Retry, Configuration),
+            (400, "KMS.ThrottlingException", Retry, Throttle),
             (429, "HTTP 429", Retry, Throttle),
             (503, "ServerBusy", Retry, Throttle),
             (503, "SlowDown", Retry, Throttle),

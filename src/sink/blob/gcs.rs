@@ -5,10 +5,11 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use object_store::client::HttpClient;
 use object_store::gcp::{GcpCredential, GcpCredentialProvider, GoogleCloudStorageBuilder};
-use object_store::{CredentialProvider, StaticCredentialProvider};
+use object_store::{CredentialProvider, HeaderMap, StaticCredentialProvider};
 
 use super::answer::{Failure, SharedClient, http_client, listening_to};
 use super::codes::{Fate, Vendor};
+use super::signing::{Signer, Signing};
 use super::token::{Expiry, FETCH_TIMEOUT, TokenChecker};
 use super::{CONNECT_TIMEOUT, Kind, Store, check_bucket, endpoint_url, is_loopback, no_retries};
 use crate::config::Problem;
@@ -23,6 +24,7 @@ pub(super) fn open(
     bucket: &str,
     endpoint: Option<&str>,
     ca_pem: Option<&[u8]>,
+    put_headers: HeaderMap,
 ) -> Result<Store, Problem> {
     check_bucket(bucket)?;
     let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
@@ -50,7 +52,11 @@ pub(super) fn open(
     };
     let objects = builder
         .with_credentials(credentials)
-        .with_http_connector(SharedClient(listening_to(Vendor::Gcs, client)))
+        .with_http_connector(SharedClient(Signing::wrap(
+            listening_to(Vendor::Gcs, client),
+            put_headers,
+            Signer::None,
+        )))
         .build()
         .map_err(problem)?;
     Ok(Store {
@@ -132,6 +138,7 @@ mod tests {
     async fn put(sink: &BlobSink) -> String {
         let batch = Batch {
             target: "x".into(),
+            tag: (*b"t").into(),
             records: vec![bytes::Bytes::from_static(b"{}\n").into()],
             token: None,
         };

@@ -13,11 +13,12 @@ use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 #[cfg(feature = "s3")]
-use object_store::aws::{AmazonS3Builder, Checksum, S3ConditionalPut};
+use object_store::aws::{AmazonS3Builder, AwsCredentialProvider, Checksum, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::path::{Path, PathPart};
 use object_store::{
-    Attribute, Attributes, GetOptions, ObjectStore, PutMode, PutOptions, RetryConfig,
+    Attribute, Attributes, GetOptions, HeaderMap, ObjectStore, PutMode, PutOptions, RetryConfig,
+    TagSet,
 };
 use tokio::sync::OnceCell;
 use url::Url;
@@ -35,6 +36,9 @@ use answer::{Failure, PutTarget};
 #[cfg(feature = "s3")]
 use answer::{SharedClient, http_client};
 use codes::Fate;
+use signing::ContentMd5;
+#[cfg(feature = "s3")]
+use signing::{Signer, Signing};
 
 #[doc(hidden)]
 pub use answer::listening_to;
@@ -50,6 +54,7 @@ mod gcs;
 pub(crate) mod loopback;
 #[cfg(feature = "check")]
 pub mod probe;
+mod signing;
 mod token;
 
 /// The metadata key of an object's token. Without a hyphen, since Azure requires identifiers.
@@ -74,6 +79,9 @@ pub struct BlobSink {
     store: OnceCell<Store>,
     warn: Warn,
     timeout: Timeout,
+    /// The headers of each put.
+    #[cfg_attr(not(feature = "s3"), allow(dead_code))]
+    put_headers: HeaderMap,
 }
 
 struct Store {
@@ -125,16 +133,20 @@ impl BlobSink {
             config::check_ca(pem)
                 .map_err(|e| Problem::new(config::keys::TLS_CA_FILE.name, e.to_string()))?;
         }
+        let put_headers = signing::put_headers(&config.objects)?;
         let store = match &config.store {
             config::Store::File(root) => Some(file(root)?),
             #[cfg(feature = "gs")]
-            config::Store::Gcs { bucket, endpoint } => {
-                Some(gcs::open(bucket, endpoint.as_deref(), ca_pem)?)
-            }
+            config::Store::Gcs { bucket, endpoint } => Some(gcs::open(
+                bucket,
+                endpoint.as_deref(),
+                ca_pem,
+                put_headers.clone(),
+            )?),
             #[cfg(not(feature = "gs"))]
             config::Store::Gcs { .. } => return Err(not_built("gs://", "gs")),
             config::Store::Azure(azure) => {
-                let (objects, container) = azure::open(azure, ca_pem, &warn)?;
+                let (objects, container) = azure::open(azure, ca_pem, &warn, put_headers.clone())?;
                 Some(Store {
                     objects,
                     kind: Kind::Azure(container),
@@ -156,6 +168,7 @@ impl BlobSink {
             timeout: Timeout {
                 base: Duration::from_secs(30),
             },
+            put_headers,
         })
     }
 
@@ -170,6 +183,7 @@ impl BlobSink {
             timeout: Timeout {
                 base: Duration::from_secs(30),
             },
+            put_headers: HeaderMap::new(),
         }
     }
 
@@ -195,19 +209,22 @@ impl BlobSink {
     async fn store(&self) -> Result<&Store, Failure> {
         let open = async || match &self.config.store {
             #[cfg(feature = "s3")]
-            config::Store::S3 { bucket, aws } => {
-                self.with_timeout(0, s3(bucket, aws, self.config.ca_pem.as_deref()))
-                    .await
-            }
+            config::Store::S3 { bucket, aws } => self.with_timeout(0, self.s3(bucket, aws)).await,
             _ => unreachable!("new() creates every other store"),
         };
         self.store.get_or_try_init(open).await
     }
 
-    async fn put(&self, target: &str, body: &Payload, token: &Token) -> Result<(), Failure> {
+    async fn put(
+        &self,
+        target: &str,
+        body: &Payload,
+        token: &Token,
+        tag: &str,
+    ) -> Result<(), Failure> {
         let store = self.store().await?;
         let start = Instant::now();
-        let put = self.put_or_rename(store, target, body, token).await;
+        let put = self.put_or_rename(store, target, body, token, tag).await;
         match (put, &store.kind) {
             (Err(failure), Kind::Azure(container)) => Err(container.explain(failure, start).await),
             #[cfg(feature = "s3")]
@@ -226,15 +243,17 @@ impl BlobSink {
         target: &str,
         body: &Payload,
         token: &Token,
+        tag: &str,
     ) -> Result<(), Failure> {
         for rename in 0..=RENAMES {
             let name = renamed(target, rename);
             let path = object_path(&name);
-            let Err(failure) = self.put_once(store, &path, &token.text, body).await else {
+            let put = self.put_once(store, &path, &token.text, body, tag).await;
+            let Err(failure) = put else {
                 remove_staged(store, &path, token).await;
                 return Ok(());
             };
-            if !failure.is_conflict() {
+            if !failure.is_conflict() || self.config.objects.overwrite {
                 return Err(failure);
             }
             match self.identify(store, &path, token, body).await {
@@ -278,12 +297,22 @@ impl BlobSink {
         path: &Path,
         token: &str,
         body: &Payload,
+        tag: &str,
     ) -> Result<(), Failure> {
+        let settings = &self.config.objects;
+        let md5 = settings.content_md5.then(|| ContentMd5::of(body));
         let put = || async {
-            let mut options = PutOptions::from(PutMode::Create);
+            let mut options = PutOptions::from(match settings.overwrite {
+                false => PutMode::Create,
+                true => PutMode::Overwrite,
+            });
             if !matches!(store.kind, Kind::File(_)) {
-                options.attributes = self.attributes(token);
+                options.attributes = self.attributes(token, tag);
+                options.tags = self.tags(tag);
                 options.extensions.insert(PutTarget(path.clone()));
+                if let Some(md5) = &md5 {
+                    options.extensions.insert(md5.clone());
+                }
             }
             store
                 .objects
@@ -345,14 +374,30 @@ impl BlobSink {
         Ok(if same { Found::Ours } else { Found::Others })
     }
 
-    fn attributes(&self, token: &str) -> Attributes {
+    fn attributes(&self, token: &str, tag: &str) -> Attributes {
         let mut attributes = Attributes::new();
-        attributes.insert(Attribute::ContentType, self.config.content_type.into());
+        let content_type = self.config.content_type.clone().into_owned();
+        attributes.insert(Attribute::ContentType, content_type.into());
         if let Some(encoding) = self.config.content_encoding {
             attributes.insert(Attribute::ContentEncoding, encoding.into());
         }
+        for entry in &self.config.objects.metadata {
+            let value = value_of(entry, tag, config::fits_header);
+            let name = entry.key.to_ascii_lowercase();
+            attributes.insert(Attribute::Metadata(name.into()), value.into());
+        }
         attributes.insert(Attribute::Metadata(TOKEN.into()), token.to_owned().into());
         attributes
+    }
+
+    fn tags(&self, tag: &str) -> TagSet {
+        let mut tags = TagSet::default();
+        for entry in &self.config.objects.tags {
+            let value = value_of(entry, tag, config::fits_tag);
+            let most: String = value.chars().take(config::MAX_TAG_VALUE).collect();
+            tags.push(&entry.key, &most);
+        }
+        tags
     }
 
     /// Awaits a request with the timeout for its size; `object_store` has only one timeout for all.
@@ -402,9 +447,10 @@ impl Sink for BlobSink {
                     None => token(&batch.target),
                 },
             };
+            let tag = String::from_utf8_lossy(&batch.tag);
             let mut outcomes = Vec::with_capacity(batch.records.len());
             for body in &batch.records {
-                let put = self.put(&batch.target, body, &token).await;
+                let put = self.put(&batch.target, body, &token, &tag).await;
                 outcomes.push(put.map_or_else(Outcome::from, |()| Outcome::Delivered));
             }
             outcomes
@@ -419,6 +465,15 @@ impl Sink for BlobSink {
             Kind::File(_) | Kind::Plain => None,
         }
     }
+}
+
+/// Returns the value of a tag or of metadata: the tag as it is in `path`, with `_` for what does not fit.
+fn value_of(entry: &config::Labelled, tag: &str, fits: fn(char) -> bool) -> String {
+    let value = entry.value.of_tag(tag).unwrap_or_default();
+    value
+        .chars()
+        .map(|c| if fits(c) { c } else { '_' })
+        .collect()
 }
 
 fn file(root: &std::path::Path) -> Result<Store, Problem> {
@@ -505,40 +560,54 @@ fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
 }
 
 #[cfg(feature = "s3")]
-async fn s3(bucket: &str, aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Store, Failure> {
-    let failure = |message: String| Failure::new(Fate::Retry, Class::Configuration, "aws", message);
-    let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
-    let loaded = aws::load(aws, ca_pem).await;
-    let loaded = loaded.map_err(|error| failure(error.to_string()))?;
-    let endpoint = s3_endpoint(aws, &loaded);
+impl BlobSink {
+    async fn s3(&self, bucket: &str, aws: &config::Aws) -> Result<Store, Failure> {
+        let failure =
+            |message: String| Failure::new(Fate::Retry, Class::Configuration, "aws", message);
+        let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
+        let ca_pem = self.config.ca_pem.as_deref();
+        let loaded = aws::load(aws, ca_pem).await;
+        let loaded = loaded.map_err(|error| failure(error.to_string()))?;
+        let endpoint = s3_endpoint(aws, &loaded);
 
-    let region = loaded.region;
-    let mut builder = AmazonS3Builder::new()
-        .with_bucket_name(bucket)
-        .with_region(&region);
-    if let Some(endpoint) = &endpoint {
-        endpoint_url(endpoint).map_err(problem)?;
-        builder = builder.with_endpoint(endpoint);
-    } else if region.starts_with("cn-") {
-        builder = builder.with_endpoint(format!("https://s3.{region}.amazonaws.com.cn"));
-    } else {
-        // The wildcard certificate for virtual-hosted names does not cover a bucket with a dot.
-        builder = builder.with_virtual_hosted_style_request(!bucket.contains('.'));
+        let region = loaded.region;
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(bucket)
+            .with_region(&region);
+        if let Some(endpoint) = &endpoint {
+            endpoint_url(endpoint).map_err(problem)?;
+            builder = builder.with_endpoint(endpoint);
+        } else if region.starts_with("cn-") {
+            builder = builder.with_endpoint(format!("https://s3.{region}.amazonaws.com.cn"));
+        } else {
+            // The wildcard certificate for virtual-hosted names does not cover a bucket with a dot.
+            builder = builder.with_virtual_hosted_style_request(!bucket.contains('.'));
+        }
+        let client =
+            http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT).map_err(problem)?;
+        let credentials: AwsCredentialProvider = Arc::new(loaded.credentials.clone());
+        let signer = Signer::S3 {
+            credentials: Arc::clone(&credentials),
+            region,
+            request_payer: self.config.objects.request_payer,
+        };
+        let client = listening_to(Vendor::S3, client);
+        let client = Signing::wrap(client, self.put_headers.clone(), signer);
+        let objects = builder
+            .with_credentials(credentials)
+            .with_skip_signature(true)
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
+            // The signature uses the same hash, so this costs only a header. Buckets with Object Lock require it:
+            // https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock-managing.html
+            .with_checksum_algorithm(Checksum::SHA256)
+            .with_http_connector(SharedClient(client))
+            .with_retry(no_retries())
+            .build()?;
+        Ok(Store {
+            objects: Arc::new(objects),
+            kind: Kind::S3(loaded.credentials),
+        })
     }
-    let client = http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT).map_err(problem)?;
-    let objects = builder
-        .with_credentials(Arc::new(loaded.credentials.clone()))
-        .with_conditional_put(S3ConditionalPut::ETagMatch)
-        // The signature uses the same hash, so this costs only a header. Buckets with Object Lock require it:
-        // https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock-managing.html
-        .with_checksum_algorithm(Checksum::SHA256)
-        .with_http_connector(SharedClient(listening_to(Vendor::S3, client)))
-        .with_retry(no_retries())
-        .build()?;
-    Ok(Store {
-        objects: Arc::new(objects),
-        kind: Kind::S3(loaded.credentials),
-    })
 }
 
 /// Removes staging files of this object that a killed host left. `object_store` writes a file under its name with the

@@ -5,6 +5,8 @@ use super::loopback::{IN_BUFFERS, Loopback, Reply, answer, endless, with_environ
 use super::*;
 use crate::config::{AzureAuth, Secret, SecretSource};
 
+mod settings;
+
 const BODY: &[u8] = b"{\"log\":\"one\"}\n";
 
 /// The warnings of a sink.
@@ -25,8 +27,9 @@ impl Ear {
 pub(super) fn sink(store: config::Store, ear: &Ear) -> Result<BlobSink, Problem> {
     let blob = config::Blob {
         store,
-        content_type: "application/x-ndjson",
+        content_type: "application/x-ndjson".into(),
         content_encoding: Some("gzip"),
+        objects: config::ObjectSettings::default(),
         ca_pem: None,
     };
     BlobSink::new(&blob, ear.warn())
@@ -50,6 +53,7 @@ fn well_known() -> AzureAuth {
 async fn put(sink: &BlobSink, target: &str, body: &'static [u8]) -> Outcome {
     let batch = Batch {
         target: target.into(),
+        tag: (*b"t").into(),
         records: vec![bytes::Bytes::from_static(body).into()],
         token: None,
     };

@@ -202,6 +202,7 @@ mod tests {
             small.extend(text[..11].chunks(parts % 5 + 1).map(Bytes::copy_from_slice));
             let batch = Batch {
                 target: "a \"b\"".into(),
+                tag: (*b"t").into(),
                 records: vec![
                     record,
                     Bytes::from_static(b"x").into(),

@@ -786,6 +786,7 @@ mod tests {
         let sink = FirehoseSink::new(&loaded, Some(&url), Aggregation::On, false, log);
         sink.send(Batch {
             target: "app".into(),
+            tag: (*b"t").into(),
             records: vec![Bytes::from_static(b"{\"a\":1}\n").into()],
             token: None,
         })
@@ -980,6 +981,7 @@ mod tests {
         let records = vec![Bytes::from_static(b"{\"a\":1}\n").into(); 2];
         sink.send(Batch {
             target: "app".into(),
+            tag: (*b"t").into(),
             records,
             token: None,
         })

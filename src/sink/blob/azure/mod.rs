@@ -16,12 +16,15 @@ use object_store::azure::{
     MicrosoftAzureBuilder, split_sas,
 };
 use object_store::client::{HttpClient, HttpRequest};
-use object_store::{CredentialProvider, HeaderValue, ObjectStore, StaticCredentialProvider};
+use object_store::{
+    CredentialProvider, HeaderMap, HeaderValue, ObjectStore, StaticCredentialProvider,
+};
 use url::Url;
 
 use self::token::Tokens;
 use super::answer::{Failure, SharedClient, http_client, listening_to};
 use super::codes::Vendor;
+use super::signing::{Signer, Signing};
 use super::{CONNECT_TIMEOUT, Warn, endpoint_url, no_retries};
 use crate::config::keys;
 use crate::config::{
@@ -58,6 +61,7 @@ pub(super) fn open(
     azure: &config::Azure,
     ca_pem: Option<&[u8]>,
     warn: &Warn,
+    put_headers: HeaderMap,
 ) -> Result<(Arc<dyn ObjectStore>, Container), Problem> {
     let account = azure.account.as_str();
     let service = service_url(azure, account)?;
@@ -74,13 +78,19 @@ pub(super) fn open(
         Vendor::Azure,
         http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?,
     );
+    let signer = Signer::Azure {
+        credentials: Arc::clone(&credentials),
+        account: account.to_owned(),
+    };
+    let signing = Signing::wrap(client.clone(), put_headers, signer);
     let problem = |e: object_store::Error| Problem::new(keys::ENDPOINT.name, e.to_string());
     let store = MicrosoftAzureBuilder::new()
         .with_account(account)
         .with_container_name(&azure.container)
         .with_endpoint(service.to_string())
         .with_credentials(Arc::clone(&credentials))
-        .with_http_connector(SharedClient(client.clone()))
+        .with_skip_signature(true)
+        .with_http_connector(SharedClient(signing))
         .with_retry(no_retries())
         .build()
         .map_err(problem)?;

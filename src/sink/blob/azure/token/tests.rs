@@ -101,6 +101,7 @@ fn sink(store: &Loopback, auth: AzureAuth) -> BlobSink {
 async fn put(sink: &BlobSink) -> String {
     let batch = Batch {
         target: "x".into(),
+        tag: (*b"t").into(),
         records: vec![bytes::Bytes::from_static(b"{}\n").into()],
         token: None,
     };
