@@ -4,14 +4,18 @@
 //! has its name: a person, or a replay, may take the file away at any time by renaming it, and finds every kept letter
 //! in it or in the next one.
 //!
+//! Several outputs and processes may share a folder: each locks the file while it writes, so that no letter lands in the
+//! middle of another, and all of them together keep to the limit.
+//!
 //! The folder is bounded: letters beyond its limit are refused, and their records are held back.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use line::Line;
@@ -33,6 +37,9 @@ pub const FILE: &str = "dead-letters.ndjson";
 const COUNTED_PREFIX: &[u8] = b"dead-letters";
 /// The maximum number of attempts to write letters whose file is taken away meanwhile.
 const ATTEMPTS: usize = 2;
+/// The number of attempts to lock the file, and the pause between them: 10 s in all. Whoever holds it is writing.
+const LOCK_ATTEMPTS: u32 = 2_000;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// The approximate number of bytes written at once.
 const BLOCK_BYTES: usize = 256 * 1024;
 
@@ -225,9 +232,8 @@ impl DeadLetters {
     /// contents can be counted. `limit` is the maximum size of the dead letters in it.
     pub fn open(dir: &Path, limit: u64) -> io::Result<DeadLetters> {
         create(dir)?;
-        let probe = dir.join(format!(".probe-{}", std::process::id()));
-        File::create(&probe)?;
-        fs::remove_file(&probe)?;
+        // Without a name, or with a random one: other outputs may be trying the same at this moment.
+        drop(tempfile::tempfile_in(dir)?);
         let letters = DeadLetters {
             dir: dir.to_owned(),
             path: dir.join(FILE),
@@ -290,7 +296,7 @@ impl DeadLetters {
     ///
     /// A file may contain a letter twice: if a write or a sync fails, some letters may already be in it when the caller
     /// retries. They are not cut off, because another output may share the folder, and have appended letters after
-    /// them.
+    /// them. Fails if another output has the file locked for 10 s.
     pub fn write(&self, letters: &[Letter]) -> Result<Usage, NotKept> {
         if letters.is_empty() {
             return Ok(self.usage()?);
@@ -300,14 +306,20 @@ impl DeadLetters {
         let mut slot = self.file.lock().expect("nothing panics with this lock");
         for _ in 0..ATTEMPTS {
             // A file is reused only if nothing failed: otherwise its contents are unknown.
-            let mut file = match slot.take() {
+            let file = match slot.take() {
                 Some(file) if self.is_named(&file)? => file,
                 _ => self.append()?,
             };
+            let locked = Locked::new(&file)?;
+            // It may have been taken away by the one that had it locked before.
+            if !self.is_named(&file)? {
+                continue;
+            }
             let torn = torn(&file)?;
             let more = all + u64::from(torn);
             let Usage { bytes, limit } = self.usage()?;
             if bytes > 0 && bytes.saturating_add(more) > limit {
+                drop(locked);
                 *slot = Some(file);
                 return Err(NotKept::Full {
                     bytes,
@@ -317,13 +329,14 @@ impl DeadLetters {
                 });
             }
             if torn {
-                file.write_all(b"\n")?;
+                (&file).write_all(b"\n")?;
             }
-            write(now, letters, &mut file)?;
+            write(now, letters, &mut &file)?;
             file.sync_data()?;
             // Somebody who took the file away may have read it before these letters were in it, and may delete it now.
             // Then they are written again: twice is better than not at all.
             if self.is_named(&file)? {
+                drop(locked);
                 *slot = Some(file);
                 return Ok(self.set_usage(bytes + more));
             }
@@ -355,6 +368,37 @@ impl DeadLetters {
             Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// The lock on a file. It is released explicitly: a process that is just being forked has the file open, too.
+struct Locked<'f>(&'f File);
+
+impl Locked<'_> {
+    /// Waits for the lock. A file system without locks is used without one.
+    fn new(file: &File) -> io::Result<Locked<'_>> {
+        for _ in 0..LOCK_ATTEMPTS {
+            match file.try_lock() {
+                Ok(()) => return Ok(Locked(file)),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::Error(error)) => match error.raw_os_error() {
+                    Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOLCK) => {
+                        return Ok(Locked(file));
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::WouldBlock,
+            "another output or process has kept it locked for 10 s",
+        ))
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
     }
 }
 
@@ -653,6 +697,60 @@ mod tests {
             "{cut}"
         );
         assert!(letters.last_usage().bytes < 100 * 1_400);
+    }
+
+    #[test]
+    fn outputs_that_share_a_folder_start_at_once_and_never_write_into_each_others_letters() {
+        const OUTPUTS: usize = 4;
+        const LETTERS: usize = 12;
+        let dir = tempfile::tempdir().unwrap();
+        // Longer than what is written at once.
+        let record = |output: usize, letter: usize| {
+            format!("{output}-{letter}-{}", "x".repeat(BLOCK_BYTES + 100))
+        };
+        std::thread::scope(|scope| {
+            for output in 0..OUTPUTS {
+                let dir = dir.path();
+                scope.spawn(move || {
+                    for number in 0..LETTERS {
+                        let letters = DeadLetters::open(dir, NO_LIMIT).unwrap();
+                        letters
+                            .write(&[letter(record(output, number).as_bytes())])
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        let mut found = records(&dir.path().join(FILE));
+        let mut all: Vec<String> = (0..OUTPUTS)
+            .flat_map(|output| (0..LETTERS).map(move |number| record(output, number)))
+            .collect();
+        found.sort();
+        all.sort();
+        assert_eq!(found.len(), all.len());
+        assert!(found == all, "a letter was changed");
+        let names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, [FILE], "nothing else is left behind");
+    }
+
+    #[test]
+    fn outputs_that_share_a_folder_keep_to_its_limit_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = 3 * size(b"x");
+        let (one, two) = (
+            DeadLetters::open(dir.path(), limit).unwrap(),
+            DeadLetters::open(dir.path(), limit).unwrap(),
+        );
+        std::thread::scope(|scope| {
+            for letters in [&one, &two] {
+                scope.spawn(|| (0..3).for_each(|_| drop(letters.write(&[letter(b"x")]))));
+            }
+        });
+        assert_eq!(records(&dir.path().join(FILE)), ["x"; 3]);
+        assert_full(one.write(&[letter(b"x")]), limit);
     }
 
     #[test]
