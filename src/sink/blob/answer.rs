@@ -345,9 +345,14 @@ impl HttpService for FailureReader {
                 let broken = move |error| fail(connection_failure(&host, &error));
                 return Ok(response.map(|body| HttpResponseBody::new(body.map_err(broken))));
             }
-            let (parts, body) = response.into_parts();
+            let (mut parts, body) = response.into_parts();
             let body = body.bytes().await;
             if parts.status.is_success() {
+                // Some stores return none, and object_store takes that for a failure. Nothing here uses it.
+                parts
+                    .headers
+                    .entry("etag")
+                    .or_insert(HeaderValue::from_static("\"\""));
                 // A put has succeeded only when its response is complete.
                 let body = body.map_err(|error| fail(connection_failure(&host, &error)))?;
                 return Ok(HttpResponse::from_parts(parts, body.into()));

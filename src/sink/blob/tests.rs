@@ -963,6 +963,18 @@ async fn every_put_to_s3_carries_the_checksum_of_its_body() {
     );
 }
 
+#[tokio::test]
+async fn a_store_that_returns_no_etag_delivers() {
+    const NAME: &str = "sink::blob::tests::a_store_that_returns_no_etag_delivers";
+    if !with_environment(NAME, &AWS_KEYS) {
+        return;
+    }
+    let server = Loopback::start(vec![answer(200, &[], "")]);
+    let sink = sink(s3(server.url()), &Ear::default()).unwrap();
+    assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
+    assert_eq!(server.requests().len(), 1);
+}
+
 #[cfg(feature = "check")]
 #[tokio::test]
 async fn what_is_missing_is_known_by_the_stores_own_code_alone() {
