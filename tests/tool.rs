@@ -16,12 +16,13 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The manual pages.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "ferry-check.1",
     "ferry-completions.1",
     "ferry-man.1",
     "ferry-migrate.1",
     "ferry-replay.1",
+    "ferry-spool-deliver.1",
     "ferry-spool-export.1",
     "ferry-spool-inspect.1",
     "ferry-spool-verify.1",

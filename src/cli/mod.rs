@@ -11,6 +11,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use serde::Serialize;
 
 mod check;
+mod chosen;
+mod deliver;
 mod letters;
 mod migrate;
 mod progress;
