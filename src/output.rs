@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
 
 #[cfg(feature = "firehose")]
 use crate::compress::Compression;
@@ -21,7 +22,7 @@ use crate::delivery::Pipeline;
 use crate::delivery::dead_letter::DeadLetters;
 use crate::delivery::identity::{Identity, Machine, Origin};
 use crate::ids::Verdict;
-use crate::log::{Level, Log, Output};
+use crate::log::{Level, Log, Output, size};
 use crate::metrics::{self, MetricsPage, endpoint};
 use crate::sink::Sink;
 #[cfg(feature = "firehose")]
@@ -30,7 +31,8 @@ use crate::sink::blob::BlobSink;
 #[cfg(feature = "firehose")]
 use crate::sink::firehose::FirehoseSink;
 use crate::spool::disk::{LocalDisk, says_remedy};
-use crate::spool::{self, Recovered, Spool};
+use crate::spool::stranded::ForeignFiles;
+use crate::spool::{self, Recovered, Spool, Usage};
 
 /// The maximum number of worker threads. Sending waits on the network and encoding is short: more threads would only
 /// take cores from the application.
@@ -51,6 +53,20 @@ const SPOOL_INTERVAL: Duration = Duration::from_secs(1);
 /// The default interval between metrics in the log, if the host has no metrics page.
 const METRICS_LOG_INTERVAL: Duration = Duration::from_secs(300);
 
+/// The interval at which [`Instance::deliver`] reports.
+const DELIVER_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What became of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// The number that the destination acknowledged.
+    pub delivered: u64,
+    /// The number that became dead letters.
+    pub dead_letters: u64,
+    /// The number that were sent again after a lost response.
+    pub ambiguous: u64,
+}
+
 /// Returns when the host was first seen to be asked to end, if it was and that is visible.
 pub type AskedToEnd = Arc<dyn Fn() -> Option<std::time::Instant> + Send + Sync>;
 
@@ -67,8 +83,8 @@ pub struct Instance {
 /// The parts of an instance that end when it stops.
 struct Running {
     runtime: Runtime,
-    /// The spool, and the task that delivers from it.
-    spool: Option<(Arc<Spool>, JoinHandle<()>)>,
+    /// The spool, and the task that delivers from it, until it has ended.
+    spool: Option<(Arc<Spool>, Option<JoinHandle<()>>)>,
     /// The host's metrics page, if it has one.
     page: Option<Arc<dyn MetricsPage>>,
     /// The lock on the origin's id. Released on drop, so that the next instance can take it.
@@ -123,13 +139,25 @@ impl Instance {
         asked: AskedToEnd,
     ) -> Result<Instance, Problem> {
         let spool = open_spool(&config)?;
-        let letters = DeadLetters::open(&config.dead_letter_dir, config.dead_letter_limit)
-            .map_err(|error| Problem {
-                key: keys::DEAD_LETTER_DIR.name,
-                message: format!(
-                    "'{}' cannot be written: {error}; name a folder that this user may write to",
-                    config.dead_letter_dir.display()
+        if let Err(error) = config.claim_folder() {
+            log.write(
+                Level::Warn,
+                &format!(
+                    "the folder of the spool cannot be marked as this output's: {error}; another output into the same \
+                     bucket may take it, if it starts first"
                 ),
+            );
+        }
+        let letters = DeadLetters::open(&config.dead_letter_dir, config.dead_letter_limit)
+            .map_err(|error| {
+                let message = match ForeignFiles::find(&config.dead_letter_dir) {
+                    Some(foreign) => format!("{}; {}", foreign.problem(), foreign.remedy()),
+                    None => format!(
+                        "'{}' cannot be written: {error}; name a folder that this user may write to",
+                        config.dead_letter_dir.display()
+                    ),
+                };
+                Problem::new(keys::DEAD_LETTER_DIR.name, message)
             })?;
         let listener = listen(&config)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
@@ -145,6 +173,11 @@ impl Instance {
         let sink = runtime.block_on(sink(&config, log))?;
         log.write(Level::Info, &config.summary());
         log.write(Level::Debug, &config.details());
+        if let Some(line) = config.first_object() {
+            log.write(Level::Info, &line);
+        }
+        let used = spool.as_ref().map_or(0, |(spool, _)| spool.usage().bytes);
+        warn_of_small_disk(&config, used, letters.last_usage().bytes, log);
         let exit_deadline = config.exit_deadline;
         let log_interval = config.metrics_log_interval;
         let name = page.as_ref().and_then(|page| page.name());
@@ -167,7 +200,7 @@ impl Instance {
         let spool = spool.map(|(spool, recovered)| {
             let _inside = runtime.enter();
             let feed = pipeline.feed_from(Arc::clone(&spool), recovered);
-            (spool, feed)
+            (spool, Some(feed))
         });
         let page = page.filter(|page| page.register(&name, &pipeline.figures()));
         if page.is_none() {
@@ -194,6 +227,8 @@ impl Instance {
             let look = Arc::clone(&pipeline);
             runtime.spawn(every(SPOOL_INTERVAL, move || look.check_spool()));
         }
+        let look = Arc::clone(&pipeline);
+        runtime.spawn(async move { look.watch_stranded().await });
         let look = Arc::clone(&pipeline);
         runtime.spawn(every(LETTERS_INTERVAL, move || {
             look.check_letters();
@@ -246,6 +281,42 @@ impl Instance {
         verdict
     }
 
+    /// Delivers everything in the spool and ends then. `watch` is called about four times a second with what the spool
+    /// holds; if it returns false, the delivery ends early. The caller stops the instance, which says what is left.
+    pub fn deliver(&self, watch: &mut dyn FnMut(&Usage) -> bool) {
+        let mut running = self.running.lock().expect("nothing panics with this lock");
+        let Some(Running {
+            runtime,
+            spool: Some((spool, feed)),
+            ..
+        }) = running.as_mut()
+        else {
+            return;
+        };
+        self.pipeline.drain();
+        while let Some(task) = feed {
+            let step = runtime.block_on(async { timeout(DELIVER_INTERVAL, task).await });
+            if step.is_ok() {
+                *feed = None;
+            }
+            if !watch(&spool.usage()) {
+                break;
+            }
+        }
+    }
+
+    /// Stops, like [`Instance::stop`], and returns what is left in the spool, if there is one, and its totals.
+    pub fn stop_and_sum_up(&self) -> (Option<Usage>, Totals) {
+        self.stop();
+        let records = |result| self.pipeline.metrics().records.get(result);
+        let totals = Totals {
+            delivered: records(metrics::Record::Delivered),
+            dead_letters: records(metrics::Record::DeadLetter),
+            ambiguous: records(metrics::Record::Ambiguous),
+        };
+        (self.pipeline.spool_usage(), totals)
+    }
+
     /// Logs a panic, which is a bug. The affected flushes answer RETRY.
     pub fn log_panic(&self, panic: &str) {
         self.log.write(
@@ -270,11 +341,15 @@ impl Instance {
         }) = running
         {
             let deadline = Instant::now() + self.exit_deadline;
-            if let Some((spool, mut feed)) = spool {
+            if let Some((spool, feed)) = spool {
                 self.pipeline.drain();
-                let drained = runtime
-                    .block_on(async { timeout_at(deadline - SHUTDOWN_TIME, &mut feed).await });
-                if drained.is_err() {
+                let drained = match feed {
+                    Some(mut feed) => runtime
+                        .block_on(async { timeout_at(deadline - SHUTDOWN_TIME, &mut feed).await })
+                        .is_ok(),
+                    None => true,
+                };
+                if !drained {
                     self.log.write(
                         Level::Warn,
                         &format!(
@@ -359,7 +434,13 @@ fn open_spool(config: &Config) -> Result<Option<(Arc<Spool>, Recovered)>, Proble
     };
     let dir = place.dir.display();
     let problem = |error: std::io::Error| {
-        let message = if error.kind() == std::io::ErrorKind::WouldBlock {
+        let foreign = match error.kind() {
+            std::io::ErrorKind::WouldBlock => None,
+            _ => ForeignFiles::find(&place.dir),
+        };
+        let message = if let Some(foreign) = foreign {
+            format!("{}: {error}; {}", foreign.problem(), foreign.remedy())
+        } else if error.kind() == std::io::ErrorKind::WouldBlock {
             format!(
                 "'{dir}' is in use by another instance or process: give each output its own spool_dir, or its own \
                  instance name"
@@ -400,6 +481,49 @@ fn origin(config: &Config, output: Option<&str>, log: &Log) -> Option<Origin> {
         log.write(Level::Warn, warning);
     }
     Some(origin)
+}
+
+/// Warns of limits that the disk does not reach: it would be full first, for everybody. `spool` and `letters` are the bytes
+/// that count towards the limits already.
+fn warn_of_small_disk(config: &Config, spool: u64, letters: u64, log: &Log) {
+    let spool = config
+        .spool
+        .as_ref()
+        .map(|place| (keys::SPOOL_LIMIT.name, &place.dir, place.limit, spool));
+    let letters = (
+        keys::DEAD_LETTER_LIMIT.name,
+        &config.dead_letter_dir,
+        config.dead_letter_limit,
+        letters,
+    );
+    for (key, dir, limit, used) in spool.into_iter().chain([letters]) {
+        let Ok(space) = rustix::fs::statvfs(dir) else {
+            continue;
+        };
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if let Some(line) = small_disk(key, dir, limit, used, free) {
+            log.write(Level::Warn, &line);
+        }
+    }
+}
+
+/// Returns the warning of a limit that is larger than what is `used` of it and what is `free`.
+fn small_disk(key: &str, dir: &Path, limit: u64, used: u64, free: u64) -> Option<String> {
+    if limit.saturating_sub(used) <= free {
+        return None;
+    }
+    let quarter = (used + free) / 4 / 1_000_000;
+    let remedy = match quarter {
+        // The smallest limit of a spool.
+        16.. => format!("write {key} {quarter}M, a quarter of it, or free some space"),
+        _ => "free some space".to_owned(),
+    };
+    Some(format!(
+        "the disk of '{}' has {} free, less than {key} ({}) still allows: it is full before the limit is reached; {remedy}",
+        dir.display(),
+        size(free),
+        size(limit),
+    ))
 }
 
 fn warn_of_idle_keys(log: &Log, idle: &[IdleKey]) {
@@ -484,5 +608,147 @@ impl End {
             }
             sleep(EXIT_POLL_INTERVAL).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::log::tests::Lines;
+
+    /// Keys, and a parent of all folders.
+    struct Keys {
+        state: PathBuf,
+        keys: Vec<(&'static str, String)>,
+    }
+
+    impl Properties for Keys {
+        fn get(&self, key: &str) -> Option<String> {
+            let found = self.keys.iter().find(|(name, _)| *name == key);
+            found.map(|(_, value)| value.clone())
+        }
+
+        fn state_dir(&self) -> &Path {
+            &self.state
+        }
+    }
+
+    /// A folder for objects, and one for everything else.
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        fn new() -> Place {
+            Place(tempfile::tempdir().unwrap())
+        }
+
+        fn state(&self) -> PathBuf {
+            self.0.path().join("state")
+        }
+
+        /// The names of the outputs' folders.
+        fn folders(&self) -> Vec<String> {
+            let entries = std::fs::read_dir(self.state()).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<String> = names.collect();
+            names.sort();
+            names
+        }
+
+        fn start(&self, keys: &[(&'static str, &str)]) -> Result<Instance, String> {
+            let url = (
+                "url",
+                format!("file://{}", self.0.path().join("objects").display()),
+            );
+            let keys = keys.iter().map(|(key, value)| (*key, (*value).to_owned()));
+            let keys = Keys {
+                state: self.state(),
+                keys: keys
+                    .chain([url, ("compression", "none".to_owned())])
+                    .collect(),
+            };
+            let lines = Lines::default();
+            let instance = Instance::start(&keys, Box::new(lines.clone()), None, Arc::new(|| None));
+            instance.ok_or_else(|| format!("{:?}", lines.0.lock().unwrap()))
+        }
+
+        /// The lines in the folder of objects `name`.
+        fn lines(&self, name: &str) -> usize {
+            let Ok(entries) = std::fs::read_dir(self.0.path().join("objects").join(name)) else {
+                return 0;
+            };
+            let texts =
+                entries.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+            texts.map(|text| text.lines().count()).sum()
+        }
+    }
+
+    fn chunk(value: u64) -> Bytes {
+        let mut chunk = b"\x92\x92\xd7\x00\0\0\0\x01\0\0\0\0\x80".to_vec();
+        chunk.extend(rmp_serde::to_vec(&json!({ "n": value })).unwrap());
+        chunk.into()
+    }
+
+    #[test]
+    fn two_outputs_into_one_store_both_run_and_find_their_own_chunks_again() {
+        let place = Place::new();
+        let keys = |path| [("path", path)];
+        for round in 1..=2 {
+            let one = place.start(&keys("one")).unwrap();
+            let two = place.start(&keys("two")).unwrap();
+            assert_eq!(one.flush(b"a", chunk(round), false), Verdict::Ok);
+            assert_eq!(two.flush(b"b", chunk(10 + round), false), Verdict::Ok);
+            assert_eq!(two.flush(b"b", chunk(20 + round), false), Verdict::Ok);
+            assert_eq!(place.folders().len(), 2);
+            one.stop();
+            two.stop();
+        }
+        assert_eq!((place.lines("one"), place.lines("two")), (2, 4));
+        // Without a spool they share nothing either.
+        let direct = |path| [("path", path), ("spool", "off")];
+        let (one, two) = (
+            place.start(&direct("one")).unwrap(),
+            place.start(&direct("two")).unwrap(),
+        );
+        assert_eq!(one.flush(b"a", chunk(1), false), Verdict::Ok);
+        assert_eq!(two.flush(b"a", chunk(1), false), Verdict::Ok);
+        assert_eq!((place.lines("one"), place.lines("two")), (3, 5));
+        one.stop();
+        two.stop();
+    }
+
+    #[test]
+    fn two_outputs_with_one_name_are_refused_with_the_remedy() {
+        let place = Place::new();
+        let one = place.start(&[]).unwrap();
+        let refused = place.start(&[]).err().unwrap();
+        assert!(
+            refused.contains("is in use by another instance"),
+            "{refused}"
+        );
+        assert!(refused.contains("its own instance name"), "{refused}");
+        one.stop();
+    }
+
+    #[test]
+    fn a_limit_beyond_the_disk_is_warned_of() {
+        let dir = Path::new("/data");
+        let warning = |limit, used, free| small_disk("spool_limit", dir, limit, used, free);
+        assert_eq!(warning(1_000_000_000, 0, 1_000_000_000), None);
+        assert_eq!(warning(1_000_000_000, 900_000_000, 100_000_000), None);
+        let line = warning(1_000_000_000, 100_000_000, 300_000_000).unwrap();
+        assert_eq!(
+            line,
+            "the disk of '/data' has 300 MB free, less than spool_limit (1 GB) still allows: it is full before the limit is \
+             reached; write spool_limit 100M, a quarter of it, or free some space"
+        );
+        assert!(
+            warning(16_000_000, 0, 0)
+                .unwrap()
+                .ends_with("reached; free some space")
+        );
     }
 }

@@ -10,6 +10,7 @@ mod check;
 mod configuration;
 mod crash;
 mod dashboards;
+mod deliver;
 mod docs;
 mod end_to_end;
 mod examples;

@@ -23,6 +23,7 @@ const PAGES: [&str; 11] = [
     "ferry-man.1",
     "ferry-migrate.1",
     "ferry-replay.1",
+    "ferry-spool-deliver.1",
     "ferry-spool-export.1",
     "ferry-spool-inspect.1",
     "ferry-spool-verify.1",

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::{Options, Report, blocking};
 use crate::config::Config;
-use crate::spool::disk::{Disk as _, LocalDisk};
+use crate::spool::disk::{Disk as _, LocalDisk, is_in_use};
 
 /// The bytes that are written and synced to measure the disk: about the host's largest chunk.
 const PROBE_BYTES: usize = 2_000_000;
@@ -289,7 +289,7 @@ fn inspect(dir: &Path) -> io::Result<Found> {
             .sum(),
     };
     Ok(Found {
-        locked: !missing && is_locked(&existing)?,
+        locked: !missing && is_in_use(&existing)?,
         missing,
         mode: metadata.mode(),
         owner: metadata.uid(),
@@ -319,21 +319,6 @@ fn unnamed_file(dir: &Path) -> io::Result<File> {
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// Whether an instance has locked the folder, or its file `lock`, as earlier versions do.
-fn is_locked(dir: &Path) -> io::Result<bool> {
-    for path in [dir.to_owned(), dir.join("lock")] {
-        let found = match File::open(path) {
-            Ok(file) => file.try_lock(),
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        if matches!(found, Err(std::fs::TryLockError::WouldBlock)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Returns a description of a file system that is not a local disk, by the magic numbers of statfs(2).

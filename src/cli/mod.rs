@@ -11,7 +11,9 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use serde::Serialize;
 
 mod check;
+mod chosen;
 mod cost;
+mod deliver;
 mod letters;
 mod migrate;
 mod progress;

@@ -23,16 +23,16 @@ use ferry::check::host::{self, Output};
 use ferry::codec::Encoding;
 use ferry::codec::msgpack::{Event, Events, Item};
 use ferry::codec::template::Template;
-use ferry::config::{Config, Destination, Properties, keys, sanitize_stream_name};
+use ferry::config::{Config, Destination, keys, sanitize_stream_name};
 use ferry::delivery::dead_letter::FILE;
 use ferry::ids::{Time, Verdict};
-use ferry::log::{self, Level};
 use ferry::output::Instance;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::chosen::{self, Keys, StderrLog};
 use super::letters::{self, Found, Letter, LetterFile, Place, Sources, folder_of, lines, look};
 use super::{Done, Failure, cannot_be, metadata, print, print_json, progress, tell};
 
@@ -221,39 +221,7 @@ struct Section<'a> {
 impl<'a> Section<'a> {
     /// Returns the requested output, or the only one.
     fn choose(outputs: &'a [Output], args: &Args) -> Result<Section<'a>, Failure> {
-        let file = args.config.display();
-        let all: Vec<&str> = outputs.iter().map(|output| &*output.label).collect();
-        let all = all.join(", ");
-        let fits = |(number, output): &(usize, &Output)| {
-            args.output.as_deref().is_none_or(|wanted| {
-                output.label == wanted
-                    || number.to_string() == wanted
-                    || format!("ferry.{number}") == wanted
-            })
-        };
-        let mut found = outputs.iter().enumerate().filter(fits);
-        let output = match (found.next(), found.next(), &args.output) {
-            (Some((_, output)), None, _) => output,
-            (Some(_), Some(_), _) => {
-                return Err(format!("{file}: name one of {all} with --output").into());
-            }
-            (None, _, Some(wanted)) if !outputs.is_empty() => {
-                return Err(
-                    format!("{file}: there is no output {wanted}; use one of {all}").into(),
-                );
-            }
-            (None, ..) => return Err(format!("{file}: there is no output ferry").into()),
-        };
-        for variable in &output.unset {
-            tell(format_args!(
-                "warning: {}",
-                variable.trim_start_matches("[env] ")
-            ));
-        }
-        let config = Config::read(output).map_err(|problems| {
-            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            format!("{file}: {}: {}", output.label, problems.join("; "))
-        })?;
+        let (output, config) = chosen::choose(outputs, &args.config, args.output.as_deref())?;
         Ok(Section { output, config })
     }
 
@@ -375,31 +343,6 @@ impl<'a> Section<'a> {
             omitted,
             overrides,
         }
-    }
-}
-
-/// An output's keys, of which some are omitted or overridden.
-struct Keys<'a> {
-    output: &'a Output,
-    /// See [`Properties::lines_are_records`].
-    lines_are_records: bool,
-    omitted: Vec<&'static str>,
-    overrides: Vec<(&'static str, String)>,
-}
-
-impl Properties for Keys<'_> {
-    fn get(&self, key: &str) -> Option<String> {
-        if let Some((_, value)) = self.overrides.iter().find(|(name, _)| *name == key) {
-            return Some(value.clone());
-        }
-        match self.omitted.contains(&key) {
-            true => None,
-            false => self.output.get(key),
-        }
-    }
-
-    fn lines_are_records(&self) -> bool {
-        self.lines_are_records
     }
 }
 
@@ -601,7 +544,7 @@ impl Replay<'_> {
         let log = StderrLog {
             last: Arc::default(),
             bar: self.bar.clone(),
-            own: folder.display().to_string(),
+            silent: Some(folder.display().to_string()),
         };
         let last = Arc::clone(&log.last);
         let keys = self.section.keys(route, &folder);
@@ -892,29 +835,6 @@ impl InFlight {
     fn release(&self, bytes: u64) {
         *self.bytes.lock().expect("nothing panics with this lock") -= bytes;
         self.released.notify_all();
-    }
-}
-
-/// A log that writes to stderr, except for messages about the replay's own folder.
-struct StderrLog {
-    /// The last message.
-    last: Arc<Mutex<String>>,
-    bar: ProgressBar,
-    own: String,
-}
-
-impl log::Output for StderrLog {
-    fn enabled(&self, level: Level) -> bool {
-        level <= Level::Warn
-    }
-
-    fn write(&self, _level: Level, line: &str) {
-        if line.contains(&self.own) {
-            return;
-        }
-        let message = line.split_once("] ").map_or(line, |(_, message)| message);
-        message.clone_into(&mut self.last.lock().expect("nothing panics with this lock"));
-        self.bar.suspend(|| tell(format_args!("{message}")));
     }
 }
 

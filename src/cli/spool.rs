@@ -1,4 +1,4 @@
-//! `ferry spool`: inspects a spool's directory without changing it. It takes no lock, so that it works next to a
+//! `ferry spool`: inspects a spool's directory without changing it (`deliver` has a file of its own). It takes no lock, so that it works next to a
 //! running instance, and on a copy. Segments are read sequentially, and only the place of each chunk is kept in memory.
 
 use std::collections::BTreeMap;
@@ -21,14 +21,14 @@ use ferry::ids::Time;
 use ferry::spool::disk::{Disk, LocalDisk, says_remedy};
 use ferry::spool::handles::Handles;
 use ferry::spool::scan::{
-    Check, Lost, Missing, Place, Segment, Survey, segment_bytes, survey_while,
+    Check, Lost, Missing, Place, Segment, Survey, is_spool, segment_bytes, survey_while,
 };
 use ferry::spool::{Content, Events, Pending, Seq, Suspect, Work};
 use serde::Serialize;
 
 use super::{Done, Failure, inaccessible, metadata, progress, remedy};
 
-/// Inspect the directory where Ferry keeps chunks (spool_dir), without changing it
+/// Inspect the directory where Ferry keeps chunks (spool_dir), or deliver what is in it
 #[derive(clap::Args)]
 #[command(after_help = STATUS)]
 pub(super) struct Args {
@@ -41,9 +41,10 @@ Examples:
   ferry spool inspect /var/lib/ferry/main
   ferry spool verify /var/lib/ferry/main
   ferry spool export /var/lib/ferry/main >undelivered.ndjson
+  ferry spool deliver /var/lib/ferry/s3-typo -c /etc/fluent-bit/fluent-bit.conf
 
-Exit status: 0, it was read, and for verify and export nothing is wrong; 1, something is damaged, missing or no record;
-2, it could not be read at all";
+Exit status: 0, it was read, and for verify and export nothing is wrong, and for deliver it is empty; 1, something is
+damaged, missing, no record or not delivered; 2, it could not be read at all";
 
 #[derive(Subcommand)]
 enum Command {
@@ -65,6 +66,9 @@ enum Command {
         /// The spool's directory, or a copy of it
         dir: PathBuf,
     },
+    /// Deliver everything in a spool that no output uses, through an output of the configuration
+    #[command(after_help = super::deliver::STATUS)]
+    Deliver(super::deliver::Args),
     /// Write the records of unfinished chunks as JSON lines, except for those that are delivered
     #[command(after_help = EXPORT)]
     Export {
@@ -110,6 +114,10 @@ struct Choice {
 }
 
 pub(super) fn run(args: &Args) -> Done {
+    if let Command::Deliver(args) = &args.command {
+        // Its other threads write to stderr, which must not be locked here.
+        return super::deliver::run(args);
+    }
     let mut out = BufWriter::new(io::stdout().lock());
     let intact = execute(&args.command, &mut out, &mut io::stderr().lock())?;
     out.flush()?;
@@ -137,13 +145,14 @@ fn execute(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Do
             }
             Ok(true)
         }
+        Command::Deliver(_) => unreachable!("it has no report"),
         Command::Verify { dir } => Ok(verify(&read(&look(dir)?, Check::All)?, out)?),
         Command::Export { dir, choice } => Ok(export(Arc::new(look(dir)?), choice, out, errors)?),
     }
 }
 
 /// Opens a spool's directory. Fails if there is no spool in it, rather than reporting that it is empty.
-fn look(dir: &Path) -> Result<LocalDisk, Failure> {
+pub(super) fn look(dir: &Path) -> Result<LocalDisk, Failure> {
     let disk = LocalDisk::look(dir).map_err(|error| match says_remedy(&error) {
         true => Failure::from(error),
         false => format!("{error}; remedy: {}", remedy(&error)).into(),
@@ -165,27 +174,6 @@ fn look(dir: &Path) -> Result<LocalDisk, Failure> {
     };
     let message = "contains no spool (no .seg file, lock or manifest); remedy: give spool_dir";
     Err(format!("{} {message}{hint}", dir.display()).into())
-}
-
-/// The lock file of a spool.
-const LOCK: &str = "lock";
-/// The other files of a spool besides its segments.
-const FILES: [&str; 4] = ["manifest.0", "manifest.1", "reserve", "suspects"];
-
-/// Whether a directory contains files of a spool. Other programs have lock files of the same name: it only counts if it
-/// is the only file, as in a new spool.
-fn is_spool(disk: &dyn Disk) -> io::Result<bool> {
-    let files = disk.list()?;
-    let mut names = files.iter().map(|(name, _)| name.as_str());
-    let new = !files.is_empty() && names.clone().all(|name| name == LOCK);
-    let is_spool_file = |name: &str| {
-        FILES.contains(&name)
-            || name.starts_with("quarantine/")
-            || [".seg", ".spare", ".copy"]
-                .iter()
-                .any(|end| name.ends_with(end))
-    };
-    Ok(new || names.any(is_spool_file))
 }
 
 /// Surveys a spool, with a progress bar.

@@ -14,6 +14,7 @@ use crate::codec::template::Template;
 use crate::codec::time::{Strftime, TimeFormat};
 use crate::compress::Compression;
 use crate::log::size;
+use folder::Names;
 use keys::Key;
 use reader::Reader;
 use value::{at, shown};
@@ -36,6 +37,7 @@ mod azure;
 mod blob;
 mod connection_string;
 mod firehose;
+mod folder;
 pub mod keys;
 mod objects;
 mod reader;
@@ -55,6 +57,11 @@ pub trait Properties {
     /// output's extension and content type. Only a replay returns true; no key sets it.
     fn lines_are_records(&self) -> bool {
         false
+    }
+
+    /// The parent of the folders that outputs have by default. Only tests have another one.
+    fn state_dir(&self) -> &Path {
+        Path::new(folder::STATE_DIR)
     }
 }
 
@@ -92,8 +99,12 @@ impl fmt::Display for Problem {
 /// The configuration of an output.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The name of this instance in logs, and of its folder below [`STATE_DIR`] by default.
+    /// The name of this instance in logs, and of its folder below `state_dir` by default.
     pub instance: String,
+    /// The parent of the folders that outputs have by default.
+    pub state_dir: PathBuf,
+    /// The name to write into the spool's folder, if that is the default one without the key `instance`.
+    owner: Option<String>,
     /// The destination.
     pub destination: Destination,
     /// The contents of a record.
@@ -172,6 +183,20 @@ impl Config {
         }
     }
 
+    /// Returns the folder below `state_dir` that this output has by default.
+    pub fn default_dir(&self) -> PathBuf {
+        self.state_dir.join(&self.instance)
+    }
+
+    /// Writes into the spool's folder that it belongs to this output, if it is the default one, so that no other output
+    /// takes it for what an earlier version left.
+    pub fn claim_folder(&self) -> std::io::Result<()> {
+        match (&self.owner, &self.spool) {
+            (Some(owner), Some(spool)) => folder::claim(&spool.dir, owner),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the log line at startup: version, destination and mode, without secrets.
     pub fn summary(&self) -> String {
         let mut line = format!("ferry {} to ", env!("CARGO_PKG_VERSION"));
@@ -212,6 +237,18 @@ impl Config {
             }
         }
         line
+    }
+
+    /// Returns the log line at startup that says when the first object is due; `None` if records are sent at once.
+    pub fn first_object(&self) -> Option<String> {
+        match (&self.destination, &self.spool) {
+            (Destination::Blob { object, .. }, Some(_)) => Some(format!(
+                "the first object is due {} s after its first line (blob_max_age), or when it has {} (blob_max_size)",
+                object.age.as_secs(),
+                size(object.bytes as u64)
+            )),
+            _ => None,
+        }
     }
 
     /// Returns the log line at level debug that lists formats, deadlines and limits.
@@ -297,8 +334,20 @@ impl Reader<'_> {
         let flush_deadline = self.time(&keys::FLUSH_DEADLINE);
         let exit_deadline = self.time(&keys::EXIT_DEADLINE);
         let concurrency = self.count(&keys::CONCURRENCY);
-        let instance = self.instance(destination.as_ref());
-        let spool = self.spool(kind, &instance);
+        let state_dir = self.state_dir().to_owned();
+        let names = match self.text(&keys::INSTANCE) {
+            Some(name) => Err(sanitize_stream_name(
+                &name.replace(":///", "-").replace("://", "-"),
+            )),
+            None => Ok(self.names(destination.as_ref())),
+        };
+        let own = names.as_ref().ok().map(|names| names.own.clone());
+        let instance = names.map_or_else(|name| name, |names| names.choose(&state_dir));
+        let spool = self.spool(kind, &state_dir.join(&instance));
+        let is_default = spool
+            .as_ref()
+            .is_some_and(|spool| spool.dir == state_dir.join(&instance));
+        let owner = own.filter(|_| is_default);
         if let (Some(_), Some(Destination::Blob { object, .. })) = (&spool, &destination)
             && object.bytes > open_objects(memory_limit)
         {
@@ -316,13 +365,15 @@ impl Reader<'_> {
         let metrics_listen = self.metrics_listen();
         let dead_letter_dir = self.text(&keys::DEAD_LETTER_DIR).map_or_else(
             || match &spool {
-                Some(spool) => spool.dir.join("dead-letters"),
-                None => Path::new(STATE_DIR).join(&instance).join("dead-letters"),
+                Some(spool) => spool.dir.join(folder::DEAD_LETTERS),
+                None => state_dir.join(&instance).join(folder::DEAD_LETTERS),
             },
             PathBuf::from,
         );
         Some(Config {
             instance,
+            state_dir,
+            owner,
             destination: destination?,
             encode,
             compression,
@@ -503,7 +554,7 @@ impl Reader<'_> {
 
     /// Reads the spool's keys. It is on by default for a blob store, where an object per flush would be slow and
     /// expensive, and off for Firehose, which acknowledges at once.
-    fn spool(&mut self, kind: Option<DestinationKind>, instance: &str) -> Option<SpoolPlace> {
+    fn spool(&mut self, kind: Option<DestinationKind>, default: &Path) -> Option<SpoolPlace> {
         let blob = kind == Some(DestinationKind::Blob);
         let written = self.flag(&keys::SPOOL);
         if !written.unwrap_or(blob) {
@@ -516,7 +567,7 @@ impl Reader<'_> {
         let dir = self.text(&keys::SPOOL_DIR);
         let limit = self.size(&keys::SPOOL_LIMIT) as u64;
         Some(SpoolPlace {
-            dir: dir.map_or_else(|| Path::new(STATE_DIR).join(instance), PathBuf::from),
+            dir: dir.map_or_else(|| default.to_owned(), PathBuf::from),
             limit,
             target_limit: self.share(&keys::TARGET_LIMIT, limit),
         })
@@ -549,21 +600,21 @@ impl Reader<'_> {
         address
     }
 
-    fn instance(&mut self, destination: Option<&Destination>) -> String {
-        let name = self
-            .text(&keys::INSTANCE)
-            .unwrap_or_else(|| match destination {
-                Some(Destination::Firehose(firehose)) => {
-                    let stream = self.raw(&keys::DELIVERY_STREAM).unwrap_or_default();
-                    format!(
-                        "firehose-{}",
-                        firehose.delivery_stream.fixed().unwrap_or(stream)
-                    )
-                }
-                Some(Destination::Blob { blob, .. }) => blob.store.to_string(),
-                None => String::new(),
-            });
-        sanitize_stream_name(&name.replace(":///", "-").replace("://", "-"))
+    /// Returns the names that an output without `instance` may have.
+    fn names(&mut self, destination: Option<&Destination>) -> Names {
+        match destination {
+            Some(Destination::Firehose(firehose)) => {
+                let stream = self.raw(&keys::DELIVERY_STREAM).unwrap_or_default();
+                let stream = firehose.delivery_stream.fixed().unwrap_or(stream);
+                Names::of(&format!("firehose-{stream}"), "", None)
+            }
+            Some(Destination::Blob { blob, prefix, .. }) => {
+                let path = self.raw(&keys::PATH);
+                let path = path.as_deref().map(str::trim);
+                Names::of(&blob.store.to_string(), prefix, path)
+            }
+            None => Names::of("", "", None),
+        }
     }
 }
 
@@ -596,9 +647,6 @@ pub(crate) enum Algorithm {
     Gzip,
     Zstd,
 }
-
-/// The default parent of the instances' folders for persistent state.
-const STATE_DIR: &str = "/var/lib/ferry";
 
 /// Compared to level 1 this takes 7% more of an output's total CPU time, and makes bodies of structured logs 3% smaller
 /// (`make bench-host`).

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
 use super::keys::{
@@ -73,6 +74,11 @@ impl<'p> Reader<'p> {
     /// See [`Properties::lines_are_records`].
     pub(super) fn lines_are_records(&self) -> bool {
         self.properties.lines_are_records()
+    }
+
+    /// See [`Properties::state_dir`].
+    pub(super) fn state_dir(&self) -> &Path {
+        self.properties.state_dir()
     }
 
     /// Returns a value without any checks.

@@ -1076,6 +1076,62 @@ fn the_line_at_startup_names_destination_and_mode_and_one_for_debug_the_limits()
 }
 
 #[test]
+fn a_line_at_startup_says_when_the_first_object_is_due() {
+    let line = |keys: &[(&str, &str)]| read(keys).unwrap().first_object();
+    assert_eq!(
+        line(&[FILE]).unwrap(),
+        "the first object is due 300 s after its first line (blob_max_age), or when it has 16 MB (blob_max_size)"
+    );
+    let soon = line(&[FILE, ("blob_max_age", "1m"), ("blob_max_size", "8M")]).unwrap();
+    assert!(
+        soon.contains("due 60 s after") && soon.contains("8 MB"),
+        "{soon}"
+    );
+    assert_eq!(line(&[FILE, ("spool", "off")]), None);
+    assert_eq!(line(&[FIREHOSE, ("spool", "on")]), None);
+}
+
+#[test]
+fn outputs_into_one_bucket_have_folders_and_letters_of_their_own() {
+    let of = |keys: &[(&str, &str)]| {
+        let config = read(keys).unwrap();
+        (
+            config.instance,
+            config.spool.map(|it| it.dir),
+            config.dead_letter_dir,
+        )
+    };
+    let state = Path::new("/var/lib/ferry");
+    for spool in ["on", "off"] {
+        let spool = ("spool", spool);
+        let bucket = ("url", "s3://logs");
+        let outputs = [
+            of(&[bucket, spool]),
+            of(&[("url", "s3://logs/app"), spool]),
+            of(&[("url", "s3://logs/web"), spool]),
+            of(&[bucket, ("path", "app/%Y"), spool]),
+            of(&[bucket, ("path", "web/%Y"), spool]),
+        ];
+        for (at, one) in outputs.iter().enumerate() {
+            let (instance, dir, letters) = one;
+            assert!(
+                dir.as_deref().is_none_or(|dir| dir == state.join(instance)),
+                "{one:?}"
+            );
+            assert_eq!(*letters, state.join(instance).join("dead-letters"));
+            assert!(
+                outputs[..at].iter().all(|other| other.0 != *instance),
+                "{one:?}"
+            );
+        }
+        assert_eq!(outputs[0].0, "s3-logs");
+    }
+    // A name that was given is nobody else's business.
+    let named = |url| of(&[("url", url), ("instance", "main")]).0;
+    assert_eq!(named("s3://logs/app"), "main");
+}
+
+#[test]
 fn times_given_as_examples_are_in_range() {
     for (key, value, destination) in [
         ("flush_deadline", "500ms", FIREHOSE),

@@ -19,7 +19,7 @@ use crate::ids::Verdict;
 use crate::log::{Level, Log};
 use crate::metrics::{Figure, Metrics, Stage};
 use crate::sink::{DestinationTraits, Sink};
-use crate::spool::{Recovered, Spool};
+use crate::spool::{Recovered, Spool, Usage};
 use arrivals::Arrivals;
 use context::Context;
 use cut::Cutter;
@@ -63,6 +63,7 @@ mod sender;
 pub mod small_objects;
 mod spill;
 mod spooled;
+mod stranded;
 mod target_limit;
 mod target_report;
 mod waiting;
@@ -230,6 +231,16 @@ impl Pipeline {
         if let Some(intake) = self.senders.intake() {
             intake.check();
         }
+    }
+
+    /// Returns what the spool holds, if there is one.
+    pub fn spool_usage(&self) -> Option<Usage> {
+        self.spool().map(|spool| spool.usage())
+    }
+
+    /// Looks for spools that no output uses, and reports them, until it is dropped.
+    pub async fn watch_stranded(&self) {
+        stranded::watch(Arc::clone(&self.context)).await;
     }
 
     fn spool(&self) -> Option<&Arc<Spool>> {

@@ -372,6 +372,8 @@ pub struct Metrics {
     pub spool_errors: Counter,
     /// Free bytes of the spool's disk.
     pub spool_disk_free: Gauge,
+    /// Bytes in spools of earlier runs that nothing delivers.
+    pub stranded: Gauge,
     /// Log events in the spool that wait to become dead letters.
     pub waiting_letters: Gauge,
     /// The size of the dead letters in bytes.
@@ -618,6 +620,13 @@ pub static FAMILIES: &[Family] = &[
         label: None,
         help: "Bytes that are free on the disk of the spool; 0 without one",
         read: |metrics| metrics.spool_disk_free.read(),
+    },
+    Family {
+        name: "ferry_stranded_spool_bytes",
+        kind: Kind::Gauge,
+        label: None,
+        help: "Undelivered bytes in spools of earlier runs that no output uses; one output reports them for all",
+        read: |metrics| metrics.stranded.read(),
     },
     Family {
         name: "ferry_dead_letters_waiting",

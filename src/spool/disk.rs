@@ -283,6 +283,22 @@ impl Folder {
     }
 }
 
+/// Whether an instance has locked a directory, or the file `lock` in it, as earlier versions do. Locks both for a moment,
+/// together with others that ask, so that an instance that starts just then has to try again, as it does.
+pub fn is_in_use(dir: &Path) -> io::Result<bool> {
+    for path in [dir.to_owned(), dir.join(LOCK)] {
+        let found = match fs::File::open(path) {
+            Ok(file) => file.try_lock_shared(),
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if matches!(found, Err(TryLockError::WouldBlock)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Creates and locks the file `lock` in a directory.
 fn take_lock(dir: &OwnedFd, path: &Path) -> io::Result<(fs::File, FileId)> {
     let file = open_at(dir, LOCK, OFlags::WRONLY | OFlags::CREATE)

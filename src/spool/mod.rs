@@ -225,6 +225,7 @@ mod note;
 mod past;
 mod recovery;
 pub mod scan;
+pub mod stranded;
 mod suspects;
 mod writer;
 

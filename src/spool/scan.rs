@@ -502,6 +502,27 @@ impl Survey {
     }
 }
 
+/// The lock file of a spool.
+const LOCK: &str = "lock";
+/// The other files of a spool besides its segments.
+const FILES: [&str; 4] = [manifest::NAMES[0], manifest::NAMES[1], RESERVE, SUSPECTS];
+
+/// Whether a directory contains files of a spool. Other programs have lock files of the same name: it only counts if it
+/// is the only file, as in a new spool.
+pub fn is_spool(disk: &dyn Disk) -> io::Result<bool> {
+    let files = disk.list()?;
+    let mut names = files.iter().map(|(name, _)| name.as_str());
+    let new = !files.is_empty() && names.clone().all(|name| name == LOCK);
+    let is_spool_file = |name: &str| {
+        FILES.contains(&name)
+            || name.starts_with(QUARANTINE)
+            || [".seg", ".spare", ".copy"]
+                .iter()
+                .any(|end| name.ends_with(end))
+    };
+    Ok(new || names.any(is_spool_file))
+}
+
 /// Reads a directory. Segments that are removed meanwhile are skipped: they were finished.
 ///
 /// Fails only if the disk does.
