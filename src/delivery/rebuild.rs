@@ -92,7 +92,7 @@ pub(super) struct Rebuilt {
     pub(super) letters: Vec<Letter>,
     /// The number of events that have no `log_key` any more.
     pub(super) skipped: usize,
-    /// The chunks that cannot be read any more.
+    /// The chunks that cannot be read any more, and are not in it.
     pub(super) corrupt: Vec<Seq>,
     /// The current target and folder of its events.
     pub(super) destination: Option<(String, String)>,
@@ -115,7 +115,12 @@ pub(super) fn rebuild_object(
     let mut body = Body::new(cutter.compression());
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
     let mut destination = None;
-    for content in contents.iter().filter(|content| spool.holds(content.chunk)) {
+    for content in contents {
+        // Damage that the start found is logged by then.
+        if !spool.holds(content.chunk) {
+            corrupt.push(content.chunk);
+            continue;
+        }
         spool.begin_work(content.chunk, Work::Rebuild, alone);
         let stored = match spool.read(content.chunk) {
             Ok(stored) => stored,

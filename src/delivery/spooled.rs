@@ -17,7 +17,7 @@
 //! After a crash the spool tells which objects had been started. Each is rebuilt from the same events and put under the
 //! same name, where the store accepts it only if it does not exist yet.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -83,6 +83,14 @@ const RELOCATED_SHARE: usize = 2 * DEFERRED_SHARE;
 const RELOCATE_BACKOFF: Duration = Duration::from_secs(10);
 /// How often slow targets are asked to give back what they hold while others need it.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
+/// The fraction of `memory_limit` that rebuilt objects in flight may take, unless there is only one …
+const REBUILT_SHARE: usize = 16;
+/// … and the time after which one that is not answered counts no more: its folder may hang, and those of others wait.
+const REBUILT_PATIENCE: Duration = Duration::from_secs(5);
+/// The number of failures with which the waits of objects to be rebuilt begin: other work continues meanwhile.
+const REBUILT_FAILURES: u32 = 3;
+/// The maximum number of objects that the store is asked about at once.
+const MAX_LOOKING: usize = 4;
 /// The maximum number of events in a probe: enough to see whether the target accepts them.
 const PROBE_EVENTS: u64 = 100;
 
@@ -147,6 +155,34 @@ struct PendingObject {
     guards: Vec<AckGuard>,
     /// Its target, once known.
     target: Option<Arc<str>>,
+    /// The number of failures in a row to rebuild or to store it.
+    failures: u32,
+    /// It could not be read when it was tried last.
+    unreadable: bool,
+    /// Some of its events are in a file that is missing and may come back.
+    is_partly_away: bool,
+}
+
+impl PendingObject {
+    /// Returns the folder in its name, whose trouble is not that of others.
+    fn folder(&self) -> &str {
+        folder_of(&self.pending.name)
+    }
+
+    /// Postpones it after a failure, for longer each time.
+    fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        let failures = REBUILT_FAILURES.saturating_add(self.failures);
+        let wait = backoff(Class::Transient, failures, &mut StdRng::from_os_rng());
+        self.due = Instant::now() + wait;
+    }
+}
+
+/// The store's answer about an object of which not all events can be read.
+struct LookedUp {
+    begun: PendingObject,
+    /// Whether the store has it. If not, its name was given up.
+    exists: Result<bool, Arc<Fault>>,
 }
 
 /// A chunk in memory, which is encoded step by step.
@@ -193,6 +229,10 @@ struct InFlightObject {
     guards: Vec<AckGuard>,
     /// The events in it, if it was rebuilt: its guards then hold their chunks, and have no events.
     events: Vec<(Seq, Vec<Range<u32>>)>,
+    /// When it was rebuilt.
+    rebuilt: Option<Instant>,
+    /// What its end settles, if that is not all of it: some chunks cannot be read any more.
+    settles: Option<Vec<Content>>,
     lines: u32,
     why: metrics::Sealed,
     tries: u32,
@@ -269,6 +309,8 @@ pub(super) struct Feed {
     small_objects: SmallObjects,
     /// Objects started before a restart, or before their target became unavailable.
     begun: VecDeque<PendingObject>,
+    /// Those that the store is asked about.
+    looking: JoinSet<LookedUp>,
     sending: HashMap<u64, InFlightObject>,
     /// Those to send again, and when.
     resend: BTreeSet<(Instant, u64)>,
@@ -341,6 +383,7 @@ impl Feed {
             rebuilt_last: false,
             small_objects: SmallObjects::new(Instant::now()),
             begun: VecDeque::new(),
+            looking: JoinSet::new(),
             sending: HashMap::new(),
             resend: BTreeSet::new(),
             sending_bytes: 0,
@@ -445,8 +488,10 @@ impl Feed {
     /// Resumes an object that was started: its events belong to it alone, and its chunks are not finished before it is.
     fn resume_object(&mut self, pending: Pending) {
         let mut guards = Vec::new();
+        let mut is_partly_away = false;
         for content in &pending.contents {
             if !self.spool.holds(content.chunk) {
+                is_partly_away |= self.spool.may_come_back(content.chunk);
                 continue;
             }
             match (&content.events, self.skip.entry(content.chunk).or_default()) {
@@ -477,6 +522,9 @@ impl Feed {
             pending,
             guards,
             target: None,
+            failures: 0,
+            unreadable: false,
+            is_partly_away,
         });
     }
 
@@ -516,6 +564,10 @@ impl Feed {
                 self.waiting.check_now(now);
                 // Targets that have recovered get their events before the end.
                 self.senders.hurry_probes();
+                let trial = self.worker.trial();
+                for begun in self.begun.iter_mut().filter(|it| it.due != trial) {
+                    begun.due = begun.due.min(now);
+                }
             }
             if self.waiting.due().is_some_and(|due| due <= now) {
                 self.check_letter_room(now).await;
@@ -564,8 +616,7 @@ impl Feed {
             let due = self.objects.as_ref().and_then(Objects::due);
             let pass = self.pass_due().filter(|at| *at > now);
             let again = self.again.first().map(|(at, ..)| *at).filter(|_| room);
-            let begun = self.begun.iter().filter_map(|begun| self.is_due(begun));
-            let begun = begun.min().filter(|_| room);
+            let begun = self.begun_due(now).filter(|_| room);
             let deferred = deferred.err().flatten().filter(|_| room);
             let resend = self.resend.first().map(|(at, _)| *at);
             let absent = (!self.absent.is_empty()).then_some(self.absent_until);
@@ -595,6 +646,12 @@ impl Feed {
                 () = senders.changed() => {}
                 () = self.describing.answered(&context) => {}
                 Some(_) = self.notes.join_next(), if stopping => {}
+                Some(looked) = self.looking.join_next(), if !self.looking.is_empty() => {
+                    // An error only if the runtime is shutting down.
+                    if let Ok(looked) = looked {
+                        self.looked_up(looked);
+                    }
+                }
                 Ok(()) = draining.changed() => {}
                 () = more, if room && self.may_read_on() => {}
                 share = memory, if !room && self.objects.is_none() => {
@@ -697,6 +754,7 @@ impl Feed {
         self.chunks.is_empty()
             && self.gathering.is_empty()
             && self.begun.is_empty()
+            && self.looking.is_empty()
             && self.deferred.targets() == 0
             && self.loads.is_empty()
             && self.again.is_empty()
@@ -711,8 +769,7 @@ impl Feed {
             self.step(reading).await;
             return true;
         }
-        let is_due = |begun: &PendingObject| self.is_due(begun).is_some_and(|due| due <= now);
-        let due = self.begun.iter().position(is_due);
+        let due = self.next_begun(now);
         // In turn with everything else: it reads all chunks that the object is made from.
         if !std::mem::replace(&mut self.rebuilt_last, false)
             && let Some(begun) = due.and_then(|due| self.begun.remove(due))
@@ -1156,7 +1213,9 @@ impl Feed {
                 Admits::All => self.may_load(target).then_some(now),
                 // A pending object goes first: a probe whose answer is lost then leaves no further one behind.
                 Admits::Probe(at) => {
-                    let of = |begun: &PendingObject| begun.target.as_ref() == Some(target);
+                    let of = |begun: &PendingObject| {
+                        !begun.unreadable && begun.target.as_ref() == Some(target)
+                    };
                     (!self.begun.iter().any(of)).then_some(at)
                 }
                 Admits::Nothing => None,
@@ -1265,8 +1324,52 @@ impl Feed {
         }
     }
 
+    /// Returns when rebuilt objects in flight leave room for another: they are bounded, apart from those that may hang.
+    fn rebuilt_room(&self, now: Instant) -> Instant {
+        let share = self.context.config.memory_limit / REBUILT_SHARE;
+        let rebuilt = self.sending.values().filter_map(|sending| {
+            let until = sending.rebuilt? + REBUILT_PATIENCE;
+            (until > now).then(|| (until, sending.bytes()))
+        });
+        let mut rebuilt: Vec<(Instant, usize)> = rebuilt.collect();
+        rebuilt.sort_unstable();
+        let mut bytes: usize = rebuilt.iter().map(|(_, bytes)| bytes).sum();
+        let mut from = now;
+        for (until, of) in rebuilt {
+            if bytes < share {
+                break;
+            }
+            bytes -= of;
+            from = until;
+        }
+        from
+    }
+
+    /// Returns when the next object may be rebuilt, if that is known.
+    fn begun_due(&self, now: Instant) -> Option<Instant> {
+        let due = self.begun.iter().filter_map(|begun| self.is_due(begun));
+        due.min().map(|due| due.max(self.rebuilt_room(now)))
+    }
+
+    /// Returns the next object to rebuild: if possible of a folder of which none is in flight, so that no folder waits for
+    /// another.
+    fn next_begun(&self, now: Instant) -> Option<usize> {
+        let is_due = |begun: &PendingObject| self.is_due(begun).is_some_and(|due| due <= now);
+        let first = self.begun.iter().position(is_due)?;
+        if self.rebuilt_room(now) > now {
+            return None;
+        }
+        let in_flight = self.sending.values().filter(|it| it.rebuilt.is_some());
+        let busy: HashSet<&str> = in_flight.map(|it| folder_of(&it.name)).collect();
+        let is_next = |begun: &PendingObject| !busy.contains(begun.folder()) && is_due(begun);
+        self.begun.iter().position(is_next).or(Some(first))
+    }
+
     /// Returns when an object may be rebuilt. `None`: not before something changes.
     fn is_due(&self, begun: &PendingObject) -> Option<Instant> {
+        if begun.is_partly_away && self.looking.len() >= MAX_LOOKING {
+            return None;
+        }
         let Some(target) = &begun.target else {
             return Some(begun.due);
         };
@@ -2045,7 +2148,7 @@ impl Feed {
                     let log = &self.context.log;
                     log.trouble(Level::Warn, "small_objects", &message);
                 }
-                self.note_object_ended(batch, sending.guards);
+                self.note_object_ended(batch, sending.settles, sending.guards);
             }
             (Owner::Object(batch), Verdict::Retry) => {
                 let Some(sending) = self.sending.get_mut(&batch) else {
@@ -2055,7 +2158,10 @@ impl Feed {
                 sending.may_exist = true;
                 let wait = backoff(Class::Transient, sending.tries, &mut StdRng::from_os_rng());
                 let unavailable = self.senders.admits(&sending.target) != Admits::All;
-                if unavailable && !self.senders.has_one_target() {
+                let several = !self.senders.has_one_target();
+                // One that was rebuilt makes room for those of other folders.
+                let gives_way = sending.rebuilt.is_some() && !self.begun.is_empty();
+                if several && (unavailable || gives_way) {
                     return self.postpone_object(batch);
                 }
                 // Sent again by the feed itself, later. A runtime that shuts down drops new tasks at once, and with
@@ -2065,11 +2171,16 @@ impl Feed {
         }
     }
 
-    /// Notes that an object is done: nothing of it is left to send.
-    fn note_object_ended(&mut self, batch: u64, guards: Vec<AckGuard>) {
+    /// Notes that an object is done: nothing of it is left to send. `settles`: what it settles, if that is not all of it.
+    fn note_object_ended(
+        &mut self,
+        batch: u64,
+        settles: Option<Vec<Content>>,
+        guards: Vec<AckGuard>,
+    ) {
         let ended = Note::Ended {
             batch,
-            delivered: None,
+            delivered: settles,
         };
         self.note(ended, Durability::Synced, guards);
     }
@@ -2097,7 +2208,7 @@ impl Feed {
             lines: sending.lines.into(),
             contents: sending.contents,
         };
-        self.begun.push_back(PendingObject {
+        let mut postponed = PendingObject {
             due: Instant::now(),
             pending,
             guards: sending
@@ -2106,7 +2217,78 @@ impl Feed {
                 .map(AckGuard::into_hold)
                 .collect(),
             target: Some(sending.target),
+            failures: sending.tries.saturating_sub(1),
+            unreadable: false,
+            is_partly_away: false,
+        };
+        // Its target's probes have waits of their own.
+        if sending.rebuilt.is_some() {
+            postponed.failed();
+        }
+        self.begun.push_back(postponed);
+    }
+
+    /// Asks the store whether it has an object of which events are in a missing file. With fewer events it must not be put
+    /// under its name: what the file has would be settled as well. If the store does not have it, its name is given up.
+    fn look_up(&mut self, begun: PendingObject) {
+        let (context, intake) = (Arc::clone(&self.context), Arc::clone(&self.intake));
+        self.looking.spawn(async move {
+            let Pending {
+                batch, name, token, ..
+            } = &begun.pending;
+            let exists = context.sink.exists(name, token).await;
+            if exists == Ok(false) {
+                let released = Note::Ended {
+                    batch: *batch,
+                    delivered: Some(Vec::new()),
+                };
+                // Before another object is started with the same events.
+                intake.write_note(released, Durability::Synced).await;
+            }
+            LookedUp { begun, exists }
         });
+    }
+
+    /// Handles the store's answer about an object.
+    fn looked_up(&mut self, looked: LookedUp) {
+        let LookedUp { mut begun, exists } = looked;
+        match exists {
+            // With all of its events, wherever they are now.
+            Ok(true) => self.note_object_ended(begun.pending.batch, None, begun.guards),
+            Ok(false) => {
+                // The targets are known again once they are encoded.
+                let unknown: Arc<str> = "".into();
+                for guard in begun.guards {
+                    let chunk = guard.of_chunk().map(|(chunk, ..)| chunk);
+                    let mut contents = begun.pending.contents.iter();
+                    let content = contents.find(|content| Some(content.chunk) == chunk);
+                    // A chunk that is in it as a whole is read again because its guard is dropped.
+                    if let Some(Content {
+                        chunk,
+                        events: Events::Runs(runs),
+                    }) = content
+                    {
+                        self.deferred.add(&unknown, *chunk, runs);
+                        guard.keep();
+                    }
+                }
+            }
+            Err(fault) => {
+                let name = &begun.pending.name;
+                self.context.log.trouble_with(
+                    Level::Warn,
+                    "partly_away",
+                    name,
+                    &format!(
+                        "object '{name}' was in flight when the last run ended, some of its records are in a file that is \
+                         missing from the spool, and it is not known whether the store has it ({fault}): its other records \
+                         wait until the store answers or the file is back at a start"
+                    ),
+                );
+                begun.failed();
+                self.begun.push_back(begun);
+            }
+        }
     }
 
     /// Names sealed objects, and sends them once the names are in the spool.
@@ -2146,6 +2328,8 @@ impl Feed {
             body: object.body,
             guards: object.guards,
             events: Vec::new(),
+            rebuilt: None,
+            settles: None,
             lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
             why: object.why,
             tries: 0,
@@ -2202,7 +2386,7 @@ impl Feed {
             return target.into();
         }
         let objects = self.context.traits.object_layout.as_ref();
-        let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let directory = folder_of(name);
         match objects.is_some_and(|it| it.directory(&folder) == directory) {
             true => target.into(),
             false => directory.into(),
@@ -2211,7 +2395,11 @@ impl Feed {
 
     /// Rebuilds an object from the same events, and sends it under its name. Returns false if its target is unavailable
     /// after all.
-    async fn rebuild(&mut self, begun: PendingObject) -> bool {
+    async fn rebuild(&mut self, mut begun: PendingObject) -> bool {
+        if begun.is_partly_away {
+            self.look_up(begun);
+            return true;
+        }
         let admission = match &begun.target {
             Some(target) => self.senders.try_admit(target),
             None => Some(None),
@@ -2220,28 +2408,21 @@ impl Feed {
             self.begun.push_back(begun);
             return false;
         };
-        let PendingObject {
-            pending,
-            guards,
-            target,
-            ..
-        } = begun;
-        let chunks = pending.contents.iter().map(|content| content.chunk);
-        let chunks: Vec<Seq> = chunks.collect();
+        let contents = begun.pending.contents.clone();
+        let chunks: Vec<Seq> = contents.iter().map(|content| content.chunk).collect();
         let (cutter, intake) = (Arc::clone(&self.cutter), Arc::clone(&self.intake));
-        let contents = pending.contents.clone();
         let build = move |alone| rebuild_object(&cutter, &intake, &contents, alone);
         let built = self.worker.work_on_some(&chunks, Work::Rebuild, build);
         let built = built.await;
         self.worker.rest();
         let built = match built {
             Ok(Ok(built)) => {
-                for content in &pending.contents {
-                    self.worker.acquit(content.chunk, Work::Rebuild);
+                for chunk in &chunks {
+                    self.worker.acquit(*chunk, Work::Rebuild);
                 }
-                for chunk in built.corrupt {
+                for chunk in &built.corrupt {
                     // It is not read any more: only this object's guards are left of it.
-                    let hold = self.chunks.get_mut(&chunk);
+                    let hold = self.chunks.get_mut(chunk);
                     if let Some(hold) = hold.and_then(|chunk| chunk.hold.take()) {
                         hold.keep();
                     }
@@ -2254,6 +2435,7 @@ impl Feed {
                     built.lines,
                     built.skipped,
                     built.destination,
+                    built.corrupt,
                 ))
             }
             Ok(Err((chunk, Unreadable::Disk(error)))) => {
@@ -2277,22 +2459,29 @@ impl Feed {
                 None
             }
         };
-        let Some((body, events, lines, skipped, destination)) = built else {
-            // Other work continues meanwhile.
-            let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
-            self.begun.push_back(PendingObject {
-                due: Instant::now() + wait,
-                pending,
-                guards,
-                target,
-            });
+        let Some((body, events, lines, skipped, destination, corrupt)) = built else {
+            begun.unreadable = true;
+            begun.failed();
+            self.begun.push_back(begun);
             return true;
         };
+        let PendingObject {
+            pending,
+            guards,
+            failures,
+            ..
+        } = begun;
         self.cutter.count_skipped(skipped);
         let batch = pending.batch;
+        // What could not be read is not settled: the next run reads it if the disk returns it after all.
+        let settles = (!corrupt.is_empty()).then(|| {
+            let mut contents = pending.contents.clone();
+            contents.retain(|content| !corrupt.contains(&content.chunk));
+            contents
+        });
         if body.is_empty() {
             // Built with a configuration that differs from the one it was started with.
-            self.note_object_ended(batch, guards);
+            self.note_object_ended(batch, settles, guards);
             return true;
         }
         let sending = InFlightObject {
@@ -2303,10 +2492,12 @@ impl Feed {
             body,
             guards,
             events,
+            rebuilt: Some(Instant::now()),
+            settles,
             lines: u32::try_from(lines).unwrap_or(u32::MAX),
             // An earlier run sealed it, and was stopped before it was stored.
             why: metrics::Sealed::Stop,
-            tries: 0,
+            tries: failures,
             may_exist: true,
         };
         self.sending_bytes += sending.bytes();
@@ -2322,6 +2513,11 @@ fn refused(events: &[u32], refusal: Arc<Refusal>) -> UnsendableEvents {
         refusal: Some(refusal),
         needs: 0,
     }
+}
+
+/// Returns the folder in an object's name.
+fn folder_of(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
 /// Returns a random token that no other object has.

@@ -1,6 +1,7 @@
 //! The destinations. A sink sends one request and returns an outcome for each record. It holds no state about
 //! chunks, never retries, and does not depend on the spool.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::future::BoxFuture;
@@ -33,6 +34,21 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Sends one request and returns an outcome for each record, in their order, within the sink's own request timeout.
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>>;
+
+    /// Whether the object of this name and token exists, for stores. An error if that cannot be told now.
+    fn exists<'a>(
+        &'a self,
+        name: &'a str,
+        _token: &'a str,
+    ) -> BoxFuture<'a, Result<bool, Arc<Fault>>> {
+        let fault = Fault {
+            class: Class::Configuration,
+            code: "unsupported".to_owned(),
+            message: format!("this destination does not tell whether it has '{name}'"),
+            request_id: None,
+        };
+        Box::pin(std::future::ready(Err(Arc::new(fault))))
+    }
 
     /// The expiry of the credentials that sign requests; `None` where they do not expire, or are not known yet.
     fn credentials_expire(&self) -> Option<SystemTime> {

@@ -1284,6 +1284,27 @@ impl Spool {
         self.shared.state().chunks.contains_key(&chunk)
     }
 
+    /// Whether a chunk that the log does not have may be in a file that is missing: if that is put back, the chunk is there
+    /// again, now or after a restart, with all of its events that no note has settled by then.
+    pub fn may_come_back(&self, chunk: Seq) -> bool {
+        let live = self.shared.live();
+        let settled = live.ledger.as_ref().and_then(|it| it.settled(chunk));
+        if settled == Some(&Events::All) {
+            return false;
+        }
+        let state = self.shared.state();
+        let present = state.segments.range(..=chunk).next_back();
+        let absent = state.absent.range(..=chunk).next_back();
+        let absent = absent.map(|(first, _)| *first);
+        match present {
+            _ if state.chunks.contains_key(&chunk) => false,
+            Some((first, info)) if absent.is_none_or(|absent| absent < *first) => {
+                !info.indexed && state.missing.contains_key(first)
+            }
+            _ => absent.is_some(),
+        }
+    }
+
     /// Reads and verifies a chunk. Blocks on the disk.
     pub fn read(&self, chunk: Seq) -> Result<Stored, Unreadable> {
         let place = {

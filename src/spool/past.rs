@@ -437,13 +437,17 @@ impl Behind {
             let read =
                 |reader: &mut Reader<'_>| reader.read(first, u64::MAX, &mut Ledger::default());
             let known = self.known_bytes(first);
-            if let Found::Segment(segment) = self.reading(read)?
-                && segment.bytes >= known
-                && self.is_left(&segment)
-            {
-                let named = segment.chunks.iter();
-                let named = named.filter(|(chunk, _)| chunks.contains(chunk));
-                self.add_all(named);
+            match self.reading(read)? {
+                Found::Segment(segment) if segment.bytes >= known => {
+                    if self.is_left(&segment) {
+                        let named = segment.chunks.iter();
+                        let named = named.filter(|(chunk, _)| chunks.contains(chunk));
+                        self.add_all(named);
+                    }
+                }
+                // It is waited for, and so are its chunks: see `Spool::may_come_back`.
+                Found::Segment(_) | Found::Gone => self.state().set_missing(first),
+                Found::Foreign(_) => {}
             }
         }
         Ok(())

@@ -29,6 +29,7 @@ mod limits;
 mod missing;
 mod pace;
 mod poison;
+mod rebuilt;
 mod suspects;
 mod targets;
 
@@ -86,6 +87,16 @@ impl Sink for Store {
             self.permits.acquire().await.unwrap().forget();
             vec![Outcome::Delivered; records]
         })
+    }
+
+    fn exists<'a>(
+        &'a self,
+        name: &'a str,
+        _token: &'a str,
+    ) -> BoxFuture<'a, Result<bool, Arc<Fault>>> {
+        let reached = self.reached.lock().unwrap();
+        let exists = reached.iter().any(|batch| *batch.target == *name);
+        Box::pin(std::future::ready(Ok(exists)))
     }
 }
 

@@ -17,13 +17,13 @@ use object_store::aws::{AmazonS3Builder, AwsCredentialProvider, Checksum, S3Cond
 use object_store::local::LocalFileSystem;
 use object_store::path::{Path, PathPart};
 use object_store::{
-    Attribute, Attributes, GetOptions, HeaderMap, ObjectStore, PutMode, PutOptions, RetryConfig,
-    TagSet,
+    Attribute, Attributes, GetOptions, GetResult, HeaderMap, ObjectStore, PutMode, PutOptions,
+    RetryConfig, TagSet,
 };
 use tokio::sync::OnceCell;
 use url::Url;
 
-use super::{Batch, Class, Outcome, Shape, Sink};
+use super::{Batch, Class, Fault, Outcome, Shape, Sink};
 use crate::buffers::Payload;
 use crate::config::{self, Problem};
 use crate::sink::Limits;
@@ -341,16 +341,8 @@ impl BlobSink {
         token: &Token,
         body: &Payload,
     ) -> Result<Found, Failure> {
-        let head = async {
-            let options = GetOptions {
-                head: true,
-                ..GetOptions::default()
-            };
-            Ok(store.objects.get_opts(path, options).await?)
-        };
-        let found = match self.with_timeout(0, head).await {
-            Err(absent) if absent.status == Some(404) => return Ok(Found::Nothing),
-            found => found?,
+        let Some(found) = self.head(store, path).await? else {
+            return Ok(Found::Nothing);
         };
         let found_token = found.attributes.get(&Attribute::Metadata(TOKEN.into()));
         let same_length = found.meta.size == body.len() as u64;
@@ -372,6 +364,38 @@ impl BlobSink {
             self.with_timeout(0, sync_folders(root, path)).await?;
         }
         Ok(if same { Found::Ours } else { Found::Others })
+    }
+
+    /// Whether the object of a unique name and token exists, under its name or an alternative one.
+    async fn is_there(&self, target: &str, token: &str) -> Result<bool, Failure> {
+        let store = self.store().await?;
+        for rename in 0..=RENAMES {
+            let path = object_path(&renamed(target, rename));
+            let Some(found) = self.head(store, &path).await? else {
+                return Ok(false);
+            };
+            // One without a token can only be ours: the name is unique.
+            let found = found.attributes.get(&Attribute::Metadata(TOKEN.into()));
+            if found.is_none_or(|found| found.as_ref() == token) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Asks for an object's properties. `None`: it does not exist.
+    async fn head(&self, store: &Store, path: &Path) -> Result<Option<GetResult>, Failure> {
+        let head = async {
+            let options = GetOptions {
+                head: true,
+                ..GetOptions::default()
+            };
+            Ok(store.objects.get_opts(path, options).await?)
+        };
+        match self.with_timeout(0, head).await {
+            Err(absent) if absent.status == Some(404) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     fn attributes(&self, token: &str, tag: &str) -> Attributes {
@@ -454,6 +478,17 @@ impl Sink for BlobSink {
                 outcomes.push(put.map_or_else(Outcome::from, |()| Outcome::Delivered));
             }
             outcomes
+        })
+    }
+
+    fn exists<'a>(
+        &'a self,
+        name: &'a str,
+        token: &'a str,
+    ) -> BoxFuture<'a, Result<bool, Arc<Fault>>> {
+        Box::pin(async move {
+            let there = self.is_there(name, token).await;
+            there.map_err(|failure| Arc::new(failure.fault))
         })
     }
 

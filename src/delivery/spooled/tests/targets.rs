@@ -52,6 +52,14 @@ impl Destination {
         })
     }
 
+    /// Returns another one with the same objects, which nothing that is still running knows.
+    pub(super) fn copied(&self) -> Arc<Destination> {
+        let copy = Destination::with_code(self.shape, self.code);
+        let there = self.there.lock().unwrap().clone();
+        *copy.there.lock().unwrap() = there;
+        copy
+    }
+
     pub(super) fn set_trouble(&self, target: &str, trouble: Option<Trouble>) {
         self.trouble.send_modify(|all| {
             match trouble {
@@ -93,6 +101,19 @@ impl Destination {
         self.taken.lock().unwrap().get(target).copied().unwrap_or(0)
     }
 
+    fn fault(&self, class: Class) -> Arc<Fault> {
+        let code = match class {
+            Class::Configuration => self.code,
+            _ => "Code",
+        };
+        Arc::new(Fault {
+            class,
+            code: code.to_owned(),
+            message: "message".to_owned(),
+            request_id: None,
+        })
+    }
+
     fn take(&self, batch: &Batch) {
         let mut there = self.there.lock().unwrap();
         for record in &batch.records {
@@ -126,6 +147,20 @@ impl Sink for Destination {
         Box::pin(std::future::ready(self.shape))
     }
 
+    fn exists<'a>(
+        &'a self,
+        name: &'a str,
+        _token: &'a str,
+    ) -> BoxFuture<'a, Result<bool, Arc<Fault>>> {
+        let target = name.split('/').next().unwrap_or_default();
+        let answers = !self.trouble.borrow().contains_key(target);
+        let exists = match answers {
+            true => Ok(self.there.lock().unwrap().contains_key(name)),
+            false => Err(self.fault(Class::Transient)),
+        };
+        Box::pin(std::future::ready(exists))
+    }
+
     fn send(&self, batch: Batch) -> BoxFuture<'_, Vec<Outcome>> {
         Box::pin(async move {
             let target = batch
@@ -136,18 +171,7 @@ impl Sink for Destination {
                 .to_owned();
             self.asked.lock().unwrap().push(target.clone());
             let all = |outcome: Outcome| vec![outcome; batch.records.len()];
-            let fault = |class| {
-                Arc::new(Fault {
-                    class,
-                    code: match class {
-                        Class::Configuration => self.code,
-                        _ => "Code",
-                    }
-                    .to_owned(),
-                    message: "message".to_owned(),
-                    request_id: None,
-                })
-            };
+            let fault = |class| self.fault(class);
             let trouble = self.trouble.borrow().get(&target).copied();
             match trouble {
                 None => {
