@@ -7,6 +7,7 @@
 //! - [`delivery`]: from a flush to a sink, directly or through the spool, with acknowledgements, retries and dead letters.
 //! - [`sink`]: the destinations. [`spool`]: the write-ahead log on disk.
 //! - [`config`]: reading and validating the configuration.
+//! - [`format`]: what objects are made of, and how they grow.
 //! - [`codec`]: encoding msgpack events as JSON lines. [`compress`]: gzip and zstd.
 //! - [`metrics`], [`log`], [`ids`], [`buffers`]: shared by all layers.
 //!
@@ -26,6 +27,7 @@ pub mod delivery;
     reason = "the C interface; every line of it carries its proof"
 )]
 pub mod ffi;
+pub mod format;
 pub mod ids;
 pub mod log;
 pub mod metrics;

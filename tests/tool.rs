@@ -16,7 +16,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The manual pages.
-const PAGES: [&str; 11] = [
+const PAGES: &[&str] = &[
     "ferry-check.1",
     "ferry-completions.1",
     "ferry-cost.1",

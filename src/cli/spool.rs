@@ -1049,6 +1049,7 @@ mod tests {
                 token: "00ff".into(),
                 lines: 3,
                 contents: vec![content(2, Events::All)],
+                recipe: None,
             },
         ];
         for note in notes {

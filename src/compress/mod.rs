@@ -94,6 +94,22 @@ impl Compression {
     }
 }
 
+impl Compression {
+    /// Decompresses one member or frame of `len` bytes of text. `None`: it is not one.
+    pub fn undo(self, packed: &[u8], len: usize) -> Option<Vec<u8>> {
+        match self {
+            Compression::None => Some(packed.to_vec()),
+            Compression::Gzip(_) => {
+                let mut text = vec![0; len];
+                let mut decompressor = libdeflater::Decompressor::new();
+                let read = decompressor.gzip_decompress(packed, &mut text).ok()?;
+                (read == len).then_some(text)
+            }
+            Compression::Zstd(_) => zstd::bulk::decompress(packed, len).ok(),
+        }
+    }
+}
+
 const INFALLIBLE: &str = "the level is valid, and writing to memory does not fail";
 
 thread_local! {

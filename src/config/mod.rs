@@ -7,12 +7,15 @@
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::json::Options;
 use crate::codec::template::Template;
 use crate::codec::time::{Strftime, TimeFormat};
 use crate::compress::Compression;
+use crate::format::json_lines::Lines;
+use crate::format::{BLOCK_BYTES, Format};
 use crate::log::size;
 use folder::Names;
 use keys::Key;
@@ -129,6 +132,14 @@ pub struct Config {
     pub metrics_log_interval: Option<Duration>,
     /// The address at which metrics are served.
     pub metrics_listen: Option<SocketAddr>,
+}
+
+impl Config {
+    /// Returns the format of new objects of at most `object_bytes` bytes.
+    pub fn format(&self, object_bytes: usize) -> Arc<dyn Format> {
+        let block = BLOCK_BYTES.min(object_bytes);
+        Arc::new(Lines::new(self.compression, block))
+    }
 }
 
 /// The location and limit of a spool.

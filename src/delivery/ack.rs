@@ -442,6 +442,52 @@ pub(super) fn contents<'t>(guards: impl Iterator<Item = &'t AckGuard>) -> Vec<Co
     chunks.into_iter().map(content).collect()
 }
 
+/// Returns the events of the spool's chunks that some guards hold, in the guards' order: a chunk is named again where its
+/// events do not ascend.
+pub(super) fn contents_in_order<'t>(guards: impl Iterator<Item = &'t AckGuard>) -> Vec<Content> {
+    let mut all = Vec::new();
+    let mut sizes = Vec::new();
+    for (chunk, events, of_chunk) in guards.filter_map(AckGuard::of_chunk) {
+        for ascending in events.chunk_by(|event, next| event < next) {
+            add_in_order(&mut all, chunk, ranges(ascending));
+            sizes.resize(all.len(), of_chunk);
+        }
+    }
+    let content = |((chunk, runs), size): ((Seq, Vec<Range<u32>>), u32)| {
+        let whole = matches!(&runs[..], [run] if *run == (0..size));
+        let events = if whole {
+            Events::All
+        } else {
+            Events::Runs(runs)
+        };
+        Content { chunk, events }
+    };
+    all.into_iter().zip(sizes).map(content).collect()
+}
+
+/// Adds ascending events of a chunk to others, in the order of their rows.
+pub(super) fn add_in_order(
+    all: &mut Vec<(Seq, Vec<Range<u32>>)>,
+    chunk: Seq,
+    runs: Vec<Range<u32>>,
+) {
+    let Some(first) = runs.first() else {
+        return;
+    };
+    let follows = |before: &[Range<u32>]| before.last().is_some_and(|it| it.end <= first.start);
+    match all.last_mut() {
+        Some((last, before)) if *last == chunk && follows(before) => {
+            for run in runs {
+                match before.last_mut() {
+                    Some(last) if last.end == run.start => last.end = run.end,
+                    _ => before.push(run),
+                }
+            }
+        }
+        _ => all.push((chunk, runs)),
+    }
+}
+
 /// Returns the number of events in ranges.
 pub(super) fn count(runs: &[Range<u32>]) -> u64 {
     runs.iter().map(|run| u64::from(run.end - run.start)).sum()

@@ -37,11 +37,6 @@ impl Cutter {
         Cutter { context }
     }
 
-    /// Returns the compression of lines.
-    pub(super) fn compression(&self) -> Compression {
-        self.context.config.compression
-    }
-
     /// Returns the settings for encoding chunks.
     pub(super) fn encoding(&self) -> Encoding<'_> {
         let Context {

@@ -232,16 +232,16 @@ impl Gathering {
         objects: &Objects,
     ) -> Option<impl FnOnce() -> Step + Send + use<>> {
         let mut merge = self.pass.as_mut()?.merge.take()?;
-        let (compression, bounds) = objects.settings();
+        let (format, bounds) = objects.settings();
         Some(move || {
             let (mut made, mut bytes) = (Vec::new(), 0);
             let result = loop {
                 if made.len() >= STEP_OBJECTS || bytes >= STEP_BYTES {
                     break Ok(true);
                 }
-                match merge.next(compression, bounds.object_bytes) {
+                match merge.next(&format, bounds.object_bytes) {
                     Ok(Some(object)) => {
-                        bytes += object.body.len() + object.events.len() * IN_FLIGHT_BYTES;
+                        bytes += object.body.bytes() + object.events.len() * IN_FLIGHT_BYTES;
                         made.push(object);
                     }
                     Ok(None) => break Ok(false),

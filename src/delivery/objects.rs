@@ -1,33 +1,25 @@
-//! Open objects: one for each folder, built from the lines of many chunks.
+//! Open objects: one for each folder, built from the rows of many chunks, in whatever format ([`crate::format`]).
 //!
 //! When all together take too much memory, the largest are sealed, as long as they are worth a request. If there are only
 //! small ones, the caller spills them ([`Objects::wants_spill`]).
 //!
-//! Lines are gathered in blocks that are compressed one by one and joined: gzip members and zstd frames in a row read
-//! as one. So an object's compressed size is known as it grows, and never exceeds its limit unless a single block does.
+//! Rows are gathered in blocks that are packed one by one. So an object's size is known as it grows, and where the blocks
+//! are stored as they are it never exceeds its limit unless a single block does.
 //! Pure: time is an argument, and nothing is sent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::buffers;
-use crate::buffers::Payload;
 use crate::codec::Part;
-use crate::compress::Compression;
 use crate::delivery::ack::{AckGuard, AckTracker};
-use crate::delivery::batch::runs;
+use crate::format::{Block, Body, Format, Sealing};
 use crate::ids::Time;
 use crate::metrics::Sealed;
 
-/// The size from which a text is a block by itself, without being copied and gathered with others.
-const WHOLE_BYTES: usize = BLOCK_BYTES / 4;
-/// The amount of text compressed at once. Larger blocks hardly compress better, smaller ones do worse: gzip looks back
-/// 32 KiB, and each member costs 18 bytes.
-const BLOCK_BYTES: usize = 256 * 1024;
 /// The compressed size below which no object is sealed to free memory, in bytes, unless it takes a quarter of it. A request costs as much as storing this for
 /// a month, on S3: $5 for a million requests, $0.023 for a GB.
 const MIN_SEALED_BYTES: usize = 256 * 1024;
@@ -45,84 +37,6 @@ pub(super) struct Bounds {
     pub(super) bytes: usize,
 }
 
-/// A body that is compressed as it grows.
-pub(super) struct Body {
-    compression: Compression,
-    packed: Payload,
-    block: Vec<u8>,
-}
-
-impl Body {
-    pub(super) fn new(compression: Compression) -> Body {
-        Body {
-            compression,
-            packed: Payload::default(),
-            block: Vec::new(),
-        }
-    }
-
-    /// Adds whole lines, which may exceed a block.
-    pub(super) fn push(&mut self, text: &[u8]) {
-        self.block.extend_from_slice(text);
-        if self.block.len() >= BLOCK_BYTES {
-            let block = self.take_block();
-            self.packed.push(block);
-        }
-    }
-
-    fn take_block(&mut self) -> Bytes {
-        let block = std::mem::take(&mut self.block);
-        if self.compression == Compression::None {
-            return block.into();
-        }
-        let packed = self.compression.apply(&block);
-        // Not kept for reuse: most of many open objects wait for their next line.
-        buffers::give(block);
-        packed.into()
-    }
-
-    /// Returns all of it, compressed.
-    pub(super) fn finish(mut self) -> Payload {
-        if !self.block.is_empty() {
-            let block = self.take_block();
-            self.packed.push(block);
-        }
-        self.packed
-    }
-
-    /// Adds blocks that are compressed already.
-    pub(super) fn push_packed(&mut self, blocks: &[u8]) {
-        if blocks.is_empty() {
-            return;
-        }
-        if !self.block.is_empty() {
-            let block = self.take_block();
-            self.packed.push(block);
-        }
-        self.packed.push(Bytes::copy_from_slice(blocks));
-    }
-
-    /// Returns the length of the compressed blocks, in bytes.
-    pub(super) fn packed_len(&self) -> usize {
-        self.packed.len()
-    }
-
-    /// Returns the compressed blocks, and then the text that is to be compressed.
-    pub(super) fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        let packed = self.packed.parts().iter().map(|part| &part[..]);
-        packed.chain(std::iter::once(&self.block[..]))
-    }
-
-    /// Returns the most that all of it may take compressed, in bytes.
-    pub(super) fn most(&self) -> usize {
-        self.packed.len() + self.block.len()
-    }
-
-    fn bytes(&self) -> usize {
-        self.packed.len() + self.block.capacity()
-    }
-}
-
 /// An open object.
 pub(super) struct OpenObject {
     /// The target of its folder.
@@ -132,7 +46,7 @@ pub(super) struct OpenObject {
     /// The time at which that event was added.
     since: Instant,
     body: Body,
-    /// The guards of what is compressed; `block_guards` has those of the block being gathered.
+    /// The guards of what is packed; `block_guards` has those of the block being gathered.
     guards: Vec<AckGuard>,
     block_guards: Vec<AckGuard>,
     lines: u64,
@@ -148,19 +62,21 @@ pub(super) struct SealedObject {
     pub(super) folder: String,
     /// The time of its first event.
     pub(super) first: Time,
-    /// The body to store.
-    pub(super) body: Payload,
+    /// What is to be stored.
+    pub(super) body: Sealing,
     /// The guards of its events.
     pub(super) guards: Vec<AckGuard>,
     /// The number of lines.
     pub(super) lines: u64,
     /// The reason why it was sealed.
     pub(super) why: Sealed,
+    /// What it is made by.
+    pub(super) format: Arc<dyn Format>,
 }
 
 /// The open objects of one instance.
 pub(super) struct Objects {
-    compression: Compression,
+    format: Arc<dyn Format>,
     bounds: Bounds,
     open: HashMap<String, OpenObject>,
     bytes: usize,
@@ -169,12 +85,12 @@ pub(super) struct Objects {
 }
 
 impl OpenObject {
-    fn new(target: &Arc<str>, first: Time, now: Instant, compression: Compression) -> OpenObject {
+    fn new(target: &Arc<str>, first: Time, now: Instant, format: &Arc<dyn Format>) -> OpenObject {
         OpenObject {
             target: Arc::clone(target),
             first,
             since: now,
-            body: Body::new(compression),
+            body: Body::new(format),
             guards: Vec::new(),
             block_guards: Vec::new(),
             lines: 0,
@@ -228,7 +144,8 @@ impl OpenObject {
             target: self.target,
             folder,
             first: self.first,
-            body: self.body.finish(),
+            format: Arc::clone(self.body.format()),
+            body: self.body.seal(),
             guards: self.guards,
             lines: self.lines + self.block_lines,
             why,
@@ -237,9 +154,9 @@ impl OpenObject {
 }
 
 impl Objects {
-    pub(super) fn new(compression: Compression, bounds: Bounds) -> Objects {
+    pub(super) fn new(format: Arc<dyn Format>, bounds: Bounds) -> Objects {
         Objects {
-            compression,
+            format,
             bounds,
             open: HashMap::new(),
             bytes: 0,
@@ -257,54 +174,49 @@ impl Objects {
     ) -> Vec<SealedObject> {
         let mut sealed = Vec::new();
         let events: Arc<[u32]> = part.events.into();
-        let block = BLOCK_BYTES.min(self.bounds.object_bytes);
-        let (all, mut start) = (buffers::share(part.text), 0);
-        for run in runs(&part.ends, block, u32::MAX) {
-            let text = all.slice(start..part.ends[run.end - 1]);
-            start += text.len();
+        let (mut row, mut start) = (0, 0);
+        while row < events.len() {
             let mut open = match self.open.remove(&part.name) {
                 Some(open) => {
                     self.bytes -= open.bytes();
                     open
                 }
-                None => OpenObject::new(target, part.first, now, self.compression),
+                None => OpenObject::new(target, part.first, now, &self.format),
             };
-            let whole = text.len() >= WHOLE_BYTES.min(block);
-            let waiting = open.body.block.len();
-            if waiting > 0 && (whole || waiting + text.len() > block) {
-                let waiting = open.body.take_block();
-                open = self.close_block(waiting, &part.name, part.first, open, now, &mut sealed);
+            let (fitting, full) = open.body.fitting(&part.ends[row..], start);
+            let run = row..row + fitting;
+            let end = run.end.checked_sub(1).map_or(0, |last| part.ends[last]);
+            let rows = &part.text[start..end];
+            (row, start) = (run.end, end);
+            if fitting > 0 {
+                open.block_lines += fitting as u64;
+                let guard = tracker.guard(&events, run);
+                open.guard_bytes += guard.footprint();
+                open.block_guards.push(guard);
             }
-            open.block_lines += run.len() as u64;
-            let guard = tracker.guard(&events, run);
-            open.guard_bytes += guard.footprint();
-            open.block_guards.push(guard);
-            if whole {
-                let packed = match self.compression {
-                    // A slice would hold the whole step's text.
-                    Compression::None => Bytes::copy_from_slice(&text),
-                    compression => compression.apply(&text).into(),
-                };
-                open = self.close_block(packed, &part.name, part.first, open, now, &mut sealed);
+            if full {
+                let block = open.body.end_block(rows);
+                open = self.close_block(block, &part.name, part.first, open, now, &mut sealed);
             } else {
-                open.body.block.extend_from_slice(&text);
+                open.body.append(rows);
             }
-            if open.body.packed.len() >= self.bounds.object_bytes {
+            if open.body.stored_bytes() >= self.bounds.object_bytes {
                 sealed.push(open.seal(part.name.clone(), Sealed::Size));
             } else {
                 self.bytes += open.bytes();
                 self.open.insert(part.name.clone(), open);
             }
         }
+        buffers::give(part.text);
         sealed.extend(self.trim());
         sealed
     }
 
-    /// Adds a compressed block. If the object has no room for it, the object is sealed without it, and the block starts
-    /// the next one.
+    /// Adds a packed block. If the object has no room for it, the object is sealed without it, and the block starts the
+    /// next one.
     fn close_block(
         &self,
-        block: Bytes,
+        block: Block,
         folder: &str,
         first: Time,
         mut open: OpenObject,
@@ -313,17 +225,16 @@ impl Objects {
     ) -> OpenObject {
         let guards = std::mem::take(&mut open.block_guards);
         let lines = std::mem::take(&mut open.block_lines);
-        let room = self
-            .bounds
-            .object_bytes
-            .saturating_sub(open.body.packed.len());
-        if block.len() > room && !open.body.packed.is_empty() {
-            let mut next = OpenObject::new(&open.target, first, now, self.compression);
+        let with = self
+            .format
+            .stored_bytes(open.body.packed_bytes() + block.packed.len());
+        if with > self.bounds.object_bytes && !open.body.has_no_block() {
+            let mut next = OpenObject::new(&open.target, first, now, &self.format);
             next.guard_bytes = guards.iter().map(AckGuard::footprint).sum();
             sealed.push(open.seal(folder.to_owned(), Sealed::Size));
             open = next;
         }
-        open.body.packed.push(block);
+        open.body.add_block(block);
         open.guards.extend(guards);
         open.lines += lines;
         open
@@ -343,7 +254,7 @@ impl Objects {
         let mut sealed = Vec::new();
         while self.wants_spill() {
             let large = self.open.iter();
-            let large = large.filter(|(_, open)| open.body.packed_len() >= least);
+            let large = large.filter(|(_, open)| open.body.likely_bytes() >= least);
             let large = large.max_by_key(|(_, open)| (open.bytes(), std::cmp::Reverse(open.since)));
             let Some(folder) = large.map(|(folder, _)| folder.clone()) else {
                 break;
@@ -379,9 +290,11 @@ impl Objects {
         self.bytes -= open.bytes();
         let (first, since) = (open.first, open.since);
         let mut sealed = Vec::new();
-        let block = open.body.take_block();
-        let last = self.close_block(block, &folder, first, open, since, &mut sealed);
-        sealed.push(last.seal(folder, why));
+        if !open.body.open().is_empty() {
+            let block = open.body.end_block(&[]);
+            open = self.close_block(block, &folder, first, open, since, &mut sealed);
+        }
+        sealed.push(open.seal(folder, why));
         sealed
     }
 
@@ -441,8 +354,8 @@ impl Objects {
     }
 
     /// Returns the settings that objects are built with.
-    pub(super) fn settings(&self) -> (Compression, Bounds) {
-        (self.compression, self.bounds)
+    pub(super) fn settings(&self) -> (Arc<dyn Format>, Bounds) {
+        (Arc::clone(&self.format), self.bounds)
     }
 
     /// Returns whether no object is open.
@@ -454,7 +367,10 @@ impl Objects {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compress::Compression;
     use crate::delivery::ack::Owner;
+    use crate::format::BLOCK_BYTES;
+    use crate::format::json_lines::Lines;
     use crate::ids::EventSet;
     use flate2::read::MultiGzDecoder;
     use std::io::Read as _;
@@ -500,8 +416,9 @@ mod tests {
     }
 
     fn objects(compression: Compression, object_bytes: usize, bytes: usize) -> Objects {
+        let block = BLOCK_BYTES.min(object_bytes);
         Objects::new(
-            compression,
+            Arc::new(Lines::new(compression, block)),
             Bounds {
                 object_bytes,
                 age: Duration::from_secs(300),
@@ -512,7 +429,7 @@ mod tests {
 
     fn text(sealed: &SealedObject) -> String {
         let mut text = String::new();
-        let body = sealed.body.to_bytes();
+        let body = sealed.body.made().to_bytes();
         let mut reader = MultiGzDecoder::new(&body[..]);
         reader.read_to_string(&mut text).expect("gzip");
         text
@@ -542,8 +459,16 @@ mod tests {
         assert!(sealed.len() >= 3, "{}", sealed.len());
         for object in &sealed {
             assert_eq!(object.why, Sealed::Size);
-            assert!(object.body.len() <= most, "{}", object.body.len());
-            assert!(object.body.len() > most / 2, "{}", object.body.len());
+            assert!(
+                object.body.made().len() <= most,
+                "{}",
+                object.body.made().len()
+            );
+            assert!(
+                object.body.made().len() > most / 2,
+                "{}",
+                object.body.made().len()
+            );
         }
         sealed.extend(objects.seal_all());
         assert!(objects.is_empty() && objects.bytes == 0);
@@ -580,7 +505,7 @@ mod tests {
                 ));
             }
             sealed.extend(objects.seal_all());
-            let largest = sealed.iter().map(|object| object.body.len()).max();
+            let largest = sealed.iter().map(|object| object.body.made().len()).max();
             assert!(largest <= Some(most), "{most}: {largest:?}");
             let all: Vec<u32> = sealed.iter().flat_map(events).collect();
             assert_eq!(all, (0..20_000).collect::<Vec<_>>());

@@ -7,13 +7,13 @@ use bytes::Bytes;
 
 use super::cut::Cutter;
 use super::intake::Intake;
-use super::objects::Body;
 use super::waiting::UnsendableEvents;
 use crate::buffers::{self, Payload};
-use crate::codec::Encoded;
 use crate::codec::rejected::Letter;
+use crate::codec::{Encoded, Part};
 use crate::delivery::ack::{Refusal, ranges};
 use crate::delivery::dead_letter;
+use crate::format::{Body, Format};
 use crate::spool::{Content, Events, Seq, Spool, Unreadable, Work};
 
 /// Returns whether an event is among some events.
@@ -81,6 +81,26 @@ pub(super) fn quarantine(
     })
 }
 
+/// Adds the rows of all parts in the order of their events.
+fn push_by_event(body: &mut Body, mut parts: Vec<Part>) {
+    if let [part] = &mut parts[..] {
+        body.push(&part.text);
+        return buffers::give(std::mem::take(&mut part.text));
+    }
+    let mut rows: Vec<(u32, &[u8])> = Vec::new();
+    for part in &parts {
+        let mut start = 0;
+        for (event, end) in part.events.iter().zip(&part.ends) {
+            rows.push((*event, &part.text[start..*end]));
+            start = *end;
+        }
+    }
+    rows.sort_unstable_by_key(|(event, _)| *event);
+    for (_, row) in rows {
+        body.push(row);
+    }
+}
+
 /// An object rebuilt from its chunks.
 pub(super) struct Rebuilt {
     pub(super) body: Payload,
@@ -98,7 +118,8 @@ pub(super) struct Rebuilt {
     pub(super) destination: Option<(String, String)>,
 }
 
-/// Rebuilds an object from the chunks that its note names. Chunks that cannot be read any more are left out and logged;
+/// Rebuilds an object from the chunks that its note names, in its own format, to the same bytes: its rows are added in the
+/// order of the note, by event within a chunk, whatever names today's configuration gives them. Chunks that cannot be read any more are left out and logged;
 /// events that were lines when the note was written, and are not any more, become letters.
 ///
 /// # Errors
@@ -107,12 +128,13 @@ pub(super) struct Rebuilt {
 pub(super) fn rebuild_object(
     cutter: &Cutter,
     intake: &Intake,
+    format: &Arc<dyn Format>,
     contents: &[Content],
     alone: bool,
 ) -> Result<Rebuilt, (Seq, Unreadable)> {
     let (mut lines, mut events) = (0, Vec::new());
     let spool = intake.spool();
-    let mut body = Body::new(cutter.compression());
+    let mut body = Body::new(format);
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
     let mut destination = None;
     for content in contents {
@@ -140,13 +162,12 @@ pub(super) fn rebuild_object(
         let (encoding, tag) = (cutter.encoding(), stored.tag.into());
         let mut sent = Vec::new();
         for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
-            for part in encoded.parts {
-                destination.get_or_insert_with(|| (cutter.target(&part), part.name.clone()));
+            for part in &encoded.parts {
+                destination.get_or_insert_with(|| (cutter.target(part), part.name.clone()));
                 lines += part.ends.len();
                 sent.extend_from_slice(&part.events);
-                body.push(&part.text);
-                buffers::give(part.text);
             }
+            push_by_event(&mut body, encoded.parts);
             letters.append(&mut encoded.letters);
             skipped += encoded.skipped.len();
         }
@@ -154,7 +175,7 @@ pub(super) fn rebuild_object(
         events.push((content.chunk, ranges(&sent)));
     }
     Ok(Rebuilt {
-        body: body.finish(),
+        body: body.seal().finish(),
         events,
         lines,
         letters,

@@ -1241,6 +1241,7 @@ impl Senders {
             token: String::new(),
             lines: records.iter().map(|record| u64::from(record.lines())).sum(),
             contents: contents_of(records),
+            recipe: None,
         };
         match intake.spool().note(begun, Durability::Written).await {
             Ok(()) => {

@@ -12,10 +12,10 @@
 //! # Format
 //!
 //! An entry holds what one open object held: the lengths of its head and its body and the CRC-32 of both (32 bits each,
-//! little-endian), the head (msgpack), and the body: compressed blocks, then lines that are not compressed yet.
+//! little-endian), the head (msgpack), and the body: packed blocks, then rows that are not packed yet.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::ops::Range;
@@ -23,14 +23,15 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use libdeflater::Crc;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::ack::{AckGuard, count, ranges};
-use super::objects::{Body, OpenObject};
+use super::ack::{AckGuard, add_in_order, count, ranges};
+use super::objects::OpenObject;
 use crate::buffers::Payload;
-use crate::compress::Compression;
+use crate::format::{Block, Body, Format, Sealing};
 use crate::ids::{EventSet, Time};
 use crate::spool::Seq;
 
@@ -57,7 +58,7 @@ pub(super) struct Spill {
     since: Instant,
 }
 
-/// Events by chunk, as sorted ranges.
+/// Events by chunk, as sorted ranges; a chunk may be named more than once.
 pub(super) type ByChunk = Vec<(Seq, Vec<Range<u32>>)>;
 
 /// The tags of the chunks that the lines came from. Entries refer to them by number: a tag may be long, and each chunk has
@@ -150,23 +151,21 @@ struct Head {
     /// The time of the first event: seconds and nanoseconds.
     first: (i64, u32),
     lines: u64,
-    /// The chunks, and the first event of each range and the one after its last.
+    /// The chunks, and the first event of each range and the one after its last, in the order of the rows.
     contents: Vec<(Seq, Vec<u32>)>,
-    /// The length of the compressed blocks, in bytes.
-    packed: usize,
+    /// Of each packed block its length in bytes, that of its rows, and its mark.
+    blocks: Vec<(u32, u32, u32)>,
 }
 
-/// The events of an open object, by chunk.
-fn events_of<'g>(guards: impl Iterator<Item = &'g AckGuard>) -> BTreeMap<Seq, Vec<Range<u32>>> {
-    let mut chunks: BTreeMap<Seq, Vec<u32>> = BTreeMap::new();
+/// The events of an open object, in the order of its rows.
+fn events_of<'g>(guards: impl Iterator<Item = &'g AckGuard>) -> ByChunk {
+    let mut chunks = ByChunk::new();
     for (chunk, events, _) in guards.filter_map(AckGuard::of_chunk) {
-        chunks.entry(chunk).or_default().extend_from_slice(events);
+        for ascending in events.chunk_by(|event, next| event < next) {
+            add_in_order(&mut chunks, chunk, ranges(ascending));
+        }
     }
-    let sorted = |(chunk, mut events): (Seq, Vec<u32>)| {
-        events.sort_unstable();
-        (chunk, ranges(&events))
-    };
-    chunks.into_iter().map(sorted).collect()
+    chunks
 }
 
 impl Spill {
@@ -213,7 +212,7 @@ impl Spill {
                     .iter()
                     .map(|(chunk, runs)| (*chunk, bounds(runs)))
                     .collect(),
-                packed: object.body().packed_len(),
+                blocks: object.body().blocks().iter().map(lengths).collect(),
             };
             let length = write_entry(&mut out, &head, object.body())?;
             self.longest = self.longest.max(length);
@@ -297,7 +296,7 @@ fn write_entry(out: &mut impl Write, head: &Head, body: &Body) -> io::Result<usi
     let mut crc = Crc::new();
     crc.update(&head);
     let mut len = 0;
-    for part in body.parts() {
+    for part in parts(body) {
         crc.update(part);
         len += part.len();
     }
@@ -309,8 +308,20 @@ fn write_entry(out: &mut impl Write, head: &Head, body: &Body) -> io::Result<usi
         out.write_all(&number.to_le_bytes())?;
     }
     out.write_all(&head)?;
-    body.parts().try_for_each(|part| out.write_all(part))?;
+    parts(body).try_for_each(|part| out.write_all(part))?;
     Ok(PREFIX + head.len() + len as usize)
+}
+
+/// Returns what a head says of a block.
+fn lengths(block: &Block) -> (u32, u32, u32) {
+    let packed = u32::try_from(block.packed.len()).unwrap_or(u32::MAX);
+    (packed, block.len, block.mark)
+}
+
+/// Returns the packed blocks, and then the rows that are not packed yet.
+fn parts(body: &Body) -> impl Iterator<Item = &[u8]> {
+    let blocks = body.blocks().iter().map(|block| &block.packed[..]);
+    blocks.chain(std::iter::once(body.open()))
 }
 
 fn bounds(runs: &[Range<u32>]) -> Vec<u32> {
@@ -332,12 +343,14 @@ pub(super) struct SpilledObject {
     pub(super) first: Time,
     /// The tag of its first chunk.
     pub(super) tag: Arc<[u8]>,
-    /// The body to store.
-    pub(super) body: Payload,
-    /// Its events, by chunk: sorted ranges.
+    /// What is to be stored.
+    pub(super) body: Sealing,
+    /// Its events, in the order of its rows.
     pub(super) events: ByChunk,
     /// The number of lines.
     pub(super) lines: u64,
+    /// What it is made by.
+    pub(super) format: Arc<dyn Format>,
 }
 
 /// Reads runs in parallel, folder by folder.
@@ -358,7 +371,7 @@ impl Merge {
     /// The file cannot be read, or its bytes are damaged.
     pub(super) fn next(
         &mut self,
-        compression: Compression,
+        format: &Arc<dyn Format>,
         object_bytes: usize,
     ) -> io::Result<Option<SpilledObject>> {
         if !std::mem::replace(&mut self.started, true) {
@@ -370,22 +383,29 @@ impl Merge {
             return Ok(None);
         };
         let folder = folder.clone();
-        let mut body = Body::new(compression);
+        let mut body = Body::new(format);
         let mut object: Option<SpilledObject> = None;
-        let mut events: BTreeMap<Seq, Vec<Range<u32>>> = BTreeMap::new();
+        let mut events = ByChunk::new();
         while let Some(Reverse((next, run))) = self.heads.peek()
             && *next == folder
         {
             let run = *run;
             let entry = self.cursors[run].entry()?;
-            // More cannot be known before it is compressed.
-            if object.is_some() && body.most() + entry.body.len() > object_bytes {
+            // More cannot be known before it is packed.
+            if object.is_some()
+                && body.most() + format.stored_bytes(entry.body.len()) > object_bytes
+            {
                 break;
             }
-            let (packed, text) = entry.body.split_at(entry.head.packed.min(entry.body.len()));
-            body.push_packed(packed);
-            body.push(text);
-            let head = &entry.head;
+            let head = entry.head;
+            let (mut blocks, mut open) = (Vec::with_capacity(head.blocks.len()), entry.body);
+            for &(packed, len, mark) in &head.blocks {
+                let (block, rest) = open.split_at_checked(packed as usize).ok_or_else(damaged)?;
+                let packed = Bytes::copy_from_slice(block);
+                blocks.push(Block { packed, len, mark });
+                open = rest;
+            }
+            body.push_blocks(blocks, open)?;
             let object = object.get_or_insert_with(|| SpilledObject {
                 target: head.target.as_str().into(),
                 folder: head.folder.clone(),
@@ -394,21 +414,21 @@ impl Merge {
                     nanos: head.first.1,
                 },
                 tag: self.tags.get(head.tag),
-                body: Payload::default(),
+                body: Sealing::Done(Payload::default()),
                 events: Vec::new(),
                 lines: 0,
+                format: Arc::clone(format),
             });
             object.lines += head.lines;
             for (chunk, bounds) in &head.contents {
-                let of_chunk = events.entry(*chunk).or_default();
-                crate::spool::merge(of_chunk, &runs(bounds));
+                add_in_order(&mut events, *chunk, runs(bounds));
             }
             self.heads.pop();
             self.advance(run)?;
         }
         Ok(object.map(|mut object| {
-            object.body = body.finish();
-            object.events = events.into_iter().collect();
+            object.body = body.seal();
+            object.events = events;
             object
         }))
     }
@@ -532,13 +552,18 @@ fn damaged() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
     use tokio::sync::mpsc;
 
     use super::*;
     use crate::codec::Part;
+    use crate::compress::Compression;
     use crate::delivery::ack::{AckTracker, Owner};
     use crate::delivery::objects::{Bounds, Objects};
+    use crate::format::BLOCK_BYTES;
+    use crate::format::json_lines::Lines;
 
     fn tracker(chunk: Seq, tag: &[u8]) -> Arc<AckTracker> {
         let (completed, _) = mpsc::unbounded_channel();
@@ -551,10 +576,14 @@ mod tests {
         ))
     }
 
+    fn format(compression: Compression) -> Arc<dyn Format> {
+        Arc::new(Lines::new(compression, BLOCK_BYTES))
+    }
+
     /// Open objects that are never full.
     fn objects(compression: Compression) -> Objects {
         Objects::new(
-            compression,
+            format(compression),
             Bounds {
                 object_bytes: usize::MAX,
                 age: std::time::Duration::MAX,
@@ -586,7 +615,7 @@ mod tests {
     }
 
     fn text(compression: Compression, object: &SpilledObject) -> String {
-        let bytes = object.body.to_bytes();
+        let bytes = object.body.made().to_bytes();
         let bytes = match compression {
             Compression::Zstd(_) => zstd::decode_all(&bytes[..]).expect("zstd frames"),
             _ => bytes.to_vec(),
@@ -618,7 +647,8 @@ mod tests {
     }
 
     fn all(mut merge: Merge, compression: Compression, most: usize) -> Vec<SpilledObject> {
-        std::iter::from_fn(|| merge.next(compression, most).expect("a disk that reads")).collect()
+        let format = format(compression);
+        std::iter::from_fn(|| merge.next(&format, most).expect("a disk that reads")).collect()
     }
 
     /// Runs of parts without two of the same events.
@@ -675,13 +705,12 @@ mod tests {
                 let (all, events) = actual.entry(object.folder.clone()).or_default();
                 let text = text(compression, object);
                 prop_assert_eq!(text.lines().count() as u64, object.lines);
-                // Its events are those of its lines.
-                let mut of_lines: Vec<(Seq, u32)> = text
+                // Its events are those of its lines, in order.
+                let of_lines: Vec<(Seq, u32)> = text
                     .lines()
                     .map(|line| line.split_once('/').unwrap())
                     .map(|(chunk, event)| (chunk.parse().unwrap(), event.parse().unwrap()))
                     .collect();
-                of_lines.sort_unstable();
                 let named = object.events.iter();
                 let named = named.flat_map(|(chunk, runs)| {
                     runs.iter().cloned().flatten().map(|event| (*chunk, event))
@@ -716,7 +745,7 @@ mod tests {
             let mut merge = spill.merge(1 << 20);
             let mut made = 0;
             let failed = loop {
-                match merge.next(Compression::None, usize::MAX) {
+                match merge.next(&format(Compression::None), usize::MAX) {
                     Ok(Some(_)) => made += 1,
                     Ok(None) => break false,
                     Err(_) => break true,
@@ -737,7 +766,7 @@ mod tests {
                 Compression::None,
                 most,
             );
-            let sizes: Vec<usize> = made.iter().map(|object| object.body.len()).collect();
+            let sizes: Vec<usize> = made.iter().map(|object| object.body.made().len()).collect();
             assert!(sizes.iter().all(|size| *size <= most), "{sizes:?}");
             assert!(sizes.iter().all(|size| *size > most / 2), "{sizes:?}");
         }

@@ -54,11 +54,12 @@ use crate::codec::json;
 use crate::codec::{Encoded, NeedsMore, Part, Place, STEP_BYTES};
 use crate::config::open_objects;
 use crate::delivery::ack::{
-    AckGuard, AckTracker, Completed, Owner, Refusal, TrackerEvent, contents, count, ranges,
+    AckGuard, AckTracker, Completed, Owner, Refusal, TrackerEvent, contents_in_order, count, ranges,
 };
 use crate::delivery::batch::Piece;
 use crate::delivery::dead_letter;
 use crate::delivery::policy::backoff;
+use crate::format::{self, Format, Sealing};
 use crate::ids::{EventSet, Verdict};
 use crate::log::Level;
 use crate::metrics::{self, Record};
@@ -152,6 +153,8 @@ struct PendingObject {
     /// The time before which it is not rebuilt.
     due: Instant,
     pending: Pending,
+    /// What it is made by.
+    format: Arc<dyn Format>,
     guards: Vec<AckGuard>,
     /// Its target, once known.
     target: Option<Arc<str>>,
@@ -224,6 +227,8 @@ struct InFlightObject {
     name: Arc<str>,
     /// The chunks and events it is made from.
     contents: Vec<Content>,
+    /// What it is made by.
+    format: Arc<dyn Format>,
     token: String,
     body: Payload,
     guards: Vec<AckGuard>,
@@ -252,7 +257,7 @@ impl InFlightObject {
 
 /// Reads the spool and delivers everything in it.
 ///
-/// A chunk is finished when it is in none of `chunks` (in flight), `skip` (to be read again), `waiting` (dead letters
+/// A chunk is finished when it is in none of `unknown` (objects that only another version can make), `chunks` (in flight), `skip` (to be read again), `waiting` (dead letters
 /// without room), `deferred` (unavailable or slow targets), `loads` (deferred or spilled events in flight) and `gathering`
 /// (spilled lines).
 pub(super) struct Feed {
@@ -307,10 +312,14 @@ pub(super) struct Feed {
     /// Whether the last work was to rebuild an object.
     rebuilt_last: bool,
     small_objects: SmallObjects,
+    /// Chunks with events in objects of which this version does not know how they are made.
+    unknown: BTreeSet<Seq>,
     /// Objects started before a restart, or before their target became unavailable.
     begun: VecDeque<PendingObject>,
     /// Those that the store is asked about.
     looking: JoinSet<LookedUp>,
+    /// Sealed objects that are still being made, in the order in which they were sealed.
+    sealing: VecDeque<(SealedObject, Option<CircuitPermit>)>,
     sending: HashMap<u64, InFlightObject>,
     /// Those to send again, and when.
     resend: BTreeSet<(Instant, u64)>,
@@ -341,7 +350,7 @@ impl Feed {
         let config = &context.config;
         let objects = context.traits.object_layout.as_ref().map(|objects| {
             Objects::new(
-                config.compression,
+                config.format(objects.bounds.bytes),
                 Bounds {
                     object_bytes: objects.bounds.bytes,
                     age: objects.bounds.age,
@@ -382,8 +391,10 @@ impl Feed {
             passed_last: false,
             rebuilt_last: false,
             small_objects: SmallObjects::new(Instant::now()),
+            unknown: BTreeSet::new(),
             begun: VecDeque::new(),
             looking: JoinSet::new(),
+            sealing: VecDeque::new(),
             sending: HashMap::new(),
             resend: BTreeSet::new(),
             sending_bytes: 0,
@@ -487,6 +498,19 @@ impl Feed {
 
     /// Resumes an object that was started: its events belong to it alone, and its chunks are not finished before it is.
     fn resume_object(&mut self, pending: Pending) {
+        let format = self.format_of(&pending);
+        if format.is_none() {
+            self.context.log.write(
+                Level::Error,
+                &format!(
+                    "the object {} was begun by another version of Ferry, or by a build with other formats, which made it by \
+                     '{}': its {} records stay in the spool until a version that knows this runs",
+                    pending.name,
+                    pending.recipe.as_deref().unwrap_or_default(),
+                    pending.lines
+                ),
+            );
+        }
         let mut guards = Vec::new();
         let mut is_partly_away = false;
         for content in &pending.contents {
@@ -497,6 +521,10 @@ impl Feed {
             match (&content.events, self.skip.entry(content.chunk).or_default()) {
                 (Events::Runs(runs), Skip::Events(skip)) => skip.extend(runs),
                 (_, skip) => *skip = Skip::Whole,
+            }
+            if format.is_none() {
+                self.unknown.insert(content.chunk);
+                continue;
             }
             let completed = &self.completed;
             let in_flight = self.chunks.entry(content.chunk).or_insert_with(|| {
@@ -517,15 +545,30 @@ impl Feed {
             // For readers of the chunk its events are settled: this object is sent until it is stored.
             guards.push(in_flight.tracker.hold());
         }
-        self.begun.push_back(PendingObject {
-            due: Instant::now(),
-            pending,
-            guards,
-            target: None,
-            failures: 0,
-            unreadable: false,
-            is_partly_away,
-        });
+        if let Some(format) = format {
+            self.begun.push_back(PendingObject {
+                due: Instant::now(),
+                pending,
+                format,
+                guards,
+                target: None,
+                failures: 0,
+                unreadable: false,
+                is_partly_away,
+            });
+        }
+    }
+
+    /// Returns what an object that had begun is made by, whatever the configuration says today. `None`: this version
+    /// does not know it.
+    fn format_of(&self, pending: &Pending) -> Option<Arc<dyn Format>> {
+        match &pending.recipe {
+            Some(recipe) => format::parse(recipe),
+            None => {
+                let today = self.context.config.compression;
+                Some(format::of_name(&pending.name, today))
+            }
+        }
     }
 
     /// Runs until the output stops and nothing is left to send.
@@ -583,6 +626,9 @@ impl Feed {
             self.context.metrics.deferred.set(deferred as f64);
             let spool = Arc::clone(&self.spool);
             let more = spool.more();
+            if self.step_sealing().await {
+                continue;
+            }
             let room = self.has_room();
             let reclaim = self.reclaim(now, room);
             let deferred = match self.reading {
@@ -758,6 +804,7 @@ impl Feed {
             && self.deferred.targets() == 0
             && self.loads.is_empty()
             && self.again.is_empty()
+            && self.sealing.is_empty()
             && self.sending.is_empty()
             && self.notes.is_empty()
     }
@@ -1472,7 +1519,7 @@ impl Feed {
             }
             Some(mut objects) => {
                 self.keep_letters(reading.chunk, &tracker, encoded).await;
-                let (compression, bounds) = objects.settings();
+                let (format, bounds) = objects.settings();
                 objects.reserve_for_chunks(self.chunk_bytes);
                 let mut taken = Vec::with_capacity(parts.len());
                 let (mut probing, mut probe) = (None, None);
@@ -1491,13 +1538,14 @@ impl Feed {
                         self.defer(&target, part, &reading);
                     }
                 }
+                let of_probe = Arc::clone(&format);
                 let built = self.worker.work_on(chunk, Work::Deliver, move || {
                     let now = Instant::now();
                     let add = |(target, part)| objects.add(part, &target, &tracker, now);
                     let sealed: Vec<SealedObject> = taken.into_iter().flat_map(add).collect();
                     // A probe does not wait for more lines: it is an object of its own.
                     let probe = probing.map(|(target, part)| {
-                        let mut alone = Objects::new(compression, bounds);
+                        let mut alone = Objects::new(of_probe, bounds);
                         let mut sealed = alone.add(part, &target, &tracker, now);
                         sealed.extend(alone.seal_for_room());
                         sealed
@@ -1517,7 +1565,7 @@ impl Feed {
                     // so does this one.
                     Err(_) => {
                         self.worker.panicked(chunk);
-                        self.objects = Some(Objects::new(compression, bounds));
+                        self.objects = Some(Objects::new(format, bounds));
                         return;
                     }
                 }
@@ -1700,6 +1748,7 @@ impl Feed {
             guards,
             lines: object.lines,
             why,
+            format: object.format,
         };
         self.send_object(object, None);
     }
@@ -1911,6 +1960,7 @@ impl Feed {
             && !self.waiting.holds(chunk)
             && !self.is_loaded(chunk)
             && !self.gathering.holds(chunk)
+            && !self.unknown.contains(&chunk)
     }
 
     fn finish_if_settled(&self, chunk: Seq) {
@@ -2207,10 +2257,12 @@ impl Feed {
             token: sending.token,
             lines: sending.lines.into(),
             contents: sending.contents,
+            recipe: None,
         };
         let mut postponed = PendingObject {
             due: Instant::now(),
             pending,
+            format: sending.format,
             guards: sending
                 .guards
                 .into_iter()
@@ -2298,7 +2350,41 @@ impl Feed {
         }
     }
 
+    /// Sends an object as soon as it is made.
     fn send_object(&mut self, object: SealedObject, probe: Option<CircuitPermit>) {
+        match object.body {
+            Sealing::Done(_) if self.sealing.is_empty() => self.begin_object(object, probe),
+            _ => {
+                self.sending_bytes += object.body.bytes();
+                self.sealing.push_back((object, probe));
+            }
+        }
+    }
+
+    /// Does the next step of making the first sealed object, or sends it. Returns false if there is none.
+    async fn step_sealing(&mut self) -> bool {
+        let Some((mut object, probe)) = self.sealing.pop_front() else {
+            return false;
+        };
+        self.sending_bytes -= object.body.bytes();
+        if let Sealing::Done(_) = object.body {
+            self.begin_object(object, probe);
+            return true;
+        }
+        let stepped = self.worker.run(move || {
+            object.body = object.body.step();
+            object
+        });
+        // A panic drops the object and its guards: its chunks are read again later.
+        if let Ok(object) = stepped.await {
+            self.sending_bytes += object.body.bytes();
+            self.sealing.push_front((object, probe));
+        }
+        true
+    }
+
+    fn begin_object(&mut self, object: SealedObject, probe: Option<CircuitPermit>) {
+        let body = object.body.finish();
         let several = !self.senders.has_one_target();
         if several && probe.is_none() && self.senders.admits(&object.target) != Admits::All {
             for guard in object.guards {
@@ -2312,20 +2398,23 @@ impl Feed {
             return;
         };
         let name = objects.name(&object.folder, object.first, &token);
-        let contents = contents(object.guards.iter());
+        let contents = contents_in_order(object.guards.iter());
+        let format = Arc::clone(&object.format);
         let begun = Note::Begun {
             batch,
             name: name.clone(),
             token: token.clone(),
             lines: object.lines,
             contents: contents.clone(),
+            recipe: Some(format.recipe()),
         };
         let sending = InFlightObject {
             target: object.target,
             name: name.into(),
             contents: if several { contents } else { Vec::new() },
+            format,
             token,
-            body: object.body,
+            body,
             guards: object.guards,
             events: Vec::new(),
             rebuilt: None,
@@ -2409,9 +2498,11 @@ impl Feed {
             return false;
         };
         let contents = begun.pending.contents.clone();
-        let chunks: Vec<Seq> = contents.iter().map(|content| content.chunk).collect();
+        let chunks: BTreeSet<Seq> = contents.iter().map(|content| content.chunk).collect();
+        let chunks: Vec<Seq> = chunks.into_iter().collect();
         let (cutter, intake) = (Arc::clone(&self.cutter), Arc::clone(&self.intake));
-        let build = move |alone| rebuild_object(&cutter, &intake, &contents, alone);
+        let format = Arc::clone(&begun.format);
+        let build = move |alone| rebuild_object(&cutter, &intake, &format, &contents, alone);
         let built = self.worker.work_on_some(&chunks, Work::Rebuild, build);
         let built = built.await;
         self.worker.rest();
@@ -2467,6 +2558,7 @@ impl Feed {
         };
         let PendingObject {
             pending,
+            format,
             guards,
             failures,
             ..
@@ -2488,6 +2580,7 @@ impl Feed {
             target: self.target_of(&pending.name, destination),
             name: pending.name.into(),
             contents: pending.contents,
+            format,
             token: pending.token,
             body,
             guards,

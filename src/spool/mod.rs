@@ -284,8 +284,10 @@ pub enum Note {
         token: String,
         /// The number of lines.
         lines: u64,
-        /// The events in the batch.
+        /// The events in the batch, in the order in which it has them; a chunk may be named more than once.
         contents: Vec<Content>,
+        /// What an object is made by. `None`: no object, or begun by a version that wrote no recipes.
+        recipe: Option<String>,
     },
     /// The batch has its final answer.
     Ended {
@@ -409,8 +411,10 @@ pub struct Pending {
     pub token: String,
     /// The number of lines.
     pub lines: u64,
-    /// The events in the batch.
+    /// The events in the batch, in the order in which it has them; a chunk may be named more than once.
     pub contents: Vec<Content>,
+    /// What an object is made by. `None`: no object, or begun by a version that wrote no recipes.
+    pub recipe: Option<String>,
 }
 
 /// A chunk read from the spool.

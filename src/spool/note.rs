@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::{Content, Events, Note, Pending, Seq};
 
@@ -13,8 +13,24 @@ const ENDED: u8 = 2;
 const DONE: u8 = 3;
 
 // A note is a msgpack array of its kind and its fields.
-/// Kind, batch, name, token, lines, contents.
-type Begun<S> = (u8, u64, S, S, u64, Parts);
+#[derive(Serialize, Deserialize)]
+struct Begun<S> {
+    /// [`BEGUN`].
+    kind: u8,
+    batch: u64,
+    name: S,
+    token: S,
+    lines: u64,
+    contents: Parts,
+    /// Versions before recipes neither write nor read it.
+    #[serde(default = "no_recipe", skip_serializing_if = "Option::is_none")]
+    recipe: Option<S>,
+}
+
+fn no_recipe<S>() -> Option<S> {
+    None
+}
+
 /// Kind, batch, delivered events (nil: all).
 type Ended = (u8, u64, Option<Parts>);
 /// Kind, contents.
@@ -31,10 +47,16 @@ pub(super) fn encode(note: &Note) -> Vec<u8> {
             token,
             lines,
             contents,
-        } => {
-            let begun: Begun<&str> = (BEGUN, *batch, name, token, *lines, parts(contents));
-            write(&begun)
-        }
+            recipe,
+        } => write(&Begun::<&str> {
+            kind: BEGUN,
+            batch: *batch,
+            name,
+            token,
+            lines: *lines,
+            contents: parts(contents),
+            recipe: recipe.as_deref(),
+        }),
         Note::Ended { batch, delivered } => {
             let ended: Ended = (ENDED, *batch, delivered.as_deref().map(parts));
             write(&ended)
@@ -50,14 +72,15 @@ pub(super) fn encode(note: &Note) -> Vec<u8> {
 pub(super) fn decode(payload: &[u8]) -> Option<Note> {
     // The array's length, and its first element, the kind.
     let note = match payload {
-        [0x96, BEGUN, ..] => {
-            let (_, batch, name, token, lines, parts): Begun<String> = read(payload)?;
+        [0x96 | 0x97, BEGUN, ..] => {
+            let begun: Begun<String> = read(payload)?;
             Note::Begun {
-                batch,
-                name,
-                token,
-                lines,
-                contents: contents(parts)?,
+                batch: begun.batch,
+                name: begun.name,
+                token: begun.token,
+                lines: begun.lines,
+                contents: contents(begun.contents)?,
+                recipe: begun.recipe,
             }
         }
         [0x93, ENDED, ..] => {
@@ -256,6 +279,7 @@ impl Ledger {
                 token,
                 lines,
                 contents,
+                recipe,
             } => {
                 self.raise_next_batch(batch.saturating_add(1));
                 let pending = Pending {
@@ -264,6 +288,7 @@ impl Ledger {
                     token,
                     lines,
                     contents,
+                    recipe,
                 };
                 self.pending.insert(batch, pending);
             }
@@ -356,8 +381,17 @@ impl Ledger {
                 token,
                 lines,
                 contents,
+                recipe,
             } = pending.clone();
-            (BEGUN, batch, name, token, lines, parts(&contents))
+            Begun {
+                kind: BEGUN,
+                batch,
+                name,
+                token,
+                lines,
+                contents: parts(&contents),
+                recipe,
+            }
         });
         let moved = self.moved.values();
         let saved: Saved = (
@@ -380,19 +414,17 @@ impl Ledger {
         if !rest.is_empty() {
             return None;
         }
-        let pending = begun
-            .into_iter()
-            .map(|(_, batch, name, token, lines, parts)| {
-                let contents = contents(parts)?;
-                let pending = Pending {
-                    batch,
-                    name,
-                    token,
-                    lines,
-                    contents,
-                };
-                Some((batch, pending))
-            });
+        let pending = begun.into_iter().map(|begun| {
+            let pending = Pending {
+                batch: begun.batch,
+                name: begun.name,
+                token: begun.token,
+                lines: begun.lines,
+                contents: contents(begun.contents)?,
+                recipe: begun.recipe,
+            };
+            Some((begun.batch, pending))
+        });
         let settled = contents(settled)?.into_iter();
         let moved = moved.into_iter().map(|(chunk, segment, offset, last)| {
             let moved = Moved {
@@ -520,15 +552,24 @@ mod tests {
 
     fn notes() -> impl Strategy<Value = Note> {
         prop_oneof![
-            (any::<u64>(), ".{0,40}", ".{0,9}", any::<u64>(), contents()).prop_map(
-                |(batch, name, token, lines, contents)| Note::Begun {
-                    batch,
-                    name,
-                    token,
-                    lines,
-                    contents
-                }
-            ),
+            (
+                any::<u64>(),
+                ".{0,40}",
+                ".{0,9}",
+                any::<u64>(),
+                contents(),
+                proptest::option::of(".{0,40}")
+            )
+                .prop_map(|(batch, name, token, lines, contents, recipe)| {
+                    Note::Begun {
+                        batch,
+                        name,
+                        token,
+                        lines,
+                        contents,
+                        recipe,
+                    }
+                }),
             (any::<u64>(), proptest::option::of(contents()))
                 .prop_map(|(batch, delivered)| Note::Ended { batch, delivered }),
             contents().prop_map(|contents| Note::Done { contents }),
@@ -719,7 +760,31 @@ mod tests {
             token: "t".into(),
             lines: 3,
             contents: contents.to_vec(),
+            recipe: None,
         }
+    }
+
+    /// Versions before recipes wrote and read arrays of six.
+    #[test]
+    fn a_note_without_a_recipe_has_the_bytes_of_earlier_versions() {
+        let earlier: (u8, u64, &str, &str, u64, Parts) =
+            (BEGUN, 4, "object-4", "t", 3, vec![(2, None)]);
+        let bytes = encode(&begun(4, &[all(2)]));
+        assert_eq!(bytes, rmp_serde::to_vec(&earlier).unwrap());
+        assert_eq!(decode(&bytes), Some(begun(4, &[all(2)])));
+        type Earlier = (
+            Vec<Seq>,
+            Parts,
+            Vec<(u8, u64, String, String, u64, Parts)>,
+            u64,
+            Vec<(Seq, Seq, u64, Seq)>,
+        );
+        let begun_before = (BEGUN, 4, "object-4".into(), "t".into(), 3, vec![(2, None)]);
+        let saved: Earlier = (Vec::new(), Vec::new(), vec![begun_before], 5, Vec::new());
+        let restored = Ledger::restore(&rmp_serde::to_vec(&saved).unwrap()).unwrap();
+        let mut ledger = Ledger::default();
+        ledger.apply(begun(4, &[all(2)]));
+        assert_eq!(restored, ledger);
     }
 
     #[test]

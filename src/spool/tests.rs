@@ -279,6 +279,7 @@ fn begun(batch: u64, contents: &[Content]) -> Note {
         token: "0123".into(),
         lines: 3,
         contents: contents.to_vec(),
+        recipe: None,
     }
 }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::config::Config;
 use crate::delivery::Pipeline;
+use crate::delivery::ack::contents;
 use crate::delivery::dead_letter::{self, DeadLetters};
 use crate::delivery::identity::Identity;
 use crate::delivery::tests::OBJECT;
@@ -23,6 +24,7 @@ use crate::sink::{Batch, Fault, Outcome, Shape, Sink};
 use crate::spool::Options;
 use crate::spool::disk::{Disk, LocalDisk};
 
+mod formats;
 mod gathering;
 mod letters;
 mod limits;
@@ -960,8 +962,9 @@ fn contents_are_listed_by_chunk_whole_or_in_runs() {
             Owner::Chunk(chunk),
             completed.clone(),
         );
+        let tracker = Arc::new(tracker);
         tracker.has_events(4);
-        Arc::new(tracker)
+        tracker
     };
     let events: Arc<[u32]> = [0, 1, 2, 3].into();
     let some: Arc<[u32]> = [3, 1].into();
@@ -981,6 +984,32 @@ fn contents_are_listed_by_chunk_whole_or_in_runs() {
             Content {
                 chunk: 2,
                 events: Events::Runs(vec![1..2, 3..4])
+            },
+        ]
+    );
+    // An object is rebuilt in this order.
+    assert_eq!(
+        contents_in_order(guards.iter().chain([&one.guard(&events, 0..4)])),
+        [
+            Content {
+                chunk: 2,
+                events: Events::Runs(vec![3..4])
+            },
+            Content {
+                chunk: 2,
+                events: Events::Runs(vec![1..2])
+            },
+            Content {
+                chunk: 1,
+                events: Events::Runs(vec![2..4])
+            },
+            Content {
+                chunk: 1,
+                events: Events::Runs(vec![0..2])
+            },
+            Content {
+                chunk: 1,
+                events: Events::All
             },
         ]
     );

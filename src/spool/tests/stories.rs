@@ -678,6 +678,7 @@ fn notes_are_folded_into_pending_batches_and_settled_events() {
             token: "0123".into(),
             lines: 3,
             contents: Vec::from([runs(a, &[(5, 9)]), all(c)]),
+            recipe: None,
         };
         assert_eq!(recovered.pending, [pending]);
         let settled = HashMap::from([
