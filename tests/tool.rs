@@ -109,7 +109,7 @@ fn every_command_has_a_page_that_explains_its_exit_status() {
     for name in PAGES {
         let page = fs::read_to_string(folder.join(name)).unwrap();
         assert!(page.contains(".TH ferry"), "{name}: {page}");
-        let leaf = name != "ferry-spool.1";
+        let leaf = *name != "ferry-spool.1";
         assert!(!leaf || page.contains("Exit status: 0"), "{name}: {page}");
     }
     let output = tool(&["man", "/dev/null/man1"]);
