@@ -619,7 +619,8 @@ keys! {
     CONCURRENCY: Count = key("concurrency", Section::Behaviour, Count { range: 1..=64 })
         .doc("the number of requests in flight; `auto` adapts between 1 and 8 (to a blob store with a spool, 64), and halves when the \
               destination throttles. With \
-              several streams, `auto` is 1 to 8 each, 16 together; a number is for all together, and each has at most half of it")
+              several streams, `auto` is 1 to 8 each, 64 together with at most \
+              64 MiB of records; a number is for all together, and each has at most half of it")
         .example("4");
 
     DEAD_LETTER_DIR: Text = key("dead_letter_dir", Section::Behaviour, Text("folder"))

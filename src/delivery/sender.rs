@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -46,6 +47,7 @@ use crate::delivery::policy::{Adaptive, Pace, backoff};
 use crate::delivery::redelivery::Acknowledged;
 use crate::log::Level;
 use crate::metrics::{self, Record as RecordResult, Sealed, Stage};
+use crate::sink::outcome::OWN_TROUBLE;
 use crate::sink::{Batch, Class, Fault, Outcome};
 use crate::spool::{Content, Durability, Note};
 
@@ -544,8 +546,8 @@ struct Sender {
     idle: Option<Instant>,
     packer: Packer<AckGuard>,
     in_flight: JoinSet<RequestDone>,
-    /// The start times of the requests in flight, by their ascending numbers.
-    started: BTreeMap<u64, Instant>,
+    /// When the requests in flight were sent, by their numbers: not at once if they wait for the disk or for memory.
+    started: BTreeMap<u64, Arc<OnceLock<Instant>>>,
     next_request: u64,
     /// The time of the last success.
     last_progress: Option<Instant>,
@@ -628,6 +630,8 @@ impl Sender {
     async fn run(mut self, mut arriving: mpsc::UnboundedReceiver<Message>) {
         let mut draining = self.senders.context.draining.subscribe();
         let mut circuit = self.circuit.subscribe();
+        // Kept while other things happen: otherwise a busy sender would lose its place to others again and again.
+        let mut entering: Option<BoxFuture<'static, ConcurrencyPermit>> = None;
         loop {
             let now = Instant::now();
             circuit.mark_unchanged();
@@ -653,6 +657,14 @@ impl Sender {
                 _ => at,
             };
             let ready = at.is_some_and(|at| at <= now);
+            match ready {
+                true if entering.is_none() => {
+                    let limit = Arc::clone(&self.senders.limit);
+                    entering = Some(Box::pin(ConcurrencyLimit::enter(limit)));
+                }
+                true => {}
+                false => entering = None,
+            }
             let retires = self.retire_at(now);
             if retires.is_some_and(|at| at <= now) && self.senders.retire(&self.name, &arriving) {
                 return;
@@ -680,7 +692,10 @@ impl Sender {
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 Ok(()) = draining.changed() => {}
                 Ok(()) = circuit.changed() => {}
-                pass = ConcurrencyLimit::enter(&self.senders.limit), if ready => self.send_next(pass).await,
+                pass = entered(&mut entering), if ready => {
+                    entering = None;
+                    self.send_next(pass).await;
+                }
             }
         }
     }
@@ -724,13 +739,18 @@ impl Sender {
     }
 
     /// Opens the circuit after [`STALL_TIMEOUT`] without an answer, and defers queued pieces while it is open. Returns
-    /// when the next answer is due.
+    /// when to look again.
     fn check_stall(&mut self, now: Instant) -> Option<Instant> {
-        let answer_by = self.started.values().next().map(|began| {
+        let sent = self.started.values().filter_map(|began| began.get());
+        let answer_by = sent.min().map(|began| {
             let since = self.last_progress.map_or(*began, |taken| taken.max(*began));
             since + STALL_TIMEOUT
         });
         let answer_by = answer_by.filter(|_| self.defers);
+        // One that is not sent yet cannot be late before that.
+        let mut unsent = self.started.values().filter(|began| began.get().is_none());
+        let unsent_by = unsent.next().map(|_| now + STALL_TIMEOUT);
+        let unsent_by = unsent_by.filter(|_| self.defers);
         if answer_by.is_some_and(|by| by <= now) && self.circuit.trip(Class::Transient) {
             let why = format!(
                 "accepted nothing and gave no answer for {} s",
@@ -744,7 +764,8 @@ impl Sender {
         if self.defers && open && !probes && !(self.packer.is_empty() && self.waiting.is_empty()) {
             self.defer_all(None);
         }
-        answer_by.filter(|_| !open)
+        let look_again = answer_by.into_iter().chain(unsent_by).min();
+        look_again.filter(|_| !open)
     }
 
     /// Queues failed records whose wait is over.
@@ -1039,8 +1060,10 @@ impl Sender {
             pace.sent(bytes, Instant::now().into_std());
         }
         self.full = self.packer.is_full(&limits);
-        // A hanging request releases its slots to others, if there are any.
-        let patience = self.defers.then_some(match permit.is_probe() {
+        // A hanging request releases its slots to others, if there are any. A destination with one target would only get
+        // more than its limit.
+        let shares = self.defers && !self.senders.has_one_target();
+        let patience = shares.then_some(match permit.is_probe() {
             true => PROBE_TIMEOUT,
             false => HANG_TIMEOUT,
         });
@@ -1049,10 +1072,12 @@ impl Sender {
             probe: permit.take_probe_slot(),
         };
         let target = Arc::clone(&self.name);
-        let send = Arc::clone(&self.senders).send(target, records, slots, patience);
+        let began = Arc::<OnceLock<Instant>>::default();
+        let send =
+            Arc::clone(&self.senders).send(target, records, slots, patience, Arc::clone(&began));
         let request = self.next_request;
         self.next_request += 1;
-        self.started.insert(request, Instant::now());
+        self.started.insert(request, began);
         self.in_flight.spawn(async move {
             let answer = AssertUnwindSafe(send).catch_unwind().await.ok();
             RequestDone {
@@ -1066,19 +1091,22 @@ impl Sender {
 
 impl Senders {
     /// Sends one request, settles what is settled, and returns what has to be sent again. If there is no response after
-    /// `patience`, its slots are released.
+    /// `patience`, its slots are released. `sent_at` is set when it is sent.
     async fn send(
         self: Arc<Self>,
         whose: Arc<str>,
         records: Vec<Record<AckGuard>>,
         mut slots: Slots,
         patience: Option<Duration>,
+        sent_at: Arc<OnceLock<Instant>>,
     ) -> Answer {
         let target = |record: &Record<AckGuard>| record.pieces.first()?.guard.target().cloned();
         let mut answer = Answer {
             target: records.first().and_then(target),
             ..Answer::default()
         };
+        let bytes = records.iter().map(Record::bytes).sum::<usize>();
+        slots.in_flight.charge(bytes).await;
         let Ok(journal) = self.journal_request(&records).await else {
             // Many requests wait for one disk: retry each about once a second.
             answer.wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
@@ -1096,9 +1124,10 @@ impl Senders {
             records: records.iter().map(Record::body).collect(),
         };
         let target = Arc::clone(&batch.target);
-        let bytes = records.iter().map(Record::bytes).sum::<usize>();
         let under_way = self.context.metrics.in_flight.enter();
         let began = Instant::now();
+        // Set only here.
+        let _ = sent_at.set(began);
         let mut sending = self.context.sink.send(batch);
         let in_time = match patience {
             Some(patience) => timeout(patience, &mut sending).await.ok(),
@@ -1200,14 +1229,17 @@ impl Senders {
                 self.report(whose, &target, &fault, lines(&answer.retry));
                 answer.wait = backoff(fault.class, attempts, &mut StdRng::from_os_rng());
                 answer.progressed |= matches!(fault.class, Class::Record | Class::TooLarge);
-                if answer.retry.len() == sent {
+                let is_own = fault.code == OWN_TROUBLE;
+                if answer.retry.len() == sent && !is_own {
                     answer.failed = Some(Arc::clone(&fault));
                 }
                 let down = matches!(
                     fault.class,
                     Class::Transient | Class::Credentials | Class::Configuration
                 );
-                if down && answer.retry.len() == sent {
+                if answer.retry.len() == sent && is_own {
+                    answer.health = Health::Unknown;
+                } else if down && answer.retry.len() == sent {
                     answer.health = Health::Down(fault.class);
                     let codes = self.context.traits.destination_wide_codes;
                     let whole = codes.contains(&&*fault.code);
@@ -1351,6 +1383,16 @@ pub(super) enum Admits {
     Probe(Instant),
     /// Nothing until something changes.
     Nothing,
+}
+
+/// Waits for a slot, if one is being waited for.
+async fn entered(
+    entering: &mut Option<BoxFuture<'static, ConcurrencyPermit>>,
+) -> ConcurrencyPermit {
+    match entering {
+        Some(entering) => entering.await,
+        None => std::future::pending().await,
+    }
 }
 
 fn defer(record: Record<AckGuard>, target: &Arc<str>, not_before: Option<Instant>) {

@@ -34,6 +34,7 @@ use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::legacy::{self, Builder};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::io::Errno;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -225,6 +226,20 @@ pub(crate) fn was_not_sent(error: &(dyn StdError + 'static)) -> bool {
             .downcast_ref::<io::Error>()
             .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
         connecting || never_written || refused
+    })
+}
+
+/// Whether a request failed because this process, or the machine, has no descriptor left for a socket or a file.
+pub(crate) fn is_out_of_descriptors(error: &(dyn StdError + 'static)) -> bool {
+    causes(error).any(|cause| {
+        let code = cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error);
+        code.is_some_and(|code| {
+            [Errno::MFILE, Errno::NFILE]
+                .map(Errno::raw_os_error)
+                .contains(&code)
+        })
     })
 }
 

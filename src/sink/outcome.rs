@@ -16,6 +16,13 @@ pub enum Outcome {
     Rejected(Arc<Fault>),
 }
 
+/// The code of a fault of this process, which has no descriptor left for a socket or a file: it says nothing about the
+/// destination.
+pub const OWN_TROUBLE: &str = "descriptors";
+/// What is to be done about it.
+pub(crate) const OWN_TROUBLE_REMEDY: &str =
+    "this process has no file descriptors left: raise its limit (LimitNOFILE, ulimit -n)";
+
 /// The class of a fault, which determines how it is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {

@@ -234,7 +234,7 @@ pub(super) struct ManifestWriter {
     written: Option<Manifest>,
     /// Whether the files' names are durable.
     name_synced: [bool; 2],
-    /// That of the newest segment.
+    /// That of the newest segment, or an older one if that has none.
     checkpoint: Option<Checkpoint>,
 }
 
@@ -270,9 +270,9 @@ impl ManifestWriter {
         })
     }
 
-    /// Sets the checkpoint of a segment that begins, for all manifests until the next one begins.
-    pub(super) fn set_checkpoint(&mut self, checkpoint: Option<Checkpoint>) {
-        self.checkpoint = checkpoint;
+    /// Sets the checkpoint of a segment that begins, for all manifests until another one is set.
+    pub(super) fn set_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.checkpoint = Some(checkpoint);
     }
 
     fn durable_manifest(&self) -> Option<&Manifest> {

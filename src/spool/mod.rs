@@ -150,7 +150,8 @@
 //!   this run wrote as well, if the reader is that far behind.
 //!
 //! A segment that is not indexed is not removed, and the manifest lists it as one that may hold more chunks than are known.
-//! One that goes missing before its turn delays no other: its chunks are visible when it is back ([`Spool::take_late`]).
+//! One that goes missing before its turn, or that this user may not open, delays no other: its chunks are visible when it is
+//! back ([`Spool::take_late`]).
 //! Chunks among void frames are searched for in all segments, since one that was accepted later is not doubted.
 //!
 //! Otherwise, with a manifest that is missing, damaged or older than a segment, a newest segment that is missing or damaged,
@@ -197,7 +198,7 @@
 //! and the two manifests, 16 bytes for each segment, are not counted. Notes, and the Begin frames of the segments that they
 //! need, are written regardless of the limit, since they are what finishes chunks; so are copies of damaged bytes in
 //! `quarantine/`, since those were acknowledged. Relocated chunks may pass the limit, or what notes made of
-//! it, by a 16th until a segment is removed, since they let more than that be removed. The copies may be deleted after inspection; they are counted again at the
+//! it, by a 16th until as much is removed, since they let more than that be removed. The copies may be deleted after inspection; they are counted again at the
 //! next open. Missing files are not counted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -453,7 +454,7 @@ pub struct Health {
     pub notices: Vec<(&'static str, String)>,
     /// Lines for the log since the last call, about what earlier runs left.
     pub findings: Vec<String>,
-    /// Why a restart would not find everything that was accepted, as long as that lasts.
+    /// Why a restart would not find everything that was accepted, or why some of it cannot be read, as long as that lasts.
     pub trouble: Option<String>,
     /// Files that are missing or too short, with the number of unfinished chunks in each.
     pub missing: Vec<(String, u64)>,
@@ -625,8 +626,8 @@ struct State {
     relocated: BTreeSet<(Time, Seq)>,
     /// The size of their events.
     relocated_bytes: u64,
-    /// The size of the relocated chunks written since a segment was removed.
-    relocated_since_removal: u64,
+    /// The size of the relocated chunks written for which as much was not removed yet.
+    relocated_unpaid: u64,
     segments: BTreeMap<Seq, SegmentInfo>,
     /// For each id, the number of chunks kept by earlier runs and not yet handed over again in this one.
     replayable: HashMap<ChunkId, u32>,
@@ -641,6 +642,8 @@ struct State {
     look_queued: bool,
     /// Segments whose file is missing or too short, with its former size, which is not counted meanwhile.
     missing: BTreeMap<Seq, u64>,
+    /// Those of them that this user may not open, and the error.
+    barred: BTreeMap<Seq, String>,
     /// Listed segments that were missing at the start.
     absent: BTreeMap<Seq, Entry>,
     /// Another process holds the directory's lock, or held it and changed something: nothing is read or written.
@@ -669,7 +672,7 @@ impl State {
             self.ahead.grow();
         }
         if place.is_relocated() {
-            self.relocated_since_removal += place.frame_bytes();
+            self.relocated_unpaid += place.frame_bytes();
         }
         self.index(chunk, place);
     }
@@ -743,10 +746,10 @@ impl State {
     }
 
     /// The total size of all files above which nothing is relocated. Notes are written regardless of the limit, and must
-    /// not take the room that relocation needs to have segments removed: what counts is what was relocated since the last
-    /// removal.
+    /// not take the room that relocation needs to have segments removed: what counts is what was relocated and not made up for
+    /// by removals yet.
     fn relocation_limit(&self, limits: &Limits) -> u64 {
-        let others = self.bytes.saturating_sub(self.relocated_since_removal);
+        let others = self.bytes.saturating_sub(self.relocated_unpaid);
         let share = limits.limit / RELOCATION_SHARE;
         others.max(limits.limit).saturating_add(share)
     }
@@ -801,6 +804,7 @@ impl State {
 
     /// Records that a segment's file is back.
     fn mark_present(&mut self, segment: Seq) {
+        self.barred.remove(&segment);
         if let Some(bytes) = self.missing.remove(&segment) {
             self.resize(segment, bytes);
         }
@@ -818,12 +822,13 @@ impl State {
     /// Removes a segment, and returns the size of its file.
     fn remove_segment(&mut self, segment: Seq) -> u64 {
         self.missing.remove(&segment);
+        self.barred.remove(&segment);
         let Some(info) = self.segments.remove(&segment) else {
             return 0;
         };
         self.bytes -= info.bytes;
         self.unfinished -= info.unfinished;
-        self.relocated_since_removal = 0;
+        self.relocated_unpaid = self.relocated_unpaid.saturating_sub(info.bytes);
         info.bytes
     }
 
@@ -1362,6 +1367,14 @@ impl Spool {
                 self.shared.state().mark_missing(place.segment);
                 Err(Unreadable::Missing(place.segment))
             }
+            // It holds up no other.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                let words = scan::barred(&segment_name(place.segment), &error);
+                let mut state = self.shared.state();
+                state.mark_missing(place.segment);
+                state.barred.insert(place.segment, words);
+                Err(Unreadable::Missing(place.segment))
+            }
             file => file.map_err(Unreadable::Disk),
         }
     }
@@ -1537,11 +1550,13 @@ impl Spool {
     pub fn look(&self) -> Health {
         let mut state = self.shared.state();
         let missing_segments = state.missing_segments();
+        let barred = state.barred.values().next().cloned();
         let health = Health {
             missing: missing_segments
+                .filter(|(segment, _)| !state.barred.contains_key(segment))
                 .map(|(segment, chunks)| (segment_name(segment), chunks))
                 .collect(),
-            trouble: state.trouble.clone().or(state.behind.clone()),
+            trouble: state.trouble.clone().or(state.behind.clone()).or(barred),
             notices: std::mem::take(&mut state.notices),
             findings: std::mem::take(&mut state.findings),
         };
@@ -1593,7 +1608,7 @@ impl Spool {
 
     /// Waits until the writer thread has nothing left to do.
     #[cfg(test)]
-    fn wait_until_idle(&self) {
+    pub(crate) fn wait_until_idle(&self) {
         let (done, idle) = channel();
         let _ = self.jobs.send(Job::WaitIdle(done));
         let _ = idle.recv();

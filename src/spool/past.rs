@@ -30,8 +30,10 @@ pub(super) struct Past {
     pub(super) newest_segment: Option<Segment>,
     /// The ledger of the log, if the manifest has it and the relocated chunks in it are whole.
     pub(super) checkpoint: Option<Ledger>,
-    /// Segments that should exist are missing.
-    pub(super) is_absent: bool,
+    /// Otherwise the ledger as it was when this segment began, if the manifest has that.
+    pub(super) base: Option<(Seq, Ledger)>,
+    /// The newest of the segments that should exist and are missing.
+    pub(super) absent: Option<Seq>,
     /// The segments that exist or should exist.
     pub(super) bounds: BTreeSet<Seq>,
     /// Those that the manifest lists.
@@ -199,12 +201,19 @@ impl State {
             self.unfinished = self.unfinished - info.unfinished + chunks.len() as u64;
             info.unfinished = chunks.len() as u64;
         }
+        self.barred.remove(&first);
         if self.skipped.remove(&first) {
             self.late.extend(chunks);
         } else {
             self.ahead.push(first, chunks.len());
             self.pass_frontier(first);
         }
+    }
+
+    /// Records that this user may not open a segment that is not indexed. It is tried again like one that is missing.
+    fn set_barred(&mut self, first: Seq, error: &io::Error) {
+        self.set_missing(first);
+        self.barred.insert(first, error.to_string());
     }
 
     /// Forgets a segment that is not to be delivered.
@@ -336,7 +345,8 @@ impl Behind {
     /// Finds out what had been begun, and tells it. Returns `false` if the spool ends.
     fn tell_history(&mut self) -> io::Result<bool> {
         let shared = Arc::clone(&self.shared);
-        let (ledger, is_whole) = match self.past.checkpoint.take() {
+        // Kept until this succeeds: after an error of the disk it is tried again.
+        let (ledger, is_whole) = match self.past.checkpoint.clone() {
             Some(ledger) if self.are_whole(&ledger)? => (ledger, true),
             _ => match self.read_notes()? {
                 Some(read) => read,
@@ -365,6 +375,7 @@ impl Behind {
             state.history = Some(History { pending, suspects });
         }
         shared.told.notify_waiters();
+        (self.past.checkpoint, self.past.base) = (None, None);
         for spare in std::mem::take(&mut self.past.spares) {
             let found = remove_spare(&*shared.disk, &spare);
             shared.state().findings.extend(found);
@@ -399,12 +410,16 @@ impl Behind {
         Ok(true)
     }
 
-    /// Reads the notes of all segments. Returns the ledger, and whether every note that there ever was is in it; `None` if the
-    /// spool ends.
+    /// Reads the notes of all segments since an older checkpoint, or of all. Returns the ledger, and whether every note that
+    /// there ever was is in it; `None` if the spool ends.
     fn read_notes(&mut self) -> io::Result<Option<(Ledger, bool)>> {
-        let mut ledger = Ledger::default();
-        let mut is_whole = !self.past.is_absent;
+        let (from, mut ledger) = match self.past.base.clone() {
+            Some((from, base)) if self.are_whole(&base)? => (from, base),
+            _ => (0, Ledger::default()),
+        };
+        let mut is_whole = self.past.absent.is_none_or(|absent| absent < from);
         let older = self.past.older.clone().into_iter();
+        let older = older.filter(|first| *first >= from);
         let older = older.map(|first| (first, u64::MAX));
         for (first, len) in older.chain(self.past.newest) {
             if !self.goes_on() {
@@ -412,6 +427,10 @@ impl Behind {
             }
             let known = self.known_bytes(first).min(len);
             let found = self.reading(|reader| reader.read(first, len, &mut ledger))?;
+            // What its notes settle has to be known.
+            if let Found::Barred(error) = found {
+                return Err(error);
+            }
             is_whole &= matches!(found, Found::Segment(segment) if segment.bytes >= known);
         }
         Ok(Some((ledger, is_whole)))
@@ -447,6 +466,7 @@ impl Behind {
                 }
                 // It is waited for, and so are its chunks: see `Spool::may_come_back`.
                 Found::Segment(_) | Found::Gone => self.state().set_missing(first),
+                Found::Barred(error) => self.state().set_barred(first, &error),
                 Found::Foreign(_) => {}
             }
         }
@@ -487,6 +507,12 @@ impl Behind {
                 let mut state = self.state();
                 state.skipped.insert(first);
                 state.set_missing(first);
+                state.pass_frontier(first);
+            }
+            Some(Found::Barred(error)) => {
+                let mut state = self.state();
+                state.skipped.insert(first);
+                state.set_barred(first, &error);
                 state.pass_frontier(first);
             }
             Some(Found::Foreign(why)) => {

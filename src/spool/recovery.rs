@@ -147,6 +147,7 @@ fn resume(disk: &dyn Disk, limits: &Limits, outline: Outline) -> io::Result<Resu
         mut survey,
         older,
         has_checkpoint,
+        base,
     } = outline;
     let mut findings = missing_findings(&survey);
     let suspects = suspects(&survey, &mut findings);
@@ -205,7 +206,8 @@ fn resume(disk: &dyn Disk, limits: &Limits, outline: Outline) -> io::Result<Resu
             newest: Some((newest, newest_bytes)),
             newest_segment,
             checkpoint: has_checkpoint.then_some(survey.ledger),
-            is_absent: !survey.absent.is_empty(),
+            base,
+            absent: survey.absent.keys().next_back().copied(),
             bounds: bounds.chain([newest]).collect(),
             listed: listed.keys().copied().collect(),
             since,

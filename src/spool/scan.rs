@@ -672,6 +672,8 @@ pub(super) struct Outline {
     pub(super) older: BTreeMap<Seq, u64>,
     /// The survey's ledger is that of the whole log, provided that the relocated chunks in it are there.
     pub(super) has_checkpoint: bool,
+    /// Otherwise the ledger as it was when this segment began, if that is known.
+    pub(super) base: Option<(Seq, Ledger)>,
 }
 
 /// Reads the newest segment and the names of the others. Returns `None` if that does not tell all that a run needs to know
@@ -716,12 +718,13 @@ pub(super) fn outline(disk: &dyn Disk) -> io::Result<Option<Outline>> {
         .retain(|first, _| *first != newest && !older.contains_key(first));
     survey.manifest = Some((slot, manifest.clone()));
     survey.read_suspects(disk);
-    let checkpoint = manifest.checkpoint.as_ref();
-    let checkpoint = checkpoint.filter(|checkpoint| checkpoint.segment == newest);
-    let ledger = checkpoint.and_then(|checkpoint| Ledger::restore(&checkpoint.ledger));
-    let has_checkpoint = ledger.is_some();
+    let saved = manifest.checkpoint.as_ref();
+    let mut saved = saved.and_then(|saved| Some((saved.segment, Ledger::restore(&saved.ledger)?)));
+    let current = saved.take_if(|(segment, _)| *segment == newest);
+    let has_checkpoint = current.is_some();
+    let base = saved.filter(|(segment, _)| *segment < newest);
     // The notes in the newest segment follow.
-    survey.ledger = ledger.unwrap_or_default();
+    survey.ledger = current.map(|(_, ledger)| ledger).unwrap_or_default();
     let Some(source) = Source::open(disk, newest, &mut buffer)? else {
         return Ok(None);
     };
@@ -732,6 +735,7 @@ pub(super) fn outline(disk: &dyn Disk) -> io::Result<Option<Outline>> {
         survey,
         older,
         has_checkpoint,
+        base,
     }))
 }
 
@@ -741,6 +745,8 @@ pub(super) enum Found {
     Segment(Box<Segment>),
     /// Its file is not there.
     Gone,
+    /// Its file is there, and this user may not open it.
+    Barred(io::Error),
     /// It belongs to another spool or version, for this reason.
     Foreign(String),
 }
@@ -779,7 +785,13 @@ impl Reader<'_> {
     /// The bound of a segment's frame numbers. `None`: it is the newest.
     fn bound(&mut self, segment: Seq) -> io::Result<Option<Bound>> {
         while let Some(first) = self.bounds.range(segment + 1..).next().copied() {
-            let label = self.label(first)?;
+            let label = match self.label(first) {
+                // What it begins with is not known.
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                    return Ok(Some(Bound::new(segment, first, None)));
+                }
+                label => label?,
+            };
             let foreign = match label {
                 Some(label) => self.foreign(first, label)?.is_some(),
                 None => false,
@@ -802,7 +814,13 @@ impl Reader<'_> {
         len: u64,
         ledger: &mut Ledger,
     ) -> io::Result<Found> {
-        let Some(label) = self.label(segment)? else {
+        let label = match self.label(segment) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Ok(Found::Barred(error));
+            }
+            label => label?,
+        };
+        let Some(label) = label else {
             return Ok(Found::Gone);
         };
         if let Some(why) = self.foreign(segment, label)? {
@@ -1334,7 +1352,16 @@ impl<'b> Source<'b> {
     }
 }
 
+/// Says that this user may not open a segment.
+pub(super) fn barred(name: &str, error: &io::Error) -> String {
+    let remedy = remedy_of_reading(error, "");
+    format!("{name} cannot be opened: {error}; the chunks in it wait until it can. {remedy}")
+}
+
 fn read_error(name: &str, offset: u64, error: &io::Error) -> io::Error {
+    if error.kind() == ErrorKind::PermissionDenied {
+        return with_remedy(error.kind(), barred(name, error));
+    }
     if says_remedy(error) {
         return with_remedy(error.kind(), format!("{name} cannot be opened: {error}"));
     }

@@ -124,6 +124,8 @@ struct State {
     waiting: usize,
     /// Files that cannot be opened until they are released.
     held_files: Vec<String>,
+    /// Files that this user may not open.
+    barred_files: Vec<String>,
     /// The directory's path refers elsewhere.
     away: bool,
     /// The directory was deleted: nothing can be created in it.
@@ -163,6 +165,7 @@ impl Sim {
             held: false,
             waiting: 0,
             held_files: Vec::new(),
+            barred_files: Vec::new(),
             away: false,
             deleted: false,
             lock: Lock::Ours,
@@ -235,6 +238,11 @@ impl Sim {
     pub(super) fn hold_files(&self, names: &[String]) {
         self.state().held_files = names.to_vec();
         self.0.1.notify_all();
+    }
+
+    /// Lets opening one of these files fail for lack of permission.
+    pub(super) fn bar_files(&self, names: &[String]) {
+        self.state().barred_files = names.to_vec();
     }
 
     /// Cuts the power: any unsynced data may be lost. The machine restarts without faults.
@@ -525,6 +533,9 @@ impl Disk for Mount {
             assert!(!waited.timed_out(), "{name} is not released");
         }
         let state = self.enter(Call::Open, name)?;
+        if state.barred_files.iter().any(|barred| barred == name) {
+            return Err(ErrorKind::PermissionDenied.into());
+        }
         let inode = state.names.get(name).ok_or(ErrorKind::NotFound)?;
         Ok(self.file(name, *inode))
     }

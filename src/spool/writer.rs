@@ -1016,8 +1016,10 @@ impl Writer {
             });
         // Before anything in it is acknowledged, and after it is durable: otherwise it would be reported missing.
         let end = first + (frames.len() + group.len()) as u64;
-        let checkpoint = self.checkpoint(first);
-        self.manifest.set_checkpoint(checkpoint);
+        // Without a new one the older one stays: the notes since then follow it.
+        if let Some(checkpoint) = self.checkpoint(first) {
+            self.manifest.set_checkpoint(checkpoint);
+        }
         let begun = begun.and_then(|()| {
             let chunks = group.iter().filter(|entry| entry.is_chunk()).count();
             let mut segments = self.state().manifest_entries(None, true);

@@ -4,6 +4,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
+use crate::sink::outcome::OWN_TROUBLE;
 
 /// Streams by tag, so that a test has an unavailable one next to a healthy one.
 const BY_TAG: &[(&str, &str)] = &[("delivery_stream", "{tag}")];
@@ -527,5 +528,64 @@ async fn a_record_that_the_host_keeps_does_not_become_young_with_each_retry() {
             sleep(5 * SECOND).await;
         }
         assert_eq!(oldest(), 0.0, "{trouble:?}");
+    }
+}
+
+/// Nobody else needs the slots of a destination with one target.
+#[tokio::test(start_paused = true)]
+async fn a_hanging_request_of_the_only_target_keeps_its_slot() {
+    let bench = Bench::new(ONE_LINE, &[("concurrency", "1")], vec![]);
+    bench.sink.set_trouble("s", Some(Trouble::Silent));
+    let first = bench.begin("app", "a");
+    sleep(SECOND).await;
+    let second = bench.begin("app", "b");
+    sleep(8 * SECOND).await;
+    assert_eq!(bench.sink.calls().len(), 1);
+    for flush in [first, second] {
+        assert_eq!(flush.await.unwrap().0, Verdict::Retry);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waits_for_a_slot_keeps_its_place_when_more_arrives_for_it() {
+    let go = Arc::new(Notify::new());
+    let keys = [("delivery_stream", "{tag}"), ("concurrency", "1")];
+    let bench = Bench::with_gate(ONE_LINE, &keys, vec![], Some(Arc::clone(&go)));
+    let mut flushes = Vec::new();
+    for (tag, event) in [("x", "1"), ("a", "1"), ("b", "1"), ("a", "2")] {
+        flushes.push(bench.begin(tag, event));
+        sleep(Duration::from_millis(1)).await;
+    }
+    for flush in flushes {
+        go.notify_one();
+        sleep(Duration::from_millis(1)).await;
+        drop(flush);
+    }
+    assert_eq!(bench.sink.targets(), ["x", "a", "b"]);
+}
+
+/// A process without descriptors cannot tell anything about a destination.
+#[tokio::test(start_paused = true)]
+async fn a_process_out_of_descriptors_makes_no_target_unavailable() {
+    for keys in [&[][..], BY_TAG] {
+        let refuse = || -> Step {
+            Box::new(|batch: &Batch| {
+                let fault = Fault {
+                    class: Class::Transient,
+                    code: OWN_TROUBLE.into(),
+                    message: "Too many open files".into(),
+                    request_id: None,
+                };
+                vec![Outcome::Retry(Arc::new(fault)); batch.records.len()]
+            })
+        };
+        let script = (0..20).map(|_| refuse()).collect();
+        let bench = Bench::new(ONE_LINE, keys, script);
+        let flush = bench.begin("s", "a");
+        sleep(8 * SECOND).await;
+        assert!(!bench.pipeline.metrics().circuit_is_open());
+        drop(flush);
+        assert!(!bench.logged("is unavailable"));
+        assert!(bench.logged("Too many open files"));
     }
 }

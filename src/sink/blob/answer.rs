@@ -25,7 +25,9 @@ use super::codes::{Fate, Vendor, classify, classify_file, remedy};
 use crate::config::Problem;
 use crate::config::keys;
 use crate::sink::http::{self, BodyTooLong, Proxies, TooManyInterim, causes};
-use crate::sink::outcome::{Class, Fault, Outcome, code_line, message_line};
+use crate::sink::outcome::{
+    Class, Fault, OWN_TROUBLE, OWN_TROUBLE_REMEDY, Outcome, code_line, message_line,
+};
 use crate::sink::tls;
 
 const USER_AGENT: &str = concat!("ferry/", env!("CARGO_PKG_VERSION"));
@@ -211,6 +213,10 @@ pub(super) fn connection_failure(host: &str, error: &HttpError) -> Failure {
         .last()
         .map(ToString::to_string)
         .unwrap_or_default();
+    if http::is_out_of_descriptors(error) {
+        return Failure::new(Fate::Retry, Class::Transient, OWN_TROUBLE, cause)
+            .note(OWN_TROUBLE_REMEDY);
+    }
     let is = |kind: fn(&(dyn StdError + 'static)) -> bool| causes(error).any(kind);
     if is(|e| matches!(e.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))) {
         let failure = Failure::new(Fate::Retry, Class::Configuration, "tls", cause);
@@ -233,6 +239,9 @@ pub(super) fn connection_failure(host: &str, error: &HttpError) -> Failure {
 
 fn file_error(error: &io::Error) -> Failure {
     let (fate, class) = classify_file(error.kind());
+    if http::is_out_of_descriptors(error) {
+        return Failure::new(fate, class, OWN_TROUBLE, error.to_string()).note(OWN_TROUBLE_REMEDY);
+    }
     Failure::new(fate, class, "file", error.to_string())
 }
 
@@ -540,6 +549,24 @@ mod tests {
         let failure =
             Failure::new(Fate::Retry, Class::Transient, "x", "at ?sig=abc").note("?sig=def");
         assert_eq!(failure.fault.message, "at ?sig=***; ?sig=***");
+    }
+
+    #[test]
+    fn a_process_out_of_descriptors_is_told_from_a_destination_that_cannot_be_reached() {
+        for code in [libc::EMFILE, libc::ENFILE] {
+            let error = || io::Error::from_raw_os_error(code);
+            let connecting = HttpError::new(HttpErrorKind::Connect, error());
+            let file = Error::Generic {
+                store: "LocalFileSystem",
+                source: Box::new(error()),
+            };
+            let failures = [connection_failure("host", &connecting), Failure::from(file)];
+            assert_eq!(failures[0].fate, Fate::Retry);
+            for failure in failures {
+                assert_eq!(failure.fault.code, OWN_TROUBLE);
+                assert!(failure.fault.message.contains("descriptors"), "{failure}");
+            }
+        }
     }
 
     #[test]

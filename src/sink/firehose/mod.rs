@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::body::BodyText;
 use self::describe::{Called, Starts, next_call};
-use super::outcome::{Class, Fault, Outcome, code_line, message_line};
+use super::outcome::{Class, Fault, OWN_TROUBLE, Outcome, code_line, message_line};
 use super::{Batch, Shape, Sink};
 use crate::config::Aggregation;
 use crate::log::{Level, Log, causes};
@@ -544,6 +544,8 @@ fn unanswered(error: &(dyn StdError + 'static)) -> Answer {
     let message = causes(error);
     let (class, code) = if http::causes(error).any(|cause| cause.is::<CredentialsError>()) {
         (Class::Credentials, "credentials")
+    } else if http::is_out_of_descriptors(error) {
+        (Class::Transient, OWN_TROUBLE)
     } else if http::was_not_sent(error) {
         (Class::Transient, "connect")
     } else {

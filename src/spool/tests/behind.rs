@@ -3,6 +3,7 @@
 use futures::FutureExt as _;
 
 use super::*;
+use crate::spool::sim::{Call, Faults};
 
 /// Room for all chunks of a test.
 const OPTIONS: Options = Options {
@@ -383,4 +384,116 @@ fn a_checkpoint_does_not_count_if_a_relocated_chunk_in_it_is_damaged() {
         let new = [90].into_iter().filter(|_| !damaged).chain(24..28);
         assert_eq!(bench.bytes(), old.chain(new).collect::<Vec<u8>>());
     }
+}
+
+/// A long spool with a relocated chunk, of which chunk 5 is finished by a note in the segment that is returned, and with
+/// segments that began after that.
+fn with_a_note_and_a_relocated_chunk() -> (Bench, String) {
+    let bench = long();
+    let chunks: Vec<Seq> = bench.visible().iter().map(|(chunk, _)| *chunk).collect();
+    bench.note(done(chunks[5]), Durability::Synced).unwrap();
+    let noted = bench.segments().pop().unwrap();
+    bench.relocate(90, 300, &[all(chunks[3])]).unwrap();
+    (24..28).for_each(|byte| bench.keep(byte, 1_500));
+    (bench, noted)
+}
+
+/// Starts with a disk that cannot be read behind the start, until something failed for that reason.
+fn start_broken(bench: &mut Bench) {
+    start_held(bench);
+    bench.sim.fault(Faults {
+        broken: vec![Call::Read],
+        ..Default::default()
+    });
+    bench.sim.hold_files(&[]);
+    let has_failed = |spool: &Spool| spool.shared.state().behind.is_some();
+    let spool = bench.spool();
+    let state = spool.shared.state();
+    let waits = |state: &mut State| state.behind.is_none();
+    let waited = spool.shared.indexed.wait_while(state, waits);
+    drop(waited.unwrap());
+    assert!(has_failed(spool));
+}
+
+/// The first bytes of what is to be delivered without the chunks of the missing segment with the note.
+fn without_the_noted_segment() -> Vec<u8> {
+    let old = (0..22u8).filter(|byte| ![3, 5].contains(byte));
+    old.chain([90]).chain(24..28).collect()
+}
+
+#[test]
+fn a_checkpoint_is_used_although_the_disk_failed_when_it_was_looked_at() {
+    let (mut bench, noted) = with_a_note_and_a_relocated_chunk();
+    bench.end(false);
+    bench.sim.hide(&noted).unwrap();
+    start_broken(&mut bench);
+    bench.sim.fault(Faults::default());
+    assert_eq!(bench.bytes(), without_the_noted_segment());
+}
+
+#[test]
+fn a_checkpoint_is_kept_by_a_run_that_could_not_read_what_it_had_begun() {
+    let (mut bench, noted) = with_a_note_and_a_relocated_chunk();
+    start_broken(&mut bench);
+    // Some segments begin meanwhile.
+    (28..34).for_each(|byte| bench.keep(byte, 1_500));
+    bench.sim.fault(Faults::default());
+    bench.end(false);
+    bench.sim.hide(&noted).unwrap();
+    bench.open().unwrap();
+    let expected = [without_the_noted_segment(), (28..34).collect()].concat();
+    assert_eq!(bench.bytes(), expected);
+    // And by the next one, which has it and what came after it.
+    (34..38).for_each(|byte| bench.keep(byte, 1_500));
+    bench.end(false);
+    bench.open().unwrap();
+    let expected = [expected, (34..38).collect()].concat();
+    assert_eq!(bench.bytes(), expected);
+}
+
+#[test]
+fn a_segment_that_may_not_be_opened_holds_up_no_other() {
+    let mut bench = long();
+    bench.end(false);
+    let barred = bench.segments()[3].clone();
+    bench.sim.bar_files(std::slice::from_ref(&barred));
+    bench.start().unwrap();
+    let others = (0..24).filter(|byte| ![6, 7].contains(byte));
+    assert_eq!(bench.bytes(), others.collect::<Vec<u8>>());
+    let health = bench.spool().look();
+    let trouble = health.trouble.unwrap_or_default();
+    assert!(
+        trouble.contains(&format!("{barred} cannot be opened")),
+        "{trouble}"
+    );
+    assert_eq!(health.missing, []);
+    assert_eq!(bench.spool().usage().unfinished, 24);
+    // It is tried again, and delivered.
+    bench.sim.bar_files(&[]);
+    bench.spool().look();
+    bench.spool().wait_until_idle();
+    bench.spool().wait_until_indexed();
+    assert_eq!(bench.spool().take_late(Some(Seq::MAX)).len(), 2);
+    assert_eq!(bench.bytes(), (0..24).collect::<Vec<u8>>());
+    assert_eq!(bench.spool().look().trouble, None);
+}
+
+#[test]
+fn chunks_of_a_segment_that_may_not_be_opened_any_more_wait_for_its_file() {
+    let bench = long();
+    let (chunk, _) = bench.visible()[0];
+    let barred = bench.segments()[0].clone();
+    // So many others are read that it is not open any more.
+    bench.sim.bar_files(std::slice::from_ref(&barred));
+    bench.spool().shared.handles.forget(1);
+    let read = bench.spool().read(chunk);
+    assert!(matches!(read, Err(Unreadable::Missing(1))), "{read:?}");
+    let trouble = bench.spool().look().trouble.unwrap_or_default();
+    assert!(trouble.contains(&barred), "{trouble}");
+    bench.sim.bar_files(&[]);
+    bench.spool().look();
+    bench.spool().wait_until_idle();
+    assert!(!bench.spool().is_missing(1));
+    assert!(bench.spool().read(chunk).is_ok());
+    assert_eq!(bench.spool().look().trouble, None);
 }

@@ -664,6 +664,46 @@ fn a_relocation_may_pass_the_limit_by_a_16th_and_no_more() {
     ));
 }
 
+/// What was relocated counts until as much as that was removed, and not until anything was.
+#[test]
+fn a_small_segment_that_is_removed_gives_relocation_no_more_room_than_it_had() {
+    let options = Options {
+        limit: 16 * 1024,
+        segment_bytes: Some(4_096),
+    };
+    let (bench, _) = Bench::on(Sim::new(1), options);
+    bench.keep(1, 50);
+    let first = numbers(&bench)[0];
+    // Which begins another segment.
+    bench.relocate(2, 10, &[runs(first, &[(0, 1)])]).unwrap();
+    for byte in 3.. {
+        match bench.append(b"app.log", &vec![byte; 500]) {
+            Ok(_) => {}
+            Err(Refusal::Full { .. }) => break,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    let most = options.limit + options.limit / 16;
+    let window = options.segment_bytes.unwrap_or_default() / 16 + 128;
+    let origin = numbers(&bench)[2];
+    let mut event = 0;
+    for is_first in [true, false] {
+        loop {
+            event += 1;
+            let moved = [runs(origin, &[(event, event + 1)])];
+            match bench.relocate(200, 100, &moved) {
+                Ok(_) => assert!(bench.spool().usage().bytes <= most + window),
+                Err(error) => break assert_eq!(error.kind(), ErrorKind::QuotaExceeded),
+            }
+        }
+        if is_first {
+            finish(&bench, &[first]);
+            bench.spool().wait_until_idle();
+            assert!(!bench.sim.has(&segment_name(1)));
+        }
+    }
+}
+
 #[test]
 fn origins_must_be_unfinished_chunks() {
     let (mut bench, old) = chunks(&[100, 100]);
