@@ -44,6 +44,7 @@ fn azure(server: &Azurite, container: &str, auth: AzureAuth, auto_create_contain
         endpoint: Some(server.blob_url()),
         emulator: true,
         auto_create_container,
+        cloud: None,
     }))
 }
 
@@ -338,7 +339,7 @@ async fn an_object_reaches_s3_once_with_credentials_of_an_assumed_role() {
         sts_endpoint: Some(url.into()),
         role_arn: Some("arn:aws:iam::123456789012:role/ferry".into()),
         external_id: Some("ours".into()),
-        profile: None,
+        ..Aws::default()
     };
     let (sink, warnings) = sink(&blob(Store::S3 {
         bucket: "ferry-logs".into(),

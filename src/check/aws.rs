@@ -34,6 +34,16 @@ pub(super) async fn load(
             report.fail("tls", Problem::from(error).to_string(), remedy);
             return None;
         }
+        Ok(Err(error @ LoadError::Fips(_))) => {
+            let remedy = "name a FIPS endpoint, or set use_fips_endpoint off";
+            report.fail("endpoint", error.to_string(), remedy);
+            return None;
+        }
+        Ok(Err(LoadError::Proxy(problem))) => {
+            let remedy = "correct the variable in the environment of Fluent Bit";
+            report.fail("proxy", problem.to_string(), remedy);
+            return None;
+        }
         Err(late) => (late, REMEDY),
     };
     report.fail("region", error, remedy);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::Uri;
-use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use hyper_util::client::proxy::matcher::Intercept;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject as _;
@@ -19,6 +19,7 @@ use rustls::{
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{Options, Report, blocking};
+use crate::sink::proxy::Environment;
 use crate::sink::tls;
 
 /// The clock skew above which to warn.
@@ -70,7 +71,14 @@ pub(super) const GOOGLE_SKEW: Skew = Skew {
 /// Checks all steps. Returns whether the service is reachable.
 pub(super) async fn check(service: Service, options: &Options, report: &mut Report<'_>) -> bool {
     let url = &service.url;
-    let proxy = Matcher::from_env().intercept(url);
+    let proxy = match Environment::read() {
+        Ok(environment) => environment.proxy(url),
+        Err(problem) => {
+            let remedy = "correct the variable in the environment of Fluent Bit";
+            report.fail("proxy", problem.to_string(), remedy);
+            return false;
+        }
+    };
     let (host, port, peer) = match &proxy {
         Some(proxy) => {
             let (host, port) = host_and_port(proxy.uri());

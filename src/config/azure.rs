@@ -22,6 +22,64 @@ pub struct Azure {
     pub emulator: bool,
     /// Whether to create the container if it does not exist.
     pub auto_create_container: bool,
+    /// The cloud of the account; by default as the environment says.
+    pub cloud: Option<AzureCloud>,
+}
+
+/// A cloud of Azure: <https://learn.microsoft.com/entra/identity-platform/authentication-national-cloud>
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AzureCloud {
+    /// The public cloud.
+    Public,
+    /// Azure operated by 21Vianet.
+    China,
+    /// Azure Government.
+    UsGovernment,
+}
+
+impl AzureCloud {
+    /// Returns the cloud that the environment names: the authority that a workload identity gets, or the name that
+    /// Azure's SDKs and tools read.
+    pub fn of_environment(variable: impl Fn(&str) -> Option<String>) -> Option<AzureCloud> {
+        if let Some(authority) = variable("AZURE_AUTHORITY_HOST") {
+            let ends = [
+                ("chinacloudapi.cn", AzureCloud::China),
+                ("partner.microsoftonline.cn", AzureCloud::China),
+                ("login.microsoftonline.us", AzureCloud::UsGovernment),
+                ("login.microsoftonline.com", AzureCloud::Public),
+            ];
+            let authority = authority.trim_end_matches('/').to_ascii_lowercase();
+            let found = ends.iter().find(|(end, _)| authority.ends_with(end));
+            if let Some((_, cloud)) = found {
+                return Some(*cloud);
+            }
+        }
+        let name = variable("AZURE_ENVIRONMENT").or_else(|| variable("AZURE_CLOUD"))?;
+        match name.to_ascii_lowercase().as_str() {
+            "azurecloud" | "azurepubliccloud" => Some(AzureCloud::Public),
+            "azurechinacloud" => Some(AzureCloud::China),
+            "azureusgovernment" | "azureusgovernmentcloud" => Some(AzureCloud::UsGovernment),
+            _ => None,
+        }
+    }
+
+    /// The end of the names of blob services, behind the account.
+    pub fn blob_suffix(self) -> &'static str {
+        match self {
+            AzureCloud::Public => "blob.core.windows.net",
+            AzureCloud::China => "blob.core.chinacloudapi.cn",
+            AzureCloud::UsGovernment => "blob.core.usgovcloudapi.net",
+        }
+    }
+
+    /// The URL of Microsoft Entra ID.
+    pub fn authority(self) -> &'static str {
+        match self {
+            AzureCloud::Public => "https://login.microsoftonline.com",
+            AzureCloud::China => "https://login.chinacloudapi.cn",
+            AzureCloud::UsGovernment => "https://login.microsoftonline.us",
+        }
+    }
 }
 
 /// A way to authenticate to Azure.
@@ -99,8 +157,10 @@ impl Reader<'_> {
             _ => self.azure_by_keys(auth),
         };
         let auto_create_container = self.flag(&keys::AUTO_CREATE_CONTAINER) == Some(true);
+        let cloud = self.choice(&keys::AZURE_CLOUD);
         let (account, auth, endpoint, emulator) = place?;
         Some(Azure {
+            cloud,
             account,
             container,
             auth,
@@ -231,7 +291,8 @@ impl Reader<'_> {
                 return None;
             }
         };
-        let superseded: [&'static keys::Key; 2] = [&keys::ENDPOINT, &keys::EMULATOR_MODE];
+        let superseded: [&'static keys::Key; 3] =
+            [&keys::ENDPOINT, &keys::EMULATOR_MODE, &keys::AZURE_CLOUD];
         for key in superseded {
             if self.is_set(key) {
                 self.problem(

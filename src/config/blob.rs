@@ -175,7 +175,7 @@ impl Reader<'_> {
                 );
                 self.problem(&keys::BUCKET, message);
             }
-            let aws = self.aws();
+            let aws = self.aws(Place::S3);
             return Some((Store::S3 { bucket, aws }, String::new()));
         }
         let Some(url) = self.text(&keys::URL) else {
@@ -203,7 +203,12 @@ impl Reader<'_> {
             let store = Store::File(path.to_owned());
             return Some((store, String::new()));
         }
-        let (root, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let (root, prefix) = match scheme {
+            "s3" => split_arn(rest),
+            _ => None,
+        }
+        .or(rest.split_once('/'))
+        .unwrap_or((rest, ""));
         if rest.contains('?') {
             let message = format!(
                 "'{}' contains a query: secrets have keys of their own, such as sas_token",
@@ -212,7 +217,8 @@ impl Reader<'_> {
             self.problem(&keys::URL, message);
             return None;
         }
-        if root.is_empty() || root.contains(['@', ':']) {
+        let is_arn = scheme == "s3" && root.starts_with("arn:");
+        if root.is_empty() || root.contains('@') || root.contains(':') && !is_arn {
             self.problem(&keys::URL, bad_url(&url));
             return None;
         }
@@ -242,7 +248,7 @@ impl Reader<'_> {
                 }
                 Store::S3 {
                     bucket: root.to_owned(),
-                    aws: self.aws(),
+                    aws: self.aws(Place::S3),
                 }
             }
             "gs" => Store::Gcs {
@@ -256,6 +262,16 @@ impl Reader<'_> {
         };
         Some((store, prefix.to_owned()))
     }
+}
+
+/// Splits `arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME/PREFIX` behind the name.
+fn split_arn(rest: &str) -> Option<(&str, &str)> {
+    let point = rest
+        .strip_prefix("arn:")
+        .and_then(|arn| arn.find("accesspoint/"))?;
+    let name = "arn:".len() + point + "accesspoint/".len();
+    let (point, prefix) = rest[name..].split_once('/').unwrap_or((&rest[name..], ""));
+    Some((&rest[..name + point.len()], prefix))
 }
 
 fn bad_url(url: &str) -> String {

@@ -67,7 +67,7 @@ pub enum Aggregation {
 impl Reader<'_> {
     pub(super) fn firehose(&mut self, ca_pem: Option<Vec<u8>>) -> Option<Firehose> {
         self.refuse_foreign(Some(Place::Firehose), "Firehose");
-        let aws = self.aws();
+        let aws = self.aws(Place::Firehose);
         let aggregation = self.choice(&keys::AGGREGATION).unwrap_or(Aggregation::Auto);
         let linger = self.time(&keys::LINGER);
         let missing_target = self.missing_target();

@@ -11,8 +11,8 @@ use std::ops::RangeInclusive;
 
 use super::value::{AuthType, FLAGS};
 use super::{
-    Aggregation, Algorithm, DestinationKind, Encryption, MEMORY_LIMIT_BYTES, MissingWord, Place,
-    Properties,
+    Addressing, Aggregation, Algorithm, AzureCloud, DestinationKind, Encryption,
+    MEMORY_LIMIT_BYTES, MissingWord, Place, Properties,
 };
 
 /// A key of the configuration. `T` is the type of its value.
@@ -735,6 +735,16 @@ keys! {
         .doc("the external ID that the role requires")
         .example("ferry");
 
+    USE_FIPS_ENDPOINT: Flag = key("use_fips_endpoint", Section::Aws, Flag(None))
+        .doc("use endpoints that are validated by FIPS 140-3")
+        .default("as `AWS_USE_FIPS_ENDPOINT` or the profile says")
+        .example("on");
+
+    USE_DUALSTACK_ENDPOINT: Flag = key("use_dualstack_endpoint", Section::Aws, Flag(None))
+        .doc("use endpoints that have IPv6 addresses, too")
+        .default("as `AWS_USE_DUALSTACK_ENDPOINT` or the profile says")
+        .example("on");
+
     BLOB_TYPE: Choice<()> = key("blob_type", Section::Blob, Choice {
         words: &[("block", ())],
         also: &[("blockblob", ())],
@@ -836,10 +846,35 @@ keys! {
               repeated put then overwrites the object with the same bytes")
         .example("off");
 
+    S3_ADDRESSING: Choice<Addressing> = key("s3_addressing", Section::S3, Choice {
+        words: &[
+            ("auto", Addressing::Auto),
+            ("path", Addressing::Path),
+            ("virtual", Addressing::Virtual),
+        ],
+        also: &[],
+    })
+    .doc("where a URL has the bucket: in the path, in the host's name (`virtual`), or (`auto`) in the host's name at AWS if the \
+          certificate covers it, and in the path at another `endpoint`")
+    .default("`auto`")
+    .example("virtual");
+
     KMS_KEY: Text = key("kms_key", Section::Gcs, Text("resource name"))
         .doc("the Cloud KMS key that encrypts objects")
         .default("the bucket's")
         .example("projects/p/locations/eu/keyRings/r/cryptoKeys/k");
+
+    AZURE_CLOUD: Choice<AzureCloud> = key("azure_cloud", Section::Azure, Choice {
+        words: &[
+            ("public", AzureCloud::Public),
+            ("china", AzureCloud::China),
+            ("us_government", AzureCloud::UsGovernment),
+        ],
+        also: &[],
+    })
+    .doc("the cloud of the account, which decides the addresses of the store and of Microsoft Entra ID")
+    .default("as `AZURE_AUTHORITY_HOST`, `AZURE_ENVIRONMENT` or `AZURE_CLOUD` says, or `public`")
+    .example("china");
 
     ACCESS_TIER: Choice<&'static str> = key("access_tier", Section::Azure, Choice {
         words: &[("Hot", "Hot"), ("Cool", "Cool"), ("Cold", "Cold"), ("Archive", "Archive")],

@@ -22,8 +22,11 @@ use keys::Key;
 use reader::Reader;
 use value::{at, shown};
 
-pub use aws::Aws;
-pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, is_tenant};
+pub(crate) use aws::is_fips_endpoint;
+pub use aws::{Addressing, Aws};
+pub use azure::{
+    Azure, AzureAuth, AzureCloud, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, is_tenant,
+};
 pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
 pub(crate) use firehose::MissingWord;

@@ -93,6 +93,7 @@ fn stores_are_named_by_url_or_by_azures_own_keys() {
         endpoint: None,
         emulator: false,
         auto_create_container: true,
+        cloud: None,
     };
     let own = [
         ("account_name", "acct"),
@@ -516,6 +517,113 @@ fn what_objects_have_is_checked_at_the_start() {
         ("storage_class", "IA"),
     ];
     read(&other).expect("a class of the store");
+}
+
+#[test]
+fn a_bucket_may_be_an_access_point_and_have_an_address_of_its_own() {
+    let point = "arn:aws:s3:eu-west-1:123456789012:accesspoint/my-ap";
+    for (url, prefix) in [(point.to_owned(), ""), (format!("{point}/app/x"), "app/x")] {
+        let config = read(&[("url", &format!("s3://{url}"))]).expect("an access point");
+        let Destination::Blob {
+            blob: Blob { store, .. },
+            prefix: found,
+            ..
+        } = config.destination
+        else {
+            panic!("a blob store")
+        };
+        assert_eq!(store.to_string(), format!("s3://{point}"));
+        assert_eq!(found, prefix);
+        assert_eq!(
+            config.instance,
+            "s3-arn-aws-s3-eu-west-1-123456789012-accesspoint-my-ap"
+        );
+    }
+    for (keys, key, words) in [
+        (
+            [("url", "s3://b:x"), ("region", "r")],
+            "url",
+            "is not supported",
+        ),
+        (
+            [("url", "gs://arn:b"), ("path", "x")],
+            "url",
+            "is not supported",
+        ),
+        (
+            [("url", "s3://b"), ("s3_addressing", "host")],
+            "s3_addressing",
+            "auto, path or virtual",
+        ),
+    ] {
+        let (named, message) = one(&keys);
+        assert!(
+            named == key && message.contains(words),
+            "{named}: {message}"
+        );
+    }
+}
+
+#[test]
+fn endpoints_of_a_kind_are_not_mixed_with_an_address() {
+    let fips = ("use_fips_endpoint", "on");
+    let dualstack = ("use_dualstack_endpoint", "on");
+    let s3 = ("url", "s3://b");
+    let address = ("endpoint", "https://s3.example");
+    for (keys, key) in [
+        ([s3, address, fips], "use_fips_endpoint"),
+        ([s3, address, dualstack], "use_dualstack_endpoint"),
+        (
+            [("delivery_stream", "s"), address, fips],
+            "use_fips_endpoint",
+        ),
+    ] {
+        let (named, message) = one(&keys);
+        assert_eq!(named, key, "{message}");
+    }
+    let vpce = "https://vpce-1.firehose-fips.us-east-1.vpce.amazonaws.com";
+    read(&[("delivery_stream", "s"), ("endpoint", vpce), fips]).expect("a FIPS endpoint");
+    read(&[s3, fips, dualstack]).expect("both");
+}
+
+#[test]
+fn the_environment_names_the_cloud_of_azure() {
+    use AzureCloud::{China, Public, UsGovernment};
+    let table: [(&[(&str, &str)], Option<AzureCloud>); 8] = [
+        (&[], None),
+        (
+            &[("AZURE_AUTHORITY_HOST", "https://login.microsoftonline.us/")],
+            Some(UsGovernment),
+        ),
+        (
+            &[("AZURE_AUTHORITY_HOST", "https://login.chinacloudapi.cn")],
+            Some(China),
+        ),
+        (
+            &[("AZURE_AUTHORITY_HOST", "https://login.microsoftonline.com/")],
+            Some(Public),
+        ),
+        (
+            &[
+                ("AZURE_AUTHORITY_HOST", "http://127.0.0.1:1"),
+                ("AZURE_CLOUD", "AzureChinaCloud"),
+            ],
+            Some(China),
+        ),
+        (
+            &[("AZURE_ENVIRONMENT", "AzureUSGovernmentCloud")],
+            Some(UsGovernment),
+        ),
+        (&[("AZURE_CLOUD", "AzureCloud")], Some(Public)),
+        (&[("AZURE_ENVIRONMENT", "AzureStackCloud")], None),
+    ];
+    for (variables, cloud) in table {
+        let found = AzureCloud::of_environment(|name| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        });
+        assert_eq!(found, cloud, "{variables:?}");
+    }
 }
 
 #[test]

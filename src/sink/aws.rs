@@ -55,6 +55,10 @@ pub struct Loaded {
     pub credentials: CredentialCache,
     /// The region in `sdk`.
     pub region: String,
+    /// Whether FIPS endpoints are required.
+    pub fips: bool,
+    /// Whether dual-stack endpoints are wanted.
+    pub dualstack: bool,
 }
 
 /// Why a service cannot be called.
@@ -66,6 +70,12 @@ pub enum LoadError {
     /// No region is configured.
     #[error("no region found: set region, AWS_REGION, or one in the profile")]
     NoRegion,
+    /// FIPS endpoints are required, and the configured one is none.
+    #[error("{0}")]
+    Fips(String),
+    /// A proxy that the environment names cannot be used.
+    #[error("{0}")]
+    Proxy(Problem),
 }
 
 impl From<LoadError> for Problem {
@@ -73,6 +83,8 @@ impl From<LoadError> for Problem {
         match error {
             LoadError::Ca(error) => Problem::new(keys::TLS_CA_FILE.name, error.to_string()),
             LoadError::NoRegion => Problem::new(keys::REGION.name, error.to_string()),
+            LoadError::Proxy(problem) => problem,
+            LoadError::Fips(message) => Problem::new(keys::USE_FIPS_ENDPOINT.name, message),
         }
     }
 }
@@ -84,6 +96,7 @@ impl From<LoadError> for Problem {
 pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, LoadError> {
     let http = SdkHttp {
         tls: tls::client_config(ca_pem)?,
+        proxies: Proxies::from_environment().map_err(LoadError::Proxy)?,
         clients: Mutex::default(),
     };
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -99,7 +112,18 @@ pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, Lo
     if let Some(region) = &aws.region {
         loader = loader.region(Region::new(region.clone()));
     }
+    if let Some(fips) = aws.use_fips {
+        loader = loader.use_fips(fips);
+    }
+    if let Some(dualstack) = aws.use_dualstack {
+        loader = loader.use_dual_stack(dualstack);
+    }
     let sdk = loader.load().await;
+    let fips = sdk.use_fips() == Some(true);
+    let dualstack = sdk.use_dual_stack() == Some(true);
+    if let Some(endpoint) = aws.endpoint.as_deref().or(sdk.endpoint_url()) {
+        check_fips(fips, endpoint).map_err(|problem| LoadError::Fips(problem.message))?;
+    }
     let region = sdk.region().map(ToString::to_string);
     let region = region.ok_or(LoadError::NoRegion)?;
 
@@ -131,8 +155,12 @@ pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, Lo
         None => chain,
     };
     let credentials = CredentialCache::new(source);
+    let mut sdk = sdk.into_builder();
+    if aws.endpoint.is_some() {
+        // The SDK refuses an address together with either, even if it is one of that kind. STS has its own.
+        sdk = sdk.use_fips(false).use_dual_stack(false);
+    }
     let sdk = sdk
-        .into_builder()
         .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
         .identity_cache(IdentityCache::no_cache())
         .retry_config(RetryConfig::disabled())
@@ -141,13 +169,30 @@ pub async fn load(aws: &config::Aws, ca_pem: Option<&[u8]>) -> Result<Loaded, Lo
         sdk,
         credentials,
         region,
+        fips,
+        dualstack,
     })
+}
+
+/// Refuses the address of a service that is no FIPS endpoint if those are required. To pass over what the environment
+/// demands would be a breach.
+pub(crate) fn check_fips(fips: bool, endpoint: &str) -> Result<(), Problem> {
+    if !fips || config::is_fips_endpoint(endpoint) {
+        return Ok(());
+    }
+    let message = format!(
+        "FIPS endpoints are required (use_fips_endpoint, AWS_USE_FIPS_ENDPOINT or the profile), and '{}' is none: name a FIPS \
+         endpoint, or set use_fips_endpoint off",
+        config::without_secrets(endpoint)
+    );
+    Err(Problem::new(keys::USE_FIPS_ENDPOINT.name, message))
 }
 
 /// The SDK's adapter to [`http::Client`]: one client for each of the SDK's two connect timeouts.
 #[derive(Debug)]
 struct SdkHttp {
     tls: Arc<rustls::ClientConfig>,
+    proxies: Proxies,
     clients: Mutex<HashMap<Duration, http::Client<SdkBody>>>,
 }
 
@@ -161,9 +206,7 @@ impl HttpClient for SdkHttp {
         let mut clients = self.clients.lock().expect("nothing panics with this lock");
         let client = clients
             .entry(connect_timeout)
-            .or_insert_with(|| {
-                http::Client::new(&self.tls, Proxies::FromEnvironment, connect_timeout)
-            })
+            .or_insert_with(|| http::Client::new(&self.tls, &self.proxies, connect_timeout))
             .clone();
         SharedHttpConnector::new(SdkRequests {
             client,
@@ -539,8 +582,8 @@ mod tests {
         let proxy = Loopback::start(vec![assumed("AssumeRole"), Reply::Cut]);
         let url = proxy.url();
         let environment = [
+            // For https, too: Fluent Bit reads no other variable.
             ("HTTP_PROXY", url.as_str()),
-            ("HTTPS_PROXY", &url),
             ("NO_PROXY", "127.0.0.1"),
         ];
         let environment = [&STATIC[..], &environment].concat();
@@ -611,6 +654,46 @@ mod tests {
                 "{status}: {sent} bytes were read"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn fips_and_dual_stack_are_taken_from_key_or_environment_and_never_passed_over() {
+        const NAME: &str = "sink::aws::tests::fips_and_dual_stack_are_taken_from_key_or_environment_and_never_passed_over";
+        let environment = [
+            ("AWS_USE_FIPS_ENDPOINT", "true"),
+            ("AWS_USE_DUALSTACK_ENDPOINT", "true"),
+        ];
+        if !with_environment(NAME, &environment) {
+            return;
+        }
+        let with = |endpoint: Option<&str>, use_fips| config::Aws {
+            endpoint: endpoint.map(str::to_owned),
+            use_fips,
+            ..aws(None, None)
+        };
+        let loaded = load(&with(None, None), None).await.unwrap();
+        assert!(loaded.fips && loaded.dualstack);
+        assert_eq!(loaded.sdk.use_fips(), Some(true));
+        assert!(!load(&with(None, Some(false)), None).await.unwrap().fips);
+
+        let plain = Some("https://s3.example");
+        let refused = load(&with(plain, None), None)
+            .await
+            .expect_err("no FIPS endpoint");
+        let problem = Problem::from(refused);
+        assert_eq!(problem.key, "use_fips_endpoint");
+        assert!(
+            problem.message.contains("'https://s3.example' is none"),
+            "{problem}"
+        );
+        assert!(load(&with(plain, Some(false)), None).await.is_ok());
+        let fips = Some("https://vpce-1.firehose-fips.us-east-1.vpce.amazonaws.com");
+        let loaded = load(&with(fips, None), None).await.unwrap();
+        assert_eq!(
+            loaded.sdk.use_fips(),
+            Some(false),
+            "the address is used as it is"
+        );
     }
 
     #[tokio::test]

@@ -14,31 +14,36 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::http::Extensions;
 use hyper::http::header::PROXY_AUTHORIZATION;
 use hyper::http::uri::Scheme;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::{Request, Response, Uri};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::{
+    Connected, Connection, HttpConnector, capture_connection,
+};
 use hyper_util::client::legacy::{self, Builder};
-use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use hyper_util::client::proxy::matcher::Intercept;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustix::io::Errno;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tower_service::Service;
+
+use super::proxy;
+use crate::config::Problem;
 
 /// The bytes of an error's body that are read.
 pub(crate) const ERROR_BYTES: usize = 64 * 1024;
@@ -56,6 +61,14 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// `TCP_USER_TIMEOUT`: the longest time that sent data may stay unacknowledged.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The time after which a connection is not used again, since its name may have another address by then. A name of AWS
+/// is valid for a minute, but a connection costs a TLS handshake.
+const CONNECTION_LIFE: Duration = Duration::from_secs(5 * 60);
+/// The longest time that a connection is kept without a request: shorter than the idle timeouts of load balancers and
+/// proxies (60 s at an AWS Application Load Balancer), which otherwise close it under a request. hyper sends a request
+/// again at once if the connection was closed before any of it was written; later, its fate is unknown.
+const IDLE: Duration = Duration::from_secs(30);
+
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The longest body of a success, in bytes: a request extension.
@@ -63,19 +76,27 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 pub(crate) struct BodyLimit(pub(crate) usize);
 
 /// The use of proxies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Proxies {
-    /// Use the proxy that `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name for the destination, except for
-    /// cloud metadata services.
-    FromEnvironment,
+    /// Use the proxies of the environment.
+    Environment(Arc<proxy::Environment>),
     /// Always connect directly.
     None,
+}
+
+impl Proxies {
+    /// Reads the environment.
+    pub(crate) fn from_environment() -> Result<Proxies, Problem> {
+        Ok(Proxies::Environment(Arc::new(proxy::Environment::read()?)))
+    }
 }
 
 /// A client with its own connection pool, which clones share.
 pub(crate) struct Client<B> {
     inner: legacy::Client<ConnectTimeout<HttpsConnector<Route>>, B>,
     route: Route,
+    /// The age from which a connection is not used again.
+    life: Duration,
 }
 
 impl<B> Client<B>
@@ -87,7 +108,7 @@ where
     /// Creates a client with `tls` for HTTPS and a timeout for connecting.
     pub(crate) fn new(
         tls: &Arc<ClientConfig>,
-        proxies: Proxies,
+        proxies: &Proxies,
         connect_timeout: Duration,
     ) -> Self {
         let mut tcp = HttpConnector::new();
@@ -97,28 +118,25 @@ where
         tcp.set_keepalive_interval(Some(KEEPALIVE));
         tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
         tcp.set_tcp_user_timeout(Some(USER_TIMEOUT));
-        let matcher = match proxies {
-            Proxies::FromEnvironment => Some(Arc::new(Matcher::from_env())),
-            Proxies::None => None,
-        };
         let route = Route {
             tcp,
             tls: Arc::clone(tls),
-            proxies: matcher,
+            proxies: proxies.clone(),
         };
-        Client::with_route(route, connect_timeout)
+        Client::with_route(route, connect_timeout, CONNECTION_LIFE)
     }
 
-    fn with_route(route: Route, connect_timeout: Duration) -> Self {
+    fn with_route(route: Route, connect_timeout: Duration, life: Duration) -> Self {
         let connector = ConnectTimeout {
             inner: HttpsConnector::from((route.clone(), Arc::clone(&route.tls))),
             limit: connect_timeout,
         };
         let inner = Builder::new(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
             .http1_max_buf_size(HEAD_BYTES)
             .build(connector);
-        Client { inner, route }
+        Client { inner, route, life }
     }
 
     /// Sends a request and reads the head of the response; the body is read on demand.
@@ -139,11 +157,20 @@ where
         let interim = Arc::new(InterimCount::default());
         let counted = Arc::clone(&interim);
         hyper::ext::on_informational(&mut request, move |_| counted.increment());
+        let connection = capture_connection(&mut request);
         let answer = tokio::select! {
             biased;
             () = interim.too_many.notified() => return Err(Box::new(TooManyInterim)),
             answer = self.inner.request(request) => answer?,
         };
+        if let Some(connected) = &*connection.connection_metadata() {
+            let mut extras = Extensions::new();
+            connected.get_extras(&mut extras);
+            let opened = extras.get::<Opened>();
+            if opened.is_some_and(|Opened(at)| at.elapsed() >= self.life) {
+                connected.poison();
+            }
+        }
         let failed = !answer.status().is_success();
         Ok(answer.map(|body| BoundedBody {
             body,
@@ -163,6 +190,7 @@ impl<B> Clone for Client<B> {
         Client {
             inner: self.inner.clone(),
             route: self.route.clone(),
+            life: self.life,
         }
     }
 }
@@ -316,34 +344,21 @@ where
 struct Route {
     tcp: HttpConnector,
     tls: Arc<ClientConfig>,
-    proxies: Option<Arc<Matcher>>,
+    proxies: Proxies,
 }
 
 impl Route {
     fn proxy(&self, destination: &Uri) -> Option<Intercept> {
-        let host = destination.host()?;
-        self.proxies
-            .as_ref()
-            .filter(|_| !is_metadata(host))?
-            .intercept(destination)
+        match &self.proxies {
+            Proxies::Environment(environment) => environment.proxy(destination),
+            Proxies::None => None,
+        }
     }
 
     /// Returns the proxy that forwards a plain HTTP request.
     fn forwards(&self, destination: &Uri) -> Option<Intercept> {
         let plain = destination.scheme() == Some(&Scheme::HTTP);
         plain.then(|| self.proxy(destination)).flatten()
-    }
-}
-
-/// Whether a host is a cloud's metadata service, which is local to this machine and not reachable through a proxy.
-fn is_metadata(host: &str) -> bool {
-    match host.trim_matches(['[', ']']).parse() {
-        // The addresses of virtual machines, ECS and EKS.
-        Ok(IpAddr::V4(address)) => address.is_link_local(),
-        Ok(IpAddr::V6(address)) => {
-            address.is_unicast_link_local() || address.segments().starts_with(&[0xfd00, 0x0ec2])
-        }
-        Err(_) => host.eq_ignore_ascii_case("metadata.google.internal"),
     }
 }
 
@@ -361,8 +376,7 @@ impl Service<Uri> for Route {
         let Some(proxy) = self.proxy(&destination) else {
             return Box::pin(async move {
                 let stream = MaybeHttpsStream::Http(tcp.call(destination).await?);
-                let forwards = false;
-                Ok(Stream { stream, forwards })
+                Ok(Stream::new(stream, false))
             });
         };
         // The proxy's own address may be HTTPS.
@@ -378,7 +392,7 @@ impl Service<Uri> for Route {
                 }
                 tunnel.call(destination).await?
             };
-            Ok(Stream { stream, forwards })
+            Ok(Stream::new(stream, forwards))
         })
     }
 }
@@ -387,11 +401,27 @@ impl Service<Uri> for Route {
 struct Stream {
     stream: MaybeHttpsStream<TokioIo<TcpStream>>,
     forwards: bool,
+    opened: Opened,
+}
+
+/// The time at which a connection was opened.
+#[derive(Clone, Copy, Debug)]
+struct Opened(Instant);
+
+impl Stream {
+    fn new(stream: MaybeHttpsStream<TokioIo<TcpStream>>, forwards: bool) -> Stream {
+        Stream {
+            stream,
+            forwards,
+            opened: Opened(Instant::now()),
+        }
+    }
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        self.stream.connected().proxy(self.forwards)
+        let connected = self.stream.connected().proxy(self.forwards);
+        connected.extra(self.opened)
     }
 }
 
@@ -564,18 +594,18 @@ mod tests {
         })
         .unwrap();
         let (address, told) = proxy();
-        let matcher = Matcher::builder()
-            .https(format!("http://u:p@{address}"))
-            .build();
+        let environment = proxy::Environment::of(|name| {
+            (name == "HTTP_PROXY").then(|| format!("http://u:p@{address}"))
+        });
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         let ca_pem = server.ca_pem().map(str::as_bytes);
         let route = Route {
             tcp,
             tls: crate::sink::tls::client_config(ca_pem).unwrap(),
-            proxies: Some(Arc::new(matcher)),
+            proxies: Proxies::Environment(Arc::new(environment.unwrap())),
         };
-        let client = Client::with_route(route, Duration::from_secs(60));
+        let client = Client::with_route(route, Duration::from_secs(60), CONNECTION_LIFE);
         let request = Request::get(server.url()).body(String::new()).unwrap();
         let answer = client.send(request).await.unwrap();
         assert_eq!(answer.status(), 400, "the service's own refusal");
@@ -594,48 +624,121 @@ mod tests {
         );
     }
 
-    #[test]
-    fn metadata_services_bypass_the_proxy_and_all_others_use_theirs() {
-        let matcher = Matcher::builder()
-            .http("http://u:p@plain.proxy:3128")
-            .https("http://secure.proxy:3128")
-            .no("inside.example")
-            .build();
+    /// A client without a proxy, whose connections live that long.
+    fn client(life: Duration) -> Client<String> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
         let route = Route {
-            tcp: HttpConnector::new(),
+            tcp,
             tls: crate::sink::tls::client_config(None).unwrap(),
-            proxies: Some(Arc::new(matcher)),
+            proxies: Proxies::None,
         };
-        let table = [
-            ("http://store.example/a", Some("plain.proxy"), true),
-            ("https://store.example/a", Some("secure.proxy"), false),
-            ("https://inside.example/a", None, false),
-            ("http://169.254.169.254/latest/api/token", None, false),
-            ("http://169.254.170.2/creds", None, false),
-            ("http://169.254.170.23/v1/credentials", None, false),
-            ("http://[fd00:ec2::254]/latest/api/token", None, false),
-            ("http://[fd00:ec2::23]/v1/credentials", None, false),
-            ("http://[fe80::1]/", None, false),
-            (
-                "http://metadata.google.internal/computeMetadata/v1",
-                None,
-                false,
-            ),
-            (
-                "http://METADATA.google.internal/computeMetadata/v1",
-                None,
-                false,
-            ),
-            ("http://169.253.0.1/", Some("plain.proxy"), true),
-            ("http://[fd00:ec3::254]/", Some("plain.proxy"), true),
-            ("http://127.0.0.1/", Some("plain.proxy"), true),
-        ];
-        for (url, proxy, forwards) in table {
-            let url: Uri = url.parse().unwrap();
-            let found = route.proxy(&url);
-            let host = found.as_ref().and_then(|found| found.uri().host());
-            assert_eq!(host, proxy, "{url}");
-            assert_eq!(route.forwards(&url).is_some(), forwards, "{url}");
+        Client::with_route(route, Duration::from_secs(60), life)
+    }
+
+    async fn get(client: &Client<String>, url: &str) -> Result<(), BoxError> {
+        let request = Request::get(url).body(String::new())?;
+        let answer = client.send(request).await?;
+        answer.into_body().collect().await?;
+        Ok(())
+    }
+
+    /// Reads the head of a request; false at the end of the connection.
+    fn read_head(stream: &mut std::net::TcpStream) -> bool {
+        use std::io::Read as _;
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            match stream.read(&mut byte) {
+                Ok(1) => head.push(byte[0]),
+                _ => return false,
+            }
         }
+        true
+    }
+
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_connection_is_not_used_beyond_its_life() {
+        use std::io::Write as _;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let opened = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&opened);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                count.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    while read_head(&mut stream) && stream.write_all(ANSWER).is_ok() {}
+                });
+            }
+        });
+        const REQUESTS: usize = 20;
+        for life in [Duration::MAX, Duration::ZERO] {
+            let before = opened.load(Ordering::SeqCst);
+            let client = client(life);
+            for _ in 0..REQUESTS {
+                get(&client, &url).await.unwrap();
+            }
+            let used = opened.load(Ordering::SeqCst) - before;
+            assert_eq!(
+                used == REQUESTS,
+                life == Duration::ZERO,
+                "{used} connections"
+            );
+        }
+    }
+
+    /// As a load balancer does with a connection that was idle for too long.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_connection_that_was_cut_while_it_was_idle_costs_nothing() {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let server = std::thread::spawn(move || {
+            let (mut first, _) = listener.accept().unwrap();
+            assert!(read_head(&mut first));
+            first.write_all(ANSWER).unwrap();
+            first.shutdown(std::net::Shutdown::Write).unwrap();
+            // The client has noticed once it closes its side.
+            let rest = first.read(&mut [0]);
+            tell.send(matches!(rest, Ok(0) | Err(_))).unwrap();
+            let (mut second, _) = listener.accept().unwrap();
+            assert!(read_head(&mut second));
+            second.write_all(ANSWER).unwrap();
+        });
+        let client = client(Duration::MAX);
+        get(&client, &url).await.unwrap();
+        assert!(told.await.unwrap(), "nothing was sent on it");
+        get(&client, &url).await.unwrap();
+        server.join().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_request_that_was_written_to_a_cut_connection_is_not_known_to_be_lost() {
+        use std::io::Write as _;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let requests = Arc::new(AtomicUsize::new(0));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (Ok(mut stream), requests) = (stream, Arc::clone(&requests)) else {
+                    return;
+                };
+                // The first request has an answer, on whichever connection; the second is read, and no more.
+                std::thread::spawn(move || {
+                    while read_head(&mut stream)
+                        && requests.fetch_add(1, Ordering::SeqCst) == 0
+                        && stream.write_all(ANSWER).is_ok()
+                    {}
+                });
+            }
+        });
+        let client = client(Duration::MAX);
+        get(&client, &url).await.unwrap();
+        let error = get(&client, &url).await.unwrap_err();
+        assert!(!was_not_sent(&*error), "{error}");
     }
 }

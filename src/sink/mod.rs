@@ -17,6 +17,7 @@ pub mod blob;
 pub mod firehose;
 mod http;
 pub mod outcome;
+pub(crate) mod proxy;
 pub mod request;
 pub(crate) mod tls;
 pub mod traits;

@@ -405,7 +405,7 @@ impl HttpConnector for SharedClient {
 /// Creates a client for stores and token services. Fails if the CA cannot be used.
 pub(super) fn http_client(
     ca_pem: Option<&[u8]>,
-    proxies: Proxies,
+    proxies: &Proxies,
     connect_timeout: Duration,
 ) -> Result<HttpClient, Problem> {
     let tls = tls::client_config(ca_pem)

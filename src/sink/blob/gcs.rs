@@ -27,6 +27,7 @@ pub(super) fn open(
     put_headers: HeaderMap,
 ) -> Result<Store, Problem> {
     check_bucket(bucket)?;
+    check_credentials()?;
     let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
     let mut emulator = false;
     if let Some(endpoint) = endpoint {
@@ -35,7 +36,7 @@ pub(super) fn open(
         builder = builder.with_base_url(endpoint.trim_end_matches('/'));
     }
     let builder = builder.with_retry(no_retries());
-    let client = http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
+    let client = http_client(ca_pem, &Proxies::from_environment()?, CONNECT_TIMEOUT)?;
     let problem = |e: object_store::Error| {
         Problem::new(
             keys::URL.name,
@@ -63,6 +64,49 @@ pub(super) fn open(
         objects: Arc::new(objects),
         kind: Kind::Plain,
     })
+}
+
+/// The types of credentials files that a token can be fetched with.
+const TYPES: [&str; 2] = ["service_account", "authorized_user"];
+
+/// Refuses a credentials file of another type under the name of its variable. Other problems of the file are the
+/// client's to report.
+fn check_credentials() -> Result<(), Problem> {
+    // object_store prefers these, in this order.
+    const VARIABLES: [&str; 4] = [
+        "GOOGLE_SERVICE_ACCOUNT",
+        "GOOGLE_SERVICE_ACCOUNT_PATH",
+        "SERVICE_ACCOUNT",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ];
+    let named = VARIABLES
+        .iter()
+        .find_map(|name| Some((*name, std::env::var_os(name)?)));
+    let Some((variable, path)) = named else {
+        return Ok(());
+    };
+    let text = std::fs::read(&path).unwrap_or_default();
+    let file: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let Some(kind) = file["type"].as_str().filter(|kind| !TYPES.contains(kind)) else {
+        return Ok(());
+    };
+    let remedy = match kind {
+        "external_account" | "external_account_authorized_user" => {
+            "workload identity federation is not supported: use a service account's key, or on GKE its workload identity, which \
+             needs no file"
+        }
+        "impersonated_service_account" => {
+            "impersonation is not supported: use a service account's own key, or on Google Cloud the machine's service account, \
+             which needs no file"
+        }
+        _ => {
+            "use the key of a service account, or on Google Cloud the machine's service account, which needs no file"
+        }
+    };
+    let kind = crate::sink::outcome::code_line(kind);
+    let path = path.to_string_lossy();
+    let message = format!("'{path}' has credentials of the type {kind}: {remedy}");
+    Err(Problem::new(variable, message))
 }
 
 /// The tokens of the identity that a builder resolves: a service account, a user, or this machine.
@@ -257,6 +301,33 @@ mod tests {
             let mut answer = HttpResponse::new(HttpResponseBody::from(body.to_owned()));
             *answer.status_mut() = hyper::StatusCode::BAD_REQUEST;
             Box::pin(std::future::ready(Ok(answer)))
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_that_no_token_can_be_fetched_with_are_refused_by_their_variable() {
+        const NAME: &str = "sink::blob::gcs::tests::credentials_that_no_token_can_be_fetched_with_are_refused_by_their_variable";
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("credentials.json");
+        let federated =
+            r#"{"type":"external_account","audience":"//iam.googleapis.com/projects/1"}"#;
+        fs::write(&path, federated).unwrap();
+        let path = path.display().to_string();
+        if !with_environment(NAME, &[("GOOGLE_APPLICATION_CREDENTIALS", &path)]) {
+            return;
+        }
+        let store = config::Store::Gcs {
+            bucket: "logs".into(),
+            endpoint: None,
+        };
+        let problem = blob::sink(store, &blob::Ear::default()).err().unwrap();
+        assert_eq!(problem.key, "GOOGLE_APPLICATION_CREDENTIALS");
+        for words in [
+            "external_account",
+            "federation is not supported",
+            "service account's key",
+        ] {
+            assert!(problem.message.contains(words), "{problem}");
         }
     }
 

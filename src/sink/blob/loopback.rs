@@ -79,7 +79,16 @@ pub(crate) struct Loopback {
 
 impl Loopback {
     pub(crate) fn start(script: Vec<Reply>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Loopback::on(TcpListener::bind("127.0.0.1:0").unwrap(), script)
+    }
+
+    /// Starts on IPv6; `None` on a machine without it.
+    pub(crate) fn start_v6(script: Vec<Reply>) -> Option<Self> {
+        let listener = TcpListener::bind("[::1]:0").ok()?;
+        Some(Loopback::on(listener, script))
+    }
+
+    fn on(listener: TcpListener, script: Vec<Reply>) -> Self {
         let address = listener.local_addr().unwrap();
         let (seen, requests) = channel();
         let (release, released) = channel::<()>();

@@ -12,8 +12,6 @@ use bytes::Bytes;
 use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-#[cfg(feature = "s3")]
-use object_store::aws::{AmazonS3Builder, AwsCredentialProvider, Checksum, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::path::{Path, PathPart};
 use object_store::{
@@ -28,17 +26,11 @@ use crate::buffers::Payload;
 use crate::config::{self, Problem};
 use crate::sink::Limits;
 #[cfg(feature = "s3")]
-use crate::sink::aws::{self, CredentialCache};
+use crate::sink::aws::CredentialCache;
 use crate::sink::http::BodyLimit;
-#[cfg(feature = "s3")]
-use crate::sink::http::Proxies;
 use answer::{Failure, PutTarget};
-#[cfg(feature = "s3")]
-use answer::{SharedClient, http_client};
 use codes::Fate;
 use signing::ContentMd5;
-#[cfg(feature = "s3")]
-use signing::{Signer, Signing};
 
 #[doc(hidden)]
 pub use answer::listening_to;
@@ -54,6 +46,8 @@ mod gcs;
 pub(crate) mod loopback;
 #[cfg(feature = "check")]
 pub mod probe;
+#[cfg(feature = "s3")]
+mod s3;
 mod signing;
 mod token;
 
@@ -156,8 +150,7 @@ impl BlobSink {
             config::Store::S3 { .. } => return Err(not_built("s3://", "s3")),
             #[cfg(feature = "s3")]
             config::Store::S3 { bucket, aws } => {
-                check_bucket(bucket)?;
-                aws.endpoint.as_deref().map(endpoint_url).transpose()?;
+                s3::check(bucket, aws)?;
                 None
             }
         };
@@ -209,7 +202,9 @@ impl BlobSink {
     async fn store(&self) -> Result<&Store, Failure> {
         let open = async || match &self.config.store {
             #[cfg(feature = "s3")]
-            config::Store::S3 { bucket, aws } => self.with_timeout(0, self.s3(bucket, aws)).await,
+            config::Store::S3 { bucket, aws } => {
+                self.with_timeout(0, self.open_s3(bucket, aws)).await
+            }
             _ => unreachable!("new() creates every other store"),
         };
         self.store.get_or_try_init(open).await
@@ -584,65 +579,6 @@ fn not_built(scheme: &str, feature: &str) -> Problem {
             "{scheme} is not in this build of Ferry, which was made without its feature {feature}"
         ),
     )
-}
-
-/// Returns the URL of S3 if it is not the region's own.
-#[cfg(feature = "s3")]
-fn s3_endpoint(aws: &config::Aws, loaded: &aws::Loaded) -> Option<String> {
-    let endpoint = aws.endpoint.clone();
-    let endpoint = endpoint.or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok());
-    endpoint.or_else(|| loaded.sdk.endpoint_url().map(str::to_owned))
-}
-
-#[cfg(feature = "s3")]
-impl BlobSink {
-    async fn s3(&self, bucket: &str, aws: &config::Aws) -> Result<Store, Failure> {
-        let failure =
-            |message: String| Failure::new(Fate::Retry, Class::Configuration, "aws", message);
-        let problem = |problem: Problem| failure(format!("{}: {}", problem.key, problem.message));
-        let ca_pem = self.config.ca_pem.as_deref();
-        let loaded = aws::load(aws, ca_pem).await;
-        let loaded = loaded.map_err(|error| failure(error.to_string()))?;
-        let endpoint = s3_endpoint(aws, &loaded);
-
-        let region = loaded.region;
-        let mut builder = AmazonS3Builder::new()
-            .with_bucket_name(bucket)
-            .with_region(&region);
-        if let Some(endpoint) = &endpoint {
-            endpoint_url(endpoint).map_err(problem)?;
-            builder = builder.with_endpoint(endpoint);
-        } else if region.starts_with("cn-") {
-            builder = builder.with_endpoint(format!("https://s3.{region}.amazonaws.com.cn"));
-        } else {
-            // The wildcard certificate for virtual-hosted names does not cover a bucket with a dot.
-            builder = builder.with_virtual_hosted_style_request(!bucket.contains('.'));
-        }
-        let client =
-            http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT).map_err(problem)?;
-        let credentials: AwsCredentialProvider = Arc::new(loaded.credentials.clone());
-        let signer = Signer::S3 {
-            credentials: Arc::clone(&credentials),
-            region,
-            request_payer: self.config.objects.request_payer,
-        };
-        let client = listening_to(Vendor::S3, client);
-        let client = Signing::wrap(client, self.put_headers.clone(), signer);
-        let objects = builder
-            .with_credentials(credentials)
-            .with_skip_signature(true)
-            .with_conditional_put(S3ConditionalPut::ETagMatch)
-            // The signature uses the same hash, so this costs only a header. Buckets with Object Lock require it:
-            // https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock-managing.html
-            .with_checksum_algorithm(Checksum::SHA256)
-            .with_http_connector(SharedClient(client))
-            .with_retry(no_retries())
-            .build()?;
-        Ok(Store {
-            objects: Arc::new(objects),
-            kind: Kind::S3(loaded.credentials),
-        })
-    }
 }
 
 /// Removes staging files of this object that a killed host left. `object_store` writes a file under its name with the

@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use object_store::ObjectStoreExt as _;
 
-use super::{BlobSink, Kind, Store, object_path, s3_endpoint};
+use super::{BlobSink, Kind, Store, object_path, s3};
 use crate::config;
 use crate::sink::Fault;
 use crate::sink::aws;
@@ -57,15 +57,15 @@ impl BlobSink {
                     message: error.to_string(),
                     request_id: None,
                 })?;
-                let region = &loaded.region;
-                match s3_endpoint(aws, &loaded) {
-                    Some(endpoint) => endpoint,
-                    None if region.starts_with("cn-") => {
-                        format!("https://s3.{region}.amazonaws.com.cn")
-                    }
-                    None if bucket.contains('.') => format!("https://s3.{region}.amazonaws.com"),
-                    None => format!("https://{bucket}.s3.{region}.amazonaws.com"),
-                }
+                let address = s3::resolve(bucket, aws, &loaded);
+                address
+                    .map(|address| address.url)
+                    .map_err(|problem| Fault {
+                        class: crate::sink::Class::Configuration,
+                        code: problem.key.to_owned(),
+                        message: problem.message,
+                        request_id: None,
+                    })?
             }
         })
     }

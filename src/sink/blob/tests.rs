@@ -43,6 +43,7 @@ pub(super) fn azure(url: String, auto_create_container: bool, auth: AzureAuth) -
         endpoint: Some(url),
         emulator: true,
         auto_create_container,
+        cloud: None,
     })
 }
 

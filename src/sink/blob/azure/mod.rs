@@ -28,8 +28,8 @@ use super::signing::{Signer, Signing};
 use super::{CONNECT_TIMEOUT, Warn, endpoint_url, no_retries};
 use crate::config::keys;
 use crate::config::{
-    self, AzureAuth, ConnectionSecret, ConnectionString, ConnectionStringError, Problem,
-    SecretSource,
+    self, AzureAuth, AzureCloud, ConnectionSecret, ConnectionString, ConnectionStringError,
+    Problem, SecretSource,
 };
 use crate::sink::Class;
 use crate::sink::http::Proxies;
@@ -76,7 +76,7 @@ pub(super) fn open(
 
     let client = listening_to(
         Vendor::Azure,
-        http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?,
+        http_client(ca_pem, &Proxies::from_environment()?, CONNECT_TIMEOUT)?,
     );
     let signer = Signer::Azure {
         credentials: Arc::clone(&credentials),
@@ -198,7 +198,12 @@ fn service_url(azure: &config::Azure, account: &str) -> Result<Url, Problem> {
     let given = match &azure.endpoint {
         Some(endpoint) => endpoint.clone(),
         None if azure.emulator => EMULATOR_URL.into(),
-        None => format!("https://{account}.blob.core.windows.net"),
+        None => {
+            let variable = |name: &str| std::env::var(name).ok();
+            let cloud = azure.cloud.or_else(|| AzureCloud::of_environment(variable));
+            let suffix = cloud.unwrap_or(AzureCloud::Public).blob_suffix();
+            format!("https://{account}.{suffix}")
+        }
     };
     let mut url = endpoint_url(&given)?;
     let path = url.path().trim_matches('/').to_owned();
@@ -264,7 +269,7 @@ fn credentials(
         AzureAuth::ManagedIdentity { .. }
         | AzureAuth::WorkloadIdentity { .. }
         | AzureAuth::ClientSecret { .. } => {
-            let tokens = Arc::new(Tokens::open(&azure.auth, ca_pem, warn)?);
+            let tokens = Arc::new(Tokens::open(&azure.auth, azure.cloud, ca_pem, warn)?);
             return Ok((Arc::clone(&tokens) as _, Source::Tokens(tokens)));
         }
     };
@@ -445,6 +450,7 @@ mod tests {
             endpoint: endpoint.map(str::to_owned),
             emulator,
             auto_create_container: false,
+            cloud: None,
         }
     }
 
@@ -477,6 +483,17 @@ mod tests {
         for (endpoint, emulator, url) in table {
             let found = service_url(&azure(endpoint, emulator), "logs").unwrap();
             assert_eq!(found.as_str(), url, "{endpoint:?} {emulator}");
+        }
+        for (cloud, suffix) in [
+            (AzureCloud::China, "core.chinacloudapi.cn"),
+            (AzureCloud::UsGovernment, "core.usgovcloudapi.net"),
+        ] {
+            let azure = config::Azure {
+                cloud: Some(cloud),
+                ..azure(None, false)
+            };
+            let found = service_url(&azure, "logs").unwrap();
+            assert_eq!(found.as_str(), format!("https://logs.blob.{suffix}/"));
         }
         let wrong = service_url(&azure(Some("logs.blob.example"), false), "logs").unwrap_err();
         assert!(wrong.message.contains("'logs.blob.example'"), "{wrong:?}");

@@ -266,6 +266,26 @@ async fn a_tag_that_no_header_can_carry_is_sent_as_far_as_it_can() {
     assert_eq!(header(&put, "x-ms-meta-app"), Some("__,a_"), "{put}");
 }
 
+#[tokio::test]
+async fn a_store_may_have_an_ipv6_address() {
+    const NAME: &str = "sink::blob::tests::settings::a_store_may_have_an_ipv6_address";
+    let Some(server) = Loopback::start_v6(vec![created()]) else {
+        return;
+    };
+    if !with_environment(NAME, &AWS_KEYS) {
+        return;
+    }
+    let url = server.url();
+    assert!(url.starts_with("http://[::1]:"), "{url}");
+    let sink = sink_of(&[("url", "s3://logs"), ("endpoint", &url)]);
+    assert_eq!(put_tagged(&sink, "t").await, Outcome::Delivered);
+    let put = server.requests().remove(0);
+    assert!(put.starts_with("PUT /logs/a/x.json HTTP"), "{put}");
+    assert_eq!(header(&put, "host"), Some(&url["http://".len()..]));
+    #[cfg(feature = "firehose")]
+    assert_signed(&put);
+}
+
 /// A store without `If-None-Match`: the object is written under its name again, and nothing else is asked for.
 #[tokio::test]
 async fn without_conditions_a_lost_answer_makes_the_same_object_again() {

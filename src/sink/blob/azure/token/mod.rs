@@ -21,7 +21,7 @@ use super::super::token::{Expiry, FETCH_TIMEOUT, TokenChecker};
 use super::super::{CONNECT_TIMEOUT, Warn, endpoint_url, is_loopback, no_retries};
 use super::{SecretError, SecretFile, SecretFileError};
 use crate::config::keys;
-use crate::config::{self, AzureAuth, Problem, SecretSource};
+use crate::config::{self, AzureAuth, AzureCloud, Problem, SecretSource};
 use crate::sink::Class;
 use crate::sink::http::Proxies;
 
@@ -30,7 +30,6 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Short, since outside Azure the metadata service's address is unreachable.
 const METADATA_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-const PUBLIC_CLOUD: &str = "https://login.microsoftonline.com";
 const METADATA_SERVICE: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
 
 /// The tokens of an identity.
@@ -84,6 +83,7 @@ impl Tokens {
     /// Resolves an identity from the configuration, the environment and files; sends nothing.
     pub(super) fn open(
         auth: &AzureAuth,
+        cloud: Option<AzureCloud>,
         ca_pem: Option<&[u8]>,
         warn: &Warn,
     ) -> Result<Tokens, Problem> {
@@ -152,7 +152,7 @@ impl Tokens {
                 if let Some(problem) = unreadable(file) {
                     return Err(Problem::new("AZURE_FEDERATED_TOKEN_FILE", problem));
                 }
-                let (client, authority) = authority(ca_pem, &expiry)?;
+                let (client, authority) = authority(cloud, ca_pem, &expiry)?;
                 let builder = builder
                     .with_http_connector(SharedClient(client))
                     .with_authority_host(&authority)
@@ -169,7 +169,7 @@ impl Tokens {
                 client_id,
                 secret: source,
             } => {
-                let (client, authority) = authority(ca_pem, &expiry)?;
+                let (client, authority) = authority(cloud, ca_pem, &expiry)?;
                 let builder = builder
                     .with_http_connector(SharedClient(client))
                     .with_authority_host(&authority)
@@ -395,23 +395,29 @@ fn provider(
 }
 
 /// Returns the client for Entra ID, which uses the environment's proxy, and the URL of the authority.
-fn authority(ca_pem: Option<&[u8]>, expiry: &Expiry) -> Result<(HttpClient, String), Problem> {
+fn authority(
+    cloud: Option<AzureCloud>,
+    ca_pem: Option<&[u8]>,
+    expiry: &Expiry,
+) -> Result<(HttpClient, String), Problem> {
     const VARIABLE: &str = "AZURE_AUTHORITY_HOST";
-    let given = variable(VARIABLE).unwrap_or_else(|| PUBLIC_CLOUD.to_owned());
+    let cloud = cloud.or_else(|| AzureCloud::of_environment(variable));
+    let of_cloud = || cloud.unwrap_or(AzureCloud::Public).authority().to_owned();
+    let given = variable(VARIABLE).unwrap_or_else(of_cloud);
     let url = endpoint_url(&given).map_err(|e| Problem::new(VARIABLE, e.message))?;
     let plain = url.scheme() == "http";
     if plain && !is_loopback(&url) {
         let message = format!("'{url}' would send secrets unencrypted: write https://");
         return Err(Problem::new(VARIABLE, message));
     }
-    let client = http_client(ca_pem, Proxies::FromEnvironment, CONNECT_TIMEOUT)?;
+    let client = http_client(ca_pem, &Proxies::from_environment()?, CONNECT_TIMEOUT)?;
     let address = given.trim_end_matches('/').to_owned();
     Ok((TokenChecker::wrap(client, expiry), address))
 }
 
 /// Returns the client for the metadata service, which is local to this machine and not reachable through a proxy.
 fn metadata_client(expiry: &Expiry) -> Result<HttpClient, Problem> {
-    let client = http_client(None, Proxies::None, METADATA_CONNECT_TIMEOUT)?;
+    let client = http_client(None, &Proxies::None, METADATA_CONNECT_TIMEOUT)?;
     Ok(TokenChecker::wrap(client, expiry))
 }
 

@@ -74,7 +74,7 @@ const WORKLOAD: AzureAuth = AzureAuth::WorkloadIdentity {
 
 fn tokens(auth: &AzureAuth) -> Result<Tokens, Problem> {
     let warn: Warn = Arc::new(|_| {});
-    Tokens::open(auth, None, &warn)
+    Tokens::open(auth, None, None, &warn)
 }
 
 fn bearer(had: Result<Arc<AzureCredential>, Failure>) -> Result<String, String> {
@@ -234,7 +234,7 @@ async fn a_token_about_to_expire_is_replaced_before_it_does_and_used_until_then(
         return;
     }
     let heard = blob::Ear::default();
-    let tokens = Tokens::open(&client_secret(fixed()), None, &heard.warn()).unwrap();
+    let tokens = Tokens::open(&client_secret(fixed()), None, None, &heard.warn()).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut seen = Vec::new();
     while heard.heard().is_empty() {
