@@ -1569,7 +1569,78 @@ const MOVES: &[Move] = &[
         ],
         has_not: &["blob_max_age 3m", "https://127"],
     },
+    Move {
+        old: S3,
+        has: &[
+            "url s3://${STREAM}",
+            "region eu-west-1",
+            "profile p",
+            "external_id y",
+            "endpoint https://minio.local:9000",
+            "sts_endpoint https://sts.eu-west-1.amazonaws.com",
+            "path logs/$TAG[1]/%Y/%m/%d/%H",
+            "# - s3_key_format: minutes and seconds are left out",
+            "'$UUID.gz' is left out: every name has a unique token",
+            "time_key time",
+            "time_key_format %Y-%m-%d %H:%M:%S.%6N",
+            "compression gzip",
+            "blob_max_size 20M",
+            "blob_max_age 5m",
+            "spool_limit 2G",
+            "Retry_Limit no_limits",
+            "# - store_dir is not carried over: what s3 left in /var/s3 is not read",
+            "# - upload_chunk_size has no counterpart",
+            "# - use_put_object has no counterpart",
+            "# - static_file_path has no counterpart",
+            "# - preserve_data_ordering has no counterpart",
+            "# - blob_database_file has no counterpart",
+            "# - part_size has no counterpart",
+            "# - authorization_endpoint_password has no counterpart",
+            "# - auto_retry_requests is left out",
+            "# - workers is left out",
+            "# - tls on is left out",
+        ],
+        has_not: &[
+            "is not a key of s3",
+            "TO FIX",
+            "# - bucket",
+            "# - total_file_size has",
+            "# - json_date",
+        ],
+    },
+    Move {
+        old: "Name s3\nMatch *\nbucket logs\nlog_key log\njson_date_key false\ntotal_file_size 1G\nstore_dir_limit_size 0",
+        has: &[
+            "region us-east-1",
+            "# region: the default of s3",
+            "path fluent-bit-logs/$TAG/%Y/%m/%d/%H",
+            "# path: the default of s3 was /fluent-bit-logs/$TAG",
+            "log_key log",
+            "with log_key they did nothing",
+            "compression none",
+            "blob_max_age 10m",
+            "blob_max_size 24M",
+            "# blob_max_size: was 1G;",
+            "# - store_dir_limit_size 0 is left out",
+        ],
+        has_not: &["time_key", "spool_limit 0"],
+    },
+    Move {
+        old: "Name s3\nMatch *\nbucket logs\njson_date_format double",
+        has: &["time_key date", "time_key_format epoch_ms", "was double"],
+        has_not: &[],
+    },
 ];
+
+/// An `s3` output that sets every key of Fluent Bit's.
+const S3: &str = "Name s3\nMatch app.*\nbucket ${STREAM}\nregion eu-west-1\nprofile p\nrole_arn arn:aws:iam::123456789012:role/x\nexternal_id y\n\
+     endpoint https://minio.local\nport 9000\nsts_endpoint sts.eu-west-1.amazonaws.com\ns3_key_format /logs/$TAG[1]/%Y/%m/%d/%H/%M/$UUID.gz\n\
+     s3_key_format_tag_delimiters .\njson_date_key time\njson_date_format java_sql_timestamp\ncompression gzip\nformat json_lines\n\
+     total_file_size 20M\nupload_timeout 5m\nupload_chunk_size 6M\nuse_put_object on\nstore_dir /var/s3\nstore_dir_limit_size 2G\n\
+     quarantine_dir_limit_size 1G\npreserve_data_ordering on\nstatic_file_path on\nretry_exhausted_action delete\nauto_retry_requests on\n\
+     blob_database_file /var/blob.db\npart_size 25M\nfile_delivery_attempt_limit 1\npart_delivery_attempt_limit 1\n\
+     upload_parts_timeout 10m\nupload_part_freshness_limit 6d\nauthorization_endpoint_url https://x\nauthorization_endpoint_username u\n\
+     authorization_endpoint_password p\nauthorization_endpoint_bearer_token t\nRetry_Limit 3\nWorkers 1\ntls on";
 
 /// The variables of the old configurations, and those that the new ones use.
 const VARIABLES: [(&str, &str); 3] = [
@@ -1660,6 +1731,82 @@ fn keys_that_cannot_be_migrated_are_reported_with_status_1() {
         run.stderr
     );
     assert!(!run.stdout.contains("stdout"), "{}", run.stdout);
+}
+
+#[test]
+fn outputs_that_are_not_moved_are_named() {
+    let bench = Bench::new();
+    let output = |name: &str| format!("[OUTPUT]\n    Name {name}\n    Match *\n");
+    let names = [
+        "kinesis_streams",
+        "gcs",
+        "azure_logs_ingestion",
+        "stackdriver",
+        "es",
+        "stdout",
+    ];
+    let text: String = names.iter().map(|name| output(name)).collect();
+    let text = text + &output("s3") + "    bucket logs\n";
+    let run = tool(&["migrate", &bench.write("old.conf", &text)], &[]);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    for name in &names[..5] {
+        assert!(
+            run.stdout
+                .contains(&format!("# NOT MOVED: the output {name} is not converted")),
+            "{}",
+            run.stdout
+        );
+        assert!(
+            run.stderr
+                .contains(&format!("note: not moved: the output {name}\n")),
+            "{}",
+            run.stderr
+        );
+    }
+    assert!(
+        run.stdout
+            .contains("Kinesis Data Streams is not Data Firehose"),
+        "{}",
+        run.stdout
+    );
+    assert!(!run.stdout.contains("stdout"), "{}", run.stdout);
+}
+
+#[test]
+fn what_readers_of_a_bucket_rely_on_is_carried_over_or_to_be_fixed() {
+    let bench = Bench::new();
+    let keys = [
+        ("sse", "aws:kms"),
+        ("sse_kms_key_id", "arn:aws:kms:eu-west-1:123456789012:key/1"),
+        ("storage_class", "STANDARD_IA"),
+        ("canned_acl", "bucket-owner-full-control"),
+        ("content_type", "application/json"),
+        ("object_tags", "team=logs"),
+        ("object_metadata", "owner=logs"),
+    ];
+    let lines: String = keys
+        .iter()
+        .map(|(key, value)| format!("    {key} {value}\n"))
+        .collect();
+    let text = format!("[OUTPUT]\n    Name s3\n    Match *\n    bucket logs\n{lines}");
+    let run = tool(&["migrate", &bench.write("old.conf", &text)], &[]);
+    let mut is_complete = true;
+    for (key, value) in keys {
+        let is_known = ferry::config::keys::find(key).is_some();
+        is_complete &= is_known;
+        let carried = run.stdout.contains(&format!("\n    {key} {value}\n"));
+        let named = run
+            .stdout
+            .contains(&format!("# - TO FIX: {key} has no counterpart"))
+            && run.stderr.contains(&format!("{key} has no counterpart"));
+        assert_eq!(
+            (carried, named),
+            (is_known, !is_known),
+            "{key}: {}",
+            run.stdout
+        );
+    }
+    assert_eq!(run.status, i32::from(!is_complete), "{}", run.stdout);
 }
 
 /// Leaves chunks of one event in a spool, as a host that was stopped does.
