@@ -222,6 +222,16 @@ pub fn causes(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Formats a time span with the largest unit of which there are at least two.
+pub fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

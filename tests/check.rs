@@ -1105,7 +1105,7 @@ fn every_mistake_in_the_file_is_reported_with_its_line() {
         "warn ferry.1 keys: PLACE:19: tag_key is set twice",
         "warn ferry.1 keys: variable ${FERRY_NOT_SET} is used but not set",
         "warn ferry.1 host: Retry_Limit is 3",
-        "warn ferry.1 host: Workers and Hot_Reload together: Fluent Bit 5.1.1 crashes",
+        "warn ferry.1 host: Workers and Hot_Reload together: Fluent Bit 2.2.0 to 5.1.1 crashes",
         "warn ferry.1 host: Grace is 5 s, not more than exit_deadline (10 s)",
     ];
     for line in lines {
@@ -1569,7 +1569,78 @@ const MOVES: &[Move] = &[
         ],
         has_not: &["blob_max_age 3m", "https://127"],
     },
+    Move {
+        old: S3,
+        has: &[
+            "url s3://${STREAM}",
+            "region eu-west-1",
+            "profile p",
+            "external_id y",
+            "endpoint https://minio.local:9000",
+            "sts_endpoint https://sts.eu-west-1.amazonaws.com",
+            "path logs/$TAG[1]/%Y/%m/%d/%H",
+            "# - s3_key_format: minutes and seconds are left out",
+            "'$UUID.gz' is left out: every name has a unique token",
+            "time_key time",
+            "time_key_format %Y-%m-%d %H:%M:%S.%6N",
+            "compression gzip",
+            "blob_max_size 20M",
+            "blob_max_age 5m",
+            "spool_limit 2G",
+            "Retry_Limit no_limits",
+            "# - store_dir is not carried over: what s3 left in /var/s3 is not read",
+            "# - upload_chunk_size has no counterpart",
+            "# - use_put_object has no counterpart",
+            "# - static_file_path has no counterpart",
+            "# - preserve_data_ordering has no counterpart",
+            "# - blob_database_file has no counterpart",
+            "# - part_size has no counterpart",
+            "# - authorization_endpoint_password has no counterpart",
+            "# - auto_retry_requests is left out",
+            "# - workers is left out",
+            "# - tls on is left out",
+        ],
+        has_not: &[
+            "is not a key of s3",
+            "TO FIX",
+            "# - bucket",
+            "# - total_file_size has",
+            "# - json_date",
+        ],
+    },
+    Move {
+        old: "Name s3\nMatch *\nbucket logs\nlog_key log\njson_date_key false\ntotal_file_size 1G\nstore_dir_limit_size 0",
+        has: &[
+            "region us-east-1",
+            "# region: the default of s3",
+            "path fluent-bit-logs/$TAG/%Y/%m/%d/%H",
+            "# path: the default of s3 was /fluent-bit-logs/$TAG",
+            "log_key log",
+            "with log_key they did nothing",
+            "compression none",
+            "blob_max_age 10m",
+            "blob_max_size 24M",
+            "# blob_max_size: was 1G;",
+            "# - store_dir_limit_size 0 is left out",
+        ],
+        has_not: &["time_key", "spool_limit 0"],
+    },
+    Move {
+        old: "Name s3\nMatch *\nbucket logs\njson_date_format double",
+        has: &["time_key date", "time_key_format epoch_ms", "was double"],
+        has_not: &[],
+    },
 ];
+
+/// An `s3` output that sets every key of Fluent Bit's.
+const S3: &str = "Name s3\nMatch app.*\nbucket ${STREAM}\nregion eu-west-1\nprofile p\nrole_arn arn:aws:iam::123456789012:role/x\nexternal_id y\n\
+     endpoint https://minio.local\nport 9000\nsts_endpoint sts.eu-west-1.amazonaws.com\ns3_key_format /logs/$TAG[1]/%Y/%m/%d/%H/%M/$UUID.gz\n\
+     s3_key_format_tag_delimiters .\njson_date_key time\njson_date_format java_sql_timestamp\ncompression gzip\nformat json_lines\n\
+     total_file_size 20M\nupload_timeout 5m\nupload_chunk_size 6M\nuse_put_object on\nstore_dir /var/s3\nstore_dir_limit_size 2G\n\
+     quarantine_dir_limit_size 1G\npreserve_data_ordering on\nstatic_file_path on\nretry_exhausted_action delete\nauto_retry_requests on\n\
+     blob_database_file /var/blob.db\npart_size 25M\nfile_delivery_attempt_limit 1\npart_delivery_attempt_limit 1\n\
+     upload_parts_timeout 10m\nupload_part_freshness_limit 6d\nauthorization_endpoint_url https://x\nauthorization_endpoint_username u\n\
+     authorization_endpoint_password p\nauthorization_endpoint_bearer_token t\nRetry_Limit 3\nWorkers 1\ntls on";
 
 /// The variables of the old configurations, and those that the new ones use.
 const VARIABLES: [(&str, &str); 3] = [
@@ -1660,4 +1731,341 @@ fn keys_that_cannot_be_migrated_are_reported_with_status_1() {
         run.stderr
     );
     assert!(!run.stdout.contains("stdout"), "{}", run.stdout);
+}
+
+#[test]
+fn outputs_that_are_not_moved_are_named() {
+    let bench = Bench::new();
+    let output = |name: &str| format!("[OUTPUT]\n    Name {name}\n    Match *\n");
+    let names = [
+        "kinesis_streams",
+        "gcs",
+        "azure_logs_ingestion",
+        "stackdriver",
+        "es",
+        "stdout",
+    ];
+    let text: String = names.iter().map(|name| output(name)).collect();
+    let text = text + &output("s3") + "    bucket logs\n";
+    let run = tool(&["migrate", &bench.write("old.conf", &text)], &[]);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+    for name in &names[..5] {
+        assert!(
+            run.stdout
+                .contains(&format!("# NOT MOVED: the output {name} is not converted")),
+            "{}",
+            run.stdout
+        );
+        assert!(
+            run.stderr
+                .contains(&format!("note: not moved: the output {name}\n")),
+            "{}",
+            run.stderr
+        );
+    }
+    assert!(
+        run.stdout
+            .contains("Kinesis Data Streams is not Data Firehose"),
+        "{}",
+        run.stdout
+    );
+    assert!(!run.stdout.contains("stdout"), "{}", run.stdout);
+}
+
+#[test]
+fn what_readers_of_a_bucket_rely_on_is_carried_over_or_to_be_fixed() {
+    let bench = Bench::new();
+    let keys = [
+        ("sse", "aws:kms"),
+        ("sse_kms_key_id", "arn:aws:kms:eu-west-1:123456789012:key/1"),
+        ("storage_class", "STANDARD_IA"),
+        ("canned_acl", "bucket-owner-full-control"),
+        ("content_type", "application/json"),
+        ("object_tags", "team=logs"),
+        ("object_metadata", "owner=logs"),
+    ];
+    let lines: String = keys
+        .iter()
+        .map(|(key, value)| format!("    {key} {value}\n"))
+        .collect();
+    let text = format!("[OUTPUT]\n    Name s3\n    Match *\n    bucket logs\n{lines}");
+    let run = tool(&["migrate", &bench.write("old.conf", &text)], &[]);
+    let mut is_complete = true;
+    for (key, value) in keys {
+        let is_known = ferry::config::keys::find(key).is_some();
+        is_complete &= is_known;
+        let carried = run.stdout.contains(&format!("\n    {key} {value}\n"));
+        let named = run
+            .stdout
+            .contains(&format!("# - TO FIX: {key} has no counterpart"))
+            && run.stderr.contains(&format!("{key} has no counterpart"));
+        assert_eq!(
+            (carried, named),
+            (is_known, !is_known),
+            "{key}: {}",
+            run.stdout
+        );
+    }
+    assert_eq!(run.status, i32::from(!is_complete), "{}", run.stdout);
+}
+
+/// Leaves chunks of one event in a spool, as a host that was stopped does.
+fn leave_in(spool: &Path, events: &[(&str, Value)]) {
+    let disk = Arc::new(LocalDisk::open(spool).unwrap());
+    let options = ferry::spool::Options {
+        limit: 100 << 20,
+        segment_bytes: None,
+    };
+    let (kept, _) = ferry::spool::Spool::open(disk, options).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    for (tag, event) in events {
+        let mut data = Vec::new();
+        crate::support::plugin::push_event(&mut data, SystemTime::UNIX_EPOCH, event);
+        let chunk = ferry::spool::Chunk {
+            id: ferry::ids::chunk_id(tag.as_bytes(), &data),
+            tag: tag.as_bytes(),
+            data: data.into(),
+            arrived: ferry::ids::Time::default(),
+        };
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        runtime.block_on(kept.append(chunk, deadline)).unwrap();
+    }
+    kept.close();
+}
+
+#[test]
+fn a_limit_with_which_fluent_bit_deletes_what_waits_is_warned_of() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("spool").display().to_string();
+    for (mode, remedy) in [
+        ("on", "spool_limit bounds what waits here"),
+        ("off", "write spool on"),
+    ] {
+        let mut keys = vec![("url", url.as_str()), ("spool", mode), ("Workers", "2")];
+        if mode == "on" {
+            keys.push(("spool_dir", &spool));
+        }
+        for (limit, is_warned_of) in [
+            ("500M", true),
+            ("1.5gb", true),
+            ("off", false),
+            ("0", false),
+            ("0M", false),
+        ] {
+            let run = bench.check(
+                &[&keys[..], &[("storage.total_limit_size", limit)]].concat(),
+                &[],
+            );
+            let words = run.words("host");
+            let said = words.contains("deletes its oldest chunks") && words.contains(remedy);
+            assert_eq!(said, is_warned_of, "{limit}: {}", run.stdout);
+            assert_eq!(run.status, 0, "{}", run.stdout);
+        }
+    }
+}
+
+#[test]
+fn a_name_made_from_tags_is_tried_with_those_of_the_inputs() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("spool").display().to_string();
+    let file = bench.classic(&[("url", &url), ("spool_dir", &spool), ("path", "{tag}")]);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let input = |tag: &str| format!("[INPUT]\n    Name dummy\n    Tag {tag}\n");
+    let text =
+        text.replace("Match *", "Match app.*") + &input("app.a") + &input("db.b") + &input("app.*");
+    let run = tool(&[&bench.write("fluent-bit.conf", &text), "--json"], &[]);
+    let words = run.words("path");
+    assert!(words.contains("objects are written to app.a/"), "{words}");
+    assert_eq!(run.of("path").len(), 1, "{words}");
+}
+
+#[test]
+fn a_name_made_from_records_is_tried_with_those_in_the_spool() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("spool");
+    let event = serde_json::json!({ "team": "blue" });
+    leave_in(&spool, &[("app", event)]);
+    let spool = spool.display().to_string();
+    let check = |path: &str, arguments: &[&str]| {
+        bench.check(
+            &[("url", &url), ("spool_dir", &spool), ("path", path)],
+            arguments,
+        )
+    };
+    let run = check("x/{record.team}", &[]);
+    assert!(
+        run.words("path").contains("objects are written to x/blue/"),
+        "{}",
+        run.stdout
+    );
+    assert_eq!(run.result("path"), "ok", "{}", run.stdout);
+    // None of them has it, which is a misspelling more often than not.
+    let run = check("x/{record.taem}", &[]);
+    assert_eq!(
+        (run.status, run.result("path").as_str()),
+        (0, "warn"),
+        "{}",
+        run.stdout
+    );
+    assert!(
+        run.words("path")
+            .contains("the records in the spool have nothing"),
+        "{}",
+        run.stdout
+    );
+    let run = check(
+        "x/{record.team}",
+        &["--tag", "app", "--record", "{\"taem\":1}"],
+    );
+    assert!(
+        run.words("path").contains("the record given has nothing"),
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn what_waits_in_the_spool_is_shown_with_its_age_and_the_time_that_is_left() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("spool");
+    let event = |size: usize| serde_json::json!({ "text": "x".repeat(size) });
+    let limit = "16M";
+    let shown = spool.display().to_string();
+    let keys = [
+        ("url", url.as_str()),
+        ("spool_dir", &shown),
+        ("spool_limit", limit),
+    ];
+    let run = bench.check(&keys, &["--rate", "1K"]);
+    assert_eq!(run.result("spool_content"), "nothing", "{}", run.stdout);
+    assert!(
+        run.words("spool_lasts").contains("an outage of about 4 h"),
+        "{}",
+        run.stdout
+    );
+    leave_in(&spool, &[("app", event(100)), ("app", event(400_000))]);
+    let run = bench.check(&keys, &["--rate", "1K"]);
+    let words = run.words("spool_content");
+    assert_eq!(run.result("spool_content"), "ok", "{words}");
+    for part in [
+        "2 chunks (400 KB) wait",
+        "2% of spool_limit (16 MB)",
+        "the oldest for 2",
+        " days",
+        "the rest lasts for 4 h",
+    ] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    let large: Vec<(&str, Value)> = (1..25).map(|more| ("app", event(400_000 + more))).collect();
+    leave_in(&spool, &large);
+    let run = bench.check(&keys, &[]);
+    assert_eq!(run.result("spool_content"), "warn", "{}", run.stdout);
+}
+
+#[test]
+fn credentials_that_several_outputs_lack_are_reported_once() {
+    let bench = Bench::new();
+    let fake = fake(Options::default());
+    let one = std::fs::read_to_string(bench.classic(&firehose(&fake, &[]))).unwrap();
+    let output = one.split_once("[OUTPUT]").unwrap().1;
+    let text = format!("{one}[OUTPUT]{output}[OUTPUT]{output}");
+    let nobody = [("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", "")];
+    let run = tool(&[&bench.write("three.conf", &text), "--json"], &nobody);
+    assert_eq!(run.status, 1, "{}", run.stdout);
+    let findings = run.of("credentials");
+    let results: Vec<&str> = findings
+        .iter()
+        .map(|it| it["result"].as_str().unwrap())
+        .collect();
+    assert_eq!(results, ["FAIL", "skip", "skip"], "{}", run.stdout);
+    assert_eq!(findings[1]["message"], "as of ferry.0");
+}
+
+#[test]
+fn a_spool_that_others_may_write_to_or_move_away_is_warned_of() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("objects").display());
+    let spool = bench.path("open/spool");
+    std::fs::create_dir_all(&spool).unwrap();
+    let shown = spool.display().to_string();
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+    };
+    #[rustfmt::skip] // a table
+    let cases = [
+        (0o755, 0o777, "other users may write to it"),
+        (0o755, 0o720, "other users may write to it"),
+        (0o777, 0o700, "and so move"),
+        (0o1777, 0o700, "can be written to"),
+        (0o755, 0o700, "can be written to"),
+    ];
+    for (parent, own, words) in cases {
+        mode(&bench.path("open"), parent);
+        mode(&spool, own);
+        let run = bench.check(&[("url", &url), ("spool_dir", &shown)], &[]);
+        assert!(
+            run.words("spool_dir").contains(words),
+            "{parent:o} {own:o}: {}",
+            run.stdout
+        );
+    }
+}
+
+#[test]
+fn a_spool_of_another_user_is_named_with_its_owner_and_the_command_by_the_check_and_by_the_start() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can leave files to another user");
+        return;
+    }
+    // Where everybody may go.
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let spool = dir.path().join("spool");
+    leave_in(&spool, &[("app", serde_json::json!({ "n": 1 }))]);
+    std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(0o777)).unwrap();
+    for entry in std::fs::read_dir(&spool).unwrap() {
+        let file = entry.unwrap().path();
+        let is_segment = file.extension().is_some_and(|end| end == "seg");
+        let mode = if is_segment { 0o600 } else { 0o666 };
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let text = format!(
+        "[OUTPUT]\n    Name ferry\n    Match *\n    url file://{}\n    spool_dir {}\n    dead_letter_dir {}\n",
+        path("objects"),
+        path("spool"),
+        path("letters")
+    );
+    let file = path("fluent-bit.conf");
+    std::fs::write(&file, text).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    // The executable, too, has to be where everybody may go.
+    let ferry = path("ferry");
+    std::fs::copy(env!("CARGO_BIN_EXE_ferry"), &ferry).unwrap();
+    for arguments in [
+        &["check", &file][..],
+        &["spool", "deliver", &path("spool"), "-c", &file],
+    ] {
+        let output =
+            crate::support::as_a_user(Command::new(&ferry).args(arguments).current_dir("/"))
+                .output()
+                .unwrap();
+        let words = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        for part in [
+            ".seg' belongs to user 0, and this process runs as user 65534",
+            "chown -R 65534",
+            "Do not set another folder",
+        ] {
+            assert!(words.contains(part), "{arguments:?} {part}: {words}");
+        }
+    }
 }

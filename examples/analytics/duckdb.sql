@@ -6,7 +6,7 @@ SELECT file AS object,
        coalesce(line ->> 'service', split_part(tag, '.', 1)) AS service,
        coalesce(line ->> 'host', split_part(tag, '.', 2)) AS host,
        line ->> 'level' AS level,
-       line ->> 'message' AS message,
+       coalesce(line ->> 'message', line ->> 'msg') AS message,
        coalesce(line ->> 'method', line -> 'request' ->> 'method') AS method,
        regexp_replace(
            split_part(coalesce(line ->> 'url', line -> 'request' ->> 'path'), '?', 1),

@@ -30,7 +30,7 @@ SELECT object,
        coalesce(line ->> 'service', split_part(tag, '.', 1)) AS service,
        coalesce(line ->> 'host', split_part(tag, '.', 2)) AS host,
        line ->> 'level' AS level,
-       line ->> 'message' AS message,
+       coalesce(line ->> 'message', line ->> 'msg') AS message,
        coalesce(line ->> 'method', line -> 'request' ->> 'method') AS method,
        -- /users/17?page=2 is the route /users/:id
        regexp_replace(

@@ -112,7 +112,7 @@ pub(super) async fn credentials(
             }
         };
         let reason = chain_error(&error);
-        report.fail("credentials", format!("none found: {reason}"), remedy);
+        report.fail_once("credentials", format!("none found: {reason}"), remedy);
         return false;
     }
     if !at_aws && aws.sts_endpoint.is_none() {

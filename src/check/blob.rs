@@ -8,7 +8,7 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, Utc};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::{Options, Report, aws, disk, examples, net, within};
+use super::{Options, Report, aws, disk, examples, net, warn_of_unfilled, within};
 use crate::codec::template::Template;
 use crate::config::{
     self, AzureAuth, Config, ConnectionSecret, ConnectionString, SecretSource, Store,
@@ -39,6 +39,7 @@ pub(super) async fn check(
             format!("objects are written to {}/", name.trim_matches('/')),
         );
     }
+    warn_of_unfilled("path", folder, options, report);
     if folders.is_empty() {
         report.skip(
             "path",
@@ -551,6 +552,7 @@ mod tests {
         for (text, mark) in table {
             let mut findings = Vec::new();
             let mut report = Report {
+                said: &mut std::collections::HashMap::new(),
                 output: "x",
                 sink: &mut |finding| findings.push(finding),
             };

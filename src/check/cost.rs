@@ -155,6 +155,7 @@ mod tests {
         let mut findings = Vec::new();
         let mut sink = |finding| findings.push(finding);
         let mut report = Report {
+            said: &mut std::collections::HashMap::new(),
             output: "out",
             sink: &mut sink,
         };

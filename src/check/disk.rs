@@ -12,8 +12,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Options, Report, blocking};
-use crate::config::Config;
+use crate::codec::time::now;
+use crate::config::{Config, SpoolPlace};
+use crate::log::{size, span};
 use crate::spool::disk::{Disk as _, LocalDisk, is_in_use};
+use crate::spool::stranded::{self, ForeignFiles, waiting};
 
 /// The bytes that are written and synced to measure the disk: about the host's largest chunk.
 const PROBE_BYTES: usize = 2_000_000;
@@ -21,6 +24,9 @@ const PROBE_BYTES: usize = 2_000_000;
 const PROBES: usize = 5;
 /// The fsync time above which to warn, since every flush of a spooled output waits for one.
 const SLOW: Duration = Duration::from_millis(500);
+
+/// The part of `spool_limit`, in percent, from which to warn.
+const NEARLY_FULL: u128 = 50;
 
 /// The use of a folder.
 #[derive(Clone, Copy)]
@@ -41,6 +47,8 @@ struct Found {
     missing: bool,
     mode: u32,
     owner: u32,
+    /// The nearest parent in which others may rename and remove what is not theirs.
+    exposed: Option<PathBuf>,
     medium: Option<&'static str>,
     /// The free bytes for this user.
     free: u64,
@@ -58,7 +66,9 @@ pub(super) async fn check(
     options: &Options,
     report: &mut Report<'_>,
 ) {
-    if let Some(spool) = &config.spool {
+    if let Some(spool) = &config.spool
+        && !foreign_files(&spool.dir, "spool_dir", options, report).await
+    {
         if let Some(other) = folders.insert(spool.dir.clone(), report.output.to_owned()) {
             report.fail(
                 "spool_dir",
@@ -90,6 +100,20 @@ pub(super) async fn check(
             } else {
                 report.ok("spool_fsync", measured);
             }
+            if !found.missing {
+                contents(spool, options, report).await;
+            }
+        }
+        if let Some(load) = options.load {
+            let seconds = spool.limit / load.rate.max(1);
+            report.ok(
+                "spool_lasts",
+                format!(
+                    "an outage of about {} fills spool_limit ({}) at --rate, if lines are as large as their events",
+                    span(seconds),
+                    size(spool.limit)
+                ),
+            );
         }
     }
     let spool = config.spool.as_ref();
@@ -105,7 +129,113 @@ pub(super) async fn check(
         limit: config.dead_letter_limit,
         left_behind: "",
     };
-    folder(&config.dead_letter_dir, usage, options, report).await;
+    if !foreign_files(&config.dead_letter_dir, "dead_letter_dir", options, report).await {
+        folder(&config.dead_letter_dir, usage, options, report).await;
+    }
+}
+
+/// Reports files that this user may not use and that belong to another one. Returns whether there are any.
+async fn foreign_files(
+    dir: &Path,
+    check: &'static str,
+    options: &Options,
+    report: &mut Report<'_>,
+) -> bool {
+    let path = dir.to_owned();
+    let found = blocking(options, move || ForeignFiles::find(&path)).await;
+    let Ok(Some(foreign)) = found else {
+        return false;
+    };
+    report.fail(check, foreign.problem(), foreign.remedy());
+    true
+}
+
+/// Reports what waits in a spool.
+async fn contents(place: &SpoolPlace, options: &Options, report: &mut Report<'_>) {
+    const CHECK: &str = "spool_content";
+    let dir = place.dir.clone();
+    let read = blocking(options, move || waiting(&LocalDisk::look(&dir)?, u64::MAX)).await;
+    let found = match read {
+        Ok(found) => found,
+        // It is too large to be read in time.
+        Err(_) => {
+            let dir = place.dir.clone();
+            match blocking(options, move || waiting(&LocalDisk::look(&dir)?, 0)).await {
+                Ok(found) => found,
+                Err(timeout) => return report.skip(CHECK, timeout),
+            }
+        }
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return report.skip(CHECK, format!("cannot be read: {error}")),
+    };
+    if found.is_empty() {
+        return report.ok(CHECK, "nothing waits to be delivered");
+    }
+    let age = found.oldest.map(|oldest| {
+        now()
+            .seconds
+            .saturating_sub(oldest.seconds)
+            .max(0)
+            .unsigned_abs()
+    });
+    let percent = u128::from(found.bytes) * 100 / u128::from(place.limit.max(1));
+    let mut message = format!(
+        "{} wait to be delivered, {percent}% of spool_limit ({})",
+        found.words(),
+        size(place.limit)
+    );
+    if let Some(age) = age {
+        message += &format!(", the oldest for {}", span(age));
+    }
+    if let Some(load) = options.load {
+        let left = place.limit.saturating_sub(found.bytes) / load.rate.max(1);
+        message += &format!("; at --rate, the rest lasts for {}", span(left));
+    }
+    if percent >= NEARLY_FULL {
+        report.warn(
+            CHECK,
+            message,
+            "bring the destination back: when the spool is full, Fluent Bit's inputs pause; ferry spool inspect --config shows \
+             what waits for what",
+        );
+    } else {
+        report.ok(CHECK, message);
+    }
+}
+
+/// Reports spools below `state` that none of the outputs uses, whose spools are `own`.
+pub(super) async fn stranded(
+    state: &Path,
+    own: &[PathBuf],
+    options: &Options,
+    report: &mut Report<'_>,
+) {
+    const CHECK: &str = "other_spools";
+    let parent = state.to_owned();
+    let found = blocking(options, move || stranded::find(&parent, &|| false)).await;
+    let Ok(Ok(found)) = found else {
+        return;
+    };
+    for it in found.stranded.iter().filter(|it| !own.contains(&it.dir)) {
+        report.warn(
+            CHECK,
+            format!(
+                "{} of an earlier run are in '{}', which no output of this configuration uses",
+                it.waiting.words(),
+                it.dir.display()
+            ),
+            it.remedy(),
+        );
+    }
+    for dir in found.unreadable.iter().filter(|dir| !own.contains(dir)) {
+        report.warn(
+            CHECK,
+            format!("'{}' cannot be read: it may hold a spool", dir.display()),
+            "run this as the user that Fluent Bit runs as; if the folder is another user's, see chown",
+        );
+    }
 }
 
 /// Checks a local folder that objects are written to.
@@ -201,6 +331,24 @@ fn report_folder(dir: &Path, usage: Use, found: &Found, report: &mut Report<'_>)
             format!("'{shown}' is in use by another process"),
             "none if that is Fluent Bit with this output; otherwise use another folder",
         );
+    } else if usage.limit > 0 && found.mode & 0o022 != 0 {
+        report.warn(
+            usage.dir_check,
+            format!(
+                "'{shown}' has mode {:03o}: other users may write to it, and remove or replace what was accepted",
+                found.mode & 0o777
+            ),
+            format!("chmod 700 '{shown}'"),
+        );
+    } else if let Some(parent) = found.exposed.as_deref().filter(|_| usage.limit > 0) {
+        report.warn(
+            usage.dir_check,
+            format!(
+                "other users may write to '{}', and so move '{shown}' away or put another folder in its place",
+                parent.display()
+            ),
+            format!("chmod o-w '{}', or use a folder below one that only its owner may write to", parent.display()),
+        );
     } else if usage.limit > 0 && found.mode & 0o077 != 0 {
         report.warn(
             usage.dir_check,
@@ -291,6 +439,7 @@ fn inspect(dir: &Path) -> io::Result<Found> {
     Ok(Found {
         locked: !missing && is_in_use(&existing)?,
         missing,
+        exposed: exposed(&existing),
         mode: metadata.mode(),
         owner: metadata.uid(),
         medium: medium(kind.f_type),
@@ -299,6 +448,18 @@ fn inspect(dir: &Path) -> io::Result<Found> {
         synced: times[PROBES / 2],
         existing,
     })
+}
+
+/// Returns the nearest parent of a folder in which everybody may rename and remove what is not theirs.
+fn exposed(dir: &Path) -> Option<PathBuf> {
+    const WRITABLE: u32 = 0o002;
+    const STICKY: u32 = 0o1000;
+    let mut parents = dir.ancestors().skip(1);
+    let is_exposed = |parent: &&Path| {
+        let mode = parent.metadata().map_or(0, |found| found.mode());
+        mode & WRITABLE != 0 && mode & STICKY == 0
+    };
+    parents.find(is_exposed).map(Path::to_owned)
 }
 
 /// Creates a file without a name in `dir`.

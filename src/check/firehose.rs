@@ -10,7 +10,7 @@ use aws_sdk_firehose::types::{
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{Options, Report, aws, compresses, examples, net, within};
+use super::{Options, Report, aws, compresses, examples, net, warn_of_unfilled, within};
 use crate::codec::time::{TimeFormat, write_iso8601};
 use crate::config::{self, Aggregation, Config, MissingAction};
 use crate::ids::Time;
@@ -51,6 +51,12 @@ pub(super) async fn check(
     let authenticated =
         aws::credentials(&loaded, &firehose.aws, aws::is_aws(&url), options, report).await;
     let streams = examples(&firehose.delivery_stream, options);
+    warn_of_unfilled(
+        "delivery_stream",
+        &firehose.delivery_stream,
+        options,
+        report,
+    );
     let fallback = match &firehose.missing_target.action {
         MissingAction::Fallback(stream) => Some(stream.clone()),
         MissingAction::Hold | MissingAction::DeadLetter => None,

@@ -19,6 +19,8 @@ pub struct Configuration {
     pub outputs: Vec<Output>,
     /// The names of the other outputs.
     pub others: Vec<String>,
+    /// The tags of the inputs, as far as they are known without running them: those without a wildcard.
+    pub tags: Vec<String>,
     service: Vec<Key>,
     /// The libraries that the file itself names.
     libraries: Vec<Key>,
@@ -86,6 +88,7 @@ pub fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Configuration,
         format: document.format,
         outputs: Vec::new(),
         others: Vec::new(),
+        tags: Vec::new(),
         service: Vec::new(),
         libraries: libraries_of(&document),
         root: document.root.clone(),
@@ -93,6 +96,16 @@ pub fn read(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Configuration,
     for section in &document.sections {
         if section.is("service") {
             configuration.service.extend(keys_of(&document, section).0);
+        }
+        if section.is("input") {
+            let keys = keys_of(&document, section).0;
+            let tags = keys
+                .into_iter()
+                .filter(|key| key.name.eq_ignore_ascii_case("tag"));
+            let tags = tags.filter_map(|key| key.value);
+            configuration
+                .tags
+                .extend(tags.filter(|tag| !tag.contains(['*', '$', '<'])));
         }
         if !section.is("output") {
             continue;
@@ -318,6 +331,12 @@ fn host_problem(name: &str, value: Option<&str>) -> Option<HostProblem> {
     }
 }
 
+/// Whether a lower-case value of `storage.total_limit_size` is a limit. Without a number it is none.
+fn bounds_storage(value: &str) -> bool {
+    let number = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    is_size(value) && number.parse::<f64>().is_ok_and(|number| number > 0.0)
+}
+
 const LEVEL_REMEDY: &str = "write off, error, warn, info, debug or trace";
 
 /// Whether Fluent Bit accepts a lower-case value of `storage.total_limit_size`. A value that does not begin with a
@@ -468,9 +487,27 @@ pub(super) fn advise(
     }
     if workers > 0 && configuration.service_flag("hot_reload") {
         warn(
-            "Workers and Hot_Reload together: Fluent Bit 5.1.1 crashes at a reload (it starts each worker of a proxy output twice)"
+            "Workers and Hot_Reload together: Fluent Bit 2.2.0 to 5.1.1 crashes at a reload (it starts each worker of a proxy output \
+             twice)"
                 .to_owned(),
             "use spool on without Workers, or restart instead of reloading",
+        );
+    }
+    let limit = word("storage.total_limit_size");
+    if let Some(limit) = limit.filter(|limit| bounds_storage(limit)) {
+        warn(
+            format!(
+                "storage.total_limit_size is {limit}: when more than that waits for this output, Fluent Bit deletes its oldest chunks, \
+                 with every record in them, and neither retries them nor tells Ferry"
+            ),
+            match direct {
+                true => {
+                    "remove it; write spool on, and spool_limit bounds what waits instead, without deleting anything"
+                }
+                false => {
+                    "remove it: spool_limit bounds what waits here, and then Fluent Bit's inputs pause"
+                }
+            },
         );
     }
     let grace = configuration.service("grace").unwrap_or("5");

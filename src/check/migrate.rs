@@ -1,6 +1,6 @@
-//! Converts outputs of `kinesis_firehose`, AWS's Go `firehose` and `azure_blob` into equivalent outputs of `ferry`.
+//! Converts outputs of `kinesis_firehose`, AWS's Go `firehose`, `azure_blob` and `s3` into equivalent outputs of `ferry`.
 //! Every key is carried over, or named in a comment with the reason why not. Values are printed as they were written,
-//! with their `${VARIABLE}`s, except for secrets.
+//! with their `${VARIABLE}`s, except for secrets. Outputs of other plugins are named, so that nobody takes them for moved.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -9,8 +9,9 @@ use std::path::Path;
 use fluent_bit_config::Format;
 
 use super::host::{self, Configuration, Key, Output};
+use crate::codec::template::Template;
 use crate::config::keys::{self, Key as Known};
-use crate::config::{Config, MEMORY_LIMIT_BYTES, Properties, open_objects, parse_size};
+use crate::config::{Config, MEMORY_LIMIT_BYTES, Place, Properties, open_objects, parse_size};
 
 /// The result of a migration.
 #[derive(Debug)]
@@ -19,31 +20,64 @@ pub struct Migration {
     pub text: String,
     /// The problems to fix by hand, which are also in comments.
     pub problems: Vec<String>,
+    /// The plugins of the outputs that are not moved, which is also in a comment.
+    pub others: Vec<String>,
 }
+
+/// The plugins whose outputs are converted.
+const PLUGINS: [&str; 4] = ["kinesis_firehose", "firehose", "azure_blob", "s3"];
+/// Plugins that send nothing away, and are no candidates.
+const LOCAL: [&str; 8] = [
+    "ferry",
+    "null",
+    "stdout",
+    "file",
+    "counter",
+    "flowcounter",
+    "exit",
+    "lib",
+];
+/// Plugins whose names are easily taken for one of those that are converted, with what their service is.
+const SIMILAR: [(&str, &str); 6] = [
+    (
+        "kinesis_streams",
+        "Kinesis Data Streams is not Data Firehose",
+    ),
+    ("kinesis", "Kinesis Data Streams is not Data Firehose"),
+    ("azure_logs_ingestion", "Azure Monitor is not Azure Blob"),
+    ("azure", "Azure Monitor is not Azure Blob"),
+    ("stackdriver", "Cloud Logging is not Cloud Storage"),
+    (
+        "gcs",
+        "write a ferry output with url gs://bucket/prefix by hand",
+    ),
+];
 
 /// Reads a file and converts its outputs. Fails if it cannot be read, or has no output to convert.
 pub fn migrate(path: &Path) -> Result<Migration, String> {
-    let configuration = host::read(path, |name| {
-        ["kinesis_firehose", "firehose", "azure_blob"].contains(&name)
-    })?;
+    let configuration = host::read(path, |name| PLUGINS.contains(&name))?;
     if configuration.outputs.is_empty() {
         let others = match configuration.others.as_slice() {
             [] => "there is no output at all".to_owned(),
             others => format!("there are only: {}", others.join(", ")),
         };
         return Err(format!(
-            "{}: there is no output kinesis_firehose, firehose or azure_blob; {others}",
+            "{}: there is no output kinesis_firehose, firehose, azure_blob or s3; {others}",
             path.display()
         ));
     }
+    let others = configuration.others.iter().map(|name| name.to_lowercase());
+    let others: BTreeSet<String> = others.filter(|name| !LOCAL.contains(&&**name)).collect();
     let mut migration = Migration {
-        text: head(&configuration, path),
+        text: head(&configuration, &others, path),
         problems: Vec::new(),
+        others: others.into_iter().collect(),
     };
     for (at, output) in configuration.outputs.iter().enumerate() {
         let mut draft = Draft::new(output, at);
         match output.name.to_lowercase().as_str() {
             "azure_blob" => azure_blob(&mut draft),
+            "s3" => s3(&mut draft),
             name => firehose(&mut draft, name == "firehose"),
         }
         draft.drop_the_rest();
@@ -54,7 +88,7 @@ pub fn migrate(path: &Path) -> Result<Migration, String> {
     Ok(migration)
 }
 
-fn head(configuration: &Configuration, path: &Path) -> String {
+fn head(configuration: &Configuration, others: &BTreeSet<String>, path: &Path) -> String {
     let plugins = match configuration.format {
         Format::Classic => {
             "Plugins_File in [SERVICE], and in that file [PLUGINS] with Path /…/out_ferry.so"
@@ -66,6 +100,16 @@ fn head(configuration: &Configuration, path: &Path) -> String {
          # and needs a Grace of 15 in its service. Text is sent as UTF-8, not as \\uXXXX.\n",
         path.display()
     );
+    for other in others {
+        let _ = write!(
+            head,
+            "# NOT MOVED: the output {other} is not converted and stays as it is"
+        );
+        if let Some((_, why)) = SIMILAR.iter().find(|(name, _)| name == other) {
+            let _ = write!(head, "; {why}");
+        }
+        head.push('\n');
+    }
     if configuration.format == Format::Yaml {
         head += "pipeline:\n  outputs:\n";
     }
@@ -89,6 +133,8 @@ struct Draft<'o> {
     number: usize,
     lines: Vec<Line>,
     notes: Vec<String>,
+    /// What has to be fixed by hand, besides what the new output's own keys show.
+    problems: Vec<String>,
     used: BTreeSet<String>,
 }
 
@@ -106,6 +152,7 @@ impl<'o> Draft<'o> {
             number,
             lines: Vec::new(),
             notes: Vec::new(),
+            problems: Vec::new(),
             used: BTreeSet::new(),
         }
     }
@@ -187,6 +234,26 @@ impl<'o> Draft<'o> {
 
     fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
+    }
+
+    /// Notes what has to be fixed by hand.
+    fn to_fix(&mut self, problem: impl Into<String>) {
+        self.problems.push(problem.into());
+    }
+
+    /// Carries over all keys that are not used yet and that Ferry has too, for objects in S3.
+    fn keep_known(&mut self) {
+        let from = self.from;
+        for key in &from.keys {
+            let known = keys::find(&key.name)
+                .filter(|known| known.instead.is_none() && known.scope.includes(Place::S3));
+            if let Some(known) = known
+                && !self.used.contains(&key.name.to_lowercase())
+                && self.get(known.name).is_none()
+            {
+                self.carry(&key.name.to_lowercase(), known.name, str::to_owned);
+            }
+        }
     }
 
     /// Notes that a key has no counterpart, if it is set.
@@ -287,6 +354,10 @@ impl<'o> Draft<'o> {
 
     /// Validates the new output as the plugin will.
     fn validate(&mut self, problems: &mut Vec<String>) {
+        for problem in std::mem::take(&mut self.problems) {
+            self.note(format!("TO FIX: {problem}"));
+            problems.push(format!("{}: {problem}", self.from.place));
+        }
         if let Err(found) = Config::read(self) {
             for problem in found {
                 self.note(format!("TO FIX: {problem}"));
@@ -554,6 +625,289 @@ fn azure_blob(draft: &mut Draft<'_>) {
     );
 }
 
+/// The keys of an object that somebody relies on: without a counterpart they are not passed over.
+const RELIED_ON: [&str; 7] = [
+    "sse",
+    "sse_kms_key_id",
+    "storage_class",
+    "canned_acl",
+    "content_type",
+    "object_tags",
+    "object_metadata",
+];
+
+/// `s3`, in C.
+fn s3(draft: &mut Draft<'_>) {
+    let port = match draft.from.entry("endpoint").is_some() {
+        true => draft.take("port").map(|key| key.raw.clone()),
+        false => None,
+    };
+    draft.host_keys(false);
+    match draft.take("bucket") {
+        Some(_) => draft.carry("bucket", "url", |bucket| format!("s3://{bucket}")),
+        None => draft.to_fix("bucket is missing: write url s3://bucket"),
+    }
+    match draft.take("region") {
+        Some(_) => draft.keep(&[&keys::REGION]),
+        None => draft.add_with("region", "us-east-1", "the default of s3"),
+    }
+    draft.keep(&[&keys::PROFILE, &keys::ROLE_ARN, &keys::EXTERNAL_ID]);
+    draft.carry("endpoint", "endpoint", |text| {
+        let url = full_url(text);
+        match &port {
+            Some(port) if port != "443" && url.matches(':').count() == 1 => format!("{url}:{port}"),
+            _ => url,
+        }
+    });
+    draft.carry("sts_endpoint", "sts_endpoint", full_url);
+    s3_path(draft);
+    s3_times(draft);
+
+    let is_parquet = |draft: &mut Draft<'_>| draft.get("format").is_some_and(|it| it == "parquet");
+    draft.carry("format", "format", |format| format.to_lowercase());
+    let compression = draft
+        .take("compression")
+        .and_then(|key| key.value.as_deref());
+    match compression.map(str::to_lowercase).as_deref() {
+        Some("gzip" | "zstd") => {
+            draft.carry("compression", "compression", |text| text.to_lowercase())
+        }
+        Some("none") | None if is_parquet(draft) => {}
+        Some("none") | None => draft.add_with(
+            "compression",
+            "none",
+            "as before; without the line Ferry uses gzip, which costs less",
+        ),
+        Some("parquet") => draft.add("format", "parquet", "parquet"),
+        Some(other) => draft.to_fix(format!(
+            "compression {other} has no counterpart: use gzip or zstd"
+        )),
+    }
+
+    draft.add("spool", "on", "on");
+    if let Some(dir) = draft.take("store_dir").map(|key| key.raw.clone()) {
+        draft.note(format!(
+            "store_dir is not carried over: what s3 left in {dir} is not read; let it deliver that before you switch. Ferry's own \
+             folder is spool_dir, on a disk that outlives a restart"
+        ));
+    }
+    if let Some(limit) = draft.take("store_dir_limit_size") {
+        match limit.value.as_deref().and_then(parse_size) {
+            Some(0) => draft.note("store_dir_limit_size 0 is left out: a spool always has a limit, spool_limit, 1G by default"),
+            _ => draft.rename("store_dir_limit_size", str::to_owned),
+        }
+        draft.note("a full spool deletes nothing, as s3 does at store_dir_limit_size: Fluent Bit's inputs pause");
+    }
+    match draft.take("upload_timeout") {
+        Some(_) => draft.rename("upload_timeout", str::to_owned),
+        None => draft.add_with(
+            "blob_max_age",
+            "10m",
+            "the default of s3; without the line it is 5m",
+        ),
+    }
+    let size = draft
+        .take("total_file_size")
+        .and_then(|key| key.value.clone());
+    match size {
+        Some(size) if parse_size(&size).is_some_and(|bytes| bytes <= LARGEST_OBJECT) => {
+            draft.note("total_file_size became blob_max_size, the size of an object as it is stored, compressed");
+            draft.add("blob_max_size", &size, &size);
+        }
+        size => draft.add_with(
+            "blob_max_size",
+            "24M",
+            format!(
+                "was {}; more needs a larger memory_limit, of which open objects get three eighths",
+                size.as_deref().unwrap_or("not set, which means 100M")
+            ),
+        ),
+    }
+    if draft.flag("auto_retry_requests").is_some() {
+        draft.note("auto_retry_requests is left out: failed requests are always sent again");
+    }
+    draft.keep_known();
+    for key in RELIED_ON {
+        if draft.take(key).is_some() && draft.get(key).is_none() {
+            draft.to_fix(format!(
+                "{key} has no counterpart in this version, and is not sent"
+            ));
+        }
+    }
+    for key in [
+        "part_size",
+        "file_delivery_attempt_limit",
+        "part_delivery_attempt_limit",
+        "upload_parts_timeout",
+        "upload_part_freshness_limit",
+    ] {
+        draft.drop_key(
+            key,
+            "it concerns files of in_blob, which Ferry does not upload",
+        );
+    }
+    draft.drop_foreign("s3");
+    draft.note("object names differ: <path>/<time of the first event>-<token>.ndjson; strftime in path uses the events' time");
+    draft.note("retries differ: nothing is given up, and an object is sent again under the same name, which exists once");
+}
+
+/// Carries over the names of objects, as far as they are folders.
+fn s3_path(draft: &mut Draft<'_>) {
+    const DEFAULT: &str = "/fluent-bit-logs/$TAG/%Y/%m/%d/%H/%M/%S";
+    let format = draft.take("s3_key_format");
+    let raw = format.map_or(DEFAULT, |key| &key.raw);
+    let folder = key_format(raw);
+    match format {
+        Some(_) => draft.carry("s3_key_format", "path", |text| key_format(text).path),
+        None => draft.add_with(
+            "path",
+            &folder.path,
+            format!("the default of s3 was {DEFAULT}"),
+        ),
+    }
+    if folder.has_finer_times {
+        draft.note(
+            "s3_key_format: minutes and seconds are left out, since events are sorted by their own time: each minute would be an \
+             object",
+        );
+    }
+    if let Some(name) = &folder.name {
+        draft.note(format!(
+            "s3_key_format: '{name}' is left out: every name has a unique token"
+        ));
+    }
+    if let Err(error) = Template::parse(&folder.path, true) {
+        draft.to_fix(format!("path, from s3_key_format: {error}"));
+    }
+    let delimiters = draft.from.entry("s3_key_format_tag_delimiters");
+    let delimiters = delimiters.and_then(|key| key.value.as_deref());
+    if keys::find("s3_key_format_tag_delimiters").is_none()
+        && delimiters.is_some_and(|text| text != ".")
+        && folder.path.contains("$TAG[")
+    {
+        draft.to_fix(
+            "s3_key_format_tag_delimiters has no counterpart: parts of a tag are split at dots, so that $TAG[n] in path may be another part",
+        );
+    }
+}
+
+/// Carries over the time that is written into records.
+fn s3_times(draft: &mut Draft<'_>) {
+    draft.keep(&[&keys::LOG_KEY]);
+    let key = draft
+        .take("json_date_key")
+        .map(|key| (key.raw.clone(), key.value.clone()));
+    let format = draft
+        .take("json_date_format")
+        .and_then(|key| key.value.clone());
+    if draft.get("log_key").is_some() {
+        if key.is_some() || format.is_some() {
+            draft.note(
+                "json_date_key and json_date_format are left out: with log_key they did nothing",
+            );
+        }
+        return;
+    }
+    match key {
+        Some((_, Some(word))) if ["false", "off", "no"].contains(&&*word.to_lowercase()) => return,
+        Some((raw, value)) => draft.add("time_key", &raw, value.as_deref().unwrap_or("date")),
+        None => draft.add_with("time_key", "date", "the default of s3"),
+    }
+    let words = format.as_deref().unwrap_or("iso8601").to_lowercase();
+    match &*words {
+        "iso8601" => draft.add_with(
+            "time_key_format",
+            "%Y-%m-%dT%H:%M:%S.%6NZ",
+            "as s3 writes it; without the line it has milliseconds",
+        ),
+        "java_sql_timestamp" => draft.add(
+            "time_key_format",
+            "%Y-%m-%d %H:%M:%S.%6N",
+            "%Y-%m-%d %H:%M:%S.%6N",
+        ),
+        "epoch" | "epoch_ms" => draft.add("time_key_format", &words, &words),
+        other => draft.add_with(
+            "time_key_format",
+            "epoch_ms",
+            format!("was {other}, seconds with a fraction: this is a whole number of milliseconds"),
+        ),
+    }
+}
+
+/// The folder in an object's name of `s3`.
+struct KeyFormat {
+    path: String,
+    /// The last part, if it only named the object.
+    name: Option<String>,
+    /// Whether minutes or finer times were left out.
+    has_finer_times: bool,
+}
+
+/// Converts `s3_key_format`, which names objects, into a folder of them.
+fn key_format(format: &str) -> KeyFormat {
+    const UNIQUE: [&str; 2] = ["$UUID", "$INDEX"];
+    // Specifiers that differ within an hour.
+    const FINER: [&str; 16] = [
+        "%M", "%S", "%s", "%T", "%R", "%r", "%X", "%c", "%+", "%f", "%L", "%N", "%3N", "%6N",
+        "%9N", "%D%T",
+    ];
+    let mut parts: Vec<String> = format
+        .split('/')
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect();
+    let mut name = None;
+    let ends_with_slash = format.ends_with('/');
+    if let Some(last) = parts.pop_if(|_| !ends_with_slash) {
+        // The extension is the new output's.
+        let stem = match last.rsplit_once('.') {
+            Some((stem, end))
+                if !end.is_empty() && end.chars().all(|c| c.is_ascii_alphanumeric()) =>
+            {
+                stem
+            }
+            _ => &last,
+        };
+        let stem = UNIQUE
+            .iter()
+            .fold(stem.to_owned(), |stem, word| stem.replace(word, ""));
+        let stem = stem.trim_matches(['-', '_', '.']);
+        match stem.contains("$TAG") || stem.contains('%') {
+            true => parts.push(stem.to_owned()),
+            false => name = Some(last),
+        }
+    }
+    let mut has_finer_times = false;
+    parts.retain_mut(|part| {
+        for word in UNIQUE {
+            *part = part.replace(word, "");
+        }
+        let is_finer = FINER.iter().any(|word| part.contains(word));
+        if is_finer {
+            has_finer_times = true;
+            for word in FINER {
+                *part = part.replace(word, "");
+            }
+            let trimmed = part.trim_matches(['-', '_', '.', ':', 'T']).len();
+            // What is left beside them may still be a time or the tag.
+            if trimmed == 0 || !(part.contains('%') || part.contains("$TAG")) {
+                return false;
+            }
+            *part = part.trim_end_matches(['-', '_', '.', ':', 'T']).to_owned();
+        }
+        !part.is_empty()
+    });
+    let path = match parts.is_empty() {
+        true => "/".to_owned(),
+        false => parts.join("/"),
+    };
+    KeyFormat {
+        path,
+        name,
+        has_finer_times,
+    }
+}
+
 /// Returns the offset and length of the first `$` placeholder that is neither a variable nor the tag.
 fn other_dollar(text: &str) -> Option<(usize, usize)> {
     text.match_indices('$').find_map(|(at, _)| {
@@ -597,6 +951,27 @@ mod tests {
         ];
         for (old, new) in table {
             assert_eq!(folder(old), new, "{old}");
+        }
+    }
+
+    #[test]
+    fn an_object_name_of_s3_becomes_the_folder_that_it_is_in() {
+        #[rustfmt::skip] // a table
+        let table = [
+            ("/fluent-bit-logs/$TAG/%Y/%m/%d/%H/%M/%S", "fluent-bit-logs/$TAG/%Y/%m/%d/%H", None, true),
+            ("/$TAG[2]/$TAG[0]/%Y/%m/%d/%H/%M/%S/$UUID.gz", "$TAG[2]/$TAG[0]/%Y/%m/%d/%H", Some("$UUID.gz"), true),
+            ("/logs/%Y/%m/%d/$TAG-$UUID.gz", "logs/%Y/%m/%d/$TAG", None, false),
+            ("/logs/%Y-%m-%d/app-$UUID.json", "logs/%Y-%m-%d", Some("app-$UUID.json"), false),
+            ("logs/dt=%Y-%m-%d/hour=%H/", "logs/dt=%Y-%m-%d/hour=%H", None, false),
+            ("/logs/%Y-%m-%dT%H:%M:%S-$INDEX", "logs/%Y-%m-%dT%H", None, true),
+            ("/${ENVIRONMENT}/$TAG/index-$INDEX", "${ENVIRONMENT}/$TAG", Some("index-$INDEX"), false),
+            ("/$UUID/x/y", "x", Some("y"), false),
+            ("$UUID", "/", Some("$UUID"), false),
+        ];
+        for (format, path, name, finer) in table {
+            let found = key_format(format);
+            let found = (&*found.path, found.name.as_deref(), found.has_finer_times);
+            assert_eq!(found, (path, name, finer), "{format}");
         }
     }
 

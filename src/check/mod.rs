@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::codec::msgpack::Event;
 use crate::codec::template::Template;
-use crate::config::{Blob, Config, Destination};
+use crate::config::{Blob, Config, Destination, Properties as _};
 
 mod aws;
 pub mod bill;
@@ -96,6 +96,8 @@ pub struct Options {
     pub record: Option<Value>,
     /// The expected load, for the size and cost of objects.
     pub load: Option<cost::Load>,
+    /// Events with their tags, whose body is msgpack. Without any example record, those in the spool are used.
+    pub samples: Vec<(String, Vec<u8>)>,
 }
 
 impl Default for Options {
@@ -106,6 +108,7 @@ impl Default for Options {
             tags: Vec::new(),
             record: None,
             load: None,
+            samples: Vec::new(),
         }
     }
 }
@@ -119,6 +122,8 @@ fn one_line(text: &str) -> String {
 /// The report about an output.
 struct Report<'a> {
     output: &'a str,
+    /// What was reported for one output and holds for all of them, with that output.
+    said: &'a mut HashMap<String, String>,
     sink: &'a mut dyn FnMut(Finding),
 }
 
@@ -146,6 +151,20 @@ impl Report<'_> {
         self.add(check, Mark::Fail, message.into(), Some(remedy.into()));
     }
 
+    /// Reports a failure that has the same cause for several outputs: as a failure once, and then with a reference to it.
+    fn fail_once(&mut self, check: &'static str, message: String, remedy: impl Into<String>) {
+        match self.said.get(&message) {
+            Some(first) if first != self.output => {
+                let message = format!("as of {first}");
+                self.add(check, Mark::Skip, message, None);
+            }
+            _ => {
+                self.said.insert(message.clone(), self.output.to_owned());
+                self.fail(check, message, remedy);
+            }
+        }
+    }
+
     fn skip(&mut self, check: &'static str, message: impl Into<String>) {
         self.add(check, Mark::Skip, message.into(), None);
     }
@@ -168,17 +187,26 @@ pub fn run(
         sink(finding);
     };
     let mut folders = HashMap::new();
+    let mut said = HashMap::new();
     if let Some(first) = configuration.outputs.first() {
         let mut report = Report {
             output: &first.label,
+            said: &mut said,
             sink: &mut record,
         };
         host::library(configuration, &mut report);
         host::service(configuration, &mut report);
+        runtime.block_on(disk::stranded(
+            first.state_dir(),
+            &own_spools(configuration),
+            options,
+            &mut report,
+        ));
     }
     for output in &configuration.outputs {
         let mut report = Report {
             output: &output.label,
+            said: &mut said,
             sink: &mut record,
         };
         runtime.block_on(check(
@@ -192,6 +220,13 @@ pub fn run(
     // A name lookup that timed out cannot be cancelled.
     runtime.shutdown_background();
     Ok(passed)
+}
+
+/// Returns the spools of all outputs.
+fn own_spools(configuration: &Configuration) -> Vec<PathBuf> {
+    let configs = configuration.outputs.iter().map(|it| Config::read(it));
+    let spools = configs.filter_map(|config| config.ok()?.spool);
+    spools.map(|spool| spool.dir).collect()
 }
 
 async fn check(
@@ -223,10 +258,7 @@ async fn check(
         return;
     };
     host::advise(configuration, output, &config, report);
-    let found = Options {
-        tags: tags::find(output, &config, options).await,
-        ..options.clone()
-    };
+    let found = tags::find(configuration, output, &config, options).await;
     let options = &found;
     disk::check(&config, folders, options, report).await;
     if let Some(load) = options.load {
@@ -269,40 +301,86 @@ async fn blocking<T: Send + 'static>(
 /// The most names to check for a template.
 const MAX_EXAMPLES: usize = 8;
 
+/// An empty map.
+const NO_RECORD: &[u8] = &[0x80];
+
 /// Returns the distinct names that the examples yield, at most [`MAX_EXAMPLES`]; none where the template needs an
 /// example that was neither given nor found.
 fn examples(template: &Template, options: &Options) -> Vec<String> {
     if let Some(fixed) = template.fixed() {
         return vec![fixed];
     }
-    let mut body = Vec::new();
-    match &options.record {
-        Some(record) => msgpack(record, &mut body),
-        // Such names do not depend on the record.
-        None if template.constant_within_a_second() => body.push(0x80),
-        None => return Vec::new(),
-    }
-    let event = Event {
-        time: crate::codec::time::now(),
-        metadata: &[],
-        body: &body,
-        group: None,
-        raw: &body,
-    };
     let mut names: Vec<String> = Vec::new();
-    let any = [String::new()];
-    let tags = match template.uses_tag() {
-        true => options.tags.as_slice(),
-        false => &any,
-    };
-    for tag in tags {
-        let mut name = String::new();
-        template.render(tag, &event, &mut name);
+    for (tag, body) in example_events(template, options) {
+        let name = render(template, &tag, &body);
         if !names.contains(&name) && names.len() < MAX_EXAMPLES {
             names.push(name);
         }
     }
     names
+}
+
+/// Returns the tags and bodies of events with which to try a template.
+fn example_events(template: &Template, options: &Options) -> Vec<(String, Vec<u8>)> {
+    let body = match &options.record {
+        Some(record) => msgpack_of(record),
+        // Such names do not depend on the record.
+        None if template.constant_within_a_second() => NO_RECORD.to_vec(),
+        None => return options.samples.clone(),
+    };
+    let tags = match template.uses_tag() {
+        true => options.tags.clone(),
+        false => vec![String::new()],
+    };
+    tags.into_iter().map(|tag| (tag, body.clone())).collect()
+}
+
+fn render(template: &Template, tag: &str, body: &[u8]) -> String {
+    let event = Event {
+        time: crate::codec::time::now(),
+        metadata: &[],
+        body,
+        group: None,
+        raw: body,
+    };
+    let mut name = String::new();
+    template.render(tag, &event, &mut name);
+    name
+}
+
+/// Reports a template that takes something from records, if no example record has any of it. `key` is that of the
+/// template.
+fn warn_of_unfilled(
+    key: &'static str,
+    template: &Template,
+    options: &Options,
+    report: &mut Report<'_>,
+) {
+    if template.constant_within_a_second() {
+        return;
+    }
+    let template = template.timeless();
+    let events = example_events(&template, options);
+    let is_unfilled = |(tag, body): &(String, Vec<u8>)| {
+        render(&template, tag, body) == render(&template, tag, NO_RECORD)
+    };
+    if !events.is_empty() && events.iter().all(is_unfilled) {
+        let from = match options.record {
+            Some(_) => "the record given",
+            None => "the records in the spool",
+        };
+        report.warn(
+            key,
+            format!(
+                "{from} {} nothing that it takes from records: all of them get its defaults",
+                match options.record {
+                    Some(_) => "has",
+                    None => "have",
+                }
+            ),
+            "check the spelling of its placeholders, and where filters put those keys",
+        );
+    }
 }
 
 /// Returns a JSON value as msgpack.

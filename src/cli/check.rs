@@ -22,10 +22,10 @@ pub(super) struct Args {
     #[arg(long)]
     put: bool,
     /// A tag to check delivery_stream or path with, if they depend on it; may be given several times.
-    /// By default the tag in Match if it has no wildcard, or those of the chunks in the spool
+    /// By default the tag in Match if it has no wildcard, or those of the chunks in the spool and of the inputs
     #[arg(long)]
     tag: Vec<String>,
-    /// An example of a record, if delivery_stream or path depend on it
+    /// An example of a record, if delivery_stream or path depend on it. By default those in the spool
     #[arg(long, value_name = "JSON", value_parser = object)]
     record: Option<Value>,
     /// The expected bytes of lines per second, such as 2M: prints how large objects get and what their requests cost
@@ -117,6 +117,7 @@ pub(super) fn run(args: &Args) -> Done {
             rate,
             folders: args.folders,
         }),
+        samples: Vec::new(),
     };
     let (mut rows, mut printed, mut untried) = (Vec::new(), Ok(()), Vec::new());
     let passed = check::run(&configuration, &options, &mut |finding| {

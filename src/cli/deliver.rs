@@ -59,7 +59,8 @@ pub(super) fn run(args: &Args) -> Done {
     let configuration = host::read(&args.config, |name| name == "ferry")?;
     let (output, config) = choose(&configuration.outputs, &args.config, args.output.as_deref())?;
     let disk = look(&args.dir)?;
-    let before = waiting(&disk, SURVEY_BYTES)?;
+    // What cannot be read is named, with its remedy, by the start.
+    let before = waiting(&disk, SURVEY_BYTES).unwrap_or_default();
     drop(disk);
     let dir = std::path::absolute(&args.dir)?;
     let limit = config.spool.as_ref().map_or(0, |spool| spool.limit);

@@ -18,6 +18,7 @@ use ferry::codec::time::{TimeFormat, now, write_iso8601};
 use ferry::config::{Blob, Config, Destination};
 use ferry::ids::EventSet;
 use ferry::ids::Time;
+use ferry::log::span;
 use ferry::spool::disk::{Disk, LocalDisk, says_remedy};
 use ferry::spool::handles::Handles;
 use ferry::spool::scan::{
@@ -641,16 +642,6 @@ fn target(of: &Configured, tag: &[u8], time: Time) -> Option<String> {
             parts.join("/")
         }
     })
-}
-
-/// Formats a time span.
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
-    }
 }
 
 fn inspect(report: &Report, survey: &Survey, out: &mut dyn Write) -> io::Result<()> {

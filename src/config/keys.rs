@@ -510,7 +510,7 @@ keys! {
         .not_replayed()
         .doc("send only these top-level keys")
         .default("all")
-        .example("level,msg");
+        .example("level,message");
 
     TIME_KEY: Text = key("time_key", Section::Content, Text("key"))
         .aliases(&["date_key"])
