@@ -20,6 +20,7 @@ use crate::buffers::{self, Payload};
 use crate::compress::Compression;
 
 pub mod json_lines;
+pub mod parquet;
 
 /// The most bytes of rows in a block. Larger blocks hardly compress better, smaller ones do worse: gzip looks back
 /// 32 KiB, and each member costs 18 bytes.
