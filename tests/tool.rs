@@ -18,6 +18,7 @@ fn text(bytes: &[u8]) -> String {
 /// The manual pages.
 const PAGES: &[&str] = &[
     "ferry-check.1",
+    "ferry-columns.1",
     "ferry-completions.1",
     "ferry-cost.1",
     "ferry-man.1",

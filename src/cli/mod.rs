@@ -12,6 +12,7 @@ use serde::Serialize;
 
 mod check;
 mod chosen;
+mod columns;
 mod cost;
 mod deliver;
 mod letters;
@@ -41,6 +42,7 @@ read. Each command's --help has the details.";
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
+    Columns(columns::Args),
     Cost(cost::Args),
     Migrate(migrate::Args),
     Spool(spool::Args),
@@ -80,6 +82,7 @@ impl From<io::Error> for Failure {
 pub(crate) fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Columns(args) => columns::run(&args),
         Command::Cost(args) => cost::run(&args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Spool(args) => spool::run(&args),

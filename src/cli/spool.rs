@@ -125,6 +125,18 @@ pub(super) fn run(args: &Args) -> Done {
     Ok(intact)
 }
 
+/// Writes all events of a spool as lines of JSON.
+pub(super) fn export_all(dir: &Path, out: &mut dyn Write) -> Done {
+    let command = Command::Export {
+        dir: dir.to_owned(),
+        choice: Choice {
+            all: true,
+            ..Choice::default()
+        },
+    };
+    execute(&command, out, &mut io::stderr().lock())
+}
+
 /// Runs a command. Returns whether nothing is damaged.
 fn execute(command: &Command, out: &mut dyn Write, errors: &mut dyn Write) -> Done {
     match command {

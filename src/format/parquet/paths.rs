@@ -50,6 +50,12 @@ impl Path {
         (1..=16).contains(&keys.len()).then_some(Path(keys))
     }
 
+    /// The path of these keys. `None`: there are none, or more than 16, or one is empty.
+    pub fn of_keys(keys: &[String]) -> Option<Path> {
+        let valid = (1..=16).contains(&keys.len()) && keys.iter().all(|key| !key.is_empty());
+        valid.then(|| Path(keys.to_vec()))
+    }
+
     /// Returns its keys.
     pub fn keys(&self) -> &[String] {
         &self.0
