@@ -66,6 +66,7 @@ use crate::metrics::{self, Record};
 use crate::sink::{Class, Fault};
 use crate::spool::{
     Content, Durability, Events, History, Note, Pending, Seq, Spool, Stored, Unreadable, Work,
+    merge,
 };
 
 /// The number of chunks waiting for a retry above which no new ones are read (few in tests, so that one reaches it).
@@ -90,6 +91,8 @@ const REBUILT_SHARE: usize = 16;
 const REBUILT_PATIENCE: Duration = Duration::from_secs(5);
 /// The number of failures with which the waits of objects to be rebuilt begin: other work continues meanwhile.
 const REBUILT_FAILURES: u32 = 3;
+/// The time after which a request without an answer is certainly over, at the store as well.
+const OVER_AFTER: Duration = Duration::from_secs(60);
 /// The maximum number of objects that the store is asked about at once.
 const MAX_LOOKING: usize = 4;
 /// The maximum number of events in a probe: enough to see whether the target accepts them.
@@ -164,6 +167,10 @@ struct PendingObject {
     unreadable: bool,
     /// Some of its events are in a file that is missing and may come back.
     is_partly_away: bool,
+    /// When a request for it was last without a certain answer.
+    uncertain: Instant,
+    /// The events in it, if it was sent in this run: for their chunks they are settled.
+    events: Vec<(Seq, Vec<Range<u32>>)>,
 }
 
 impl PendingObject {
@@ -243,6 +250,10 @@ struct InFlightObject {
     tries: u32,
     /// Whether it may have been stored before.
     may_exist: bool,
+    /// When a request for it was last without a certain answer.
+    uncertain: Instant,
+    /// Whether the last request certainly did not store it.
+    is_refused: bool,
 }
 
 impl InFlightObject {
@@ -555,6 +566,8 @@ impl Feed {
                 failures: 0,
                 unreadable: false,
                 is_partly_away,
+                uncertain: Instant::now(),
+                events: Vec::new(),
             });
         }
     }
@@ -616,6 +629,7 @@ impl Feed {
                 self.check_letter_room(now).await;
             }
             self.quarantine_if_blocking(now).await;
+            self.unpin(now);
             if self.absent_until <= now || stopping {
                 self.absent_until = now + ABSENT_CHECK_INTERVAL;
                 self.retry_absent(now);
@@ -2093,6 +2107,9 @@ impl Feed {
     /// Releases an object that was certainly never stored, because its target is unavailable: its name is given up, and
     /// its events wait for other objects. Only an object that may be stored has to be sent under its name again.
     fn release(&mut self, batch: u64, target: Arc<str>) {
+        if let Some(sending) = self.sending.get_mut(&batch) {
+            sending.is_refused = true;
+        }
         let is_known = |sending: &InFlightObject| !sending.may_exist;
         if !self.sending.get(&batch).is_some_and(is_known) || self.senders.has_one_target() {
             return;
@@ -2206,6 +2223,9 @@ impl Feed {
                 };
                 sending.tries += 1;
                 sending.may_exist = true;
+                if !std::mem::take(&mut sending.is_refused) {
+                    sending.uncertain = Instant::now();
+                }
                 let wait = backoff(Class::Transient, sending.tries, &mut StdRng::from_os_rng());
                 let unavailable = self.senders.admits(&sending.target) != Admits::All;
                 let several = !self.senders.has_one_target();
@@ -2247,10 +2267,17 @@ impl Feed {
     /// Postpones an object whose target is unavailable: its memory is released, and it is rebuilt later from the same
     /// events and under its name, because it may be stored.
     fn postpone_object(&mut self, batch: u64) {
-        let Some(sending) = self.sending.remove(&batch) else {
+        let Some(mut sending) = self.sending.remove(&batch) else {
             return;
         };
         self.sending_bytes -= sending.bytes();
+        let mut events: BTreeMap<Seq, Vec<Range<u32>>> =
+            std::mem::take(&mut sending.events).into_iter().collect();
+        for (chunk, held, _) in sending.guards.iter().filter_map(AckGuard::of_chunk) {
+            let mut held = held.to_vec();
+            held.sort_unstable();
+            merge(events.entry(chunk).or_default(), &ranges(&held));
+        }
         let pending = Pending {
             batch,
             name: sending.name.to_string(),
@@ -2272,6 +2299,8 @@ impl Feed {
             failures: sending.tries.saturating_sub(1),
             unreadable: false,
             is_partly_away: false,
+            uncertain: sending.uncertain,
+            events: events.into_iter().collect(),
         };
         // Its target's probes have waits of their own.
         if sending.rebuilt.is_some() {
@@ -2280,8 +2309,35 @@ impl Feed {
         self.begun.push_back(postponed);
     }
 
-    /// Asks the store whether it has an object of which events are in a missing file. With fewer events it must not be put
-    /// under its name: what the file has would be settled as well. If the store does not have it, its name is given up.
+    /// Asks the store about an object that it may have, and whose folder is unavailable, if that keeps a half-full spool from
+    /// removing segments: events of a started object cannot be relocated. Either it is done, or its name is given up.
+    fn unpin(&mut self, now: Instant) {
+        if self.begun.is_empty()
+            || self.looking.len() >= MAX_LOOKING
+            || !self.spool.usage().is_half_full()
+        {
+            return;
+        }
+        let Some((oldest, _)) = self.spool.peek(None) else {
+            return;
+        };
+        let pins = |begun: &PendingObject| {
+            let admits = |target| self.senders.admits(target) == Admits::All;
+            begun.due <= now
+                && begun.uncertain + OVER_AFTER <= now
+                && begun.events.iter().any(|(chunk, _)| *chunk == oldest)
+                && !begun.target.as_deref().is_none_or(admits)
+        };
+        let pinning = self.begun.iter().position(pins);
+        if let Some(begun) = pinning.and_then(|at| self.begun.remove(at)) {
+            self.look_up(begun);
+        }
+    }
+
+    /// Asks the store whether it has an object. If it does not, the object's name is given up.
+    ///
+    /// If events of it are in a missing file, it must not be put under its name with fewer events: what the file has would be
+    /// settled as well.
     fn look_up(&mut self, begun: PendingObject) {
         let (context, intake) = (Arc::clone(&self.context), Arc::clone(&self.intake));
         self.looking.spawn(async move {
@@ -2308,33 +2364,46 @@ impl Feed {
             // With all of its events, wherever they are now.
             Ok(true) => self.note_object_ended(begun.pending.batch, None, begun.guards),
             Ok(false) => {
-                // The targets are known again once they are encoded.
-                let unknown: Arc<str> = "".into();
+                // If it was not sent in this run, the target is known again once the events are encoded.
+                let target = begun.target.unwrap_or_else(|| "".into());
+                let sent = !begun.events.is_empty();
+                for (chunk, events) in &begun.events {
+                    self.deferred.add(&target, *chunk, events);
+                }
                 for guard in begun.guards {
                     let chunk = guard.of_chunk().map(|(chunk, ..)| chunk);
                     let mut contents = begun.pending.contents.iter();
                     let content = contents.find(|content| Some(content.chunk) == chunk);
-                    // A chunk that is in it as a whole is read again because its guard is dropped.
-                    if let Some(Content {
-                        chunk,
-                        events: Events::Runs(runs),
-                    }) = content
-                    {
-                        self.deferred.add(&unknown, *chunk, runs);
-                        guard.keep();
+                    match content.map(|content| (content.chunk, &content.events)) {
+                        _ if sent => guard.keep(),
+                        Some((chunk, Events::Runs(runs))) => {
+                            self.deferred.add(&target, chunk, runs);
+                            guard.keep();
+                        }
+                        // A chunk that is in it as a whole is read again because its guard is dropped.
+                        _ => drop(guard),
                     }
                 }
             }
             Err(fault) => {
                 let name = &begun.pending.name;
+                let what = match begun.is_partly_away {
+                    true => {
+                        "was in flight when the last run ended, some of its records are in a file that is missing from the \
+                         spool, and its other records wait until the store answers or the file is back at a start"
+                    }
+                    false => {
+                        "may be stored, its folder is unavailable, and its records keep the spool from removing what is \
+                         delivered"
+                    }
+                };
                 self.context.log.trouble_with(
                     Level::Warn,
-                    "partly_away",
+                    "looked_up",
                     name,
                     &format!(
-                        "object '{name}' was in flight when the last run ended, some of its records are in a file that is \
-                         missing from the spool, and it is not known whether the store has it ({fault}): its other records \
-                         wait until the store answers or the file is back at a start"
+                        "object '{name}' {what}: whether the store has it cannot be asked ({fault}; this needs the right to \
+                         read)"
                     ),
                 );
                 begun.failed();
@@ -2423,6 +2492,8 @@ impl Feed {
             why: object.why,
             tries: 0,
             may_exist: false,
+            uncertain: Instant::now(),
+            is_refused: false,
         };
         self.sending_bytes += sending.bytes();
         let target = Arc::clone(&sending.target);
@@ -2561,6 +2632,7 @@ impl Feed {
             format,
             guards,
             failures,
+            uncertain,
             ..
         } = begun;
         self.cutter.count_skipped(skipped);
@@ -2592,6 +2664,8 @@ impl Feed {
             why: metrics::Sealed::Stop,
             tries: failures,
             may_exist: true,
+            uncertain,
+            is_refused: false,
         };
         self.sending_bytes += sending.bytes();
         self.sending.insert(batch, sending);

@@ -95,8 +95,9 @@
 //! - The manifest also holds a *checkpoint*: the delivery state when the newest segment began, which is what all notes before
 //!   that amount to: the finished chunks as ranges, the settled events of others, the pending batches, and where relocated
 //!   chunks are. It follows the entries, with a checksum of its own. Versions that do not know it ignore it, and write
-//!   manifests without one. It is left out above 1 MiB, on a disk that is too full for it, and while notes are not known
-//!   since a segment was missing when they were read.
+//!   manifests without one. Above 1 MiB, and while notes are not known (a segment was missing when they were read, or they could
+//!   not be read yet), none is made, and an older one stays: it is the state when the segment that it names began. On a disk that
+//!   is too full for it, it is left out.
 //! - A manifest is ignored if it is torn, belongs to another spool, or is older than a segment written by an earlier version
 //!   of Ferry, which does not know manifests.
 //!
@@ -143,7 +144,7 @@
 //!
 //! - *First the delivery state:* the checkpoint and the notes of the newest segment. What relocated chunks settled counts only if
 //!   they are whole, so those in the checkpoint of which an origin may exist are read and verified. If one is damaged, or there
-//!   is no checkpoint, the notes of all segments are read. Nothing is delivered before.
+//!   is no checkpoint, the notes of all segments are read; with an older checkpoint, those since then. Nothing is delivered before.
 //! - *Then segment after segment,* oldest first: damage is found and copied to `quarantine/`, and the unfinished chunks come into
 //!   the *index*, in memory. It follows the reader: a segment is read when fewer than 50,000 chunks wait for the reader. What
 //!   lies beyond this *frontier* is not visible, and has only a count for each segment. That goes for closed segments that

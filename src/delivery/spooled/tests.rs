@@ -103,7 +103,7 @@ impl Sink for Store {
 }
 
 /// The time anything may take before a test gives up, on a machine with much else to do.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(180);
 const MANY: usize = Semaphore::MAX_PERMITS / 2;
 
 /// Two lines a request.

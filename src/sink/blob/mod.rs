@@ -369,10 +369,18 @@ impl BlobSink {
             let Some(found) = self.head(store, &path).await? else {
                 return Ok(false);
             };
-            // One without a token can only be ours: the name is unique.
-            let found = found.attributes.get(&Attribute::Metadata(TOKEN.into()));
-            if found.is_none_or(|found| found.as_ref() == token) {
-                return Ok(true);
+            match found.attributes.get(&Attribute::Metadata(TOKEN.into())) {
+                Some(found) if found.as_ref() == token => return Ok(true),
+                Some(_) => {}
+                // A file with a unique name is ours.
+                None if matches!(store.kind, Kind::File(_)) => return Ok(true),
+                // Not even that it is an object is certain: a gateway may answer anything with a page of its own.
+                None => {
+                    let message = format!("'{path}' has no metadata '{TOKEN}'");
+                    let failure =
+                        Failure::new(Fate::Retry, Class::Configuration, "no_token", message);
+                    return Err(failure);
+                }
             }
         }
         Ok(false)

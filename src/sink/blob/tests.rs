@@ -344,6 +344,19 @@ async fn every_turn_of_a_put_has_its_outcome() {
             "ambiguous Configuration AuthorizationPermissionMismatch: Forbidden; 'a/x.json' exists, and must be read",
             &[PUT, HEAD],
         ),
+        // The next put decides.
+        story(
+            "a redirect instead of a look",
+            vec![taken(), answer(301, &[("Location", "/login")], "")],
+            "ambiguous Configuration HTTP 301",
+            &[PUT, HEAD],
+        ),
+        story(
+            "a look that somebody else refuses",
+            vec![taken(), answer(400, &[], "")],
+            "ambiguous Configuration HTTP 400",
+            &[PUT, HEAD],
+        ),
         story(
             "busy",
             vec![error(503, "ServerBusy")],
@@ -452,6 +465,50 @@ async fn every_turn_of_a_put_has_its_outcome() {
             assert!(put.contains(header), "{header:?} in {put}");
         }
     }
+}
+
+#[tokio::test]
+async fn whether_an_object_exists_is_told_by_its_token_or_not_at_all() {
+    let cases = [
+        ("there", vec![object(9, Some("t"))], "true"),
+        ("not there", vec![absent()], "false"),
+        (
+            "under another name",
+            vec![object(9, Some("another")), object(9, Some("t"))],
+            "true",
+        ),
+        (
+            "another's",
+            vec![object(9, Some("another")), absent()],
+            "false",
+        ),
+        ("a page", vec![object(9, None)], "no_token: 'a/x.json' has"),
+        (
+            "not allowed",
+            vec![answer(403, &[], "")],
+            "HTTP 403: Forbidden",
+        ),
+        (
+            "a redirect",
+            vec![answer(302, &[("Location", "/login")], "")],
+            "HTTP 302",
+        ),
+        ("cut", vec![Reply::Cut], "interrupted"),
+    ];
+    for (name, script, expected) in cases {
+        let server = Loopback::start(script);
+        let sink = sink(azure(server.url(), false, well_known()), &Ear::default()).unwrap();
+        let exists = match sink.exists("a/x.json", "t").await {
+            Ok(exists) => exists.to_string(),
+            Err(fault) => fault.to_string(),
+        };
+        assert!(exists.starts_with(expected), "{name}: {exists}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let sink = sink(config::Store::File(folder.path().into()), &Ear::default()).unwrap();
+    assert_eq!(sink.exists("x.json", "t").await, Ok(false));
+    assert_eq!(put(&sink, "x.json", BODY).await, Outcome::Delivered);
+    assert_eq!(sink.exists("x.json", "t").await, Ok(true));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What one target may hold of the spool.
 
-use super::targets::{Destination, Trouble, WIDE, events, in_time, many, stop_in_time};
+use super::targets::{Destination, Trouble, WIDE, events, in_steps, in_time, many, stop_in_time};
 use super::*;
 use crate::sink::outcome::Class;
 
@@ -198,11 +198,16 @@ async fn each_unavailable_target_is_said_every_minute_and_its_recovery_once() {
         let verdict = flush(&bench, name, many(name, name, count)).await;
         assert_eq!(verdict, Verdict::Ok);
     }
-    in_time("all to wait", || {
+    // Before the first minute is over, however busy the machine is.
+    until("a refusal of each", || {
+        bad.iter().all(|name| destination.asked_for(name) > 0)
+    })
+    .await;
+    in_steps(&bench, "all to wait", || {
         waiting(&bench, "ferry_target_waiting_records", "bad-29") == Some(30.0)
     })
     .await;
-    in_time("all to be unavailable", || {
+    in_steps(&bench, "all to be unavailable", || {
         figure(&bench, "ferry_targets_unavailable") == 30.0
     })
     .await;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::targets::in_time;
+use super::targets::{in_steps, in_time};
 use super::*;
 use crate::delivery::policy::pace::SMALL_REQUEST;
 use crate::sink::outcome::Class;
@@ -129,7 +129,7 @@ async fn a_stream_that_throttles_is_sent_small_requests_that_are_spaced_by_their
     let streams = Streams::follow(&[THROTTLING]);
     let bench = start(dir.path(), &streams, FIREHOSE);
     keep(&bench, b"app", 500).await;
-    in_time("all of it", || streams.accepted(true) == 50_000).await;
+    in_steps(&bench, "all of it", || streams.accepted(true) == 50_000).await;
     let seen = streams.seen(true);
     assert_eq!(seen[0].bytes, 50_000, "there is no limit before");
     let seen = &seen[8..];
@@ -186,7 +186,7 @@ async fn after_an_outage_a_stream_starts_small() {
     let before = streams.seen(true).len();
     *streams.script.lock().unwrap() = vec![Reply::Fail; 8].into();
     keep(&bench, b"app", 500).await;
-    in_time("all of it", || streams.accepted(true) == 60_000).await;
+    in_steps(&bench, "all of it", || streams.accepted(true) == 60_000).await;
     let seen = &streams.seen(true)[before..];
     assert_eq!(seen[4].bytes, 50_000, "the circuit is closed");
     let after = &seen[5..];

@@ -153,10 +153,12 @@ impl Sink for Destination {
         _token: &'a str,
     ) -> BoxFuture<'a, Result<bool, Arc<Fault>>> {
         let target = name.split('/').next().unwrap_or_default();
-        let answers = !self.trouble.borrow().contains_key(target);
-        let exists = match answers {
-            true => Ok(self.there.lock().unwrap().contains_key(name)),
-            false => Err(self.fault(Class::Transient)),
+        let trouble = self.trouble.borrow().get(target).copied();
+        let exists = match trouble {
+            None | Some(Trouble::Refuses(Class::Configuration)) => {
+                Ok(self.there.lock().unwrap().contains_key(name))
+            }
+            Some(_) => Err(self.fault(Class::Transient)),
         };
         Box::pin(std::future::ready(exists))
     }
@@ -282,6 +284,22 @@ pub(super) async fn in_time(what: &str, is_so: impl Fn() -> bool) {
         }
         // Real time, for other threads.
         std::thread::sleep(Duration::from_millis(1));
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+}
+
+/// The same for tests that measure the clock: it does not pass while the spool's thread works.
+pub(super) async fn in_steps(bench: &Bench, what: &str, is_so: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "timed out waiting for {what}");
+        // A request is noted, sent, and noted again.
+        for _ in 0..4 {
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+            bench.spool.wait_until_idle();
+        }
         tokio::time::advance(Duration::from_millis(100)).await;
     }
 }
@@ -810,6 +828,42 @@ async fn a_folder_that_throttles_fails_or_hangs_delays_no_other() {
         destination.set_trouble("bad", None);
         in_time("the others", || destination.events().len() == 30 * 701).await;
         in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+        assert!(destination.events().values().all(|times| *times == 1));
+        stop_in_time(bench).await;
+    }
+}
+
+/// An object that may be stored cannot be relocated: whether it is has to be asked.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_may_be_stored_in_a_refused_folder_does_not_fill_the_spool() {
+    for trouble in [Trouble::Loses, Trouble::Hangs] {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = Destination::new(OBJECT);
+        destination.set_trouble("bad", Some(trouble));
+        let more = [
+            ("spool_limit", "16M"),
+            ("concurrency", "4"),
+            ("blob_max_age", "2s"),
+        ];
+        let bench = start(dir.path(), &destination, &[BLOB, &FOLDERS, &more].concat());
+        keep(&bench, many("bad", "bad", 100)).await;
+        in_time("an answer that is lost", || {
+            destination.asked_for("bad") >= 2
+        })
+        .await;
+        destination.set_trouble("bad", Some(Trouble::Refuses(Class::Configuration)));
+        in_time("a refusal", || bench.logged("folder 'bad' is unavailable")).await;
+        // Twice what the spool holds, and longer than any request lasts.
+        for n in 0..40 {
+            keep(&bench, many("good", &format!("good-{n}"), 1_000)).await;
+            in_time("the good object", || {
+                destination.taken_for("good") == 1_000 * (n + 1)
+            })
+            .await;
+        }
+        destination.set_trouble("bad", None);
+        in_time("an empty spool", || bench.spool.usage().unfinished == 0).await;
+        assert_eq!(destination.arrived("bad"), 100);
         assert!(destination.events().values().all(|times| *times == 1));
         stop_in_time(bench).await;
     }
