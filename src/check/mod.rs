@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::codec::msgpack::Event;
 use crate::codec::template::Template;
-use crate::config::{Blob, Config, Destination};
+use crate::config::{Config, Destination};
 
 mod aws;
 mod blob;
@@ -241,9 +241,7 @@ async fn check(
             folder,
             ..
         } => {
-            let written = Blob::folder_as_written(output);
-            let folder = written.as_ref().unwrap_or(folder);
-            blob::check(&config, blob, prefix, folder, options, report).await;
+            blob::check(&config, blob, prefix, &folder.timeless(), options, report).await;
         }
     }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::reader::Reader;
 use super::value::{shown, without_secrets};
-use super::{Aws, Azure, Destination, ObjectBounds, Place, Properties, keys, open_objects};
-use crate::codec::template::Template;
+use super::{Aws, Azure, Destination, ObjectBounds, Place, keys, open_objects};
+use crate::codec::template::{OBJECT_NAME, Rules};
 use crate::compress::Compression;
 
 /// A blob store.
@@ -33,6 +33,17 @@ pub enum Store {
 }
 
 impl Store {
+    /// Returns the most bytes between two slashes of a name.
+    fn longest_segment(&self) -> usize {
+        match self {
+            // Of a file's name on Linux.
+            Store::File(_) => 255,
+            // In characters: https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+            Store::Azure(_) => 254,
+            Store::S3 { .. } | Store::Gcs { .. } => LONGEST_NAME,
+        }
+    }
+
     pub(super) fn place(&self) -> Place {
         match self {
             Store::File(_) => Place::File,
@@ -68,17 +79,11 @@ pub struct Blob {
     pub ca_pem: Option<Vec<u8>>,
 }
 
+/// The most bytes of an object's name in S3, Google Cloud Storage, and (as characters) Azure.
+const LONGEST_NAME: usize = 1_024;
+
 /// The default of `path`.
 const PATH: &str = "{tag}/%Y/%m/%d/%H";
-
-impl Blob {
-    /// Returns the template of an object's folder with its time specifiers as literals, for display. `None` where
-    /// `path` is invalid.
-    pub fn folder_as_written(properties: &dyn Properties) -> Option<Template> {
-        let path = keys::PATH.names().find_map(|name| properties.get(name));
-        Template::parse(path.as_deref().unwrap_or(PATH).trim(), false).ok()
-    }
-}
 
 impl Reader<'_> {
     pub(super) fn blob(
@@ -87,10 +92,11 @@ impl Reader<'_> {
         compression: Compression,
         raw: bool,
         memory_limit: usize,
+        names: Rules,
     ) -> Option<Destination> {
         let raw = raw && !self.lines_are_records();
         let path = self.text(&keys::PATH).unwrap_or_else(|| PATH.to_owned());
-        let folder = self.template(&keys::PATH, &path);
+        let folder = self.template(&keys::PATH, &path, names);
         // Lowering `memory_limit` alone makes objects smaller, rather than being refused.
         let default = open_objects(memory_limit).min(keys::BLOB_MAX_SIZE.value.default);
         let object = ObjectBounds {
@@ -103,6 +109,8 @@ impl Reader<'_> {
             None => self.refuse_foreign(None, "a blob store"),
         }
         let (store, prefix) = store?;
+        let longest = LONGEST_NAME.saturating_sub(prefix.len() + OBJECT_NAME);
+        let folder = folder?.with_lengths(longest, store.longest_segment());
         Some(Destination::Blob {
             blob: Blob {
                 store,
@@ -115,7 +123,7 @@ impl Reader<'_> {
                 ca_pem,
             },
             prefix,
-            folder: folder?,
+            folder,
             object,
             extension: format!(
                 "{}{}",

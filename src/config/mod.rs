@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::codec::json::Options;
-use crate::codec::template::Template;
-use crate::codec::time::{Strftime, TimeFormat};
+use crate::codec::template::{Rules, Template};
+use crate::codec::time::{Strftime, TimeFormat, Zone};
 use crate::compress::Compression;
 use crate::log::size;
 use keys::Key;
@@ -23,7 +23,9 @@ pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, 
 pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
 pub(crate) use firehose::MissingWord;
-pub use firehose::{Aggregation, Firehose, MissingAction, MissingTarget, sanitize_stream_name};
+pub use firehose::{
+    Aggregation, Firehose, MissingAction, MissingTarget, sanitize_stream_name, stream_name,
+};
 #[cfg(feature = "check")]
 pub(crate) use value::parse_size;
 pub use value::{CaError, Secret, SecretSource, check_ca};
@@ -279,15 +281,24 @@ impl Reader<'_> {
         self.choice(&keys::BLOB_TYPE);
 
         let memory_limit = self.size(&keys::MEMORY_LIMIT);
-        let encode = self.encode();
+        let zone = self.time_zone();
+        let encode = self.encode(&zone);
+        let names = Rules {
+            tag_delimiters: self.tag_delimiters(),
+            zone,
+            keys: encode.key_form(),
+            ..Rules::default()
+        };
         let ca_pem = self.ca();
         let kind = self.kind();
         let compression = self.compression(kind);
         let destination = match kind {
-            Some(DestinationKind::Firehose) => self.firehose(ca_pem).map(Destination::Firehose),
+            Some(DestinationKind::Firehose) => {
+                self.firehose(ca_pem, names).map(Destination::Firehose)
+            }
             Some(DestinationKind::Blob) => {
                 let raw = encode.log_key.is_some();
-                self.blob(ca_pem, compression, raw, memory_limit)
+                self.blob(ca_pem, compression, raw, memory_limit, names)
             }
             None => None,
         };
@@ -335,7 +346,34 @@ impl Reader<'_> {
         })
     }
 
-    fn encode(&mut self) -> Options {
+    fn time_zone(&mut self) -> Zone {
+        let Some(name) = self.text(&keys::TIME_ZONE) else {
+            return Zone::default();
+        };
+        Zone::named(&name).unwrap_or_else(|| {
+            let message = format!(
+                "{} is not a time zone: use an IANA name such as Asia/Seoul, Europe/Berlin or UTC",
+                shown(&name)
+            );
+            self.problem(&keys::TIME_ZONE, message);
+            Zone::default()
+        })
+    }
+
+    fn tag_delimiters(&mut self) -> String {
+        let delimiters = self.text(&keys::TAG_DELIMITERS);
+        let delimiters = delimiters.unwrap_or_else(|| ".".to_owned());
+        if !delimiters.bytes().all(|byte| byte.is_ascii_punctuation()) {
+            let message = format!(
+                "{} has characters that are not ASCII punctuation: write those that separate the parts of a tag, such as .-",
+                shown(&delimiters)
+            );
+            self.problem(&keys::TAG_DELIMITERS, message);
+        }
+        delimiters
+    }
+
+    fn encode(&mut self, zone: &Zone) -> Options {
         let time_key = self.text(&keys::TIME_KEY);
         let format = self.text(&keys::TIME_KEY_FORMAT);
         if format.is_some() && time_key.is_none() {
@@ -349,7 +387,7 @@ impl Reader<'_> {
             Some("epoch") => TimeFormat::Epoch,
             Some("epoch_ms") => TimeFormat::EpochMs,
             Some(format) => match Strftime::parse(format) {
-                Ok(format) => TimeFormat::Strftime(format),
+                Ok(format) => TimeFormat::Strftime(format.in_zone(zone.clone())),
                 Err(message) => {
                     self.problem(
                         &keys::TIME_KEY_FORMAT,
@@ -374,6 +412,7 @@ impl Reader<'_> {
             tag_key: self.text(&keys::TAG_KEY),
             metadata_key: self.text(&keys::METADATA_KEY),
             replace_dots: self.text(&keys::REPLACE_DOTS),
+            lowercase_keys: self.flag(&keys::LOWERCASE_KEYS) == Some(true),
         };
         if options.log_key.is_some() {
             let others: [(&'static Key, bool); 4] = [

@@ -15,7 +15,7 @@ use super::value::{
     FLAGS, holds_secrets, is_full_url, parse_size, parse_time, shown, without_secrets,
 };
 use super::{DestinationKind, Place, Problem, Properties, Secret, SecretSource};
-use crate::codec::template::Template;
+use crate::codec::template::{Rules, Template};
 
 /// A reader of the keys in the table, under any of their names, which collects problems.
 pub(super) struct Reader<'p> {
@@ -344,8 +344,13 @@ impl<'p> Reader<'p> {
         Some(value)
     }
 
-    pub(super) fn template(&mut self, key: &'static Key<Name>, text: &str) -> Option<Template> {
-        Template::parse(text, key.value.with_time)
+    pub(super) fn template(
+        &mut self,
+        key: &'static Key<Name>,
+        text: &str,
+        rules: Rules,
+    ) -> Option<Template> {
+        Template::parse_with(text, key.value.with_time, rules)
             .map_err(|error| self.problem(key, error.to_string()))
             .ok()
     }

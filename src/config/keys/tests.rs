@@ -211,7 +211,7 @@ fn an_alias_means_what_its_key_means_and_contradicts_it_only_once() {
             );
         }
     }
-    assert_eq!(aliases, 7);
+    assert_eq!(aliases, 8);
 }
 
 #[test]
