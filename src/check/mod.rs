@@ -25,6 +25,7 @@ mod firehose;
 pub mod host;
 pub mod migrate;
 mod net;
+mod samples;
 mod tags;
 
 use host::{Configuration, Output};
@@ -93,6 +94,8 @@ pub struct Options {
     pub tags: Vec<String>,
     /// An example record for templates.
     pub record: Option<Value>,
+    /// All example records.
+    pub samples: Vec<Value>,
     /// The expected load, for the size and cost of objects.
     pub load: Option<cost::Load>,
 }
@@ -104,6 +107,7 @@ impl Default for Options {
             timeout: Duration::from_secs(10),
             tags: Vec::new(),
             record: None,
+            samples: Vec::new(),
             load: None,
         }
     }
@@ -227,6 +231,7 @@ async fn check(
         ..options.clone()
     };
     let options = &found;
+    samples::check(&config, &options.samples, report);
     disk::check(&config, folders, options, report).await;
     if let Some(load) = options.load {
         cost::check(&config, load, report);

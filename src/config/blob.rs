@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::reader::Reader;
-use super::value::{shown, without_secrets};
+use super::value::{looks_like_a_secret, names_a_user, shown, shown_url};
 use super::{Aws, Azure, Destination, ObjectBounds, Place, keys, open_objects};
 use crate::codec::template::{OBJECT_NAME, Rules};
 use crate::compress::Compression;
@@ -151,6 +151,14 @@ impl Reader<'_> {
         };
         if scheme == "file" {
             let path = Path::new(rest);
+            if rest.contains('?') && looks_like_a_secret(rest) {
+                let message = format!(
+                    "{} contains a query: secrets have keys of their own",
+                    shown(&url)
+                );
+                self.problem(&keys::URL, message);
+                return None;
+            }
             if rest.is_empty() {
                 self.problem(&keys::URL, bad_url(&url));
                 return None;
@@ -160,10 +168,10 @@ impl Reader<'_> {
             return Some((store, String::new()));
         }
         let (root, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if rest.contains('?') {
+        if rest.contains(['?', '#']) || names_a_user(rest) {
             let message = format!(
-                "'{}' contains a query: secrets have keys of their own, such as sas_token",
-                without_secrets(&url)
+                "{} contains a query or a user: secrets have keys of their own, such as sas_token",
+                shown_url(&url)
             );
             self.problem(&keys::URL, message);
             return None;
@@ -205,8 +213,8 @@ impl Reader<'_> {
 }
 
 fn bad_url(url: &str) -> String {
-    let url = without_secrets(url);
+    let url = shown_url(url);
     format!(
-        "'{url}' is not supported; use az://container/prefix, s3://bucket/prefix, gs://bucket/prefix or file:///folder"
+        "{url} is not supported; use az://container/prefix, s3://bucket/prefix, gs://bucket/prefix or file:///folder"
     )
 }

@@ -16,7 +16,7 @@ use crate::compress::Compression;
 use crate::log::size;
 use keys::Key;
 use reader::Reader;
-use value::{at, shown};
+use value::{at, is_shown, shown};
 
 pub use aws::Aws;
 pub use azure::{Azure, AzureAuth, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, is_tenant};
@@ -389,6 +389,10 @@ impl Reader<'_> {
             Some(format) => match Strftime::parse(format) {
                 Ok(format) => TimeFormat::Strftime(format.in_zone(zone.clone())),
                 Err(message) => {
+                    let message = match is_shown(format) {
+                        true => message.to_string(),
+                        false => format!("{} is not a time format", shown(format)),
+                    };
                     self.problem(
                         &keys::TIME_KEY_FORMAT,
                         format!("{message}; use strftime, epoch or epoch_ms"),
@@ -446,7 +450,7 @@ impl Reader<'_> {
         let path = self.text(&keys::TLS_CA_FILE)?;
         let pem = self.file(&keys::TLS_CA_FILE, &path)?;
         check_ca(&pem)
-            .map_err(|error| self.problem(&keys::TLS_CA_FILE, format!("'{path}' {error}")))
+            .map_err(|error| self.problem(&keys::TLS_CA_FILE, format!("{} {error}", shown(&path))))
             .ok()?;
         Some(pem)
     }
