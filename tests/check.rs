@@ -434,6 +434,47 @@ fn a_name_made_from_records_needs_an_example() {
 }
 
 #[test]
+fn sample_records_show_keys_that_differ_in_case_and_placeholders_that_none_fills() {
+    let bench = Bench::new();
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    let samples = folder.path().join("samples.ndjson");
+    let lines = "{\"a\":{\"Level\":1,\"level\":2},\"app\":\"x\"}\n\n{\"k8s\":{\"b.c\":\"x\"}}\n";
+    std::fs::write(&samples, lines).unwrap();
+    let samples = samples.to_str().unwrap();
+    for (path, lowercase, warnings) in [
+        (
+            "{record.app}/{record.k8s['b.c']}",
+            "off",
+            &["Level and level"][..],
+        ),
+        ("{record.app}/{record.k8s.b.c}", "on", &[]),
+        (
+            "{record.App}/{$k8s['b']['c']|none}",
+            "off",
+            &["Level and level", "{record.App}", "{$k8s['b']['c']|none}"],
+        ),
+        ("{record.App}/{record.none}", "on", &["{record.none}"]),
+    ] {
+        let keys = [
+            ("url", url.as_str()),
+            ("path", path),
+            ("lowercase_keys", lowercase),
+        ];
+        let run = bench.check(&keys, &["--tag", "x", "--record", samples]);
+        let found: Vec<&str> = run
+            .stdout
+            .lines()
+            .filter(|line| line.starts_with("warn") && line.contains(" record: "))
+            .collect();
+        assert_eq!(found.len(), warnings.len(), "{}", run.stdout);
+        for (line, words) in found.iter().zip(warnings) {
+            assert!(line.contains(words), "{line}");
+        }
+    }
+}
+
+#[test]
 fn a_name_made_from_tags_is_tried_with_the_known_ones() {
     let bench = Bench::new();
     let fake = fake(Options {

@@ -78,7 +78,7 @@ pub(super) async fn check(
     let mut checked = Vec::new();
     for stream in streams
         .iter()
-        .map(|stream| config::sanitize_stream_name(stream))
+        .map(|stream| config::stream_name(stream))
         .chain(fallback)
     {
         if checked.contains(&stream) {

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::codec::msgpack::Event;
 use crate::codec::template::Template;
-use crate::config::{Blob, Config, Destination, Properties as _};
+use crate::config::{Config, Destination, Properties as _};
 
 mod aws;
 pub mod bill;
@@ -26,6 +26,7 @@ mod firehose;
 pub mod host;
 pub mod migrate;
 mod net;
+mod samples;
 mod tags;
 
 use host::{Configuration, Output};
@@ -94,6 +95,8 @@ pub struct Options {
     pub tags: Vec<String>,
     /// An example record for templates.
     pub record: Option<Value>,
+    /// All example records.
+    pub records: Vec<Value>,
     /// The expected load, for the size and cost of objects.
     pub load: Option<cost::Load>,
     /// Events with their tags, whose body is msgpack. Without any example record, those in the spool are used.
@@ -107,6 +110,7 @@ impl Default for Options {
             timeout: Duration::from_secs(10),
             tags: Vec::new(),
             record: None,
+            records: Vec::new(),
             load: None,
             samples: Vec::new(),
         }
@@ -260,6 +264,7 @@ async fn check(
     host::advise(configuration, output, &config, report);
     let found = tags::find(configuration, output, &config, options).await;
     let options = &found;
+    samples::check(&config, &options.records, report);
     disk::check(&config, folders, options, report).await;
     if let Some(load) = options.load {
         cost::check(&config, load, report);
@@ -274,9 +279,7 @@ async fn check(
             folder,
             ..
         } => {
-            let written = Blob::folder_as_written(output);
-            let folder = written.as_ref().unwrap_or(folder);
-            blob::check(&config, blob, prefix, folder, options, report).await;
+            blob::check(&config, blob, prefix, &folder.timeless(), options, report).await;
         }
     }
 }

@@ -25,9 +25,11 @@ pub(super) struct Args {
     /// By default the tag in Match if it has no wildcard, or those of the chunks in the spool and of the inputs
     #[arg(long)]
     tag: Vec<String>,
-    /// An example of a record, if delivery_stream or path depend on it. By default those in the spool
-    #[arg(long, value_name = "JSON", value_parser = object)]
-    record: Option<Value>,
+    /// An example of a record, if delivery_stream or path depend on it: JSON, or a file with a record on each line. Warns of
+    /// keys that differ only in case, and of placeholders that no record fills. May be given several times. By default
+    /// those in the spool
+    #[arg(long, value_name = "JSON|FILE", value_parser = records)]
+    record: Vec<Records>,
     /// The expected bytes of lines per second, such as 2M: prints how large objects get and what their requests cost
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     rate: Option<u64>,
@@ -81,6 +83,29 @@ impl From<Finding> for Row {
     }
 }
 
+/// The sample records of an argument.
+type Records = std::sync::Arc<Vec<Value>>;
+
+/// The most records to read of a file.
+const MAX_RECORDS: usize = 10_000;
+
+fn records(text: &str) -> Result<Records, String> {
+    let file = match text.trim_start().starts_with(['{', '[']) {
+        true => return Ok(vec![object(text)?].into()),
+        false => std::fs::read_to_string(text)
+            .map_err(|error| format!("neither JSON nor a file: {error}"))?,
+    };
+    let lines = file.lines().filter(|line| !line.trim().is_empty());
+    let records: Vec<Value> = lines
+        .take(MAX_RECORDS)
+        .map(object)
+        .collect::<Result<_, _>>()?;
+    match records.is_empty() {
+        true => Err("the file has no records".to_owned()),
+        false => Ok(records.into()),
+    }
+}
+
 fn object(text: &str) -> Result<Value, String> {
     match serde_json::from_str(text) {
         Ok(value @ Value::Object(_)) => Ok(value),
@@ -108,11 +133,16 @@ pub(super) fn run(args: &Args) -> Done {
         let file = args.file.display();
         return Err(format!("{file}: there is no output ferry; {others}").into());
     }
+    let records = args.record.iter();
+    let records: Vec<Value> = records
+        .flat_map(|records| records.iter().cloned())
+        .collect();
     let options = Options {
         put: args.put,
         timeout: args.timeout,
         tags: args.tag.clone(),
-        record: args.record.clone(),
+        record: records.first().cloned(),
+        records,
         load: args.rate.map(|rate| Load {
             rate,
             folders: args.folders,

@@ -23,7 +23,7 @@ use ferry::check::host::{self, Output};
 use ferry::codec::Encoding;
 use ferry::codec::msgpack::{Event, Events, Item};
 use ferry::codec::template::Template;
-use ferry::config::{Config, Destination, keys, sanitize_stream_name};
+use ferry::config::{Config, Destination, keys, sanitize_stream_name, stream_name};
 use ferry::delivery::dead_letter::FILE;
 use ferry::ids::{Time, Verdict};
 use ferry::output::Instance;
@@ -307,10 +307,11 @@ impl<'a> Section<'a> {
             raw: &record,
         };
         let mut name = String::new();
-        self.template().render(&letter.tag, &event, &mut name);
+        self.template()
+            .render(letter.tag.as_bytes(), &event, &mut name);
         match self.is_blob() {
             true => name.trim_matches('/').to_owned(),
-            false => sanitize_stream_name(&name),
+            false => stream_name(&name),
         }
     }
 

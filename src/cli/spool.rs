@@ -15,7 +15,7 @@ use ferry::codec::json::Options;
 use ferry::codec::msgpack::Event;
 use ferry::codec::template::Template;
 use ferry::codec::time::{TimeFormat, now, write_iso8601};
-use ferry::config::{Blob, Config, Destination};
+use ferry::config::{Config, Destination, stream_name};
 use ferry::ids::EventSet;
 use ferry::ids::Time;
 use ferry::log::span;
@@ -200,8 +200,6 @@ fn read(disk: &dyn Disk, check: Check) -> io::Result<Survey> {
 /// The output that a spool belongs to.
 struct Configured {
     config: Config,
-    /// The folder of its objects, with time specifiers as literals.
-    folder: Option<Template>,
 }
 
 /// Returns the output whose spool is in `dir`. For a copy, it is the only output with a spool, with a note on stderr.
@@ -216,8 +214,7 @@ fn configured(file: &Path, dir: &Path, errors: &mut dyn Write) -> Result<Configu
         })?;
         if let Some(place) = &config.spool {
             let place = place.dir.clone();
-            let folder = Blob::folder_as_written(output);
-            spooled.push((Configured { config, folder }, place));
+            spooled.push((Configured { config }, place));
         }
     }
     let canonical = |path: &Path| -> Result<Option<PathBuf>, Failure> {
@@ -627,7 +624,7 @@ fn full_in(free: u64, waiting: u64, age: i64) -> Option<u64> {
 fn target(of: &Configured, tag: &[u8], time: Time) -> Option<String> {
     let template = match &of.config.destination {
         Destination::Firehose(firehose) => &firehose.delivery_stream,
-        Destination::Blob { folder, .. } => of.folder.as_ref().unwrap_or(folder),
+        Destination::Blob { folder, .. } => &folder.timeless(),
     };
     if !template.constant_within_a_second() {
         return None;
@@ -642,9 +639,9 @@ fn target(of: &Configured, tag: &[u8], time: Time) -> Option<String> {
         raw: &body,
     };
     let mut name = String::new();
-    template.render(&String::from_utf8_lossy(tag), &event, &mut name);
+    template.render(tag, &event, &mut name);
     Some(match &of.config.destination {
-        Destination::Firehose(_) => name,
+        Destination::Firehose(_) => stream_name(&name),
         Destination::Blob { blob, prefix, .. } => {
             let store = blob.store.to_string();
             let parts = [&store, prefix, &name].map(|part| part.trim_end_matches('/'));

@@ -6,7 +6,6 @@
 //! The boundaries of steps depend on the chunk and the configuration alone: in direct mode they determine the contents
 //! of an object, which its name identifies.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use time::TimeFormat;
 
 pub mod extract;
 pub mod json;
+pub mod keys;
 pub mod msgpack;
 pub mod rejected;
 pub mod template;
@@ -92,7 +92,7 @@ pub struct Encoded {
     pub letters: Vec<Letter>,
     /// The event of each letter, by its ordinal in the chunk.
     pub lettered: Vec<u32>,
-    /// The events without the `log_key`, by their ordinals in the chunk.
+    /// The events with nothing to send, by their ordinals in the chunk ([`Skip::Nothing`]).
     pub skipped: Vec<u32>,
     /// The number of events in the chunk up to the step's end, skipped ones included.
     pub events: u32,
@@ -191,7 +191,6 @@ impl<'o> Encoding<'o> {
             encoder: Encoder::new(self.options),
             added: AddedFields::new(self, tag),
             tag,
-            tag_text: String::from_utf8_lossy(tag),
             sorter: Sorter::new(self.names, self.targets),
             events: Events::from(data, from.at),
             encoded: Encoded {
@@ -282,7 +281,6 @@ struct Step<'s, 'o, 'd> {
     encoder: Encoder<'o>,
     added: AddedFields<'s, 'o>,
     tag: &'d Arc<[u8]>,
-    tag_text: Cow<'d, str>,
     sorter: Sorter<'o>,
     events: Events<'d>,
     encoded: Encoded,
@@ -432,7 +430,7 @@ impl Step<'_, '_, '_> {
                 self.take(bytes + self.encoding.line_bytes);
                 Progress::Consumed
             }
-            Err(Skip::NoLogKey) => {
+            Err(Skip::Nothing) => {
                 self.encoded.skipped.push(number);
                 self.encoded.events += 1;
                 Progress::Consumed
@@ -452,7 +450,7 @@ impl Step<'_, '_, '_> {
         // An estimate: JSON is about a quarter longer than msgpack, plus the added fields.
         let text = rest + rest / 4 + rest / TYPICAL_EVENT * self.added.most;
         let text = text.min(self.encoding.step_bytes);
-        let index = self.sorter.part(&self.tag_text, event, text, parts);
+        let index = self.sorter.part(self.tag, event, text, parts);
         if parts.len() > known {
             let name = parts[index].name.len();
             self.take(self.encoding.name_bytes + name);
@@ -599,10 +597,8 @@ impl<'s, 'o> AddedFields<'s, 'o> {
                 group: Some(group),
                 raw: &[],
             };
-            let mut line = Vec::with_capacity(bytes + self.fixed);
-            // An error here recurs when the event is encoded.
-            let _ = encoder.line(tag, &event, &mut line);
-            self.measured = Some((marker, line.len()));
+            let empty = encoder.measure(tag, &event, bytes + self.fixed);
+            self.measured = Some((marker, empty));
         }
         if let Some((_, empty)) = self.measured {
             (self.least, self.most) = (empty, empty + self.fixed);
@@ -651,7 +647,7 @@ impl<'t> Sorter<'t> {
 
     /// Returns the index of an event's part. The first part is created with a capacity of `text` bytes, since it is
     /// likely the only one.
-    fn part(&mut self, tag: &str, event: &Event<'_>, text: usize, parts: &mut Vec<Part>) -> usize {
+    fn part(&mut self, tag: &[u8], event: &Event<'_>, text: usize, parts: &mut Vec<Part>) -> usize {
         let second = event.time.seconds;
         if let (true, Some((last, index))) = (self.constant_within_a_second, self.last)
             && last == second

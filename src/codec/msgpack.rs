@@ -278,29 +278,6 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Returns the value at a path of text keys in a whole msgpack map.
-pub fn lookup<'a, K: AsRef<str>>(map: &'a [u8], path: &[K]) -> Option<&'a [u8]> {
-    let mut value = map;
-    'step: for key in path {
-        let mut cursor = Cursor::new(value);
-        let Ok(Token::Map(pairs)) = cursor.token() else {
-            return None;
-        };
-        for _ in 0..pairs {
-            let (found, inner) = (cursor.value().ok()?, cursor.value().ok()?);
-            // Binary that equals a text key is UTF-8.
-            if let Ok(Token::Str(name) | Token::Bin(name)) = Cursor::new(found).token()
-                && name == key.as_ref().as_bytes()
-            {
-                value = inner;
-                continue 'step;
-            }
-        }
-        return None;
-    }
-    Some(value)
-}
-
 /// An event or a group's marker.
 enum Read<'a> {
     Event(Event<'a>),
@@ -841,21 +818,5 @@ mod tests {
         let chunk = head.repeat(120_000);
         let read: usize = malformed(&chunk).iter().map(|(_, len, _)| len).sum();
         assert_eq!(read, chunk.len());
-    }
-
-    #[test]
-    fn lookup_walks_keys_that_are_text() {
-        // {1: 2, "a": {"b": "x"}, "c": 3}
-        let map = b"\x83\x01\x02\xa1a\x81\xa1b\xa1x\xa1c\x03";
-        assert_eq!(lookup(map, &["a", "b"]), Some(&b"\xa1x"[..]));
-        assert_eq!(lookup(map, &["c"]), Some(&b"\x03"[..]));
-        assert_eq!(lookup(map, &["c", "d"]), None);
-        assert_eq!(lookup(map, &["1"]), None);
-        assert_eq!(lookup::<&str>(map, &[]), Some(&map[..]));
-        // {ext "a": 1, b"a": {b"b": b"x"}, "a": 2, b"\xff": 3}
-        let map = b"\x84\xd4\x01a\x01\xc4\x01a\x81\xc4\x01b\xc4\x01x\xa1a\x02\xc4\x01\xff\x03";
-        assert_eq!(lookup(map, &["a", "b"]), Some(&b"\xc4\x01x"[..]));
-        assert_eq!(lookup(map, &["\u{fffd}"]), None);
-        assert_eq!(lookup(map, &["/w=="]), None);
     }
 }

@@ -1,29 +1,88 @@
-//! Templates for names: `{tag}`, `{tag[1]}`, `{record.app.name}`, and strftime specifiers for the event's time.
-//! `$TAG` and `$TAG[1]` work too, since Fluent Bit's own outputs use them.
+//! Templates for names: `{tag}`, `{tag[1]}`, `{record.app.name}`, `{record.labels['app.io/name']}`, and strftime specifiers
+//! for the event's time. `$TAG` and `$TAG[1]` work too, since Fluent Bit's own outputs use them.
+//!
+//! Different values never make the same name. A value that consists of harmless characters is used as it is. Any other is
+//! readable, but changed, and carries a hash of what it was; no unchanged value looks like that.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::ops::Range;
+use std::sync::Arc;
 
-use crate::codec::msgpack::{Cursor, Event, Token, lookup};
-use crate::codec::time::{Strftime, TimeFormatError};
+use crate::codec::keys::{KeyForm, KeyPath};
+use crate::codec::msgpack::{Cursor, Event, Token};
+use crate::codec::time::{Strftime, TimeFormatError, Zone};
 use crate::ids::Time;
-
-/// The longest value from a tag or a record in a name, in bytes. Blob stores limit a whole name to 1,024.
-const LONGEST_VALUE: usize = 128;
 
 /// A name with placeholders.
 #[derive(Clone, Debug)]
 pub struct Template {
     parts: Vec<Part>,
+    rules: Arc<Rules>,
 }
+
+/// How the names of a destination are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// What a name is.
+    pub kind: NameKind,
+    /// The characters that separate the parts of a tag.
+    pub tag_delimiters: String,
+    /// The zone of times.
+    pub zone: Zone,
+    /// How records' keys are written.
+    pub keys: KeyForm,
+    /// The most bytes of a name.
+    pub longest: usize,
+    /// The most bytes between two slashes.
+    pub longest_segment: usize,
+}
+
+/// What a name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameKind {
+    /// A folder of objects. Hadoop, Spark and Athena do not read those that begin with `_` or `.`.
+    Folder,
+    /// A delivery stream.
+    Stream,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules {
+            kind: NameKind::Folder,
+            tag_delimiters: ".".to_owned(),
+            zone: Zone::default(),
+            keys: KeyForm::default(),
+            longest: 1_024 - OBJECT_NAME,
+            longest_segment: 255,
+        }
+    }
+}
+
+/// The bytes of a store's names that are left for the object's own name, below its folder.
+pub const OBJECT_NAME: usize = 160;
+/// The characters of a hash in a name: 100 bits.
+const HASH: usize = 20;
+/// The longest values to try, in bytes, until a name is not too long.
+const LONGEST_VALUES: [usize; 8] = [1_024, 512, 255, 192, 128, 96, 64, 40];
+/// The value of a tag part or a record's key that does not exist.
+const NONE: &str = "none";
 
 #[derive(Clone, Debug)]
 enum Part {
     Literal(String),
-    Time { format: Strftime, text: String },
+    Time {
+        format: Strftime,
+        text: String,
+    },
     Tag,
     TagSegment(usize),
-    Record { keys: Vec<String>, default: String },
+    Record {
+        /// As it is written.
+        text: String,
+        path: KeyPath,
+        default: String,
+    },
 }
 
 /// An invalid template. The message names the alternatives.
@@ -34,7 +93,8 @@ pub enum TemplateError {
     Unclosed(String),
     /// An unknown placeholder.
     #[error(
-        "unknown placeholder '{{{0}}}': use {{tag}}, {{tag[0]}}, {{record.key}}, {{record.key.inner}} or {{record.key|default}}"
+        "unknown placeholder '{{{0}}}': use {{tag}}, {{tag[0]}}, {{record.key}}, {{record.key.inner}}, \
+         {{record.key['in.ner']}}, {{$key['in.ner']}} or {{record.key|default}}"
     )]
     Unknown(String),
     /// An index of a tag part that is not a number.
@@ -42,8 +102,8 @@ pub enum TemplateError {
     TagPart(String),
     /// A placeholder of Fluent Bit's with a dollar sign.
     #[error(
-        "'{0}': the only placeholders with '$' are $TAG and $TAG[0]; use {{record.key}} for a record's key. $UUID is not \
-         needed: every object has a unique name"
+        "'{0}': the only placeholders with '$' are $TAG and $TAG[0]; write {{$key['inner']}} or {{record.key}} for a record's \
+         key. $UUID is not needed: every object has a unique name"
     )]
     Dollar(String),
     /// An invalid time specifier.
@@ -52,26 +112,49 @@ pub enum TemplateError {
 }
 
 impl Template {
-    /// Parses a template. `with_time`: whether `%` begins a time specifier rather than being an ordinary character.
+    /// Parses a template of folders by the default rules. `with_time`: whether `%` begins a time specifier rather than
+    /// being an ordinary character.
     pub fn parse(text: &str, with_time: bool) -> Result<Template, TemplateError> {
+        Template::parse_with(text, with_time, Rules::default())
+    }
+
+    /// Parses a template.
+    pub fn parse_with(
+        text: &str,
+        with_time: bool,
+        rules: Rules,
+    ) -> Result<Template, TemplateError> {
+        let zone = with_time.then_some(&rules.zone);
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some(open) = rest.find(['{', '$']) {
-            literal(&rest[..open], with_time, &mut parts)?;
+            literal(&rest[..open], zone, &mut parts)?;
             let (part, used) = match &rest[open..] {
                 dollar if dollar.starts_with('$') => dollar_placeholder(dollar)?,
                 brace => {
-                    let close = brace
-                        .find('}')
-                        .ok_or_else(|| TemplateError::Unclosed(brace.to_owned()))?;
+                    let close =
+                        end_of(brace).ok_or_else(|| TemplateError::Unclosed(brace.to_owned()))?;
                     (placeholder(&brace[1..close])?, close + 1)
                 }
             };
             parts.push(part);
             rest = &rest[open + used..];
         }
-        literal(rest, with_time, &mut parts)?;
-        Ok(Template { parts })
+        literal(rest, zone, &mut parts)?;
+        Ok(Template {
+            parts,
+            rules: Arc::new(rules),
+        })
+    }
+
+    /// Returns the same template by other rules for the lengths of names.
+    pub fn with_lengths(mut self, longest: usize, longest_segment: usize) -> Template {
+        self.rules = Arc::new(Rules {
+            longest,
+            longest_segment,
+            ..Rules::clone(&self.rules)
+        });
+        self
     }
 
     /// Returns the name if it is the same for every event.
@@ -93,6 +176,7 @@ impl Template {
         };
         Template {
             parts: self.parts.iter().map(timeless).collect(),
+            rules: Arc::clone(&self.rules),
         }
     }
 
@@ -103,7 +187,7 @@ impl Template {
     }
 
     /// Returns the name of all events with `tag`, if it depends on nothing else.
-    pub fn of_tag(&self, tag: &str) -> Option<String> {
+    pub fn of_tag(&self, tag: impl AsRef<[u8]>) -> Option<String> {
         let depends = |part: &Part| matches!(part, Part::Time { .. } | Part::Record { .. });
         if self.parts.iter().any(depends) {
             return None;
@@ -160,6 +244,18 @@ impl Template {
         })
     }
 
+    /// Returns the placeholders, as they are written, for which a record has no value.
+    pub fn unfilled(&self, record: &[u8]) -> Vec<&str> {
+        let unfilled = self.parts.iter().filter_map(|part| match part {
+            Part::Record { text, path, .. } => {
+                let value = path.find(record, &self.rules.keys).and_then(text_of);
+                value.is_none().then_some(text.as_str())
+            }
+            _ => None,
+        });
+        unfilled.collect()
+    }
+
     /// Whether events of one tag and second share their name.
     pub fn constant_within_a_second(&self) -> bool {
         self.parts.iter().all(|part| match part {
@@ -169,37 +265,157 @@ impl Template {
         })
     }
 
-    /// Appends the name for `event` with `tag`. Values from the tag and the record are sanitized: they contain only
-    /// letters, digits and `._-=+,`, and never only dots.
-    pub fn render(&self, tag: &str, event: &Event<'_>, out: &mut String) {
+    /// Appends the name for `event` with `tag`. Values from the tag and the record contain only letters, digits and
+    /// `._-=+,~`, in the names of streams only ASCII letters, digits and `._-`. No value that begins a folder begins with
+    /// `_` or `.`. Values are shortened only where the name would be too long.
+    pub fn render(&self, tag: impl AsRef<[u8]>, event: &Event<'_>, out: &mut String) {
+        let start = out.len();
+        for longest in LONGEST_VALUES {
+            out.truncate(start);
+            self.render_values(tag.as_ref(), event, longest, out);
+            let name = &out[start..];
+            let fits = |segment: &str| segment.len() <= self.rules.longest_segment;
+            if name.len() <= self.rules.longest && name.split('/').all(fits) {
+                return;
+            }
+        }
+    }
+
+    fn render_values(&self, tag: &[u8], event: &Event<'_>, longest: usize, out: &mut String) {
+        let start = out.len();
         for part in &self.parts {
+            let begins = out[start..].is_empty() || out.ends_with('/');
+            let value = |value: &[u8], out: &mut String| {
+                self.rules.value(value, begins, longest, out);
+            };
             match part {
                 Part::Literal(text) => out.push_str(text),
                 Part::Time { format, .. } => format.write(event.time, out),
-                Part::Tag => sanitize(tag, out),
-                Part::TagSegment(n) => sanitize(tag.split('.').nth(*n).unwrap_or("none"), out),
-                Part::Record { keys, default } => match lookup(event.body, keys).and_then(text) {
-                    Some(value) => sanitize(&value, out),
-                    None => out.push_str(default),
-                },
+                Part::Tag => value(tag, out),
+                Part::TagSegment(n) => {
+                    let is_delimiter =
+                        |byte: &u8| self.rules.tag_delimiters.as_bytes().contains(byte);
+                    match tag.split(is_delimiter).nth(*n) {
+                        Some(segment) => value(segment, out),
+                        None => out.push_str(NONE),
+                    }
+                }
+                Part::Record { path, default, .. } => {
+                    match path.find(event.body, &self.rules.keys).and_then(text_of) {
+                        Some(text) => value(&text, out),
+                        None => out.push_str(default),
+                    }
+                }
             }
         }
     }
 }
 
-fn literal(text: &str, with_time: bool, parts: &mut Vec<Part>) -> Result<(), TemplateError> {
+impl Rules {
+    /// Appends a value to a name. `begins`: whether it begins a folder; `longest`: the most bytes of it.
+    fn value(&self, value: &[u8], begins: bool, longest: usize, out: &mut String) {
+        if let Ok(text) = std::str::from_utf8(value)
+            && text.len() <= longest
+            && self.is_harmless(text, begins)
+        {
+            out.push_str(text);
+            return;
+        }
+        let room = longest - 1 - HASH;
+        let text = String::from_utf8_lossy(value);
+        let mut readable = String::new();
+        for c in text.chars() {
+            let c = if self.is_plain(c) { c } else { '_' };
+            if readable.is_empty() && matches!(c, '_' | '.') {
+                continue;
+            }
+            if readable.len() + c.len_utf8() > room {
+                break;
+            }
+            readable.push(c);
+        }
+        out.push_str(if readable.is_empty() { "x" } else { &readable });
+        out.push(self.before_hash());
+        out.push_str(&hash(value));
+    }
+
+    /// Whether a value is used as it is.
+    fn is_harmless(&self, text: &str, begins: bool) -> bool {
+        let is_hidden = begins && self.kind == NameKind::Folder && text.starts_with(['_', '.']);
+        let only_dots = text.bytes().all(|byte| byte == b'.');
+        text.chars().all(|c| self.is_plain(c))
+            && !is_hidden
+            && !only_dots
+            && !is_hashed(text, self.before_hash())
+    }
+
+    fn is_plain(&self, c: char) -> bool {
+        match self.kind {
+            NameKind::Folder => {
+                c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '=' | '+' | ',')
+            }
+            NameKind::Stream => c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'),
+        }
+    }
+
+    /// The character that separates a changed value from its hash. In folders no harmless value contains it.
+    fn before_hash(&self) -> char {
+        match self.kind {
+            NameKind::Folder => '~',
+            NameKind::Stream => '-',
+        }
+    }
+}
+
+/// Returns the hash that a changed value or name carries: 100 bits in lower-case base32.
+pub(crate) fn hash(value: &[u8]) -> String {
+    let hash = blake3::hash(value);
+    let mut bits = u128::from_be_bytes(*hash.as_bytes().first_chunk().expect("32 bytes"));
+    let digits = (0..HASH).map(|_| {
+        let digit = b"abcdefghijklmnopqrstuvwxyz234567"[(bits & 31) as usize];
+        bits >>= 5;
+        char::from(digit)
+    });
+    digits.collect()
+}
+
+/// Whether a value ends as a changed one does.
+pub(crate) fn is_hashed(text: &str, before_hash: char) -> bool {
+    let is_digit = |byte: &u8| matches!(byte, b'a'..=b'z' | b'2'..=b'7');
+    text.rsplit_once(before_hash)
+        .is_some_and(|(_, hash)| hash.len() == HASH && hash.as_bytes().iter().all(|b| is_digit(b)))
+}
+
+fn literal(text: &str, zone: Option<&Zone>, parts: &mut Vec<Part>) -> Result<(), TemplateError> {
     if text.is_empty() {
         return Ok(());
     }
-    parts.push(if with_time && text.contains('%') {
-        Part::Time {
-            format: Strftime::parse(text)?,
+    parts.push(match zone {
+        Some(zone) if text.contains('%') => Part::Time {
+            format: Strftime::parse(text)?.in_zone(zone.clone()),
             text: text.to_owned(),
-        }
-    } else {
-        Part::Literal(text.to_owned())
+        },
+        _ => Part::Literal(text.to_owned()),
     });
     Ok(())
+}
+
+/// Returns the offset of the `}` that ends a placeholder. A quoted key may contain others.
+fn end_of(brace: &str) -> Option<usize> {
+    let mut quote = None;
+    let mut before = ' ';
+    for (at, c) in brace.char_indices() {
+        match quote {
+            // Two quotes within a key end it and begin it again.
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None if c == '}' => return Some(at),
+            None if matches!(c, '\'' | '"') && (before == '[' || before == c) => quote = Some(c),
+            None => {}
+        }
+        before = c;
+    }
+    None
 }
 
 /// Parses `$TAG` or `$TAG[1]` at the start of `text`, and returns its length too.
@@ -228,49 +444,41 @@ fn placeholder(text: &str) -> Result<Part, TemplateError> {
             .map(Part::TagSegment)
             .map_err(|_| TemplateError::TagPart(text.to_owned()));
     }
-    if let Some(path) = text.strip_prefix("record.") {
-        let (path, default) = path.split_once('|').unwrap_or((path, "none"));
-        let keys: Vec<String> = path.split('.').map(str::to_owned).collect();
-        if keys.iter().all(|key| !key.is_empty()) {
-            let mut name = String::new();
-            sanitize(default, &mut name);
-            return Ok(Part::Record {
-                keys,
-                default: name,
-            });
-        }
+    let path = text.strip_prefix("record.").or_else(|| {
+        text.strip_prefix("record")
+            .filter(|path| path.starts_with('['))
+            .or_else(|| text.strip_prefix('$'))
+    });
+    if let Some((path, rest)) = path.and_then(KeyPath::parse) {
+        let default = rest.strip_prefix('|').unwrap_or(NONE);
+        let default = default.chars().map(|c| match Rules::default().is_plain(c) {
+            true => c,
+            false => '_',
+        });
+        let default: String = default.collect();
+        return Ok(Part::Record {
+            text: format!("{{{text}}}"),
+            path,
+            default: match default.bytes().all(|byte| byte == b'.') {
+                true => "_".repeat(default.len().max(1)),
+                false => default,
+            },
+        });
     }
     Err(TemplateError::Unknown(text.to_owned()))
 }
 
 /// Returns the text of a string, integer or boolean. Other types and empty strings have none.
-fn text(value: &[u8]) -> Option<String> {
+fn text_of(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     let token = Cursor::new(value).token().ok()?;
-    if let Some(text) = token.text() {
-        return (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned());
-    }
-    match token {
-        Token::Uint(n) => Some(n.to_string()),
-        Token::Int(n) => Some(n.to_string()),
-        Token::Bool(b) => Some(b.to_string()),
-        _ => None,
-    }
-}
-
-fn sanitize(value: &str, out: &mut String) {
-    let start = out.len();
-    for c in value.chars() {
-        if out.len() - start + c.len_utf8() > LONGEST_VALUE {
-            break;
-        }
-        let plain = c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '=' | '+' | ',');
-        out.push(if plain { c } else { '_' });
-    }
-    if out[start..].bytes().all(|b| b == b'.') {
-        let dots: Range<usize> = start..out.len();
-        let len = dots.len().max(1);
-        out.replace_range(dots, &"_".repeat(len));
-    }
+    let text = match (token.text(), token) {
+        (Some(text), _) => return (!text.is_empty()).then_some(Cow::Borrowed(text)),
+        (None, Token::Uint(n)) => n.to_string(),
+        (None, Token::Int(n)) => n.to_string(),
+        (None, Token::Bool(b)) => b.to_string(),
+        _ => return None,
+    };
+    Some(Cow::Owned(text.into_bytes()))
 }
 
 /// Appends a time as object names have it: sortable, without characters that need quoting.
@@ -309,6 +517,162 @@ mod tests {
         out
     }
 
+    /// Returns a name with its hashes replaced.
+    fn shown(name: &str) -> String {
+        let mut parts = name.split('~');
+        let mut shown = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            assert!(is_hashed(&format!("~{}", &part[..HASH]), '~'), "{name}");
+            shown = format!("{shown}~HASH{}", &part[HASH..]);
+        }
+        shown
+    }
+
+    /// Returns the name of an event without a record.
+    fn name_by(rules: Rules, template: &str, tag: impl AsRef<[u8]>) -> String {
+        let event = Event {
+            time: Time {
+                seconds: 1_735_761_600,
+                nanos: 0,
+            },
+            metadata: &[],
+            body: b"\x80",
+            group: None,
+            raw: &[],
+        };
+        let mut out = String::new();
+        let template = Template::parse_with(template, true, rules).unwrap();
+        template.render(tag, &event, &mut out);
+        out
+    }
+
+    #[test]
+    fn values_that_need_no_escaping_stay_and_all_others_are_told_apart() {
+        let stream = Rules {
+            kind: NameKind::Stream,
+            ..Rules::default()
+        };
+        let long = "x".repeat(300);
+        let hashed = format!("a_b-{}", hash(b"a/b"));
+        let tags: [&[u8]; 26] = [
+            b"app.http",
+            b"a_b",
+            b"a b",
+            b"a/b",
+            b"a\\b",
+            b"a\nb",
+            b"a-b",
+            b"_a_b",
+            b"__a_b",
+            b"/a/b",
+            b".a",
+            b"a",
+            b"..a",
+            b"",
+            b".",
+            b"..",
+            b"...",
+            b"_",
+            b"/",
+            b"\xff",
+            b"\xfe",
+            "\u{fffd}".as_bytes(),
+            "주문".as_bytes(),
+            "결제".as_bytes(),
+            long.as_bytes(),
+            hashed.as_bytes(),
+        ];
+        for rules in [Rules::default(), stream] {
+            let mut names = std::collections::BTreeMap::new();
+            for tag in tags {
+                let name = name_by(rules.clone(), "{tag}", tag);
+                let is_folder = rules.kind == NameKind::Folder;
+                assert!(!is_folder || !name.starts_with(['_', '.']), "{name}");
+                assert!(name.len() <= 255, "{name}");
+                // A second pass changes what a value was changed into, so that it is told apart from it.
+                let again = name_by(rules.clone(), "{tag}", &name);
+                assert_eq!(name.as_bytes() == tag, again == name, "{name}");
+                names.insert(name, tag);
+            }
+            assert_eq!(names.len(), tags.len());
+        }
+        for plain in ["app.http", "a_b", "a-b", "a=b,c+d", "주문"] {
+            assert_eq!(name_by(Rules::default(), "{tag}", plain), plain);
+            assert_eq!(
+                name_by(Rules::default(), "x/{tag}/y", plain),
+                format!("x/{plain}/y")
+            );
+        }
+        assert_eq!(name_by(Rules::default(), "a{tag}", "_b"), "a_b");
+    }
+
+    #[test]
+    fn long_tags_are_whole_as_long_as_the_stores_names_allow() {
+        let lengths = |longest, longest_segment| Rules {
+            longest,
+            longest_segment,
+            ..Rules::default()
+        };
+        let tag = |length: usize| "t".repeat(length);
+        for (rules, template, length, whole) in [
+            (lengths(864, 1_024), "logs/{tag}/%F", 170, true),
+            (lengths(864, 1_024), "logs/{tag}/%F", 848, true),
+            (lengths(864, 1_024), "logs/{tag}/%F", 849, false),
+            (lengths(864, 255), "{tag}", 255, true),
+            (lengths(864, 255), "{tag}", 256, false),
+            (lengths(864, 255), "x-{tag}", 254, false),
+            (lengths(864, 255), "{tag}/{tag}/{tag}", 250, true),
+            (lengths(600, 255), "{tag}/{tag}/{tag}", 250, false),
+            (lengths(0, 255), "{tag}", 41, false),
+        ] {
+            let (one, other) = (tag(length), tag(length) + "u");
+            let name = name_by(rules.clone(), template, &one);
+            assert_eq!(name.contains(&one), whole, "{template} {length}: {name}");
+            assert!(name.len() <= rules.longest.max(40));
+            assert!(
+                name.split('/')
+                    .all(|part| part.len() <= rules.longest_segment)
+            );
+            assert_ne!(name, name_by(rules, template, &other));
+        }
+    }
+
+    #[test]
+    fn tags_are_split_at_any_of_the_delimiters() {
+        for (delimiters, expected) in [(".", "web-firelens-1a2b"), ("-", "1a2b.x"), (".-", "1a2b")]
+        {
+            let rules = Rules {
+                tag_delimiters: delimiters.into(),
+                ..Rules::default()
+            };
+            let index = if delimiters.contains('-') { 2 } else { 0 };
+            let name = name_by(rules, &format!("{{tag[{index}]}}"), "web-firelens-1a2b.x");
+            assert_eq!(name, expected);
+        }
+    }
+
+    #[test]
+    fn times_are_in_the_zone() {
+        let rules = Rules {
+            zone: Zone::named("Asia/Seoul").unwrap(),
+            ..Rules::default()
+        };
+        assert_eq!(name_by(rules, "%F/%H", "t"), "2025-01-02/05");
+        assert_eq!(name_by(Rules::default(), "%F/%H", "t"), "2025-01-01/20");
+    }
+
+    #[test]
+    fn placeholders_without_a_value_are_told() {
+        let template =
+            Template::parse("{tag}/{record.a|x}/{$b['c']}/{record['d.e']}", true).unwrap();
+        // {"a": "", "b": {"c": 1}, "d.e": []}
+        let record = b"\x83\xa1a\xa0\xa1b\x81\xa1c\x01\xa3d.e\x90";
+        assert_eq!(
+            template.unfilled(record),
+            ["{record.a|x}", "{record['d.e']}"]
+        );
+    }
+
     #[test]
     fn names_come_from_tag_time_and_record() {
         let cases = [
@@ -317,15 +681,19 @@ mod tests {
             ("{tag[1]}-{tag[0]}-{tag[9]}", "http-app-none"),
             ("a/$TAG/$TAG[1]x", "a/app.http/httpx"),
             ("%H%M%S.%3N", "204431.123"),
-            ("{record.app.name}", "주문_결제"),
+            ("{record.app.name}", "주문_결제~HASH"),
+            ("{$app['name']}", "주문_결제~HASH"),
+            ("{record['app'].n}", "7"),
+            ("{record.app['n']}/{$app.n}", "7/7"),
+            ("{$app['}']|none}-{record['a|b']|{}", "none-_"),
             ("{record.app.n}", "7"),
             ("{record.app}", "none"),
             ("{record.missing|other}", "other"),
-            ("{record.dots}", "__"),
+            ("{record.dots}", "x~HASH"),
             ("{record.empty|e}", "e"),
         ];
         for (template, expected) in cases {
-            assert_eq!(render(template, "app.http"), expected, "{template}");
+            assert_eq!(shown(&render(template, "app.http")), expected, "{template}");
         }
     }
 
@@ -336,27 +704,36 @@ mod tests {
         body.extend_from_slice("주문/결제".as_bytes());
         body.extend_from_slice(b"\xc4\x04none\xc4\x01\xff\xc4\x05empty\xc4\x00");
         for (template, expected) in [
-            ("{record.app.name}", "주문_결제"),
+            ("{record.app.name}", "주문_결제~HASH"),
             ("{record.none|other}", "other"),
             ("{record.empty|e}", "e"),
         ] {
-            assert_eq!(render_body(template, "t", &body), expected, "{template}");
+            let name = render_body(template, "t", &body);
+            assert_eq!(shown(&name), expected, "{template}");
         }
     }
 
     #[test]
     fn a_tag_cannot_leave_its_folder() {
-        assert_eq!(render("{tag}", "../../etc/passwd\n"), ".._.._etc_passwd_");
-        assert_eq!(render("{tag}", ".."), "__");
-        assert_eq!(render("{tag}", ""), "_");
-        assert_eq!(render("{tag}", &"x".repeat(5_000)).len(), LONGEST_VALUE);
+        for (tag, expected) in [
+            ("../../etc/passwd\n", "etc_passwd_~HASH"),
+            ("..", "x~HASH"),
+            (".", "x~HASH"),
+            ("", "x~HASH"),
+        ] {
+            assert_eq!(shown(&render("{tag}", tag)), expected, "{tag}");
+        }
+        assert_eq!(shown(&render("a-{tag}", "..")), "a-x~HASH");
     }
 
     #[test]
     fn a_tag_alone_decides_a_name_without_records_and_times() {
         let of = |text, tag| Template::parse(text, true).unwrap().of_tag(tag);
         assert_eq!(of("a/{tag[1]}-{tag}", "x.y").as_deref(), Some("a/y-x.y"));
-        assert_eq!(of("{tag}", "../x").as_deref(), Some(".._x"));
+        assert_eq!(
+            of("{tag}", ".x").map(|name| shown(&name)).as_deref(),
+            Some("x~HASH")
+        );
         assert_eq!(of("fixed", "x").as_deref(), Some("fixed"));
         assert_eq!(of("{tag}/%Y", "x"), None);
         assert_eq!(of("{tag}/{record.k}", "x"), None);
@@ -395,6 +772,11 @@ mod tests {
             "{tag[x]}",
             "{record.}",
             "{record.a..b}",
+            "{record['a}",
+            "{record[a]}",
+            "{$}",
+            "{$a['b'}",
+            "$a['b']",
             "{}",
             "%Q",
             "a%",

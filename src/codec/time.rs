@@ -4,7 +4,9 @@ use std::fmt::{Display, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::format::{Fixed, Item, Numeric, StrftimeItems};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, FixedOffset, Offset as _, Utc};
+use jiff::Timestamp;
+use jiff::tz::{TimeZone, TimeZoneDatabase};
 
 use crate::ids::Time;
 
@@ -41,10 +43,29 @@ pub enum TimeFormat {
     Strftime(Strftime),
 }
 
-/// A strftime format in UTC, with `%3N`, `%6N`, `%9N`, `%N` and `%L` for fractions of a second.
+/// A strftime format in a time zone, with `%3N`, `%6N`, `%9N`, `%N` and `%L` for fractions of a second.
 #[derive(Clone, Debug)]
 pub struct Strftime {
     items: Vec<Item<'static>>,
+    zone: Zone,
+}
+
+/// A time zone. What it says of an instant depends on nothing but the zone's name and the data that the library
+/// contains: neither on the machine nor on its clock. The default is UTC.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Zone(Option<TimeZone>);
+
+impl Zone {
+    /// Returns the zone of an IANA name such as `Asia/Seoul`, ignoring case; `None` if there is none.
+    pub fn named(name: &str) -> Option<Zone> {
+        let zone = TimeZoneDatabase::bundled().get(name).ok()?;
+        Some(Zone(Some(zone).filter(|zone| *zone != TimeZone::UTC)))
+    }
+
+    /// Returns the zone's name; `None` for UTC.
+    pub fn name(&self) -> Option<&str> {
+        self.0.as_ref()?.iana_name()
+    }
 }
 
 /// An invalid time format.
@@ -65,12 +86,44 @@ impl Strftime {
         let items = StrftimeItems::new(&native)
             .parse_to_owned()
             .map_err(|_| unknown(format))?;
-        Ok(Strftime { items })
+        Ok(Strftime {
+            items,
+            zone: Zone::default(),
+        })
+    }
+
+    /// Returns the same format in another zone.
+    pub fn in_zone(self, zone: Zone) -> Strftime {
+        Strftime { zone, ..self }
     }
 
     /// Appends `time` to `out`.
     pub fn write(&self, time: Time, out: &mut String) {
-        let _ = write!(out, "{}", utc(time).format_with_items(self.items.iter()));
+        let at = utc(time);
+        let Some(zone) = &self.zone.0 else {
+            let _ = write!(out, "{}", at.format_with_items(self.items.iter()));
+            return;
+        };
+        let seconds = at.timestamp();
+        let instant = Timestamp::from_second(seconds).unwrap_or(match seconds < 0 {
+            true => Timestamp::MIN,
+            false => Timestamp::MAX,
+        });
+        let info = zone.to_offset_info(instant);
+        let offset = FixedOffset::east_opt(info.offset().seconds()).unwrap_or(Utc.fix());
+        let items = self.items.iter().map(|item| match item {
+            Item::Fixed(Fixed::TimezoneName) => Item::Literal(info.abbreviation()),
+            item => item.clone(),
+        });
+        // At the calendar's ends, the zone's time may be beyond it.
+        let _ = match at.naive_utc().checked_add_offset(offset) {
+            Some(_) => write!(
+                out,
+                "{}",
+                at.with_timezone(&offset).format_with_items(items)
+            ),
+            None => write!(out, "{}", at.format_with_items(self.items.iter())),
+        };
     }
 
     /// Whether the format has no fractions of a second.
@@ -165,6 +218,80 @@ mod tests {
             let mut out = String::new();
             Strftime::parse(format).unwrap().write(AT, &mut out);
             assert_eq!(out, expected, "{format}");
+        }
+    }
+
+    #[test]
+    fn a_zone_has_its_own_offset_and_name_at_each_instant() {
+        // 2025-03-30T00:59:59Z and 01:00:00Z: summer time begins in Berlin. 2025-10-26T00:59:59Z: it ends a second later.
+        let cases = [
+            ("Asia/Seoul", 1_735_761_600, "2025-01-02 05:00:00 +0900 KST"),
+            (
+                "Europe/Berlin",
+                1_743_296_399,
+                "2025-03-30 01:59:59 +0100 CET",
+            ),
+            (
+                "Europe/Berlin",
+                1_743_296_400,
+                "2025-03-30 03:00:00 +0200 CEST",
+            ),
+            (
+                "Europe/Berlin",
+                1_761_440_399,
+                "2025-10-26 02:59:59 +0200 CEST",
+            ),
+            (
+                "Europe/Berlin",
+                1_761_440_400,
+                "2025-10-26 02:00:00 +0100 CET",
+            ),
+            (
+                "america/new_york",
+                1_751_489_071,
+                "2025-07-02 16:44:31 -0400 EDT",
+            ),
+            (
+                "Asia/Kathmandu",
+                1_751_489_071,
+                "2025-07-03 02:29:31 +0545 +0545",
+            ),
+            (
+                "Pacific/Apia",
+                1_325_239_200,
+                "2011-12-31 00:00:00 +1400 +14",
+            ),
+            ("UTC", 1_751_489_071, "2025-07-02 20:44:31 +0000 UTC"),
+            // The rule after the last change in the data.
+            (
+                "Europe/Berlin",
+                4_118_083_200,
+                "2100-07-01 02:00:00 +0200 CEST",
+            ),
+        ];
+        for (name, seconds, expected) in cases {
+            let zone = Zone::named(name).expect(name);
+            let mut out = String::new();
+            let format = Strftime::parse("%F %T %z %Z").unwrap().in_zone(zone);
+            format.write(Time { seconds, nanos: 0 }, &mut out);
+            assert_eq!(out, expected, "{name}");
+        }
+        for name in [
+            "",
+            "KST",
+            "Asia/Seoul2",
+            "+09:00",
+            "/etc/localtime",
+            "../UTC",
+        ] {
+            assert_eq!(Zone::named(name), None, "{name}");
+        }
+        for seconds in [i64::MIN, -62_135_596_801, 253_402_300_800, i64::MAX] {
+            let zone = Zone::named("Asia/Seoul").unwrap();
+            let mut out = String::new();
+            let format = Strftime::parse("%F %Z").unwrap().in_zone(zone);
+            format.write(Time { seconds, nanos: 0 }, &mut out);
+            assert!(!out.is_empty());
         }
     }
 

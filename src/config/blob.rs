@@ -5,11 +5,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::reader::Reader;
-use super::value::{shown, without_secrets};
-use super::{
-    Aws, Azure, Destination, ObjectBounds, ObjectSettings, Place, Properties, keys, open_objects,
-};
-use crate::codec::template::Template;
+use super::value::{looks_like_a_secret, names_a_user, shown, shown_url};
+use super::{Aws, Azure, Destination, ObjectBounds, ObjectSettings, Place, keys, open_objects};
+use crate::codec::template::{OBJECT_NAME, Rules};
 use crate::compress::Compression;
 
 /// A blob store.
@@ -36,6 +34,17 @@ pub enum Store {
 }
 
 impl Store {
+    /// Returns the most bytes between two slashes of a name.
+    fn longest_segment(&self) -> usize {
+        match self {
+            // Of a file's name on Linux.
+            Store::File(_) => 255,
+            // In characters: https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+            Store::Azure(_) => 254,
+            Store::S3 { .. } | Store::Gcs { .. } => LONGEST_NAME,
+        }
+    }
+
     pub(super) fn place(&self) -> Place {
         match self {
             Store::File(_) => Place::File,
@@ -85,17 +94,11 @@ pub struct Blob {
     pub ca_pem: Option<Vec<u8>>,
 }
 
+/// The most bytes of an object's name in S3, Google Cloud Storage, and (as characters) Azure.
+const LONGEST_NAME: usize = 1_024;
+
 /// The default of `path`.
 const PATH: &str = "{tag}/%Y/%m/%d/%H";
-
-impl Blob {
-    /// Returns the template of an object's folder with its time specifiers as literals, for display. `None` where
-    /// `path` is invalid.
-    pub fn folder_as_written(properties: &dyn Properties) -> Option<Template> {
-        let path = keys::PATH.names().find_map(|name| properties.get(name));
-        Template::parse(path.as_deref().unwrap_or(PATH).trim(), false).ok()
-    }
-}
 
 impl Reader<'_> {
     pub(super) fn blob(
@@ -104,10 +107,11 @@ impl Reader<'_> {
         compression: Compression,
         raw: bool,
         memory_limit: usize,
+        names: Rules,
     ) -> Option<Destination> {
         let raw = raw && !self.lines_are_records();
         let path = self.text(&keys::PATH).unwrap_or_else(|| PATH.to_owned());
-        let folder = self.template(&keys::PATH, &path);
+        let folder = self.template(&keys::PATH, &path, names);
         // Lowering `memory_limit` alone makes objects smaller, rather than being refused.
         let default = open_objects(memory_limit).min(keys::BLOB_MAX_SIZE.value.default);
         let object = ObjectBounds {
@@ -130,6 +134,8 @@ impl Reader<'_> {
             true => "text/plain; charset=utf-8",
             false => "application/x-ndjson",
         };
+        let longest = LONGEST_NAME.saturating_sub(prefix.len() + OBJECT_NAME);
+        let folder = folder?.with_lengths(longest, store.longest_segment());
         Some(Destination::Blob {
             blob: Blob {
                 store,
@@ -139,7 +145,7 @@ impl Reader<'_> {
                 ca_pem,
             },
             prefix,
-            folder: folder?,
+            folder,
             object,
             extension: format!(
                 "{}{}",
@@ -195,6 +201,14 @@ impl Reader<'_> {
         };
         if scheme == "file" {
             let path = Path::new(rest);
+            if rest.contains('?') && looks_like_a_secret(rest) {
+                let message = format!(
+                    "{} contains a query: secrets have keys of their own",
+                    shown(&url)
+                );
+                self.problem(&keys::URL, message);
+                return None;
+            }
             if rest.is_empty() {
                 self.problem(&keys::URL, bad_url(&url));
                 return None;
@@ -209,10 +223,10 @@ impl Reader<'_> {
         }
         .or(rest.split_once('/'))
         .unwrap_or((rest, ""));
-        if rest.contains('?') {
+        if rest.contains(['?', '#']) || names_a_user(rest) {
             let message = format!(
-                "'{}' contains a query: secrets have keys of their own, such as sas_token",
-                without_secrets(&url)
+                "{} contains a query or a user: secrets have keys of their own, such as sas_token",
+                shown_url(&url)
             );
             self.problem(&keys::URL, message);
             return None;
@@ -275,8 +289,8 @@ fn split_arn(rest: &str) -> Option<(&str, &str)> {
 }
 
 fn bad_url(url: &str) -> String {
-    let url = without_secrets(url);
+    let url = shown_url(url);
     format!(
-        "'{url}' is not supported; use az://container/prefix, s3://bucket/prefix, gs://bucket/prefix or file:///folder"
+        "{url} is not supported; use az://container/prefix, s3://bucket/prefix, gs://bucket/prefix or file:///folder"
     )
 }

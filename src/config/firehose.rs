@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::reader::Reader;
 use super::value::shown;
 use super::{Aws, Place, keys};
-use crate::codec::template::Template;
+use crate::codec::template::{NameKind, Rules, Template, hash, is_hashed};
 
 /// The settings of a Firehose sink.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ pub enum Aggregation {
 }
 
 impl Reader<'_> {
-    pub(super) fn firehose(&mut self, ca_pem: Option<Vec<u8>>) -> Option<Firehose> {
+    pub(super) fn firehose(&mut self, ca_pem: Option<Vec<u8>>, names: Rules) -> Option<Firehose> {
         self.refuse_foreign(Some(Place::Firehose), "Firehose");
         let aws = self.aws(Place::Firehose);
         let aggregation = self.choice(&keys::AGGREGATION).unwrap_or(Aggregation::Auto);
@@ -80,7 +80,17 @@ impl Reader<'_> {
             }
             return None;
         };
-        let delivery_stream = self.template(&keys::DELIVERY_STREAM, &name)?;
+        let delivery_stream = self.template(
+            &keys::DELIVERY_STREAM,
+            &name,
+            Rules {
+                kind: NameKind::Stream,
+                // `stream_name` cuts what is too long.
+                longest: usize::MAX,
+                longest_segment: usize::MAX,
+                ..names
+            },
+        )?;
         if let Some(fixed) = delivery_stream.fixed()
             && sanitize_stream_name(&fixed) != fixed
         {
@@ -162,8 +172,26 @@ impl Reader<'_> {
 /// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_CreateDeliveryStream.html>
 pub(super) const MAX_STREAM_NAME: usize = 64;
 
-/// Returns a valid stream name for any text: invalid characters become `-`, and it is truncated to 64 characters. Also
-/// used for the names of instances, which use the same characters.
+/// Returns the stream that a name made from a template stands for. One that is too long is cut, and carries a hash of
+/// what it was; one of the same form from elsewhere is hashed as well, so that different names are different streams.
+pub fn stream_name(name: &str) -> String {
+    let valid = sanitize_stream_name(name);
+    if valid == name && !(name.len() == MAX_STREAM_NAME && is_hashed(name, '-')) {
+        return valid;
+    }
+    let hash = hash(name.as_bytes());
+    let room = MAX_STREAM_NAME - 1 - hash.len();
+    let mut readable = valid;
+    readable.truncate(room);
+    // All names that are cut have the full length.
+    while readable.len() < room {
+        readable.push('-');
+    }
+    format!("{readable}-{hash}")
+}
+
+/// Returns a valid instance name for any text, in the characters of stream names: others become `-`, and it is truncated
+/// to 64 characters.
 pub fn sanitize_stream_name(name: &str) -> String {
     name.chars()
         .take(MAX_STREAM_NAME)

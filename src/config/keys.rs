@@ -484,9 +484,21 @@ keys! {
 
     PATH: Name = key("path", Section::Destination, Name { with_time: true })
         .scope(Scope::Blob)
-        .doc("the folder of each object; times are the **event's** (UTC)")
+        .doc("the folder of each object; times are the **event's** (in `time_zone`, UTC by default)")
         .default("`{tag}/%Y/%m/%d/%H`")
         .example("{record.service}/%F");
+
+    TAG_DELIMITERS: Text = key("tag_delimiters", Section::Destination, Text("punctuation characters"))
+        .aliases(&["s3_key_format_tag_delimiters"])
+        .doc("the characters that separate the parts of a tag, for `{tag[1]}` in names")
+        .default("`.`")
+        .example(".-");
+
+    TIME_ZONE: Text = key("time_zone", Section::Destination, Text("IANA name"))
+        .doc("the time zone of `path` and of a strftime `time_key_format`, with summer time. The data is Ferry's own, so that \
+              no files are needed")
+        .default("`UTC`")
+        .example("Asia/Seoul");
 
     INSTANCE: Text = key("instance", Section::Destination, Text("text"))
         .not_replayed()
@@ -502,13 +514,13 @@ keys! {
 
     LOG_KEY: Text = key("log_key", Section::Content, Text("key of a record"))
         .not_replayed()
-        .doc("send only the value of this key: text as it is, anything else as JSON. A record without it is counted and \
-              skipped")
+        .doc("send only the value of this key: text as it is, on one line, anything else as JSON. A record without it, or \
+              whose value is null or empty, is counted and skipped")
         .example("log");
 
     DATA_KEYS: Text = key("data_keys", Section::Content, Text("keys, separated by commas"))
         .not_replayed()
-        .doc("send only these top-level keys")
+        .doc("send only these top-level keys. A record with none of them is counted and skipped")
         .default("all")
         .example("level,message");
 
@@ -520,7 +532,7 @@ keys! {
 
     TIME_KEY_FORMAT: Text = key("time_key_format", Section::Content, Text("strftime, `epoch` or `epoch_ms`"))
         .not_replayed()
-        .doc("how that time is written: strftime (UTC) with `%3N`, `%6N`, `%9N`, `%L`; or a number of seconds or \
+        .doc("how that time is written: strftime (in `time_zone`) with `%3N`, `%6N`, `%9N`, `%L`; or a number of seconds or \
               milliseconds")
         .default("as `2025-07-02T20:44:31.123Z`")
         .example("%F %T.%3N");
@@ -539,6 +551,12 @@ keys! {
         .not_replayed()
         .doc("replace dots in keys with this text, at every depth")
         .example("_");
+
+    LOWERCASE_KEYS: Flag = key("lowercase_keys", Section::Content, Flag(Some(false)))
+        .not_replayed()
+        .doc("write keys in lower case, at every depth, for readers that do not tell `level` from `Level` (Glue, Athena, Spark): \
+              of several keys that are then the same, the last one is written")
+        .example("on");
 
     COMPRESSION: Choice<Algorithm> = key("compression", Section::Content, Choice {
         words: &[("none", Algorithm::None), ("gzip", Algorithm::Gzip), ("zstd", Algorithm::Zstd)],
@@ -1133,11 +1151,6 @@ pub static FOREIGN: &[ForeignKey] = &[
         "s3_key_format",
         "use path; a name contains its time and a token",
     ),
-    foreign(
-        "s3",
-        "s3_key_format_tag_delimiters",
-        "a tag is split at dots; write {tag[1]} in path",
-    ),
     foreign("s3", "static_file_path", "a name contains a token"),
     foreign("s3", "json_date_key", "use time_key"),
     foreign("s3", "json_date_format", "use time_key_format"),
@@ -1306,9 +1319,11 @@ pub fn reference() -> String {
          Sizes are written as in Fluent Bit (`500K`, `64M`, `1G`; K is 1,000), times as `500ms`, `30s`, `5m`, `1h` or `1d`. \
          All problems are reported together when Fluent Bit starts. Keys that do not apply to the destination are refused; \
          unknown keys cause a warning.\n\n\
-         A template may contain `{tag}`, a part of the tag split at dots (`{tag[0]}`), the value of a record's key \
-         (`{record.kubernetes.namespace}`, with a default: `{record.app|none}`) and, if the table says so, strftime. `$TAG` \
-         and `$TAG[1]` work too.\n",
+         A template may contain `{tag}`, a part of the tag split at `tag_delimiters` (`{tag[0]}`), the value of a record's key \
+         (`{record.kubernetes.namespace}`, with a default: `{record.app|none}`) and, if the table says so, strftime. A key \
+         with dots is written as in Fluent Bit's record accessor: `{record.kubernetes.labels['app.kubernetes.io/name']}` or \
+         `{$kubernetes['labels']['app.kubernetes.io/name']|none}`; in a plain path the longest key that exists is taken. `$TAG` \
+         and `$TAG[1]` work too. [Names](output-format.md#names) says how values are escaped.\n",
     );
     for (section, heading) in Section::ALL {
         let rows = ALL.iter().filter(|key| key.section == section);

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::json::Options;
-use crate::codec::template::Template;
-use crate::codec::time::{Strftime, TimeFormat};
+use crate::codec::template::{Rules, Template};
+use crate::codec::time::{Strftime, TimeFormat, Zone};
 use crate::compress::Compression;
 use crate::format::json_lines::Lines;
 use crate::format::{BLOCK_BYTES, Format};
@@ -20,7 +20,7 @@ use crate::log::size;
 use folder::Names;
 use keys::Key;
 use reader::Reader;
-use value::{at, shown};
+use value::{at, is_shown, shown};
 
 pub(crate) use aws::is_fips_endpoint;
 pub use aws::{Addressing, Aws};
@@ -30,7 +30,9 @@ pub use azure::{
 pub use blob::{Blob, Store};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
 pub(crate) use firehose::MissingWord;
-pub use firehose::{Aggregation, Firehose, MissingAction, MissingTarget, sanitize_stream_name};
+pub use firehose::{
+    Aggregation, Firehose, MissingAction, MissingTarget, sanitize_stream_name, stream_name,
+};
 pub(crate) use objects::{Encryption, MAX_TAG_VALUE, fits_header, fits_tag};
 pub use objects::{Labelled, ObjectSettings};
 #[cfg(feature = "check")]
@@ -333,15 +335,24 @@ impl Reader<'_> {
         self.choice(&keys::BLOB_TYPE);
 
         let memory_limit = self.size(&keys::MEMORY_LIMIT);
-        let encode = self.encode();
+        let zone = self.time_zone();
+        let encode = self.encode(&zone);
+        let names = Rules {
+            tag_delimiters: self.tag_delimiters(),
+            zone,
+            keys: encode.key_form(),
+            ..Rules::default()
+        };
         let ca_pem = self.ca();
         let kind = self.kind();
         let compression = self.compression(kind);
         let destination = match kind {
-            Some(DestinationKind::Firehose) => self.firehose(ca_pem).map(Destination::Firehose),
+            Some(DestinationKind::Firehose) => {
+                self.firehose(ca_pem, names).map(Destination::Firehose)
+            }
             Some(DestinationKind::Blob) => {
                 let raw = encode.log_key.is_some();
-                self.blob(ca_pem, compression, raw, memory_limit)
+                self.blob(ca_pem, compression, raw, memory_limit, names)
             }
             None => None,
         };
@@ -403,7 +414,34 @@ impl Reader<'_> {
         })
     }
 
-    fn encode(&mut self) -> Options {
+    fn time_zone(&mut self) -> Zone {
+        let Some(name) = self.text(&keys::TIME_ZONE) else {
+            return Zone::default();
+        };
+        Zone::named(&name).unwrap_or_else(|| {
+            let message = format!(
+                "{} is not a time zone: use an IANA name such as Asia/Seoul, Europe/Berlin or UTC",
+                shown(&name)
+            );
+            self.problem(&keys::TIME_ZONE, message);
+            Zone::default()
+        })
+    }
+
+    fn tag_delimiters(&mut self) -> String {
+        let delimiters = self.text(&keys::TAG_DELIMITERS);
+        let delimiters = delimiters.unwrap_or_else(|| ".".to_owned());
+        if !delimiters.bytes().all(|byte| byte.is_ascii_punctuation()) {
+            let message = format!(
+                "{} has characters that are not ASCII punctuation: write those that separate the parts of a tag, such as .-",
+                shown(&delimiters)
+            );
+            self.problem(&keys::TAG_DELIMITERS, message);
+        }
+        delimiters
+    }
+
+    fn encode(&mut self, zone: &Zone) -> Options {
         let time_key = self.text(&keys::TIME_KEY);
         let format = self.text(&keys::TIME_KEY_FORMAT);
         if format.is_some() && time_key.is_none() {
@@ -417,8 +455,12 @@ impl Reader<'_> {
             Some("epoch") => TimeFormat::Epoch,
             Some("epoch_ms") => TimeFormat::EpochMs,
             Some(format) => match Strftime::parse(format) {
-                Ok(format) => TimeFormat::Strftime(format),
+                Ok(format) => TimeFormat::Strftime(format.in_zone(zone.clone())),
                 Err(message) => {
+                    let message = match is_shown(format) {
+                        true => message.to_string(),
+                        false => format!("{} is not a time format", shown(format)),
+                    };
                     self.problem(
                         &keys::TIME_KEY_FORMAT,
                         format!("{message}; use strftime, epoch or epoch_ms"),
@@ -442,6 +484,7 @@ impl Reader<'_> {
             tag_key: self.text(&keys::TAG_KEY),
             metadata_key: self.text(&keys::METADATA_KEY),
             replace_dots: self.text(&keys::REPLACE_DOTS),
+            lowercase_keys: self.flag(&keys::LOWERCASE_KEYS) == Some(true),
         };
         if options.log_key.is_some() {
             let others: [(&'static Key, bool); 4] = [
@@ -475,7 +518,7 @@ impl Reader<'_> {
         let path = self.text(&keys::TLS_CA_FILE)?;
         let pem = self.file(&keys::TLS_CA_FILE, &path)?;
         check_ca(&pem)
-            .map_err(|error| self.problem(&keys::TLS_CA_FILE, format!("'{path}' {error}")))
+            .map_err(|error| self.problem(&keys::TLS_CA_FILE, format!("{} {error}", shown(&path))))
             .ok()?;
         Some(pem)
     }

@@ -13,10 +13,10 @@ use super::keys::{
     self, Choice, Flag, Interval, Key, Name, Scope, SecretText, Share, Size, Time, Url, one_of,
 };
 use super::value::{
-    FLAGS, holds_secrets, is_full_url, parse_size, parse_time, shown, without_secrets,
+    FLAGS, holds_secrets, is_full_url, is_shown, parse_size, parse_time, shown, shown_url,
 };
 use super::{DestinationKind, Place, Problem, Properties, Secret, SecretSource};
-use crate::codec::template::Template;
+use crate::codec::template::{Rules, Template};
 
 /// A reader of the keys in the table, under any of their names, which collects problems.
 pub(super) struct Reader<'p> {
@@ -294,7 +294,8 @@ impl<'p> Reader<'p> {
                 self.problem(
                     key,
                     format!(
-                        "'{path}' cannot be read ({error}): check the path and its permissions"
+                        "{} cannot be read ({error}): check the path and its permissions",
+                        shown(path)
                     ),
                 );
                 None
@@ -312,7 +313,10 @@ impl<'p> Reader<'p> {
         if bytes.trim_ascii().is_empty() {
             self.problem(
                 key,
-                format!("the file '{path}' is empty: write the secret into it"),
+                format!(
+                    "the file {} is empty: write the secret into it",
+                    shown(path)
+                ),
             );
         }
         Some(SecretSource::File(path.into()))
@@ -333,16 +337,16 @@ impl<'p> Reader<'p> {
         let value = self.text(key)?;
         if !is_full_url(&value) {
             let message = format!(
-                "'{}' is not a full URL; write https://host[:port]",
-                without_secrets(&value)
+                "{} is not a full URL; write https://host[:port]",
+                shown_url(&value)
             );
             self.problem(key, message);
             return None;
         }
         if holds_secrets(&value) {
             let message = format!(
-                "'{}' contains a query or a user: give scheme, host and port; secrets have keys of their own",
-                without_secrets(&value)
+                "{} contains a query or a user: give scheme, host and port; secrets have keys of their own",
+                shown_url(&value)
             );
             self.problem(key, message);
             return None;
@@ -350,9 +354,20 @@ impl<'p> Reader<'p> {
         Some(value)
     }
 
-    pub(super) fn template(&mut self, key: &'static Key<Name>, text: &str) -> Option<Template> {
-        Template::parse(text, key.value.with_time)
-            .map_err(|error| self.problem(key, error.to_string()))
+    pub(super) fn template(
+        &mut self,
+        key: &'static Key<Name>,
+        text: &str,
+        rules: Rules,
+    ) -> Option<Template> {
+        Template::parse_with(text, key.value.with_time, rules)
+            .map_err(|error| {
+                let message = match is_shown(text) {
+                    true => error.to_string(),
+                    false => format!("{} is not a template", shown(text)),
+                };
+                self.problem(key, message);
+            })
             .ok()
     }
 

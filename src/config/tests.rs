@@ -1,6 +1,5 @@
 use proptest::prelude::*;
 
-use super::firehose::MAX_STREAM_NAME;
 use super::value::parse_time;
 use super::*;
 
@@ -1571,10 +1570,26 @@ fn sizes_and_times_are_read_as_the_host_reads_them() {
 }
 
 #[test]
-fn a_stream_name_made_from_a_tag_is_valid() {
-    assert_eq!(sanitize_stream_name("app-kube.주문/x y"), "app-kube.---x-y");
-    assert_eq!(
-        sanitize_stream_name(&"x".repeat(100)).len(),
-        MAX_STREAM_NAME
-    );
+fn a_stream_name_made_from_a_template_is_valid_and_its_own() {
+    assert_eq!(stream_name("app-kube.var-1_x"), "app-kube.var-1_x");
+    assert_eq!(stream_name(&"x".repeat(64)), "x".repeat(64));
+    let mut names = std::collections::BTreeSet::new();
+    let cut = stream_name(&"x".repeat(100));
+    let others = [
+        "app/a".to_owned(),
+        "app a".into(),
+        "app-a".into(),
+        "주문".into(),
+        "결제".into(),
+        "x".repeat(65),
+        "x".repeat(100),
+        // What another one is cut to, written out.
+        cut.clone(),
+        stream_name(&cut),
+    ];
+    for other in &others {
+        let name = stream_name(other);
+        assert_eq!(sanitize_stream_name(&name), name, "{other}");
+        assert!(names.insert(name), "{other}");
+    }
 }

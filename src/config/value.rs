@@ -67,12 +67,38 @@ pub(super) fn shown(value: &str) -> String {
     }
 }
 
-/// Whether a value may be a key, a signature or a connection string: it contains one of Azure's parameter names, or is
-/// at least 24 characters of base64 with upper-case and lower-case letters and digits.
-fn looks_like_a_secret(value: &str) -> bool {
+/// Returns the value of a key for URLs in quotes for a message, which may be a secret that was set under the wrong key.
+pub(super) fn shown_url(value: &str) -> String {
+    match !value.contains("://") && looks_like_a_secret(value) {
+        true => shown(value),
+        false => format!("'{}'", without_secrets(value)),
+    }
+}
+
+/// Whether [`shown`] shows a value as it is.
+pub(super) fn is_shown(value: &str) -> bool {
+    shown(value) == format!("'{value}'")
+}
+
+/// Whether a value may be a key, a signature or a connection string: it contains the name of such a parameter, or is at
+/// least 24 characters of base64 with upper-case and lower-case letters and digits, or 32 hexadecimal ones.
+pub(super) fn looks_like_a_secret(value: &str) -> bool {
     let lower = value.to_ascii_lowercase();
-    let words = ["sig=", "accountkey=", "sharedaccesssignature="];
+    let words = [
+        "sig=",
+        "accountkey=",
+        "sharedaccesssignature=",
+        "signature=",
+        "password=",
+        "pwd=",
+        "secret=",
+        "token=",
+        "credential=",
+    ];
     if words.iter().any(|word| lower.contains(word)) {
+        return true;
+    }
+    if value.len() >= 32 && value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return true;
     }
     let has = |kind: fn(&u8) -> bool| value.bytes().any(|byte| kind(&byte));
@@ -92,7 +118,7 @@ pub(crate) fn holds_secrets(url: &str) -> bool {
 }
 
 /// Whether a value starts with `user:password@`.
-fn names_a_user(value: &str) -> bool {
+pub(super) fn names_a_user(value: &str) -> bool {
     value
         .split_once('@')
         .is_some_and(|(user, _)| user.contains(':'))

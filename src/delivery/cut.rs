@@ -172,7 +172,7 @@ impl Cutter {
             self.context.log.trouble(
                 Level::Warn,
                 "log_key",
-                &format!("{skipped} records without the log_key were skipped"),
+                &format!("{skipped} records without the log_key or data_keys, or with no text in it, were skipped"),
             );
         }
     }

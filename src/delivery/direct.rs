@@ -488,7 +488,7 @@ pub(super) struct FlushProgress {
     waits: Option<u64>,
     /// The number of lines handed to senders.
     lines: u64,
-    /// The number of events without the `log_key`.
+    /// The number of events with nothing to send.
     skipped: usize,
 }
 

@@ -110,7 +110,7 @@ pub(super) struct Rebuilt {
     pub(super) lines: usize,
     /// The letters of events that are not lines any more.
     pub(super) letters: Vec<Letter>,
-    /// The number of events that have no `log_key` any more.
+    /// The number of events that have nothing to send any more.
     pub(super) skipped: usize,
     /// The chunks that cannot be read any more, and are not in it.
     pub(super) corrupt: Vec<Seq>,

@@ -47,7 +47,7 @@ label! {
         Delivered = "delivered",
         /// Kept as dead letters.
         DeadLetter = "dead_letter",
-        /// Skipped, because they have no `log_key`.
+        /// Skipped, because they have nothing to send: see `log_key` and `data_keys`.
         Skipped = "skipped",
         /// Sent again because the response to their request was lost. Firehose may have them twice.
         Ambiguous = "ambiguous",

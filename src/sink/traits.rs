@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::codec::template::{Template, compact_time};
-use crate::config::{Destination, MissingTarget, ObjectBounds, sanitize_stream_name};
+use crate::config::{Destination, MissingTarget, ObjectBounds, stream_name};
 use crate::ids::Time;
 
 /// The properties of a destination: how names are made, what can fail by itself, and what a repeated request does.
@@ -75,7 +75,7 @@ impl DestinationTraits {
             Destination::Firehose(firehose) => DestinationTraits {
                 name_template: firehose.delivery_stream.clone(),
                 target_template: None,
-                target_of_name: sanitize_stream_name,
+                target_of_name: stream_name,
                 target_word: "delivery stream",
                 throttles_targets: true,
                 object_layout: None,
@@ -130,12 +130,11 @@ impl DestinationTraits {
 impl DestinationTraits {
     /// Returns the target of all events with a tag. `None` if there is only one target, or if records decide.
     pub fn target_of_tag(&self, tag: &[u8]) -> Option<String> {
-        let tag = String::from_utf8_lossy(tag);
         match (&self.object_layout, &self.target_template) {
-            (Some(_), targets) => targets.as_ref()?.of_tag(&tag),
+            (Some(_), targets) => targets.as_ref()?.of_tag(tag),
             (None, _) if self.name_template.fixed().is_some() => None,
             (None, _) => {
-                let name = self.name_template.of_tag(&tag)?;
+                let name = self.name_template.of_tag(tag)?;
                 Some((self.target_of_name)(&name))
             }
         }

@@ -254,11 +254,11 @@ pub fn json_depth(value: &Value) -> usize {
 
 /// The value of the `log_key`: text as it is, anything else as JSON.
 pub fn check_log_value(line: &[u8], options: &Options, key: &str, event: &Event) {
-    let Some(value) = log_value(key, event) else {
+    let Some(value) = log_value(options, key, event) else {
         return;
     };
     if let Some(text) = text(&value) {
-        return assert_eq!(line, text);
+        return assert_eq!(line, one_line(text));
     }
     let text = std::str::from_utf8(line).expect("UTF-8");
     let read: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
@@ -338,19 +338,44 @@ fn chosen(options: &Options, event: &Event) -> Option<Pairs> {
             .into_iter()
             .flatten()
             .any(|own| written.as_ref() == Some(own));
-        let is_wanted = |wanted: &String| text(name) == Some(wanted.as_bytes());
+        let is_wanted = |wanted: &String| {
+            text(name).is_some() && written == key(options, &wanted.as_str().into())
+        };
         let all = options.data_keys.is_empty();
         !is_ours && (all || options.data_keys.iter().any(is_wanted))
     });
     Some(pairs)
 }
 
-fn log_value(key: &str, event: &Event) -> Option<Packed> {
-    let mut pairs = pairs(event.body)?.into_iter();
+fn log_value(options: &Options, key: &str, event: &Event) -> Option<Packed> {
+    let is_key = |name: &Packed| {
+        text(name).is_some() && self::key(options, name) == self::key(options, &key.into())
+    };
+    let pairs = pairs(event.body)?.into_iter();
     let (_, value) = pairs
-        .find(|(name, _)| text(name) == Some(key.as_bytes()))
+        .filter(|(name, _)| is_key(name))
+        .last()
         .expect("an event without it has no line");
     Some(value)
+}
+
+/// A text without line ends: none at its end, and those within it replaced.
+fn one_line(text: &[u8]) -> Vec<u8> {
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let end = text.iter().rposition(|byte| !is_end(byte));
+    let text = &text[..end.expect("an event without text has no line") + 1];
+    let is_json = serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    let mut line = Vec::new();
+    for (at, byte) in text.iter().enumerate() {
+        match (byte, is_json) {
+            (b'\n', _) if at > 0 && text[at - 1] == b'\r' => {}
+            (b'\n' | b'\r', true) => line.push(b' '),
+            (b'\r', false) if text.get(at + 1) != Some(&b'\n') => line.extend(b"\\r"),
+            (b'\n' | b'\r', false) => line.extend(b"\\n"),
+            (byte, _) => line.push(*byte),
+        }
+    }
+    line
 }
 
 fn time(time: Time, format: &TimeFormat) -> Value {

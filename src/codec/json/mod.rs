@@ -8,15 +8,23 @@
 //! Two things make it fast. Strings are copied and scanned for escapes one [`Block`] at a time. And keys are
 //! predicted: logs repeat the same keys in the same order, so the [`KeyCache`] holds each key as it is written,
 //! together with the two keys that last followed it.
+//!
+//! A key is written once in its map, and the last of several wins, since readers differ in which one they take, and some
+//! refuse such an object. Each cached key knows the map that it was last written in, so that a repeat is noticed at the
+//! price of a comparison. Only then the event is copied without the pairs that a later one replaces ([`repeats`]), and
+//! encoded again.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::ops::Range;
 
-use crate::codec::msgpack::{Cursor, Event, Events, Head, Malformed, Token, lookup};
+use crate::codec::keys::{KeyForm, lookup};
+use crate::codec::msgpack::{Cursor, Event, Events, Head, Malformed, Token};
 use crate::codec::time::{TimeFormat, write_iso8601};
 use crate::ids::Time;
-use simd::{BLOCK, Block, JsonWriter, Kernel, Key, Level, Pair, Source};
+use simd::{BLOCK, Block, JsonWriter, Kernel, Key, Level, MAX_KEY_TEXT, Pair, Source};
 
+mod repeats;
 #[allow(
     unsafe_code,
     reason = "reads and writes whole blocks; every unsafe line has a SAFETY comment"
@@ -42,22 +50,48 @@ pub struct Options {
     pub metadata_key: Option<String>,
     /// Replace every dot in a key with this.
     pub replace_dots: Option<String>,
+    /// Write keys in lower case.
+    pub lowercase_keys: bool,
+}
+
+impl Options {
+    /// Returns how keys are written.
+    pub fn key_form(&self) -> KeyForm {
+        KeyForm {
+            replace_dots: self.replace_dots.clone(),
+            lowercase: self.lowercase_keys,
+        }
+    }
 }
 
 /// The reason why an event was not encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
-    /// The event has no `log_key`, and so nothing to send.
-    NoLogKey,
+    /// The event has nothing to send: no `log_key`, or a value of it that is null or empty, or none of the `data_keys`.
+    Nothing,
     /// The event is nested deeper than [`MAX_DEPTH`].
     TooDeep,
     /// The bytes are not a whole event. Does not occur for an [`Event`] that was decoded.
     Malformed,
 }
 
-impl From<Malformed> for Skip {
-    fn from(_: Malformed) -> Skip {
-        Skip::Malformed
+/// The reason why the encoder stopped within an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Skip(Skip),
+    /// A map has a key twice.
+    Repeat,
+}
+
+impl From<Malformed> for Stop {
+    fn from(_: Malformed) -> Stop {
+        Stop::Skip(Skip::Malformed)
+    }
+}
+
+impl From<Skip> for Stop {
+    fn from(skip: Skip) -> Stop {
+        Stop::Skip(skip)
     }
 }
 
@@ -66,19 +100,23 @@ impl From<Malformed> for Skip {
 struct Open {
     /// The number of values (in a map, pairs) still to write.
     left: u32,
-    place: Place,
+    /// The number of the map; of an array, that of the map around it.
+    map: u32,
     /// The offset of its first byte in the output.
     start: usize,
+    place: Place,
 }
 
 /// Encodes events as JSON lines. Between events it holds only caches and scratch space.
 pub struct Encoder<'o> {
     options: &'o Options,
     level: Level,
-    keys: KeyCache<'o>,
+    keys: KeyCache,
     open: Box<[Open; MAX_DEPTH + 1]>,
     /// The key of the event's time, as it is written.
     time_key: Vec<u8>,
+    /// Whether an event is measured, which is not skipped for having no keys.
+    measures: bool,
     /// The last second and its text, for formats that are constant within a second but for milliseconds.
     cached_time: Option<(i64, Vec<u8>)>,
 }
@@ -102,11 +140,13 @@ impl<'o> Encoder<'o> {
             open: Box::new(
                 [Open {
                     left: 0,
-                    place: Place::Nowhere,
+                    map: 0,
                     start: 0,
+                    place: Place::NOWHERE,
                 }; MAX_DEPTH + 1],
             ),
             time_key,
+            measures: false,
             cached_time: None,
         }
     }
@@ -127,6 +167,16 @@ impl<'o> Encoder<'o> {
             head,
             out,
         })
+    }
+
+    /// Returns the length of the line of an event whose record is empty: of what is added to it.
+    pub fn measure(&mut self, tag: &[u8], event: &Event<'_>, capacity: usize) -> usize {
+        let mut line = Vec::with_capacity(capacity);
+        self.measures = true;
+        // An error here recurs when the event is encoded.
+        let _ = self.line(tag, event, &mut line);
+        self.measures = false;
+        line.len()
     }
 
     /// Appends events while it decodes them, each with a newline, as long as their heads are `wanted`. Calls `written`
@@ -160,41 +210,107 @@ impl<'o> Encoder<'o> {
         out: &mut Vec<u8>,
     ) -> Result<usize, Skip> {
         let start = out.len();
+        self.keys.begin();
         let written = match &self.options.log_key {
             Some(key) => self.log_value(key, head, out),
             None => self.record::<B>(tag, head, out),
         };
-        if written.is_err() {
-            out.truncate(start);
+        match written {
+            Ok(end) => Ok(end),
+            Err(stop) => {
+                out.truncate(start);
+                self.without_repeats(stop, tag, head, out)
+            }
         }
-        written
     }
 
-    fn log_value(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<usize, Skip> {
+    /// Appends an event again that the encoder stopped in because of a repeated key, without the pairs that a later one
+    /// replaces. Returns the end of its body.
+    #[cold]
+    #[inline(never)]
+    fn without_repeats(
+        &mut self,
+        stop: Stop,
+        tag: &[u8],
+        head: &Head<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Skip> {
+        if let Stop::Skip(skip) = stop {
+            return Err(skip);
+        }
+        let start = out.len();
+        let body = Cursor::at(head.bytes, head.body)
+            .value()
+            .map_err(|_| Skip::Malformed)?;
+        let end = head.body + body.len();
+        let record = repeats::removed(&[body], None, &self.keys.rules, true)?;
+        let fields = match (&self.options.metadata_key, head.group) {
+            (None, _) => Vec::new(),
+            (Some(_), None) => repeats::removed(&[head.metadata], None, &self.keys.rules, false)?,
+            (Some(_), Some(group)) => {
+                let maps = [head.metadata, group.body];
+                let group = Some(group.metadata).filter(|map| !is_empty_map(map));
+                repeats::removed(&maps, group, &self.keys.rules, false)?
+            }
+        };
+        let head = Head {
+            time: head.time,
+            metadata: &fields,
+            group: None,
+            bytes: &record,
+            body: 0,
+        };
+        self.keys.begin();
+        let written = match &self.options.log_key {
+            Some(key) => self.log_value(key, &head, out),
+            None => self.record::<simd::PortableBlock>(tag, &head, out),
+        };
+        debug_assert_ne!(written, Err(Stop::Repeat), "all repeats were removed");
+        match written {
+            Ok(_) => Ok(end),
+            Err(stop) => {
+                out.truncate(start);
+                Err(match stop {
+                    Stop::Skip(skip) => skip,
+                    Stop::Repeat => Skip::Malformed,
+                })
+            }
+        }
+    }
+
+    fn log_value(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<usize, Stop> {
         let mut body = Cursor::at(head.bytes, head.body);
         let body = body.value()?;
-        let value = lookup(body, &[key]).ok_or(Skip::NoLogKey)?;
+        let value = lookup(body, key, &self.keys.rules.form).ok_or(Skip::Nothing)?;
         let mut cursor = Cursor::new(value);
         let token = cursor.token()?;
-        let container = |left, place| Container {
-            left,
-            place,
-            depth: 1,
-            metadata: false,
-        };
         let at = cursor.position();
         match (token.text(), token) {
-            (Some(text), _) => out.extend_from_slice(text),
+            (Some(text), _) => one_line(text, out)?,
+            (None, Token::Nil) => return Err(Stop::Skip(Skip::Nothing)),
             (None, Token::Array(left)) => {
-                self.container(value, at, container(left, Place::Array), out)?;
+                let container = self.container_of(left, Place::ARRAY, 1, false);
+                self.container(value, at, container, out)?;
             }
             (None, Token::Map(left)) => {
-                self.container(value, at, container(left, Place::Map), out)?;
+                let container = self.container_of(left, Place::map(1), 1, false);
+                self.container(value, at, container, out)?;
             }
             (None, scalar) => write_scalar(scalar, out),
         }
         out.push(b'\n');
         Ok(head.body + body.len())
+    }
+
+    /// Returns a container with a number of its own.
+    fn container_of(&mut self, left: u32, place: Place, depth: usize, metadata: bool) -> Container {
+        Container {
+            left,
+            place,
+            depth,
+            metadata,
+            map: self.keys.next_map(),
+        }
     }
 
     #[inline(always)]
@@ -203,17 +319,25 @@ impl<'o> Encoder<'o> {
         tag: &[u8],
         head: &Head<'_>,
         out: &mut Vec<u8>,
-    ) -> Result<usize, Skip> {
+    ) -> Result<usize, Stop> {
         let (left, at) = map_head(head.bytes, head.body)?;
         let start = out.len();
         let record = Container {
             left,
-            place: Place::Record,
+            place: Place::RECORD,
             depth: 1,
             metadata: false,
+            map: self.keys.next_map(),
         };
         let (end, mut writer) = self.items::<B>(head.bytes, at, record, JsonWriter::of(out))?;
         let options = self.options;
+        if writer.len() == start
+            && !options.data_keys.is_empty()
+            && !self.measures
+            && !self.keys.rules.wants_any(head)?
+        {
+            return Err(Stop::Skip(Skip::Nothing));
+        }
         if options.time.is_some() || options.tag_key.is_some() || options.metadata_key.is_some() {
             let out = writer.finish();
             self.added_fields(tag, head, out)?;
@@ -226,7 +350,7 @@ impl<'o> Encoder<'o> {
     }
 
     /// Writes the fields that are added to a record, each after a comma.
-    fn added_fields(&mut self, tag: &[u8], head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
+    fn added_fields(&mut self, tag: &[u8], head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Stop> {
         let options = self.options;
         if let Some((_, format)) = &options.time {
             out.extend_from_slice(&self.time_key);
@@ -285,25 +409,22 @@ impl<'o> Encoder<'o> {
     }
 
     /// Writes `"key":{…metadata, …resource and scope, "group":{…}}`, or nothing where all of them are empty.
-    fn metadata(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
+    fn metadata(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Stop> {
         let before = out.len();
         write_key(key, out);
         let start = out.len();
-        self.pairs(head.metadata, out)?;
+        // All of it is one object in the line.
+        let map = self.keys.next_map();
+        self.pairs(head.metadata, map, out)?;
         if let Some(group) = head.group {
-            self.pairs(group.body, out)?;
-            let (pairs, at) = match group.metadata {
-                [] => (0, 0),
-                metadata => map_head(metadata, 0)?,
-            };
-            if pairs > 0 {
-                write_key("group", out);
-                let pairs = Container {
-                    left: pairs,
-                    place: Place::Map,
-                    depth: 3,
-                    metadata: true,
-                };
+            self.pairs(group.body, map, out)?;
+            if !is_empty_map(group.metadata) {
+                let (pairs, at) = map_head(group.metadata, 0)?;
+                if self.keys.has_written(GROUP_KEY, METADATA_PLACE, map, out) {
+                    return Err(Stop::Repeat);
+                }
+                out.extend_from_slice(GROUP_KEY);
+                let pairs = self.container_of(pairs, Place::map(3), 3, true);
                 self.container(group.metadata, at, pairs, out)?;
             }
         }
@@ -315,19 +436,20 @@ impl<'o> Encoder<'o> {
         Ok(())
     }
 
-    /// Writes the pairs of a map, each after a comma.
-    fn pairs(&mut self, map: &[u8], out: &mut Vec<u8>) -> Result<(), Skip> {
-        if map.is_empty() {
+    /// Writes the pairs of a map, which the line shows as a part of `map`, each after a comma.
+    fn pairs(&mut self, pairs: &[u8], map: u32, out: &mut Vec<u8>) -> Result<(), Stop> {
+        if pairs.is_empty() {
             return Ok(());
         }
-        let (left, at) = map_head(map, 0)?;
-        let pairs = Container {
+        let (left, at) = map_head(pairs, 0)?;
+        let container = Container {
             left,
-            place: Place::Map,
+            place: METADATA_PLACE,
             depth: 2,
             metadata: true,
+            map,
         };
-        self.dispatch_items(map, at, pairs, out)?;
+        self.dispatch_items(pairs, at, container, out)?;
         Ok(())
     }
 
@@ -338,10 +460,10 @@ impl<'o> Encoder<'o> {
         at: usize,
         container: Container,
         out: &mut Vec<u8>,
-    ) -> Result<(), Skip> {
+    ) -> Result<(), Stop> {
         let start = out.len();
         self.dispatch_items(bytes, at, container, out)?;
-        close(start, container.place != Place::Array, out);
+        close(start, container.place != Place::ARRAY, out);
         Ok(())
     }
 
@@ -353,7 +475,7 @@ impl<'o> Encoder<'o> {
         at: usize,
         container: Container,
         out: &mut Vec<u8>,
-    ) -> Result<(), Skip> {
+    ) -> Result<(), Stop> {
         let level = self.level;
         level.run(Items {
             encoder: self,
@@ -373,11 +495,13 @@ impl<'o> Encoder<'o> {
         mut at: usize,
         container: Container,
         mut writer: JsonWriter<'v>,
-    ) -> Result<(usize, JsonWriter<'v>), Skip> {
+    ) -> Result<(usize, JsonWriter<'v>), Stop> {
         let KeyCache {
             rules,
             cached,
             last: first_key,
+            maps,
+            index,
         } = &mut self.keys;
         let cached = &mut **cached;
         let mut last = *first_key;
@@ -388,6 +512,7 @@ impl<'o> Encoder<'o> {
             mut place,
             depth,
             metadata,
+            mut map,
         } = container;
         let mut start = writer.len();
         let source = Source::new(bytes);
@@ -397,30 +522,42 @@ impl<'o> Encoder<'o> {
                     *first_key = last;
                     return Ok((at, writer));
                 }
-                writer.close(start, place != Place::Array);
+                writer.close(start, place != Place::ARRAY);
                 opened -= 1;
-                Open { left, place, start } = open[opened];
+                Open {
+                    left,
+                    map,
+                    start,
+                    place,
+                } = open[opened];
                 continue;
             }
             left -= 1;
             let (slot, value) = 'key: {
                 if let Some(pair) = source.pair(at)
-                    && let Some((key, value)) = predicted::<B>(cached, &mut last, pair, place)
+                    && let Some(value) = predicted::<B>(cached, &mut last, pair, place)
                 {
-                    at += key.raw_len();
-                    break 'key (writer.slot().key::<B>(key), Some(value));
+                    let cached = &mut cached[usize::from(last)];
+                    if cached.map == map {
+                        return Err(Stop::Repeat);
+                    }
+                    cached.map = map;
+                    at += cached.key.raw_len();
+                    break 'key (writer.slot().key::<B>(&cached.key), Some(value));
                 }
-                if place == Place::Array {
+                if place == Place::ARRAY {
                     break 'key (writer.slot().comma(), source.value(at));
                 }
                 let out = writer.finish();
-                let (end, index, kept) = rules.unpredicted(cached, bytes, at, place, out)?;
+                let key = NextKey {
+                    bytes,
+                    at,
+                    place,
+                    map,
+                };
+                let (end, kept) = index.unpredicted(rules, cached, &mut last, key, out)?;
                 writer = JsonWriter::of(out);
                 at = end;
-                if let Some(index) = index {
-                    cached[usize::from(last)].record_next(index);
-                    last = index;
-                }
                 if !kept {
                     let mut value = Cursor::at(bytes, at);
                     value.value()?;
@@ -463,13 +600,17 @@ impl<'o> Encoder<'o> {
                             let [len] = *value.rest();
                             let start = at + 2;
                             at = start + usize::from(len);
-                            break 'token Token::Str(bytes.get(start..at).ok_or(Skip::Malformed)?);
+                            break 'token Token::Str(
+                                bytes.get(start..at).ok_or(Malformed::Truncated)?,
+                            );
                         }
                         0xc4 => {
                             let [len] = *value.rest();
                             let start = at + 2;
                             at = start + usize::from(len);
-                            break 'token Token::Bin(bytes.get(start..at).ok_or(Skip::Malformed)?);
+                            break 'token Token::Bin(
+                                bytes.get(start..at).ok_or(Malformed::Truncated)?,
+                            );
                         }
                         0x80..=0x8f => {
                             at += 1;
@@ -488,8 +629,8 @@ impl<'o> Encoder<'o> {
                 token
             };
             let (inner, inner_place) = match token {
-                Token::Map(inner) => (inner, Place::Map),
-                Token::Array(inner) => (inner, Place::Array),
+                Token::Map(inner) => (inner, Place::map(depth + opened + 1)),
+                Token::Array(inner) => (inner, Place::ARRAY),
                 Token::Str(text) => {
                     slot.string::<B>(source, at - text.len(), at);
                     continue 'item;
@@ -510,11 +651,18 @@ impl<'o> Encoder<'o> {
                 }
             };
             if inner > 0 && depth + opened >= MAX_DEPTH {
-                return Err(Skip::TooDeep);
+                return Err(Stop::Skip(Skip::TooDeep));
             }
-            open[opened] = Open { left, place, start };
+            open[opened] = Open {
+                left,
+                map,
+                start,
+                place,
+            };
             opened += 1;
             (left, place, start) = (inner, inner_place, writer.len());
+            *maps += 1;
+            map = *maps;
         }
     }
 }
@@ -553,10 +701,10 @@ struct Items<'e, 'o> {
 }
 
 impl Kernel for Items<'_, '_> {
-    type Output = Result<(), Skip>;
+    type Output = Result<(), Stop>;
 
     #[inline(always)]
-    fn run<B: Block>(self) -> Result<(), Skip> {
+    fn run<B: Block>(self) -> Result<(), Stop> {
         let writer = JsonWriter::of(self.out);
         let (_, writer) = self
             .encoder
@@ -607,19 +755,39 @@ struct Container {
     depth: usize,
     /// Whether it is a record's or a group's metadata.
     metadata: bool,
+    /// The number of the map that its keys belong to.
+    map: u32,
 }
 
-/// The place of an item.
+/// The place of an item: which keys are the same, and what becomes of them. The maps of a record that are open at a time
+/// have different ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// The record itself: the keys that `data_keys` selects from.
-    Record,
-    /// A nested map.
-    Map,
+struct Place(u8);
+
+impl Place {
+    /// Not written.
+    const NOWHERE: Place = Place(0);
     /// An array.
-    Array,
-    /// Not written: the key is left out.
-    Nowhere,
+    const ARRAY: Place = Place(1);
+    /// The record itself: the keys that `data_keys` selects from.
+    const RECORD: Place = Place(2);
+
+    /// A map at this depth; the record is at depth 1.
+    #[inline(always)]
+    fn map(depth: usize) -> Place {
+        const { assert!(MAX_DEPTH + 4 < 256) };
+        Place(depth as u8 + 2)
+    }
+}
+
+/// The place of the fields under `metadata_key`.
+const METADATA_PLACE: Place = Place(4);
+/// The key of a group's metadata below `metadata_key`, as it is written.
+const GROUP_KEY: &[u8] = b",\"group\":";
+
+/// Whether msgpack is an empty map, or nothing.
+fn is_empty_map(map: &[u8]) -> bool {
+    map.is_empty() || matches!(map_head(map, 0), Ok((0, _)))
 }
 
 /// Brackets the items that were written from `start` on. See [`JsonWriter::close`].
@@ -639,8 +807,8 @@ fn map_head(bytes: &[u8], at: usize) -> Result<(u32, usize), Skip> {
         _ => {}
     }
     let mut cursor = Cursor::at(bytes, at);
-    match cursor.token()? {
-        Token::Map(pairs) => Ok((pairs, cursor.position())),
+    match cursor.token() {
+        Ok(Token::Map(pairs)) => Ok((pairs, cursor.position())),
         _ => Err(Skip::Malformed),
     }
 }
@@ -652,45 +820,67 @@ fn write_key(key: &str, out: &mut Vec<u8>) {
 }
 
 /// The cache of keys in their written form: `,"key":`.
-struct KeyCache<'o> {
-    rules: Rules<'o>,
+struct KeyCache {
+    rules: Rules,
     /// A hash table with linear probing; when all probes are taken, a key evicts another.
     cached: Box<[CachedKey; CACHED_KEYS]>,
     /// The index of the previous key, whose successors are the prediction.
     last: u8,
+    /// The number of the last map. Numbers are unique for an encoder's events.
+    maps: u32,
+    index: KeyIndex,
 }
 
 /// The rules for a record's keys.
-struct Rules<'o> {
-    replace_dots: Option<&'o str>,
-    /// The written form of the keys that are added. They replace a record's own keys of the same form, since some
-    /// readers reject a JSON object with duplicate keys.
+struct Rules {
+    form: KeyForm,
+    /// The written form of the keys that are added. They replace a record's own keys of the same form.
     added: HashSet<Vec<u8>>,
-    data_keys: HashSet<&'o [u8]>,
+    /// Empty for all keys, and otherwise the form in which they are written.
+    data_keys: HashSet<Vec<u8>>,
 }
 
 /// The size of the key cache, so that an index is one byte.
 const CACHED_KEYS: usize = 256;
+/// The number of hashes by which slots are found. Of two keys with the same one, only the last is found at once.
+const RAW_HASHES: usize = 4_096;
 /// The number of slots where a key may be cached.
 const PROBES: u8 = 8;
+/// The number of keys that find no slot after which the cache starts anew.
+const MOST_MISSES: u32 = 1_024;
+/// The most keys without a slot that are compared one by one.
+const FEW_KEYS: usize = 16;
 
-/// A slot of the key cache.
+/// A slot of the key cache. A text has one slot for each place, whatever msgpack it comes from, so that a repeat is
+/// noticed in any form.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct CachedKey {
     key: Key,
-    /// The place where the key is written.
+    /// The number of the map that it was last written in.
+    map: u32,
+    /// The place of its keys; [`Place::ARRAY`], which has none, for a record's keys that are left out.
+    place: Place,
+    /// The place where the key is predicted.
     written: Place,
+    /// A part of the hash by which it was put here.
+    check: u8,
     /// The indices of the last two keys that followed it, the latest first.
     next: [u8; 2],
 }
 
 impl CachedKey {
-    /// An unused slot. No key begins with 0xc1, which msgpack reserves.
+    /// The place of a record's keys that are left out.
+    const LEFT_OUT: Place = Place::ARRAY;
+
+    /// An unused slot.
     fn empty() -> CachedKey {
         CachedKey {
-            key: Key::new(&[0xc1], b"").expect("short"),
-            written: Place::Nowhere,
+            key: Key::new(&[], b"").expect("short"),
+            map: 0,
+            place: Place::NOWHERE,
+            written: Place::NOWHERE,
+            check: 0,
             next: [0; 2],
         }
     }
@@ -710,19 +900,32 @@ impl CachedKey {
     }
 
     fn is_empty(&self) -> bool {
-        self.key.raw() == [0xc1]
+        self.place == Place::NOWHERE
     }
 
-    fn matches(&self, raw: &[u8], place: Place) -> bool {
-        let written = self.written == place;
-        // Only a record's top-level keys are left out.
-        let left_out = self.written == Place::Nowhere && place == Place::Record;
-        (written || left_out) && self.key.raw() == raw
+    /// Whether it is for a key, which may be left out.
+    fn is_for(&self, raw: &[u8], place: Place) -> bool {
+        let left_out = self.place == CachedKey::LEFT_OUT && place == Place::RECORD;
+        (self.written == place || left_out) && self.key.raw() == raw
+    }
+
+    /// Whether it is for keys that are written as `text`.
+    fn writes(&self, text: &[u8], place: Place) -> bool {
+        self.place == place && self.key.text() == text
+    }
+
+    /// Marks the key as written in a map. Fails if it was already.
+    fn mark(&mut self, map: u32) -> Result<(), Stop> {
+        if self.map == map {
+            return Err(Stop::Repeat);
+        }
+        self.map = map;
+        Ok(())
     }
 }
 
-impl<'o> KeyCache<'o> {
-    fn new(options: &'o Options) -> Self {
+impl KeyCache {
+    fn new(options: &Options) -> Self {
         let added = [
             options.time.as_ref().map(|(key, _)| key),
             options.tag_key.as_ref(),
@@ -733,66 +936,171 @@ impl<'o> KeyCache<'o> {
             write_key(key, &mut text);
             text
         };
+        let form = options.key_form();
+        let data_keys = options.data_keys.iter();
+        let data_keys = data_keys.map(|key| form.written(key.as_bytes()).into_owned());
         KeyCache {
             rules: Rules {
-                replace_dots: options.replace_dots.as_deref(),
                 added: added.into_iter().flatten().map(written).collect(),
-                data_keys: options.data_keys.iter().map(String::as_bytes).collect(),
+                data_keys: data_keys.collect(),
+                form,
             },
             cached: Box::new([CachedKey::empty(); CACHED_KEYS]),
             last: 0,
+            maps: 0,
+            index: KeyIndex::default(),
+        }
+    }
+
+    /// Returns a new number of a map.
+    #[inline(always)]
+    fn next_map(&mut self) -> u32 {
+        self.maps += 1;
+        self.maps
+    }
+
+    /// Starts an event.
+    #[inline(always)]
+    fn begin(&mut self) {
+        if self.index.has_others {
+            self.forget();
+        }
+    }
+
+    /// Forgets the keys without a slot, and after too many of them, the cache. Slots are never reused within an event,
+    /// since a key's repeat would not be noticed.
+    #[cold]
+    fn forget(&mut self) {
+        self.index.has_others = false;
+        self.index.few.clear();
+        self.index.many.clear();
+        if self.index.misses >= MOST_MISSES {
+            self.index.misses = 0;
+            self.cached.fill(CachedKey::empty());
+            self.last = 0;
+        }
+    }
+
+    /// Whether a key was written in a map.
+    fn has_written(&self, text: &[u8], place: Place, map: u32, out: &[u8]) -> bool {
+        match slot_of(&self.cached, text, place) {
+            Some(index) => self.cached[usize::from(index)].map == map,
+            None => self.index.has_other(text, map, out),
         }
     }
 }
 
-/// Returns the pair's key and value if the key is one of the two that last followed `last`, and makes it the `last`
-/// one.
+/// Returns the value of the pair if its key is one of the two that last followed `last`, and makes it the `last` one.
 #[inline(always)]
-fn predicted<'s, 'a, B: Block>(
-    cached: &'s mut [CachedKey; CACHED_KEYS],
+fn predicted<'a, B: Block>(
+    cached: &mut [CachedKey; CACHED_KEYS],
     last: &mut u8,
     pair: Pair<'a>,
     place: Place,
-) -> Option<(&'s Key, simd::Value<'a>)> {
+) -> Option<simd::Value<'a>> {
     let [next, other] = cached[usize::from(*last)].next;
     if let Some(value) = cached[usize::from(next)].value::<B>(pair, place) {
         *last = next;
-        return Some((&cached[usize::from(next)].key, value));
+        return Some(value);
     }
     let value = cached[usize::from(other)].value::<B>(pair, place)?;
     cached[usize::from(*last)].record_next(other);
     *last = other;
-    Some((&cached[usize::from(other)].key, value))
+    Some(value)
 }
 
-/// Returns the cache slot that holds a key, or the one to put it in.
-fn cache_index(cached: &[CachedKey; CACHED_KEYS], raw: &[u8], place: Place) -> u8 {
-    // FNV-1a: it is short, and collisions only cost time.
-    let hash = raw.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+/// Returns the slot of the keys that are written as `text`, or the one to put them in. There is none for long keys, and
+/// if all probes are taken by others.
+fn slot_of(cached: &[CachedKey; CACHED_KEYS], text: &[u8], place: Place) -> Option<u8> {
+    if text.len() > MAX_KEY_TEXT {
+        return None;
+    }
+    probe(cached, text, place, |slot| slot.writes(text, place))
+}
+
+/// Returns the first slot that is empty or the right one.
+fn probe(
+    cached: &[CachedKey; CACHED_KEYS],
+    bytes: &[u8],
+    place: Place,
+    is_right: impl Fn(&CachedKey) -> bool,
+) -> Option<u8> {
+    let [index, check] = hash(bytes, place);
+    let mut probes = (0..PROBES).map(|step| index.wrapping_add(step));
+    probes.find(|index| {
+        let slot = &cached[usize::from(*index)];
+        slot.is_empty() || (slot.check == check && is_right(slot))
+    })
+}
+
+/// Returns two bytes of a hash that is short to compute; collisions only cost time.
+fn hash(bytes: &[u8], place: Place) -> [u8; 2] {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (words, rest) = bytes.as_chunks::<8>();
+    let rest = rest.iter().fold(u64::from(place.0), |word, byte| {
+        (word << 8) | u64::from(*byte)
     });
-    let hash = (hash ^ (hash >> 32)) as u8;
-    let mut probes = (0..PROBES).map(|step| hash.wrapping_add(step));
-    probes
-        .find(|index| {
-            let cached = &cached[usize::from(*index)];
-            cached.is_empty() || cached.matches(raw, place)
-        })
-        .unwrap_or(hash)
+    let words = words.iter().map(|word| u64::from_le_bytes(*word));
+    let hash = words.chain([rest]).fold(0, |hash: u64, word| {
+        (hash.rotate_left(23) ^ word).wrapping_mul(ODD)
+    });
+    [(hash >> 56) as u8, (hash >> 48) as u8]
 }
 
-impl Rules<'_> {
-    /// Writes a key that was not predicted, unless it is left out. Returns its end, its cache index if it was short
-    /// enough to be cached, and whether it was written.
+/// A key that was not predicted.
+struct NextKey<'a> {
+    /// The bytes that contain it.
+    bytes: &'a [u8],
+    /// Its offset in them.
+    at: usize,
+    place: Place,
+    /// The number of its map.
+    map: u32,
+}
+
+/// Finds keys that were not predicted.
+struct KeyIndex {
+    /// The slots of keys by a hash of their msgpack.
+    by_raw: Box<[u8; RAW_HASHES]>,
+    /// Keys of the event without a slot: the number of each one's map, and where it is written.
+    few: Vec<(u32, Range<usize>)>,
+    /// The same with their texts, if there are more than [`FEW_KEYS`].
+    many: HashSet<(u32, Vec<u8>)>,
+    /// Whether there are any.
+    has_others: bool,
+    /// The number of keys that found no slot.
+    misses: u32,
+}
+
+impl Default for KeyIndex {
+    fn default() -> Self {
+        KeyIndex {
+            by_raw: Box::new([0; RAW_HASHES]),
+            few: Vec::new(),
+            many: HashSet::new(),
+            has_others: false,
+            misses: 0,
+        }
+    }
+}
+
+impl KeyIndex {
+    /// Writes a key that was not predicted, unless it is left out. Returns its end, and whether it was written.
     #[inline(never)]
     fn unpredicted(
-        &self,
+        &mut self,
+        rules: &Rules,
         cached: &mut [CachedKey; CACHED_KEYS],
-        bytes: &[u8],
-        at: usize,
-        place: Place,
+        last: &mut u8,
+        key: NextKey<'_>,
         out: &mut Vec<u8>,
-    ) -> Result<(usize, Option<u8>, bool), Skip> {
+    ) -> Result<(usize, bool), Stop> {
+        let NextKey {
+            bytes,
+            at,
+            place,
+            map,
+        } = key;
         let mut cursor = Cursor::at(bytes, at);
         let token = cursor.token()?;
         if let Token::Array(_) | Token::Map(_) = token {
@@ -801,32 +1109,135 @@ impl Rules<'_> {
         }
         let end = cursor.position();
         let raw = &bytes[at..end];
-        let index = cache_index(cached, raw, place);
-        let cached = &mut cached[usize::from(index)];
-        if cached.matches(raw, place) {
-            out.extend_from_slice(cached.key.text());
-            return Ok((end, Some(index), cached.written != Place::Nowhere));
+        let is_short = raw.len() <= BLOCK;
+        let by_raw = match is_short {
+            true => usize::from(u16::from_le_bytes(hash(raw, place))) % RAW_HASHES,
+            false => 0,
+        };
+        if is_short {
+            let index = self.by_raw[by_raw];
+            let slot = &mut cached[usize::from(index)];
+            if slot.is_for(raw, place) {
+                let kept = slot.place == place;
+                if kept {
+                    slot.mark(map)?;
+                    out.extend_from_slice(slot.key.text());
+                }
+                cached[usize::from(*last)].record_next(index);
+                *last = index;
+                return Ok((end, kept));
+            }
         }
         let start = out.len();
-        out.push(b',');
-        self.new_key(token, raw, out);
-        out.push(b':');
-        let kept =
-            place == Place::Map || (self.wanted(token) && !self.added.contains(&out[start..]));
-        if !kept {
-            out.truncate(start);
-        }
-        let Some(key) = Key::new(raw, &out[start..]) else {
-            return Ok((end, None, kept));
+        rules.write(token, raw, out);
+        let kept = place != Place::RECORD || rules.keeps(token, &out[start..]);
+        let index = match kept {
+            true => slot_of(cached, &out[start..], place),
+            false => {
+                out.truncate(start);
+                let is_right =
+                    |slot: &CachedKey| slot.place == CachedKey::LEFT_OUT && slot.key.raw() == raw;
+                match is_short {
+                    true => probe(cached, raw, place, is_right),
+                    false => None,
+                }
+            }
         };
-        cached.key = key;
-        cached.written = if kept { place } else { Place::Nowhere };
-        Ok((end, Some(index), kept))
+        let Some(index) = index else {
+            if kept {
+                self.other(start, map, out)?;
+            }
+            return Ok((end, kept));
+        };
+        let slot = &mut cached[usize::from(index)];
+        if slot.is_empty() || is_short {
+            let [_, check] = hash(if kept { &out[start..] } else { raw }, place);
+            // Of keys that are written alike, the last one is predicted. A long one is never predicted.
+            let known = Key::new(if is_short { raw } else { &[] }, &out[start..]);
+            slot.key = known.expect("neither part is too long");
+            slot.place = if kept { place } else { CachedKey::LEFT_OUT };
+            slot.check = check;
+            slot.written = match kept && is_short {
+                true => place,
+                false => Place::NOWHERE,
+            };
+        }
+        if kept {
+            slot.mark(map)?;
+        }
+        if is_short {
+            self.by_raw[by_raw] = index;
+        }
+        cached[usize::from(*last)].record_next(index);
+        *last = index;
+        Ok((end, kept))
+    }
+
+    /// Remembers a key without a slot, which is written at `start` of `out`. Fails if it was already in the same map.
+    fn other(&mut self, start: usize, map: u32, out: &[u8]) -> Result<(), Stop> {
+        let text = &out[start..];
+        self.has_others = true;
+        self.misses += u32::from(text.len() <= MAX_KEY_TEXT);
+        if self.many.is_empty() {
+            if self.has_other(text, map, out) {
+                return Err(Stop::Repeat);
+            }
+            if self.few.len() < FEW_KEYS {
+                self.few.push((map, start..out.len()));
+                return Ok(());
+            }
+            let few = self.few.drain(..);
+            self.many
+                .extend(few.map(|(map, key)| (map, out[key].to_vec())));
+        }
+        match self.many.insert((map, text.to_vec())) {
+            true => Ok(()),
+            false => Err(Stop::Repeat),
+        }
+    }
+
+    /// Whether a key without a slot was written in a map.
+    fn has_other(&self, text: &[u8], map: u32, out: &[u8]) -> bool {
+        let mut few = self.few.iter();
+        few.any(|(of, key)| *of == map && key.len() == text.len() && out[key.clone()] == *text)
+            || (!self.many.is_empty() && self.many.contains(&(map, text.to_vec())))
+    }
+}
+
+impl Rules {
+    /// Whether a record's key is written; `text` is its written form.
+    fn keeps(&self, key: Token<'_>, text: &[u8]) -> bool {
+        self.wanted(key) && !self.added.contains(text)
     }
 
     fn wanted(&self, key: Token<'_>) -> bool {
         self.data_keys.is_empty()
-            || matches!(key, Token::Str(name) | Token::Bin(name) if self.data_keys.contains(name))
+            || matches!(key, Token::Str(name) | Token::Bin(name)
+                if self.data_keys.contains(&*self.form.written(name)))
+    }
+
+    /// Whether a record has any of the `data_keys`, even if an added field replaces it.
+    #[cold]
+    fn wants_any(&self, head: &Head<'_>) -> Result<bool, Malformed> {
+        let mut cursor = Cursor::at(head.bytes, head.body);
+        let Token::Map(pairs) = cursor.token()? else {
+            return Ok(false);
+        };
+        for _ in 0..pairs {
+            let key = cursor.value()?;
+            if self.wanted(Cursor::new(key).token()?) {
+                return Ok(true);
+            }
+            cursor.value()?;
+        }
+        Ok(false)
+    }
+
+    /// Appends a key in its written form: `,"key":`.
+    fn write(&self, token: Token<'_>, raw: &[u8], out: &mut Vec<u8>) {
+        out.push(b',');
+        self.new_key(token, raw, out);
+        out.push(b':');
     }
 
     /// Writes a key of any msgpack type as a JSON string.
@@ -848,14 +1259,39 @@ impl Rules<'_> {
                 &scratch
             }
         };
-        match &self.replace_dots {
-            Some(replacement) if name.contains(&b'.') => {
-                let parts: Vec<&[u8]> = name.split(|byte| *byte == b'.').collect();
-                string(&parts.join(replacement.as_bytes()), out);
-            }
-            _ => string(name, out),
-        }
+        string(&self.form.written(name), out);
     }
+}
+
+/// Appends a text as one line, without line ends at its end. Those within JSON, where they are no part of a string, become
+/// spaces, and others the two characters `\n` (`\r` for a carriage return by itself, at which some readers begin a line as
+/// well).
+fn one_line(text: &[u8], out: &mut Vec<u8>) -> Result<(), Stop> {
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let len = text.iter().rposition(|byte| !is_end(byte));
+    let text = match len {
+        Some(last) => &text[..=last],
+        None => return Err(Stop::Skip(Skip::Nothing)),
+    };
+    if !text.iter().any(is_end) {
+        out.extend_from_slice(text);
+        return Ok(());
+    }
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok();
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(is_end) {
+        out.extend_from_slice(&rest[..at]);
+        let end = &rest[at..];
+        let used = if end.starts_with(b"\r\n") { 2 } else { 1 };
+        out.extend_from_slice(match (is_json, &end[..used]) {
+            (true, _) => b" ",
+            (false, b"\r") => b"\\r",
+            (false, _) => b"\\n",
+        });
+        rest = &end[used..];
+    }
+    out.extend_from_slice(rest);
+    Ok(())
 }
 
 fn write_scalar(token: Token<'_>, out: &mut Vec<u8>) {
@@ -1153,7 +1589,7 @@ mod tests {
                 map(vec![(bin("log"), bin("a \"b\" 회"))]),
                 Ok("a \"b\" 회\n"),
             ),
-            (map(vec![(bin("log"), bin(""))]), Ok("\n")),
+            (map(vec![(bin("log"), bin(""))]), Err(Skip::Nothing)),
             // Other values are written as JSON.
             (
                 map(vec![(bin("log"), Value::Binary(b"caf\xe9\n".to_vec()))]),
@@ -1163,18 +1599,18 @@ mod tests {
                 map(vec![(bin("log"), map(vec![(bin("k"), bin("v"))]))]),
                 Ok("{\"k\":\"v\"}\n"),
             ),
-            // The first of two equal keys counts.
+            // The last of two equal keys counts.
             (
                 map(vec![("log".into(), 1.into()), (bin("log"), 2.into())]),
-                Ok("1\n"),
-            ),
-            (
-                map(vec![(bin("log"), 2.into()), ("log".into(), 1.into())]),
                 Ok("2\n"),
             ),
             (
+                map(vec![(bin("log"), 2.into()), ("log".into(), 1.into())]),
+                Ok("1\n"),
+            ),
+            (
                 map(vec![("logger".into(), "prefix only".into())]),
-                Err(Skip::NoLogKey),
+                Err(Skip::Nothing),
             ),
         ];
         for (body, expected) in cases {
@@ -1183,6 +1619,102 @@ mod tests {
                 expected.as_ref().map(|s| &**s)
             );
         }
+    }
+
+    #[test]
+    fn an_event_under_log_key_is_one_line() {
+        let options = Options {
+            log_key: Some("log".into()),
+            ..Options::default()
+        };
+        let cases = [
+            ("a\n", Ok("a\n")),
+            ("a\r\n", Ok("a\n")),
+            ("a\n\n\r\n", Ok("a\n")),
+            ("a\r", Ok("a\n")),
+            (" a ", Ok(" a \n")),
+            ("a\nb", Ok("a\\nb\n")),
+            ("a\r\n\tb\nc\n", Ok("a\\n\tb\\nc\n")),
+            ("\na", Ok("\\na\n")),
+            ("10%\r20%", Ok("10%\\r20%\n")),
+            (
+                "{\n  \"a\": 1,\r\n  \"b\\n\": 2\n}\n",
+                Ok("{   \"a\": 1,   \"b\\n\": 2 }\n"),
+            ),
+            ("[1,\n2]", Ok("[1, 2]\n")),
+            // Not JSON: a string that contains a line end, two values, what only begins like JSON.
+            ("{\"a\": \"x\ny\"}", Ok("{\"a\": \"x\\ny\"}\n")),
+            ("{}\n{}", Ok("{}\\n{}\n")),
+            ("[1,\n2", Ok("[1,\\n2\n")),
+            ("", Err(Skip::Nothing)),
+            ("\n", Err(Skip::Nothing)),
+            ("\r\n", Err(Skip::Nothing)),
+        ];
+        for (text, expected) in cases {
+            for value in [Value::from(text), bin(text)] {
+                assert_eq!(
+                    line(&options, &map(vec![("log".into(), value)])).as_deref(),
+                    expected.as_ref().map(|text| &**text),
+                    "{text:?}"
+                );
+            }
+        }
+        for value in [Value::Nil, "\n".into(), "".into()] {
+            let body = map(vec![("log".into(), "x".into()), ("log".into(), value)]);
+            assert_eq!(line(&options, &body), Err(Skip::Nothing));
+        }
+        for (value, expected) in [
+            (map(vec![]), "{}\n"),
+            (false.into(), "false\n"),
+            (0.into(), "0\n"),
+            (Value::Array(vec!["a\nb".into()]), "[\"a\\nb\"]\n"),
+        ] {
+            assert_eq!(
+                line(&options, &map(vec![("log".into(), value)])).unwrap(),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_with_none_of_the_data_keys_is_skipped() {
+        let fields = Options {
+            data_keys: vec!["a".into(), "time".into(), "B.c".into()],
+            time: Some(("time".into(), TimeFormat::Epoch)),
+            replace_dots: Some("_".into()),
+            lowercase_keys: true,
+            ..Options::default()
+        };
+        let alone = Options {
+            time: None,
+            ..fields.clone()
+        };
+        let of = |key: &str| map(vec![("z".into(), 0.into()), (key.into(), 1.into())]);
+        for (key, with_time, without) in [
+            (
+                "a",
+                Ok("{\"a\":1,\"time\":1751489071}\n"),
+                Ok("{\"a\":1}\n"),
+            ),
+            ("time", Ok("{\"time\":1751489071}\n"), Ok("{\"time\":1}\n")),
+            (
+                "b.c",
+                Ok("{\"b_c\":1,\"time\":1751489071}\n"),
+                Ok("{\"b_c\":1}\n"),
+            ),
+            ("b", Err(Skip::Nothing), Err(Skip::Nothing)),
+        ] {
+            let lines = [&fields, &alone].map(|options| line(options, &of(key)));
+            assert_eq!(
+                lines.each_ref().map(|line| line.as_deref()),
+                [
+                    with_time.as_ref().map(|line| &**line),
+                    without.as_ref().map(|line| &**line),
+                ]
+            );
+        }
+        assert_eq!(line(&alone, &map(vec![])), Err(Skip::Nothing));
+        assert_eq!(line(&Options::default(), &map(vec![])).unwrap(), "{}\n");
     }
 
     #[test]
@@ -1202,7 +1734,7 @@ mod tests {
         ]);
         assert_eq!(
             line(&options, &body).unwrap(),
-            "{\"b\":{\"c\":1},\"a\":3,\"a\":\"5\"}\n"
+            "{\"b\":{\"c\":1},\"a\":\"5\"}\n"
         );
     }
 
@@ -1376,6 +1908,186 @@ mod tests {
             .line(b"t", &event, &mut line)
             .unwrap();
         assert_eq!(line, b"{\"c\":3,\"5\":7,\"a_b\":\"t\"}\n");
+    }
+
+    /// All spellings in which a map may have a key twice, at each place of a record.
+    #[test]
+    fn a_key_twice_is_written_once_with_its_last_value() {
+        let long = "k".repeat(70);
+        let long_escaped = "\u{1}".repeat(20);
+        let middle = "m".repeat(40);
+        let plain = Options::default();
+        let dots = Options {
+            replace_dots: Some("_".into()),
+            ..Options::default()
+        };
+        let folded = Options {
+            lowercase_keys: true,
+            ..dots.clone()
+        };
+        let bytes = |bytes: &[u8]| Value::Binary(bytes.to_vec());
+        let cases: Vec<(&Options, [Value; 2])> = vec![
+            (&plain, ["i".into(), "i".into()]),
+            (&plain, ["i".into(), bin("i")]),
+            (&plain, [bin("i"), "i".into()]),
+            (&plain, [5.into(), "5".into()]),
+            (&plain, [Value::Nil, "null".into()]),
+            (&plain, [bytes(&[255]), "/w==".into()]),
+            (&plain, [long.as_str().into(), long.as_str().into()]),
+            (&plain, [long.as_str().into(), bin(&long)]),
+            (&plain, [long_escaped.as_str().into(), bin(&long_escaped)]),
+            (&plain, [middle.as_str().into(), bin(&middle)]),
+            (&plain, ["".into(), "".into()]),
+            (&dots, ["a.b".into(), "a_b".into()]),
+            (&dots, ["a_b".into(), "a.b".into()]),
+            (&dots, ["2_5".into(), Value::F64(2.5)]),
+            (&folded, ["Level".into(), "level".into()]),
+            (&folded, ["ÉTÉ.A".into(), "été_a".into()]),
+        ];
+        for (options, [first, second]) in cases {
+            let once = map(vec![(second.clone(), 2.into()), ("z".into(), 3.into())]);
+            let twice = map(vec![
+                (first, 1.into()),
+                (second, 2.into()),
+                ("z".into(), 3.into()),
+            ]);
+            let nested = |inner: Value| {
+                map(vec![
+                    ("x".into(), Value::Array(vec![inner.clone(), inner.clone()])),
+                    ("y".into(), map(vec![("x".into(), inner)])),
+                ])
+            };
+            // The same encoder for all, so that the repeat is found in any state of its cache.
+            let mut encoder = Encoder::new(options);
+            for round in 0..3 {
+                for wrap in [&|inner| inner, &nested as &dyn Fn(Value) -> Value] {
+                    let mut lines = [Vec::new(), Vec::new()];
+                    let bodies = [wrap(twice.clone()), wrap(once.clone())];
+                    for (body, line) in bodies.iter().zip(&mut lines) {
+                        encoder.line(b"t", &event(&pack(body)), line).unwrap();
+                    }
+                    let [twice, once] = lines.map(|line| String::from_utf8(line).unwrap());
+                    assert_eq!(twice, once, "round {round}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_key_in_different_maps_is_no_repeat() {
+        let inner = || map(vec![("id".into(), 1.into()), ("name".into(), 2.into())]);
+        let body = map(vec![
+            ("a".into(), inner()),
+            ("id".into(), 3.into()),
+            ("b".into(), Value::Array(vec![inner(), inner()])),
+            ("name".into(), map(vec![("name".into(), inner())])),
+        ]);
+        let expected = "{\"a\":{\"id\":1,\"name\":2},\"id\":3,\"b\":[{\"id\":1,\"name\":2},\
+             {\"id\":1,\"name\":2}],\"name\":{\"name\":{\"id\":1,\"name\":2}}}\n";
+        assert_eq!(line(&Options::default(), &body).unwrap(), expected);
+    }
+
+    /// Takes seconds where it takes linear time, and hours where each key is compared with all others.
+    #[test]
+    fn many_keys_in_one_map_take_linear_time() {
+        let count = if cfg!(miri) { 300 } else { 100_000 };
+        for key in [
+            |n: u32| format!("{n}"),
+            |n| {
+                format!(
+                    "a key that is too long to be cached since its text has more than 64 bytes {n}"
+                )
+            },
+        ] {
+            let pairs = |range: std::ops::Range<u32>| {
+                range.map(move |n| (Value::from(key(n).as_str()), Value::from(n)))
+            };
+            let once = line(&Options::default(), &map(pairs(0..count).collect())).unwrap();
+            assert_eq!(once.matches(',').count() as u32, count - 1);
+            let twice = pairs(0..count).rev().chain(pairs(0..count)).collect();
+            assert_eq!(line(&Options::default(), &map(twice)).unwrap(), once);
+        }
+        let same = map((0..count).map(|n| ("k".into(), n.into())).collect());
+        let expected = format!("{{\"k\":{}}}\n", count - 1);
+        assert_eq!(line(&Options::default(), &same).unwrap(), expected);
+    }
+
+    #[test]
+    fn metadata_and_group_have_each_key_once() {
+        let options = Options {
+            metadata_key: Some("meta".into()),
+            ..Options::default()
+        };
+        let empty = pack(&map(vec![]));
+        let metadata = pack(&map(vec![
+            ("a".into(), 1.into()),
+            ("a".into(), 2.into()),
+            ("group".into(), "own".into()),
+            ("scope".into(), 0.into()),
+        ]));
+        let resource = pack(&map(vec![(
+            "scope".into(),
+            map(vec![("n".into(), 1.into()), (bin("n"), 2.into())]),
+        )]));
+        let schema = pack(&map(vec![("s".into(), 1.into()), ("s".into(), 2.into())]));
+        let group = Group {
+            metadata: &schema,
+            body: &resource,
+        };
+        let cases = [
+            (None, "{\"meta\":{\"a\":2,\"group\":\"own\",\"scope\":0}}\n"),
+            (
+                Some(group),
+                "{\"meta\":{\"a\":2,\"scope\":{\"n\":2},\"group\":{\"s\":2}}}\n",
+            ),
+            (
+                Some(Group {
+                    metadata: &empty,
+                    ..group
+                }),
+                "{\"meta\":{\"a\":2,\"group\":\"own\",\"scope\":{\"n\":2}}}\n",
+            ),
+        ];
+        for (group, expected) in cases {
+            let mut out = Vec::new();
+            let event = Event {
+                metadata: &metadata,
+                group,
+                ..event(&empty)
+            };
+            Encoder::new(&options).line(b"t", &event, &mut out).unwrap();
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn log_key_sends_a_map_without_repeats() {
+        let options = Options {
+            log_key: Some("log".into()),
+            ..Options::default()
+        };
+        let inner = map(vec![("a".into(), 1.into()), ("a".into(), 2.into())]);
+        let body = map(vec![("log".into(), 0.into()), ("log".into(), inner)]);
+        assert_eq!(line(&options, &body).unwrap(), "{\"a\":2}\n");
+    }
+
+    #[test]
+    fn lowercase_keys_changes_keys_at_every_depth_and_no_values() {
+        let options = Options {
+            lowercase_keys: true,
+            ..Options::default()
+        };
+        let body = map(vec![(
+            "Request".into(),
+            map(vec![
+                ("userID".into(), "Ann".into()),
+                ("ÄÖ".into(), 1.into()),
+            ]),
+        )]);
+        assert_eq!(
+            line(&options, &body).unwrap(),
+            "{\"request\":{\"userid\":\"Ann\",\"äö\":1}}\n"
+        );
     }
 
     proptest::proptest! {

@@ -82,6 +82,95 @@ fn read_with(
     (settings, read)
 }
 
+/// Secrets, each with the part that must not be shown.
+const SECRETS: [(&str, &str); 12] = [
+    ("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalrXUtnFEMI"),
+    (
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
+        "Eby8vdM02xNO",
+    ),
+    (
+        "?sv=2022-11-02&ss=b&sig=c2VjcmV0LXNpZw%3D%3D",
+        "c2VjcmV0LXNpZw",
+    ),
+    (
+        "sv=2022-11-02&ss=b&sig=c2VjcmV0LXNpZw%3D%3D",
+        "c2VjcmV0LXNpZw",
+    ),
+    (
+        "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=c2VjcmV0LXNpZw==",
+        "c2VjcmV0LXNpZw",
+    ),
+    ("az://logs/app?sv=1&sig=c2VjcmV0LXNpZw", "c2VjcmV0LXNpZw"),
+    ("https://user:hunter-two@example.com", "hunter-two"),
+    ("http://user:hunter-two@127.0.0.1:9/x", "hunter-two"),
+    (
+        "https://example.com/?X-Amz-Signature=deadbeef01",
+        "deadbeef01",
+    ),
+    ("user:hunter-two@example.com", "hunter-two"),
+    (
+        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        "0123456789abcdef",
+    ),
+    ("password=hunter-two", "hunter-two"),
+];
+
+#[test]
+fn no_secret_in_the_wrong_key_is_shown() {
+    for (place, base) in PLACES {
+        for key in ALL.iter().filter(|key| key.scope.includes(place)) {
+            for (secret, part) in SECRETS {
+                for name in key.names() {
+                    let (_, read) = read_with(key, name, secret, base, "on");
+                    let shown = match read {
+                        Ok(_) => continue,
+                        Err(problems) => format!("{problems:?}"),
+                    };
+                    assert!(!shown.contains(part), "{name}: {shown}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn credentials_in_an_address_are_refused_for_every_destination() {
+    let addresses = [
+        "https://user:hunter-two@example.com",
+        "https://user@example.com",
+        "https://user%3Ahunter-two%40example.com",
+        "https://example.com/?sig=hunter-two",
+        "https://example.com/#hunter-two",
+    ];
+    for (place, base) in PLACES {
+        for key in [&ENDPOINT, &STS_ENDPOINT] {
+            if !key.scope.includes(place) {
+                continue;
+            }
+            for address in addresses {
+                let (_, read) = read_with(key, key.name, address, base, "on");
+                let problems = read.expect_err(address);
+                assert!(problems.iter().any(|problem| problem.key == key.name));
+                assert!(!format!("{problems:?}").contains("hunter-two"));
+            }
+        }
+    }
+    for url in [
+        "az://logs/app?sig=hunter-two",
+        "s3://logs/app?X-Amz-Signature=hunter-two",
+        "gs://logs/app#hunter-two",
+        "s3://user:hunter-two@logs/app",
+        "az://logs/user:hunter-two@app",
+        "file:///logs?sig=hunter-two",
+    ] {
+        let settings = Settings::from([("url", url.to_owned())]);
+        let problems = read(&settings).expect_err(url);
+        assert!(problems.iter().any(|problem| problem.key == "url"), "{url}");
+        assert!(!format!("{problems:?}").contains("hunter-two"), "{url}");
+    }
+}
+
 #[test]
 fn no_two_rows_have_the_same_name() {
     let ours = ALL.iter().flat_map(|key| key.names());
@@ -212,7 +301,7 @@ fn an_alias_means_what_its_key_means_and_contradicts_it_only_once() {
             );
         }
     }
-    assert_eq!(aliases, 7);
+    assert_eq!(aliases, 8);
 }
 
 #[test]
