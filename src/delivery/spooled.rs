@@ -190,6 +190,8 @@ struct InFlightObject {
     contents: Vec<Content>,
     token: String,
     body: Payload,
+    /// The tag of its first event.
+    tag: Arc<[u8]>,
     guards: Vec<AckGuard>,
     /// The events in it, if it was rebuilt: its guards then hold their chunks, and have no events.
     events: Vec<(Seq, Vec<Range<u32>>)>,
@@ -2131,6 +2133,7 @@ impl Feed {
         };
         let name = objects.name(&object.folder, object.first, &token);
         let contents = contents(object.guards.iter());
+        let tag = object.guards.first().map(|guard| Arc::clone(guard.tag()));
         let begun = Note::Begun {
             batch,
             name: name.clone(),
@@ -2144,6 +2147,7 @@ impl Feed {
             contents: if several { contents } else { Vec::new() },
             token,
             body: object.body,
+            tag: tag.unwrap_or_else(|| Arc::from(*b"")),
             guards: object.guards,
             events: Vec::new(),
             lines: u32::try_from(object.lines).unwrap_or(u32::MAX),
@@ -2173,9 +2177,8 @@ impl Feed {
     /// Returns an object as a piece for its sender.
     fn queued(&self, batch: u64) -> Option<Queued> {
         let sending = self.sending.get(&batch)?;
-        let tag = sending.guards.first().map_or(&b""[..], |guard| guard.tag());
         let tracker = AckTracker::of_object(
-            tag,
+            &sending.tag,
             &sending.token,
             sending.why,
             batch,
@@ -2253,7 +2256,7 @@ impl Feed {
                     built.events,
                     built.lines,
                     built.skipped,
-                    built.destination,
+                    (built.destination, built.tag),
                 ))
             }
             Ok(Err((chunk, Unreadable::Disk(error)))) => {
@@ -2277,7 +2280,7 @@ impl Feed {
                 None
             }
         };
-        let Some((body, events, lines, skipped, destination)) = built else {
+        let Some((body, events, lines, skipped, (destination, tag))) = built else {
             // Other work continues meanwhile.
             let wait = backoff(Class::Transient, 4, &mut StdRng::from_os_rng());
             self.begun.push_back(PendingObject {
@@ -2301,6 +2304,7 @@ impl Feed {
             contents: pending.contents,
             token: pending.token,
             body,
+            tag,
             guards,
             events,
             lines: u32::try_from(lines).unwrap_or(u32::MAX),

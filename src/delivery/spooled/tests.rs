@@ -480,6 +480,8 @@ async fn a_started_object_is_sent_again_under_its_name_with_its_lines() {
     assert_eq!(again.len(), 1);
     assert_eq!(again[0].token, before[0].token);
     assert_eq!(again[0].records, before[0].records);
+    assert_eq!(again[0].tag, before[0].tag, "on which what it has depends");
+    assert!(!again[0].tag.is_empty());
     assert_eq!(
         after.len(),
         2,
