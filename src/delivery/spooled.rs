@@ -457,12 +457,8 @@ impl Feed {
             }
             let completed = &self.completed;
             let in_flight = self.chunks.entry(content.chunk).or_insert_with(|| {
-                let tracker = AckTracker::of_chunk(
-                    b"",
-                    EventSet::default(),
-                    Owner::Chunk(content.chunk),
-                    completed.clone(),
-                );
+                let owner = Owner::Chunk(content.chunk);
+                let tracker = AckTracker::of_unread_chunk(owner, completed.clone());
                 let tracker = Arc::new(tracker);
                 InFlightChunk {
                     hold: Some(tracker.hold()),
@@ -856,6 +852,7 @@ impl Feed {
             hold: None,
         });
         in_flight.tries = tries;
+        in_flight.tracker.set_tag(&stored.tag);
         let tracker = Arc::clone(&in_flight.tracker);
         let hold = in_flight.hold.take().unwrap_or_else(|| tracker.hold());
         tracker.settle_all(&settled);

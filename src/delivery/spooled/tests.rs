@@ -489,6 +489,27 @@ async fn a_started_object_is_sent_again_under_its_name_with_its_lines() {
     );
 }
 
+/// Of a chunk whose first event was in an object, the others go into another: both are of the chunk's tag.
+#[tokio::test]
+async fn what_is_left_of_a_chunk_has_its_tag_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let mut keys = BLOB.to_vec();
+    keys.push(("blob_max_size", "10K"));
+    let bench = start(dir.path(), &store, &keys);
+    let long = "x".repeat(12_000);
+    bench.flush(&[&long, "b"]).await;
+    store.reached(1).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(OBJECT, MANY);
+    start(image.path(), &after, &keys).stop().await;
+    let tags: Vec<_> = after.batches().into_iter().map(|batch| batch.tag).collect();
+    assert_eq!(tags.len(), 2);
+    assert!(tags.iter().all(|tag| **tag == *b"app"), "{tags:?}");
+}
+
 #[tokio::test]
 async fn a_stored_object_is_not_sent_again_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
