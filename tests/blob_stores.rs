@@ -403,3 +403,113 @@ async fn an_object_reaches_s3_once_with_credentials_of_an_assumed_role() {
     let stored: Vec<_> = reader.list(None).try_collect().await.expect("a list");
     assert_eq!(stored.len(), 2, "{stored:?}");
 }
+
+/// Returns the blob settings of a configuration.
+fn configured(keys: &[(&str, &str)]) -> Blob {
+    let config = Config::read(&|key: &str| {
+        let found = keys.iter().find(|(name, _)| *name == key);
+        found.map(|(_, value)| (*value).to_owned())
+    });
+    let Destination::Blob { blob, .. } = config.expect("a good configuration").destination else {
+        panic!("a blob store")
+    };
+    blob
+}
+
+/// Azurite checks the signature over the headers.
+#[tokio::test]
+async fn what_objects_have_is_stored_by_azure() {
+    let server = azurite();
+    let url = server.blob_url();
+    for (container, auth, secret) in [
+        ("settings-key", "shared_key", Azurite::KEY),
+        ("settings-sas", "sas_token", SAS),
+    ] {
+        let auth_type = if auth == "sas_token" { "sas" } else { "key" };
+        let blob = configured(&[
+            ("container_name", container),
+            ("account_name", Azurite::ACCOUNT),
+            ("endpoint", &url),
+            ("auth_type", auth_type),
+            (auth, secret),
+            ("access_tier", "Cool"),
+            ("object_tags", "team=logs,source={tag}"),
+            ("object_metadata", "owner=platform"),
+            ("content_type", "application/json"),
+            ("content_encoding", "off"),
+            ("send_content_md5", "on"),
+        ]);
+        let (sink, warnings) = sink(&blob);
+        for _ in 0..2 {
+            assert_eq!(put(&sink, "x.json.gz", BODY).await, Outcome::Delivered);
+        }
+        assert!(warnings.lock().unwrap().is_empty());
+        let object = request(Method::HEAD, &format!("{url}/{container}/x.json.gz?{SAS}")).await;
+        for (name, value) in [
+            ("content-type", "application/json"),
+            ("content-encoding", ""),
+            ("x-ms-access-tier", "Cool"),
+            ("x-ms-meta-owner", "platform"),
+            ("x-ms-tag-count", "2"),
+        ] {
+            assert_eq!(header(&object, name), value, "{name} in {container}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_objects_have_is_stored_by_s3() {
+    let url = moto().url();
+    moto().create_bucket("ferry-settings");
+    let mut blob = configured(&[
+        ("bucket", "ferry-settings"),
+        ("endpoint", url),
+        ("region", "us-east-1"),
+        ("sts_endpoint", url),
+        ("role_arn", "arn:aws:iam::123456789012:role/ferry"),
+        ("sse", "aws:kms"),
+        ("sse_kms_key_id", "alias/logs"),
+        ("sse_bucket_key", "on"),
+        ("storage_class", "STANDARD_IA"),
+        ("canned_acl", "public-read"),
+        ("object_tags", "team=logs,source={tag}"),
+        ("object_metadata", "owner=platform"),
+        ("content_type", "application/json"),
+        ("content_encoding", "off"),
+        ("send_content_md5", "on"),
+    ]);
+    for overwrite in [false, true] {
+        blob.objects.overwrite = overwrite;
+        let (sink, warnings) = sink(&blob);
+        for _ in 0..2 {
+            assert_eq!(put(&sink, "x.json.gz", BODY).await, Outcome::Delivered);
+        }
+        assert!(warnings.lock().unwrap().is_empty());
+    }
+    let object = format!("{url}/ferry-settings/x.json.gz");
+    let stored = request(Method::GET, &object).await;
+    for (name, value) in [
+        ("content-type", "application/json"),
+        ("content-encoding", ""),
+        ("x-amz-server-side-encryption", "aws:kms"),
+        ("x-amz-server-side-encryption-aws-kms-key-id", "alias/logs"),
+        ("x-amz-storage-class", "STANDARD_IA"),
+        ("x-amz-meta-owner", "platform"),
+        ("x-amz-tagging-count", "2"),
+    ] {
+        assert_eq!(header(&stored, name), value, "{name}");
+    }
+    assert_eq!(stored.bytes().await.unwrap(), BODY);
+    let tags = request(Method::GET, &format!("{object}?tagging")).await;
+    let tags = tags.text().await.unwrap();
+    assert!(
+        tags.contains("<Key>source</Key>") && tags.contains("<Value>t</Value>"),
+        "{tags}"
+    );
+    let acl = request(Method::GET, &format!("{object}?acl")).await;
+    let acl = acl.text().await.unwrap();
+    assert!(acl.contains("AllUsers") && acl.contains("READ"), "{acl}");
+    let list = request(Method::GET, &format!("{url}/ferry-settings?list-type=2")).await;
+    let list = list.text().await.unwrap();
+    assert_eq!(list.matches("<Key>").count(), 1, "{list}");
+}

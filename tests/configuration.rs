@@ -147,12 +147,12 @@ fn a_misspelt_key_is_named_at_the_start_and_its_value_is_not() {
         ("url", &url),
         ("spool", "off"),
         ("shared_kye", "TOPSECRET"),
-        ("bucket", "TOPSECRET"),
+        ("upload_part_freshness_limit", "TOPSECRET"),
     ]);
     let log = plugin.log();
     for words in [
         "configuration: shared_kye is not known and does nothing; did you mean shared_key?",
-        "configuration: bucket is a key of Fluent Bit's s3 and does nothing here: use url, s3://bucket/prefix",
+        "configuration: upload_part_freshness_limit is a key of Fluent Bit's azure_blob and does nothing here: there are no parts",
     ] {
         assert_eq!(log.matches(words).count(), 1, "{words} in {log}");
     }

@@ -16,7 +16,7 @@ use ferry_harness::proxy::{self, Proxy};
 use tempfile::TempDir;
 
 use crate::support;
-use crate::support::emulators::{Azurite, azurite};
+use crate::support::emulators::{Azurite, azurite, moto};
 
 const RECORDS: u64 = 10_000;
 /// The time limit of a row.
@@ -50,6 +50,7 @@ impl Run {
             .arg(dir.path().join("fluent-bit.conf"))
             .arg("-e")
             .arg(support::library())
+            .envs([("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -196,6 +197,38 @@ fn faults_on_the_way_to_a_blob_store_lose_nothing_and_duplicate_nothing() {
         let report = azurite().report(container, RECORDS);
         assert!(report.is_exact(), "{fault}: {report}\n{log}");
         row("Azure Blob", fault, &format!("{hits} calls"), &report);
+    }
+}
+
+/// Without `If-None-Match`, a put whose response was lost overwrites the object with the same bytes.
+#[test]
+fn faults_on_the_way_to_a_store_without_conditions_lose_nothing_and_duplicate_nothing() {
+    for (fault, bucket, script) in [
+        (
+            "`conditional_put off`: 30% of puts done, their responses cut off",
+            "ferry-unconditional-cut",
+            "30% cut-after-forward method PUT",
+        ),
+        (
+            "`conditional_put off`: 30% of puts done, but answered with 500",
+            "ferry-unconditional-500",
+            "30% status-after-forward 500 method PUT",
+        ),
+    ] {
+        moto().create_bucket(bucket);
+        let proxy = Proxy::start(moto().url(), proxy::Options::default()).expect("a proxy");
+        proxy.push_fault(script).unwrap();
+        let log = Run::start(&format!(
+            "    url s3://{bucket}\n    endpoint {}\n    region us-east-1\n    conditional_put off\n    \
+             spool_dir @HERE@/spool\n    blob_max_size 20K\n    blob_max_age 1s",
+            proxy.url()
+        ))
+        .finish();
+        let hits: u64 = proxy.counts().faults.values().sum();
+        assert!(hits > 0, "{fault}");
+        let report = moto().report(bucket, RECORDS);
+        assert!(report.is_exact(), "{fault}: {report}\n{log}");
+        row("S3", fault, &format!("{hits} calls"), &report);
     }
 }
 

@@ -431,9 +431,14 @@ fn put_remedy(store: &Store, fault: &Fault) -> &'static str {
     match (store, fault.class) {
         (Store::File(_), _) => "the file system needs space, permissions and hard links",
         (_, Class::Credentials) => "renew the credentials",
-        (Store::S3 { .. }, _) if denied => "allow s3:PutObject",
+        (Store::S3 { .. }, _) if denied => {
+            "allow s3:PutObject, with object_tags s3:PutObjectTagging, with canned_acl s3:PutObjectAcl, and with sse aws:kms \
+             kms:GenerateDataKey for the key"
+        }
         (Store::Azure(azure), _) if denied && !azure.auth.is_secret() => "assign the role",
-        (Store::Azure(_), _) if denied => "give the signature the permissions c and w",
+        (Store::Azure(_), _) if denied => {
+            "give the signature the permissions c and w, and t with object_tags"
+        }
         (Store::Gcs { .. }, _) if denied => "allow storage.objects.create",
         (_, Class::Configuration) => {
             "fix what the store reports, at the destination or in the configuration"

@@ -1010,7 +1010,7 @@ const fn idle(name: &'static str, group: bool, instead: &'static str) -> HostKey
 }
 
 const OWN_CONNECTIONS: &str =
-    "remove it; Ferry checks certificates and reads HTTPS_PROXY by itself";
+    "remove it; Ferry checks certificates and reads HTTP_PROXY and HTTPS_PROXY by itself";
 
 const OWN_TLS: &str = "remove it; Ferry speaks HTTPS by itself, as the endpoint says";
 

@@ -301,7 +301,10 @@ impl Config {
                     }
                 }
             }
-            Destination::Blob { object, .. } => {
+            Destination::Blob { object, blob, .. } => {
+                if blob.objects.overwrite {
+                    append(format_args!("conditional_put off, "));
+                }
                 if self.spool.is_some() {
                     let (bytes, age) = (size(object.bytes as u64), object.age.as_secs());
                     append(format_args!("objects of {bytes} or {age} s, "));

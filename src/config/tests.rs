@@ -3,6 +3,9 @@ use proptest::prelude::*;
 use super::value::parse_time;
 use super::*;
 
+/// Keys, or variables, with their values.
+type Keys<'a> = &'a [(&'a str, &'a str)];
+
 fn read(keys: &[(&str, &str)]) -> Result<Config, Vec<Problem>> {
     Config::read(&|key: &str| {
         let found = keys.iter().find(|(name, _)| *name == key);
@@ -373,7 +376,7 @@ fn what_objects_have_is_checked_at_the_start() {
         .collect::<Vec<_>>()
         .join(",");
     let large = format!("a={}", "x".repeat(2_048));
-    let table: &[(&[(&str, &str)], &str, &str)] = &[
+    let table: &[(Keys<'_>, &str, &str)] = &[
         (
             &[s3, ("sse", "aws:kms:dss")],
             "sse",
@@ -588,7 +591,7 @@ fn endpoints_of_a_kind_are_not_mixed_with_an_address() {
 #[test]
 fn the_environment_names_the_cloud_of_azure() {
     use AzureCloud::{China, Public, UsGovernment};
-    let table: [(&[(&str, &str)], Option<AzureCloud>); 8] = [
+    let table: [(Keys<'_>, Option<AzureCloud>); 8] = [
         (&[], None),
         (
             &[("AZURE_AUTHORITY_HOST", "https://login.microsoftonline.us/")],

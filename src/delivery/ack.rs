@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -18,7 +18,8 @@ use crate::spool::{Content, Events, Seq};
 /// chunks. It completes when the last [`AckGuard`] is dropped, and fails if one was dropped without being kept.
 #[derive(Debug, Default)]
 pub struct AckTracker {
-    tag: Arc<[u8]>,
+    /// Not known of a chunk that has not been read yet.
+    tag: OnceLock<Arc<[u8]>>,
     left: AtomicUsize,
     failed: AtomicBool,
     given_up: AtomicBool,
@@ -117,7 +118,7 @@ impl AckTracker {
     /// Creates the tracker of a flush of a chunk with `tag`, of which `settled` was settled before.
     pub fn new(tag: &[u8], settled: EventSet) -> AckTracker {
         AckTracker {
-            tag: tag.into(),
+            tag: OnceLock::from(Arc::from(tag)),
             settled: Arc::new(Mutex::new(settled)),
             ..AckTracker::default()
         }
@@ -134,7 +135,7 @@ impl AckTracker {
     /// Creates a tracker for one target of a flush, which completes by itself and shares the settled events.
     pub fn target(&self) -> AckTracker {
         AckTracker {
-            tag: Arc::clone(&self.tag),
+            tag: self.tag.clone(),
             settled: Arc::clone(&self.settled),
             token: self.token.clone(),
             ..AckTracker::default()
@@ -155,6 +156,17 @@ impl AckTracker {
         }
     }
 
+    /// Creates the tracker of a chunk of the spool that has not been read yet: see [`AckTracker::set_tag`].
+    pub fn of_unread_chunk(
+        owner: Owner,
+        completed: mpsc::UnboundedSender<TrackerEvent>,
+    ) -> AckTracker {
+        AckTracker {
+            reports_to: Some((owner, completed)),
+            ..AckTracker::default()
+        }
+    }
+
     /// Creates the tracker of events of a chunk in an object, without copying the `tag`, which may be long.
     pub fn of_spilled(
         tag: &Arc<[u8]>,
@@ -162,7 +174,7 @@ impl AckTracker {
         completed: mpsc::UnboundedSender<TrackerEvent>,
     ) -> AckTracker {
         AckTracker {
-            tag: Arc::clone(tag),
+            tag: OnceLock::from(Arc::clone(tag)),
             reports_to: Some((owner, completed)),
             ..AckTracker::default()
         }
@@ -184,9 +196,15 @@ impl AckTracker {
         }
     }
 
-    /// Returns the chunk's tag.
+    /// Returns the chunk's tag; empty if it is not known.
     pub fn tag(&self) -> &Arc<[u8]> {
-        &self.tag
+        static UNKNOWN: LazyLock<Arc<[u8]>> = LazyLock::new(Arc::default);
+        self.tag.get().unwrap_or(&UNKNOWN)
+    }
+
+    /// Sets the tag of a chunk that has been read, unless it was known.
+    pub fn set_tag(&self, tag: &[u8]) {
+        self.tag.get_or_init(|| tag.into());
     }
 
     /// Sets the number of events of the chunk.
@@ -246,7 +264,7 @@ impl AckTracker {
     /// Returns its approximate memory use.
     pub fn footprint(&self) -> usize {
         let settled = self.settled.lock().expect("nothing panics with this lock");
-        size_of::<AckTracker>() + self.tag.len() + settled.footprint()
+        size_of::<AckTracker>() + self.tag().len() + settled.footprint()
     }
 
     /// Returns whether every guard is gone.

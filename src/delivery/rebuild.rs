@@ -116,6 +116,8 @@ pub(super) struct Rebuilt {
     pub(super) corrupt: Vec<Seq>,
     /// The current target and folder of its events.
     pub(super) destination: Option<(String, String)>,
+    /// The tag of its first event, on which what it has at the store may depend.
+    pub(super) tag: Arc<[u8]>,
 }
 
 /// Rebuilds an object from the chunks that its note names, in its own format, to the same bytes: its rows are added in the
@@ -137,6 +139,7 @@ pub(super) fn rebuild_object(
     let mut body = Body::new(format);
     let (mut letters, mut skipped, mut corrupt) = (Vec::new(), 0, Vec::new());
     let mut destination = None;
+    let mut first_tag = None;
     for content in contents {
         // Damage that the start found is logged by then.
         if !spool.holds(content.chunk) {
@@ -159,10 +162,11 @@ pub(super) fn rebuild_object(
             Err(later) => return Err((content.chunk, later)),
         };
         let wanted = |event| contains_event(&content.events, event);
-        let (encoding, tag) = (cutter.encoding(), stored.tag.into());
+        let (encoding, tag) = (cutter.encoding(), Arc::from(stored.tag));
         let mut sent = Vec::new();
         for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
             for part in &encoded.parts {
+                first_tag.get_or_insert_with(|| Arc::clone(&tag));
                 destination.get_or_insert_with(|| (cutter.target(part), part.name.clone()));
                 lines += part.ends.len();
                 sent.extend_from_slice(&part.events);
@@ -182,5 +186,6 @@ pub(super) fn rebuild_object(
         skipped,
         corrupt,
         destination,
+        tag: first_tag.unwrap_or_else(|| Arc::from(*b"")),
     })
 }

@@ -40,7 +40,7 @@ use super::intake::Intake;
 use super::letters::Letters;
 use super::memory::Share;
 use super::objects::{Bounds, Objects, SealedObject};
-use super::rebuild::{contains_event, quarantine, rebuild_object, unsendable_letters};
+use super::rebuild::{Rebuilt, contains_event, quarantine, rebuild_object, unsendable_letters};
 use super::relocate::{self, Moving};
 use super::sender::{Admits, Queued, Senders};
 use super::small_objects::SmallObjects;
@@ -238,6 +238,8 @@ struct InFlightObject {
     format: Arc<dyn Format>,
     token: String,
     body: Payload,
+    /// The tag of its first event.
+    tag: Arc<[u8]>,
     guards: Vec<AckGuard>,
     /// The events in it, if it was rebuilt: its guards then hold their chunks, and have no events.
     events: Vec<(Seq, Vec<Range<u32>>)>,
@@ -539,12 +541,8 @@ impl Feed {
             }
             let completed = &self.completed;
             let in_flight = self.chunks.entry(content.chunk).or_insert_with(|| {
-                let tracker = AckTracker::of_chunk(
-                    b"",
-                    EventSet::default(),
-                    Owner::Chunk(content.chunk),
-                    completed.clone(),
-                );
+                let owner = Owner::Chunk(content.chunk);
+                let tracker = AckTracker::of_unread_chunk(owner, completed.clone());
                 let tracker = Arc::new(tracker);
                 InFlightChunk {
                     hold: Some(tracker.hold()),
@@ -972,6 +970,7 @@ impl Feed {
             hold: None,
         });
         in_flight.tries = tries;
+        in_flight.tracker.set_tag(&stored.tag);
         let tracker = Arc::clone(&in_flight.tracker);
         let hold = in_flight.hold.take().unwrap_or_else(|| tracker.hold());
         tracker.settle_all(&settled);
@@ -2469,6 +2468,7 @@ impl Feed {
         let name = objects.name(&object.folder, object.first, &token);
         let contents = contents_in_order(object.guards.iter());
         let format = Arc::clone(&object.format);
+        let tag = object.guards.first().map(|guard| Arc::clone(guard.tag()));
         let begun = Note::Begun {
             batch,
             name: name.clone(),
@@ -2484,6 +2484,7 @@ impl Feed {
             format,
             token,
             body,
+            tag: tag.unwrap_or_else(|| Arc::from(*b"")),
             guards: object.guards,
             events: Vec::new(),
             rebuilt: None,
@@ -2517,9 +2518,8 @@ impl Feed {
     /// Returns an object as a piece for its sender.
     fn queued(&self, batch: u64) -> Option<Queued> {
         let sending = self.sending.get(&batch)?;
-        let tag = sending.guards.first().map_or(&b""[..], |guard| guard.tag());
         let tracker = AckTracker::of_object(
-            tag,
+            &sending.tag,
             &sending.token,
             sending.why,
             batch,
@@ -2578,7 +2578,7 @@ impl Feed {
         let built = built.await;
         self.worker.rest();
         let built = match built {
-            Ok(Ok(built)) => {
+            Ok(Ok(mut built)) => {
                 for chunk in &chunks {
                     self.worker.acquit(*chunk, Work::Rebuild);
                 }
@@ -2589,16 +2589,10 @@ impl Feed {
                         hold.keep();
                     }
                 }
-                let events = built.letters.len() as u64;
-                let kept = self.letters.keep(built.letters, events).await;
-                kept.is_ok().then_some((
-                    built.body,
-                    built.events,
-                    built.lines,
-                    built.skipped,
-                    built.destination,
-                    built.corrupt,
-                ))
+                let letters = std::mem::take(&mut built.letters);
+                let events = letters.len() as u64;
+                let kept = self.letters.keep(letters, events).await;
+                kept.is_ok().then_some(built)
             }
             Ok(Err((chunk, Unreadable::Disk(error)))) => {
                 self.intake.log_disk_error(&error);
@@ -2621,12 +2615,22 @@ impl Feed {
                 None
             }
         };
-        let Some((body, events, lines, skipped, destination, corrupt)) = built else {
+        let Some(built) = built else {
             begun.unreadable = true;
             begun.failed();
             self.begun.push_back(begun);
             return true;
         };
+        let Rebuilt {
+            body,
+            events,
+            lines,
+            skipped,
+            corrupt,
+            destination,
+            tag,
+            letters: _,
+        } = built;
         let PendingObject {
             pending,
             format,
@@ -2655,6 +2659,7 @@ impl Feed {
             format,
             token: pending.token,
             body,
+            tag,
             guards,
             events,
             rebuilt: Some(Instant::now()),

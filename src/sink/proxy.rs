@@ -230,7 +230,9 @@ fn is_metadata(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn environment(variables: &[(&str, &str)]) -> Result<Environment, Problem> {
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+
+    fn environment(variables: Variables<'_>) -> Result<Environment, Problem> {
         Environment::of(|name| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())
@@ -250,7 +252,7 @@ mod tests {
         const HTTPS: (&str, &str) = ("HTTPS_PROXY", "http://secure:1");
         const ALL: (&str, &str) = ("ALL_PROXY", "http://all:1");
         const OFF: (&str, &str) = ("HTTPS_PROXY", "");
-        let table: [(&[(&str, &str)], Option<&str>, Option<&str>); 10] = [
+        let table: [(Variables<'_>, Option<&str>, Option<&str>); 10] = [
             (&[], None, None),
             (&[HTTP], Some("plain"), Some("plain")),
             (&[LOWER], Some("lower"), Some("lower")),

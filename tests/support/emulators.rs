@@ -63,19 +63,7 @@ impl Azurite {
 
     /// Reports which of `expected` numbered lines are in a container.
     pub(crate) fn report(&self, container: &str, expected: u64) -> Report {
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async {
-            let store = self.store(container);
-            let objects: Vec<_> = store.list(None).try_collect().await.unwrap();
-            for (number, object) in objects.iter().enumerate() {
-                let object = store.get(&object.location).await.unwrap();
-                let bytes = object.bytes().await.unwrap();
-                std::fs::write(dir.path().join(number.to_string()), bytes).unwrap();
-            }
-        });
-        let ledger = verify_objects(dir.path(), "seq").unwrap();
-        ledger.report(Some(expected))
+        report(&self.store(container), expected)
     }
 }
 
@@ -84,7 +72,28 @@ pub(crate) struct Moto {
     origin: String,
 }
 
+/// Reports which of `expected` numbered lines are in a store.
+fn report(store: &impl ObjectStore, expected: u64) -> Report {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let objects: Vec<_> = store.list(None).try_collect().await.unwrap();
+        for (number, object) in objects.iter().enumerate() {
+            let object = store.get(&object.location).await.unwrap();
+            let bytes = object.bytes().await.unwrap();
+            std::fs::write(dir.path().join(number.to_string()), bytes).unwrap();
+        }
+    });
+    let ledger = verify_objects(dir.path(), "seq").unwrap();
+    ledger.report(Some(expected))
+}
+
 impl Moto {
+    /// Reports which of `expected` numbered lines are in a bucket.
+    pub(crate) fn report(&self, bucket: &str, expected: u64) -> Report {
+        report(&self.store(bucket), expected)
+    }
+
     /// The endpoint of every service, such as `http://127.0.0.1:40000`.
     pub(crate) fn url(&self) -> &str {
         &self.origin

@@ -510,11 +510,34 @@ async fn a_started_object_is_sent_again_under_its_name_with_its_lines() {
     assert_eq!(again.len(), 1);
     assert_eq!(again[0].token, before[0].token);
     assert_eq!(again[0].records, before[0].records);
+    assert_eq!(again[0].tag, before[0].tag, "on which what it has depends");
+    assert!(!again[0].tag.is_empty());
     assert_eq!(
         after.len(),
         2,
         "and what came since in an object of its own"
     );
+}
+
+/// Of a chunk whose first event was in an object, the others go into another: both are of the chunk's tag.
+#[tokio::test]
+async fn what_is_left_of_a_chunk_has_its_tag_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, 0);
+    let mut keys = BLOB.to_vec();
+    keys.push(("blob_max_size", "10K"));
+    let bench = start(dir.path(), &store, &keys);
+    let long = "x".repeat(12_000);
+    bench.flush(&[&long, "b"]).await;
+    store.reached(1).await;
+    let image = bench.crash_image();
+    bench.feed.abort();
+
+    let after = Store::new(OBJECT, MANY);
+    start(image.path(), &after, &keys).stop().await;
+    let tags: Vec<_> = after.batches().into_iter().map(|batch| batch.tag).collect();
+    assert_eq!(tags.len(), 2);
+    assert!(tags.iter().all(|tag| **tag == *b"app"), "{tags:?}");
 }
 
 #[tokio::test]

@@ -117,7 +117,12 @@ impl BlobSink {
             fault,
         })?;
         let path = object_path(name);
-        let removed = async { Ok(store.objects.delete(&path).await?) };
+        let removed = async {
+            match &store.kind {
+                Kind::Azure(container) => container.remove(&path).await,
+                _ => Ok(store.objects.delete(&path).await?),
+            }
+        };
         Ok(self.with_timeout(0, removed).await?)
     }
 

@@ -990,6 +990,42 @@ mod tests {
         .await
     }
 
+    #[tokio::test]
+    async fn the_service_may_have_an_ipv6_address() {
+        let body = r#"{"FailedPutCount":0,"RequestResponses":[{"RecordId":"1"},{"RecordId":"2"}]}"#;
+        let Some(server) = Loopback::start_v6(vec![answer(200, &[], body)]) else {
+            return;
+        };
+        if !with_credentials("the_service_may_have_an_ipv6_address") {
+            return;
+        }
+        let outcomes = send_to(&server.url()).await;
+        assert_eq!(outcomes, [Outcome::Delivered, Outcome::Delivered]);
+    }
+
+    /// Fluent Bit reads no other variable, and its documentation promises this.
+    #[tokio::test]
+    async fn https_goes_through_http_proxy_if_no_other_is_named() {
+        const NAME: &str =
+            "sink::firehose::tests::https_goes_through_http_proxy_if_no_other_is_named";
+        let proxy = Loopback::start(vec![Reply::Cut]);
+        let url = proxy.url();
+        let environment = [
+            ("AWS_ACCESS_KEY_ID", "AKID"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("HTTP_PROXY", url.as_str()),
+        ];
+        if !with_environment(NAME, &environment) {
+            let request = proxy.requests().remove(0);
+            let expected = "CONNECT firehose.invalid:443 HTTP/1.1";
+            assert!(request.starts_with(expected), "{request}");
+            return;
+        }
+        let outcomes = send_to("https://firehose.invalid").await;
+        // The tunnel was not opened, so nothing was sent.
+        assert!(matches!(outcomes[0], Outcome::Retry(_)), "{outcomes:?}");
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn an_endless_response_is_abandoned_and_acknowledges_nothing() {
         if !with_credentials("an_endless_response_is_abandoned_and_acknowledges_nothing") {

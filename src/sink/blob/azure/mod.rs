@@ -119,21 +119,35 @@ impl Container {
 
     /// Creates the container if it does not exist.
     pub(super) async fn create(&self) -> Result<(), Failure> {
+        match self.send(Method::PUT, &self.url).await {
+            Err(exists) if exists.fault.code == "ContainerAlreadyExists" => Ok(()),
+            created => created.map_err(|error| error.note("the container could not be created")),
+        }
+    }
+
+    /// Deletes an object. (`object_store` would sign it as a part of a batch.)
+    #[cfg(feature = "check")]
+    pub(super) async fn remove(&self, path: &object_store::path::Path) -> Result<(), Failure> {
+        let mut url = self.url.clone();
+        url.set_query(None);
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.extend(path.parts());
+        }
+        self.send(Method::DELETE, &url).await
+    }
+
+    /// Sends a request without a body.
+    async fn send(&self, method: Method, url: &Url) -> Result<(), Failure> {
         let credential = self.credentials.get_credential().await?;
         let mut request = HttpRequest::new(Bytes::new().into());
-        *request.method_mut() = Method::PUT;
-        *request.uri_mut() = self.url.as_str().parse().expect("a URL is a URI");
+        *request.method_mut() = method;
+        *request.uri_mut() = url.as_str().parse().expect("a URL is a URI");
         request
             .headers_mut()
             .insert("content-length", HeaderValue::from_static("0"));
         AzureAuthorizer::new(&credential, &self.account).try_authorize(&mut request)?;
-        match self.client.execute(request).await {
-            Ok(_) => Ok(()),
-            Err(error) => match Failure::from(error) {
-                exists if exists.fault.code == "ContainerAlreadyExists" => Ok(()),
-                failure => Err(failure.note("the container could not be created")),
-            },
-        }
+        self.client.execute(request).await?;
+        Ok(())
     }
 
     /// Adds notes about the credentials to a failure: that they may be outdated since their file cannot be read, or the
