@@ -80,7 +80,7 @@ impl Place {
     }
 
     /// With objects of 10 kB in a folder.
-    fn into_folder(&self) {
+    fn with_folder(&self) {
         self.configure(&[&format!(
             "    url file://{}\n    path {{tag}}\n    compression none\n    blob_max_size 10K\n    spool_dir {}\n",
             self.path("objects").display(),
@@ -154,7 +154,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_spool_that_was_left_behind_goes_where_the_output_sends_now() {
     let place = Place::new(100);
-    place.into_folder();
+    place.with_folder();
     let words = place.ends(&[], 0);
     assert!(
         words.contains("100 records delivered, 0 became dead letters"),
@@ -193,7 +193,7 @@ fn a_spool_is_delivered_to_a_stream_although_the_output_has_no_spool_any_more() 
 #[test]
 fn a_spool_that_is_in_use_and_a_folder_that_is_none_are_refused() {
     let place = Place::new(10);
-    place.into_folder();
+    place.with_folder();
     let spool = place.open();
     let words = place.ends(&[], 2);
     assert!(words.contains("is in use"), "{words}");
@@ -234,7 +234,7 @@ fn what_a_destination_does_not_take_stays_for_the_next_time() {
 fn a_delivery_that_is_killed_is_resumed_and_a_store_has_everything_once() {
     const EVENTS: usize = 20_000;
     let place = Place::new(EVENTS);
-    place.into_folder();
+    place.with_folder();
     // Each time it has written some more objects.
     for more in [1, 20, 3] {
         let wanted = place.objects().len() + more;

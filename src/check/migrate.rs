@@ -237,7 +237,7 @@ impl<'o> Draft<'o> {
     }
 
     /// Notes what has to be fixed by hand.
-    fn to_fix(&mut self, problem: impl Into<String>) {
+    fn must_fix(&mut self, problem: impl Into<String>) {
         self.problems.push(problem.into());
     }
 
@@ -645,7 +645,7 @@ fn s3(draft: &mut Draft<'_>) {
     draft.host_keys(false);
     match draft.take("bucket") {
         Some(_) => draft.carry("bucket", "url", |bucket| format!("s3://{bucket}")),
-        None => draft.to_fix("bucket is missing: write url s3://bucket"),
+        None => draft.must_fix("bucket is missing: write url s3://bucket"),
     }
     match draft.take("region") {
         Some(_) => draft.keep(&[&keys::REGION]),
@@ -679,7 +679,7 @@ fn s3(draft: &mut Draft<'_>) {
             "as before; without the line Ferry uses gzip, which costs less",
         ),
         Some("parquet") => draft.add("format", "parquet", "parquet"),
-        Some(other) => draft.to_fix(format!(
+        Some(other) => draft.must_fix(format!(
             "compression {other} has no counterpart: use gzip or zstd"
         )),
     }
@@ -729,7 +729,7 @@ fn s3(draft: &mut Draft<'_>) {
     draft.keep_known();
     for key in RELIED_ON {
         if draft.take(key).is_some() && draft.get(key).is_none() {
-            draft.to_fix(format!(
+            draft.must_fix(format!(
                 "{key} has no counterpart in this version, and is not sent"
             ));
         }
@@ -777,7 +777,7 @@ fn s3_path(draft: &mut Draft<'_>) {
         ));
     }
     if let Err(error) = Template::parse(&folder.path, true) {
-        draft.to_fix(format!("path, from s3_key_format: {error}"));
+        draft.must_fix(format!("path, from s3_key_format: {error}"));
     }
     let delimiters = draft.from.entry("s3_key_format_tag_delimiters");
     let delimiters = delimiters.and_then(|key| key.value.as_deref());
@@ -785,7 +785,7 @@ fn s3_path(draft: &mut Draft<'_>) {
         && delimiters.is_some_and(|text| text != ".")
         && folder.path.contains("$TAG[")
     {
-        draft.to_fix(
+        draft.must_fix(
             "s3_key_format_tag_delimiters has no counterpart: parts of a tag are split at dots, so that $TAG[n] in path may be another part",
         );
     }

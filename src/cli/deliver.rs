@@ -41,7 +41,7 @@ pub(super) struct Args {
 pub(super) const STATUS: &str = "\
 Records go to where the output sends them now. The output's own spool, and a Fluent Bit that is running, are not
 disturbed; a directory that is in use is refused. It may be interrupted or killed at any time: start it again, and it
-resumes. Objects that were begun for the same store are not written twice. Records that the destination refuses
+resumes. Objects that had been begun keep their names, and are not written twice into the same store. Records that the destination refuses
 become dead letters of the output. Run it as the user that Fluent Bit runs as, with its environment.
 
 Example:

@@ -504,7 +504,7 @@ keys! {
         .not_replayed()
         .doc("the name of this output in the log and in the default of `spool_dir`")
         .default("the destination: `firehose-STREAM`, or the store's address, such as `s3-my-logs`, with other characters as `-`; \
-                  with a prefix in `url`, or with `path`, these and a hash of them, such as `s3-my-logs-app-1f0c63d2`, so that \
+                  with a prefix in `url`, or with a spool and `path`, these and a hash of them, such as `s3-my-logs-app-1f0c63d2`, so that \
                   outputs into one bucket have folders of their own")
         .example("orders");
 

@@ -362,16 +362,24 @@ impl Reader<'_> {
         let flush_deadline = self.time(&keys::FLUSH_DEADLINE);
         let exit_deadline = self.time(&keys::EXIT_DEADLINE);
         let concurrency = self.count(&keys::CONCURRENCY);
+        let spool_is = self.flag(&keys::SPOOL);
+        // By default it is on for a blob store, where an object per flush would be slow and expensive, and off for Firehose,
+        // which acknowledges at once.
+        let spooled = spool_is.unwrap_or(kind == Some(DestinationKind::Blob));
         let state_dir = self.state_dir().to_owned();
         let names = match self.text(&keys::INSTANCE) {
             Some(name) => Err(sanitize_stream_name(
                 &name.replace(":///", "-").replace("://", "-"),
             )),
-            None => Ok(self.names(destination.as_ref())),
+            None => Ok(self.names(destination.as_ref(), spooled)),
         };
         let own = names.as_ref().ok().map(|names| names.own.clone());
         let instance = names.map_or_else(|name| name, |names| names.choose(&state_dir));
-        let spool = self.spool(kind, &state_dir.join(&instance));
+        if !spooled && (kind.is_some() || spool_is.is_some()) {
+            // Without a destination the default is unknown.
+            self.refuse_spooled(kind);
+        }
+        let spool = spooled.then(|| self.spool(&state_dir.join(&instance)));
         let is_default = spool
             .as_ref()
             .is_some_and(|spool| spool.dir == state_dir.join(&instance));
@@ -612,25 +620,15 @@ impl Reader<'_> {
         compression
     }
 
-    /// Reads the spool's keys. It is on by default for a blob store, where an object per flush would be slow and
-    /// expensive, and off for Firehose, which acknowledges at once.
-    fn spool(&mut self, kind: Option<DestinationKind>, default: &Path) -> Option<SpoolPlace> {
-        let blob = kind == Some(DestinationKind::Blob);
-        let written = self.flag(&keys::SPOOL);
-        if !written.unwrap_or(blob) {
-            // Without a destination the default is unknown.
-            if kind.is_some() || written.is_some() {
-                self.refuse_spooled(kind);
-            }
-            return None;
-        }
+    /// Reads the spool's keys.
+    fn spool(&mut self, default: &Path) -> SpoolPlace {
         let dir = self.text(&keys::SPOOL_DIR);
         let limit = self.size(&keys::SPOOL_LIMIT) as u64;
-        Some(SpoolPlace {
+        SpoolPlace {
             dir: dir.map_or_else(|| default.to_owned(), PathBuf::from),
             limit,
             target_limit: self.share(&keys::TARGET_LIMIT, limit),
-        })
+        }
     }
 
     /// Parses `host:port`. Without a host it is the loopback address; names are refused, since the interfaces they
@@ -660,8 +658,9 @@ impl Reader<'_> {
         address
     }
 
-    /// Returns the names that an output without `instance` may have.
-    fn names(&mut self, destination: Option<&Destination>) -> Names {
+    /// Returns the names that an output without `instance` may have. Only spools cannot be shared: without one, the folder
+    /// of dead letters stays the same if `path` changes.
+    fn names(&mut self, destination: Option<&Destination>, spooled: bool) -> Names {
         match destination {
             Some(Destination::Firehose(firehose)) => {
                 let stream = self.raw(&keys::DELIVERY_STREAM).unwrap_or_default();
@@ -669,7 +668,7 @@ impl Reader<'_> {
                 Names::of(&format!("firehose-{stream}"), "", None)
             }
             Some(Destination::Blob { blob, prefix, .. }) => {
-                let path = self.raw(&keys::PATH);
+                let path = self.raw(&keys::PATH).filter(|_| spooled);
                 let path = path.as_deref().map(str::trim);
                 Names::of(&blob.store.to_string(), prefix, path)
             }
