@@ -18,6 +18,7 @@ use keys::Key;
 use reader::Reader;
 use value::{at, shown};
 
+#[cfg(feature = "aws")]
 pub(crate) use aws::is_fips_endpoint;
 pub use aws::{Addressing, Aws};
 pub use azure::{
