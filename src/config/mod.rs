@@ -22,6 +22,7 @@ use keys::Key;
 use reader::Reader;
 use value::{at, is_shown, shown};
 
+#[cfg(feature = "aws")]
 pub(crate) use aws::is_fips_endpoint;
 pub use aws::{Addressing, Aws};
 pub use azure::{

@@ -21,6 +21,7 @@ use crate::config::{ObjectSettings, Problem, keys};
 /// The way that requests are signed.
 pub(super) enum Signer {
     /// They have a token already.
+    #[cfg(feature = "gs")]
     None,
     #[cfg(feature = "s3")]
     S3 {
@@ -82,6 +83,7 @@ impl Signing {
 
     async fn sign(&self, request: &mut HttpRequest) -> Result<(), Failure> {
         match &self.signer {
+            #[cfg(feature = "gs")]
             Signer::None => {}
             #[cfg(feature = "s3")]
             Signer::S3 {
