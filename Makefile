@@ -196,6 +196,11 @@ test-c: cargo-present ## Run only the C host, under the address and undefined-be
 	cargo test --workspace --locked --no-run
 	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
 
+.PHONY: test-cdk
+test-cdk: emulators ## Synthesise the CDK application of the examples, and compare it with their JSON; installs it the first time
+	$(call heading,CDK)
+	@tests/deploy/cdk.sh $(TOOLS) "$(CURDIR)/target/emulators"
+
 .PHONY: docs
 docs: cargo-present ## Regenerate docs/configuration.md from src/config/keys.rs, then "make book"
 	FERRY_WRITE_DOCS=1 cargo test --workspace --locked --test ferry -- configuration::the_reference
