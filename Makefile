@@ -196,6 +196,23 @@ test-c: cargo-present ## Run only the C host, under the address and undefined-be
 	cargo test --workspace --locked --no-run
 	@$(MAKE) --no-print-directory -C tests/c LIBRARY="$(abspath $(DEBUG))/deps/libferry.so" BUILD="$(abspath target/c)"
 
+.PHONY: test-packaging
+test-packaging: ## Package stand-ins twice, and compare the bytes; builds nothing
+	$(call heading,Packaging)
+	@tests/deploy/packaging.sh
+
+.PHONY: lint-workflows
+lint-workflows: ## Check the workflows of .github with zizmor and their schema; installs both the first time
+	$(call heading,Workflows)
+	@tests/deploy/install.sh $(TOOLS)/deploy
+	@$(TOOLS)/deploy/bin/zizmor --offline --no-progress --quiet .github/workflows
+	@$(TOOLS)/deploy/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+.PHONY: test-cdk
+test-cdk: emulators ## Synthesise the CDK application of the examples, and compare it with their JSON; installs it the first time
+	$(call heading,CDK)
+	@tests/deploy/cdk.sh $(TOOLS) "$(CURDIR)/target/emulators"
+
 .PHONY: docs
 docs: cargo-present ## Regenerate docs/configuration.md from src/config/keys.rs, then "make book"
 	FERRY_WRITE_DOCS=1 cargo test --workspace --locked --test ferry -- configuration::the_reference

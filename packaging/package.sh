@@ -9,6 +9,7 @@
 # TOOL    a ferry that runs here, which writes its manual pages and completions (BUILT/ferry)
 # STRIP   the strip of the packages' machine (strip)
 # SOURCE_DATE_EPOCH  the time of all files in them (that of the last commit)
+# MAINTAINER         who maintains the .deb, as "Name <address>" (a placeholder, which is said)
 # FERRY_GLIBC        the newest glibc that they may need (2.28)
 #
 # The same files in make the same packages out: names are sorted, times and owners fixed.
@@ -35,6 +36,11 @@ fail() {
 for tool in tar gzip readelf "${STRIP:-strip}" sha256sum; do
     command -v "$tool" >/dev/null || fail "$tool is not installed" "apt install binutils tar gzip coreutils"
 done
+
+if [ -n "${MAINTAINER+set}" ]; then
+    [[ $MAINTAINER =~ ^[^\<\>]+\ \<[^\<\>@[:space:]]+@[^\<\>@[:space:]]+\>$ ]] ||
+        fail "MAINTAINER is '$MAINTAINER'" 'MAINTAINER="Name <address@example.org>", or unset it'
+fi
 
 version=$(sed -nE '/^\[workspace.package\]/,/^\[/s/^version = "(.*)"/\1/p' Cargo.toml)
 [ -n "$version" ] || fail "Cargo.toml names no version" "version = \"…\" below [workspace.package]"
@@ -104,6 +110,7 @@ tar --create --sort=name --format=ustar --mtime="@$SOURCE_DATE_EPOCH" --owner=0 
 files=("$name.tar.gz")
 if command -v dpkg-deb >/dev/null; then
     say "the .deb"
+    [ -n "${MAINTAINER+set}" ] || say "it names no maintainer who can be reached: MAINTAINER=\"Name <address>\" does"
     deb=$work/deb
     doc=$deb/usr/share/doc/ferry
     put 0644 "$work/bin/libferry.so" "$deb/usr/lib/fluent-bit/out_ferry.so"
@@ -134,7 +141,7 @@ if command -v dpkg-deb >/dev/null; then
 Package: ferry
 Version: $version
 Architecture: $deb_arch
-Maintainer: the authors of Ferry <ferry@localhost>
+Maintainer: ${MAINTAINER-the authors of Ferry <ferry@localhost>}
 Installed-Size: $size
 Depends: libc6 (>= ${FERRY_GLIBC:-2.28}), libgcc-s1 | libgcc1, ca-certificates
 Enhances: fluent-bit
