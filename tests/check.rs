@@ -462,14 +462,12 @@ fn sample_records_show_keys_that_differ_in_case_and_placeholders_that_none_fills
             ("lowercase_keys", lowercase),
         ];
         let run = bench.check(&keys, &["--tag", "x", "--record", samples]);
-        let found: Vec<&str> = run
-            .stdout
-            .lines()
-            .filter(|line| line.starts_with("warn") && line.contains(" record: "))
-            .collect();
+        let found = run.of("record");
         assert_eq!(found.len(), warnings.len(), "{}", run.stdout);
-        for (line, words) in found.iter().zip(warnings) {
-            assert!(line.contains(words), "{line}");
+        for (finding, words) in found.iter().zip(warnings) {
+            assert_eq!(finding["result"], "warn");
+            let message = finding["message"].as_str().unwrap();
+            assert!(message.contains(words), "{message}");
         }
     }
 }

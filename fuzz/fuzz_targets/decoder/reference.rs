@@ -231,7 +231,7 @@ pub fn depth(options: &Options, event: &Event) -> Option<usize> {
         pairs.iter().map(|(_, value)| of(value)).max().unwrap_or(0)
     }
     if let Some(key) = &options.log_key {
-        return log_value(key, event).map(|value| of(&value));
+        return log_value(options, key, event).map(|value| of(&value));
     }
     let mut depth = 1 + of_pairs(&chosen(options, event)?);
     if options.metadata_key.is_some() {
