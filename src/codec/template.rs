@@ -18,6 +18,8 @@ use crate::ids::Time;
 pub struct Template {
     parts: Vec<Part>,
     rules: Arc<Rules>,
+    /// Whether names are folders of a table, which readers take apart at `=`.
+    of_table: bool,
 }
 
 /// How the names of a destination are made.
@@ -144,6 +146,7 @@ impl Template {
         Ok(Template {
             parts,
             rules: Arc::new(rules),
+            of_table: false,
         })
     }
 
@@ -177,6 +180,15 @@ impl Template {
         Template {
             parts: self.parts.iter().map(timeless).collect(),
             rules: Arc::clone(&self.rules),
+            of_table: self.of_table,
+        }
+    }
+
+    /// The same for the folders of a table: values are escaped where Hive's readers would take them for something else.
+    pub fn of_table(self) -> Template {
+        Template {
+            of_table: true,
+            ..self
         }
     }
 
@@ -284,6 +296,7 @@ impl Template {
     fn render_values(&self, tag: &[u8], event: &Event<'_>, longest: usize, out: &mut String) {
         let start = out.len();
         for part in &self.parts {
+            let before = out.len();
             let begins = out[start..].is_empty() || out.ends_with('/');
             let value = |value: &[u8], out: &mut String| {
                 self.rules.value(value, begins, longest, out);
@@ -306,6 +319,9 @@ impl Template {
                         None => out.push_str(default),
                     }
                 }
+            }
+            if self.of_table && !matches!(part, Part::Literal(_) | Part::Time { .. }) {
+                escape_for_tables(before, out);
             }
         }
     }
@@ -479,6 +495,20 @@ fn text_of(value: &[u8]) -> Option<Cow<'_, [u8]>> {
         _ => return None,
     };
     Some(Cow::Owned(text.into_bytes()))
+}
+
+/// What Hive's readers take for null.
+const NULL_FOLDER: &str = "__HIVE_DEFAULT_PARTITION__";
+
+/// Escapes the value from `start` on as Hive does, whose readers undo it. Other values have no `%`.
+fn escape_for_tables(start: usize, out: &mut String) {
+    let value = &out[start..];
+    if value == NULL_FOLDER {
+        out.replace_range(start..start + 1, "%5F");
+    } else if value.contains('=') {
+        let escaped = value.replace('=', "%3D");
+        out.replace_range(start.., &escaped);
+    }
 }
 
 /// Appends a time as object names have it: sortable, without characters that need quoting.
@@ -802,6 +832,21 @@ mod tests {
         let fixed = |text| Template::parse(text, true).unwrap().timeless().fixed();
         assert_eq!(fixed("%Y/%m").as_deref(), Some("%Y/%m"));
         assert_eq!(fixed("%Y/{record.k}"), None);
+    }
+
+    #[test]
+    fn values_in_the_folders_of_a_table_are_escaped_where_readers_would_take_them_apart() {
+        let template = Template::parse("a=b/k={tag}", true).unwrap().of_table();
+        for (tag, expected) in [
+            ("x", "a=b/k=x"),
+            ("x=y=z", "a=b/k=x%3Dy%3Dz"),
+            (
+                "__HIVE_DEFAULT_PARTITION__",
+                "a=b/k=%5F_HIVE_DEFAULT_PARTITION__",
+            ),
+        ] {
+            assert_eq!(template.of_tag(tag).as_deref(), Some(expected), "{tag}");
+        }
     }
 
     #[test]

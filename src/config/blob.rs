@@ -3,12 +3,15 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::reader::Reader;
 use super::value::{looks_like_a_secret, names_a_user, shown, shown_url};
 use super::{Aws, Azure, Destination, ObjectBounds, ObjectSettings, Place, keys, open_objects};
-use crate::codec::template::{OBJECT_NAME, Rules};
+use crate::codec::template::{OBJECT_NAME, Rules, Template};
 use crate::compress::Compression;
+use crate::format::TABLE_EXTENSION;
+use crate::format::parquet::Table;
 
 /// A blob store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +102,12 @@ const LONGEST_NAME: usize = 1_024;
 
 /// The default of `path`.
 const PATH: &str = "{tag}/%Y/%m/%d/%H";
+/// The default of `path` for tables: a folder a day, which readers take as a column.
+const TABLE_PATH: &str = "dt=%F";
+/// The defaults of `blob_max_size` and `blob_max_age` for tables: small files are what readers of tables suffer from, and
+/// the spool makes waiting safe.
+const TABLE_BYTES: usize = 64_000_000;
+const TABLE_AGE: Duration = Duration::from_secs(900);
 
 impl Reader<'_> {
     pub(super) fn blob(
@@ -106,18 +115,33 @@ impl Reader<'_> {
         ca_pem: Option<Vec<u8>>,
         compression: Compression,
         raw: bool,
+        table: Option<&Table>,
         memory_limit: usize,
         names: Rules,
     ) -> Option<Destination> {
         let raw = raw && !self.lines_are_records();
-        let path = self.text(&keys::PATH).unwrap_or_else(|| PATH.to_owned());
-        let folder = self.template(&keys::PATH, &path, names);
+        let default = if table.is_some() { TABLE_PATH } else { PATH };
+        let path = self.text(&keys::PATH).unwrap_or_else(|| default.to_owned());
+        let mut folder = self.template(&keys::PATH, &path, names);
+        if let Some(table) = table {
+            self.check_table_path(&path, &table.columns);
+            folder = folder.map(Template::of_table);
+        }
         // Lowering `memory_limit` alone makes objects smaller, rather than being refused.
-        let default = open_objects(memory_limit).min(keys::BLOB_MAX_SIZE.value.default);
-        let object = ObjectBounds {
-            bytes: self.size_or(&keys::BLOB_MAX_SIZE, default),
-            age: self.time(&keys::BLOB_MAX_AGE),
+        let (size, age) = match table {
+            Some(_) => (TABLE_BYTES, TABLE_AGE),
+            None => {
+                let age = Duration::from_secs(keys::BLOB_MAX_AGE.value.default);
+                (keys::BLOB_MAX_SIZE.value.default, age)
+            }
         };
+        let object = ObjectBounds {
+            bytes: self.size_or(&keys::BLOB_MAX_SIZE, open_objects(memory_limit).min(size)),
+            age: self.time_or(&keys::BLOB_MAX_AGE, age),
+        };
+        if let Some(table) = table {
+            self.check_table_size(table, object.bytes);
+        }
         let store = self.store();
         match &store {
             Some((store, _)) => self.refuse_foreign(Some(store.place()), &store.to_string()),
@@ -130,9 +154,10 @@ impl Reader<'_> {
         let is_file = place == Place::File;
         let own_type = (!is_file).then(|| self.content_type()).flatten();
         let encodes = is_file || self.flag(&keys::CONTENT_ENCODING) != Some(false);
-        let by_format = match raw {
-            true => "text/plain; charset=utf-8",
-            false => "application/x-ndjson",
+        let by_format = match table {
+            Some(_) => "application/vnd.apache.parquet",
+            None if raw => "text/plain; charset=utf-8",
+            None => "application/x-ndjson",
         };
         let longest = LONGEST_NAME.saturating_sub(prefix.len() + OBJECT_NAME);
         let folder = folder?.with_lengths(longest, store.longest_segment());
@@ -147,11 +172,14 @@ impl Reader<'_> {
             prefix,
             folder,
             object,
-            extension: format!(
-                "{}{}",
-                if raw { ".log" } else { ".ndjson" },
-                compression.extension()
-            ),
+            extension: match table {
+                Some(_) => TABLE_EXTENSION.to_owned(),
+                None => format!(
+                    "{}{}",
+                    if raw { ".log" } else { ".ndjson" },
+                    compression.extension()
+                ),
+            },
         })
     }
 

@@ -75,12 +75,28 @@ pub enum Skip {
     Malformed,
 }
 
+impl From<Malformed> for Skip {
+    fn from(_: Malformed) -> Skip {
+        Skip::Malformed
+    }
+}
+
 /// The reason why the encoder stopped within an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
     Skip(Skip),
     /// A map has a key twice.
     Repeat,
+}
+
+impl Skip {
+    /// The reason where all repeats were removed before, so that none is left.
+    fn of(stop: Stop) -> Skip {
+        match stop {
+            Stop::Skip(skip) => skip,
+            Stop::Repeat => Skip::Malformed,
+        }
+    }
 }
 
 impl From<Malformed> for Stop {
@@ -244,14 +260,9 @@ impl<'o> Encoder<'o> {
             .map_err(|_| Skip::Malformed)?;
         let end = head.body + body.len();
         let record = repeats::removed(&[body], None, &self.keys.rules, true)?;
-        let fields = match (&self.options.metadata_key, head.group) {
-            (None, _) => Vec::new(),
-            (Some(_), None) => repeats::removed(&[head.metadata], None, &self.keys.rules, false)?,
-            (Some(_), Some(group)) => {
-                let maps = [head.metadata, group.body];
-                let group = Some(group.metadata).filter(|map| !is_empty_map(map));
-                repeats::removed(&maps, group, &self.keys.rules, false)?
-            }
+        let fields = match &self.options.metadata_key {
+            None => Vec::new(),
+            Some(_) => self.metadata_without_repeats(head)?,
         };
         let head = Head {
             time: head.time,
@@ -270,12 +281,20 @@ impl<'o> Encoder<'o> {
             Ok(_) => Ok(end),
             Err(stop) => {
                 out.truncate(start);
-                Err(match stop {
-                    Stop::Skip(skip) => skip,
-                    Stop::Repeat => Skip::Malformed,
-                })
+                Err(Skip::of(stop))
             }
         }
+    }
+
+    /// Returns a record's metadata and its group as one map without the pairs that a later one replaces.
+    fn metadata_without_repeats(&self, head: &Head<'_>) -> Result<Vec<u8>, Skip> {
+        let rules = &self.keys.rules;
+        let Some(group) = head.group else {
+            return repeats::removed(&[head.metadata], None, rules, false);
+        };
+        let maps = [head.metadata, group.body];
+        let group = Some(group.metadata).filter(|map| !is_empty_map(map));
+        repeats::removed(&maps, group, rules, false)
     }
 
     fn log_value(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<usize, Stop> {
@@ -406,6 +425,84 @@ impl<'o> Encoder<'o> {
                 *digit = b'0' + (millis / unit % 10) as u8;
             }
         }
+    }
+
+    /// Appends a whole value, as it would be in a record's map of this depth. On an error `out` may have a part of it.
+    pub fn value(&mut self, value: &[u8], depth: usize, out: &mut Vec<u8>) -> Result<(), Skip> {
+        let start = out.len();
+        self.keys.begin();
+        match self.whole_value(value, depth, out) {
+            Err(Stop::Repeat) => {
+                out.truncate(start);
+                // As the only field of a map, which has five bytes before it, and whose key has one.
+                let field = [b"\x81\xa0", value].concat();
+                let map = repeats::removed(&[&field], None, &self.keys.rules, false)?;
+                self.keys.begin();
+                self.whole_value(&map[6..], depth, out).map_err(Skip::of)
+            }
+            written => written.map_err(Skip::of),
+        }
+    }
+
+    fn whole_value(&mut self, value: &[u8], depth: usize, out: &mut Vec<u8>) -> Result<(), Stop> {
+        let mut cursor = Cursor::new(value);
+        let token = cursor.token()?;
+        let (left, place) = match token {
+            Token::Map(left) => (left, Place::map(depth + 1)),
+            Token::Array(left) => (left, Place::ARRAY),
+            scalar => {
+                write_scalar(scalar, out);
+                return Ok(());
+            }
+        };
+        if left > 0 && depth >= MAX_DEPTH {
+            return Err(Stop::Skip(Skip::TooDeep));
+        }
+        let container = self.container_of(left, place, depth + 1, false);
+        self.container(value, cursor.position(), container, out)
+    }
+
+    /// Appends a whole key of any type as a JSON string.
+    pub fn key_text(&self, raw: &[u8], out: &mut Vec<u8>) -> Result<(), Skip> {
+        let token = Cursor::new(raw).token()?;
+        self.keys.rules.new_key(token, raw, out);
+        Ok(())
+    }
+
+    /// Returns whether all keys of a record are selected: there are no `data_keys`.
+    pub fn wants_all(&self) -> bool {
+        self.keys.rules.data_keys.is_empty()
+    }
+
+    /// Returns whether `data_keys` select a whole key of a record.
+    pub fn wants(&self, raw: &[u8]) -> bool {
+        let wanted = |token| self.keys.rules.wanted(token);
+        self.wants_all() || Cursor::new(raw).token().is_ok_and(wanted)
+    }
+
+    /// Appends a record's metadata and its group as an object, or nothing where they are empty.
+    pub fn metadata_value(&mut self, head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
+        let start = out.len();
+        self.keys.begin();
+        match self.metadata("", head, out) {
+            Err(Stop::Repeat) => {
+                out.truncate(start);
+                let fields = self.metadata_without_repeats(head)?;
+                let head = Head {
+                    metadata: &fields,
+                    group: None,
+                    ..*head
+                };
+                self.keys.begin();
+                self.metadata("", &head, out).map_err(Skip::of)?;
+            }
+            written => written.map_err(Skip::of)?,
+        }
+        // The key, `,"":`.
+        if out.len() > start {
+            out.drain(start..start + 4);
+        }
+        Ok(())
     }
 
     /// Writes `"key":{…metadata, …resource and scope, "group":{…}}`, or nothing where all of them are empty.
