@@ -855,7 +855,15 @@ async fn an_object_that_may_be_stored_in_a_refused_folder_does_not_fill_the_spoo
         in_time("a refusal", || bench.logged("folder 'bad' is unavailable")).await;
         // Twice what the spool holds, and longer than any request lasts.
         for n in 0..40 {
-            keep(&bench, many("good", &format!("good-{n}"), 1_000)).await;
+            let began = std::time::Instant::now();
+            let chunk = many("good", &format!("good-{n}"), 1_000);
+            // The store is asked only a minute after the last uncertain answer.
+            while bench.pipeline.flush(b"app", chunk.clone()).await == Verdict::Retry {
+                assert!(began.elapsed() < PATIENCE, "{:?}", bench.spool.usage());
+                in_time("a moment", || true).await;
+                tokio::time::advance(Duration::from_secs(1)).await;
+                std::thread::sleep(Duration::from_millis(1));
+            }
             in_time("the good object", || {
                 destination.taken_for("good") == 1_000 * (n + 1)
             })
