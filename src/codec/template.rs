@@ -399,7 +399,7 @@ pub(crate) fn hash(value: &[u8]) -> String {
 pub(crate) fn is_hashed(text: &str, before_hash: char) -> bool {
     let is_digit = |byte: &u8| matches!(byte, b'a'..=b'z' | b'2'..=b'7');
     text.rsplit_once(before_hash)
-        .is_some_and(|(_, hash)| hash.len() == HASH && hash.as_bytes().iter().all(|b| is_digit(b)))
+        .is_some_and(|(_, hash)| hash.len() == HASH && hash.as_bytes().iter().all(is_digit))
 }
 
 fn literal(text: &str, zone: Option<&Zone>, parts: &mut Vec<Part>) -> Result<(), TemplateError> {
