@@ -275,7 +275,7 @@ fn a_daemon_delivers_after_the_fork() {
 fn a_configuration_that_cannot_work_stops_the_host_with_every_reason() {
     let scene = Scene::new(
         "    Name http_sample\n    Tag app\n    Samples 1",
-        "    url ftp://nowhere\n    memory_limit lots\n    format parquet",
+        "    url ftp://nowhere\n    memory_limit lots\n    format avro",
     );
     let output = Command::new(support::harness())
         .args(["run", "--quiet", "-c"])
@@ -291,7 +291,7 @@ fn a_configuration_that_cannot_work_stops_the_host_with_every_reason() {
     for reason in [
         "url: 'ftp://nowhere'",
         "memory_limit: 'lots'",
-        "format: 'parquet'",
+        "format: 'avro'",
     ] {
         assert!(log.contains(reason), "{reason} is missing in: {log}");
     }

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use crate::buffers;
 use crate::ids::{EventSet, Time};
 use crate::metrics::Reason;
-use json::{Encoder, MAX_DEPTH, Options, Skip, string};
+use json::{MAX_DEPTH, Options, Skip, string};
 use msgpack::{Event, Events, Head, Item};
 use rejected::Letter;
+use rows::{AnyEncoder, RowFormat};
 use template::Template;
 use time::TimeFormat;
 
@@ -24,6 +25,7 @@ pub mod extract;
 pub mod json;
 pub mod msgpack;
 pub mod rejected;
+pub mod rows;
 pub mod template;
 pub mod time;
 
@@ -148,6 +150,8 @@ pub fn encode(
 pub struct Encoding<'o> {
     /// The contents of a line.
     pub options: &'o Options,
+    /// The rows that events become, if these are not lines.
+    pub rows: Option<&'o dyn RowFormat>,
     /// The template of destination names.
     pub names: &'o Template,
     /// Names each event's target, if that differs from its name.
@@ -167,6 +171,7 @@ impl<'o> Encoding<'o> {
     pub fn new(options: &'o Options, names: &'o Template) -> Self {
         Encoding {
             options,
+            rows: None,
             names,
             targets: None,
             longest_line: usize::MAX,
@@ -188,7 +193,7 @@ impl<'o> Encoding<'o> {
     ) -> Result<Encoded, NeedsMore> {
         let mut step = Step {
             encoding: self,
-            encoder: Encoder::new(self.options),
+            encoder: AnyEncoder::new(self.options, self.rows),
             added: AddedFields::new(self, tag),
             tag,
             tag_text: String::from_utf8_lossy(tag),
@@ -279,7 +284,7 @@ enum Progress {
 /// A step in progress.
 struct Step<'s, 'o, 'd> {
     encoding: &'s Encoding<'o>,
-    encoder: Encoder<'o>,
+    encoder: AnyEncoder<'o>,
     added: AddedFields<'s, 'o>,
     tag: &'d Arc<[u8]>,
     tag_text: Cow<'d, str>,
@@ -535,6 +540,9 @@ impl<'s, 'o> AddedFields<'s, 'o> {
     fn new(encoding: &'s Encoding<'o>, tag: &[u8]) -> Self {
         let options = encoding.options;
         let (mut fixed, mut tag_bytes) = (0, 0);
+        if let Some(rows) = encoding.rows {
+            fixed += rows.row_bytes(tag);
+        }
         // With `log_key` only that value is sent, and nothing added.
         if options.log_key.is_none() {
             if let Some((key, format)) = &options.time {
@@ -569,7 +577,7 @@ impl<'s, 'o> AddedFields<'s, 'o> {
     fn max_bytes(
         &mut self,
         tag: &[u8],
-        encoder: &mut Encoder<'_>,
+        encoder: &mut AnyEncoder<'_>,
         events: &Events<'_>,
         room: usize,
     ) -> Result<usize, NeedsMore> {

@@ -15,6 +15,8 @@ const LONGEST_VALUE: usize = 128;
 #[derive(Clone, Debug)]
 pub struct Template {
     parts: Vec<Part>,
+    /// Whether names are folders of a table, which readers take apart at `=`.
+    of_table: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -71,7 +73,10 @@ impl Template {
             rest = &rest[open + used..];
         }
         literal(rest, with_time, &mut parts)?;
-        Ok(Template { parts })
+        Ok(Template {
+            parts,
+            of_table: false,
+        })
     }
 
     /// Returns the name if it is the same for every event.
@@ -93,6 +98,15 @@ impl Template {
         };
         Template {
             parts: self.parts.iter().map(timeless).collect(),
+            of_table: self.of_table,
+        }
+    }
+
+    /// The same for the folders of a table: values are escaped where Hive's readers would take them for something else.
+    pub fn of_table(self) -> Template {
+        Template {
+            of_table: true,
+            ..self
         }
     }
 
@@ -133,6 +147,7 @@ impl Template {
     /// letters, digits and `._-=+,`, and never only dots.
     pub fn render(&self, tag: &str, event: &Event<'_>, out: &mut String) {
         for part in &self.parts {
+            let start = out.len();
             match part {
                 Part::Literal(text) => out.push_str(text),
                 Part::Time { format, .. } => format.write(event.time, out),
@@ -142,6 +157,9 @@ impl Template {
                     Some(value) => sanitize(&value, out),
                     None => out.push_str(default),
                 },
+            }
+            if self.of_table && !matches!(part, Part::Literal(_) | Part::Time { .. }) {
+                escape_for_tables(start, out);
             }
         }
     }
@@ -230,6 +248,20 @@ fn sanitize(value: &str, out: &mut String) {
         let dots: Range<usize> = start..out.len();
         let len = dots.len().max(1);
         out.replace_range(dots, &"_".repeat(len));
+    }
+}
+
+/// What Hive's readers take for null.
+const NULL_FOLDER: &str = "__HIVE_DEFAULT_PARTITION__";
+
+/// Escapes the value from `start` on as Hive does, whose readers undo it. Other values have no `%`.
+fn escape_for_tables(start: usize, out: &mut String) {
+    let value = &out[start..];
+    if value == NULL_FOLDER {
+        out.replace_range(start..start + 1, "%5F");
+    } else if value.contains('=') {
+        let escaped = value.replace('=', "%3D");
+        out.replace_range(start.., &escaped);
     }
 }
 
@@ -355,6 +387,22 @@ mod tests {
         let fixed = |text| Template::parse(text, true).unwrap().timeless().fixed();
         assert_eq!(fixed("%Y/%m").as_deref(), Some("%Y/%m"));
         assert_eq!(fixed("%Y/{record.k}"), None);
+    }
+
+    #[test]
+    fn values_in_the_folders_of_a_table_are_escaped_where_readers_would_take_them_apart() {
+        let template = Template::parse("a=b/k={tag}", true).unwrap().of_table();
+        for (tag, expected) in [
+            ("x", "a=b/k=x"),
+            ("x=y=z", "a=b/k=x%3Dy%3Dz"),
+            ("x%3D", "a=b/k=x_3D"),
+            (
+                "__HIVE_DEFAULT_PARTITION__",
+                "a=b/k=%5F_HIVE_DEFAULT_PARTITION__",
+            ),
+        ] {
+            assert_eq!(template.of_tag(tag).as_deref(), Some(expected), "{tag}");
+        }
     }
 
     #[test]

@@ -110,10 +110,66 @@ impl Compression {
     }
 }
 
+/// Whether a level of gzip can be compressed in parts of one member.
+pub fn has_parts(level: u32) -> bool {
+    search(level).is_some()
+}
+
+/// Compresses `text` into a part of a gzip member: deflate blocks behind which others may follow.
+pub fn part(level: u32, text: &[u8]) -> Vec<u8> {
+    PART.with_borrow_mut(|cached| {
+        let (_, gzip) = match cached {
+            Some(cached) if cached.0 == level => cached,
+            _ => {
+                let search = search(level).expect("a level with parts");
+                cached.insert((level, zlib::Gzip::of_parts(search).expect(INFALLIBLE)))
+            }
+        };
+        let bound = gzip.bound(text.len());
+        let mut out = buffers::take(bound);
+        out.resize(bound, 0);
+        let len = gzip
+            .compress(text, &mut out)
+            .expect("the bound is enough for any text");
+        let part = out[..len].to_vec();
+        buffers::give(out);
+        part
+    })
+}
+
+/// Decompresses a part of a gzip member of `len` bytes of text. `None`: it is none.
+pub fn undo_part(part: &[u8], len: usize) -> Option<Vec<u8>> {
+    let whole = [part, &LAST_BLOCK].concat();
+    let mut text = vec![0; len];
+    let read = libdeflater::Decompressor::new().deflate_decompress(&whole, &mut text);
+    (read.ok()? == len).then_some(text)
+}
+
+/// What a gzip member begins with: no name, no time, an unknown system.
+pub const MEMBER_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+/// A last block without any bytes.
+pub const LAST_BLOCK: [u8; 2] = [3, 0];
+
+/// Returns the depth of zlib's search at a level of gzip. `None`: another library compresses it.
+fn search(level: u32) -> Option<Search> {
+    let (max_lazy, nice_length, max_chain) = match level {
+        2 => (8, 64, 4),
+        3 => (32, 258, 8),
+        4 => (64, 258, 16),
+        _ => return None,
+    };
+    Some(Search {
+        max_lazy,
+        nice_length,
+        max_chain,
+    })
+}
+
 const INFALLIBLE: &str = "the level is valid, and writing to memory does not fail";
 
 thread_local! {
     // Their tables are as large as their input: allocating them for each body would cost a tenth of the time.
+    static PART: RefCell<Option<(u32, zlib::Gzip)>> = const { RefCell::new(None) };
     static GZIP: RefCell<Option<Gzip>> = const { RefCell::new(None) };
     static ZSTD: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
 }
@@ -143,24 +199,12 @@ enum GzipEncoder {
 
 impl GzipEncoder {
     fn new(level: u32) -> GzipEncoder {
-        let zlib = |max_lazy, nice_length, max_chain| {
-            let search = Search {
-                max_lazy,
-                nice_length,
-                max_chain,
-            };
-            GzipEncoder::Zlib(zlib::Gzip::new(search).expect(INFALLIBLE))
-        };
-        match level {
-            2 => zlib(8, 64, 4),
-            3 => zlib(32, 258, 8),
-            4 => zlib(64, 258, 16),
-            _ => {
-                let level = i32::try_from(level).ok().map(CompressionLvl::new);
-                let level = level.and_then(Result::ok).unwrap_or_default();
-                GzipEncoder::Libdeflate(libdeflater::Compressor::new(level))
-            }
+        if let Some(search) = search(level) {
+            return GzipEncoder::Zlib(zlib::Gzip::new(search).expect(INFALLIBLE));
         }
+        let level = i32::try_from(level).ok().map(CompressionLvl::new);
+        let level = level.and_then(Result::ok).unwrap_or_default();
+        GzipEncoder::Libdeflate(libdeflater::Compressor::new(level))
     }
 
     fn bound(&mut self, text: usize) -> usize {

@@ -2,7 +2,9 @@
 
 use std::ffi::{c_int, c_uint};
 
-use libz_rs_sys::{Z_DEFAULT_STRATEGY, Z_DEFLATED, Z_FINISH, Z_OK, Z_STREAM_END};
+use libz_rs_sys::{
+    Z_DEFAULT_STRATEGY, Z_DEFLATED, Z_FINISH, Z_OK, Z_STREAM_END, Z_SYNC_FLUSH, crc32_combine64,
+};
 use libz_rs_sys::{
     deflate, deflateBound, deflateEnd, deflateInit2_, deflateReset, deflateTune, z_stream,
     zlibVersion,
@@ -13,6 +15,8 @@ use libz_rs_sys::{
 const FAST: c_int = 2;
 /// `windowBits`: the largest window (15), with gzip's header and trailer instead of zlib's (16).
 const GZIP: c_int = 15 + 16;
+/// The largest window, without any header and trailer.
+const RAW: c_int = -15;
 /// `memLevel`: the largest symbol buffer, and so the fewest blocks with a Huffman code each.
 const LARGEST: c_int = 9;
 
@@ -31,17 +35,35 @@ pub struct Search {
     pub max_chain: u16,
 }
 
-/// Compresses into gzip members.
+/// Returns the CRC-32 of a text from those of its two halves; the second has `len` bytes.
+pub fn combine(first: u32, second: u32, len: u32) -> u32 {
+    let combined = crc32_combine64(first.into(), second.into(), len.into());
+    u32::try_from(combined).expect("a CRC-32 has 32 bits")
+}
+
+/// Compresses into gzip members, or into parts of one.
 pub struct Gzip {
     /// Boxed, since zlib rejects a stream that was moved. It is reset after each member: `deflateBound` after a
     /// member's end would not count gzip's header.
     stream: Box<z_stream>,
     search: Search,
+    /// How the last bytes are asked for, and what says that they were written.
+    flush: (c_int, c_int),
 }
 
 impl Gzip {
     /// Allocates a stream, about 300 KiB. Returns `None` without memory.
     pub fn new(search: Search) -> Option<Gzip> {
+        Gzip::with(search, GZIP, (Z_FINISH, Z_STREAM_END))
+    }
+
+    /// Allocates a stream for parts of a member: deflate blocks that end at a byte, of which none is the last one. Each is
+    /// compressed by itself. `None` without memory.
+    pub fn of_parts(search: Search) -> Option<Gzip> {
+        Gzip::with(search, RAW, (Z_SYNC_FLUSH, Z_OK))
+    }
+
+    fn with(search: Search, window: c_int, flush: (c_int, c_int)) -> Option<Gzip> {
         let mut stream = Box::<z_stream>::default();
         let size = size_of::<z_stream>() as c_int;
         // SAFETY: the stream is exclusively ours, and its null allocator selects the library's own; the version and
@@ -51,7 +73,7 @@ impl Gzip {
                 &mut *stream,
                 FAST,
                 Z_DEFLATED,
-                GZIP,
+                window,
                 LARGEST,
                 Z_DEFAULT_STRATEGY,
                 zlibVersion(),
@@ -61,7 +83,11 @@ impl Gzip {
         if result != Z_OK {
             return None;
         }
-        let mut gzip = Gzip { stream, search };
+        let mut gzip = Gzip {
+            stream,
+            search,
+            flush,
+        };
         gzip.reset();
         Some(gzip)
     }
@@ -91,7 +117,8 @@ impl Gzip {
     pub fn bound(&mut self, text: usize) -> usize {
         // SAFETY: the stream was initialized in `new`.
         let bound = unsafe { deflateBound(&mut *self.stream, text as _) };
-        bound as usize
+        // A flush ends with an empty block.
+        bound as usize + 16
     }
 
     /// Compresses `text` into one member at the start of `out`, and returns its length. Returns `None` where it does
@@ -105,7 +132,10 @@ impl Gzip {
         self.stream.avail_out = available;
         // SAFETY: the stream was initialized in `new`; its pointers and lengths are those of `text` and of
         // `out`, which are borrowed for this call.
-        let result = unsafe { deflate(&mut *self.stream, Z_FINISH) };
+        let result = unsafe { deflate(&mut *self.stream, self.flush.0) };
+        // With room left, everything was written.
+        let whole =
+            self.stream.avail_in == 0 && (self.stream.avail_out > 0 || result == Z_STREAM_END);
         let written = available - self.stream.avail_out;
         // No pointer outlives the borrows.
         self.stream.next_in = std::ptr::null();
@@ -113,7 +143,7 @@ impl Gzip {
         self.stream.next_out = std::ptr::null_mut();
         self.stream.avail_out = 0;
         self.reset();
-        (result == Z_STREAM_END).then_some(written as usize)
+        (result == self.flush.1 && whole).then_some(written as usize)
     }
 }
 

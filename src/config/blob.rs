@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::reader::Reader;
 use super::value::{shown, without_secrets};
 use super::{Aws, Azure, Destination, ObjectBounds, Place, Properties, keys, open_objects};
 use crate::codec::template::Template;
 use crate::compress::Compression;
+use crate::format::TABLE_EXTENSION;
+use crate::format::parquet::Table;
 
 /// A blob store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +73,12 @@ pub struct Blob {
 
 /// The default of `path`.
 const PATH: &str = "{tag}/%Y/%m/%d/%H";
+/// The default of `path` for tables: a folder a day, which readers take as a column.
+const TABLE_PATH: &str = "dt=%F";
+/// The defaults of `blob_max_size` and `blob_max_age` for tables: small files are what readers of tables suffer from, and
+/// the spool makes waiting safe.
+const TABLE_BYTES: usize = 64_000_000;
+const TABLE_AGE: Duration = Duration::from_secs(900);
 
 impl Blob {
     /// Returns the template of an object's folder with its time specifiers as literals, for display. `None` where
@@ -86,17 +95,32 @@ impl Reader<'_> {
         ca_pem: Option<Vec<u8>>,
         compression: Compression,
         raw: bool,
+        table: Option<&Table>,
         memory_limit: usize,
     ) -> Option<Destination> {
         let raw = raw && !self.lines_are_records();
-        let path = self.text(&keys::PATH).unwrap_or_else(|| PATH.to_owned());
-        let folder = self.template(&keys::PATH, &path);
+        let default = if table.is_some() { TABLE_PATH } else { PATH };
+        let path = self.text(&keys::PATH).unwrap_or_else(|| default.to_owned());
+        let mut folder = self.template(&keys::PATH, &path);
+        if let Some(table) = table {
+            self.check_table_path(&path, &table.columns);
+            folder = folder.map(Template::of_table);
+        }
         // Lowering `memory_limit` alone makes objects smaller, rather than being refused.
-        let default = open_objects(memory_limit).min(keys::BLOB_MAX_SIZE.value.default);
-        let object = ObjectBounds {
-            bytes: self.size_or(&keys::BLOB_MAX_SIZE, default),
-            age: self.time(&keys::BLOB_MAX_AGE),
+        let (size, age) = match table {
+            Some(_) => (TABLE_BYTES, TABLE_AGE),
+            None => {
+                let age = Duration::from_secs(keys::BLOB_MAX_AGE.value.default);
+                (keys::BLOB_MAX_SIZE.value.default, age)
+            }
         };
+        let object = ObjectBounds {
+            bytes: self.size_or(&keys::BLOB_MAX_SIZE, open_objects(memory_limit).min(size)),
+            age: self.time_or(&keys::BLOB_MAX_AGE, age),
+        };
+        if let Some(table) = table {
+            self.check_table_size(table, object.bytes);
+        }
         let store = self.store();
         match &store {
             Some((store, _)) => self.refuse_foreign(Some(store.place()), &store.to_string()),
@@ -106,10 +130,10 @@ impl Reader<'_> {
         Some(Destination::Blob {
             blob: Blob {
                 store,
-                content_type: if raw {
-                    "text/plain; charset=utf-8"
-                } else {
-                    "application/x-ndjson"
+                content_type: match table {
+                    Some(_) => "application/vnd.apache.parquet",
+                    None if raw => "text/plain; charset=utf-8",
+                    None => "application/x-ndjson",
                 },
                 content_encoding: compression.content_encoding(),
                 ca_pem,
@@ -117,11 +141,14 @@ impl Reader<'_> {
             prefix,
             folder: folder?,
             object,
-            extension: format!(
-                "{}{}",
-                if raw { ".log" } else { ".ndjson" },
-                compression.extension()
-            ),
+            extension: match table {
+                Some(_) => TABLE_EXTENSION.to_owned(),
+                None => format!(
+                    "{}{}",
+                    if raw { ".log" } else { ".ndjson" },
+                    compression.extension()
+                ),
+            },
         })
     }
 

@@ -11,7 +11,8 @@ use std::ops::RangeInclusive;
 
 use super::value::{AuthType, FLAGS};
 use super::{
-    Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, MissingWord, Place, Properties,
+    Aggregation, Algorithm, DestinationKind, MEMORY_LIMIT_BYTES, MissingWord, ObjectFormat, Place,
+    Properties,
 };
 
 /// A key of the configuration. `T` is the type of its value.
@@ -460,9 +461,32 @@ keys! {
         .default("the destination: `firehose-STREAM`, or the store's address, such as `s3-my-logs`, with other characters as `-`")
         .example("orders");
 
-    FORMAT: Choice<()> = key("format", Section::Content, Choice { words: &[("json_lines", ())], also: &[] })
-        .doc("one JSON object per line")
+    FORMAT: Choice<ObjectFormat> = key("format", Section::Content, Choice {
+        words: &[
+            ("json_lines", ObjectFormat::JsonLines),
+            #[cfg(feature = "parquet")]
+            ("parquet", ObjectFormat::Parquet),
+        ],
+        also: &[],
+    })
+        .not_replayed()
+        .doc("one JSON object per line, or tables: see [Parquet](parquet.md). `parquet` needs a blob store and `spool on`")
         .default("`json_lines`");
+
+    PARQUET_COLUMNS: Text = key("parquet_columns", Section::Content, Text("columns, or `@/path` of the file that lists them"))
+        .not_replayed()
+        .doc("for `format parquet`: the fields that get a column, as `name type`, with `bloom` for columns that are searched for \
+              single values, and `= path` for fields with other names; separated by commas, in a file also by lines. Types \
+              are `string`, `int`, `float`, `bool`, `timestamp` (`_s`, `_ms`, `_us`, `_ns` for epochs) and `json`")
+        .default("none: `time`, `tag` and `rest`")
+        .example("level string, status int = response.statusCode");
+
+    PARQUET_REST: Text = key("parquet_rest", Section::Content, Text("name"))
+        .not_replayed()
+        .doc("for `format parquet`: the column with everything that has no column of its own, and every value that does not \
+              fit its column, as JSON text")
+        .default("`rest`")
+        .example("other");
 
     LOG_KEY: Text = key("log_key", Section::Content, Text("key of a record"))
         .not_replayed()
@@ -505,12 +529,12 @@ keys! {
         .example("_");
 
     COMPRESSION: Choice<Algorithm> = key("compression", Section::Content, Choice {
-        words: &[("none", Algorithm::None), ("gzip", Algorithm::Gzip), ("zstd", Algorithm::Zstd)],
+        words: &[("none", Algorithm::None), ("gzip", Algorithm::Gzip), ("zstd", Algorithm::Zstd), ("snappy", Algorithm::Snappy)],
         also: &[("off", Algorithm::None)],
     })
     .aliases(&["compress"])
-    .doc("the compression of what is sent")
-    .default("`none` (Firehose), `gzip` (blob stores)")
+    .doc("the compression of what is sent; `gzip` is for lines only, `snappy` for `format parquet` only")
+    .default("`none` (Firehose), `gzip` (blob stores), `zstd` (`format parquet`)")
     .example("zstd");
 
     COMPRESS_BLOB: Flag = key("compress_blob", Section::Content, Flag(None))
@@ -521,6 +545,17 @@ keys! {
         .doc("the level: higher is smaller and slower")
         .default("`2` (gzip), `1` (zstd)")
         .example("6");
+
+    GZIP_MEMBERS: Choice<bool> = key("gzip_members", Section::Content, Choice {
+        words: &[("one", true), ("many", false)],
+        also: &[],
+    })
+        .spooled()
+        .scope(Scope::Blob)
+        .doc("whether an object of gzip is one member, or has one for each 256 KiB of lines, at which readers stop that know one \
+              member only")
+        .default("`one` with `compression_level` 2, 3 and 4, `many` with others")
+        .example("many");
 
     SPOOL: Flag = key("spool", Section::Behaviour, Flag(None))
         .aliases(&["buffering_enabled"])
@@ -708,13 +743,14 @@ keys! {
     BLOB_MAX_SIZE: Size = key("blob_max_size", Section::Blob, Size { default: 16_000_000, range: 10_000..=4_000_000_000 })
         .spooled()
         .doc("an object is sealed when it reaches this size, after compression; at most three eighths of `memory_limit`")
-        .default("`16M`, or three eighths of `memory_limit` if that is less")
+        .default("`16M` (`64M` for `format parquet`), or three eighths of `memory_limit` if that is less")
         .example("8M");
 
     BLOB_MAX_AGE: Time = key("blob_max_age", Section::Blob, Time { default: 300, range: 1..=86_400 })
         .aliases(&["upload_timeout"])
         .spooled()
         .doc("an object is sealed when its first line is this old; earlier if memory is full or the spool half full")
+        .default("`5m`, `15m` for `format parquet`")
         .example("1m");
 
     ACCOUNT_NAME: Text = key("account_name", Section::Azure, Text("name"))

@@ -13,8 +13,11 @@ use std::time::Duration;
 use crate::codec::json::Options;
 use crate::codec::template::Template;
 use crate::codec::time::{Strftime, TimeFormat};
-use crate::compress::Compression;
+use crate::compress::{Compression, has_parts};
 use crate::format::json_lines::Lines;
+#[cfg(feature = "parquet")]
+use crate::format::parquet::Parquet;
+use crate::format::parquet::Table;
 use crate::format::{BLOCK_BYTES, Format};
 use crate::log::size;
 use keys::Key;
@@ -38,6 +41,7 @@ mod blob;
 mod connection_string;
 mod firehose;
 pub mod keys;
+mod parquet;
 mod reader;
 mod value;
 
@@ -98,8 +102,14 @@ pub struct Config {
     pub destination: Destination,
     /// The contents of a record.
     pub encode: Options,
-    /// The compression of bodies.
+    /// The contents of dead letters, which are lines in any format.
+    pub letters: Options,
+    /// The compression of lines.
     pub compression: Compression,
+    /// Whether an object of gzip is one member, at the levels that can be.
+    pub one_member: bool,
+    /// The table that objects hold, if they are no lines.
+    pub table: Option<Table>,
     /// The longest time a flush waits before it answers RETRY.
     pub flush_deadline: Duration,
     /// The longest time that stopping takes.
@@ -123,8 +133,18 @@ pub struct Config {
 impl Config {
     /// Returns the format of new objects of at most `object_bytes` bytes.
     pub fn format(&self, object_bytes: usize) -> Arc<dyn Format> {
+        #[cfg(feature = "parquet")]
+        if let Some(table) = &self.table {
+            return Arc::new(Parquet::new(table.columns.clone(), table.packing));
+        }
         let block = BLOCK_BYTES.min(object_bytes);
-        Arc::new(Lines::new(self.compression, block))
+        let lines = Lines::new(self.compression, block);
+        match self.compression {
+            Compression::Gzip(level) if self.one_member && has_parts(level) => {
+                Arc::new(lines.in_one_member())
+            }
+            _ => Arc::new(lines),
+        }
     }
 }
 
@@ -266,7 +286,14 @@ impl Config {
         append(format_args!(
             "{}, flush_deadline {} s, exit_deadline {} s, memory_limit {}, concurrency {concurrency}, dead letters in {} \
              (at most {})",
-            self.compression,
+            match &self.table {
+                Some(table) => format!(
+                    "Parquet of {} columns ({})",
+                    table.columns.all().len(),
+                    table.packing
+                ),
+                None => self.compression.to_string(),
+            },
             self.flush_deadline.as_secs(),
             self.exit_deadline.as_secs(),
             size(self.memory_limit as u64),
@@ -286,19 +313,31 @@ impl Reader<'_> {
                 "'off' is not supported: failed records are always retried; remove it",
             );
         }
-        self.choice(&keys::FORMAT);
+        let format = self.choice(&keys::FORMAT);
         self.choice(&keys::BLOB_TYPE);
 
         let memory_limit = self.size(&keys::MEMORY_LIMIT);
         let encode = self.encode();
+        let mut letters = encode.clone();
         let ca_pem = self.ca();
         let kind = self.kind();
-        let compression = self.compression(kind);
+        let table = match format {
+            Some(ObjectFormat::Parquet) => Some(self.table(kind, &mut letters)),
+            Some(ObjectFormat::JsonLines) | None => {
+                self.refuse_table_keys();
+                None
+            }
+        };
+        let compression = match &table {
+            Some(_) => Compression::None,
+            None => self.compression(kind),
+        };
+        let one_member = self.one_member(compression);
         let destination = match kind {
             Some(DestinationKind::Firehose) => self.firehose(ca_pem).map(Destination::Firehose),
             Some(DestinationKind::Blob) => {
                 let raw = encode.log_key.is_some();
-                self.blob(ca_pem, compression, raw, memory_limit)
+                self.blob(ca_pem, compression, raw, table.as_ref(), memory_limit)
             }
             None => None,
         };
@@ -333,7 +372,10 @@ impl Reader<'_> {
             instance,
             destination: destination?,
             encode,
+            letters,
             compression,
+            one_member,
+            table,
             flush_deadline,
             exit_deadline,
             memory_limit,
@@ -466,6 +508,23 @@ impl Reader<'_> {
         }
     }
 
+    /// Returns whether an object of gzip is one member.
+    fn one_member(&mut self, compression: Compression) -> bool {
+        let one = self.choice(&keys::GZIP_MEMBERS);
+        match compression {
+            Compression::Gzip(level) if one == Some(true) && !has_parts(level) => self.problem(
+                &keys::GZIP_MEMBERS,
+                "'one' is possible with compression_level 2, 3 and 4 only: use one of these, or remove it",
+            ),
+            Compression::None | Compression::Zstd(_) if one.is_some() => self.problem(
+                &keys::GZIP_MEMBERS,
+                "needs compression gzip: set it, or remove this",
+            ),
+            _ => {}
+        }
+        one.unwrap_or(true)
+    }
+
     fn compression(&mut self, kind: Option<DestinationKind>) -> Compression {
         let compress_blob = self.flag(&keys::COMPRESS_BLOB) == Some(true);
         let is_set = self.is_set(&keys::COMPRESSION);
@@ -482,6 +541,13 @@ impl Reader<'_> {
             Algorithm::None => (Compression::None, "none", 0, 0),
             Algorithm::Gzip => (Compression::Gzip(GZIP_LEVEL), "gzip", 1, 12),
             Algorithm::Zstd => (Compression::Zstd(ZSTD_LEVEL), "zstd", -7, 19),
+            Algorithm::Snappy => {
+                self.problem(
+                    &keys::COMPRESSION,
+                    "snappy is for format parquet only: use gzip, zstd or none",
+                );
+                return Compression::None;
+            }
         };
         let Some(level) = self.text(&keys::COMPRESSION_LEVEL) else {
             return compression;
@@ -602,6 +668,15 @@ pub(crate) enum Algorithm {
     None,
     Gzip,
     Zstd,
+    Snappy,
+}
+
+/// The values of `format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ObjectFormat {
+    JsonLines,
+    #[cfg_attr(not(feature = "parquet"), allow(dead_code))]
+    Parquet,
 }
 
 /// The default parent of the instances' folders for persistent state.

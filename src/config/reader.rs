@@ -228,6 +228,17 @@ impl<'p> Reader<'p> {
         read.flatten().unwrap_or(default)
     }
 
+    /// Like [`Reader::time`], with another default.
+    pub(super) fn time_or(&mut self, key: &'static Key<Time>, default: Duration) -> Duration {
+        match self.is_set(key) {
+            true => self.time(key),
+            false => {
+                self.mark_used(key);
+                default
+            }
+        }
+    }
+
     /// Returns an interval; zero for never, `None` where it is not set.
     pub(super) fn interval(&mut self, key: &'static Key<Interval>) -> Option<Duration> {
         let value = self.text(key)?;

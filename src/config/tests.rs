@@ -240,9 +240,9 @@ fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
             "30s",
         ),
         (
-            &[FIREHOSE, ("compression", "snappy")],
+            &[FIREHOSE, ("compression", "brotli")],
             "compression",
-            "none, gzip or zstd",
+            "none, gzip, zstd or snappy",
         ),
         (
             &[FIREHOSE, ("compression", "gzip"), ("compress", "zstd")],
@@ -362,7 +362,7 @@ fn each_mistake_is_named_with_its_key_its_value_and_what_is_allowed() {
 fn a_key_that_does_nothing_yet_is_refused_by_name() {
     for (key, value) in [
         ("blob_type", "append"),
-        ("format", "parquet"),
+        ("format", "avro"),
         ("upload_file_size", "50M"),
     ] {
         let all = problems(&[
@@ -1207,4 +1207,134 @@ fn a_stream_name_made_from_a_tag_is_valid() {
         sanitize_stream_name(&"x".repeat(100)).len(),
         MAX_STREAM_NAME
     );
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn tables_have_defaults_of_their_own_and_what_cannot_be_one_is_refused_with_its_remedy() {
+    let read = |more: &[(&str, &str)]| {
+        let keys = |key: &str| {
+            let all = [("url", "file:///x"), ("format", "parquet")];
+            let found = more.iter().chain(&all).find(|(name, _)| *name == key);
+            let found = found.filter(|(_, value)| !value.is_empty());
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Config::read(&keys)
+    };
+    let config = read(&[("memory_limit", "512M")]).unwrap();
+    let table = config.table.as_ref().unwrap();
+    assert_eq!(table.packing.to_string(), "zstd 1");
+    let Destination::Blob {
+        object,
+        extension,
+        blob,
+        folder,
+        ..
+    } = &config.destination
+    else {
+        panic!("a store");
+    };
+    assert_eq!((object.bytes, object.age.as_secs()), (64_000_000, 900));
+    assert_eq!(
+        (extension.as_str(), blob.content_encoding),
+        (".parquet", None)
+    );
+    assert_eq!(blob.content_type, "application/vnd.apache.parquet");
+    assert!(folder.fixed().is_none());
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        &file,
+        "# what we ask for\nlevel string\nstatus int = response.status\n",
+    )
+    .unwrap();
+    let path = format!("@{}", file.path().display());
+    let config = read(&[
+        ("parquet_columns", &path),
+        ("parquet_rest", "other"),
+        ("tag_key", "app"),
+    ])
+    .unwrap();
+    let columns = &config.table.unwrap().columns;
+    assert_eq!(columns.list(), "level string, status int = response.status");
+    assert_eq!(
+        (columns.rest.as_str(), columns.tag.as_str()),
+        ("other", "app")
+    );
+
+    for (more, key, words) in [
+        (
+            &[("log_key", "log")][..],
+            "log_key",
+            "declare the key in parquet_columns",
+        ),
+        (&[("spool", "off")], "format", "needs spool on"),
+        (
+            &[("compression", "gzip")],
+            "compression",
+            "use zstd, snappy or none",
+        ),
+        (
+            &[("compression_level", "-1")],
+            "compression_level",
+            "1 to 19",
+        ),
+        (
+            &[("compression", "snappy"), ("compression_level", "1")],
+            "compression_level",
+            "needs compression zstd",
+        ),
+        (&[("path", "time=%F")], "path", "name one of them otherwise"),
+        (&[("parquet_columns", "Dt string")], "path", "the column Dt"),
+        (&[("path", "x:y/%F")], "path", "use another character"),
+        (
+            &[("parquet_columns", "a varchar")],
+            "parquet_columns",
+            "use string",
+        ),
+        (
+            &[("parquet_columns", "a int, A int = b")],
+            "parquet_columns",
+            "name one of them otherwise",
+        ),
+        (
+            &[("parquet_columns", "@/nowhere/at/all")],
+            "parquet_columns",
+            "cannot be read",
+        ),
+        (
+            &[
+                ("blob_max_size", "10K"),
+                ("parquet_columns", "a int, b int, c int"),
+            ],
+            "blob_max_size",
+            "raise it",
+        ),
+        (
+            &[("format", "json_lines"), ("parquet_rest", "x")],
+            "parquet_rest",
+            "needs format parquet",
+        ),
+        (
+            &[("format", "json_lines"), ("compression", "snappy")],
+            "compression",
+            "use gzip, zstd or none",
+        ),
+        (
+            &[("url", ""), ("delivery_stream", "s"), ("spool", "on")],
+            "format",
+            "needs a blob store",
+        ),
+        (
+            &[("time_key_format", "epoch"), ("time_key", "t")],
+            "time_key_format",
+            "remove it",
+        ),
+    ] {
+        let problems = read(more).err().unwrap_or_default();
+        let found = problems
+            .iter()
+            .any(|it| it.key == key && it.message.contains(words));
+        assert!(found, "{more:?}: {problems:?}");
+    }
 }

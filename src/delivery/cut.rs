@@ -11,6 +11,7 @@ use crate::buffers;
 use crate::codec::rejected::Letter;
 use crate::codec::{Encoded, Encoding, NeedsMore, Part, Place};
 use crate::compress::Compression;
+use crate::format::Format;
 use crate::log::Level;
 use crate::metrics::{Record, Stage};
 use crate::sink::Shape;
@@ -30,15 +31,48 @@ const LINE_BYTES: usize = 32;
 /// Encodes chunks and cuts them into pieces.
 pub(super) struct Cutter {
     context: Arc<Context>,
+    /// What new objects are made by.
+    format: Arc<dyn Format>,
 }
 
 impl Cutter {
     pub(super) fn new(context: Arc<Context>) -> Cutter {
-        Cutter { context }
+        let objects = context.traits.object_layout.as_ref();
+        let most = objects.map_or(usize::MAX, |objects| objects.bounds.bytes);
+        Cutter {
+            format: context.config.format(most),
+            context,
+        }
     }
 
-    /// Returns the settings for encoding chunks.
+    /// Returns what new objects are made by.
+    pub(super) fn format(&self) -> &Arc<dyn Format> {
+        &self.format
+    }
+
+    /// Returns the settings for encoding chunks as new objects have them.
     pub(super) fn encoding(&self) -> Encoding<'_> {
+        self.encoding_for(&*self.format)
+    }
+
+    /// Returns the settings for encoding chunks as the objects of a format have them.
+    pub(super) fn encoding_for<'c>(&'c self, format: &'c dyn Format) -> Encoding<'c> {
+        let lines = Encoding {
+            options: &self.context.config.encode,
+            ..self.line_encoding()
+        };
+        match format.rows() {
+            None => lines,
+            rows => Encoding {
+                rows,
+                longest_line: usize::MAX,
+                ..lines
+            },
+        }
+    }
+
+    /// Returns the settings for encoding chunks as lines, which dead letters have in any format.
+    pub(super) fn line_encoding(&self) -> Encoding<'_> {
         let Context {
             config,
             traits,
@@ -58,7 +92,7 @@ impl Cutter {
             },
             name_bytes: OBJECT_BYTES,
             targets: traits.target_template.as_ref(),
-            ..Encoding::new(&config.encode, &traits.name_template)
+            ..Encoding::new(&config.letters, &traits.name_template)
         }
     }
 

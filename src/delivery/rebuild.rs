@@ -68,7 +68,7 @@ pub(super) fn quarantine(
     data: &Bytes,
     all: &[UnsendableEvents],
 ) -> std::io::Result<String> {
-    let encoding = cutter.encoding();
+    let encoding = cutter.line_encoding();
     spool.quarantine(&format!("dead-letters-{chunk:020}.ndjson"), &mut |out| {
         for unsendable in all {
             let events = Events::Runs(unsendable.events.clone());
@@ -154,7 +154,7 @@ pub(super) fn rebuild_object(
             Err(later) => return Err((content.chunk, later)),
         };
         let wanted = |event| contains_event(&content.events, event);
-        let (encoding, tag) = (cutter.encoding(), stored.tag.into());
+        let (encoding, tag) = (cutter.encoding_for(&**format), stored.tag.into());
         let mut sent = Vec::new();
         for mut encoded in encoding.steps(&tag, &stored.data, wanted) {
             for part in &encoded.parts {

@@ -1137,10 +1137,15 @@ impl Senders {
                     continue;
                 }
                 Outcome::Rejected(fault) => {
-                    match self.keep_refused(&record, &fault).await {
-                        Ok(()) => settled.push(record),
+                    // A table is no letter: its owner makes letters of its events.
+                    let kept = match record.target.ends_with(crate::format::TABLE_EXTENSION) {
+                        true => None,
+                        false => self.keep_refused(&record, &fault).await.ok(),
+                    };
+                    match kept {
+                        Some(()) => settled.push(record),
                         // Its owner keeps this record, and nothing else.
-                        Err(_) => {
+                        None => {
                             let target = Arc::clone(&record.target);
                             let refusal = Arc::new(Refusal { target, fault });
                             for piece in record.pieces {

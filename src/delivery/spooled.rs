@@ -308,7 +308,7 @@ impl Feed {
         let config = &context.config;
         let objects = context.traits.object_layout.as_ref().map(|objects| {
             Objects::new(
-                config.format(objects.bounds.bytes),
+                Arc::clone(cutter.format()),
                 Bounds {
                     object_bytes: objects.bounds.bytes,
                     age: objects.bounds.age,
@@ -1788,7 +1788,8 @@ impl Feed {
             let made = self.worker.work_on(chunk, Work::Letters, move || {
                 let wanted = |event| contains_event(&wanted, event);
                 // One step at a time; a single event may exceed a step.
-                let encoded = cutter.encode_step(&of, &bytes, from, usize::MAX, wanted);
+                let encoded = cutter.line_encoding();
+                let encoded = encoded.step(&of, &bytes, from, usize::MAX, wanted);
                 let encoded = encoded.expect("an unlimited step needs no more memory");
                 (
                     encoded.next,
@@ -2197,8 +2198,28 @@ impl Feed {
         if let Ok(object) = stepped.await {
             self.sending_bytes += object.body.bytes();
             self.sealing.push_front((object, probe));
+            self.count_conflicts();
         }
         true
+    }
+
+    /// Counts the values that did not fit their columns.
+    fn count_conflicts(&self) {
+        let conflicts = self.cutter.format().take_conflicts();
+        if conflicts.is_empty() {
+            return;
+        }
+        let of = |(column, count): &(String, u64)| format!("{column} ({count})");
+        let named: Vec<String> = conflicts.iter().map(of).collect();
+        self.context.log.trouble(
+            Level::Warn,
+            "column_conflicts",
+            &format!(
+                "values that do not fit their columns are in the column of the rest: {}",
+                named.join(", ")
+            ),
+        );
+        self.context.metrics.columns.add(conflicts);
     }
 
     fn begin_object(&mut self, object: SealedObject, probe: Option<CircuitPermit>) {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::buffers::{self, Payload};
+use crate::codec::rows::RowFormat;
 use crate::compress::Compression;
 
 pub mod json_lines;
@@ -26,10 +27,23 @@ pub mod parquet;
 /// 32 KiB, and each member costs 18 bytes.
 pub const BLOCK_BYTES: usize = 256 * 1024;
 
+/// The end of the names of objects whose bytes are no lines.
+pub const TABLE_EXTENSION: &str = ".parquet";
+
 /// A format with its settings.
 pub trait Format: fmt::Debug + Send + Sync {
     /// Returns its word and every setting that the bytes of an object depend on: what [`parse`] reads.
     fn recipe(&self) -> String;
+
+    /// Returns what encodes events as its rows. `None`: they are lines.
+    fn rows(&self) -> Option<&dyn RowFormat> {
+        None
+    }
+
+    /// Returns how many values did not fit their columns since this was called last, by column.
+    fn take_conflicts(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
 
     /// Returns the most bytes of rows in a block, unless it is a single row.
     fn block_bytes(&self) -> usize;
@@ -79,6 +93,8 @@ pub fn parse(recipe: &str) -> Option<Arc<dyn Format>> {
     let (format, settings) = recipe.split_once(' ')?;
     match format {
         json_lines::NAME => Some(Arc::new(json_lines::Lines::parse(settings)?)),
+        #[cfg(feature = "parquet")]
+        parquet::NAME => Some(Arc::new(parquet::Parquet::parse(settings)?)),
         _ => None,
     }
 }
@@ -338,6 +354,11 @@ mod tests {
             let recipe = json_lines::Lines::new(compression, 10_000).recipe();
             assert_eq!(parse(&recipe).unwrap().recipe(), recipe);
         }
+        for level in [2, 4] {
+            let lines = json_lines::Lines::new(Compression::Gzip(level), 10_000);
+            let recipe = lines.in_one_member().recipe();
+            assert_eq!(parse(&recipe).unwrap().recipe(), recipe);
+        }
         for unknown in [
             "",
             "lines",
@@ -345,6 +366,7 @@ mod tests {
             "lines brotli 1 block 5",
             "lines gzip 2 block 5 more",
             "lines gzip 13 block 5",
+            "lines gzip 6 one block 5",
             "lines gzip 2 block 0",
             "avro 1",
         ] {
@@ -388,11 +410,19 @@ mod tests {
             rows in proptest::collection::vec(1usize..400, 1..120),
             cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..8),
             block in 200usize..2_000,
-            compression in prop_oneof![
-                Just(Compression::None), Just(Compression::Gzip(2)), Just(Compression::Gzip(1)), Just(Compression::Zstd(1)),
+            (compression, one_member) in prop_oneof![
+                Just((Compression::None, false)),
+                Just((Compression::Gzip(2), true)),
+                Just((Compression::Gzip(2), false)),
+                Just((Compression::Gzip(1), false)),
+                Just((Compression::Zstd(1), false)),
             ],
         ) {
-            let format: Arc<dyn Format> = Arc::new(json_lines::Lines::new(compression, block));
+            let lines = json_lines::Lines::new(compression, block);
+            let format: Arc<dyn Format> = match one_member {
+                true => Arc::new(lines.in_one_member()),
+                false => Arc::new(lines),
+            };
             let mut text = Vec::new();
             let mut ends = Vec::new();
             for (n, len) in rows.iter().enumerate() {

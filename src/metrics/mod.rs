@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub mod columns;
 pub mod endpoint;
 pub mod targets;
 
@@ -368,6 +369,8 @@ pub struct Metrics {
     pub deferred: Gauge,
     /// What waits in the spool for the worst targets.
     pub targets: targets::Targets,
+    /// The values that did not fit their columns.
+    pub columns: columns::Columns,
     /// Failures of the spool's disk.
     pub spool_errors: Counter,
     /// Free bytes of the spool's disk.
@@ -583,6 +586,13 @@ pub static FAMILIES: &[Family] = &[
             let open = metrics.open_circuits.0.load(Relaxed);
             Values::Each(vec![Some(open as f64)])
         },
+    },
+    Family {
+        name: "ferry_column_conflicts_total",
+        kind: Kind::Counter,
+        label: None,
+        help: "Values in the column of the rest because they do not fit their own (format parquet); the log names the columns",
+        read: |metrics| Values::Each(vec![Some(metrics.columns.total() as f64)]),
     },
     Family {
         name: "ferry_target_waiting_records",

@@ -248,6 +248,7 @@ fuzz_target!(|data: &[u8]| {
                     token: "t".into(),
                     lines: 3,
                     contents,
+                    recipe: (flags & 1 == 1).then(|| "lines none block 9".into()),
                 },
                 2 => Note::Ended {
                     batch,

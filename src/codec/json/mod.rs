@@ -284,6 +284,48 @@ impl<'o> Encoder<'o> {
         }
     }
 
+    /// Appends a whole value, as it would be in a record's map of this depth. On an error `out` may have a part of it.
+    pub fn value(&mut self, value: &[u8], depth: usize, out: &mut Vec<u8>) -> Result<(), Skip> {
+        let mut cursor = Cursor::new(value);
+        let token = cursor.token()?;
+        let (left, place) = match token {
+            Token::Map(left) => (left, Place::Map),
+            Token::Array(left) => (left, Place::Array),
+            scalar => {
+                write_scalar(scalar, out);
+                return Ok(());
+            }
+        };
+        if left > 0 && depth >= MAX_DEPTH {
+            return Err(Skip::TooDeep);
+        }
+        let container = Container {
+            left,
+            place,
+            depth: depth + 1,
+            metadata: false,
+        };
+        self.container(value, cursor.position(), container, out)
+    }
+
+    /// Appends a whole key of any type as a JSON string.
+    pub fn key_text(&self, raw: &[u8], out: &mut Vec<u8>) -> Result<(), Skip> {
+        let token = Cursor::new(raw).token()?;
+        self.keys.rules.new_key(token, raw, out);
+        Ok(())
+    }
+
+    /// Appends a record's metadata and its group as an object, or nothing where they are empty.
+    pub fn metadata_value(&mut self, head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
+        let start = out.len();
+        self.metadata("", head, out)?;
+        // The key, `,"":`.
+        if out.len() > start {
+            out.drain(start..start + 4);
+        }
+        Ok(())
+    }
+
     /// Writes `"key":{…metadata, …resource and scope, "group":{…}}`, or nothing where all of them are empty.
     fn metadata(&mut self, key: &str, head: &Head<'_>, out: &mut Vec<u8>) -> Result<(), Skip> {
         let before = out.len();

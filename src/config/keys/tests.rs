@@ -30,10 +30,11 @@ const PLACES: [(Place, &[(&str, &str)]); 5] = [
 fn required(key: &Key) -> &'static [(&'static str, &'static str)] {
     match key.name {
         "external_id" => &[("role_arn", "arn:x")],
-        "compression_level" => &[("compression", "gzip")],
+        "compression_level" | "gzip_members" => &[("compression", "gzip")],
         "missing_target_after" => &[("missing_target", "dead_letter")],
         "missing_target_fallback" => &[("missing_target", "fallback")],
         "time_key_format" => &[("time_key", "t")],
+        "parquet_columns" | "parquet_rest" => &[("format", "parquet")],
         "sas_token" => &[("auth_type", "sas")],
         "tenant_id" | "client_id" => &[("auth_type", "workload_identity"), ("shared_key", "")],
         "auth_type" => &[("shared_key", "")],
@@ -381,7 +382,7 @@ fn a_row_of_the_reference_contains_everything_in_the_table() {
     let reference = reference();
     for row in [
         "| `memory_limit` | size, 4M to 64G | `64M` | all | the memory for lines",
-        "| `blob_max_age` | time, 1s to 1d | `5m` | blob stores | with `spool on`: an object is sealed",
+        "| `blob_max_age` | time, 1s to 1d | `5m`, `15m` for `format parquet` | blob stores | with `spool on`: an object is sealed",
         "(alias: `upload_timeout`) | `1m` |",
         "| `path` | template with strftime | `{tag}/%Y/%m/%d/%H` | blob stores |",
         "| `auto_create_container` | `on` or `off` | `on` | `az://` |",

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::record::Field;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -131,14 +133,19 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Reads a record or object, called `name` in messages: plain lines, gzip members or zstd frames, recognised by the
+    /// Reads a record or object, called `name` in messages: plain lines, gzip members, zstd frames or Parquet, recognised by the
     /// magic bytes.
     pub fn add(&mut self, name: &str, data: &[u8], key: &SeqKey) {
         self.counts.records += 1;
         self.counts.record_bytes += data.len() as u64;
         self.counts.billed_bytes += (data.len() as u64).next_multiple_of(BILLING_UNIT);
         let mut lines = Vec::new();
-        let decoded = decode(data, &mut lines);
+        let decoded = match data {
+            [b'P', b'A', b'R', b'1', ..] => table_lines(data, &mut lines),
+            data => decode(data, &mut lines)
+                .map(|_| ())
+                .map_err(anyhow::Error::from),
+        };
         // Lines decoded before an error count, since a reader of the object would see them too.
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
             self.add_line(line, key);
@@ -176,6 +183,35 @@ impl Delivery {
             self.invalid_examples.push(example);
         }
     }
+}
+
+/// Returns the rows of a Parquet file as lines: the values of its columns, and those in its column `rest`.
+fn table_lines(data: &[u8], lines: &mut Vec<u8>) -> anyhow::Result<()> {
+    let reader = SerializedFileReader::new(bytes::Bytes::copy_from_slice(data))?;
+    for row in reader.get_row_iter(None)? {
+        let mut record = serde_json::Map::new();
+        for (name, field) in row?.get_column_iter() {
+            match field {
+                Field::Null => {}
+                Field::Str(text) if name == "rest" => {
+                    record.append(&mut serde_json::from_str(text)?);
+                }
+                field => {
+                    let value = match field {
+                        Field::Bool(it) => Value::from(*it),
+                        Field::Long(it) | Field::TimestampMicros(it) => Value::from(*it),
+                        Field::Double(it) => Value::from(*it),
+                        Field::Str(text) => Value::from(text.as_str()),
+                        other => anyhow::bail!("column {name} has {other}"),
+                    };
+                    record.insert(name.clone(), value);
+                }
+            }
+        }
+        serde_json::to_writer(&mut *lines, &record)?;
+        lines.push(b'\n');
+    }
+    Ok(())
 }
 
 /// Decompresses gzip members or zstd frames, recognised by the magic bytes; other data is returned as it is.

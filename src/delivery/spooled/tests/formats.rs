@@ -137,3 +137,117 @@ async fn an_object_that_only_another_version_can_make_waits_and_holds_back_nothi
         assert_eq!(log.iter().filter(names).count(), 1, "{log:?}");
     }
 }
+
+/// Keys of tables.
+const TABLE: &[(&str, &str)] = &[
+    ("url", "file:///nowhere"),
+    ("format", "parquet"),
+    ("parquet_columns", "k string"),
+    ("path", "all"),
+];
+
+/// Returns the values of a column of all files that reached a store.
+#[cfg(feature = "parquet")]
+fn values(store: &Store) -> Vec<String> {
+    let files = store.batches().into_iter().flat_map(|batch| {
+        assert!(batch.target.ends_with(".parquet"), "{}", batch.target);
+        batch.records
+    });
+    let rows = files.flat_map(|file| crate::format::parquet::tests::read(file.to_bytes()));
+    let value = |row: crate::format::parquet::tests::Row| match &row["k"] {
+        parquet::record::Field::Str(text) => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    let mut values: Vec<String> = rows.map(value).collect();
+    values.sort();
+    values
+}
+
+#[cfg(feature = "parquet")]
+#[tokio::test]
+async fn a_table_that_had_begun_is_rebuilt_to_the_same_bytes_under_any_format_of_today() {
+    let lines = compressed("gzip");
+    let others = [
+        ("url", "file:///nowhere"),
+        ("format", "parquet"),
+        ("parquet_columns", "k int, other string = k2"),
+        ("compression", "snappy"),
+        ("path", "{record.k}"),
+    ];
+    for (before, today) in [
+        (TABLE, TABLE),
+        (TABLE, &lines[..]),
+        (TABLE, &others[..]),
+        (&lines[..], TABLE),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(OBJECT, 0);
+        let bench = start(dir.path(), &store, before);
+        for (from, events) in [(0, 10), (100, 1_500), (2_000, 7), (3_000, 900), (4_000, 1)] {
+            flush_all(&bench, &noise(from, events)).await;
+        }
+        bench.pipeline.drain();
+        store.reached(1).await;
+        let image = bench.crash_image();
+        bench.feed.abort();
+
+        let after = Store::new(OBJECT, MANY);
+        start(image.path(), &after, today).stop().await;
+        let (first, again) = (store.batches(), after.batches());
+        assert_eq!((first.len(), again.len()), (1, 1));
+        assert_eq!(first[0].target, again[0].target);
+        assert!(first[0].records[0].len() > 500_000);
+        assert!(first[0].records == again[0].records, "{}", first[0].target);
+    }
+}
+
+#[cfg(feature = "parquet")]
+#[tokio::test]
+async fn a_thousand_folders_of_tables_get_one_file_each_however_little_memory_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, MANY);
+    let mut keys = TABLE.to_vec();
+    keys.retain(|(key, _)| *key != "path");
+    keys.extend([
+        ("path", "folder={record.k}"),
+        ("memory_limit", "16M"),
+        ("spool_limit", "64M"),
+        ("blob_max_age", "1d"),
+    ]);
+    let bench = start(dir.path(), &store, &keys);
+    let folders: Vec<String> = (0..1_000).map(|n| format!("folder-{n:04}")).collect();
+    for _ in 0..5 {
+        flush_all(&bench, &folders).await;
+    }
+    let held = bench.pipeline.metrics().spooled.get().unwrap_or_default();
+    assert!(held < 8_000_000.0, "{held}");
+    let spool = Arc::clone(&bench.spool);
+    bench.stop().await;
+    let mut expected: Vec<String> = folders
+        .iter()
+        .flat_map(|folder| vec![folder.clone(); 5])
+        .collect();
+    expected.sort();
+    assert_eq!(values(&store), expected);
+    assert_eq!(store.batches().len(), 1_000);
+    assert_eq!(spool.usage().unfinished, 0);
+}
+
+#[cfg(feature = "parquet")]
+#[tokio::test]
+async fn values_that_do_not_fit_are_counted_once_and_the_log_names_the_column() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(OBJECT, MANY);
+    let mut keys = TABLE.to_vec();
+    keys[2].1 = "k int";
+    let bench = start(dir.path(), &store, &keys);
+    flush_all(&bench, &["1".into(), "a".into(), "b".into()]).await;
+    let (metrics, log) = (Arc::clone(bench.pipeline.metrics()), bench.lines.clone());
+    bench.stop().await;
+    assert_eq!(metrics.columns.total(), 2);
+    let log = log.0.lock().unwrap();
+    assert!(
+        log.iter().any(|(_, line)| line.contains("rest: k (2)")),
+        "{log:?}"
+    );
+}
