@@ -183,6 +183,13 @@ emulators: ## Install Azurite, moto and the Python packages of the tests into ta
 	$(call heading,Emulators)
 	@tests/emulators/install.sh
 
+.PHONY: readers
+readers: cargo-present ## Read Parquet files with DuckDB, pyarrow, Polars and Spark (needs Java)
+	$(call heading,Readers of Parquet)
+	python3 -m venv target/readers
+	target/readers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r tests/readers/all.txt
+	FERRY_READERS=$(CURDIR)/target/readers cargo test --workspace --locked --test ferry -- --nocapture readers::
+
 .PHONY: test-rust
 test-rust: cargo-present ## Run only the Rust tests; needs "make emulators" once
 	$(call heading,Rust tests)

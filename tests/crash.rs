@@ -279,6 +279,19 @@ fn killed_at_any_moment_a_file_store_has_each_line_once() {
     machine.assert_each_once(&report);
 }
 
+#[test]
+fn killed_at_any_moment_a_file_store_has_each_row_of_its_tables_once() {
+    let mut machine = Machine::new(
+        "    url file://@HERE@/objects\n    format parquet\n    parquet_columns seq int, method string, status int\n    \
+         blob_max_size 60K\n    blob_max_age 1s",
+    );
+    machine.kill_repeatedly(setting("FERRY_KILLS", 20));
+    let report = verify_objects(&machine.path("objects"), "seq")
+        .unwrap()
+        .report(Some(machine.lines as u64));
+    machine.assert_each_once(&report);
+}
+
 /// A folder whose name is taken by a file refuses every object, until the last start. Meanwhile more waits for it than its
 /// `target_limit`, and its chunks stay with the host.
 #[test]

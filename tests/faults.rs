@@ -180,12 +180,25 @@ const BLOB: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// The formats of objects, and the ends of their containers' names.
+const FORMATS: [(&str, &str); 2] = [
+    ("", ""),
+    (
+        "\n    format parquet\n    parquet_columns seq int, status int",
+        "-parquet",
+    ),
+];
+
 #[test]
 fn faults_on_the_way_to_a_blob_store_lose_nothing_and_duplicate_nothing() {
-    for (fault, container, script) in BLOB {
+    let all = FORMATS
+        .iter()
+        .flat_map(|format| BLOB.iter().map(move |row| (format, row)));
+    for ((format, end), (fault, container, script)) in all {
+        let container = &format!("{container}{end}");
         let proxy = proxy();
         proxy.push_fault(script).unwrap();
-        let log = Run::start(&azure_output(proxy.url(), container)).finish();
+        let log = Run::start(&(azure_output(proxy.url(), container) + format)).finish();
         let hits: u64 = proxy.counts().faults.values().sum();
         assert_eq!(
             script.is_empty(),

@@ -18,6 +18,8 @@ mod firehose;
 mod fleet;
 mod header;
 mod metrics;
+#[cfg(feature = "parquet")]
+mod readers;
 mod reference;
 mod replay;
 mod senders;

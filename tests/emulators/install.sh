@@ -3,6 +3,7 @@
 #   azurite/  Azure Blob, from package-lock.json
 #   moto/     Firehose and S3, from requirements.txt
 #   analytics/  the dependencies of examples/analytics, from its requirements.txt
+#   readers/  readers of Parquet, from tests/readers/requirements.txt
 # Each has a stamp with the hash of its lock file and its interpreter, and is reinstalled only if
 # that changes. "install.sh check" only checks for the required tools.
 set -euo pipefail
@@ -79,3 +80,4 @@ flock 9
 install_azurite
 install_python moto "$here/requirements.txt"
 install_python analytics "$root/examples/analytics/requirements.txt"
+install_python readers "$root/tests/readers/requirements.txt"
