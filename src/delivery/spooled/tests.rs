@@ -995,6 +995,7 @@ async fn a_permanently_refused_object_becomes_a_letter_and_ends() {
 }
 
 #[test]
+#[allow(clippy::single_range_in_vec_init)] // ranges of events, not events
 fn contents_are_listed_by_chunk_whole_or_in_runs() {
     let (completed, _completions) = mpsc::unbounded_channel();
     let tracker = |chunk| {
