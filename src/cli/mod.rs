@@ -11,6 +11,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use serde::Serialize;
 
 mod check;
+mod health;
+mod install;
 mod letters;
 mod migrate;
 mod progress;
@@ -41,6 +43,8 @@ enum Command {
     Migrate(migrate::Args),
     Spool(spool::Args),
     Replay(replay::Args),
+    Health(health::Args),
+    Install(install::Args),
     Completions(shell::Completions),
     Man(shell::Man),
 }
@@ -79,6 +83,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Migrate(args) => migrate::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Health(args) => health::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::Completions(args) => shell::completions(&args, &mut Cli::command()),
         Command::Man(args) => shell::man(&args, Cli::command()),
     };

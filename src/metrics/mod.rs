@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub mod endpoint;
+pub mod health;
 pub mod targets;
 
 /// A label with a fixed set of values.
