@@ -16,9 +16,11 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The manual pages.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 12] = [
     "ferry-check.1",
     "ferry-completions.1",
+    "ferry-health.1",
+    "ferry-install.1",
     "ferry-man.1",
     "ferry-migrate.1",
     "ferry-replay.1",
