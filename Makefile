@@ -215,6 +215,12 @@ lint-workflows: ## Check the workflows of .github with zizmor and their schema; 
 	@$(TOOLS)/deploy/bin/zizmor --offline --no-progress --quiet .github/workflows
 	@$(TOOLS)/deploy/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
+.PHONY: test-kubernetes
+test-kubernetes: ## Check the examples' manifests and Helm values against the schemas of Kubernetes' API
+	$(call heading,Kubernetes)
+	@tests/deploy/install.sh $(TOOLS)/deploy
+	@$(TOOLS)/deploy/bin/python tests/deploy/kubernetes.py examples
+
 .PHONY: test-cdk
 test-cdk: emulators ## Synthesise the CDK application of the examples, and compare it with their JSON; installs it the first time
 	$(call heading,CDK)

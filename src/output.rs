@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
 
+use crate::codec::time::{now, utc};
 #[cfg(feature = "firehose")]
 use crate::compress::Compression;
 use crate::config::keys::{self, IdleKey};
@@ -21,8 +22,9 @@ use crate::config::{Config, Destination, Problem, Properties};
 use crate::delivery::Pipeline;
 use crate::delivery::dead_letter::DeadLetters;
 use crate::delivery::identity::{Identity, Machine, Origin};
-use crate::ids::Verdict;
+use crate::ids::{Time, Verdict};
 use crate::log::{Level, Log, Output, size};
+use crate::metrics::health::{self, Health};
 use crate::metrics::{self, MetricsPage, endpoint};
 use crate::sink::Sink;
 #[cfg(feature = "firehose")]
@@ -48,6 +50,10 @@ const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(250);
 const PAGE_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval between checks of the dead-letter folder.
 const LETTERS_INTERVAL: Duration = Duration::from_secs(30);
+/// The same if health is served: what a person made room for is seen within ten seconds.
+const LETTERS_HEALTH_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval at which health is noted.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval between checks of the spool's files.
 const SPOOL_INTERVAL: Duration = Duration::from_secs(1);
 /// The default interval between metrics in the log, if the host has no metrics page.
@@ -179,6 +185,7 @@ impl Instance {
         let used = spool.as_ref().map_or(0, |(spool, _)| spool.usage().bytes);
         warn_of_small_disk(&config, used, letters.last_usage().bytes, log);
         let exit_deadline = config.exit_deadline;
+        let ready_after = config.ready_after;
         let log_interval = config.metrics_log_interval;
         let name = page.as_ref().and_then(|page| page.name());
         let origin = origin(&config, name.as_deref(), log);
@@ -236,9 +243,20 @@ impl Instance {
         }));
         if let Some(listener) = listener {
             log_listener(&listener, log);
-            let pipeline = Arc::clone(&pipeline);
-            let page = move || metrics::text(&name, &pipeline.figures());
-            runtime.spawn(endpoint::serve(listener, Arc::new(page)));
+            let pages = Arc::new(Pages {
+                name,
+                ready_after,
+                pipeline: Arc::clone(&pipeline),
+                state: Mutex::new((true, now())),
+            });
+            // Also while nobody asks: the times in the answers count from what is seen here.
+            let look = Arc::clone(&pages);
+            runtime.spawn(every(HEALTH_INTERVAL, move || {
+                look.look();
+            }));
+            let look = Arc::clone(&pipeline);
+            runtime.spawn(every(LETTERS_HEALTH_INTERVAL, move || look.check_letters()));
+            runtime.spawn(endpoint::serve(listener, pages));
         }
         Ok(Instance {
             jobs,
@@ -413,7 +431,7 @@ fn log_listener(listener: &TcpListener, log: &Log) {
     };
     log.write(
         Level::Info,
-        &format!("metrics are at http://{address}/metrics"),
+        &format!("metrics are at http://{address}/metrics, health at /ready and /status.json"),
     );
     if !address.ip().is_loopback() {
         log.write(
@@ -564,6 +582,45 @@ async fn sink(config: &Config, log: &Arc<Log>) -> Result<Arc<dyn Sink>, Problem>
             )?;
             Ok(Arc::new(sink))
         }
+    }
+}
+
+/// What is served at `metrics_listen`.
+struct Pages {
+    /// The output's name.
+    name: String,
+    ready_after: Duration,
+    pipeline: Arc<Pipeline>,
+    /// Whether the output was ready when last seen, and since when.
+    state: Mutex<(bool, Time)>,
+}
+
+impl Pages {
+    /// Returns the health, the reasons why the output is not ready, and since when it is ready or not.
+    fn look(&self) -> (Health, Vec<String>, Time) {
+        let health = self.pipeline.health();
+        let reasons = health.reasons(self.ready_after);
+        let mut state = self.state.lock().expect("nothing panics with this lock");
+        if state.0 != reasons.is_empty() {
+            *state = (reasons.is_empty(), now());
+        }
+        (health, reasons, state.1)
+    }
+}
+
+impl endpoint::Pages for Pages {
+    fn metrics(&self) -> String {
+        metrics::text(&self.name, &self.pipeline.figures())
+    }
+
+    fn ready(&self) -> (bool, String) {
+        health::ready(&self.look().1)
+    }
+
+    fn status(&self) -> String {
+        let (health, reasons, since) = self.look();
+        let since = utc(since).format("%FT%TZ").to_string();
+        health.status(&self.name, &reasons, &since)
     }
 }
 

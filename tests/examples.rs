@@ -182,6 +182,7 @@ impl Stage {
             ("AZURE_FEDERATED_TOKEN_FILE", path("token")),
             ("HTTP_LISTEN", "127.0.0.1".to_owned()),
             ("HTTP_PORT", http_port.to_string()),
+            ("METRICS_LISTEN", "127.0.0.1:0".to_owned()),
             ("HOSTNAME", "web-1".to_owned()),
         ] {
             environment.insert(name.to_owned(), value);

@@ -581,3 +581,22 @@ fn in_the_real_host_its_page_shows_the_metrics_also_after_a_hot_reload() {
     assert!(fake.report(Some(20_500)).is_exact());
     assert!(!scene.log().contains("a bug in Ferry"), "{}", scene.log());
 }
+
+#[test]
+fn an_output_says_whether_it_delivers() {
+    let (_fake, plugin) = firehose("", &[]);
+    plugin.deliver("app", &chunk(0..10));
+    let address = address(&plugin.log()).expect("the address is logged");
+    for (path, body) in [("/ready", "\r\n\r\nready\n"), ("/live", "\r\n\r\nlive\n")] {
+        let answer = http_get(&address, path).expect("a response");
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        assert!(answer.ends_with(body), "{answer}");
+    }
+    let answer = http_get(&address, "/status.json").expect("a response");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let status: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let output = &status["outputs"][0];
+    assert_eq!(output["state"], "ready", "{body}");
+    assert_eq!(output["targets_in_trouble"], 0, "{body}");
+    assert_eq!(output["dead_letters"]["limit"], 256_000_000, "{body}");
+}

@@ -14,7 +14,10 @@ mod check;
 mod chosen;
 mod columns;
 mod cost;
+mod ddl;
 mod deliver;
+mod health;
+mod install;
 mod letters;
 mod migrate;
 mod progress;
@@ -44,9 +47,12 @@ enum Command {
     Check(check::Args),
     Columns(columns::Args),
     Cost(cost::Args),
+    Ddl(ddl::Args),
     Migrate(migrate::Args),
     Spool(spool::Args),
     Replay(replay::Args),
+    Health(health::Args),
+    Install(install::Args),
     Completions(shell::Completions),
     Man(shell::Man),
 }
@@ -84,9 +90,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Columns(args) => columns::run(&args),
         Command::Cost(args) => cost::run(&args),
+        Command::Ddl(args) => ddl::run(&args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Health(args) => health::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::Completions(args) => shell::completions(&args, &mut Cli::command()),
         Command::Man(args) => shell::man(&args, Cli::command()),
     };

@@ -103,7 +103,7 @@ const LONGEST_NAME: usize = 1_024;
 /// The default of `path`.
 const PATH: &str = "{tag}/%Y/%m/%d/%H";
 /// The default of `path` for tables: a folder a day, which readers take as a column.
-const TABLE_PATH: &str = "dt=%F";
+pub const TABLE_PATH: &str = "dt=%F";
 /// The defaults of `blob_max_size` and `blob_max_age` for tables: small files are what readers of tables suffer from, and
 /// the spool makes waiting safe.
 const TABLE_BYTES: usize = 64_000_000;

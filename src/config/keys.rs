@@ -695,10 +695,16 @@ keys! {
 
     METRICS_LISTEN: Text = key("metrics_listen", Section::Behaviour, Text("IP address and port"))
         .not_replayed()
-        .doc("serve the metrics at `http://<this>/metrics`. `:9464` or `9464` is a port of 127.0.0.1, reachable only from \
+        .doc("serve the metrics at `http://<this>/metrics`, and the health at `/ready`, `/live` and `/status.json`. `:9464` or `9464` is a port of 127.0.0.1, reachable only from \
               this machine; any other address must be written out, and causes a warning")
         .default("off")
         .example(":9464");
+
+    READY_AFTER: Time = key("ready_after", Section::Behaviour, Time { default: 300, range: 1..=86_400 })
+        .not_replayed()
+        .doc("with `metrics_listen`: how long a destination may take nothing while something waits for it, before \
+              `http://<metrics_listen>/ready` answers with 503. Where objects are built from a spool, `blob_max_age` is added")
+        .example("2m");
 
     METRICS_LOG_INTERVAL: Interval = key("metrics_log_interval", Section::Behaviour, Interval { range: 1..=86_400 })
         .doc("how often the metrics are logged, in one line; `off` for never")

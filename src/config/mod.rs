@@ -31,7 +31,7 @@ pub use aws::{Addressing, Aws};
 pub use azure::{
     Azure, AzureAuth, AzureCloud, EMULATOR_ACCOUNT, EMULATOR_KEY, NOT_A_TENANT, is_tenant,
 };
-pub use blob::{Blob, Store};
+pub use blob::{Blob, Store, TABLE_PATH};
 pub use connection_string::{ConnectionSecret, ConnectionString, ConnectionStringError};
 pub(crate) use firehose::MissingWord;
 pub use firehose::{
@@ -148,6 +148,8 @@ pub struct Config {
     pub metrics_log_interval: Option<Duration>,
     /// The address at which metrics are served.
     pub metrics_listen: Option<SocketAddr>,
+    /// How long a destination may take nothing while something waits, before the output is not ready.
+    pub ready_after: Duration,
 }
 
 impl Config {
@@ -446,6 +448,7 @@ impl Reader<'_> {
         let dead_letter_limit = self.size(&keys::DEAD_LETTER_LIMIT) as u64;
         let metrics_log_interval = self.interval(&keys::METRICS_LOG_INTERVAL);
         let metrics_listen = self.metrics_listen();
+        let ready_after = self.time(&keys::READY_AFTER);
         let dead_letter_dir = self.text(&keys::DEAD_LETTER_DIR).map_or_else(
             || match &spool {
                 Some(spool) => spool.dir.join(folder::DEAD_LETTERS),
@@ -472,6 +475,7 @@ impl Reader<'_> {
             spool,
             metrics_log_interval,
             metrics_listen,
+            ready_after,
         })
     }
 

@@ -81,6 +81,12 @@ impl Circuit {
         state.since.map(|since| Trouble { since, fault })
     }
 
+    /// Returns the last failure that no success followed.
+    pub(super) fn fault(&self) -> Option<Arc<Fault>> {
+        let state = self.state.lock().expect("nothing panics with this lock");
+        state.fault.clone()
+    }
+
     /// Records a failure.
     pub(super) fn note_fault(&self, fault: &Arc<Fault>) {
         let mut state = self.state.lock().expect("nothing panics with this lock");

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::ids::Verdict;
 use crate::log::{Level, Log};
+use crate::metrics::health::{Health, Progress};
 use crate::metrics::{Figure, Metrics, Stage};
 use crate::sink::{DestinationTraits, Sink};
 use crate::spool::{Recovered, Spool, Usage};
@@ -76,6 +77,7 @@ pub struct Pipeline {
     cutter: Arc<Cutter>,
     senders: Arc<Senders>,
     direct: Direct,
+    progress: Progress,
 }
 
 impl Pipeline {
@@ -117,6 +119,7 @@ impl Pipeline {
             cutter,
             senders,
             direct,
+            progress: Progress::new(Instant::now()),
         }
     }
 
@@ -201,6 +204,11 @@ impl Pipeline {
     /// Returns the current metric values. Does no I/O and does not wait.
     pub fn figures(&self) -> Vec<Figure> {
         report::figures(self)
+    }
+
+    /// Returns whether the output delivers, as it is now. Does no I/O and does not wait.
+    pub fn health(&self) -> Health {
+        report::health(self)
     }
 
     /// Returns the totals so far and what remains undelivered, in a line that fits a screen.

@@ -2,12 +2,15 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use super::Pipeline;
 use super::context::Context;
-use crate::codec::time::now;
+use crate::codec::time::{now, utc};
 use crate::log::size;
+use crate::metrics::health::{Health, MAX_TARGETS, TargetTrouble, Used};
 use crate::metrics::{Figure, Record, Sealed};
 use crate::spool::Usage;
 
@@ -26,26 +29,15 @@ pub(super) fn figures(pipeline: &Pipeline) -> Vec<Figure> {
     metrics
         .in_flight_limit
         .set(pipeline.senders.in_flight_limit() as f64);
-    let oldest = match pipeline.spool() {
-        Some(spool) => {
-            let usage = spool.usage();
-            metrics.spool.set(usage.bytes as f64);
-            metrics
-                .missing_chunks
-                .set((usage.missing + usage.absent) as f64);
-            metrics.spool_limit.set(usage.limit as f64);
-            usage
-                .oldest
-                .map_or(0.0, |oldest| now().seconds_since(oldest))
-        }
-        None => {
-            // Those that a flush waits for, and those that the host keeps.
-            let oldest = [metrics.waiting.oldest(), pipeline.direct.arrivals.oldest()];
-            let oldest = oldest.into_iter().flatten().min();
-            oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64())
-        }
-    };
-    metrics.oldest.set(oldest);
+    if let Some(spool) = pipeline.spool() {
+        let usage = spool.usage();
+        metrics.spool.set(usage.bytes as f64);
+        metrics
+            .missing_chunks
+            .set((usage.missing + usage.absent) as f64);
+        metrics.spool_limit.set(usage.limit as f64);
+    }
+    metrics.oldest.set(oldest(pipeline));
     metrics.targets.set_now(now());
     let letters = pipeline.letters.last_usage();
     metrics.letter_bytes.set(letters.bytes as f64);
@@ -60,6 +52,62 @@ pub(super) fn figures(pipeline: &Pipeline) -> Vec<Figure> {
         None => metrics.credentials.unset(),
     }
     metrics.read()
+}
+
+/// Returns whether the output delivers, as it is now. Does no I/O and does not wait.
+pub(super) fn health(pipeline: &Pipeline) -> Health {
+    let Context {
+        traits, metrics, ..
+    } = &*pipeline.context;
+    let (mut troubles, fault) = pipeline.senders.troubles();
+    troubles.sort_by(|(a, left), (b, right)| (left.since, a).cmp(&(right.since, b)));
+    let troubled = troubles.len();
+    let clock = now();
+    let named = troubles.into_iter().take(MAX_TARGETS);
+    let targets = named.map(|(target, trouble)| TargetTrouble {
+        target: pipeline.senders.describe(&target),
+        since: utc(trouble.since).format("%FT%TZ").to_string(),
+        seconds: clock.seconds_since(trouble.since),
+        error: trouble.fault.map(|fault| fault.to_string()),
+    });
+    let letters = pipeline.letters.last_usage();
+    let spool = pipeline.spool().map(|spool| spool.usage());
+    let layout = traits.object_layout.as_ref();
+    Health {
+        oldest: oldest(pipeline),
+        open_for: match (&spool, layout) {
+            (Some(_), Some(layout)) => layout.bounds.age,
+            _ => Duration::ZERO,
+        },
+        idle: pipeline
+            .progress
+            .idle(metrics.records.get(Record::Delivered), Instant::now()),
+        targets: targets.collect(),
+        troubled,
+        last_error: fault.map(|fault| fault.to_string()),
+        spool: spool.map(|usage| Used {
+            bytes: usage.bytes,
+            limit: usage.limit,
+        }),
+        letters: Used {
+            bytes: letters.bytes,
+            limit: letters.limit,
+        },
+        letters_waiting: metrics.waiting_letters.get().unwrap_or_default() as u64,
+    }
+}
+
+/// Returns the age of the oldest undelivered record in seconds; 0 if there is none.
+fn oldest(pipeline: &Pipeline) -> f64 {
+    if let Some(spool) = pipeline.spool() {
+        let oldest = spool.usage().oldest;
+        return oldest.map_or(0.0, |oldest| now().seconds_since(oldest));
+    }
+    // Those that a flush waits for, and those that the host keeps.
+    let waiting = pipeline.context.metrics.waiting.oldest();
+    let oldest = [waiting, pipeline.direct.arrivals.oldest()];
+    let oldest = oldest.into_iter().flatten().min();
+    oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64())
 }
 
 /// Returns the totals so far and what remains undelivered, in a line that fits a screen.

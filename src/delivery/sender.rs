@@ -521,6 +521,20 @@ impl Senders {
         self.circuit(target)?.trouble()
     }
 
+    /// Returns all targets that are unavailable, and why, and a failure that no success followed.
+    pub(super) fn troubles(&self) -> (Vec<(String, Trouble)>, Option<Arc<Fault>>) {
+        let senders = self.senders.lock().expect("nothing panics with this lock");
+        let mut troubles = Vec::new();
+        let mut fault = None;
+        for (name, sender) in senders.iter() {
+            fault = fault.or_else(|| sender.circuit.fault());
+            if let Some(trouble) = sender.circuit.trouble() {
+                troubles.push((name.clone(), trouble));
+            }
+        }
+        (troubles, fault)
+    }
+
     /// Returns a target's name for log lines.
     pub(super) fn describe(&self, target: &str) -> String {
         match target.is_empty() && self.context.traits.object_layout.is_some() {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 pub mod columns;
 pub mod endpoint;
+pub mod health;
 pub mod targets;
 
 /// A label with a fixed set of values.

@@ -319,6 +319,7 @@ fn defaults_lie_in_their_range_and_what_lies_outside_is_refused() {
         &LINGER,
         &BLOB_MAX_AGE,
         &MISSING_TARGET_AFTER,
+        &READY_AFTER,
     ];
     let starting = |word: &str| {
         ALL.iter()
