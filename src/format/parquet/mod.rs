@@ -4,6 +4,7 @@ pub mod columns;
 #[cfg(feature = "parquet")]
 mod object;
 pub mod paths;
+#[cfg_attr(not(feature = "parquet"), allow(dead_code))]
 mod rows;
 #[cfg(feature = "parquet")]
 mod writer;
