@@ -8,6 +8,7 @@ mod object;
 pub mod paths;
 #[cfg(feature = "cli")]
 pub mod propose;
+#[cfg_attr(not(feature = "parquet"), allow(dead_code))]
 mod rows;
 #[cfg(feature = "parquet")]
 mod writer;
