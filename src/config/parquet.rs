@@ -4,6 +4,7 @@ use std::str;
 
 use super::keys::{self, Key};
 use super::reader::Reader;
+use super::value::{is_shown, shown};
 use super::{Algorithm, DestinationKind, ZSTD_LEVEL};
 use crate::codec::json::Options;
 use crate::codec::time::TimeFormat;
@@ -84,7 +85,12 @@ impl Reader<'_> {
         match Columns::parse_list(&list) {
             Ok(columns) => Some(columns),
             Err(error) => {
-                self.problem(&keys::PARQUET_COLUMNS, error.to_string());
+                let mut parts = list.split([',', '\n']).map(str::trim);
+                let message = match parts.find(|part| !is_shown(part)) {
+                    None => error.to_string(),
+                    Some(secret) => format!("{} is not a column: write 'name type'", shown(secret)),
+                };
+                self.problem(&keys::PARQUET_COLUMNS, message);
                 None
             }
         }
