@@ -268,14 +268,12 @@ fn a_stream_can_be_chosen_by_tag_and_by_record() {
         .iter()
         .map(|(name, counts)| (name.as_str(), counts.lines))
         .collect();
-    assert_eq!(
-        streams,
-        [
-            ("app-orders-a", 2),
-            ("app-orders-b_c", 1),
-            ("app-orders-none", 1)
-        ]
-    );
+    // A value with other characters than a stream's name may have carries a hash, so that it is not that of "b_c".
+    let [("app-orders-a", 2), (hashed, 1), ("app-orders-none", 1)] = streams[..] else {
+        panic!("{streams:?}");
+    };
+    let hash = hashed.strip_prefix("app-orders-b_c-");
+    assert_eq!(hash.map(str::len), Some(20), "{hashed}");
 }
 
 #[test]

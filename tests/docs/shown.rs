@@ -236,6 +236,7 @@ fn is_understood(arguments: &[String]) -> bool {
     // An option named in the text may lack its value, and a placeholder is not a valid choice.
     let placed = |word: &String| match word.as_str() {
         "SHELL" => "bash".to_owned(),
+        "DIALECT" => "athena".to_owned(),
         other => other.to_owned(),
     };
     let words: Vec<String> = arguments.iter().map(placed).collect();
