@@ -44,6 +44,8 @@ FLEET ?=
 LINES ?= 600000
 REPEAT ?= 1
 ROWS ?=
+# "make bench-parquet": a fluent-bit that was built with Arrow, as a peer.
+FLUENT_BIT_ARROW ?=
 # Terminals export their height as LINES.
 ifeq ($(origin LINES),environment)
 LINES := 600000
@@ -157,6 +159,12 @@ bench-backlog: cargo-present ## Measure how a long backlog is opened and deliver
 .PHONY: bench-host
 bench-host: host-present build ## Compare the cost of Ferry with that of Fluent Bit's own plugins, in a real host; needs FLUENT_BIT
 	target/ferry-harness bench-host --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) --repeat $(REPEAT) --rows "$(ROWS)"
+
+# pyarrow and DuckDB are those of the tests; FLUENT_BIT_ARROW is a host whose own s3 writes Parquet.
+.PHONY: bench-parquet
+bench-parquet: host-present build emulators ## Compare the cost of Parquet with that of pyarrow, in a real host; needs FLUENT_BIT
+	target/emulators/readers/bin/python tests/bench-parquet.py --fluent-bit "$(FLUENT_BIT)" --lines $(LINES) \
+		$(if $(FLUENT_BIT_ARROW),--fluent-bit-arrow "$(FLUENT_BIT_ARROW)")
 
 .PHONY: bench-throughput
 bench-throughput: host-present build ## Measure the throughput of Ferry, in a real host and with 500 tags; needs FLUENT_BIT

@@ -103,7 +103,7 @@ class Bench:
         self.folder.mkdir(parents=True)
         self.lines = self.folder / "lines.ndjson"
         plain = self.folder / "plain.ndjson"
-        generate = [arguments.harness, "generate", "--shape", "http", "--lines", str(arguments.lines)]
+        generate = [arguments.harness, "generate", "--shape", "http", "-n", str(arguments.lines)]
         subprocess.run([*generate, "--output", str(plain)], check=True)
         # One of 1,000 folders for each line.
         with open(plain, encoding="utf-8") as source, open(self.lines, "w", encoding="utf-8") as target:
