@@ -59,7 +59,15 @@ impl Reader<'_> {
                 .unwrap_or_else(|| REST.to_owned()),
         };
         if let Err(error) = columns.check() {
-            self.problem(&keys::PARQUET_COLUMNS, error.to_string());
+            let mut names = columns.all().into_iter().map(|column| column.name);
+            let message = match names.find(|name| !is_shown(name)) {
+                None => error.to_string(),
+                Some(secret) => format!(
+                    "{} is not a column's name: use at most 128 letters, digits and '_'",
+                    shown(secret)
+                ),
+            };
+            self.problem(&keys::PARQUET_COLUMNS, message);
         }
         Table {
             columns,
