@@ -331,6 +331,14 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "parquet")]
+    #[test]
+    fn an_output_of_parquet_costs_what_parquet_does() {
+        let keys = [("url", "s3://logs"), ("format", "parquet")];
+        let ways = ways_of(&keys, &MONTH_OF_50_GB, "us-east-1");
+        assert_eq!(cents(ways[0].total), cents(ways[5].total), "{ways:?}");
+    }
+
     #[test]
     fn what_is_not_known_is_not_guessed() {
         let unknown = |ways: &[Way], way: usize| ways[way].total.is_none();

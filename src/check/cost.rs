@@ -7,6 +7,7 @@ use crate::compress::Compression;
 use crate::config::{Config, Destination, open_objects, parse_size};
 use crate::delivery::gathering::FILE_SHARE;
 use crate::delivery::small_objects::{MANY_A_MONTH, S3_DOLLARS_PER_MILLION, SMALL};
+use crate::format::parquet::Packing;
 use crate::log::size;
 
 /// How many times smaller compression makes JSON log lines, about: 5 to 6 were measured (`docs/performance.md`).
@@ -70,6 +71,12 @@ impl Growth {
 
 /// Returns how many times smaller the configured compression makes lines.
 pub(super) fn factor(config: &Config) -> f64 {
+    if let Some(table) = &config.table {
+        return match table.packing {
+            Packing::None => 1.0,
+            Packing::Snappy | Packing::Zstd(_) => COMPRESSION_FACTOR,
+        };
+    }
     match config.compression {
         Compression::None => 1.0,
         Compression::Gzip(_) | Compression::Zstd(_) => COMPRESSION_FACTOR,

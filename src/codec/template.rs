@@ -150,6 +150,11 @@ impl Template {
         })
     }
 
+    /// Returns the rules that its names are made by.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// Returns the same template by other rules for the lengths of names.
     pub fn with_lengths(mut self, longest: usize, longest_segment: usize) -> Template {
         self.rules = Arc::new(Rules {

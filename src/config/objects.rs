@@ -305,7 +305,9 @@ impl Reader<'_> {
                 self.problem(key, format!("'{name}' comes twice: keep one of them"));
                 continue;
             }
-            let template = match Template::parse(value, false) {
+            // Parts of the tag are those of the folder.
+            let rules = path.map(|path| path.rules().clone()).unwrap_or_default();
+            let template = match Template::parse_with(value, false, rules) {
                 Ok(template) => template,
                 Err(error) => {
                     self.problem(key, error.to_string());

@@ -120,6 +120,13 @@ pub(super) struct Rebuilt {
     pub(super) tag: Arc<[u8]>,
 }
 
+impl Rebuilt {
+    /// Whether it lacks rows that it had when it was begun.
+    pub(super) fn is_less(&self) -> bool {
+        !self.corrupt.is_empty() || self.skipped > 0 || !self.letters.is_empty()
+    }
+}
+
 /// Rebuilds an object from the chunks that its note names, in its own format, to the same bytes: its rows are added in the
 /// order of the note, by event within a chunk, whatever names today's configuration gives them. Chunks that cannot be read any more are left out and logged;
 /// events that were lines when the note was written, and are not any more, become letters.

@@ -167,6 +167,12 @@ struct PendingObject {
     unreadable: bool,
     /// Some of its events are in a file that is missing and may come back.
     is_partly_away: bool,
+    /// The store is asked about it, because less can be made of it now than was begun.
+    is_less: bool,
+    /// The store was asked since it was last sent, and does not have it.
+    is_absent: bool,
+    /// What it settles, if what was sent of it last was not all of it.
+    settles: Option<Vec<Content>>,
     /// When a request for it was last without a certain answer.
     uncertain: Instant,
     /// The events in it, if it was sent in this run: for their chunks they are settled.
@@ -555,8 +561,14 @@ impl Feed {
             guards.push(in_flight.tracker.hold());
         }
         if let Some(format) = format {
+            // A put of the last run may still be under way when the store is asked.
+            let wait = if is_partly_away {
+                OVER_AFTER
+            } else {
+                Duration::ZERO
+            };
             self.begun.push_back(PendingObject {
-                due: Instant::now(),
+                due: Instant::now() + wait,
                 pending,
                 format,
                 guards,
@@ -564,6 +576,9 @@ impl Feed {
                 failures: 0,
                 unreadable: false,
                 is_partly_away,
+                is_less: false,
+                is_absent: false,
+                settles: None,
                 uncertain: Instant::now(),
                 events: Vec::new(),
             });
@@ -590,6 +605,12 @@ impl Feed {
                 self.handle(event);
             }
             while self.notes.try_join_next().is_some() {}
+            while let Some(looked) = self.looking.try_join_next() {
+                // An error only if the runtime is shutting down.
+                if let Ok(looked) = looked {
+                    self.looked_up(looked);
+                }
+            }
             let now = Instant::now();
             while let Some(&(at, batch)) = self.resend.first()
                 && at <= now
@@ -744,11 +765,11 @@ impl Feed {
                 let needs = self.reading.as_ref().map_or(0, |reading| reading.needs);
                 if needs > STEP_BYTES && held + needs > limit {
                     // A single event that may exceed the free memory goes when nothing else is held.
-                    if self.sending.is_empty() {
+                    if self.sending.is_empty() && self.sealing.is_empty() {
                         let sealed = objects.seal_for_room();
                         self.dispatch(sealed);
                     }
-                    return self.sending.is_empty();
+                    return self.sending.is_empty() && self.sealing.is_empty();
                 }
                 // Small ones that cannot be spilled yet wait for the pass, as the store takes its objects.
                 if objects.wants_spill() && self.gathering.is_full() {
@@ -2271,8 +2292,11 @@ impl Feed {
             return;
         };
         self.sending_bytes -= sending.bytes();
-        let mut events: BTreeMap<Seq, Vec<Range<u32>>> =
-            std::mem::take(&mut sending.events).into_iter().collect();
+        let mut events: BTreeMap<Seq, Vec<Range<u32>>> = BTreeMap::new();
+        // A chunk may be named several times.
+        for (chunk, runs) in std::mem::take(&mut sending.events) {
+            merge(events.entry(chunk).or_default(), &runs);
+        }
         for (chunk, held, _) in sending.guards.iter().filter_map(AckGuard::of_chunk) {
             let mut held = held.to_vec();
             held.sort_unstable();
@@ -2299,6 +2323,9 @@ impl Feed {
             failures: sending.tries.saturating_sub(1),
             unreadable: false,
             is_partly_away: false,
+            is_less: false,
+            is_absent: false,
+            settles: sending.settles,
             uncertain: sending.uncertain,
             events: events.into_iter().collect(),
         };
@@ -2334,7 +2361,8 @@ impl Feed {
         }
     }
 
-    /// Asks the store whether it has an object. If it does not, the object's name is given up.
+    /// Asks the store whether it has an object. If it does not, the object's name is given up, unless what is left of it
+    /// is to be put under its name.
     ///
     /// If events of it are in a missing file, it must not be put under its name with fewer events: what the file has would be
     /// settled as well.
@@ -2345,7 +2373,7 @@ impl Feed {
                 batch, name, token, ..
             } = &begun.pending;
             let exists = context.sink.exists(name, token).await;
-            if exists == Ok(false) {
+            if exists == Ok(false) && !begun.is_less {
                 let released = Note::Ended {
                     batch: *batch,
                     delivered: Some(Vec::new()),
@@ -2362,7 +2390,14 @@ impl Feed {
         let LookedUp { mut begun, exists } = looked;
         match exists {
             // With all of its events, wherever they are now.
-            Ok(true) => self.note_object_ended(begun.pending.batch, None, begun.guards),
+            Ok(true) => {
+                self.note_object_ended(begun.pending.batch, begun.settles, begun.guards);
+            }
+            Ok(false) if begun.is_less => {
+                (begun.is_less, begun.is_absent) = (false, true);
+                begun.due = Instant::now();
+                self.begun.push_front(begun);
+            }
             Ok(false) => {
                 // If it was not sent in this run, the target is known again once the events are encoded.
                 let target = begun.target.unwrap_or_else(|| "".into());
@@ -2370,24 +2405,32 @@ impl Feed {
                 for (chunk, events) in &begun.events {
                     self.deferred.add(&target, *chunk, events);
                 }
+                // A chunk may be named several times.
+                let mut whole = BTreeSet::new();
+                for Content { chunk, events } in &begun.pending.contents {
+                    match events {
+                        Events::All => drop(whole.insert(*chunk)),
+                        Events::Runs(runs) if !sent && self.spool.holds(*chunk) => {
+                            self.deferred.add(&target, *chunk, runs);
+                        }
+                        Events::Runs(_) => {}
+                    }
+                }
                 for guard in begun.guards {
                     let chunk = guard.of_chunk().map(|(chunk, ..)| chunk);
-                    let mut contents = begun.pending.contents.iter();
-                    let content = contents.find(|content| Some(content.chunk) == chunk);
-                    match content.map(|content| (content.chunk, &content.events)) {
-                        _ if sent => guard.keep(),
-                        Some((chunk, Events::Runs(runs))) => {
-                            self.deferred.add(&target, chunk, runs);
-                            guard.keep();
-                        }
-                        // A chunk that is in it as a whole is read again because its guard is dropped.
-                        _ => drop(guard),
+                    // A chunk that is in it as a whole is read again because its guard is dropped.
+                    match sent || chunk.is_some_and(|chunk| !whole.contains(&chunk)) {
+                        true => guard.keep(),
+                        false => drop(guard),
                     }
                 }
             }
             Err(fault) => {
                 let name = &begun.pending.name;
                 let what = match begun.is_partly_away {
+                    _ if begun.is_less => {
+                        "was in flight when the last run ended, and less can be made of it now: it waits until the store answers"
+                    }
                     true => {
                         "was in flight when the last run ended, some of its records are in a file that is missing from the \
                          spool, and its other records wait until the store answers or the file is back at a start"
@@ -2610,6 +2653,12 @@ impl Feed {
                         hold.keep();
                     }
                 }
+                if !begun.is_absent && built.is_less() {
+                    // The store may have all of it, which nothing less must replace.
+                    begun.is_less = true;
+                    self.look_up(begun);
+                    return true;
+                }
                 let letters = std::mem::take(&mut built.letters);
                 let events = letters.len() as u64;
                 let kept = self.letters.keep(letters, events).await;
@@ -2668,7 +2717,7 @@ impl Feed {
             contents.retain(|content| !corrupt.contains(&content.chunk));
             contents
         });
-        if body.is_empty() {
+        if lines == 0 {
             // Built with a configuration that differs from the one it was started with.
             self.note_object_ended(batch, settles, guards);
             return true;

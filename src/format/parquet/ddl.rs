@@ -399,7 +399,11 @@ fn from_rest(column: &Column, rest: &str, dialect: Dialect) -> Option<String> {
         },
         Type::Int => int,
         Type::Float => cast(&text, "DOUBLE"),
-        Type::Bool => cast(&text, "BOOLEAN"),
+        // Other words are booleans for some readers.
+        Type::Bool => format!(
+            "CASE WHEN {text} IN ('true', 'false') THEN {} END",
+            cast(&text, "BOOLEAN")
+        ),
         Type::Timestamp(None) => match dialect {
             Dialect::Athena | Dialect::Glue => {
                 format!(

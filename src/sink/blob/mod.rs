@@ -372,8 +372,11 @@ impl BlobSink {
             match found.attributes.get(&Attribute::Metadata(TOKEN.into())) {
                 Some(found) if found.as_ref() == token => return Ok(true),
                 Some(_) => {}
-                // A file with a unique name is ours.
-                None if matches!(store.kind, Kind::File(_)) => return Ok(true),
+                None if let Kind::File(root) = &store.kind => {
+                    // A file with a unique name is ours. What is settled by it must not be lost with its folder.
+                    self.with_timeout(0, sync_folders(root, &path)).await?;
+                    return Ok(true);
+                }
                 // Not even that it is an object is certain: a gateway may answer anything with a page of its own.
                 None => {
                     let message = format!("'{path}' has no metadata '{TOKEN}'");

@@ -113,6 +113,31 @@ async fn a_chunk_of_a_started_object_that_cannot_be_read_is_reported_and_not_set
     assert_eq!(store.lines(), lines(&["aaaaaaaaaa", "b"]));
 }
 
+/// The store has all of it, and what is left of it after damage must neither replace it nor settle less than that.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_stored_is_whole_whatever_is_left_of_it_in_the_spool() {
+    let (image, _, destination) = left_in_two_segments(Trouble::Loses).await;
+    let before = destination.events();
+    assert_eq!(before.len(), 3, "{before:?}");
+    destination.set_trouble("all", None);
+    // Within the padding of the large event.
+    let all = segments(image.path()).into_iter();
+    let file = all
+        .max_by_key(|file| std::fs::metadata(file).unwrap().len())
+        .unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let is_padding = |run: &[u8]| run[0] != 0 && run.iter().all(|byte| *byte == run[0]);
+    let at = bytes.windows(64).position(is_padding).unwrap();
+    bytes[at + 1_000] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+
+    let bench = start(image.path(), &destination, WHOLE);
+    in_time("its end", || bench.spool.usage().unfinished == 0).await;
+    stop_in_time(bench).await;
+    assert_eq!(destination.events(), before);
+    assert!(!file.exists(), "all of it is settled");
+}
+
 /// Objects of some folders, one a chunk.
 const APART: &[(&str, &str)] = &[
     ("url", "file:///nowhere"),

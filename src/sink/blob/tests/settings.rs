@@ -249,6 +249,22 @@ async fn everything_that_an_object_of_google_has_is_sent() {
     }
 }
 
+#[tokio::test]
+async fn the_parts_of_a_tag_are_those_of_the_folder() {
+    let server = Loopback::start(vec![created()]);
+    let sink = sink_of(&[
+        ("url", "az://logs"),
+        ("emulator_mode", "on"),
+        ("endpoint", &server.url()),
+        ("tag_delimiters", ".-"),
+        ("path", "{tag[1]}/%F"),
+        ("object_tags", "app={tag[1]}"),
+    ]);
+    assert_eq!(put_tagged(&sink, "app-one.x").await, Outcome::Delivered);
+    let put = server.requests().remove(0);
+    assert_eq!(header(&put, "x-ms-tags"), Some("app=one"), "{put}");
+}
+
 /// A tag may have any characters; those that a store does not take become `_`, and a hash tells the values apart.
 #[tokio::test]
 async fn a_tag_that_no_header_can_carry_is_sent_as_far_as_it_can() {
