@@ -1,5 +1,6 @@
 //! The output of a configuration that a command sends through, with some of its keys changed.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -44,11 +45,16 @@ pub(super) fn choose<'a>(
             variable.trim_start_matches("[env] ")
         ));
     }
-    let config = Config::read(output).map_err(|problems| {
-        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        format!("{file}: {}: {}", output.label, problems.join("; "))
-    })?;
+    let config = configuration(output, &file)?;
     Ok((output, config))
+}
+
+/// Returns an output's configuration. `file` is named in errors.
+pub(super) fn configuration(output: &Output, file: impl Display) -> Result<Config, Failure> {
+    Config::read(output).map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        format!("{file}: {}: {}", output.label, problems.join("; ")).into()
+    })
 }
 
 /// An output's keys, of which some are omitted or overridden.

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use ferry::check::bill::{self, Month, Way};
 use ferry::check::cost::{Load, parse_rate};
 use ferry::check::host;
-use ferry::config::Config;
 use serde::Serialize;
 
-use super::{Done, print, print_json};
+use super::{Done, chosen, print, print_json};
 
 /// Compute what a month of logs costs: in each ferry output of a configuration, and beside it in CloudWatch Logs, through
 /// Firehose with and without conversion, and as Parquet that Ferry writes
@@ -77,10 +76,7 @@ pub(super) fn run(args: &Args) -> Done {
     };
     let mut rows = Vec::new();
     for output in &configuration.outputs {
-        let config = Config::read(output).map_err(|problems| {
-            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            format!("{file}: {}: {}", output.label, problems.join("; "))
-        })?;
+        let config = chosen::configuration(output, &file)?;
         rows.push(Row {
             output: output.label.clone(),
             ways: bill::ways(&config, &month, &args.region).unwrap_or_default(),

@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 
 use ferry::check::host;
-use ferry::config::{Config, Destination, Properties as _, TABLE_PATH};
+use ferry::config::{Destination, Properties as _, TABLE_PATH};
 use ferry::format::parquet::ddl::{Dialect, ExternalTable};
 
-use super::{Done, print};
+use super::{Done, chosen, print};
 
 /// Print the statements that create a table over the Parquet of an output: columns, partitions, and a view that reads
 /// older objects through the column of the rest
@@ -58,10 +58,7 @@ pub(super) fn run(args: &Args) -> Done {
         {
             continue;
         }
-        let config = Config::read(output).map_err(|problems| {
-            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            format!("{file}: {}: {}", output.label, problems.join("; "))
-        })?;
+        let config = chosen::configuration(output, &file)?;
         if let Some(table) = &config.table
             && let Destination::Blob { blob, prefix, .. } = &config.destination
         {
